@@ -1,0 +1,7 @@
+"""Everything compiled: atomics, C-API, memory layout, queues, timers, parking, the turn. Importing this loads the kernels."""
+
+from . import methods, pack, turn
+
+pack.load()
+
+__all__ = ["methods", "pack", "turn"]

@@ -1,0 +1,116 @@
+"""Words of shared memory: the only way a kernel reads or writes anything.
+
+Problem: kernels share 64-bit words with other threads, and LLVM treats a plain read of a word that somebody else
+writes as if nobody did (it hoists it out of a spin loop). Idea: an address is an integer, and *every* access is one of
+the verbs below, so that the verb, not the reader's care, says who else may touch the word:
+
+* ``get`` / ``put``: the word has one owner, who is running this code. Plain machine loads and stores.
+* ``load`` / ``store``: acquire / release. ``load_sc`` / ``store_sc``: in the one total order of sequentially consistent
+  operations, for store-then-look-at-another-word protocols (Dekker), where acquire and release are not enough.
+* ``fetch_add``, ``fetch_or``, ``exchange``, ``compare_and_swap``: read-modify-write, sequentially consistent.
+
+This file holds the *twins*: the same verbs for plain Python, over the same memory, so that every kernel also runs
+un-jitted (debuggers, coverage, deterministic interleaving). ``compiler.py`` lowers each name to one instruction.
+The twins lose where it does not matter: about 1 µs each, and read-modify-write is atomic only among twins (one lock).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import time
+
+__all__ = [
+    "compare_and_swap",
+    "exchange",
+    "fetch_add",
+    "fetch_or",
+    "get",
+    "load",
+    "load_sc",
+    "monotonic_ns",
+    "pause",
+    "put",
+    "store",
+    "store_sc",
+]
+
+_word = ctypes.c_int64.from_address
+_one_at_a_time = threading.RLock()  # re-entrant: a signal handler may run a twin inside a twin
+
+
+def get(address: int) -> int:
+    """The word at `address`, which only the caller's thread writes. Plain load."""
+    return _word(address).value
+
+
+def put(address: int, value: int) -> None:
+    """Write a word that nobody else reads or writes without synchronising first. Plain store."""
+    _word(address).value = value
+
+
+def load(address: int) -> int:
+    """Acquire: what its writer did before the matching `store` is seen after this."""
+    return _word(address).value
+
+
+def store(address: int, value: int) -> None:
+    """Release: what this thread did before is seen by whoever `load`s the value."""
+    _word(address).value = value
+
+
+def load_sc(address: int) -> int:
+    """A load in the single total order of all sequentially consistent operations."""
+    return _word(address).value
+
+
+def store_sc(address: int, value: int) -> None:
+    """A store in that order: no later `load_sc` of this thread overtakes it (x86: xchg)."""
+    _word(address).value = value
+
+
+def fetch_add(address: int, value: int) -> int:
+    """Add, wrapping at 64 bits; the old value is returned."""
+    with _one_at_a_time:
+        word = _word(address)
+        old = word.value
+        word.value = old + value
+    return old
+
+
+def fetch_or(address: int, value: int) -> int:
+    """Set bits; the old value is returned."""
+    with _one_at_a_time:
+        word = _word(address)
+        old = word.value
+        word.value = old | value
+    return old
+
+
+def exchange(address: int, value: int) -> int:
+    """Write `value`; the old value is returned."""
+    with _one_at_a_time:
+        word = _word(address)
+        old = word.value
+        word.value = value
+    return old
+
+
+def compare_and_swap(address: int, expected: int, value: int) -> bool:
+    """Write `value` if the word still is `expected`; tell whether it was. Never fails spuriously."""
+    with _one_at_a_time:
+        word = _word(address)
+        if word.value != expected:
+            return False
+        word.value = value
+    return True
+
+
+def pause() -> None:
+    """Tell the core that this is a spin loop (x86 ``pause``, Arm ``isb``-class hint); no memory effect."""
+    time.sleep(0)
+
+
+def monotonic_ns() -> int:
+    """Nanoseconds of `time.monotonic`'s clock (C-API ``PyTime_MonotonicRaw``): attached or not, never fails."""
+    return time.monotonic_ns()

@@ -1,0 +1,155 @@
+"""The C functions that kernels call by name, and their twins for plain Python.
+
+Each is declared once, with its C signature; ``compiler.py`` turns the declaration into an external symbol, and
+un-jitted code calls the same function through ctypes. Two rules make the twins faithful:
+
+* An object is its address (an ``int``) and every reference that C would own is owned here too.
+* Compiled code leaves an exception in the thread state and returns the failure value; a twin cannot (ctypes raises at
+  once), so it keeps the exception in `pending` until `PyErr_GetRaisedException` takes it or the method's wrapper raises it.
+
+Nothing but CPython's documented API and libc is used, so the compiled object links anywhere the interpreter runs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+WORD, REAL, INT, VOID = "word", "real", "int", "void"  # intp (addresses too), double, C int, nothing
+_CTYPES = {WORD: ctypes.c_ssize_t, REAL: ctypes.c_double, INT: ctypes.c_int, VOID: None}
+
+
+@dataclass(frozen=True)
+class External:
+    """One C function: its name, what it returns and takes, and where the dynamic linker finds it."""
+
+    name: str
+    result: str
+    arguments: tuple[str, ...]
+    twin: Callable[..., int]
+
+    def address(self) -> int:
+        """Where this process has it, for the object loader; 0 if the platform has no such symbol."""
+        library = ctypes.pythonapi if self.name.startswith("Py") else _libc
+        try:
+            return ctypes.cast(getattr(library, self.name), ctypes.c_void_p).value or 0
+        except AttributeError:
+            return 0
+
+
+externals: dict[str, External] = {}
+_libc = ctypes.pythonapi if os.name == "nt" else ctypes.CDLL(None)
+
+
+class _Pending(threading.local):
+    """The un-jitted stand-in for the thread state's current exception."""
+
+    error: BaseException | None = None
+
+
+pending = _Pending()
+
+
+def _declare(name: str, result: str, *arguments: str, twin: Callable[..., int] | None = None) -> Callable[..., int]:
+    if twin is None:
+        twin = _through_ctypes(name, result, arguments)
+    externals[name] = External(name, result, arguments, twin)
+    return twin
+
+
+def _through_ctypes(name: str, result: str, arguments: tuple[str, ...]) -> Callable[..., int]:
+    prototype = ctypes.PYFUNCTYPE(_CTYPES[result], *(_CTYPES[a] for a in arguments))
+    function = prototype((name, ctypes.pythonapi))
+    failure = -1 if result in (INT, REAL) else 0
+
+    def twin(*values: int) -> int:
+        try:
+            return function(*values) or 0
+        except BaseException as error:  # the C function failed with this set: keep it, as the thread state would
+            pending.error = error
+            return failure
+
+    twin.__name__ = twin.__qualname__ = name
+    return twin
+
+
+def _get_raised_exception() -> int:
+    error, pending.error = pending.error, None
+    if error is None:
+        return 0
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(error))
+    return id(error)
+
+
+def _error_occurred() -> int:
+    return 0 if pending.error is None else id(type(pending.error))
+
+
+def _error_clear() -> int:
+    pending.error = None
+    return 0
+
+
+# Twins run inside Python code, which needs its thread state: they cannot detach, and the calls that block do it themselves.
+def _save_thread() -> int:
+    return 1
+
+
+def _restore_thread(_state: int) -> int:
+    return 0
+
+
+def _get_thread_state() -> int:
+    return threading.get_ident()
+
+
+def _syscall(*values: int) -> int:
+    return int(_libc.syscall(*(ctypes.c_long(value) for value in values)))
+
+
+def _write(fd: int, buffer: int, count: int) -> int:
+    return int(_libc.write(ctypes.c_int(fd), ctypes.c_void_p(buffer), ctypes.c_size_t(count)))
+
+
+def _sched_yield() -> int:
+    return int(_libc.sched_yield())
+
+
+Py_IncRef = _declare("Py_IncRef", VOID, WORD)
+Py_DecRef = _declare("Py_DecRef", VOID, WORD)
+PyCallable_Check = _declare("PyCallable_Check", INT, WORD)
+PyObject_CallNoArgs = _declare("PyObject_CallNoArgs", WORD, WORD)
+PyObject_CallOneArg = _declare("PyObject_CallOneArg", WORD, WORD, WORD)
+PyObject_Vectorcall = _declare("PyObject_Vectorcall", WORD, WORD, WORD, WORD, WORD)
+PyTuple_New = _declare("PyTuple_New", WORD, WORD)
+PySequence_Tuple = _declare("PySequence_Tuple", WORD, WORD)
+PyList_New = _declare("PyList_New", WORD, WORD)
+PyLong_FromLongLong = _declare("PyLong_FromLongLong", WORD, WORD)
+PyLong_AsLongLong = _declare("PyLong_AsLongLong", WORD, WORD)
+PyBool_FromLong = _declare("PyBool_FromLong", WORD, WORD)
+PyFloat_FromDouble = _declare("PyFloat_FromDouble", WORD, REAL)
+PyFloat_AsDouble = _declare("PyFloat_AsDouble", REAL, WORD)
+PyErr_GetRaisedException = _declare("PyErr_GetRaisedException", WORD, twin=_get_raised_exception)
+PyErr_Occurred = _declare("PyErr_Occurred", WORD, twin=_error_occurred)
+PyErr_Clear = _declare("PyErr_Clear", VOID, twin=_error_clear)
+PyEval_SaveThread = _declare("PyEval_SaveThread", WORD, twin=_save_thread)
+PyEval_RestoreThread = _declare("PyEval_RestoreThread", VOID, WORD, twin=_restore_thread)
+PyTime_MonotonicRaw = _declare("PyTime_MonotonicRaw", INT, WORD)  # kernels say atomics.monotonic_ns()
+PyThreadState_GetUnchecked = _declare("PyThreadState_GetUnchecked", WORD, twin=_get_thread_state)
+libc_write = _declare("write", WORD, INT, WORD, WORD, twin=_write)
+sched_yield = _declare("sched_yield", INT, twin=_sched_yield)
+# Variadic in C; on x86-64 and AArch64 Linux its integer arguments travel exactly as fixed ones.
+libc_syscall = _declare("syscall", WORD, WORD, WORD, WORD, WORD, WORD, WORD, twin=_syscall)
+
+# --- layout facts of the interpreter that kernels rely on; each is part of the stable object layout ---------------------
+OBJECT_HEADER = object.__basicsize__  # a numpy array's data pointer is the first word after it
+TUPLE_ITEMS = tuple.__basicsize__  # address of a tuple's first item: its header ends where the items begin
+
+FUTEX_NUMBERS = {"x86_64": 202, "aarch64": 98}
+SYS_FUTEX = FUTEX_NUMBERS.get(platform.machine(), 0) if sys.platform == "linux" and sys.byteorder == "little" else 0
+FUTEX_WAIT_PRIVATE, FUTEX_WAKE_PRIVATE = 128, 129

@@ -1,0 +1,167 @@
+"""Kernels that are built-in methods: how one is declared and bound.
+
+Problem: every layer between ``loop.submit(f)`` and the two atomic operations it needs costs more than they do (a Numba
+dispatcher call 110-175 ns, ctypes 450-500 ns, an empty built-in 22 ns on 3.13t). Idea: a compiled function with the C
+signature of a CPython method, put into a ``PyMethodDef``, *is* a built-in method; its ``self`` is the numpy array that holds
+the state, so the method keeps its memory alive. Declaring one reads like declaring a function::
+
+    @kernel(ONE)
+    def push(self, callback):
+        base = data(self)
+        ...
+
+and binding it to a state is one call, ``push.bind(state, like=documented_function)``. The sources are plain Python over
+integer addresses: ``pack.py`` runs them compiled, and with ``NUMBA_DISABLE_JIT=1`` the same functions run as they are.
+
+A kernel returns a new reference, or 0 with an exception set (by the Python function it called to set it). It never
+allocates, never raises in Numba's sense, and never blocks attached: what may wait detaches the thread state first.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import inspect
+import textwrap
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any
+
+from . import capi
+from .atomics import get
+from .capi import OBJECT_HEADER
+
+NONE, ONE, MANY = 0x0004, 0x0008, 0x0080  # METH_NOARGS, METH_O, METH_FASTCALL
+
+helpers: list[FunctionType] = []  # functions that kernels call, in order of declaration
+kernels: dict[str, Kernel] = {}
+
+
+def helper[F: Callable[..., Any]](function: F) -> F:
+    """Declare a function that kernels may call; it is compiled into its callers. The function itself is returned."""
+    assert isinstance(function, FunctionType)
+    helpers.append(function)
+    return function
+
+
+def kernel(arity: int) -> Callable[[Callable[..., int]], Kernel]:
+    """Declare a built-in method: ``(self, _)`` for NONE, ``(self, argument)`` for ONE, ``(self, array, count)`` for MANY."""
+
+    def declare(function: Callable[..., int]) -> Kernel:
+        assert isinstance(function, FunctionType)
+        assert function.__name__ not in kernels, function.__name__
+        declared = kernels[function.__name__] = Kernel(function, arity)
+        return declared
+
+    return declare
+
+
+@helper
+def data(self: int) -> int:
+    """Address of the first element of the array object at `self`."""
+    return get(self + OBJECT_HEADER)
+
+
+class _MethodDef(ctypes.Structure):
+    _fields_ = [
+        ("name", ctypes.c_char_p),
+        ("address", ctypes.c_void_p),
+        ("flags", ctypes.c_int),
+        ("doc", ctypes.c_char_p),
+    ]
+
+
+_new_builtin = ctypes.pythonapi.PyCFunction_NewEx
+_new_builtin.restype = ctypes.py_object
+_new_builtin.argtypes = [ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p]
+
+
+class Kernel:
+    """A declared kernel; `address` is 0 until the pack is loaded, and stays 0 when kernels run un-jitted."""
+
+    def __init__(self, function: FunctionType, arity: int) -> None:
+        self.function = function
+        self.name = function.__name__
+        self.arity = arity
+        self.address = 0
+        self.__doc__ = function.__doc__
+        self._definitions: dict[str, _MethodDef] = {}  # a built-in points into its definition: these live for ever
+
+    def bind(self, state: Any, like: Callable[..., Any] | None = None) -> Callable[..., Any]:
+        """A built-in method over `state`; name, signature and docstring are those of `like`.
+
+        The method holds a reference to `state`, an array whose memory the kernel works on. Thread-safe.
+        """
+        like = like or self.function
+        if not self.address:
+            return TwinMethod(self, state, like)
+        definition = self._definitions.get(like.__name__)
+        if definition is None:
+            definition = _MethodDef(like.__name__.encode(), self.address, self.arity, _doc(like).encode())
+            definition = self._definitions.setdefault(like.__name__, definition)
+        return _new_builtin(ctypes.addressof(definition), state, None)  # type: ignore[no-any-return]
+
+
+def _doc(like: Callable[..., Any]) -> str:
+    """CPython's form of a built-in's docstring: ``name($self, args, /)``, a rule, the text."""
+    parameters = [p.replace(annotation=p.empty) for p in inspect.signature(like).parameters.values()]
+    parameters[0] = inspect.Parameter("$self", inspect.Parameter.POSITIONAL_ONLY) if False else parameters[0].replace(name="self")
+    text = str(inspect.Signature(parameters)).replace("(self", "($self", 1)
+    return f"{like.__name__}{text}\n--\n\n{textwrap.dedent(like.__doc__ or '').strip()}"
+
+
+def bound[F: Callable[..., Any]](of: Kernel) -> Callable[[F], F]:
+    """Make a documented method of a class the face of kernel `of`.
+
+    The class shows the function (its signature, its docstring); an instance, which must have ``_state``, gets a built-in in its
+    place on first use. A non-data descriptor, as ``functools.cached_property`` is: later look-ups find the built-in itself.
+    """
+
+    def face(function: F) -> F:
+        return _Face(of, function)  # type: ignore[return-value]
+
+    return face
+
+
+class _Face:
+    def __init__(self, of: Kernel, function: Callable[..., Any]) -> None:
+        self._of = of
+        self._function = function
+        self.__doc__ = function.__doc__
+        self.__name__ = function.__name__
+        self.__wrapped__ = function
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if instance is None:
+            return self._function
+        method = self._of.bind(instance._state, self._function)
+        return instance.__dict__.setdefault(self.__name__, method)
+
+
+class TwinMethod:
+    """A kernel bound to a state but run as plain Python: same arguments, results and exceptions as the built-in."""
+
+    def __init__(self, of: Kernel, state: Any, like: Callable[..., Any]) -> None:
+        self._kernel = of
+        self.__self__ = state
+        self.__name__ = like.__name__
+        self.__doc__ = like.__doc__
+        parameters = list(inspect.signature(like).parameters.values())
+        self.__signature__ = inspect.Signature(parameters[1:])
+
+    def __call__(self, *arguments: object) -> Any:
+        of, self_address = self._kernel, id(self.__self__)
+        expected = {NONE: 0, ONE: 1, MANY: len(arguments)}[of.arity]
+        if len(arguments) != expected:
+            raise TypeError(f"{self.__name__}() takes {expected} arguments ({len(arguments)} given)")
+        if of.arity == MANY:
+            array = (ctypes.c_ssize_t * max(1, len(arguments)))(*(id(a) for a in arguments))
+            result = of.function(self_address, ctypes.addressof(array), len(arguments))
+        else:
+            result = of.function(self_address, id(arguments[0]) if arguments else 0)
+        if result:
+            value = ctypes.cast(result, ctypes.py_object).value
+            capi.Py_DecRef(result)
+            return value
+        error, capi.pending.error = capi.pending.error, None
+        assert error is not None, f"{self.__name__} failed without an exception"
+        raise error

@@ -1,0 +1,202 @@
+"""The memory of a loop: one numpy structured dtype that kernels, Python code, documents and tests share.
+
+``STATE`` describes one loop, ``HANDLE`` one producer handle; both are made of the records below. A kernel knows a word
+by its byte offset (the constants at the end, taken from the dtype, so the two cannot disagree); a test or a debugger
+reads the same word by name: ``loop_state.record["external"]["tail"]``.
+
+Two rules of placement. Words that different threads *write* are a `LINE` apart: 128 bytes, because adjacent-line prefetch
+on x86 and Apple's 128-byte lines both make neighbours of two 64-byte lines. Words that are only read stay together on
+lines nobody writes, so every core keeps its own copy.
+"""
+
+from __future__ import annotations
+
+import mmap
+
+import numpy as np
+import numpy.typing as npt
+
+LINE = 128
+WORDS = LINE // 8
+
+
+def _record(*lines: dict[str, object]) -> np.dtype[np.void]:
+    """A dtype whose every argument starts on a line of its own; values are `np.int64` or another record."""
+    names: list[str] = []
+    formats: list[object] = []
+    offsets: list[int] = []
+    at = 0
+    for line in lines:
+        for name, kind in line.items():
+            names.append(name)
+            formats.append(kind)
+            offsets.append(at)
+            at += np.dtype(kind).itemsize  # type: ignore[call-overload]
+        at += -at % LINE
+    return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": at})  # type: ignore[call-overload,no-any-return]
+
+
+def _words(*names: str) -> dict[str, object]:
+    return dict.fromkeys(names, np.int64)
+
+
+# A ticket queue (ingress.py): many producers, one consumer.
+QUEUE = _record(
+    _words("gate", "limit", "directory", "directory_mask", "shift", "pool"),  # read by all, written at construction
+    _words("tail"),  # shared: every producer adds to it
+    _words("head", "chunk", "final"),  # owned by the consumer; `final` is written once, by whoever closes
+)
+
+# Chunks of cells and the stacks they wait in (pool.py).
+POOL = _record(
+    _words("slabs", "slab_objects", "next", "slab_next", "chunk_bytes", "make_slab", "slab_limit"),  # read-mostly
+    _words("free"),  # shared: stack of chunk numbers
+    _words("free_slabs", "slab_count"),  # shared: stack of slab numbers, and the first never used
+    _words("free_chunks"),  # shared: how many chunks wait in `free`, for the decision to give memory back
+)
+
+# A growable ring of callables with one owner (ring.py). 64 bytes, two to a line: both belong to the loop thread.
+RING = np.dtype([(name, np.int64) for name in ("cells", "mask", "head", "tail", "array", "_5", "_6", "_7")])
+
+# Timers (timers.py): slots that any thread may arm or cancel, and a heap that only the loop thread touches.
+TIMERS = _record(
+    _words("slabs", "slab_objects", "next", "make_slab"),  # read-mostly
+    _words("free", "slot_count"),  # shared: stack of slot numbers, and the first never used
+    # Shared: balance of other threads' arms and cancels; slots that do not count; timer commands in the remote queue.
+    _words("live_elsewhere", "unreferenced", "commands"),
+    # Owned by the loop thread: the heap, and for each slot where in the heap it is (-1: nowhere).
+    _words("heap", "heap_array", "size", "capacity", "positions", "positions_array", "positions_capacity"),
+    _words("sequence", "live_here", "nesting"),
+)
+# One slot; 64 bytes, so two slots never share a line of 64.
+SLOT = np.dtype([(name, np.int64) for name in ("word", "callback", "deadline", "period", "nesting", "_5", "_6", "_7")])
+# One entry of the heap; the four children of a node fill one 64-byte line.
+NODE = np.dtype([("deadline", np.int64), ("order", np.int64)])
+
+STATE = _record(
+    _words("lifecycle", "interrupt", "owner", "self", "budget", "clamp", "auto_exit", "park_mode", "wake_fd", "spin_max", "one"),
+    # Objects the kernels call or return; owned references, released with the state.
+    _words("none", "report", "refuse", "breathe", "overload", "warn", "make_array", "waker"),
+    _words("stop"),  # shared: asks for the end after this turn
+    _words("sleep", "sleep_deadline"),  # shared: the sleep word (parking.py) and until when
+    _words("ready"),  # shared: stack of producer handles with work
+    {"external": QUEUE},
+    {"remote": QUEUE},
+    {"pool": POOL},
+    {"ticks": RING, "microtasks": RING},  # owned by the loop thread, as all that follows
+    {"immediates": RING, "closing": RING},
+    {"internal": RING},
+    {"timers": TIMERS},
+    _words("polled", "poll_timeout", "spin", "callbacks", "depth", "warned", "stalls", "turns", "seconds", "nanoseconds"),
+    _words("arguments0", "arguments1", "arguments2", "arguments3"),  # scratch for vectorcall, loop thread only
+    _words("wakes_sent", "wakes_elided", "spins_won", "parks"),  # counters of parking.py
+)
+
+HANDLE = _record(
+    _words("loop", "loop_object", "self"),  # address of the loop's state, the owned reference behind it, this handle's object
+    _words("queued", "next_ready"),  # shared with the loop: is this handle in the ready stack, and what lies under it
+    {"queue": QUEUE},
+)
+
+
+def offset(record: np.dtype[np.void], *path: str) -> int:
+    """Byte offset of a word by its path of names.
+
+    >>> offset(QUEUE, "tail"), offset(STATE, "sleep_deadline") - offset(STATE, "sleep")
+    (128, 8)
+    """
+    at = 0
+    for name in path:
+        assert record.fields is not None
+        record, start = record.fields[name][:2]
+        at += start
+    return at
+
+
+# --- sizes -------------------------------------------------------------------------------------------------------------
+DIRECTORY_BITS = 18  # segments a queue can have in use: 262,144 of 128 cells are 33.5 million queued tasks
+CHUNKS_PER_SLAB_BITS = 6  # 64 chunks of 1 KiB: one 64 KiB array a time
+SLOTS_PER_SLAB_BITS = 10  # 1,024 timer slots of 64 bytes: one 64 KiB array a time
+SLOT_BITS = 24  # 16.7 million timers; the other 39 bits of an id count how often its slot was used
+CHUNK_LIMIT = 1 << DIRECTORY_BITS
+SLAB_LIMIT = CHUNK_LIMIT >> CHUNKS_PER_SLAB_BITS
+SLOT_LIMIT = 1 << SLOT_BITS
+SLOT_SLAB_LIMIT = SLOT_LIMIT >> SLOTS_PER_SLAB_BITS
+SLOT_BYTES = SLOT.itemsize
+NODE_BYTES = NODE.itemsize
+
+
+def table(words: int) -> npt.NDArray[np.int64]:
+    """A zeroed table that costs address space, not memory, until its entries are used.
+
+    An anonymous map and not `np.zeros`: after the first freed table glibc raises its mmap threshold, and from then on
+    the same `np.zeros(2 MiB)` is carved from the heap and cleared by hand, 2 MiB resident a loop.
+    """
+    return np.frombuffer(mmap.mmap(-1, words * 8), np.int64)
+
+
+# --- the words, as kernels know them --------------------------------------------------------------------------------
+Q_GATE, Q_LIMIT = offset(QUEUE, "gate"), offset(QUEUE, "limit")
+Q_DIRECTORY, Q_DIRECTORY_MASK = offset(QUEUE, "directory"), offset(QUEUE, "directory_mask")
+Q_SHIFT, Q_POOL, Q_TAIL = offset(QUEUE, "shift"), offset(QUEUE, "pool"), offset(QUEUE, "tail")
+Q_HEAD, Q_CHUNK, Q_FINAL = offset(QUEUE, "head"), offset(QUEUE, "chunk"), offset(QUEUE, "final")
+
+P_SLABS, P_SLAB_OBJECTS = offset(POOL, "slabs"), offset(POOL, "slab_objects")
+P_NEXT, P_SLAB_NEXT = offset(POOL, "next"), offset(POOL, "slab_next")
+P_CHUNK_BYTES, P_MAKE_SLAB = offset(POOL, "chunk_bytes"), offset(POOL, "make_slab")
+P_SLAB_LIMIT, P_FREE, P_FREE_CHUNKS = offset(POOL, "slab_limit"), offset(POOL, "free"), offset(POOL, "free_chunks")
+P_FREE_SLABS, P_SLAB_COUNT = offset(POOL, "free_slabs"), offset(POOL, "slab_count")
+
+R_CELLS, R_MASK, R_HEAD = offset(RING, "cells"), offset(RING, "mask"), offset(RING, "head")
+R_TAIL, R_ARRAY = offset(RING, "tail"), offset(RING, "array")
+
+T_SLABS, T_SLAB_OBJECTS, T_NEXT = offset(TIMERS, "slabs"), offset(TIMERS, "slab_objects"), offset(TIMERS, "next")
+T_MAKE_SLAB, T_FREE, T_SLOT_COUNT = offset(TIMERS, "make_slab"), offset(TIMERS, "free"), offset(TIMERS, "slot_count")
+T_LIVE_ELSEWHERE, T_UNREFERENCED = offset(TIMERS, "live_elsewhere"), offset(TIMERS, "unreferenced")
+T_HEAP, T_HEAP_ARRAY, T_SIZE = offset(TIMERS, "heap"), offset(TIMERS, "heap_array"), offset(TIMERS, "size")
+T_CAPACITY, T_SEQUENCE = offset(TIMERS, "capacity"), offset(TIMERS, "sequence")
+T_LIVE_HERE, T_NESTING = offset(TIMERS, "live_here"), offset(TIMERS, "nesting")
+S_WORD, S_CALLBACK, S_DEADLINE = offset(SLOT, "word"), offset(SLOT, "callback"), offset(SLOT, "deadline")
+S_PERIOD, S_NESTING = offset(SLOT, "period"), offset(SLOT, "nesting")
+T_COMMANDS = offset(TIMERS, "commands")
+T_POSITIONS, T_POSITIONS_ARRAY = offset(TIMERS, "positions"), offset(TIMERS, "positions_array")
+T_POSITIONS_CAPACITY = offset(TIMERS, "positions_capacity")
+
+LIFECYCLE, INTERRUPT, OWNER = offset(STATE, "lifecycle"), offset(STATE, "interrupt"), offset(STATE, "owner")
+SELF, BUDGET, CLAMP, AUTO_EXIT = (offset(STATE, n) for n in ("self", "budget", "clamp", "auto_exit"))
+PARK_MODE, WAKE_FD, SPIN_MAX, ONE_WORD = (offset(STATE, n) for n in ("park_mode", "wake_fd", "spin_max", "one"))
+NONE, REPORT, REFUSE = offset(STATE, "none"), offset(STATE, "report"), offset(STATE, "refuse")
+BREATHE, OVERLOAD, WARN = offset(STATE, "breathe"), offset(STATE, "overload"), offset(STATE, "warn")
+MAKE_ARRAY, WAKER = offset(STATE, "make_array"), offset(STATE, "waker")
+STOP, SLEEP, SLEEP_DEADLINE, READY = (offset(STATE, n) for n in ("stop", "sleep", "sleep_deadline", "ready"))
+EXTERNAL, REMOTE, POOL_AT, TIMERS_AT = (offset(STATE, n) for n in ("external", "remote", "pool", "timers"))
+TICKS, MICROTASKS, IMMEDIATES = offset(STATE, "ticks"), offset(STATE, "microtasks"), offset(STATE, "immediates")
+CLOSING, INTERNAL = offset(STATE, "closing"), offset(STATE, "internal")
+POLLED, POLL_TIMEOUT, SPIN = offset(STATE, "polled"), offset(STATE, "poll_timeout"), offset(STATE, "spin")
+CALLBACKS, DEPTH, WARNED = offset(STATE, "callbacks"), offset(STATE, "depth"), offset(STATE, "warned")
+STALLS, TURNS = offset(STATE, "stalls"), offset(STATE, "turns")
+SECONDS, NANOSECONDS = offset(STATE, "seconds"), offset(STATE, "nanoseconds")
+ARGUMENTS = offset(STATE, "arguments0")
+WAKES_SENT, WAKES_ELIDED = offset(STATE, "wakes_sent"), offset(STATE, "wakes_elided")
+SPINS_WON, PARKS = offset(STATE, "spins_won"), offset(STATE, "parks")
+
+H_LOOP, H_LOOP_OBJECT, H_SELF = offset(HANDLE, "loop"), offset(HANDLE, "loop_object"), offset(HANDLE, "self")
+H_QUEUED, H_NEXT_READY, H_QUEUE = offset(HANDLE, "queued"), offset(HANDLE, "next_ready"), offset(HANDLE, "queue")
+
+# --- values ------------------------------------------------------------------------------------------------------------
+AWAKE, RUNNING, TERMINATING, TERMINATED, FORKED = 0, 1, 2, 3, 4  # lifecycle
+OPEN, EXACT, FULL = 0, 1, 2  # gate of a queue
+MINUS = -(1 << 63)  # the sign bit: in a tail it means closed
+PARK_FUTEX, PARK_PYTHON, PARK_POLL = 0, 1, 2  # how the loop sleeps
+
+# Why a call was refused: the argument of the Python function that raises the exception.
+REFUSED_CLOSED, REFUSED_FULL, REFUSED_MEMORY, REFUSED_CALLABLE, REFUSED_ARGUMENTS = 1, 2, 3, 4, 5
+REFUSED_DELAY, REFUSED_SLOTS, REFUSED_IDENTIFIER = 6, 7, 8
+
+# What a cell holds: an owned reference (objects are 16-byte aligned) and, in the low bits, how to read it.
+TAG_ARGUMENTS = 1  # the reference is a tuple (callable, *args)
+KIND_SHIFT = 1
+KIND_TASK, KIND_MICROTASK, KIND_TICK, KIND_INTERNAL, KIND_CLOSE = 0, 1, 2, 3, 4  # what the callable is
+KIND_ARM, KIND_CANCEL, KIND_IMMEDIATE = 5, 6, 7  # the word is a slot number: word >> 4
+KIND_TIMER = 8  # only in reports
+POINTER_MASK = ~15

@@ -1,0 +1,179 @@
+"""Sleeping and being woken: no lost wake-up, no needless one, no idle cost.
+
+The sleep word is AWAKE or ASLEEP. A loop with nothing to do stores ASLEEP, *then* looks at every queue once more, and only then
+blocks. Whoever submits draws its ticket (a sequentially consistent addition), *then* reads the sleep word. In the total order of those four
+operations either the submitter's comes first, and the loop sees the work; or the loop's does, and the submitter sees ASLEEP. The one who
+swaps ASLEEP for AWAKE owes the wake call, so there is exactly one per sleep; everybody else pays one load of a word that nobody writes.
+(Dekker's pattern; Promela model in models/ is issue work.)
+
+Spinning first: a thread that futex puts to sleep costs 3-19 µs to get back, one that looks at the tails 0.2 µs. So the loop looks for a while
+before it sleeps, and learns how long: work that came shortly after a sleep began makes the next spin longer, a spin that saw nothing halves it
+(down to nothing for an idle loop). Bounded by `spin_max`, 0 on one core, where the producer needs the core that a spin would burn.
+
+Everything that waits is detached (PyEval_SaveThread): an attached waiter would stop the world's garbage collection.
+"""
+
+from __future__ import annotations
+
+from .atomics import (
+    compare_and_swap,
+    exchange,
+    fetch_add,
+    get,
+    load,
+    load_sc,
+    monotonic_ns,
+    pause,
+    put,
+    store,
+    store_sc,
+)
+from .capi import (
+    FUTEX_WAIT_PRIVATE,
+    FUTEX_WAKE_PRIVATE,
+    SYS_FUTEX,
+    Py_DecRef,
+    PyErr_Clear,
+    PyEval_RestoreThread,
+    PyEval_SaveThread,
+    PyObject_CallNoArgs,
+    libc_syscall,
+    libc_write,
+    sched_yield,
+)
+from .ingress import queue_length
+from .kernel import helper
+from .layout import (
+    EXTERNAL,
+    INTERRUPT,
+    NANOSECONDS,
+    ONE_WORD,
+    PARK_FUTEX,
+    PARK_MODE,
+    PARK_POLL,
+    PARKS,
+    READY,
+    REMOTE,
+    SECONDS,
+    SLEEP,
+    SLEEP_DEADLINE,
+    SPIN,
+    SPIN_MAX,
+    SPINS_WON,
+    STALLS,
+    STOP,
+    WAKE_FD,
+    WAKER,
+    WAKES_SENT,
+)
+
+IS_AWAKE, IS_ASLEEP = 0, 1
+FOREVER = (1 << 63) - 1
+SPIN_LEAST = 500  # ns; below that the next sleep decides anew
+
+
+@helper
+def wake(base: int) -> bool:
+    """Wake the loop if it sleeps; tell whether this call did. Any thread, async-signal-safe but for PARK_PYTHON; one load if awake."""
+    if load_sc(base + SLEEP) == IS_AWAKE or not compare_and_swap(base + SLEEP, IS_ASLEEP, IS_AWAKE):
+        return False
+    fetch_add(base + WAKES_SENT, 1)
+    mode = load(base + PARK_MODE)
+    if mode == PARK_FUTEX:
+        libc_syscall(SYS_FUTEX, base + SLEEP, FUTEX_WAKE_PRIVATE, 1, 0, 0)
+    elif mode == PARK_POLL:
+        libc_write(load(base + WAKE_FD), base + ONE_WORD, 8)  # an eventfd: adding 1 can only fail when it is full, and then it is awake
+    else:
+        result = PyObject_CallNoArgs(load(base + WAKER))
+        if result == 0:
+            PyErr_Clear()
+        else:
+            Py_DecRef(result)
+    return True
+
+
+@helper
+def arrivals(base: int) -> bool:
+    """Has another thread left anything to do? What a loop about to sleep must look at; nothing that it owns itself."""
+    return (
+        queue_length(base + EXTERNAL) != 0
+        or queue_length(base + REMOTE) != 0
+        or load_sc(base + READY) != 0
+        or load_sc(base + STOP) != 0
+        or load_sc(base + INTERRUPT) != 0
+    )
+
+
+@helper
+def fall_asleep(base: int, deadline: int) -> bool:
+    """Announce the sleep; False if something has come meanwhile, and then the loop is awake again. Loop thread."""
+    store(base + SLEEP_DEADLINE, deadline)
+    store_sc(base + SLEEP, IS_ASLEEP)
+    if arrivals(base):
+        exchange(base + SLEEP, IS_AWAKE)
+        return False
+    return True
+
+
+@helper
+def spin(base: int, deadline: int) -> bool:
+    """Look for arrivals for the learnt time; True if some came. Loop thread, detached."""
+    span = get(base + SPIN)
+    if span < SPIN_LEAST:
+        return False
+    start = monotonic_ns()
+    until = min(start + span, deadline)
+    while True:
+        for _ in range(32):
+            if arrivals(base):
+                put(base + SPINS_WON, get(base + SPINS_WON) + 1)
+                return True
+            pause()
+        if monotonic_ns() >= until:
+            put(base + SPIN, span >> 1)
+            return False
+
+
+@helper
+def park(base: int, deadline: int) -> None:
+    """Wait for an arrival or the deadline (ns of monotonic_ns, FOREVER for none). Loop thread, attached; returns attached.
+
+    May return early: a signal, a stale wake. The caller looks again.
+    """
+    thread = PyEval_SaveThread()
+    if not spin(base, deadline) and fall_asleep(base, deadline):
+        start = monotonic_ns()
+        timeout = 0
+        expired = False
+        if deadline != FOREVER:
+            left = deadline - start
+            expired = left <= 0
+            put(base + SECONDS, left // 1000000000)
+            put(base + NANOSECONDS, left % 1000000000)
+            timeout = base + SECONDS
+        if not expired:
+            put(base + PARKS, get(base + PARKS) + 1)
+            libc_syscall(SYS_FUTEX, base + SLEEP, FUTEX_WAIT_PRIVATE, IS_ASLEEP, timeout, 0)
+        store_sc(base + SLEEP, IS_AWAKE)
+        learn(base, monotonic_ns() - start)
+    PyEval_RestoreThread(thread)
+
+
+@helper
+def learn(base: int, slept: int) -> None:
+    """After a sleep of `slept` ns: would spinning have been enough? Loop thread."""
+    most = get(base + SPIN_MAX)
+    if slept < most:
+        put(base + SPIN, min(most, max(4 * slept, 4 * get(base + SPIN))))
+
+
+@helper
+def stall(base: int) -> None:
+    """A producer has drawn a ticket and not stored yet: let it run. Loop thread, attached; detached while it waits."""
+    count = get(base + STALLS) + 1
+    put(base + STALLS, count)
+    thread = PyEval_SaveThread()
+    for _ in range(64):
+        pause()
+    sched_yield()
+    PyEval_RestoreThread(thread)

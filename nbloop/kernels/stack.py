@@ -1,0 +1,43 @@
+"""A lock-free stack of small numbers: where free chunks, free slabs and free timer slots wait.
+
+Treiber's stack (Systems Programming: Coping with Parallelism, IBM 1986), on indices instead of pointers: the head word
+holds ``index + 1`` in its low half and a counter in its high half, and what lies under an index is kept in a table of its own.
+That settles both of the stack's classic problems at once. ABA: the counter moves with every pop, so a head read before a
+pop never matches after it (until 2**31 pops pass inside one `stack_pop`). Reclamation: a slow reader follows the *table*, which
+is never freed, so the memory behind an index may be given back while it looks.
+
+Invariants: an index is in at most one stack; ``table[i]`` is written only by the thread that owns index i, before it pushes it.
+Loses against a private list when only one thread ever pops; 6 ns against 2 ns, once per 128 tasks.
+"""
+
+from __future__ import annotations
+
+from .atomics import compare_and_swap, load, store
+from .kernel import helper
+
+INDEX_MASK = 0xFFFFFFFF
+COUNTER_STEP = 1 << 32
+COUNTER_MASK = 0x7FFFFFFF << 32
+
+
+@helper
+def stack_pop(head: int, table: int) -> int:
+    """Take the index pushed last, or -1 if there is none. Any thread; lock-free."""
+    while True:
+        old = load(head)
+        index = old & INDEX_MASK
+        if index == 0:
+            return -1
+        below = load(table + ((index - 1) << 3))  # stale if somebody else pops it now: then the swap fails
+        if compare_and_swap(head, old, ((old + COUNTER_STEP) & COUNTER_MASK) | below):
+            return index - 1
+
+
+@helper
+def stack_push(head: int, table: int, first: int, last: int) -> None:
+    """Put back `first`; ``first .. last`` is a chain already linked in the table (`first` == `last` for one). Any thread."""
+    while True:
+        old = load(head)
+        store(table + (last << 3), old & INDEX_MASK)
+        if compare_and_swap(head, old, (old & COUNTER_MASK) | (first + 1)):
+            return

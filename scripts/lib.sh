@@ -1,0 +1,54 @@
+# shellcheck shell=bash
+# Sourced by the scripts beside it: how a long step shows itself, and how one stops with its reason.
+# Everything is said on stderr, since find-python's and build-python's stdout is an answer.
+
+say() { printf '[%s] %s\n' "${0##*/}" "$*" >&2; }
+die() { say "$*"; exit 1; }
+
+# step NAME COMMAND...: a line with the name, a sign of life every 15 s, the time at the end. The output goes to
+# $LOG, whose tail is shown on failure only. The ticker is what runs in the background, not the command: a
+# background command would ignore Ctrl-C.
+ticker=
+work= # a folder that a script has set to be removed at its end
+at_exit() {
+    if [[ -n $ticker ]]; then kill "$ticker" 2>/dev/null; fi
+    if [[ -n $work ]]; then rm -rf "$work"; fi
+}
+trap at_exit EXIT
+step() {
+    local name=$1 start=$SECONDS status=0
+    shift
+    printf '[%s] %s ...' "${0##*/}" "$name" >&2
+    # sleep gets no descriptor of ours: it outlives the ticker, and would keep a pipe open (9 is the lock).
+    (while sleep 15 >/dev/null 2>&1 9>&-; do printf ' %ds' $((SECONDS - start)) >&2; done) &
+    ticker=$!
+    "$@" >>"$LOG" 2>&1 || status=$?
+    kill "$ticker" 2>/dev/null || true
+    wait "$ticker" 2>/dev/null || true
+    ticker=
+    if ((status)); then
+        printf ' failed after %ds\n' $((SECONDS - start)) >&2
+        tail -n 40 "$LOG" >&2
+        die "$name: exit status $status; the whole log is $LOG"
+    fi
+    printf ' done, %ds\n' $((SECONDS - start)) >&2
+}
+
+# need_packages PACKAGE...: on Debian, stop with the command that installs what is missing. The system is the
+# user's: only CI, and only as root, has it run here.
+need_packages() {
+    command -v dpkg-query >/dev/null || return 0
+    local missing=() package
+    for package in "$@"; do
+        [[ $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) == installed ]] || missing+=("$package")
+    done
+    ((${#missing[@]})) || return 0
+    if [[ ${CI:-} == true && $(id -u) == 0 ]]; then
+        step "apt-get update" apt-get update -q
+        step "apt-get install ${missing[*]}" \
+            env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends "${missing[@]}"
+    else
+        die "these system packages are missing; install them and run this again:
+    apt-get install ${missing[*]}"
+    fi
+}
