@@ -256,14 +256,14 @@ def queue_skip(queue: int, head: int) -> None:
 @helper
 def queue_tail(queue: int) -> int:
     """How many tickets were accepted so far. Any thread; sequentially consistent, for the sleep protocol."""
-    tail = load_sc(queue + Q_TAIL)
-    if tail >= 0:
-        return tail
-    final = load(queue + Q_FINAL)
-    while final < 0:  # between the closer's two stores
-        pause()
+    while True:
+        tail = load_sc(queue + Q_TAIL)
+        if tail >= 0:
+            return tail
         final = load(queue + Q_FINAL)
-    return final
+        if final >= 0:
+            return final
+        pause()  # between the two stores of a close or of a reopening
 
 
 @helper
@@ -292,11 +292,14 @@ def queue_close_if_empty(queue: int) -> bool:
 
 @helper
 def queue_reopen(queue: int) -> None:
-    """Undo a close that found the queue empty; tickets drawn meanwhile were refused. The consumer only."""
-    head = get(queue + Q_HEAD)
-    store(queue + Q_FINAL, -1)
-    exchange(queue + Q_TAIL, head)
+    """Undo a close; the tickets that were refused meanwhile never count. The consumer only.
 
+    Another thread's `queue_close` in the middle of this is undone too: who reopens looks afterwards whether the loop is still to live.
+    """
+    final = load(queue + Q_FINAL)
+    if final >= 0:
+        store(queue + Q_FINAL, -1)
+        exchange(queue + Q_TAIL, final)
 
 
 @helper

@@ -87,13 +87,14 @@ STATE = _record(
     {"immediates": RING, "closing": RING},
     {"internal": RING},
     {"timers": TIMERS},
-    _words("polled", "poll_timeout", "spin", "callbacks", "depth", "warned", "stalls", "turns", "seconds", "nanoseconds"),
+    _words("polled", "poll_timeout", "spin", "callbacks", "stalls", "turns", "seconds", "nanoseconds"),
     _words("arguments0", "arguments1", "arguments2", "arguments3"),  # scratch for vectorcall, loop thread only
-    _words("wakes_sent", "wakes_elided", "spins_won", "parks"),  # counters of parking.py
+    _words("wakes_sent"),  # shared: counted by whoever wakes
+    _words("spins_won", "parks", "claimed"),  # counters of parking.py; claimed: wake calls this loop has seen claimed
 )
 
 HANDLE = _record(
-    _words("loop", "loop_object", "self"),  # address of the loop's state, the owned reference behind it, this handle's object
+    _words("loop", "self"),  # address of the loop's state, and of this handle's state object
     _words("queued", "next_ready"),  # shared with the loop: is this handle in the ready stack, and what lies under it
     {"queue": QUEUE},
 )
@@ -117,7 +118,7 @@ def offset(record: np.dtype[np.void], *path: str) -> int:
 DIRECTORY_BITS = 18  # segments a queue can have in use: 262,144 of 128 cells are 33.5 million queued tasks
 CHUNKS_PER_SLAB_BITS = 6  # 64 chunks of 1 KiB: one 64 KiB array a time
 SLOTS_PER_SLAB_BITS = 10  # 1,024 timer slots of 64 bytes: one 64 KiB array a time
-SLOT_BITS = 24  # 16.7 million timers; the other 39 bits of an id count how often its slot was used
+SLOT_BITS = 22  # 4.2 million timers; the other 41 bits of an id count how often its slot was used
 CHUNK_LIMIT = 1 << DIRECTORY_BITS
 SLAB_LIMIT = CHUNK_LIMIT >> CHUNKS_PER_SLAB_BITS
 SLOT_LIMIT = 1 << SLOT_BITS
@@ -173,14 +174,13 @@ EXTERNAL, REMOTE, POOL_AT, TIMERS_AT = (offset(STATE, n) for n in ("external", "
 TICKS, MICROTASKS, IMMEDIATES = offset(STATE, "ticks"), offset(STATE, "microtasks"), offset(STATE, "immediates")
 CLOSING, INTERNAL = offset(STATE, "closing"), offset(STATE, "internal")
 POLLED, POLL_TIMEOUT, SPIN = offset(STATE, "polled"), offset(STATE, "poll_timeout"), offset(STATE, "spin")
-CALLBACKS, DEPTH, WARNED = offset(STATE, "callbacks"), offset(STATE, "depth"), offset(STATE, "warned")
-STALLS, TURNS = offset(STATE, "stalls"), offset(STATE, "turns")
+CALLBACKS, STALLS, TURNS = offset(STATE, "callbacks"), offset(STATE, "stalls"), offset(STATE, "turns")
 SECONDS, NANOSECONDS = offset(STATE, "seconds"), offset(STATE, "nanoseconds")
 ARGUMENTS = offset(STATE, "arguments0")
-WAKES_SENT, WAKES_ELIDED = offset(STATE, "wakes_sent"), offset(STATE, "wakes_elided")
-SPINS_WON, PARKS = offset(STATE, "spins_won"), offset(STATE, "parks")
+WAKES_SENT, SPINS_WON = offset(STATE, "wakes_sent"), offset(STATE, "spins_won")
+PARKS, CLAIMED = offset(STATE, "parks"), offset(STATE, "claimed")
 
-H_LOOP, H_LOOP_OBJECT, H_SELF = offset(HANDLE, "loop"), offset(HANDLE, "loop_object"), offset(HANDLE, "self")
+H_LOOP, H_SELF = offset(HANDLE, "loop"), offset(HANDLE, "self")
 H_QUEUED, H_NEXT_READY, H_QUEUE = offset(HANDLE, "queued"), offset(HANDLE, "next_ready"), offset(HANDLE, "queue")
 
 # --- values ------------------------------------------------------------------------------------------------------------

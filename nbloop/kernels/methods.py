@@ -28,6 +28,8 @@ from .capi import (
     PyTuple_New,
 )
 from .ingress import (
+    chunks_reserve,
+    chunks_return,
     queue_close,
     queue_length,
     queue_push,
@@ -97,6 +99,7 @@ from .layout import (
     TIMERS_AT,
 )
 from .parking import wake as wake_loop
+from .parking import wide_awake
 from .ring import ring_length, ring_pop, ring_push
 from .timers import (
     CANCELLED,
@@ -552,6 +555,15 @@ def is_loop_thread(self: int, _unused: int) -> int:
     return PyBool_FromLong(1 if on_loop_thread(data(self)) else 0)
 
 
+@kernel(ONE)
+def warm(self: int, chunks: int) -> int:
+    """Have that many chunks in the pool before the first submit needs one; False if there is no memory. At construction."""
+    base = data(self)
+    first = chunks_reserve(base + POOL_AT, PyLong_AsLongLong(chunks))
+    chunks_return(base + POOL_AT, first)
+    return PyBool_FromLong(1 if first >= 0 else 0)
+
+
 @kernel(NO_ARGUMENTS)
 def acquire(self: int, _unused: int) -> int:
     """Make the calling thread the owner: 0 done, 1 another thread is, 2 this thread already is."""
@@ -567,6 +579,14 @@ def release(self: int, _unused: int) -> int:
     """Give the loop up; the owner only."""
     base = data(self)
     store_sc(base + OWNER, 0)
+    return get(base + NONE)
+
+
+@kernel(NO_ARGUMENTS)
+def awaken(self: int, _unused: int) -> int:
+    """After Python has slept for the loop: end the announced sleep. Owner only."""
+    base = data(self)
+    wide_awake(base)
     return get(base + NONE)
 
 
@@ -702,6 +722,14 @@ def destroy(self: int, _unused: int) -> int:
         if array != 0:
             Py_DecRef(array)
     return get(base + NONE)
+
+
+@kernel(NO_ARGUMENTS)
+def producer_drop(self: int, _unused: int) -> int:
+    """Release what a closed handle still holds. The loop's owner."""
+    handle = data(self)
+    queue_drop(handle + H_QUEUE, False)
+    return get(get(handle + H_LOOP) + NONE)
 
 
 @kernel(NO_ARGUMENTS)

@@ -44,6 +44,7 @@ from .capi import (
 from .ingress import queue_length
 from .kernel import helper
 from .layout import (
+    CLAIMED,
     EXTERNAL,
     INTERRUPT,
     NANOSECONDS,
@@ -110,9 +111,18 @@ def fall_asleep(base: int, deadline: int) -> bool:
     store(base + SLEEP_DEADLINE, deadline)
     store_sc(base + SLEEP, IS_ASLEEP)
     if arrivals(base):
-        exchange(base + SLEEP, IS_AWAKE)
+        wide_awake(base)
         return False
     return True
+
+
+@helper
+def wide_awake(base: int) -> None:
+    """End a sleep from inside, and note whether somebody has claimed the wake call for it: with a wake descriptor that call is a write
+    that may still be on its way, and nobody may close the descriptor before as many have arrived as were claimed. Loop thread.
+    """
+    if exchange(base + SLEEP, IS_AWAKE) == IS_AWAKE:
+        put(base + CLAIMED, get(base + CLAIMED) + 1)
 
 
 @helper
@@ -154,7 +164,7 @@ def park(base: int, deadline: int) -> None:
         if not expired:
             put(base + PARKS, get(base + PARKS) + 1)
             libc_syscall(SYS_FUTEX, base + SLEEP, FUTEX_WAIT_PRIVATE, IS_ASLEEP, timeout, 0)
-        store_sc(base + SLEEP, IS_AWAKE)
+        wide_awake(base)
         learn(base, monotonic_ns() - start)
     PyEval_RestoreThread(thread)
 

@@ -4,7 +4,7 @@ Problem: the heap belongs to the loop thread, but `cancel` on another thread mus
 trip (22-49 µs in the Go original). Idea: the answer is not in the heap. Each timer has a slot with one atomic word, ``generation << 4 |
 unreferenced << 3 | state``, and whoever swaps that word decides: the loop by ARMED -> SPENT before it calls, the canceller by
 ARMED -> CANCELLED. The id that the user holds is ``generation << SLOT_BITS | slot``: of a slot used again the generation differs, so a stale
-id is 'unknown', never somebody else's timer (until 2**39 uses of one slot).
+id is 'unknown', never somebody else's timer (until 2**41 uses of one slot).
 
 ::
 

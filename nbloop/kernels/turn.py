@@ -72,7 +72,6 @@ from .layout import (
     S_NESTING,
     S_PERIOD,
     S_WORD,
-    SLEEP,
     SLOT_BITS,
     SLOT_LIMIT,
     STOP,
@@ -90,7 +89,7 @@ from .layout import (
     WARN,
 )
 from .layout import RUNNING as LOOP_RUNNING
-from .parking import FOREVER, IS_AWAKE, arrivals, fall_asleep, park, stall
+from .parking import FOREVER, arrivals, fall_asleep, park, stall
 from .pool import KEEP_CHUNKS, P_FREE_CHUNKS, pool_trim
 from .ring import ring_length, ring_pop, ring_push, ring_trim
 from .timers import (
@@ -563,8 +562,6 @@ def phases(base: int) -> int:
 def run(self: int, _unused: int) -> int:
     """Turn until Python is needed: ENDED_x as an int, or the exception of a callback that must leave the loop. Owner only."""
     base = data(self)
-    if get(base + POLLED) != 0:
-        store_sc(base + SLEEP, IS_AWAKE)
     while True:
         if checkpoint(base) != 0:
             return 0

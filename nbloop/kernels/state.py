@@ -1,0 +1,156 @@
+"""A state array made, filled, and at the end emptied: who owns the memory of a loop.
+
+A `State` is a numpy array and the ``self`` of the loop's built-in methods, so it lives as long as the loop *or any method taken from it*.
+Its words hold two kinds of addresses: of objects kept alive by the array's own attribute `keep` (hooks, tables), and of references that
+kernels own (callables, the arrays they grew). `__del__` releases the second kind, when by definition nobody can reach the state any more.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import layout
+from .capi import Py_IncRef
+from .kernel import Kernel
+from .layout import HANDLE, LINE, POOL, QUEUE, RING, STATE, TIMERS, table
+from .methods import destroy, drop, producer_destroy, warm
+from .ring import SMALL
+
+# C functions all the way down: no bytecode runs, so no signal handler can enter while a kernel calls one (see pool.py).
+make_array = functools.partial(np.empty, dtype=np.int64)
+
+
+class State(np.ndarray):
+    """An aligned array of words that a kernel-made method can have as its ``self``."""
+
+    keep: list[Any]
+    finalisers: tuple[Kernel, ...]
+    kind: np.dtype[np.void]
+
+    def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if finalizing():  # modules are half gone, and the process takes everything with it
+            return
+        for kernel in self.__dict__.get("finalisers", ()):  # views of a state have none
+            kernel.bind(self)()
+
+    @property
+    def record(self) -> Any:
+        """The words by name, as a numpy record over the same memory: ``state.record["external"]["tail"]``."""
+        return self.view(np.ndarray).view(self.kind)[0]
+
+
+def make_state(kind: np.dtype[np.void], *finalisers: Kernel) -> State:
+    """A zeroed, line-aligned state; the kernels in `finalisers` run in order when it dies."""
+    size = kind.itemsize // 8
+    raw = np.zeros(size + LINE // 8, np.int64)
+    start = -(raw.ctypes.data // 8) % (LINE // 8)
+    state = raw[start : start + size].view(State)
+    state.kind = kind
+    state.keep = []
+    state.finalisers = finalisers
+    return state
+
+
+def _address(array: npt.NDArray[np.int64]) -> int:
+    return int(array.ctypes.data)
+
+
+def _table(state: State, words: int) -> int:
+    """A lazily resident table that lives as long as the state."""
+    made = table(words)
+    state.keep.append(made)
+    return _address(made)
+
+
+def _owned(array: npt.NDArray[np.int64]) -> int:
+    """The address of `array`, with a reference that the kernels now own."""
+    Py_IncRef(id(array))
+    return id(array)
+
+
+def _open_queue(state: State, at: int, chunk_size: int, pool: int, limit: int | None) -> None:
+    queue = state.view(np.ndarray)[at // 8 : (at + QUEUE.itemsize) // 8].view(QUEUE)[0]
+    segments = 1 << layout.DIRECTORY_BITS
+    queue["directory"] = _table(state, segments)
+    queue["directory_mask"] = segments - 1
+    queue["shift"] = chunk_size.bit_length() - 1
+    queue["pool"] = pool
+    queue["final"] = -1
+    queue["gate"] = layout.OPEN if limit is None else layout.EXACT
+    queue["limit"] = (segments - 512) * chunk_size if limit is None else limit
+
+
+def _hook(state: State, hook: Callable[..., object]) -> int:
+    state.keep.append(hook)
+    return id(hook)
+
+
+def make_loop_state(
+    *, chunk_size: int, initial_chunks: int, ingress_limit: int | None, hooks: Mapping[str, Callable[..., object]]
+) -> State:
+    """The state of a loop, with its queues open and empty. `hooks` are the Python functions that kernels call, by word."""
+    state = make_state(STATE, drop, destroy)
+    record = state.record
+    base = _address(state)
+    record["self"] = id(state)
+    record["none"] = id(None)
+    record["one"] = 1
+    for name, hook in hooks.items():
+        record[name] = _hook(state, hook)
+    record["make_array"] = _hook(state, make_array)
+
+    pool = record["pool"]
+    slab_words = (chunk_size << layout.CHUNKS_PER_SLAB_BITS) + 8
+    pool["chunk_bytes"] = chunk_size * 8
+    pool["make_slab"] = _hook(state, functools.partial(np.zeros, slab_words, np.int64))
+    pool["slab_limit"] = layout.SLAB_LIMIT
+    pool["next"] = _table(state, layout.CHUNK_LIMIT)
+    for name in ("slabs", "slab_objects", "slab_next"):
+        pool[name] = _table(state, layout.SLAB_LIMIT)
+    pool_at = base + layout.POOL_AT
+    _open_queue(state, layout.EXTERNAL, chunk_size, pool_at, ingress_limit)
+    _open_queue(state, layout.REMOTE, chunk_size, pool_at, None)
+
+    for name in ("ticks", "microtasks", "immediates", "closing", "internal"):
+        ring = record[name]
+        cells = np.empty(SMALL, np.int64)
+        ring["cells"], ring["mask"], ring["array"] = _address(cells), SMALL - 1, _owned(cells)
+
+    timers = record["timers"]
+    slot_words = (layout.SLOT_BYTES << layout.SLOTS_PER_SLAB_BITS) // 8 + 8
+    timers["make_slab"] = _hook(state, functools.partial(np.zeros, slot_words, np.int64))
+    timers["next"] = _table(state, layout.SLOT_LIMIT)
+    for name in ("slabs", "slab_objects"):
+        timers[name] = _table(state, layout.SLOT_SLAB_LIMIT)
+    capacity = 64
+    heap = np.empty(2 * capacity + 16, np.int64)
+    timers["heap"], timers["heap_array"] = ((_address(heap) + 63) & ~63) + 48, _owned(heap)
+    timers["capacity"] = capacity
+    positions = np.full(1024, -1, np.int64)
+    timers["positions"], timers["positions_array"] = _address(positions), _owned(positions)
+    timers["positions_capacity"] = len(positions)
+    if not warm.bind(state)(initial_chunks):
+        raise MemoryError(f"no memory for initial_chunks={initial_chunks}")
+    return state
+
+
+def make_handle_state(loop_state: State) -> State:
+    """The state of a producer handle; it keeps the loop's state, whose pool it shares, alive."""
+    state = make_state(HANDLE, producer_destroy)
+    record = state.record
+    record["self"] = id(state)
+    record["loop"] = _address(loop_state)
+    state.keep.append(loop_state)
+    chunk_size = int(loop_state.record["pool"]["chunk_bytes"]) // 8
+    _open_queue(state, layout.H_QUEUE, chunk_size, _address(loop_state) + layout.POOL_AT, None)
+    return state
+
+
+assert all(kind.itemsize % LINE == 0 for kind in (QUEUE, POOL, TIMERS, STATE, HANDLE))
+assert RING.itemsize == layout.SLOT_BYTES == 64

@@ -1,0 +1,745 @@
+"""The loop: public names over the kernels, and who may run, stop and end it.
+
+Problem: the hot path is compiled and knows nothing of Python's manners; users want clear errors, graceful ends, signals that work.
+Idea: everything a callback's life needs (submit, run, cancel) is a built-in method made by the kernels and reached without a Python frame; what
+happens once in a loop's life (run, stop, shutdown, close) is the plain Python of this file, and meets the kernels in two words. The *owner* word says which
+thread is inside `run`; the *lifecycle* word only ever moves forward (but for `stop`, which takes RUNNING back to AWAKE)::
+
+    AWAKE <--stop-- RUNNING       shutdown, close, auto-exit: --> TERMINATING --> TERMINATED
+          --run-->
+
+Whoever moves it to TERMINATING closes the queues in the same call; whoever owns the loop then finishes it: the thread in `run()`, or, if there is none, a thread
+made for it. `interrupt` is the third word: looked at after each callback, it makes the kernel leave for `close()` and in a forked child.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import os
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any, Self
+
+from . import debug as _debug
+from .errors import (
+    FastPathIncompatibleError,
+    ForkedLoopError,
+    LoopAlreadyRunningError,
+    LoopOverloadedError,
+    LoopTerminatedError,
+    NbloopError,
+    ReentrantCloseError,
+    ReentrantRunError,
+)
+from .kernels import layout, methods, turn
+from .kernels.kernel import bound
+from .kernels.state import make_handle_state, make_loop_state
+from .parkers import Parker, make_parker
+
+logger = logging.getLogger("nbloop")
+
+type Callback = Callable[..., object]
+type ErrorHandler = Callable[[BaseException, dict[str, Any]], object]
+
+SPIN_MOST = 50_000  # ns; longer than the 3-19 µs a sleep costs, short enough that an idle loop's one spin is not felt
+
+
+class FastPathMode(enum.Enum):
+    """How a loop without descriptors sleeps: `AUTO` on the fast path (a futex where there is one) until a descriptor is registered,
+    `FORCED` always on the fast path, `DISABLED` always in the platform's poller.
+    """
+
+    AUTO = "auto"
+    FORCED = "forced"
+    DISABLED = "disabled"
+
+
+class LoopState(enum.Enum):
+    """Where a loop is in its life. `AWAKE`: not running (yet, or any more after `stop()`), and taking work."""
+
+    AWAKE = "awake"
+    RUNNING = "running"
+    SLEEPING = "sleeping"
+    TERMINATING = "terminating"
+    TERMINATED = "terminated"
+
+
+_KINDS = {
+    layout.KIND_TASK: "task",
+    layout.KIND_MICROTASK: "microtask",
+    layout.KIND_TICK: "next-tick",
+    layout.KIND_INTERNAL: "internal task",
+    layout.KIND_CLOSE: "close callback",
+    layout.KIND_IMMEDIATE: "immediate",
+    layout.KIND_TIMER: "timer",
+}
+
+
+class Loop:
+    """An event loop that any number of threads submit to and one thread runs.
+
+    Every method may be called from any thread unless it says otherwise; those that schedule are also safe in signal handlers and in
+    callbacks of the loop. Times are seconds on the clock of `time.monotonic`.
+
+    Options, all checked here: `fast_path_mode` (`FastPathMode`); `on_overload(error)`, called on the loop once in each turn in which more
+    than `ingress_budget` external tasks waited; `on_error(exception, context)`, called for a callback that raised (default: the
+    ``nbloop`` logger); `chunk_size`, a power of two from 16 to 4,096, tasks in a chunk of the submit queue, and `initial_chunks`, made at construction;
+    `ingress_limit`, the most tasks that may wait in the submit queue (default: 33,488,896 at the default chunk size); `auto_exit`, to end
+    when nothing referenced is left; `clamp_nested_timers`, HTML's 4 ms for deeply nested timers; `debug`, to remember where each callback was
+    scheduled and tell `on_error`; `name`, for threads and messages.
+
+    >>> loop = Loop(auto_exit=True)
+    >>> loop.submit(print, "hello from the loop")
+    >>> loop.run()
+    hello from the loop
+    """
+
+    def __init__(
+        self,
+        *,
+        fast_path_mode: FastPathMode = FastPathMode.AUTO,
+        on_overload: Callable[[LoopOverloadedError], object] | None = None,
+        on_error: ErrorHandler | None = None,
+        ingress_budget: int = 1024,
+        chunk_size: int = 128,
+        initial_chunks: int = 1,
+        ingress_limit: int | None = None,
+        auto_exit: bool = False,
+        clamp_nested_timers: bool = False,
+        debug: bool = False,
+        name: str | None = None,
+    ) -> None:
+        _check_mode("fast_path_mode", fast_path_mode)
+        _check_callable("on_overload", on_overload)
+        _check_callable("on_error", on_error)
+        _check_int("ingress_budget", ingress_budget, 1, 1 << 40)
+        _check_int("chunk_size", chunk_size, 16, 4096)
+        if chunk_size & (chunk_size - 1):
+            raise ValueError(f"chunk_size must be a power of two from 16 to 4096, not {chunk_size}")
+        _check_int("initial_chunks", initial_chunks, 1, layout.CHUNK_LIMIT // 2)
+        if ingress_limit is not None:
+            _check_int("ingress_limit", ingress_limit, 1, (layout.CHUNK_LIMIT - 512) * chunk_size)
+        for option, value in (("auto_exit", auto_exit), ("clamp_nested_timers", clamp_nested_timers), ("debug", debug)):
+            if not isinstance(value, bool):
+                raise TypeError(f"{option} must be True or False, not {value!r}")
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"name must be a str or None, not {name!r}")
+
+        self.name = name if name is not None else f"nbloop-{next(_numbers)}"
+        self._on_overload = on_overload
+        self._on_error = on_error
+        self._mode = fast_path_mode
+        self._parker: Parker | None = None
+        self._lock = threading.Lock()  # construction of handles and finishers; nothing that a callback's life needs
+        self._handles: dict[int, weakref.ref[Any]] = {}
+        self._ended = threading.Event()
+        self._closing = False
+        self._finisher: threading.Thread | None = None
+        self._forked = False
+
+        me = weakref.ref(self)  # the hooks live in the state, which the loop keeps: they must not keep the loop
+        self._state = make_loop_state(
+            chunk_size=chunk_size,
+            initial_chunks=initial_chunks,
+            ingress_limit=ingress_limit,
+            hooks={
+                "report": lambda error, kind, what: _report(me(), error, kind, what),
+                "refuse": lambda code, culprit: _refuse(me(), code, culprit),
+                "overload": lambda: _overload(me()),
+                "warn": _warn,
+                "breathe": _breathe,
+                "waker": lambda: _wake_parker(me()),
+            },
+        )
+        record = self._record = self._state.record
+        record["budget"] = ingress_budget
+        record["auto_exit"] = auto_exit
+        record["clamp"] = clamp_nested_timers
+        record["spin_max"] = SPIN_MOST if _usable_cores() > 1 else 0
+        self._acquire = methods.acquire.bind(self._state)
+        self._release = methods.release.bind(self._state)
+        self._transition = methods.transition.bind(self._state)
+        self._install_parker()
+        if debug:
+            _debug.remember_sites(self)
+        _live.add(self)
+
+    # --- scheduling: built-in methods; the functions here are their signatures and documentation -------------------------
+
+    @bound(methods.submit)
+    def submit(self, callback: Callback, /, *args: object) -> None:
+        """Run ``callback(*args)`` on the loop's thread.
+
+        Returned means that it will run before `run()` returns for good, or that `close()` dropped it. All threads' submits have one total
+        order, and run in it. Any thread, signal handlers included. O(1): one atomic addition; lock-free.
+
+        Raises `LoopTerminatedError` once the end of the loop has begun, `LoopOverloadedError` with `ingress_limit` tasks waiting,
+        `MemoryError`, or TypeError if `callback` is not callable; in each case nothing was stored.
+        """
+
+    @bound(methods.submit_many)
+    def submit_many(self, callbacks: Iterable[Callback], /) -> int:
+        """Submit every callable of an iterable, in order and with nothing between them, all or none; how many.
+
+        As `submit`, but one atomic addition and at most one wake for the whole batch: some 10 ns each instead of 35.
+        The iterable is exhausted, and each item checked, before anything is stored.
+        """
+
+    @bound(methods.submit_internal)
+    def submit_internal(self, callback: Callback, /, *args: object) -> None:
+        """Run ``callback(*args)`` before the external tasks of the same turn. FIFO; otherwise as `submit`, without its limit."""
+
+    @bound(methods.schedule_microtask)
+    def schedule_microtask(self, callback: Callback, /, *args: object) -> None:
+        """Run ``callback(*args)`` at the next microtask checkpoint, which follows every callback (HTML, 'perform a microtask checkpoint').
+
+        FIFO. A checkpoint runs all next-ticks, then all microtasks, again until both are empty; of 100,000 in one checkpoint the log is
+        told once. Any thread. O(1). While the loop ends gracefully its own callbacks may still call this. Errors as `submit`.
+        """
+
+    @bound(methods.schedule_next_tick)
+    def schedule_next_tick(self, callback: Callback, /, *args: object) -> None:
+        """Run ``callback(*args)`` at the next checkpoint, before its microtasks (Node's ``process.nextTick``). As `schedule_microtask`."""
+
+    @bound(methods.schedule_immediate)
+    def schedule_immediate(self, callback: Callback, /, *args: object) -> int:
+        """Run ``callback(*args)`` in the check phase, right after the loop has polled; an id for `cancel_immediate`.
+
+        FIFO; one scheduled by an immediate waits for the next turn (Node's ``setImmediate``). Any thread. O(1). Errors as `submit`.
+        """
+
+    @bound(methods.cancel_immediate)
+    def cancel_immediate(self, id: int, /) -> bool:
+        """True: that immediate will never run. False: unknown, started or cancelled already. Any thread; definite at once. O(1)."""
+        return False  # pragma: no cover
+
+    @bound(methods.schedule_close)
+    def schedule_close(self, callback: Callback, /, *args: object) -> None:
+        """Run ``callback(*args)`` in the close phase, after the immediates. FIFO. Any thread. O(1). Errors as `submit`."""
+
+    @bound(methods.schedule_timer)
+    def schedule_timer(self, delay: float, callback: Callback, /, *args: object) -> int:
+        """Run ``callback(*args)`` once, no earlier than `delay` seconds from now; an id for `cancel_timer`.
+
+        Earliest deadline first, equal deadlines in scheduling order. A delay of 0 or less means the next timer phase; a timer added in a
+        timer phase waits for the next turn. The id is valid before the callback can start. Any thread. O(log n) on the loop's thread, O(1)
+        on others, and a sleeping loop is woken only if this deadline is its earliest.
+
+        Raises ValueError for NaN, infinities and more than 4e9 seconds, TypeError for what is no number, otherwise as `submit`.
+        """
+
+    @bound(methods.schedule_interval)
+    def schedule_interval(self, period: float, callback: Callback, /, *args: object) -> int:
+        """Run ``callback(*args)`` every `period` seconds, each time counted from the start of the one before; an id for `cancel_timer`.
+
+        The callback's own time causes no drift, and an exception does not end it. Otherwise as `schedule_timer`.
+        """
+
+    @bound(methods.cancel_timer)
+    def cancel_timer(self, id: int, /) -> bool:
+        """True: that timer or interval will never run (again). False: unknown, started or cancelled already.
+
+        Definite at once, from any thread: before `run`, while running, in its own callback. The callback is released.
+        O(log n) on the loop's thread, O(1) on others. TypeError if `id` is no int.
+        """
+        return False  # pragma: no cover
+
+    @bound(methods.cancel_timers)
+    def cancel_timers(self, ids: Iterable[int], /) -> list[bool]:
+        """`cancel_timer` for each of an iterable; of an id given twice the second answer is False. None is cancelled if one is no int."""
+        return []  # pragma: no cover
+
+    @bound(methods.ref_timer)
+    def ref_timer(self, id: int, /) -> bool:
+        """Make a live timer count for `alive` (the default); False if it is not live. Any thread. O(1)."""
+        return False  # pragma: no cover
+
+    @bound(methods.unref_timer)
+    def unref_timer(self, id: int, /) -> bool:
+        """Make a live timer not keep an `auto_exit` loop alive; False if it is not live. Any thread. O(1)."""
+        return False  # pragma: no cover
+
+    @bound(methods.alive)
+    def alive(self) -> bool:
+        """Is there anything to run, but for unreferenced timers? Any thread; a moment old when others submit meanwhile. O(1)."""
+        return False  # pragma: no cover
+
+    @bound(methods.wake)
+    def wake(self) -> bool:
+        """Wake the loop if it sleeps; whether this call did. Nothing needs it: every submit does. Any thread. One load if awake."""
+        return False  # pragma: no cover
+
+    @bound(methods.stop)
+    def stop(self) -> None:
+        """Ask `run()` to return after the turn in progress (without one: after the first turn of the next `run`, which will not wait).
+
+        What is queued stays queued, and the loop can be run again. Any thread, signal handlers included. O(1).
+        """
+
+    @bound(methods.now)
+    def now(self) -> float:
+        """Seconds on the loop's clock, which is `time.monotonic`'s. Any thread."""
+        return 0.0  # pragma: no cover
+
+    @bound(methods.is_loop_thread)
+    def is_loop_thread(self) -> bool:
+        """Is the calling thread the one inside `run()`? Any thread. O(1)."""
+        return False  # pragma: no cover
+
+    def producer(self) -> Producer:
+        """A private entrance for one producing thread at a time: same promise as `submit`, order kept per handle, no line shared with others.
+
+        Raises `LoopTerminatedError` once the end of the loop has begun.
+        """
+        with self._lock:
+            self._check_fork()
+            if self._lifecycle() >= layout.TERMINATING:
+                raise LoopTerminatedError(f"{self.name} takes no new producers: it has terminated or is about to")
+            state = make_handle_state(self._state)
+            self._handles[id(state)] = weakref.ref(state, self._forget_handle)
+        return Producer(self, state)
+
+    def _forget_handle(self, reference: weakref.ref[Any]) -> None:
+        for key, held in list(self._handles.items()):
+            if held is reference:
+                self._handles.pop(key, None)
+
+    # --- running ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> LoopState:
+        """Where the loop is in its life, a moment old. Any thread."""
+        lifecycle = self._lifecycle()
+        if lifecycle == layout.RUNNING:
+            return LoopState.SLEEPING if self._record["sleep"] else LoopState.RUNNING
+        return {layout.AWAKE: LoopState.AWAKE, layout.TERMINATING: LoopState.TERMINATING}.get(lifecycle, LoopState.TERMINATED)
+
+    def run(self) -> None:
+        """Run the loop on this thread until `stop()`, `shutdown()`, `close()` or, with `auto_exit`, until nothing referenced is left.
+
+        Raises `LoopAlreadyRunningError`, `ReentrantRunError` (from its own callback), `LoopTerminatedError`. KeyboardInterrupt and SystemExit from
+        a callback, and Ctrl-C on the main thread, leave it; what was accepted stays queued, and the loop can be run again.
+        """
+        self._enter()
+        self._turn_and_leave()
+
+    def _enter(self) -> None:
+        """Become the owner of a loop that is AWAKE, or say why not."""
+        self._check_fork()
+        held = self._acquire()
+        if held == 2:
+            raise ReentrantRunError(f"{self.name}.run() was called from one of its own callbacks")
+        if held == 1:
+            raise LoopAlreadyRunningError(f"{self.name} is run by another thread")
+        if not self._transition(layout.AWAKE, layout.RUNNING):
+            self._leave()
+            raise LoopTerminatedError(f"{self.name} can not be run: it has terminated or is about to")
+
+    def _leave(self) -> None:
+        """Give the loop up. If it is to end and has not, because an exception or this very visit was in the way, somebody must."""
+        self._release()
+        if self._lifecycle() == layout.TERMINATING:
+            self._ensure_finisher()
+
+    def _turn_and_leave(self) -> None:
+        try:
+            self._turn_until_end()
+        finally:
+            self._transition(layout.RUNNING, layout.AWAKE)
+            self._leave()
+
+    def _turn_until_end(self) -> None:
+        turns = turn.run.bind(self._state)
+        while True:
+            ended = turns()
+            if ended == turn.ENDED_PARK:
+                self._park()
+            elif ended == turn.ENDED_STOP:
+                if self._transition(layout.RUNNING, layout.AWAKE):
+                    return
+            elif ended == turn.ENDED_QUIET:
+                if self._quiet_for_good():
+                    self._finish()
+                    return
+            else:  # interrupted, or asked to end
+                self._check_fork()
+                self._finish()
+                return
+
+    def _park(self) -> None:
+        assert self._parker is not None
+        try:
+            self._parker.wait(int(self._record["poll_timeout"]))
+        finally:
+            methods.awaken.bind(self._state)()
+
+    def _quiet_for_good(self) -> bool:
+        """Auto-exit: the kernel found nothing left and closed the queues; so do the handles, unless one has work after all."""
+        with self._lock:
+            handles = self._live_handles()
+            waiting = sum(methods.producer_close.bind(handle)() for handle in handles)
+            if not waiting:
+                self._transition(layout.RUNNING, layout.TERMINATING)
+                return True
+            for handle in handles:
+                methods.producer_reopen.bind(handle)()
+            methods.reopen_queues.bind(self._state)()
+        if self._lifecycle() != layout.RUNNING:  # a shutdown() in the middle of this: its close may have been undone
+            self._refuse_new()
+        return False
+
+    def start(self) -> threading.Thread:
+        """Run the loop in a thread of its own, made here; returns once it runs. Raises what `run` would.
+
+        The thread is a daemon: at the interpreter's exit a loop that nobody shut down is not waited for.
+        """
+        entered = threading.Event()
+        failure: list[NbloopError] = []
+
+        def body() -> None:
+            try:
+                self._enter()
+            except NbloopError as error:
+                failure.append(error)
+                return
+            finally:
+                entered.set()
+            self._turn_and_leave()
+
+        if self.is_loop_thread():
+            raise ReentrantRunError(f"{self.name}.start() was called from one of its own callbacks")
+        thread = threading.Thread(target=body, name=self.name, daemon=True)
+        thread.start()
+        entered.wait()
+        if failure:
+            thread.join()
+            raise failure[0]
+        return thread
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.shutdown()
+
+    # --- ending ----------------------------------------------------------------------------------------------------------
+
+    def shutdown(self, timeout: float | None = None) -> None:
+        """End gracefully: refuse new work, run what was accepted, then release the rest; returns when that is done.
+
+        Run are the immediates, close callbacks, internal and external tasks that were accepted, with the microtasks they queue; timers are not. From
+        a callback it only requests the end and returns. A loop that was never run is finished on a thread of its own. Any number of
+        threads may call it, any number of times. Raises TimeoutError after `timeout` seconds; the end goes on.
+        """
+        if timeout is not None:
+            _check_timeout(timeout)
+        self._check_fork()
+        self._begin_end()
+        if self.is_loop_thread():
+            return
+        self._ensure_finisher()
+        if not self._ended.wait(timeout):
+            raise TimeoutError(f"{self.name} has not ended within {timeout} s; the shutdown goes on")
+
+    def close(self) -> None:
+        """End at once: the callback in progress ends, the rest is dropped and its references released; returns when that is done.
+
+        Not from the loop's own callbacks (`ReentrantCloseError`). Any other thread; idempotent.
+        """
+        self._check_fork()
+        if self.is_loop_thread():
+            raise ReentrantCloseError(f"{self.name}.close() was called from one of its own callbacks; use shutdown()")
+        self._closing = True
+        self._begin_end()
+        methods.interrupt.bind(self._state)(1)
+        if self._acquire() == 0:
+            try:
+                self._finish()
+            finally:
+                self._release()
+        else:
+            self._ensure_finisher()
+        self._ended.wait()
+
+    def _begin_end(self) -> None:
+        """Move to TERMINATING and refuse new work, from whichever stage this is."""
+        if not self._transition(layout.RUNNING, layout.TERMINATING):
+            self._transition(layout.AWAKE, layout.TERMINATING)
+        self._refuse_new()
+
+    def _refuse_new(self) -> None:
+        methods.close_queues.bind(self._state)()
+        with self._lock:
+            for handle in self._live_handles():
+                methods.producer_close.bind(handle)()
+
+    def _live_handles(self) -> list[Any]:
+        return [handle for handle in (held() for held in list(self._handles.values())) if handle is not None]
+
+    def _ensure_finisher(self) -> None:
+        """If nobody runs a loop that is to end, make a thread that ends it."""
+        with self._lock:
+            finishing = self._finisher is not None and self._finisher.is_alive()
+            if self._ended.is_set() or finishing or self._record["owner"]:
+                return
+            self._finisher = threading.Thread(target=self._finish_elsewhere, name=f"{self.name}-finisher", daemon=True)
+            self._finisher.start()
+
+    def _finish_elsewhere(self) -> None:
+        while self._acquire() != 0:  # a run() that is just finding out that it came too late, or one that finishes itself
+            if self._ended.wait(0.001):
+                return
+        try:
+            self._finish()
+        finally:
+            self._release()
+
+    def _finish(self) -> None:
+        """Drain, unless closing; then release everything. The owner's thread, lifecycle TERMINATING."""
+        if self._ended.is_set():
+            return
+        self._refuse_new()
+        drain = turn.drain.bind(self._state)
+        while not self._closing and drain() == turn.ENDED_DRAINED:
+            if not any(methods.producer_close.bind(handle)() for handle in self._live_handles()):
+                break
+            time.sleep(0)  # a handle's producer is between its ticket and its announcement
+        methods.drop.bind(self._state)()
+        for handle in self._live_handles():
+            methods.producer_drop.bind(handle)()
+        self._transition(layout.TERMINATING, layout.TERMINATED)
+        if self._parker is not None:
+            self._parker.close(int(self._record["claimed"]))
+        _live.discard(self)
+        self._ended.set()
+
+    def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # Forgotten while methods taken from it live on: they keep the state, so what is queued has to be dropped here.
+        if not finalizing() and "_transition" in self.__dict__ and not self._forked and not self._ended.is_set():
+            self.close()
+
+    # --- the fast path ---------------------------------------------------------------------------------------------------
+
+    @property
+    def fast_path_mode(self) -> FastPathMode:
+        """The mode last set. Any thread."""
+        return self._mode
+
+    def set_fast_path_mode(self, mode: FastPathMode) -> None:
+        """Change how the loop sleeps, at run time. Any thread; the loop changes over before its next sleep, and loses nothing.
+
+        Raises TypeError for what is no `FastPathMode`, `LoopTerminatedError` after the end.
+        """
+        _check_mode("mode", mode)
+        self._check_fork()
+        with self._lock:
+            self._mode = mode
+        if self.is_loop_thread():
+            self._install_parker()
+            return
+        while True:
+            if self._acquire() == 0:
+                try:
+                    if self._lifecycle() >= layout.TERMINATING:
+                        raise LoopTerminatedError(f"{self.name} has terminated")
+                    self._install_parker()
+                finally:
+                    self._release()
+                return
+            if self._lifecycle() != layout.AWAKE:  # it runs: only its own thread may change how it sleeps
+                self.submit_internal(self._install_parker)
+                return
+            time.sleep(0)
+
+    def _install_parker(self) -> None:
+        """Make the parker that the mode asks for. The owner only, awake."""
+        old = self._parker
+        self._parker, park_mode, wake_fd = make_parker(self._mode is FastPathMode.DISABLED)
+        claimed = int(self._record["claimed"])
+        self._record["claimed"] = 0
+        self._record["wake_fd"] = wake_fd
+        self._record["park_mode"] = park_mode
+        if old is not None:
+            old.close(claimed)
+
+    # --- refusals --------------------------------------------------------------------------------------------------------
+
+    def _lifecycle(self) -> int:
+        return int(self._record["lifecycle"])
+
+    def _check_fork(self) -> None:
+        if self._forked:
+            raise ForkedLoopError(f"{self.name} belongs to the process that made it; make a new Loop after os.fork()")
+
+    def __repr__(self) -> str:
+        return f"<nbloop.Loop {self.name} {'forked' if self._forked else self.state.value}>"
+
+
+class Producer:
+    """A handle for submitting from one thread at a time (`Loop.producer`)."""
+
+    def __init__(self, loop: Loop, state: Any) -> None:
+        self.loop = loop
+        self._state = state
+
+    @bound(methods.producer_submit)
+    def submit(self, callback: Callback, /, *args: object) -> None:
+        """Run ``callback(*args)`` on the loop's thread, after everything submitted through this handle before.
+
+        The promise and the errors of `Loop.submit`. Costs the same alone, and does not cost more when other handles are busy.
+        One thread at a time, a signal handler interrupting it included. O(1).
+        """
+
+    @bound(methods.producer_submit_many)
+    def submit_many(self, callbacks: Iterable[Callback], /) -> int:
+        """Submit every callable of an iterable, in order, all or none; how many. As `Loop.submit_many`."""
+        return 0  # pragma: no cover
+
+    def __repr__(self) -> str:
+        return f"<nbloop.Producer of {self.loop.name}>"
+
+
+# --- hooks: what kernels call ------------------------------------------------------------------------------------------
+
+
+def _breathe() -> None:
+    """Nothing, in bytecode: signals, garbage collection, stop-the-world and the GIL's switch are looked at on entry."""
+
+
+def _report(loop: Loop | None, error: BaseException, kind: int, what: Any) -> None:
+    """A callback has raised. Raises on what must leave the loop."""
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        raise error
+    callback, args = (what[0], what[1:]) if isinstance(what, tuple) else (what, ())
+    context: dict[str, Any] = {"loop": loop, "kind": _KINDS[kind], "callback": callback, "args": args}
+    context |= _debug.site_of(callback)
+    message = "%s %r of %s raised"
+    name = loop.name if loop is not None else "a forgotten loop"
+    if loop is None or loop._on_error is None:
+        logger.error(message, context["kind"], callback, name, exc_info=error, extra={"nbloop": context})
+        return
+    try:
+        loop._on_error(error, context)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:
+        logger.exception("on_error of %s raised while handling: " + message, name, context["kind"], callback, name)
+
+
+def _overload(loop: Loop | None) -> None:
+    if loop is None or loop._on_overload is None:
+        return
+    budget = int(loop._record["budget"])
+    try:
+        loop._on_overload(LoopOverloadedError(f"more than ingress_budget={budget} tasks waited for one turn of {loop.name}"))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:
+        logger.exception("on_overload of %s raised", loop.name)
+
+
+def _warn() -> None:
+    logger.warning("100,000 microtasks and next-ticks in one checkpoint: is one scheduling itself for ever?")
+
+
+def _wake_parker(loop: Loop | None) -> None:
+    if loop is not None and loop._parker is not None:
+        loop._parker.wake()
+
+
+def _refuse(loop: Loop | None, code: int, culprit: object) -> None:
+    """Raise for a refusal; returning means that the call is tried again."""
+    name = loop.name if loop is not None else "the loop"
+    if code == layout.REFUSED_CLOSED:
+        if loop is not None:
+            loop._check_fork()
+            if loop._lifecycle() == layout.RUNNING:  # it is finding out whether it may exit
+                time.sleep(0)
+                return
+        raise LoopTerminatedError(f"{name} takes no new work: it has terminated or is about to")
+    if code == layout.REFUSED_FULL:
+        limit = int(loop._record["external"]["limit"]) if loop is not None else 0
+        raise LoopOverloadedError(f"{name} is full: ingress_limit={limit} tasks are waiting; nothing was stored")
+    if code == layout.REFUSED_CALLABLE:
+        raise TypeError(f"callback must be callable, not {culprit!r}")
+    if code == layout.REFUSED_ARGUMENTS:
+        raise TypeError("a required argument is missing: callback, and before it a delay or period where there is one")
+    if code == layout.REFUSED_DELAY:
+        if isinstance(culprit, (int, float)) or hasattr(culprit, "__float__"):
+            raise ValueError(f"delay or period must be a finite number of seconds, at most 4e9, not {culprit!r}")
+        raise TypeError(f"delay or period must be a number of seconds, not {culprit!r}")
+    if code == layout.REFUSED_IDENTIFIER:
+        if isinstance(culprit, int):
+            return  # an int that no id can be: unknown
+        raise TypeError(f"id must be an int, as the scheduling call returned it, not {culprit!r}")
+    raise MemoryError(f"{name} has no memory, or no number, for one more callback; nothing was stored")
+
+
+# --- checks of options --------------------------------------------------------------------------------------------------
+
+
+def _check_mode(option: str, value: object) -> None:
+    if not isinstance(value, FastPathMode):
+        raise TypeError(f"{option} must be a nbloop.FastPathMode, not {value!r}")
+
+
+def _check_callable(option: str, value: object) -> None:
+    if value is not None and not callable(value):
+        raise TypeError(f"{option} must be callable or None, not {value!r}")
+
+
+def _check_int(option: str, value: object, least: int, most: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{option} must be an int from {least} to {most}, not {value!r}")
+    if not least <= value <= most:
+        raise ValueError(f"{option} must be from {least} to {most}, not {value}")
+
+
+def _check_timeout(timeout: object) -> None:
+    if not isinstance(timeout, (int, float)) or isinstance(timeout, bool):
+        raise TypeError(f"timeout must be a number of seconds or None, not {timeout!r}")
+    if not 0 <= timeout <= threading.TIMEOUT_MAX:
+        raise ValueError(f"timeout must be from 0 to {threading.TIMEOUT_MAX:.0f} seconds, not {timeout!r}")
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+# --- fork --------------------------------------------------------------------------------------------------------------
+
+_live: weakref.WeakSet[Loop] = weakref.WeakSet()
+
+
+def _numbering() -> Iterable[int]:
+    import itertools
+
+    return itertools.count(1)
+
+
+_numbers = iter(_numbering())
+
+
+def _after_fork_in_child() -> None:
+    """Make every inherited loop refuse: its thread stayed in the parent, and its descriptors are shared with it."""
+    for loop in list(_live):
+        loop._forked = True
+        loop._lock = threading.Lock()  # the parent's other threads may have held it
+        for name, face in vars(Loop).items():
+            if hasattr(face, "__wrapped__") and not isinstance(face, property):
+                loop.__dict__[name] = lambda *_args, _loop=loop: _loop._check_fork()
+        methods.interrupt.bind(loop._state)(1)
+        loop._refuse_new()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+__all__ = ["FastPathIncompatibleError", "FastPathMode", "Loop", "LoopState", "NbloopError", "Producer"]

@@ -1,0 +1,1 @@
+"""The platforms' pollers, through ctypes: one file per family of system calls."""
