@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Self
 
 from . import debug as _debug
+from . import signals as _signals
 from .errors import (
     FastPathIncompatibleError,
     ForkedLoopError,
@@ -308,6 +309,22 @@ class Loop:
             if held is reference:
                 self._handles.pop(key, None)
 
+    def add_signal_handler(self, sig: int, callback: Callback, /, *args: object) -> None:
+        """Submit ``callback(*args)`` for each arrival of a signal, whichever thread this loop runs in; replaces an earlier one.
+
+        Several loops may ask for the same signal, and each gets it. While one does, the signal does nothing else (SIGINT raises no
+        KeyboardInterrupt). Any thread. Raises TypeError, ValueError for a number that is no signal's or can not be caught, `LoopTerminatedError`.
+        """
+        self._check_fork()
+        if self._lifecycle() >= layout.TERMINATING:
+            raise LoopTerminatedError(f"{self.name} takes no signals: it has terminated or is about to")
+        _signals.add(self, sig, callback, args)
+
+    def remove_signal_handler(self, sig: int, /) -> bool:
+        """Undo `add_signal_handler`; the last loop to do so gives the signal back its old meaning. False: there was none. Any thread."""
+        self._check_fork()
+        return _signals.remove(self, sig)
+
     # --- running ---------------------------------------------------------------------------------------------------------
 
     @property
@@ -515,6 +532,7 @@ class Loop:
         self._transition(layout.TERMINATING, layout.TERMINATED)
         if self._parker is not None:
             self._parker.close(int(self._record["claimed"]))
+        _signals.forget(self)
         _live.discard(self)
         self._ended.set()
 

@@ -1,7 +1,7 @@
 """Everything compiled: atomics, C-API, memory layout, queues, timers, parking, the turn. Importing this loads the kernels."""
 
-from . import methods, pack, turn
+from . import methods, pack, signals, turn
 
 pack.load()
 
-__all__ = ["methods", "pack", "turn"]
+__all__ = ["methods", "pack", "signals", "turn"]

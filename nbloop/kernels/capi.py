@@ -116,6 +116,13 @@ def _write(fd: int, buffer: int, count: int) -> int:
     return int(_libc.write(ctypes.c_int(fd), ctypes.c_void_p(buffer), ctypes.c_size_t(count)))
 
 
+_ERRNO = {"darwin": "__error", "win32": "_errno"}.get(sys.platform, "__errno_location")
+
+
+def _errno_location() -> int:
+    raise RuntimeError("an un-jitted kernel is no C signal handler")
+
+
 def _sched_yield() -> int:
     return int(_libc.sched_yield())
 
@@ -142,6 +149,7 @@ PyEval_RestoreThread = _declare("PyEval_RestoreThread", VOID, WORD, twin=_restor
 PyTime_MonotonicRaw = _declare("PyTime_MonotonicRaw", INT, WORD)  # kernels say atomics.monotonic_ns()
 PyThreadState_GetUnchecked = _declare("PyThreadState_GetUnchecked", WORD, twin=_get_thread_state)
 libc_write = _declare("write", WORD, INT, WORD, WORD, twin=_write)
+errno_location = _declare(_ERRNO, WORD, twin=_errno_location)
 sched_yield = _declare("sched_yield", INT, twin=_sched_yield)
 # Variadic in C; on x86-64 and AArch64 Linux its integer arguments travel exactly as fixed ones.
 libc_syscall = _declare("syscall", WORD, WORD, WORD, WORD, WORD, WORD, WORD, twin=_syscall)

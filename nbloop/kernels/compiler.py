@@ -22,8 +22,8 @@ from numba import cfunc, types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload, register_jitable
 
-from . import atomics, capi
-from .kernel import MANY, Kernel, helpers
+from . import atomics, capi, signals
+from .kernel import MANY, SIGNAL, Kernel, helpers
 
 _WORD = ir.IntType(64)
 _TYPES = {capi.WORD: types.intp, capi.REAL: types.float64, capi.INT: types.intc, capi.VOID: types.void}
@@ -104,7 +104,23 @@ def _monotonic_ns(_context: Any) -> Any:
     return types.int64(), emit
 
 
+@intrinsic
+def _signal_words(_context: Any) -> Any:
+    def emit(_c: Any, builder: Any, _s: Any, _args: Any) -> Any:
+        name = "nbloop_signal_words"
+        words = builder.module.globals.get(name)
+        if words is None:
+            kind = ir.ArrayType(_WORD, signals.WORDS)
+            words = ir.GlobalVariable(builder.module, kind, name)
+            words.linkage = "linkonce_odr"  # one array, however many of the linked modules mention it
+            words.initializer = ir.Constant(kind, [-1, *range(signals.COUNT)])
+        return builder.ptrtoint(words, _WORD)
+
+    return types.int64(), emit
+
+
 def _teach_primitives() -> None:
+    overload(signals.signal_words, jit_options=_OPTIONS)(lambda: (lambda: _signal_words()))
     for name, lowering in {
         "get": _load("plain"),
         "load": _load("acquire"),
@@ -148,6 +164,8 @@ def compile_kernels(kernels: list[Kernel], progress: Callable[[str], None]) -> t
     for kernel in kernels:
         progress(kernel.name)
         signature = types.intp(*(types.intp,) * (3 if kernel.arity == MANY else 2))
+        if kernel.arity == SIGNAL:
+            signature = types.void(types.intc)
         compiled = cfunc(signature, **_OPTIONS)(kernel.function)
         library = compiled._library
         symbols[kernel.name] = compiled._wrapper_name

@@ -31,6 +31,7 @@ from .atomics import get
 from .capi import OBJECT_HEADER
 
 NONE, ONE, MANY = 0x0004, 0x0008, 0x0080  # METH_NOARGS, METH_O, METH_FASTCALL
+SIGNAL = 0  # not a method: a C signal handler, void(int)
 
 helpers: list[FunctionType] = []  # functions that kernels call, in order of declaration
 kernels: dict[str, Kernel] = {}
@@ -43,10 +44,10 @@ def helper[F: Callable[..., Any]](function: F) -> F:
     return function
 
 
-def kernel(arity: int) -> Callable[[Callable[..., int]], Kernel]:
+def kernel(arity: int) -> Callable[[Callable[..., int | None]], Kernel]:
     """Declare a built-in method: ``(self, _)`` for NONE, ``(self, argument)`` for ONE, ``(self, array, count)`` for MANY."""
 
-    def declare(function: Callable[..., int]) -> Kernel:
+    def declare(function: Callable[..., int | None]) -> Kernel:
         assert isinstance(function, FunctionType)
         assert function.__name__ not in kernels, function.__name__
         declared = kernels[function.__name__] = Kernel(function, arity)
@@ -104,7 +105,7 @@ class Kernel:
 def _doc(like: Callable[..., Any]) -> str:
     """CPython's form of a built-in's docstring: ``name($self, args, /)``, a rule, the text."""
     parameters = [p.replace(annotation=p.empty) for p in inspect.signature(like).parameters.values()]
-    parameters[0] = inspect.Parameter("$self", inspect.Parameter.POSITIONAL_ONLY) if False else parameters[0].replace(name="self")
+    parameters[0] = parameters[0].replace(name="self")
     text = str(inspect.Signature(parameters)).replace("(self", "($self", 1)
     return f"{like.__name__}{text}\n--\n\n{textwrap.dedent(like.__doc__ or '').strip()}"
 

@@ -1,0 +1,138 @@
+"""Signals for a loop in any thread, and for several loops at once.
+
+`signal.signal` can be called on the main thread only, its handlers run on the main thread only, and `signal.set_wakeup_fd` has one taker a process.
+Here a signal's C handler is a kernel (kernels/signals.py) that writes the number to a pipe; one daemon thread, started with the first handler, reads the
+pipe and submits to every loop that asked for that signal. The disposition that was there before comes back when the last of them is removed.
+`signal.getsignal` does not know of it: it goes on naming the Python handler that is out of use meanwhile.
+
+Un-jitted kernels can not be C handlers; then `signal.signal` is used, with its limits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Protocol
+
+from .errors import LoopTerminatedError
+from .kernels.signals import on_signal, signal_words_address
+
+
+class Target(Protocol):
+    """What a signal is delivered to."""
+
+    @property
+    def submit(self) -> Callable[..., None]:
+        """Takes ``callback, *args`` from any thread."""
+
+
+type _Handler = tuple[Callable[..., object], tuple[object, ...]]
+
+_lock = threading.RLock()  # re-entrant: a collection inside it may end a loop, which forgets its signals
+_asked: dict[int, weakref.WeakKeyDictionary[Target, _Handler]] = {}
+_before: dict[int, object] = {}  # the disposition to put back: an address, or a Python handler when un-jitted
+_pipe: tuple[int, int] | None = None
+
+
+def add(target: Target, number: int, callback: Callable[..., object], args: tuple[object, ...]) -> None:
+    """Submit ``callback(*args)`` to `target` for each arrival of a signal; replaces what it asked for before. Any thread.
+
+    ValueError for what is no signal's number or can not be caught; un-jitted also off the main thread.
+    """
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise TypeError(f"sig must be a signal number, not {number!r}")
+    if not callable(callback):
+        raise TypeError(f"callback must be callable, not {callback!r}")
+    if number not in signal.valid_signals():
+        raise ValueError(f"sig must be one of signal.valid_signals(), not {number}")
+    with _lock:
+        if number not in _asked:
+            _before[number] = _install(number)
+            _asked[number] = weakref.WeakKeyDictionary()
+        _asked[number][target] = (callback, args)
+
+
+def remove(target: Target, number: int) -> bool:
+    """Undo `add`; False if there was nothing to undo. Any thread (un-jitted: the main one)."""
+    with _lock:
+        wanted = _asked.get(number)
+        if wanted is None or wanted.pop(target, None) is None:
+            return False
+        if not wanted:
+            del _asked[number]
+            _restore(number, _before.pop(number))
+        return True
+
+
+def forget(target: Target) -> None:
+    """Undo every `add` of a target that has ended."""
+    for number in list(_asked):
+        with contextlib.suppress(ValueError):  # un-jitted, off the main thread: the handler stays, and finds nobody
+            remove(target, number)
+
+
+def _deliver(number: int) -> None:
+    with _lock:
+        wanted = list(_asked.get(number, {}).items())
+    for target, (callback, args) in wanted:
+        with contextlib.suppress(LoopTerminatedError):
+            target.submit(callback, *args)
+
+
+def _install(number: int) -> object:
+    """Take over a signal; its disposition before."""
+    if not on_signal.address:
+        return signal.signal(number, lambda arrived, _frame: _deliver(arrived))
+    _start_reader()
+    set_handler = ctypes.pythonapi.PyOS_setsig
+    set_handler.restype, set_handler.argtypes = ctypes.c_ssize_t, [ctypes.c_int, ctypes.c_void_p]
+    before = set_handler(number, on_signal.address)
+    if before == -1:  # SIG_ERR
+        raise ValueError(f"sig {number} ({signal.Signals(number).name}) can not be caught")
+    return int(before)
+
+
+def _restore(number: int, before: object) -> None:
+    if isinstance(before, int) and not isinstance(before, signal.Handlers):
+        ctypes.pythonapi.PyOS_setsig(number, ctypes.c_void_p(before))
+    else:
+        signal.signal(number, before)  # type: ignore[arg-type]
+
+
+def _start_reader() -> None:
+    global _pipe
+    if _pipe is not None:
+        return
+    _pipe = os.pipe()
+    os.set_blocking(_pipe[1], False)
+    ctypes.c_int64.from_address(signal_words_address.bind(None)()).value = _pipe[1]
+    threading.Thread(target=_read, args=(_pipe[0],), name="nbloop-signals", daemon=True).start()
+
+
+def _read(descriptor: int) -> None:
+    while arrived := os.read(descriptor, 256):
+        for number in arrived:
+            _deliver(number)
+
+
+def _after_fork_in_child() -> None:
+    """The pipe is shared with the parent, whose thread reads it: give the signals back before one of ours arrives there."""
+    global _lock, _pipe
+    _lock = threading.RLock()
+    for number, before in _before.items():
+        _restore(number, before)
+    _asked.clear()
+    _before.clear()
+    if _pipe is not None:
+        for descriptor in _pipe:
+            os.close(descriptor)
+        _pipe = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
