@@ -1,7 +1,7 @@
 """Everything compiled: atomics, C-API, memory layout, queues, timers, parking, the turn. Importing this loads the kernels."""
 
-from . import methods, pack, signals, turn
+from . import methods, pack, signals, traverse, turn
 
 pack.load()
 
-__all__ = ["methods", "pack", "signals", "turn"]
+__all__ = ["methods", "pack", "signals", "traverse", "turn"]

@@ -22,8 +22,8 @@ from numba import cfunc, types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload, register_jitable
 
-from . import atomics, capi, signals
-from .kernel import MANY, SIGNAL, Kernel, helpers
+from . import atomics, capi, signals, traverse
+from .kernel import MANY, SIGNAL, TRAVERSE, Kernel, helpers
 
 _WORD = ir.IntType(64)
 _TYPES = {capi.WORD: types.intp, capi.REAL: types.float64, capi.INT: types.intc, capi.VOID: types.void}
@@ -104,6 +104,15 @@ def _monotonic_ns(_context: Any) -> Any:
     return types.int64(), emit
 
 
+@intrinsic(prefer_literal=False)
+def _visit_object(_context: Any, visit: Any, target: Any, argument: Any) -> Any:
+    def emit(_c: Any, builder: Any, _s: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.IntType(32), [_WORD, _WORD])  # pointers travel as words
+        return builder.sext(builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:]), _WORD)
+
+    return types.int64(types.int64, types.int64, types.int64), emit
+
+
 @intrinsic
 def _signal_words(_context: Any) -> Any:
     def emit(_c: Any, builder: Any, _s: Any, _args: Any) -> Any:
@@ -120,6 +129,9 @@ def _signal_words(_context: Any) -> Any:
 
 
 def _teach_primitives() -> None:
+    overload(traverse.visit_object, jit_options=_OPTIONS)(
+        lambda visit, target, argument: (lambda visit, target, argument: _visit_object(visit, target, argument))
+    )
     overload(signals.signal_words, jit_options=_OPTIONS)(lambda: (lambda: _signal_words()))
     for name, lowering in {
         "get": _load("plain"),
@@ -166,6 +178,8 @@ def compile_kernels(kernels: list[Kernel], progress: Callable[[str], None]) -> t
         signature = types.intp(*(types.intp,) * (3 if kernel.arity == MANY else 2))
         if kernel.arity == SIGNAL:
             signature = types.void(types.intc)
+        elif kernel.arity == TRAVERSE:
+            signature = types.intc(types.intp, types.intp, types.intp)
         compiled = cfunc(signature, **_OPTIONS)(kernel.function)
         library = compiled._library
         symbols[kernel.name] = compiled._wrapper_name

@@ -32,6 +32,7 @@ from .capi import OBJECT_HEADER
 
 NONE, ONE, MANY = 0x0004, 0x0008, 0x0080  # METH_NOARGS, METH_O, METH_FASTCALL
 SIGNAL = 0  # not a method: a C signal handler, void(int)
+TRAVERSE = -1  # not a method: a type's tp_traverse, int(PyObject *, visitproc, void *)
 
 helpers: list[FunctionType] = []  # functions that kernels call, in order of declaration
 kernels: dict[str, Kernel] = {}

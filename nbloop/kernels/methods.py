@@ -63,6 +63,8 @@ from .layout import (
     MICROTASKS,
     NONE,
     OWNER,
+    P_FREE,
+    P_FREE_SLABS,
     P_SLAB_COUNT,
     P_SLAB_OBJECTS,
     POINTER_MASK,
@@ -84,6 +86,7 @@ from .layout import (
     SLOTS_PER_SLAB_BITS,
     STOP,
     T_COMMANDS,
+    T_FREE,
     T_HEAP_ARRAY,
     T_LIVE_ELSEWHERE,
     T_LIVE_HERE,
@@ -94,6 +97,7 @@ from .layout import (
     T_SLOT_COUNT,
     T_UNREFERENCED,
     TAG_ARGUMENTS,
+    TERMINATED,
     TERMINATING,
     TICKS,
     TIMERS_AT,
@@ -344,12 +348,14 @@ def schedule_immediate(self: int, arguments: int, count: int) -> int:
     while True:
         status = 0
         identifier = 0
-        slot = slot_take(timers)
-        if slot < 0:
-            status = REFUSED_SLOTS
-        elif here and load(base + LIFECYCLE) >= TERMINATING:
+        slot = -1
+        if load(base + LIFECYCLE) >= TERMINATING:
             status = REFUSED_CLOSED
         else:
+            slot = slot_take(timers)
+            if slot < 0:
+                status = REFUSED_SLOTS
+        if status == 0:
             identifier = slot_open(timers, slot, word, QUEUED)
             if here:
                 if queue_length(base + REMOTE) != 0:
@@ -405,14 +411,13 @@ def arm(base: int, arguments: int, count: int, repeat: bool) -> int:
         return 0
     period = delay if repeat else -1
     while True:
-        if on_loop_thread(base):
-            if load(base + LIFECYCLE) >= TERMINATING:
-                identifier = -REFUSED_CLOSED
-            else:
-                if queue_length(base + REMOTE) != 0:
-                    fetch_remote(base)
-                deadline = due_after(base, monotonic_ns(), delay, get(base + TIMERS_AT + T_NESTING))
-                identifier = timer_arm_here(base, word, deadline, period)
+        if load(base + LIFECYCLE) >= TERMINATING:
+            identifier = -REFUSED_CLOSED
+        elif on_loop_thread(base):
+            if queue_length(base + REMOTE) != 0:
+                fetch_remote(base)
+            deadline = due_after(base, monotonic_ns(), delay, get(base + TIMERS_AT + T_NESTING))
+            identifier = timer_arm_here(base, word, deadline, period)
         else:
             identifier = timer_arm_elsewhere(base, word, monotonic_ns() + delay, period)
         if identifier > 0:
@@ -667,10 +672,17 @@ def ring_drop(ring: int) -> None:
 
 @kernel(NO_ARGUMENTS)
 def drop(self: int, _unused: int) -> int:
-    """Release everything that was accepted and will not run. Owner only, queues closed. Releasing runs any Python code: what that
+    """`release_all` as a method. Owner only, queues closed."""
+    base = data(self)
+    release_all(base)
+    return get(base + NONE)
+
+
+@helper
+def release_all(base: int) -> None:
+    """Release everything that was accepted and will not run. Queues closed, nobody inside `run`. Releasing runs any Python code: what that
     code tries to schedule is refused, and what it cancels is answered truly.
     """
-    base = data(self)
     timers = base + TIMERS_AT
     queue_drop(base + EXTERNAL, False)
     queue_drop(base + REMOTE, True)
@@ -702,26 +714,46 @@ def drop(self: int, _unused: int) -> int:
         queue_drop(handle + H_QUEUE, False)
         Py_DecRef(get(handle + H_SELF))
         handle = below
-    return get(base + NONE)
 
 
 @kernel(NO_ARGUMENTS)
 def destroy(self: int, _unused: int) -> int:
-    """Release the arrays that kernels made. After `drop`, by the state's finaliser: nobody can reach the state any more."""
+    """The state's finaliser: end the loop for good and release everything that kernels own, arrays included.
+
+    The collector runs finalisers of a cycle in any order, so others may still call methods of this state afterwards: everything is refused
+    by then, and what does not refuse finds nothing.
+    """
     base = data(self)
     timers = base + TIMERS_AT
-    for ring in (base + TICKS, base + MICROTASKS, base + IMMEDIATES, base + CLOSING, base + INTERNAL):
-        Py_DecRef(get(ring + R_ARRAY))
-    Py_DecRef(get(timers + T_HEAP_ARRAY))
-    Py_DecRef(get(timers + T_POSITIONS_ARRAY))
-    for slab in range(load(timers + T_SLOT_COUNT) >> SLOTS_PER_SLAB_BITS):
-        Py_DecRef(get(get(timers + T_SLAB_OBJECTS) + (slab << 3)))
     pool = base + POOL_AT
-    for slab in range(load(pool + P_SLAB_COUNT)):
-        array = get(get(pool + P_SLAB_OBJECTS) + (slab << 3))
-        if array != 0:
-            Py_DecRef(array)
+    store_sc(base + LIFECYCLE, TERMINATED)
+    queue_close(base + EXTERNAL)
+    queue_close(base + REMOTE)
+    release_all(base)
+    queue_return_chunk(base + EXTERNAL)
+    queue_return_chunk(base + REMOTE)
+    for ring in (base + TICKS, base + MICROTASKS, base + IMMEDIATES, base + CLOSING, base + INTERNAL):
+        release_array(ring + R_ARRAY)
+    release_array(timers + T_HEAP_ARRAY)
+    release_array(timers + T_POSITIONS_ARRAY)
+    slabs = exchange(timers + T_SLOT_COUNT, 0) >> SLOTS_PER_SLAB_BITS
+    store(timers + T_FREE, 0)
+    for slab in range(slabs):
+        release_array(get(timers + T_SLAB_OBJECTS) + (slab << 3))
+    slabs = exchange(pool + P_SLAB_COUNT, 0)
+    store(pool + P_FREE, 0)
+    store(pool + P_FREE_SLABS, 0)
+    for slab in range(slabs):
+        release_array(get(pool + P_SLAB_OBJECTS) + (slab << 3))
     return get(base + NONE)
+
+
+@helper
+def release_array(word: int) -> None:
+    """Release the array that a word owns, if any."""
+    array = exchange(word, 0)
+    if array != 0:
+        Py_DecRef(array)
 
 
 @kernel(NO_ARGUMENTS)

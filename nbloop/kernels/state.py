@@ -7,6 +7,7 @@ kernels own (callables, the arrays they grew). `__del__` releases the second kin
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import sys
 from collections.abc import Callable, Mapping
@@ -19,8 +20,9 @@ from . import layout
 from .capi import Py_IncRef
 from .kernel import Kernel
 from .layout import HANDLE, LINE, POOL, QUEUE, RING, STATE, TIMERS, table
-from .methods import destroy, drop, producer_destroy, warm
+from .methods import destroy, producer_destroy, warm
 from .ring import SMALL
+from .traverse import traverse_handle, traverse_loop
 
 # C functions all the way down: no bytecode runs, so no signal handler can enter while a kernel calls one (see pool.py).
 make_array = functools.partial(np.empty, dtype=np.int64)
@@ -30,14 +32,17 @@ class State(np.ndarray):
     """An aligned array of words that a kernel-made method can have as its ``self``."""
 
     keep: list[Any]
-    finalisers: tuple[Kernel, ...]
     kind: np.dtype[np.void]
+    finaliser: Kernel
+    whole = False  # set once the array is a state, and not only typed as one
+
+    def __array_finalize__(self, source: object) -> None:
+        if isinstance(source, State):  # a slice would be traversed and finalised as if it were a state itself
+            raise TypeError("a state has no views or copies of its own type: use its record, or view(numpy.ndarray)")
 
     def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        if finalizing():  # modules are half gone, and the process takes everything with it
-            return
-        for kernel in self.__dict__.get("finalisers", ()):  # views of a state have none
-            kernel.bind(self)()
+        if self.whole and not finalizing():  # at the interpreter's end modules are half gone
+            self.finaliser.bind(self)()
 
     @property
     def record(self) -> Any:
@@ -45,15 +50,48 @@ class State(np.ndarray):
         return self.view(np.ndarray).view(self.kind)[0]
 
 
-def make_state(kind: np.dtype[np.void], *finalisers: Kernel) -> State:
-    """A zeroed, line-aligned state; the kernels in `finalisers` run in order when it dies."""
-    size = kind.itemsize // 8
+class LoopState(State):
+    """The state of a loop."""
+
+    kind = STATE
+    finaliser = destroy
+
+
+class HandleState(State):
+    """The state of a producer handle."""
+
+    kind = HANDLE
+    finaliser = producer_destroy
+
+
+_TP_DOC_TO_TRAVERSE = 20  # tp_traverse is the 21st word after a type's variable-size object header
+_SLOT_TP_TRAVERSE = 71  # Py_tp_traverse
+
+
+def _show_to_collector(kind: type[State], traverse: Kernel) -> None:
+    """Make `traverse` the type's ``tp_traverse``, so that cycles through queued callables are found.
+
+    The slot is written where this interpreter's own `PyType_GetSlot` proves it to be; if it is not there, cycles are not found, and all else works.
+    """
+    get_slot = ctypes.pythonapi.PyType_GetSlot
+    get_slot.restype, get_slot.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_int]
+    word = ctypes.c_void_p.from_address(id(kind) + object.__basicsize__ + 8 + _TP_DOC_TO_TRAVERSE * 8)
+    if traverse.address and word.value and word.value == get_slot(kind, _SLOT_TP_TRAVERSE):
+        word.value = traverse.address
+
+
+_show_to_collector(LoopState, traverse_loop)
+_show_to_collector(HandleState, traverse_handle)
+
+
+def make_state(kind: type[State]) -> State:
+    """A zeroed, line-aligned state."""
+    size = kind.kind.itemsize // 8
     raw = np.zeros(size + LINE // 8, np.int64)
     start = -(raw.ctypes.data // 8) % (LINE // 8)
-    state = raw[start : start + size].view(State)
-    state.kind = kind
+    state = raw[start : start + size].view(kind)
     state.keep = []
-    state.finalisers = finalisers
+    state.whole = True
     return state
 
 
@@ -95,7 +133,7 @@ def make_loop_state(
     *, chunk_size: int, initial_chunks: int, ingress_limit: int | None, hooks: Mapping[str, Callable[..., object]]
 ) -> State:
     """The state of a loop, with its queues open and empty. `hooks` are the Python functions that kernels call, by word."""
-    state = make_state(STATE, drop, destroy)
+    state = make_state(LoopState)
     record = state.record
     base = _address(state)
     record["self"] = id(state)
@@ -142,7 +180,7 @@ def make_loop_state(
 
 def make_handle_state(loop_state: State) -> State:
     """The state of a producer handle; it keeps the loop's state, whose pool it shares, alive."""
-    state = make_state(HANDLE, producer_destroy)
+    state = make_state(HandleState)
     record = state.record
     record["self"] = id(state)
     record["loop"] = _address(loop_state)

@@ -1,0 +1,111 @@
+"""The demo's work: reading a text, parsing its lines, merging what was found.
+
+Problem: a comparison of loops is worth little on made-up work. Idea: real work on real text, written once and handed to both loops: `words`
+runs in the producers, `Tally` on the loop. Every interpreter brings a large real text along, the sources of its standard library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sysconfig
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from time import perf_counter_ns
+
+FLUSH = 0.05  # seconds that a partial count may grow before it joins the totals
+
+_findall = re.compile(r"[^\W\d]\w*").findall
+
+
+@dataclass
+class Corpus:
+    """Lines of text and where they come from."""
+
+    name: str
+    lines: list[str]
+
+
+def read(path: str | None, limit: int) -> Corpus:
+    """At most `limit` lines of a file, or of the standard library's sources. OSError if it can not be read, ValueError if it has none."""
+    if path is None:
+        return _standard_library(limit)
+    with open(path, encoding="utf-8", errors="replace") as file:
+        lines = [line.rstrip("\n") for line in islice(file, limit)]
+    if not lines:
+        raise ValueError("it is empty")
+    return Corpus(path, lines)
+
+
+def _standard_library(limit: int) -> Corpus:
+    folder = Path(sysconfig.get_path("stdlib"))
+    lines: list[str] = []
+    files = 0
+    for source in sorted(folder.rglob("*.py")):
+        if {"site-packages", "test", "tests", "idle_test"}.intersection(source.relative_to(folder).parts):
+            continue
+        lines += source.read_text(encoding="utf-8", errors="replace").splitlines()[: limit - len(lines)]
+        files += 1
+        if len(lines) >= limit:
+            break
+    if not lines:
+        raise ValueError("this Python came without its sources; name a text with --file")
+    return Corpus(f"this Python's standard library ({files:,} files)", lines)
+
+
+def words(line: str) -> Counter[str]:
+    """How often each word (or identifier) occurs in a line. This is what the producers do."""
+    return Counter(_findall(line))
+
+
+def count_directly(lines: Iterable[str]) -> Counter[str]:
+    """The totals, by other code than the loops': what they are held against."""
+    total: Counter[str] = Counter()
+    for line in lines:
+        total.update(_findall(line))
+    return total
+
+
+def fingerprint(totals: Mapping[str, int]) -> str:
+    """A short hash of all words with their counts."""
+    return hashlib.sha256(repr(sorted(totals.items())).encode(errors="surrogatepass")).hexdigest()[:16]
+
+
+class Tally:
+    """The aggregate that only the loop's thread touches. `later(delay, callback)` is the loop's timer."""
+
+    def __init__(self, later: Callable[[float, Callable[[], object]], object]) -> None:
+        self.totals: dict[str, int] = {}
+        self.lines = 0
+        self.flushes = 0
+        self.delays: list[int] = []
+        self._later = later
+        self._partial: dict[str, int] = {}
+        self._armed = False
+
+    def merge(self, counts: Mapping[str, int]) -> None:
+        """Add one line's counts to the partial ones; the first since the last flush sets a timer for the next."""
+        partial = self._partial
+        for word, count in counts.items():
+            partial[word] = partial.get(word, 0) + count
+        self.lines += 1
+        if not self._armed:
+            self._armed = True
+            self._later(FLUSH, self.flush)
+
+    def merge_stamped(self, counts: Mapping[str, int], submitted: int) -> None:
+        """As `merge`, for a line that carries the time of its submit."""
+        self.delays.append(perf_counter_ns() - submitted)
+        self.merge(counts)
+
+    def flush(self) -> None:
+        """Move the partial counts into the totals."""
+        totals = self.totals
+        for word, count in self._partial.items():
+            totals[word] = totals.get(word, 0) + count
+        self._partial.clear()
+        self._armed = False
+        self.flushes += 1

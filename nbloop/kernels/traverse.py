@@ -1,0 +1,139 @@
+"""What the cycle collector sees of a state: the callables that its words own.
+
+Problem: a loop's queued callbacks usually refer back to the loop, and references held in integer words are invisible to the collector, so a loop that is
+forgotten with work in it would stay for ever. Idea: `tp_traverse` is one more C function pointer, so a kernel can be it. It runs while the
+world is stopped, and no kernel is ever stopped in the middle (they stop only where they call Python or wait), so what it walks is consistent.
+It may miss references that a stopped turn holds in its own variables; the collector then thinks that they are held from outside, which is safe.
+"""
+
+from __future__ import annotations
+
+from .atomics import get, load
+from .capi import OBJECT_HEADER, PyObject_VisitManagedDict
+from .ingress import VOID, queue_cell, queue_entry, queue_tail
+from .kernel import TRAVERSE, data, helper, kernel
+from .layout import (
+    CLOSING,
+    EXTERNAL,
+    H_NEXT_READY,
+    H_QUEUE,
+    H_SELF,
+    INTERNAL,
+    KIND_ARM,
+    KIND_SHIFT,
+    MICROTASKS,
+    POINTER_MASK,
+    Q_HEAD,
+    Q_POOL,
+    Q_SHIFT,
+    R_CELLS,
+    R_HEAD,
+    R_MASK,
+    R_TAIL,
+    READY,
+    REMOTE,
+    S_CALLBACK,
+    S_WORD,
+    SLOT_BITS,
+    T_SLOT_COUNT,
+    TICKS,
+    TIMERS_AT,
+)
+from .pool import pool_address
+from .timers import CANCELLED, SPENT, STATE_MASK, slot_of
+
+
+def visit_object(visit: int, target: int, argument: int) -> int:
+    """Call the collector's ``visitproc``: compiled code calls the address; un-jitted states are not traversed."""
+    raise RuntimeError(f"an un-jitted kernel can not call {visit:#x}({target:#x}, {argument:#x})")
+
+
+@helper
+def visit_header(self: int, visit: int, argument: int) -> int:
+    """The instance's ``__dict__`` and type, as every heap type's traverse must."""
+    status = PyObject_VisitManagedDict(self, visit, argument)
+    if status == 0:
+        status = visit_object(visit, get(self + OBJECT_HEADER - 8), argument)
+    return status
+
+
+@helper
+def visit_queue(queue: int, visit: int, argument: int, commands: bool) -> int:
+    """Every published reference; in the remote queue slot commands hold none."""
+    shift = get(queue + Q_SHIFT)
+    tail = queue_tail(queue)
+    ticket = load(queue + Q_HEAD)
+    while ticket < tail:
+        entry = load(queue_entry(queue, ticket))
+        if entry == 0 or entry == VOID:
+            ticket = ((ticket >> shift) + 1) << shift
+            continue
+        word = load(queue_cell(pool_address(get(queue + Q_POOL), entry - 1), ticket, shift))
+        ticket += 1
+        if word == 0 or (commands and (word >> KIND_SHIFT) & 7 >= KIND_ARM):
+            continue
+        status = visit_object(visit, word & POINTER_MASK, argument)
+        if status != 0:
+            return status
+    return 0
+
+
+@helper
+def visit_ring(ring: int, visit: int, argument: int) -> int:
+    """Every reference in a ring."""
+    for at in range(get(ring + R_HEAD), get(ring + R_TAIL)):
+        word = get(get(ring + R_CELLS) + ((at & get(ring + R_MASK)) << 3))
+        status = visit_object(visit, word & POINTER_MASK, argument)
+        if status != 0:
+            return status
+    return 0
+
+
+@helper
+def visit_slots(timers: int, visit: int, argument: int) -> int:
+    """Every callback that a timer or an immediate owns."""
+    for slot in range(load(timers + T_SLOT_COUNT)):
+        record = slot_of(timers, slot | 1 << SLOT_BITS)
+        if record == 0:
+            continue
+        state = load(record + S_WORD) & STATE_MASK
+        if state != SPENT and state != CANCELLED:
+            status = visit_object(visit, load(record + S_CALLBACK) & POINTER_MASK, argument)
+            if status != 0:
+                return status
+    return 0
+
+
+@kernel(TRAVERSE)
+def traverse_loop(self: int, visit: int, argument: int) -> int:
+    """``tp_traverse`` of a loop's state."""
+    base = data(self)
+    status = visit_header(self, visit, argument)
+    if status == 0:
+        status = visit_queue(base + EXTERNAL, visit, argument, False)
+    if status == 0:
+        status = visit_queue(base + REMOTE, visit, argument, True)
+    if status == 0:
+        status = visit_ring(base + TICKS, visit, argument)
+    if status == 0:
+        status = visit_ring(base + MICROTASKS, visit, argument)
+    if status == 0:
+        status = visit_ring(base + CLOSING, visit, argument)
+    if status == 0:
+        status = visit_ring(base + INTERNAL, visit, argument)
+    if status == 0:
+        status = visit_slots(base + TIMERS_AT, visit, argument)
+    handle = load(base + READY)
+    while handle != 0 and status == 0:
+        status = visit_object(visit, get(handle + H_SELF), argument)
+        handle = get(handle + H_NEXT_READY)
+    return status
+
+
+@kernel(TRAVERSE)
+def traverse_handle(self: int, visit: int, argument: int) -> int:
+    """``tp_traverse`` of a producer handle's state."""
+    status = visit_header(self, visit, argument)
+    if status == 0:
+        status = visit_queue(data(self) + H_QUEUE, visit, argument, False)
+    return status
