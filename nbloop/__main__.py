@@ -42,9 +42,15 @@ def make_parser() -> argparse.ArgumentParser:
         "first nbloop, then asyncio, the same code on both. Ends with a table of both, and with the proof that the totals are equal "
         "(status 1 if they are not).",
     )
-    demo.add_argument("--file", metavar="PATH", help="a text of yours (default: the sources of this Python's standard library)")
-    demo.add_argument("--lines", type=_count, default=300_000, metavar="N", help="read at most so many lines (default: 300,000)")
-    demo.add_argument("--producers", type=_count, default=4, metavar="N", help="threads that parse and submit (default: 4)")
+    demo.add_argument(
+        "--file", metavar="PATH", help="a text of yours (default: the sources of this Python's standard library)"
+    )
+    demo.add_argument(
+        "--lines", type=_count, default=300_000, metavar="N", help="read at most so many lines (default: 300,000)"
+    )
+    demo.add_argument(
+        "--producers", type=_count, default=4, metavar="N", help="threads that parse and submit (default: 4)"
+    )
     demo.add_argument("--plain", action="store_true", help="plain lines, even on a terminal with rich installed")
 
     doctor = commands.add_parser(

@@ -44,7 +44,7 @@ def add(target: Target, number: int, callback: Callable[..., object], args: tupl
 
     ValueError for what is no signal's number or can not be caught; un-jitted also off the main thread.
     """
-    if not isinstance(number, int) or isinstance(number, bool):
+    if isinstance(number, bool) or not isinstance(number, int):
         raise TypeError(f"sig must be a signal number, not {number!r}")
     if not callable(callback):
         raise TypeError(f"callback must be callable, not {callback!r}")

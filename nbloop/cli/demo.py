@@ -66,7 +66,9 @@ class Figures:
 class _Producers:
     """Threads that parse and submit, and can be told to give up."""
 
-    def __init__(self, body: Callable[[int, Entrance], None], entrances: Sequence[Entrance], finished: Callable[[], object]) -> None:
+    def __init__(
+        self, body: Callable[[int, Entrance], None], entrances: Sequence[Entrance], finished: Callable[[], object]
+    ) -> None:
         self.give_up = False
         self.failures: list[BaseException] = []
         self._threads = [
@@ -74,7 +76,9 @@ class _Producers:
             for i, entrance in enumerate(entrances)
         ]
 
-    def _work(self, body: Callable[[int, Entrance], None], number: int, entrance: Entrance, finished: Callable[[], object]) -> None:
+    def _work(
+        self, body: Callable[[int, Entrance], None], number: int, entrance: Entrance, finished: Callable[[], object]
+    ) -> None:
         try:
             body(number, entrance)
         except BaseException as failure:
@@ -92,7 +96,9 @@ class _Producers:
                 thread.join()
 
 
-def _drive(engine: Engine, count: int, make_body: Callable[[_Stop], Callable[[int, Entrance], None]]) -> tuple[float, int]:
+def _drive(
+    engine: Engine, count: int, make_body: Callable[[_Stop], Callable[[int, Entrance], None]]
+) -> tuple[float, int]:
     """Run `engine` here, fed by `count` producers, until all have finished and all is done: seconds, and ns of CPU time of this thread."""
     missing = count
 
@@ -191,7 +197,9 @@ class _Picture:
         tally = self._tally
         rate = tally.lines / (perf_counter() - self._start)
         try:
-            self._bar.show(tally.lines, f"{tally.lines:>9,} lines  {rate:>9,.0f}/s  {len(tally.totals):>7,} different words")
+            self._bar.show(
+                tally.lines, f"{tally.lines:>9,} lines  {rate:>9,.0f}/s  {len(tally.totals):>7,} different words"
+            )
         except OSError as failure:  # nobody reads our output any more
             self.failure = failure
             self._engine.stop()
@@ -362,7 +370,9 @@ def _introduce(screen: Screen, text: Corpus, producers: int) -> None:
     screen.line(f"  {len(text.lines):,} lines of {text.name}")
     screen.line(f"  {threads} parse, a loop merges. Python {python}, {gil}, {cores} core{'s' * (cores != 1)}")
     if pack.status.mode != "compiled":
-        screen.line("  The kernels run un-jitted, some hundred times slower than compiled: see `python -m nbloop doctor`")
+        screen.line(
+            "  The kernels run un-jitted, some hundred times slower than compiled: see `python -m nbloop doctor`"
+        )
 
 
 def _compare(screen: Screen, lines: list[str], producers: int) -> int:
@@ -389,8 +399,12 @@ def _compare(screen: Screen, lines: list[str], producers: int) -> int:
 
     screen.table(["", "nbloop", "producer()", "asyncio", "nbloop better by"], _rows(columns))
     parse = statistics.median(columns[0].run.parses)
-    screen.line(f"  Parsing a line takes {_time(parse)} (p50), whatever the loop: what a loop can gain end to end is bounded by it.")
-    screen.line("  At full speed, submit to run also measures how far producers outrun the loop; compare loops at the steady rate.")
+    screen.line(
+        f"  Parsing a line takes {_time(parse)} (p50), whatever the loop: what a loop can gain end to end is bounded by it."
+    )
+    screen.line(
+        "  At full speed, submit to run also measures how far producers outrun the loop; compare loops at the steady rate."
+    )
 
     screen.heading("Totals")
     results = [("counted directly", truth), ("one thread, no loop", alone.totals)]

@@ -84,7 +84,10 @@ class PlainScreen:
         widths = [max(len(row[i]) for row in [columns, *full]) for i in range(len(columns))]
 
         def show(row: Sequence[str]) -> None:
-            cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+            cells = [
+                row[0].ljust(widths[0]),
+                *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
+            ]
             print(("  " + "  ".join(cells)).rstrip())
 
         show(columns)
@@ -151,7 +154,9 @@ class RichScreen:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=True, header_style="bold")
         for i, column in enumerate(columns):
             last = i == len(columns) - 1
-            table.add_column(column, justify="right" if i else "left", no_wrap=i > 0, style="green" if last and i > 1 else "")
+            table.add_column(
+                column, justify="right" if i else "left", no_wrap=i > 0, style="green" if last and i > 1 else ""
+            )
         for row in rows:
             if len(row) == 1:
                 table.add_row(Text(row[0], style="dim italic"))

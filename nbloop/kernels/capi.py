@@ -19,9 +19,10 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 WORD, REAL, INT, VOID = "word", "real", "int", "void"  # intp (addresses too), double, C int, nothing
-_CTYPES = {WORD: ctypes.c_ssize_t, REAL: ctypes.c_double, INT: ctypes.c_int, VOID: None}
+_CTYPES: dict[str, Any] = {WORD: ctypes.c_ssize_t, REAL: ctypes.c_double, INT: ctypes.c_int, VOID: None}
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,14 @@
 """From plain-Python kernels to one object file. The only file that imports numba; `pack.py` imports it only when the cache has nothing.
 
 Each primitive of atomics.py is lowered to one LLVM instruction, each external of capi.py to a call by name, each helper is made
-known to Numba as it stands, and each kernel becomes a `cfunc` with a method's C signature. Their modules are then linked into *one*, everything
+known to Numba as it stands, and each kernel becomes a `cfunc` with its C signature. Their modules are then linked into *one*, everything
 but the kernels' entry points is made internal, and it is optimised once more as a whole: dead error paths go, and what remains refers to
-nothing but the C-API and libc. Such an object needs llvmlite alone to load: importing numba costs 1 s, loading this 5 ms.
+nothing but the C-API and libc. Such an object needs llvmlite alone to load: importing numba costs 1 s, loading this 20 ms.
 
-`overload` and not `njit` objects in the sources: a kernel's source must call the very function that runs un-jitted, so Numba is taught what that
-function means instead of the source being written for Numba.
+Numba is taught what the sources' own functions mean (`infer_global` and `lower_builtin` on the twins themselves, `register_jitable` on the helpers),
+instead of the sources being written for Numba: a kernel calls the very function that runs when it is not compiled.
 """
 
-# ruff: noqa: PLW0108 - Numba takes a lambda apart; a bare intrinsic is not a function to it
 from __future__ import annotations
 
 import platform
@@ -18,172 +17,156 @@ from typing import Any
 
 import llvmlite.binding as llvm
 from llvmlite import ir
-from numba import cfunc, types
+from numba import cfunc, config, types
 from numba.core import cgutils
-from numba.extending import intrinsic, overload, register_jitable
+from numba.core.typing.templates import AbstractTemplate, infer_global
+from numba.extending import lower_builtin, register_jitable
 
 from . import atomics, capi, signals, traverse
 from .kernel import MANY, SIGNAL, TRAVERSE, Kernel, helpers
 
 _WORD = ir.IntType(64)
-_TYPES = {capi.WORD: types.intp, capi.REAL: types.float64, capi.INT: types.intc, capi.VOID: types.void}
-_OPTIONS = {"error_model": "numpy"}  # no ZeroDivisionError paths: kernels divide by constants only
+_TYPES: dict[str, Any] = {capi.WORD: types.int64, capi.REAL: types.float64, capi.INT: types.intc, capi.VOID: types.void}
+_OPTIONS: Any = {"error_model": "numpy"}  # no ZeroDivisionError paths: kernels divide by constants only
+_INNER: Any = _OPTIONS | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # only other kernels call it
+
+type Emit = Callable[[Any, list[Any]], Any]  # (builder, argument values) -> result value, or None for void
+
+
+def _teach(function: Callable[..., Any], result: Any, arguments: list[Any], emit: Emit) -> None:
+    """Make calls of a Python function mean what `emit` puts in their place."""
+    typed: Any = infer_global
+    lowered: Any = lower_builtin
+
+    @typed(function)
+    class Meaning(AbstractTemplate):  # type: ignore[misc, unused-ignore]
+        def generic(self, _arguments: Any, _keywords: Any) -> Any:
+            return result(*arguments)
+
+    @lowered(function, *arguments)
+    def lowering(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+        value = emit(builder, list(values))
+        return context.get_dummy_value() if result == types.void else value
 
 
 def _pointer(builder: Any, address: Any) -> Any:
     return builder.inttoptr(address, _WORD.as_pointer())
 
 
-def _load(ordering: str) -> Any:
-    @intrinsic(prefer_literal=False)
-    def lowered(_context: Any, address: Any) -> Any:
-        def emit(_c: Any, builder: Any, _s: Any, args: Any) -> Any:
-            if ordering == "plain":
-                return builder.load(_pointer(builder, args[0]))
-            return builder.load_atomic(_pointer(builder, args[0]), ordering, 8)
-
-        return types.int64(types.int64), emit
-
-    return lambda address: (lambda address: lowered(address))
+def _compare_and_swap(builder: Any, values: list[Any]) -> Any:
+    pair = builder.cmpxchg(_pointer(builder, values[0]), values[1], values[2], "seq_cst", "acquire")
+    return builder.extract_value(pair, 1)
 
 
-def _store(ordering: str) -> Any:
-    @intrinsic(prefer_literal=False)
-    def lowered(_context: Any, address: Any, value: Any) -> Any:
-        def emit(context: Any, builder: Any, _s: Any, args: Any) -> Any:
-            if ordering == "plain":
-                builder.store(args[1], _pointer(builder, args[0]))
-            else:
-                builder.store_atomic(args[1], _pointer(builder, args[0]), ordering, 8)
-            return context.get_dummy_value()
-
-        return types.void(types.int64, types.int64), emit
-
-    return lambda address, value: (lambda address, value: lowered(address, value))
+def _pause(builder: Any, _values: list[Any]) -> None:
+    machine = platform.machine().lower()
+    instruction = {"x86_64": "pause", "amd64": "pause", "aarch64": "isb", "arm64": "isb"}.get(machine, "")
+    builder.asm(ir.FunctionType(ir.VoidType(), []), instruction, "~{memory}", [], True)
 
 
-def _modify(operation: str) -> Any:
-    @intrinsic(prefer_literal=False)
-    def lowered(_context: Any, address: Any, value: Any) -> Any:
-        def emit(_c: Any, builder: Any, _s: Any, args: Any) -> Any:
-            return builder.atomic_rmw(operation, _pointer(builder, args[0]), args[1], "seq_cst")
-
-        return types.int64(types.int64, types.int64), emit
-
-    return lambda address, value: (lambda address, value: lowered(address, value))
+def _monotonic_ns(builder: Any, _values: list[Any]) -> Any:
+    result = cgutils.alloca_once(builder, _WORD)
+    kind = ir.FunctionType(ir.IntType(32), [_WORD.as_pointer()])
+    builder.call(cgutils.get_or_insert_function(builder.module, kind, "PyTime_MonotonicRaw"), [result])
+    return builder.load(result)
 
 
-@intrinsic(prefer_literal=False)
-def _compare_and_swap(_context: Any, address: Any, expected: Any, value: Any) -> Any:
-    def emit(_c: Any, builder: Any, _s: Any, args: Any) -> Any:
-        pair = builder.cmpxchg(_pointer(builder, args[0]), args[1], args[2], "seq_cst", "acquire")
-        return builder.extract_value(pair, 1)
-
-    return types.boolean(types.int64, types.int64, types.int64), emit
+def _visit_object(builder: Any, values: list[Any]) -> Any:
+    kind = ir.FunctionType(ir.IntType(32), [_WORD, _WORD])  # pointers travel as words
+    return builder.sext(builder.call(builder.inttoptr(values[0], kind.as_pointer()), values[1:]), _WORD)
 
 
-@intrinsic
-def _pause(_context: Any) -> Any:
-    def emit(context: Any, builder: Any, _s: Any, _args: Any) -> Any:
-        machine = platform.machine().lower()
-        instruction = {"x86_64": "pause", "amd64": "pause", "aarch64": "isb", "arm64": "isb"}.get(machine, "")
-        builder.asm(ir.FunctionType(ir.VoidType(), []), instruction, "~{memory}", [], True)
-        return context.get_dummy_value()
-
-    return types.void(), emit
-
-
-@intrinsic
-def _monotonic_ns(_context: Any) -> Any:
-    def emit(_c: Any, builder: Any, _s: Any, _args: Any) -> Any:
-        result = cgutils.alloca_once(builder, _WORD)
-        kind = ir.FunctionType(ir.IntType(32), [_WORD.as_pointer()])
-        builder.call(cgutils.get_or_insert_function(builder.module, kind, "PyTime_MonotonicRaw"), [result])
-        return builder.load(result)
-
-    return types.int64(), emit
-
-
-@intrinsic(prefer_literal=False)
-def _visit_object(_context: Any, visit: Any, target: Any, argument: Any) -> Any:
-    def emit(_c: Any, builder: Any, _s: Any, args: Any) -> Any:
-        kind = ir.FunctionType(ir.IntType(32), [_WORD, _WORD])  # pointers travel as words
-        return builder.sext(builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:]), _WORD)
-
-    return types.int64(types.int64, types.int64, types.int64), emit
-
-
-@intrinsic
-def _signal_words(_context: Any) -> Any:
-    def emit(_c: Any, builder: Any, _s: Any, _args: Any) -> Any:
-        name = "nbloop_signal_words"
-        words = builder.module.globals.get(name)
-        if words is None:
-            kind = ir.ArrayType(_WORD, signals.WORDS)
-            words = ir.GlobalVariable(builder.module, kind, name)
-            words.linkage = "linkonce_odr"  # one array, however many of the linked modules mention it
-            words.initializer = ir.Constant(kind, [-1, *range(signals.COUNT)])
-        return builder.ptrtoint(words, _WORD)
-
-    return types.int64(), emit
+def _signal_words(builder: Any, _values: list[Any]) -> Any:
+    name = "nbloop_signal_words"
+    words = builder.module.globals.get(name)
+    if words is None:
+        kind = ir.ArrayType(_WORD, signals.WORDS)
+        words = ir.GlobalVariable(builder.module, kind, name)
+        words.linkage = "linkonce_odr"  # one array, however many of the linked modules mention it
+        words.initializer = ir.Constant(kind, [-1, *range(signals.COUNT)])
+    return builder.ptrtoint(words, _WORD)
 
 
 def _teach_primitives() -> None:
-    overload(traverse.visit_object, jit_options=_OPTIONS)(
-        lambda visit, target, argument: (lambda visit, target, argument: _visit_object(visit, target, argument))
-    )
-    overload(signals.signal_words, jit_options=_OPTIONS)(lambda: (lambda: _signal_words()))
-    for name, lowering in {
-        "get": _load("plain"),
-        "load": _load("acquire"),
-        "load_sc": _load("seq_cst"),
-        "put": _store("plain"),
-        "store": _store("release"),
-        "store_sc": _store("seq_cst"),
-        "fetch_add": _modify("add"),
-        "fetch_or": _modify("or"),
-        "exchange": _modify("xchg"),
-        "compare_and_swap": lambda address, expected, value: (
-            lambda address, expected, value: _compare_and_swap(address, expected, value)
-        ),
-        "pause": lambda: (lambda: _pause()),
-        "monotonic_ns": lambda: (lambda: _monotonic_ns()),
-    }.items():
-        overload(getattr(atomics, name), inline="never", jit_options=_OPTIONS)(lowering)
+    word = types.int64
+    for name, ordering in {"get": None, "load": "acquire", "load_sc": "seq_cst"}.items():
+
+        def loads(builder: Any, values: list[Any], ordering: str | None = ordering) -> Any:
+            at = _pointer(builder, values[0])
+            return builder.load(at) if ordering is None else builder.load_atomic(at, ordering, 8)
+
+        _teach(getattr(atomics, name), word, [word], loads)
+    for name, ordering in {"put": None, "store": "release", "store_sc": "seq_cst"}.items():
+
+        def stores(builder: Any, values: list[Any], ordering: str | None = ordering) -> None:
+            at = _pointer(builder, values[0])
+            if ordering is None:
+                builder.store(values[1], at)
+            else:
+                builder.store_atomic(values[1], at, ordering, 8)
+
+        _teach(getattr(atomics, name), types.void, [word, word], stores)
+    for name, operation in {"fetch_add": "add", "fetch_or": "or", "exchange": "xchg"}.items():
+
+        def modifies(builder: Any, values: list[Any], operation: str = operation) -> Any:
+            return builder.atomic_rmw(operation, _pointer(builder, values[0]), values[1], "seq_cst")
+
+        _teach(getattr(atomics, name), word, [word, word], modifies)
+    _teach(atomics.compare_and_swap, types.boolean, [word, word, word], _compare_and_swap)
+    _teach(atomics.pause, types.void, [], _pause)
+    _teach(atomics.monotonic_ns, word, [], _monotonic_ns)
+    _teach(traverse.visit_object, word, [word, word, word], _visit_object)
+    _teach(signals.signal_words, word, [], _signal_words)
 
 
 def _teach_externals() -> None:
+    codes: dict[str, Any] = {
+        capi.WORD: _WORD,
+        capi.REAL: ir.DoubleType(),
+        capi.INT: ir.IntType(32),
+        capi.VOID: ir.VoidType(),
+    }
     for declared in capi.externals.values():
-        signature = _TYPES[declared.result](*(_TYPES[a] for a in declared.arguments))
-        function = types.ExternalFunction(declared.name, signature)
-        names = ", ".join(f"a{i}" for i in range(len(declared.arguments)))
-        scope: dict[str, Any] = {"function": function}
-        exec(f"def lowering({names}):\n    def call({names}):\n        return function({names})\n    return call", scope)
-        overload(declared.twin, jit_options=_OPTIONS, strict=False)(scope["lowering"])
+        kind = ir.FunctionType(codes[declared.result], [codes[a] for a in declared.arguments])
+
+        def calls(builder: Any, values: list[Any], kind: Any = kind, name: str = declared.name) -> Any:
+            return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), values)
+
+        _teach(declared.twin, _TYPES[declared.result], [_TYPES[a] for a in declared.arguments], calls)
 
 
-def compile_kernels(kernels: list[Kernel], progress: Callable[[str], None]) -> tuple[dict[str, str], bytes]:
-    """Compile all kernels: entry symbols by kernel name, and the object file that defines them."""
+def compile_kernels(kernels: list[Kernel]) -> tuple[dict[str, str], bytes]:
+    """Compile all kernels: entry symbols by kernel name, and the object file that defines them.
+
+    Numba optimises each library as far as -O1 only: the whole is optimised in the end anyway, and this takes half of the time.
+    """
+    settings: Any = config
+    level, settings.OPT = settings.OPT, settings._OptLevel(1)
+    try:
+        return _compile(kernels)
+    finally:
+        settings.OPT = level
+
+
+def _compile(kernels: list[Kernel]) -> tuple[dict[str, str], bytes]:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     llvm.initialize_native_asmparser()  # for the inline `pause`
     _teach_primitives()
     _teach_externals()
     for function in helpers:
-        register_jitable(**_OPTIONS)(function)
+        register_jitable(**_INNER)(function)
     symbols: dict[str, str] = {}
     whole = llvm.parse_assembly("")
     for kernel in kernels:
-        progress(kernel.name)
         signature = types.intp(*(types.intp,) * (3 if kernel.arity == MANY else 2))
         if kernel.arity == SIGNAL:
             signature = types.void(types.intc)
         elif kernel.arity == TRAVERSE:
             signature = types.intc(types.intp, types.intp, types.intp)
-        compiled = cfunc(signature, **_OPTIONS)(kernel.function)
-        library = compiled._library
+        compiled: Any = cfunc(signature, **_OPTIONS)(kernel.function)
         symbols[kernel.name] = compiled._wrapper_name
-        whole.link_in(llvm.parse_assembly(library.get_llvm_str()))
+        whole.link_in(llvm.parse_assembly(compiled._library.get_llvm_str()))
     entries = set(symbols.values())
     for function in whole.functions:
         if not function.is_declaration and function.name not in entries:
@@ -191,7 +174,13 @@ def compile_kernels(kernels: list[Kernel], progress: Callable[[str], None]) -> t
     for variable in whole.global_variables:
         if not variable.is_declaration:
             variable.linkage = "internal"
-    machine = target_machine()
+    machine = llvm.Target.from_default_triple().create_target_machine(
+        cpu=llvm.get_host_cpu_name(),
+        features=llvm.get_host_cpu_features().flatten(),
+        opt=3,
+        jit=True,
+        codemodel="jitdefault",
+    )
     builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
     builder.getModulePassManager().run(whole, builder)
     undefined = {f.name for f in whole.functions if f.is_declaration and not f.name.startswith("llvm.")}
@@ -199,10 +188,3 @@ def compile_kernels(kernels: list[Kernel], progress: Callable[[str], None]) -> t
     if unknown:
         raise RuntimeError(f"kernels refer to symbols that capi.py does not declare: {sorted(unknown)}")
     return symbols, machine.emit_object(whole)
-
-
-def target_machine() -> Any:
-    """This machine's CPU with all its features, for code that is loaded where it was compiled."""
-    return llvm.Target.from_default_triple().create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3, jit=True, codemodel="jitdefault"
-    )

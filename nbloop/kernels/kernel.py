@@ -100,7 +100,7 @@ class Kernel:
         if definition is None:
             definition = _MethodDef(like.__name__.encode(), self.address, self.arity, _doc(like).encode())
             definition = self._definitions.setdefault(like.__name__, definition)
-        return _new_builtin(ctypes.addressof(definition), state, None)  # type: ignore[no-any-return]
+        return _new_builtin(ctypes.addressof(definition), state, None)
 
 
 def _doc(like: Callable[..., Any]) -> str:

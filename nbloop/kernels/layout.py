@@ -33,7 +33,7 @@ def _record(*lines: dict[str, object]) -> np.dtype[np.void]:
             offsets.append(at)
             at += np.dtype(kind).itemsize  # type: ignore[call-overload]
         at += -at % LINE
-    return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": at})  # type: ignore[call-overload,no-any-return]
+    return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": at})
 
 
 def _words(*names: str) -> dict[str, object]:

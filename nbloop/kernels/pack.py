@@ -115,14 +115,14 @@ def _checked(content: bytes) -> tuple[dict[str, str], bytes] | None:
 
 def _compile(file: Path | None) -> tuple[dict[str, str], bytes]:
     print(
-        "nbloop: compiling its kernels for this machine, once; about 15 s"
+        "nbloop: compiling its kernels for this machine, once; some 20 s"
         + (f" (kept in {file.parent})" if file is not None else ""),
         file=sys.stderr,
         flush=True,
     )
     from .compiler import compile_kernels
 
-    symbols, code = compile_kernels(list(kernels.values()), progress=lambda _name: None)
+    symbols, code = compile_kernels(list(kernels.values()))
     if file is not None:
         try:
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -58,6 +58,7 @@ from .layout import (
     MAKE_ARRAY,
     MICROTASKS,
     OVERLOAD,
+    P_FREE_CHUNKS,
     PARK_FUTEX,
     PARK_MODE,
     PARKS,
@@ -90,7 +91,7 @@ from .layout import (
 )
 from .layout import RUNNING as LOOP_RUNNING
 from .parking import FOREVER, arrivals, fall_asleep, park, stall
-from .pool import KEEP_CHUNKS, P_FREE_CHUNKS, pool_trim
+from .pool import KEEP_CHUNKS, pool_trim
 from .ring import ring_length, ring_pop, ring_push, ring_trim
 from .timers import (
     ARMED,
@@ -371,12 +372,12 @@ def phase_external(base: int) -> int:
     budget = get(base + BUDGET)
     waiting = queue_length(queue)
     handles = exchange(base + READY, 0) if load(base + READY) != 0 else 0
-    share = waiting
-    if waiting > budget:
-        share = budget if handles == 0 else (budget + 1) >> 1  # under overload neither kind starves the other
+    share = min(waiting, budget)
+    if handles != 0 and waiting >= budget:  # neither kind starves the other; a budget of 1 goes to each in its turn
+        share = (budget + (get(base + TURNS) & 1)) >> 1
     left = budget
     overloaded = waiting > share
-    while share > 0:
+    while share > 0 and load(base + INTERRUPT) == 0:
         word = queue_take(queue)
         if word == 0:
             if queue_length(queue) == 0:
@@ -389,8 +390,6 @@ def phase_external(base: int) -> int:
         if invoke_owned(base, word, KIND_TASK) != 0:
             handles_put_back(base, handles)
             return LEAVE
-        if load(base + INTERRUPT) != 0:
-            break
     # The stack is last in, first out: reversed once, so that handles are served in the order in which they became ready.
     order = 0
     while handles != 0:
@@ -398,6 +397,7 @@ def phase_external(base: int) -> int:
         put(handles + H_NEXT_READY, order)
         order = handles
         handles = below
+    again = 0  # handles that ran and have more: next turn, behind those that this turn does not come to
     while order != 0:
         below = get(order + H_NEXT_READY)
         status = 0
@@ -411,13 +411,19 @@ def phase_external(base: int) -> int:
         if queue_length(order + H_QUEUE) != 0:
             if status == 0 and left <= 0:
                 overloaded = True
-            handle_ready(base, order)  # still in `queued` state: it goes back with its reference
+            if taken > 0:
+                put(order + H_NEXT_READY, again)
+                again = order
+            else:
+                handle_ready(base, order)  # still in `queued` state: it goes back with its reference
         else:
             handle_rest(base, order)
         order = below
         if status != 0:
             handles_put_back(base, order)
+            handles_put_back(base, again)
             return LEAVE
+    handles_put_back(base, again)
     if overloaded and load(base + INTERRUPT) == 0:
         if call_hook(get(base + OVERLOAD)) != 0:
             return LEAVE
