@@ -89,7 +89,8 @@ class Loop:
     Options, all checked here: `fast_path_mode` (`FastPathMode`); `on_overload(error)`, called on the loop once in each turn in which more
     than `ingress_budget` external tasks waited; `on_error(exception, context)`, called for a callback that raised (default: the
     ``nbloop`` logger); `chunk_size`, a power of two from 16 to 4,096, tasks in a chunk of the submit queue, and `initial_chunks`, made at construction;
-    `ingress_limit`, the most tasks that may wait in the submit queue (default: 33,488,896 at the default chunk size); `auto_exit`, to end
+    `ingress_limit`, the most tasks that may wait in the submit queue, and in each producer handle's (default: 33,488,896 at the
+    default chunk size); `auto_exit`, to end
     when nothing referenced is left; `clamp_nested_timers`, HTML's 4 ms for deeply nested timers; `debug`, to remember where each callback was
     scheduled and tell `on_error`; `name`, for threads and messages.
 

@@ -86,17 +86,17 @@ def queue_segment(queue: int, ticket: int) -> int:
 @helper
 def queue_draw(queue: int, count: int) -> int:
     """Draw `count` consecutive tickets; the first is returned, or -REFUSED_x and nothing was drawn. Any thread."""
-    if load(queue + Q_GATE) == OPEN:
+    shift = get(queue + Q_SHIFT)
+    if load(queue + Q_GATE) == OPEN and count <= 1 << shift:
         ticket = fetch_add(queue + Q_TAIL, count)
         if ticket < 0:
             return -REFUSED_CLOSED
-        shift = get(queue + Q_SHIFT)
         if ticket >> shift != (ticket - count) >> shift:  # looked at once per segment: is the directory filling up?
             backlog = ticket - load(queue + Q_HEAD)
             if (backlog >> shift) > get(queue + Q_DIRECTORY_MASK) + 1 - 2 * SLACK:
                 compare_and_swap(queue + Q_GATE, OPEN, FULL)
         return ticket
-    while True:  # with a limit to keep exactly, or near the end of the directory: look first, then swap
+    while True:  # a limit to keep exactly, the end of the directory near, or a batch that might reach it: look first, then swap
         ticket = load(queue + Q_TAIL)
         if ticket < 0:
             return -REFUSED_CLOSED

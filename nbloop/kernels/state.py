@@ -186,7 +186,9 @@ def make_handle_state(loop_state: State) -> State:
     record["loop"] = _address(loop_state)
     state.keep.append(loop_state)
     chunk_size = int(loop_state.record["pool"]["chunk_bytes"]) // 8
-    _open_queue(state, layout.H_QUEUE, chunk_size, _address(loop_state) + layout.POOL_AT, None)
+    external = loop_state.record["external"]
+    limit = int(external["limit"]) if external["gate"] == layout.EXACT else None
+    _open_queue(state, layout.H_QUEUE, chunk_size, _address(loop_state) + layout.POOL_AT, limit)
     return state
 
 
