@@ -14,6 +14,7 @@ _SCHEDULING = {
     "submit_internal": 0,
     "schedule_microtask": 0,
     "schedule_next_tick": 0,
+    "schedule_checkpoint_end": 0,
     "schedule_immediate": 0,
     "schedule_close": 0,
     "schedule_timer": 1,

@@ -22,7 +22,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from . import debug as _debug
 from . import signals as _signals
@@ -40,6 +40,10 @@ from .kernels import layout, methods, turn
 from .kernels.kernel import bound
 from .kernels.state import make_handle_state, make_loop_state
 from .parkers import Parker, make_parker
+
+if TYPE_CHECKING:
+    from .js import Promise
+    from .js.promisify import Workers
 
 logger = logging.getLogger("nbloop")
 
@@ -77,6 +81,7 @@ _KINDS = {
     layout.KIND_CLOSE: "close callback",
     layout.KIND_IMMEDIATE: "immediate",
     layout.KIND_TIMER: "timer",
+    layout.KIND_CHECKPOINT_END: "checkpoint end",
 }
 
 
@@ -132,6 +137,7 @@ class Loop:
             raise TypeError(f"name must be a str or None, not {name!r}")
 
         self.name = name if name is not None else f"nbloop-{next(_numbers)}"
+        self.debug = debug
         self._on_overload = on_overload
         self._on_error = on_error
         self._mode = fast_path_mode
@@ -141,6 +147,7 @@ class Loop:
         self._ended = threading.Event()
         self._closing = False
         self._finisher: threading.Thread | None = None
+        self._workers: Workers | None = None
         self._forked = False
 
         me = weakref.ref(self)  # the hooks live in the state, which the loop keeps: they must not keep the loop
@@ -207,6 +214,13 @@ class Loop:
     @bound(methods.schedule_next_tick)
     def schedule_next_tick(self, callback: Callback, /, *args: object) -> None:
         """Run ``callback(*args)`` at the next checkpoint, before its microtasks (Node's ``process.nextTick``). As `schedule_microtask`."""
+
+    @bound(methods.schedule_checkpoint_end)
+    def schedule_checkpoint_end(self, callback: Callback, /, *args: object) -> None:
+        """Run ``callback(*args)`` at the end of the checkpoint in progress, or of the next, when no next-tick and no microtask is left.
+
+        One at a time: what it queues as microtasks runs before the next of its kind. As `schedule_microtask` otherwise.
+        """
 
     @bound(methods.schedule_immediate)
     def schedule_immediate(self, callback: Callback, /, *args: object) -> int:
@@ -295,6 +309,24 @@ class Loop:
     def is_loop_thread(self) -> bool:
         """Is the calling thread the one inside `run()`? Any thread. O(1)."""
         return False  # pragma: no cover
+
+    def promisify(self, function: Callable[..., Any], /, *args: object) -> Promise[Any]:
+        """Run ``function(*args)`` on a worker thread; a promise for its outcome, which always settles (`nbloop.js`).
+
+        Truly parallel on free-threaded builds. `shutdown()` waits for what is running and runs the handlers; `close()` rejects with
+        `LoopTerminatedError`, and so does a call after the end has begun. Any thread.
+        """
+        self._check_fork()
+        if not callable(function):
+            raise TypeError(f"function must be callable, not {function!r}")
+        with self._lock:
+            if self._workers is None:
+                from .js.promisify import (
+                    Workers,  # the one place where the loop knows of the view above it: a name of its own
+                )
+
+                self._workers = Workers(self)
+        return self._workers.run(function, args)
 
     def producer(self) -> Producer:
         """A private entrance for one producing thread at a time: same promise as `submit`, order kept per handle, no line shared with others.
@@ -532,9 +564,12 @@ class Loop:
         self._refuse_new()
         drain = turn.drain.bind(self._state)
         while not self._closing and drain() == turn.ENDED_DRAINED:
-            if not any(methods.producer_close.bind(handle)() for handle in self._live_handles()):
+            if any(methods.producer_close.bind(handle)() for handle in self._live_handles()):
+                time.sleep(0)  # a handle's producer is between its ticket and its announcement
+            elif self._workers is None or not self._workers.finish(closing=False):
                 break
-            time.sleep(0)  # a handle's producer is between its ticket and its announcement
+        if self._closing and self._workers is not None:
+            self._workers.finish(closing=True)
         methods.drop.bind(self._state)()
         for handle in self._live_handles():
             methods.producer_drop.bind(handle)()

@@ -1,7 +1,7 @@
 """Everything compiled: atomics, C-API, memory layout, queues, timers, parking, the turn. Importing this loads the kernels."""
 
-from . import methods, pack, signals, traverse, turn
+from . import js, methods, pack, signals, traverse, turn
 
 pack.load()
 
-__all__ = ["methods", "pack", "signals", "traverse", "turn"]
+__all__ = ["js", "methods", "pack", "signals", "traverse", "turn"]

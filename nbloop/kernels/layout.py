@@ -69,7 +69,7 @@ TIMERS = _record(
     _words("sequence", "live_here", "nesting"),
 )
 # One slot; 64 bytes, so two slots never share a line of 64.
-SLOT = np.dtype([(name, np.int64) for name in ("word", "callback", "deadline", "period", "nesting", "_5", "_6", "_7")])
+SLOT = np.dtype([(name, np.int64) for name in ("word", "callback", "deadline", "period", "nesting", "clamp", "_6", "_7")])
 # One entry of the heap; the four children of a node fill one 64-byte line.
 NODE = np.dtype([("deadline", np.int64), ("order", np.int64)])
 
@@ -85,7 +85,7 @@ STATE = _record(
     {"pool": POOL},
     {"ticks": RING, "microtasks": RING},  # owned by the loop thread, as all that follows
     {"immediates": RING, "closing": RING},
-    {"internal": RING},
+    {"internal": RING, "checkpoint_ends": RING},
     {"timers": TIMERS},
     _words("polled", "poll_timeout", "spin", "callbacks", "stalls", "turns", "seconds", "nanoseconds"),
     _words("arguments0", "arguments1", "arguments2", "arguments3"),  # scratch for vectorcall, loop thread only
@@ -158,7 +158,7 @@ T_HEAP, T_HEAP_ARRAY, T_SIZE = offset(TIMERS, "heap"), offset(TIMERS, "heap_arra
 T_CAPACITY, T_SEQUENCE = offset(TIMERS, "capacity"), offset(TIMERS, "sequence")
 T_LIVE_HERE, T_NESTING = offset(TIMERS, "live_here"), offset(TIMERS, "nesting")
 S_WORD, S_CALLBACK, S_DEADLINE = offset(SLOT, "word"), offset(SLOT, "callback"), offset(SLOT, "deadline")
-S_PERIOD, S_NESTING = offset(SLOT, "period"), offset(SLOT, "nesting")
+S_PERIOD, S_NESTING, S_CLAMP = offset(SLOT, "period"), offset(SLOT, "nesting"), offset(SLOT, "clamp")
 T_COMMANDS = offset(TIMERS, "commands")
 T_POSITIONS, T_POSITIONS_ARRAY = offset(TIMERS, "positions"), offset(TIMERS, "positions_array")
 T_POSITIONS_CAPACITY = offset(TIMERS, "positions_capacity")
@@ -173,6 +173,7 @@ STOP, SLEEP, SLEEP_DEADLINE, READY = (offset(STATE, n) for n in ("stop", "sleep"
 EXTERNAL, REMOTE, POOL_AT, TIMERS_AT = (offset(STATE, n) for n in ("external", "remote", "pool", "timers"))
 TICKS, MICROTASKS, IMMEDIATES = offset(STATE, "ticks"), offset(STATE, "microtasks"), offset(STATE, "immediates")
 CLOSING, INTERNAL = offset(STATE, "closing"), offset(STATE, "internal")
+CHECKPOINT_ENDS = offset(STATE, "checkpoint_ends")
 POLLED, POLL_TIMEOUT, SPIN = offset(STATE, "polled"), offset(STATE, "poll_timeout"), offset(STATE, "spin")
 CALLBACKS, STALLS, TURNS = offset(STATE, "callbacks"), offset(STATE, "stalls"), offset(STATE, "turns")
 SECONDS, NANOSECONDS = offset(STATE, "seconds"), offset(STATE, "nanoseconds")
@@ -198,5 +199,5 @@ TAG_ARGUMENTS = 1  # the reference is a tuple (callable, *args)
 KIND_SHIFT = 1
 KIND_TASK, KIND_MICROTASK, KIND_TICK, KIND_INTERNAL, KIND_CLOSE = 0, 1, 2, 3, 4  # what the callable is
 KIND_ARM, KIND_CANCEL, KIND_IMMEDIATE = 5, 6, 7  # the word is a slot number: word >> 4
-KIND_TIMER = 8  # only in reports
+KIND_TIMER, KIND_CHECKPOINT_END = 8, 9  # only in reports; in the remote queue kind 0, where no task is, means the end of a checkpoint
 POINTER_MASK = ~15

@@ -41,6 +41,8 @@ from .ingress import (
 from .kernel import MANY, ONE, data, helper, kernel
 from .kernel import NONE as NO_ARGUMENTS
 from .layout import (
+    CHECKPOINT_ENDS,
+    CLAMP,
     CLOSING,
     EXTERNAL,
     H_LOOP,
@@ -125,7 +127,7 @@ from .timers import (
 )
 from .turn import fetch_remote, handle_ready
 
-MOST_SECONDS = 4.0e9  # 126 years: a deadline stays far from the end of 64-bit nanoseconds
+MOST_NS = 4.0e18  # 126 years: a deadline stays far from the end of 64-bit nanoseconds
 
 
 @helper
@@ -153,26 +155,33 @@ def refuse(base: int, code: int, culprit: int) -> int:
 
 
 @helper
-def pack(base: int, arguments: int, count: int) -> int:
-    """An owned tagged reference for ``callback, *args`` at `arguments`, or 0 with an exception set."""
-    if count == 0:
-        refuse(base, REFUSED_ARGUMENTS, get(base + NONE))
-        return 0
-    callback = get(arguments)
+def pack(base: int, callback: int, rest: int, count: int) -> int:
+    """An owned tagged reference for `callback` with `count` arguments at `rest`, or 0 with an exception set."""
     if PyCallable_Check(callback) == 0:
         refuse(base, REFUSED_CALLABLE, callback)
         return 0
-    if count == 1:
+    if count <= 0:
         Py_IncRef(callback)
         return callback
-    packed = PyTuple_New(count)
+    packed = PyTuple_New(count + 1)
     if packed == 0:
         return 0
+    Py_IncRef(callback)
+    put(packed + TUPLE_ITEMS, callback)
     for i in range(count):
-        item = get(arguments + (i << 3))
+        item = get(rest + (i << 3))
         Py_IncRef(item)
-        put(packed + TUPLE_ITEMS + (i << 3), item)
+        put(packed + TUPLE_ITEMS + ((i + 1) << 3), item)
     return packed | TAG_ARGUMENTS
+
+
+@helper
+def pack_all(base: int, arguments: int, count: int) -> int:
+    """`pack` for ``callback, *args`` at `arguments`, where the callback may be missing."""
+    if count == 0:
+        refuse(base, REFUSED_ARGUMENTS, get(base + NONE))
+        return 0
+    return pack(base, get(arguments), arguments + 8, count - 1)
 
 
 @helper
@@ -203,7 +212,7 @@ def local(base: int, ring: int, word: int, culprit: int) -> int:
 @helper
 def schedule(base: int, arguments: int, count: int, ring: int, kind: int, while_terminating: bool) -> int:
     """Into a ring on the loop thread, as a command from any other."""
-    word = pack(base, arguments, count)
+    word = pack_all(base, arguments, count)
     if word == 0:
         return 0
     culprit = get(arguments)
@@ -220,7 +229,7 @@ def schedule(base: int, arguments: int, count: int, ring: int, kind: int, while_
 def submit(self: int, arguments: int, count: int) -> int:
     """Any thread: one ticket, one release store, one look at the sleep word."""
     base = data(self)
-    word = pack(base, arguments, count)
+    word = pack_all(base, arguments, count)
     if word == 0:
         return 0
     return send(base, base + EXTERNAL, word, get(arguments))
@@ -283,7 +292,7 @@ def producer_submit(self: int, arguments: int, count: int) -> int:
     """As `submit`, on the handle's own queue: no line is shared with another producer."""
     handle = data(self)
     base = get(handle + H_LOOP)
-    word = pack(base, arguments, count)
+    word = pack_all(base, arguments, count)
     if word == 0:
         return 0
     while True:
@@ -341,7 +350,7 @@ def schedule_immediate(self: int, arguments: int, count: int) -> int:
     """A slot whose number goes into the check ring, so that it can be cancelled; its id."""
     base = data(self)
     timers = base + TIMERS_AT
-    word = pack(base, arguments, count)
+    word = pack_all(base, arguments, count)
     if word == 0:
         return 0
     here = on_loop_thread(base)
@@ -378,19 +387,19 @@ def schedule_immediate(self: int, arguments: int, count: int) -> int:
 
 
 @helper
-def nanoseconds(base: int, number: int) -> int:
-    """A Python number of seconds as ns, rounded up so that nothing is early; at least 0. -1 with an exception set."""
-    seconds = PyFloat_AsDouble(number)
-    if seconds == -1.0 and PyErr_Occurred() != 0:
+def nanoseconds(base: int, number: int, unit: float) -> int:
+    """A Python number of units of so many ns as ns, rounded up so that nothing is early; at least 0. -1 with an exception set."""
+    amount = PyFloat_AsDouble(number)
+    if amount == -1.0 and PyErr_Occurred() != 0:
         PyErr_Clear()
         refuse(base, REFUSED_DELAY, number)
         return -1
-    if not (-MOST_SECONDS < seconds < MOST_SECONDS):  # also false for NaN
+    exact = amount * unit
+    if not (-MOST_NS < exact < MOST_NS):  # also false for NaN
         refuse(base, REFUSED_DELAY, number)
         return -1
-    if seconds <= 0.0:
+    if exact <= 0.0:
         return 0
-    exact = seconds * 1e9
     whole = int(exact)
     if whole < exact:
         whole += 1
@@ -398,45 +407,57 @@ def nanoseconds(base: int, number: int) -> int:
 
 
 @helper
-def arm(base: int, arguments: int, count: int, repeat: bool) -> int:
-    """A timer or interval from ``delay, callback, *args``: its id, or 0 with an exception set. Any thread."""
-    if count < 2:
-        refuse(base, REFUSED_ARGUMENTS, get(base + NONE))
-        return 0
-    delay = nanoseconds(base, get(arguments))
-    if delay < 0:
-        return 0
-    word = pack(base, arguments + 8, count - 1)
-    if word == 0:
-        return 0
-    period = delay if repeat else -1
+def arm(base: int, word: int, delay: int, period: int, clamp: int, culprit: int) -> int:
+    """A timer or interval for an owned word: its id, or 0 with an exception set and the reference released. Any thread."""
     while True:
         if load(base + LIFECYCLE) >= TERMINATING:
             identifier = -REFUSED_CLOSED
         elif on_loop_thread(base):
             if queue_length(base + REMOTE) != 0:
                 fetch_remote(base)
-            deadline = due_after(base, monotonic_ns(), delay, get(base + TIMERS_AT + T_NESTING))
-            identifier = timer_arm_here(base, word, deadline, period)
+            deadline = due_after(monotonic_ns(), delay, get(base + TIMERS_AT + T_NESTING), clamp)
+            identifier = timer_arm_here(base, word, deadline, period, clamp)
         else:
-            identifier = timer_arm_elsewhere(base, word, monotonic_ns() + delay, period)
+            identifier = timer_arm_elsewhere(base, word, monotonic_ns() + delay, period, clamp)
         if identifier > 0:
             return PyLong_FromLongLong(identifier)
-        if refuse(base, -identifier, get(arguments + 8)) != 0:
+        if refuse(base, -identifier, culprit) != 0:
             Py_DecRef(word & POINTER_MASK)
             return 0
+
+
+@helper
+def arm_seconds(base: int, arguments: int, count: int, repeat: bool) -> int:
+    """A timer or interval from ``delay, callback, *args``."""
+    if count < 2:
+        refuse(base, REFUSED_ARGUMENTS, get(base + NONE))
+        return 0
+    delay = nanoseconds(base, get(arguments), 1e9)
+    if delay < 0:
+        return 0
+    word = pack_all(base, arguments + 8, count - 1)
+    if word == 0:
+        return 0
+    return arm(base, word, delay, delay if repeat else -1, get(base + CLAMP), get(arguments + 8))
 
 
 @kernel(MANY)
 def schedule_timer(self: int, arguments: int, count: int) -> int:
     """One shot."""
-    return arm(data(self), arguments, count, False)
+    return arm_seconds(data(self), arguments, count, False)
 
 
 @kernel(MANY)
 def schedule_interval(self: int, arguments: int, count: int) -> int:
     """Repeating, anchored to each callback's start."""
-    return arm(data(self), arguments, count, True)
+    return arm_seconds(data(self), arguments, count, True)
+
+
+@kernel(MANY)
+def schedule_checkpoint_end(self: int, arguments: int, count: int) -> int:
+    """The ring that a checkpoint comes to last; from other threads as kind 0."""
+    base = data(self)
+    return schedule(base, arguments, count, base + CHECKPOINT_ENDS, 0, True)
 
 
 @helper
@@ -527,6 +548,7 @@ def alive(self: int, _unused: int) -> int:
         or ring_length(base + IMMEDIATES) != 0
         or ring_length(base + CLOSING) != 0
         or ring_length(base + INTERNAL) != 0
+        or ring_length(base + CHECKPOINT_ENDS) != 0
         or timers_referenced(base) > 0
     )
     return PyBool_FromLong(1 if some else 0)
@@ -690,6 +712,7 @@ def release_all(base: int) -> None:
     ring_drop(base + MICROTASKS)
     ring_drop(base + CLOSING)
     ring_drop(base + INTERNAL)
+    ring_drop(base + CHECKPOINT_ENDS)
     while ring_length(base + IMMEDIATES) != 0:
         ring_pop(base + IMMEDIATES)  # a slot number; its reference goes below
     store(timers + T_SIZE, 0)
@@ -732,7 +755,7 @@ def destroy(self: int, _unused: int) -> int:
     release_all(base)
     queue_return_chunk(base + EXTERNAL)
     queue_return_chunk(base + REMOTE)
-    for ring in (base + TICKS, base + MICROTASKS, base + IMMEDIATES, base + CLOSING, base + INTERNAL):
+    for ring in (base + TICKS, base + MICROTASKS, base + IMMEDIATES, base + CLOSING, base + INTERNAL, base + CHECKPOINT_ENDS):
         release_array(ring + R_ARRAY)
     release_array(timers + T_HEAP_ARRAY)
     release_array(timers + T_POSITIONS_ARRAY)

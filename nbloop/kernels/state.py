@@ -155,7 +155,7 @@ def make_loop_state(
     _open_queue(state, layout.EXTERNAL, chunk_size, pool_at, ingress_limit)
     _open_queue(state, layout.REMOTE, chunk_size, pool_at, None)
 
-    for name in ("ticks", "microtasks", "immediates", "closing", "internal"):
+    for name in ("ticks", "microtasks", "immediates", "closing", "internal", "checkpoint_ends"):
         ring = record[name]
         cells = np.empty(SMALL, np.int64)
         ring["cells"], ring["mask"], ring["array"] = _address(cells), SMALL - 1, _owned(cells)

@@ -29,7 +29,6 @@ from .heap import heap_insert, heap_remove, heap_reserve
 from .ingress import queue_length, queue_push
 from .kernel import data, helper
 from .layout import (
-    CLAMP,
     KIND_ARM,
     KIND_CANCEL,
     KIND_SHIFT,
@@ -38,6 +37,7 @@ from .layout import (
     REFUSED_SLOTS,
     REMOTE,
     S_CALLBACK,
+    S_CLAMP,
     S_DEADLINE,
     S_NESTING,
     S_PERIOD,
@@ -137,9 +137,9 @@ def slot_of(timers: int, identifier: int) -> int:
 
 
 @helper
-def due_after(base: int, now: int, delay: int, nesting: int) -> int:
+def due_after(now: int, delay: int, nesting: int, clamp: int) -> int:
     """The deadline for a delay of ns; with `clamp`, of the sixth nesting level and deeper not under 4 ms (HTML)."""
-    if get(base + CLAMP) != 0 and nesting > CLAMP_LEVEL and delay < CLAMP_NS:
+    if clamp != 0 and nesting > CLAMP_LEVEL and delay < CLAMP_NS:
         delay = CLAMP_NS
     return now + delay
 
@@ -153,7 +153,7 @@ def next_order(timers: int) -> int:
 
 
 @helper
-def timer_arm_here(base: int, callback: int, deadline: int, period: int) -> int:
+def timer_arm_here(base: int, callback: int, deadline: int, period: int, clamp: int) -> int:
     """Arm on the loop thread: straight into the heap. The id, or -REFUSED_x and the callback is still the caller's."""
     timers = base + TIMERS_AT
     slot = slot_take(timers)
@@ -165,6 +165,7 @@ def timer_arm_here(base: int, callback: int, deadline: int, period: int) -> int:
     record = slot_at(timers, slot)
     put(record + S_DEADLINE, deadline)
     put(record + S_PERIOD, period)
+    put(record + S_CLAMP, clamp)
     put(record + S_NESTING, get(timers + T_NESTING) + 1)
     store(timers + T_LIVE_HERE, get(timers + T_LIVE_HERE) + 1)
     identifier = slot_open(timers, slot, callback, ARMED)
@@ -173,7 +174,7 @@ def timer_arm_here(base: int, callback: int, deadline: int, period: int) -> int:
 
 
 @helper
-def timer_arm_elsewhere(base: int, callback: int, deadline: int, period: int) -> int:
+def timer_arm_elsewhere(base: int, callback: int, deadline: int, period: int, clamp: int) -> int:
     """Arm on any other thread: a command to the loop. The id, or -REFUSED_x and the callback is still the caller's."""
     timers = base + TIMERS_AT
     slot = slot_take(timers)
@@ -182,6 +183,7 @@ def timer_arm_elsewhere(base: int, callback: int, deadline: int, period: int) ->
     record = slot_at(timers, slot)
     put(record + S_DEADLINE, deadline)
     put(record + S_PERIOD, period)
+    put(record + S_CLAMP, clamp)
     put(record + S_NESTING, 1)
     fetch_add(timers + T_LIVE_ELSEWHERE, 1)
     identifier = slot_open(timers, slot, callback, PENDING)

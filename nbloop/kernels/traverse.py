@@ -13,6 +13,7 @@ from .capi import OBJECT_HEADER, PyObject_VisitManagedDict
 from .ingress import VOID, queue_cell, queue_entry, queue_tail
 from .kernel import TRAVERSE, data, helper, kernel
 from .layout import (
+    CHECKPOINT_ENDS,
     CLOSING,
     EXTERNAL,
     H_NEXT_READY,
@@ -121,6 +122,8 @@ def traverse_loop(self: int, visit: int, argument: int) -> int:
         status = visit_ring(base + CLOSING, visit, argument)
     if status == 0:
         status = visit_ring(base + INTERNAL, visit, argument)
+    if status == 0:
+        status = visit_ring(base + CHECKPOINT_ENDS, visit, argument)
     if status == 0:
         status = visit_slots(base + TIMERS_AT, visit, argument)
     handle = load(base + READY)

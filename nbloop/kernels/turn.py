@@ -35,6 +35,7 @@ from .layout import (
     BREATHE,
     BUDGET,
     CALLBACKS,
+    CHECKPOINT_ENDS,
     CLOSING,
     EXTERNAL,
     H_NEXT_READY,
@@ -46,6 +47,7 @@ from .layout import (
     INTERRUPT,
     KIND_ARM,
     KIND_CANCEL,
+    KIND_CHECKPOINT_END,
     KIND_CLOSE,
     KIND_IMMEDIATE,
     KIND_INTERNAL,
@@ -70,6 +72,7 @@ from .layout import (
     REMOTE,
     REPORT,
     S_CALLBACK,
+    S_CLAMP,
     S_NESTING,
     S_PERIOD,
     S_WORD,
@@ -208,8 +211,10 @@ def fetch_remote(base: int) -> None:
             status = ring_push(base + TICKS, make_array, value)
         elif kind == KIND_INTERNAL:
             status = ring_push(base + INTERNAL, make_array, value)
-        else:
+        elif kind == KIND_CLOSE:
             status = ring_push(base + CLOSING, make_array, value)
+        else:
+            status = ring_push(base + CHECKPOINT_ENDS, make_array, value)
         if status != 0:
             return
         if kind == KIND_ARM or kind == KIND_CANCEL:
@@ -219,10 +224,11 @@ def fetch_remote(base: int) -> None:
 
 @helper
 def checkpoint(base: int) -> int:
-    """All next-ticks, then all microtasks, again until both are empty. 0, or LEAVE. Loop thread."""
+    """All next-ticks, then all microtasks, again until both are empty; then what waits for that end. 0, or LEAVE. Loop thread."""
     if (
         ring_length(base + MICROTASKS) == 0
         and ring_length(base + TICKS) == 0
+        and ring_length(base + CHECKPOINT_ENDS) == 0
         and queue_length(base + REMOTE) == 0
     ):
         return 0
@@ -245,7 +251,10 @@ def checkpoint_run(base: int) -> int:
             ring = base + MICROTASKS
             kind = KIND_MICROTASK
             if ring_length(ring) == 0:
-                break
+                ring = base + CHECKPOINT_ENDS
+                kind = KIND_CHECKPOINT_END
+                if ring_length(ring) == 0:
+                    break
         # Next-ticks that arrive from elsewhere during the batch of next-ticks join it (fetch_remote above); during the batch of
         # microtasks they wait for its end, which comes only when no microtask is left.
         while status == 0 and ring_length(ring) != 0 and load(base + INTERRUPT) == 0:
@@ -255,6 +264,8 @@ def checkpoint_run(base: int) -> int:
             count += 1
             if count == CHECKPOINT_WARNING and status == 0:
                 status = call_hook(get(base + WARN))
+            if kind == KIND_CHECKPOINT_END:
+                break  # it may have queued microtasks, which come first
     put(timers + T_NESTING, nesting)
     return status
 
@@ -337,7 +348,7 @@ def timer_fire(base: int, slot: int) -> int:
         slot_free(timers, slot)
     else:
         put(record + S_NESTING, nesting + 1)
-        heap_insert(timers, slot, due_after(base, monotonic_ns(), period, nesting), next_order(timers))
+        heap_insert(timers, slot, due_after(monotonic_ns(), period, nesting, get(record + S_CLAMP)), next_order(timers))
     put(timers + T_NESTING, nesting)
     status = invoke(base, callback, KIND_TIMER)
     put(timers + T_NESTING, 0)
@@ -489,6 +500,7 @@ def idle(base: int) -> bool:
         and ring_length(base + INTERNAL) == 0
         and ring_length(base + MICROTASKS) == 0
         and ring_length(base + TICKS) == 0
+        and ring_length(base + CHECKPOINT_ENDS) == 0
     )
 
 

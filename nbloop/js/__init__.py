@@ -1,0 +1,24 @@
+"""The JavaScript view of a loop: timers, immediates, promises, abort signals, events, performance. Milliseconds here."""
+
+from .abort import AbortController, AbortError, AbortSignal
+from .combinators import AggregateError, NoPromisesError
+from .events import CustomEvent, Event, EventTarget
+from .performance import Performance, PerformanceEntry
+from .promise import Promise, RejectedError
+from .view import JS
+
+__all__ = [
+    "JS",
+    "AbortController",
+    "AbortError",
+    "AbortSignal",
+    "AggregateError",
+    "CustomEvent",
+    "Event",
+    "EventTarget",
+    "NoPromisesError",
+    "Performance",
+    "PerformanceEntry",
+    "Promise",
+    "RejectedError",
+]

@@ -1,0 +1,99 @@
+"""``async def`` over promises: what `JS.spawn` runs.
+
+An ECMAScript async function, step by step (27.7.5): the body starts at once, `await` takes one job for a promise of the same view (27.7.5.3), and
+what it returns resolves the promise as any value would. A coroutine has no thread of its own: each step runs on the loop's thread, as a microtask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
+
+from .promise import Promise, react, reason_as_exception, reject, resolve, resolved
+
+if TYPE_CHECKING:
+    from .abort import AbortSignal
+    from .view import JS
+
+
+class Running:
+    """A coroutine between two steps."""
+
+    __slots__ = ("_coroutine", "_js", "_promise", "_turn", "_unlink")
+
+    def __init__(self, js: JS, coroutine: Coroutine[Any, Any, Any], promise: Promise[Any]) -> None:
+        self._js = js
+        self._coroutine = coroutine
+        self._promise = promise
+        self._turn = 0  # counts steps: a promise awaited before an abort interrupted it must not resume the coroutine again
+        self._unlink: Any = None
+
+    def follow(self, signal: AbortSignal) -> None:
+        """Throw the signal's reason into the coroutine where it waits, if it is aborted before the end."""
+        self._unlink = signal.on_abort(lambda reason: self._js.loop.schedule_microtask(self.interrupt, reason))
+
+    def interrupt(self, reason: Any) -> None:
+        """Resume with the reason raised at the current `await`. On the loop's thread."""
+        if self._promise.state == "pending":
+            self._step(True, reason_as_exception(reason))
+
+    def start(self) -> None:
+        """The first step."""
+        self._step(False, None)
+
+    def _step(self, throw: bool, value: Any) -> None:
+        self._turn += 1
+        turn = self._turn
+        try:
+            awaited = self._coroutine.throw(value) if throw else self._coroutine.send(value)
+        except StopIteration as stop:
+            self._end()
+            resolve(self._promise, stop.value)
+            return
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            self._end()
+            reject(self._promise, error)
+            return
+        if not isinstance(awaited, Promise):
+            self._js.loop.schedule_microtask(
+                self._step,
+                True,
+                TypeError(f"a coroutine run by JS.spawn can await promises, futures and coroutines, not {awaited!r}"),
+            )
+            return
+        react(
+            resolved(self._js, awaited),
+            (
+                lambda outcome: self._resume(turn, False, outcome),
+                lambda reason: self._resume(turn, True, reason_as_exception(reason)),
+                None,
+            ),
+        )
+
+    def _resume(self, turn: int, throw: bool, value: Any) -> None:
+        if turn == self._turn:
+            self._step(throw, value)
+
+    def _end(self) -> None:
+        self._turn += 1
+        if self._unlink is not None:
+            self._unlink()
+
+
+def spawn(js: JS, coroutine: Coroutine[Any, Any, Any], signal: AbortSignal | None) -> Promise[Any]:
+    """Start a coroutine: on the loop's thread its first step is made at once, from another thread as a microtask."""
+    promise: Promise[Any] = Promise(js)
+    running = Running(js, coroutine, promise)
+    if signal is not None:
+        if signal.aborted:
+            coroutine.close()
+            reject(promise, signal.reason)
+            return promise
+        running.follow(signal)
+    if js.loop.is_loop_thread():
+        running.start()
+    else:
+        js.loop.schedule_microtask(running.start)
+    return promise

@@ -1,0 +1,86 @@
+"""``performance``: a monotonic clock in milliseconds, marks and measures (High Resolution Time, User Timing Level 3)."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class PerformanceEntry:
+    """A mark (duration 0) or a measure; times in ms since the time origin."""
+
+    name: str
+    entry_type: Literal["mark", "measure"]
+    start_time: float
+    duration: float
+    detail: Any = None
+
+
+class Performance:
+    """Marks and measures since its making. Every method from any thread."""
+
+    def __init__(self) -> None:
+        self._origin = time.monotonic_ns()
+        self.time_origin = time.time_ns() / 1e6
+        self._entries: list[PerformanceEntry] = []
+        self._lock = threading.Lock()
+
+    def now(self) -> float:
+        """Milliseconds since the time origin; never goes back."""
+        return (time.monotonic_ns() - self._origin) / 1e6
+
+    def mark(self, name: str, *, detail: Any = None, start_time: float | None = None) -> PerformanceEntry:
+        """Remember a moment: now, or `start_time`."""
+        entry = PerformanceEntry(name, "mark", self.now() if start_time is None else start_time, 0.0, detail)
+        with self._lock:
+            self._entries.append(entry)
+        return entry
+
+    def measure(
+        self, name: str, start: str | float | None = None, end: str | float | None = None, *, detail: Any = None
+    ) -> PerformanceEntry:
+        """Remember a span between two moments: a mark's name (its last), ms, or None for the origin and for now.
+
+        LookupError for a name that was never marked (User Timing: a SyntaxError).
+        """
+        until = self.now() if end is None else self._moment(end)
+        begin = 0.0 if start is None else self._moment(start)
+        entry = PerformanceEntry(name, "measure", begin, until - begin, detail)
+        with self._lock:
+            self._entries.append(entry)
+        return entry
+
+    def _moment(self, moment: str | float) -> float:
+        if not isinstance(moment, str):
+            return float(moment)
+        with self._lock:
+            for entry in reversed(self._entries):
+                if entry.entry_type == "mark" and entry.name == moment:
+                    return entry.start_time
+        raise LookupError(f"no mark is named {moment!r}")
+
+    def get_entries(
+        self, *, name: str | None = None, entry_type: Literal["mark", "measure"] | None = None
+    ) -> list[PerformanceEntry]:
+        """The entries, of a name or type if given, in order of start time."""
+        with self._lock:
+            entries = list(self._entries)
+        return sorted(
+            (e for e in entries if (name is None or e.name == name) and (entry_type is None or e.entry_type == entry_type)),
+            key=lambda entry: entry.start_time,
+        )
+
+    def clear_marks(self, name: str | None = None) -> None:
+        """Forget marks, all or those of a name."""
+        self._clear("mark", name)
+
+    def clear_measures(self, name: str | None = None) -> None:
+        """Forget measures, all or those of a name."""
+        self._clear("measure", name)
+
+    def _clear(self, kind: str, name: str | None) -> None:
+        with self._lock:
+            self._entries = [e for e in self._entries if e.entry_type != kind or (name is not None and e.name != name)]

@@ -1,0 +1,87 @@
+"""`Loop.promisify`: a blocking function on a worker thread, a promise for its outcome.
+
+The worker only leaves its outcome in a queue and asks the loop to look; the promise is settled on the loop's thread. So when the loop ends gracefully, and takes no
+more work from other threads, it can wait for the workers still running and settle their promises itself, with their handlers run as microtasks of the end. When it is
+closed, promises that are still pending are rejected at once, and nobody waits for what runs inside user code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import weakref
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from ..errors import LoopTerminatedError
+from .promise import Promise, reject, resolve
+from .view import JS
+
+if TYPE_CHECKING:
+    from ..loop import Loop
+
+
+class Workers:
+    """The worker threads of one loop, made with its first `promisify`."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = weakref.ref(loop)
+        self._js = JS(loop)
+        self._pool = ThreadPoolExecutor(thread_name_prefix=f"{loop.name}-worker")
+        self._outcomes: queue.SimpleQueue[tuple[Promise[Any], bool, Any]] = queue.SimpleQueue()
+        self._pending: dict[int, Promise[Any]] = {}
+        self._lock = threading.Lock()
+        self._ended = False
+
+    def run(self, function: Callable[..., Any], args: tuple[object, ...]) -> Promise[Any]:
+        """Start one. Any thread."""
+        promise: Promise[Any] = Promise(self._js)
+        with self._lock:
+            if not self._ended:
+                self._pending[id(promise)] = promise
+                self._pool.submit(self._work, promise, function, args)
+                return promise
+        reject(promise, LoopTerminatedError("the loop has terminated or is about to"))
+        return promise
+
+    def _work(self, promise: Promise[Any], function: Callable[..., Any], args: tuple[object, ...]) -> None:
+        try:
+            outcome, failed = function(*args), False
+        except BaseException as error:
+            outcome, failed = error, True
+        self._outcomes.put((promise, failed, outcome))
+        loop = self._loop()
+        if loop is not None:
+            with contextlib.suppress(LoopTerminatedError):  # then `finish` takes it
+                loop.submit_internal(self._settle_one)
+
+    def _settle_one(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            self._settle(*self._outcomes.get_nowait())
+
+    def _settle(self, promise: Promise[Any], failed: bool, outcome: Any) -> None:
+        with self._lock:
+            if self._pending.pop(id(promise), None) is None:  # the loop was closed, and has rejected it
+                return
+        if failed:
+            reject(promise, outcome)
+        else:
+            resolve(promise, outcome)
+
+    def finish(self, closing: bool) -> bool:
+        """At the loop's end, on its thread: settle one more; False when none is left. Waits for a worker, unless closing."""
+        with self._lock:
+            self._ended = self._ended or closing or not self._pending
+            pending = list(self._pending.values())
+            if closing:
+                self._pending.clear()
+        if closing:
+            for promise in pending:
+                reject(promise, LoopTerminatedError("the loop was closed"))
+        elif pending:
+            self._settle(*self._outcomes.get())
+            return True
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        return False

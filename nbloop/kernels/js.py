@@ -1,0 +1,37 @@
+"""The JavaScript view's own built-in methods: timers in milliseconds, callback first, with HTML's clamp always on."""
+
+from __future__ import annotations
+
+from .atomics import get
+from .kernel import MANY, data, helper, kernel
+from .layout import NONE, REFUSED_ARGUMENTS
+from .methods import arm, nanoseconds, pack, refuse
+
+
+@helper
+def arm_milliseconds(base: int, arguments: int, count: int, repeat: bool) -> int:
+    """A timer or interval from ``callback, ms=0, *args``."""
+    if count == 0:
+        refuse(base, REFUSED_ARGUMENTS, get(base + NONE))
+        return 0
+    delay = 0
+    if count > 1:
+        delay = nanoseconds(base, get(arguments + 8), 1e6)
+        if delay < 0:
+            return 0
+    word = pack(base, get(arguments), arguments + 16, count - 2)
+    if word == 0:
+        return 0
+    return arm(base, word, delay, delay if repeat else -1, 1, get(arguments))
+
+
+@kernel(MANY)
+def set_timeout(self: int, arguments: int, count: int) -> int:
+    """One shot."""
+    return arm_milliseconds(data(self), arguments, count, False)
+
+
+@kernel(MANY)
+def set_interval(self: int, arguments: int, count: int) -> int:
+    """Repeating."""
+    return arm_milliseconds(data(self), arguments, count, True)
