@@ -70,7 +70,8 @@ class AbortSignal(EventTarget):
 
         identifier = js.set_timeout(expire, ms)
         js.loop.unref_timer(identifier)
-        weakref.finalize(signal, js.loop.cancel_timer, identifier).atexit = False
+        cleanup: Any = weakref.finalize(signal, js.loop.cancel_timer, identifier)
+        cleanup.atexit = False
         return signal
 
     @classmethod

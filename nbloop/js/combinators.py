@@ -1,16 +1,18 @@
 """`all`, `race`, `all_settled`, `any`: one promise for many (ECMAScript 27.2.4.1-3 and .5).
 
 Each takes any iterable of promises, thenables, futures, awaitables and plain values, exhausts it at once, and treats each item as
-``resolve(item).then(...)``, which is what makes the number of jobs the standard's. Items may settle on any threads: what is left is counted
-by popping from a list, which is atomic; two threads may both find it empty, and the result's resolving functions let the first decide.
+``resolve(item).then(...)``, which is what makes the number of jobs the standard's; the promises that those `then` would make are seen by nobody, so they are not made.
+Items may settle on any threads: what is left is counted by popping from a list, which is atomic; two threads may both find it empty, and the result's resolving
+functions let the first decide.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .promise import Promise, RejectedError, resolved, resolving_functions
+from .promise import Promise, RejectedError, react, resolved, resolving_functions
 
 if TYPE_CHECKING:
     from .view import JS
@@ -27,7 +29,7 @@ class AggregateError(ExceptionGroup[Exception]):
 
     reasons: list[Any]
 
-    def derive(self, exceptions: Any, /) -> AggregateError:
+    def derive(self, exceptions: Any, /) -> AggregateError:  # type: ignore[override]
         """A group of some of its exceptions, as ``except*`` makes them."""
         group = AggregateError(self.message, exceptions)
         group.reasons = list(exceptions)
@@ -66,22 +68,15 @@ class _Places:
         self._left = [None] * (count + 1)  # one more: nothing is complete before everything is subscribed
         self._done = done
 
-    def fill(self, index: int) -> Settler:
-        """A function that puts its argument in that place, the first time (a thenable may call twice)."""
-        once = [True]
+    def put(self, index: int, value: Any) -> None:
+        """The value for that place. Called once for each: a promise of ours settles once, and all items are such."""
+        self._values[index] = value
+        self._left.pop()
+        if not self._left:
+            self._done(self._values)
 
-        def place(value: Any) -> None:
-            try:
-                once.pop()
-            except IndexError:
-                return
-            self._values[index] = value
-            self.one_less()
-
-        return place
-
-    def one_less(self) -> None:
-        """One value has arrived, or all have been subscribed."""
+    def subscribed(self) -> None:
+        """All items have been subscribed to."""
         self._left.pop()
         if not self._left:
             self._done(self._values)
@@ -93,8 +88,8 @@ def all_(js: JS, items: Iterable[Any]) -> Promise[list[Any]]:
     def subscribe(promises: list[Promise[Any]], resolve_it: Settler, reject_it: Settler) -> None:
         places = _Places(len(promises), resolve_it)
         for index, promise in enumerate(promises):
-            promise.then(places.fill(index), reject_it)
-        places.one_less()
+            react(promise, partial(places.put, index), reject_it, None)
+        places.subscribed()
 
     return _combine(js, items, subscribe)
 
@@ -105,13 +100,12 @@ def all_settled(js: JS, items: Iterable[Any]) -> Promise[list[dict[str, Any]]]:
     def subscribe(promises: list[Promise[Any]], resolve_it: Settler, _reject_it: Settler) -> None:
         places = _Places(len(promises), resolve_it)
 
-        def put(place: Settler, status: str, name: str) -> Settler:
-            return lambda outcome: place({"status": status, name: outcome})
+        def put(index: int, status: str, name: str) -> Settler:
+            return lambda outcome: places.put(index, {"status": status, name: outcome})
 
         for index, promise in enumerate(promises):
-            place = places.fill(index)
-            promise.then(put(place, "fulfilled", "value"), put(place, "rejected", "reason"))
-        places.one_less()
+            react(promise, put(index, "fulfilled", "value"), put(index, "rejected", "reason"), None)
+        places.subscribed()
 
     return _combine(js, items, subscribe)
 
@@ -122,8 +116,8 @@ def any_(js: JS, items: Iterable[Any]) -> Promise[Any]:
     def subscribe(promises: list[Promise[Any]], resolve_it: Settler, reject_it: Settler) -> None:
         places = _Places(len(promises), lambda reasons: reject_it(_aggregate(reasons)))
         for index, promise in enumerate(promises):
-            promise.then(resolve_it, places.fill(index))
-        places.one_less()
+            react(promise, resolve_it, partial(places.put, index), None)
+        places.subscribed()
 
     return _combine(js, items, subscribe)
 
@@ -133,6 +127,6 @@ def race(js: JS, items: Iterable[Any]) -> Promise[Any]:
 
     def subscribe(promises: list[Promise[Any]], resolve_it: Settler, reject_it: Settler) -> None:
         for promise in promises:
-            promise.then(resolve_it, reject_it)
+            react(promise, resolve_it, reject_it, None)
 
     return _combine(js, items, subscribe)

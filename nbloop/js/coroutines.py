@@ -65,11 +65,9 @@ class Running:
             return
         react(
             resolved(self._js, awaited),
-            (
-                lambda outcome: self._resume(turn, False, outcome),
-                lambda reason: self._resume(turn, True, reason_as_exception(reason)),
-                None,
-            ),
+            lambda outcome: self._resume(turn, False, outcome),
+            lambda reason: self._resume(turn, True, reason_as_exception(reason)),
+            None,
         )
 
     def _resume(self, turn: int, throw: bool, value: Any) -> None:

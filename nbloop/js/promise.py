@@ -30,7 +30,8 @@ logger = logging.getLogger("nbloop")
 PENDING, FULFILLED, REJECTED = 0, 1, 2
 _NAMES: tuple[Literal["pending"], Literal["fulfilled"], Literal["rejected"]] = ("pending", "fulfilled", "rejected")
 
-type Reaction = tuple[Callable[[Any], Any] | None, Callable[[Any], Any] | None, Promise[Any] | None]
+type Handler = Callable[[Any], Any]
+type Reaction = tuple[Handler | None, Handler | None, Promise[Any] | None]
 
 # Types whose instances are never thenables: the common results need no look-up of `then`.
 _PLAIN = frozenset({int, str, float, bool, bytes, type(None), tuple, list, dict, set, frozenset, complex, bytearray})
@@ -61,7 +62,7 @@ class Promise[T]:
         self._reactions: list[Reaction] = []
         self._handled = False
         if js.debug:
-            self._site = traceback.extract_stack()[:-2]
+            self._site = "".join(traceback.format_stack()[:-2])
 
     @property
     def state(self) -> Literal["pending", "fulfilled", "rejected"]:
@@ -79,14 +80,9 @@ class Promise[T]:
         `concurrent.futures.Future` or an awaitable makes it follow that. O(1).
         """
         child: Promise[U] = Promise(self._js)
-        react(
-            self,
-            (
-                on_fulfilled if callable(on_fulfilled) else None,
-                on_rejected if callable(on_rejected) else None,
-                child,
-            ),
-        )
+        fulfilled: Any = on_fulfilled  # typed as handlers; given anything, as the standard has it
+        rejected: Any = on_rejected
+        react(self, fulfilled if callable(fulfilled) else None, rejected if callable(rejected) else None, child)
         return child
 
     def catch[U](self, on_rejected: Callable[[Any], Promise[U] | Awaitable[U] | U] | None = None) -> Promise[T | U]:
@@ -119,10 +115,13 @@ class Promise[T]:
         return f"<Promise {self.state}{outcome}>"
 
 
-def react(promise: Promise[Any], reaction: Reaction) -> None:
-    """PerformPromiseThen (27.2.5.4.1): run the reaction when the promise is settled, or soon if it is."""
+def react(promise: Promise[Any], on_fulfilled: Handler | None, on_rejected: Handler | None, child: Promise[Any] | None) -> None:
+    """PerformPromiseThen (27.2.5.4.1): run a handler when the promise is settled, soon if it is, and let `child` follow the outcome."""
     promise._handled = True
-    promise._reactions.append(reaction)
+    if promise._state and not promise._reactions:
+        _queue(promise, on_fulfilled if promise._state == FULFILLED else on_rejected, child)
+        return
+    promise._reactions.append((on_fulfilled, on_rejected, child))
     if promise._state:  # looked at *after* the append: see the essay above
         _schedule(promise)
 
@@ -130,17 +129,21 @@ def react(promise: Promise[Any], reaction: Reaction) -> None:
 def _schedule(promise: Promise[Any]) -> None:
     """Queue a job for each reaction of a settled promise. Any thread; each reaction is popped by one."""
     reactions = promise._reactions
-    microtask = promise._js.loop.schedule_microtask
     while reactions:
         try:
             on_fulfilled, on_rejected, child = reactions.pop(0)
         except IndexError:  # another thread took the last one
             return
         handler = on_fulfilled if promise._state == FULFILLED else on_rejected
-        try:
-            microtask(_job, promise, handler, child)
-        except LoopTerminatedError:  # settled all the same; there is no loop left to run handlers
-            reactions.clear()
+        _queue(promise, handler, child)
+
+
+def _queue(promise: Promise[Any], handler: Handler | None, child: Promise[Any] | None) -> None:
+    try:
+        promise._js.queue_microtask(_job, promise, handler, child)
+    except LoopTerminatedError:  # settled all the same, but there is no loop left to run handlers
+        if child is not None and child._state == PENDING:
+            _settle(child, REJECTED, LoopTerminatedError("the loop has terminated"))
 
 
 def _job(promise: Promise[Any], handler: Callable[[Any], Any] | None, child: Promise[Any] | None) -> None:
@@ -161,7 +164,10 @@ def _job(promise: Promise[Any], handler: Callable[[Any], Any] | None, child: Pro
             reject(child, error)
         return
     if child is not None:
-        resolve(child, result)
+        if type(result) in _PLAIN:  # as in `resolve`, without the call: most handlers return such
+            _settle(child, FULFILLED, result)
+        else:
+            resolve(child, result)
 
 
 def _settle(promise: Promise[Any], state: int, value: Any) -> None:
@@ -193,13 +199,13 @@ def resolve(promise: Promise[Any], resolution: Any) -> None:
         return
     if isinstance(resolution, Promise):
         # Its `then` is ours: the job does what calling it with two resolving functions would, without making them.
-        promise._js.loop.schedule_microtask(react, resolution, (_follow(promise), _refuse(promise), None))
+        promise._js.queue_microtask(react, resolution, _follow(promise), _refuse(promise), None)
         return
     if isinstance(resolution, concurrent.futures.Future):
         resolution.add_done_callback(lambda future: _adopt_future(promise, future))
         return
     if isinstance(resolution, Awaitable):
-        promise._js.loop.schedule_microtask(_follow_awaitable, promise, resolution)
+        promise._js.queue_microtask(_follow_awaitable, promise, resolution)
         return
     try:
         then = getattr(resolution, "then", None)  # once
@@ -209,7 +215,7 @@ def resolve(promise: Promise[Any], resolution: Any) -> None:
         reject(promise, error)
         return
     if callable(then):
-        promise._js.loop.schedule_microtask(_thenable_job, promise, then)
+        promise._js.queue_microtask(_thenable_job, promise, then)
     else:
         fulfill(promise, resolution)
 
@@ -237,7 +243,7 @@ def _follow_awaitable(promise: Promise[Any], awaitable: Awaitable[Any]) -> None:
     async def wait() -> Any:
         return await awaitable
 
-    react(promise._js.spawn(wait()), (_follow(promise), _refuse(promise), None))
+    react(promise._js.spawn(wait()), _follow(promise), _refuse(promise), None)
 
 
 def _adopt_future(promise: Promise[Any], future: concurrent.futures.Future[Any]) -> None:
@@ -326,5 +332,5 @@ class Rejections:
                 continue
             reason = promise._value
             error = reason if isinstance(reason, BaseException) else None
-            made = "\nmade at:\n" + "".join(promise._site.format()) if hasattr(promise, "_site") else ""
+            made = f"\nmade at:\n{promise._site}" if hasattr(promise, "_site") else ""
             logger.error("unhandled rejection in %s: %r%s", self._js.loop.name, reason, made, exc_info=error)

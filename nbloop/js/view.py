@@ -84,7 +84,7 @@ class JS:
 
     def resolve[T](self, value: Promise[T] | Awaitable[T] | T = None) -> Promise[T]:  # type: ignore[assignment]
         """The value itself if it is a promise of this view, else a promise resolved with it (27.2.4.7)."""
-        return resolved(self, value)  # type: ignore[arg-type, return-value]
+        return resolved(self, value)
 
     def reject(self, reason: Any = None) -> Promise[Any]:
         """A promise rejected with `reason`, which may be any object (27.2.4.6)."""
