@@ -1,7 +1,8 @@
 """``python -m nbloop``: the arguments of `demo` and `doctor`.
 
-Problem: a command line has to be quick, and to fail in one clear line. Idea: only the chosen command is imported, and what a user can
-get wrong (a file that is not there, a count of none, a closed pipe, Ctrl-C) ends in a message and a status, never in a traceback.
+Problem: a command line has to be quick, and to fail in one clear line. Idea: only the chosen command is imported, and
+what a user can get wrong (a file that is not there, a count of none, a closed pipe, Ctrl-C) ends in a message and a
+status, never in a traceback.
 """
 
 from __future__ import annotations
@@ -38,19 +39,15 @@ def make_parser() -> argparse.ArgumentParser:
     demo = commands.add_parser(
         "demo",
         help="count the words of a real text with threads and a loop, on nbloop and on asyncio",
-        description="Producer threads parse the lines of a text and submit each line's word counts to a loop, which merges them: "
-        "first nbloop, then asyncio, the same code on both. Ends with a table of both, and with the proof that the totals are equal "
-        "(status 1 if they are not).",
+        description="Producer threads parse the lines of a text and submit each line's word counts to a loop, which "
+        "merges them: first nbloop, then asyncio, the same code on both. Ends with a table of both, and with the "
+        "proof that the totals are equal (status 1 if they are not).",
     )
+    demo.add_argument("--file", metavar="PATH", help="a text of yours (default: the standard library's sources)")
     demo.add_argument(
-        "--file", metavar="PATH", help="a text of yours (default: the sources of this Python's standard library)"
+        "--lines", type=_count, default=200_000, metavar="N", help="read so many at most (default: 200,000)"
     )
-    demo.add_argument(
-        "--lines", type=_count, default=300_000, metavar="N", help="read at most so many lines (default: 300,000)"
-    )
-    demo.add_argument(
-        "--producers", type=_count, default=4, metavar="N", help="threads that parse and submit (default: 4)"
-    )
+    demo.add_argument("--producers", type=_count, default=4, metavar="N", help="parsing threads (default: 4)")
     demo.add_argument("--plain", action="store_true", help="plain lines, even on a terminal with rich installed")
 
     doctor = commands.add_parser(

@@ -384,13 +384,17 @@ class Loop:
     def _enter(self) -> None:
         """Become the owner of a loop that is AWAKE, or say why not."""
         self._check_fork()
-        held = self._acquire()
-        if held == 2:
-            raise ReentrantRunError(f"{self.name}.run() was called from one of its own callbacks")
-        if held == 1:
-            raise LoopAlreadyRunningError(f"{self.name} is run by another thread")
-        if not self._transition(layout.AWAKE, layout.RUNNING):
-            self._leave()
+        while held := self._acquire():
+            if held == 2:
+                raise ReentrantRunError(f"{self.name}.run() was called from one of its own callbacks")
+            if self._lifecycle() == layout.RUNNING:
+                raise LoopAlreadyRunningError(f"{self.name} is run by another thread")
+            if self._lifecycle() != layout.AWAKE:
+                break  # whoever holds it finishes it
+            time.sleep(0)  # held for a moment only: another run() comes or goes, or the mode changes
+        if held or not self._transition(layout.AWAKE, layout.RUNNING):
+            if not held:
+                self._leave()
             raise LoopTerminatedError(f"{self.name} can not be run: it has terminated or is about to")
 
     def _leave(self) -> None:
@@ -552,8 +556,8 @@ class Loop:
             while not self._ended.is_set():
                 try:
                     self._finish()
-                except (KeyboardInterrupt, SystemExit):  # there is no run() that these could leave, and the rest is owed
-                    logger.exception("%s: a callback asked to leave run() while the loop ended without one", self.name)
+                except (KeyboardInterrupt, SystemExit) as error:  # there is no run() that these could leave, and the rest is owed
+                    _log(error, "%s: a callback asked to leave run() while the loop ended without one", self.name)
         finally:
             self._release()
 
@@ -683,14 +687,26 @@ def _report(loop: Loop | None, error: BaseException, kind: int, what: Any) -> No
     message = "%s %r of %s raised"
     name = loop.name if loop is not None else "a forgotten loop"
     if loop is None or loop._on_error is None:
-        logger.error(message, context["kind"], callback, name, exc_info=error, extra={"nbloop": context})
+        _log(error, message, context["kind"], callback, name, extra={"nbloop": context})
         return
     try:
         loop._on_error(error, context)
     except (KeyboardInterrupt, SystemExit):
         raise
+    except BaseException as raised:
+        if raised is not error and raised.__context__ is None:
+            raised.__context__ = error  # the log shows both
+        _log(raised, "on_error of %s raised while handling: " + message, name, context["kind"], callback, name)
+
+
+def _log(error: BaseException | None, message: str, *args: object, level: int = logging.ERROR, **more: Any) -> None:
+    """To the ``nbloop`` logger. One of its handlers that raises is shown as the interpreter would, and does not stop the loop."""
+    try:
+        logger.log(level, message, *args, exc_info=error, **more)
+    except (KeyboardInterrupt, SystemExit):
+        raise
     except BaseException:
-        logger.exception("on_error of %s raised while handling: " + message, name, context["kind"], callback, name)
+        sys.excepthook(*sys.exc_info())
 
 
 def _overload(loop: Loop | None) -> None:
@@ -701,12 +717,12 @@ def _overload(loop: Loop | None) -> None:
         loop._on_overload(LoopOverloadedError(f"more than ingress_budget={budget} tasks waited for one turn of {loop.name}"))
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException:
-        logger.exception("on_overload of %s raised", loop.name)
+    except BaseException as raised:
+        _log(raised, "on_overload of %s raised", loop.name)
 
 
 def _warn() -> None:
-    logger.warning("100,000 microtasks and next-ticks in one checkpoint: is one scheduling itself for ever?")
+    _log(None, "100,000 microtasks and next-ticks in one checkpoint: is one scheduling itself for ever?", level=logging.WARNING)
 
 
 def _wake_parker(loop: Loop | None) -> None:
@@ -797,6 +813,7 @@ def _after_fork_in_child() -> None:
         for name, face in vars(Loop).items():
             if hasattr(face, "__wrapped__") and not isinstance(face, property):
                 loop.__dict__[name] = lambda *_args, _loop=loop: _loop._check_fork()
+        loop._record["sleep"] = 0  # the sleeper is in the parent, and its wake descriptor is shared: nobody here may write to it
         methods.interrupt.bind(loop._state)(1)
         loop._refuse_new()
 

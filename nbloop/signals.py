@@ -27,7 +27,7 @@ class Target(Protocol):
     """What a signal is delivered to."""
 
     @property
-    def submit(self) -> Callable[..., None]:
+    def submit_internal(self) -> Callable[..., None]:
         """Takes ``callback, *args`` from any thread."""
 
 
@@ -81,7 +81,7 @@ def _deliver(number: int) -> None:
         wanted = list(_asked.get(number, {}).items())
     for target, (callback, args) in wanted:
         with contextlib.suppress(LoopTerminatedError):
-            target.submit(callback, *args)
+            target.submit_internal(callback, *args)  # which has no limit: a full loop gets its signal too
 
 
 def _install(number: int) -> object:

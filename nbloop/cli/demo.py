@@ -1,9 +1,10 @@
-"""`nbloop demo`: producer threads parse a real text, a loop merges the counts; on nbloop, then on asyncio, side by side.
+"""`nbloop demo`: producer threads parse a real text, a loop merges the counts; nbloop and asyncio side by side.
 
-Problem: one figure says little about a loop. When parsing dominates, the best of loops gains little end to end; when producers run ahead of the
-loop, a cheap submit makes the queue longer and the delay worse. Idea: measure the same work whole (`_count_words`), and its parts apart: what the
-producers spend in submit, what the loop's thread spends, the hand-over alone (`_hand_over`), a hop between idle threads (`_hop_between`,
-`_hop_to_sleeper`), and the delay at a rate that both loops can keep up with. Clocks are read once a batch, not once a call, and one line of a batch carries a stamp.
+Problem: one figure says little about a loop. When parsing dominates, the best of loops gains little end to end; when
+producers run ahead of the loop, a cheap submit makes the queue longer and the delay worse. Idea: measure the same work
+whole (`_count_words`), and its parts apart: what the producers spend in submit, what the loop's thread spends, the
+hand-over alone (`_hand_over`), a hop between threads (`_hop_between`, `_hop_to_sleeper`), and the delay at a rate that
+both loops can keep up with. Clocks are read once a batch, not once a call, and one line of a batch carries a stamp.
 """
 
 from __future__ import annotations
@@ -33,7 +34,6 @@ HAND_OVERS = 400_000
 HOPS_BETWEEN = 4_000
 HOPS_TO_SLEEPER = 250
 REST = 0.002  # seconds in which a loop surely falls asleep
-SHOW_PERIOD = 0.25  # seconds between two pictures of the progress
 
 ENGINES: tuple[type[Nbloop] | type[Asyncio], ...] = (Nbloop, NbloopProducers, Asyncio)
 
@@ -63,22 +63,20 @@ class Figures:
     paced: Run | None = None
 
 
-class _Producers:
-    """Threads that parse and submit, and can be told to give up."""
+type Body = Callable[[int, Entrance], None]  # what producer number so-and-so does
 
-    def __init__(
-        self, body: Callable[[int, Entrance], None], entrances: Sequence[Entrance], finished: Callable[[], object]
-    ) -> None:
-        self.give_up = False
+
+class _Producers:
+    """Threads that work and submit, and say when they have finished."""
+
+    def __init__(self, body: Body, entrances: Sequence[Entrance], finished: Callable[[], object]) -> None:
         self.failures: list[BaseException] = []
         self._threads = [
             threading.Thread(target=self._work, args=(body, i, entrance, finished), name=f"producer-{i}", daemon=True)
             for i, entrance in enumerate(entrances)
         ]
 
-    def _work(
-        self, body: Callable[[int, Entrance], None], number: int, entrance: Entrance, finished: Callable[[], object]
-    ) -> None:
+    def _work(self, body: Body, number: int, entrance: Entrance, finished: Callable[[], object]) -> None:
         try:
             body(number, entrance)
         except BaseException as failure:
@@ -96,10 +94,8 @@ class _Producers:
                 thread.join()
 
 
-def _drive(
-    engine: Engine, count: int, make_body: Callable[[_Stop], Callable[[int, Entrance], None]]
-) -> tuple[float, int]:
-    """Run `engine` here, fed by `count` producers, until all have finished and all is done: seconds, and ns of CPU time of this thread."""
+def _drive(engine: Engine, count: int, make_body: Callable[[_Stop], Body]) -> tuple[float, int]:
+    """Run `engine` here, fed by `count` producers, until all is done: seconds, and ns of this thread's CPU time."""
     missing = count
 
     def finished() -> None:
@@ -138,9 +134,9 @@ def _count_words(engine: Engine, lines: list[str], count: int, *, rate: float = 
     batch = PACED_BATCH if rate else BATCH
     if bar is not None:
         picture = _Picture(bar, tally, engine)
-        engine.every(SHOW_PERIOD, picture.draw)
+        engine.every(bar.period, picture.draw)
 
-    def make_body(stop: _Stop) -> Callable[[int, Entrance], None]:
+    def make_body(stop: _Stop) -> Body:
         def body(number: int, submit: Entrance) -> None:
             mine = lines[number::count]
             merge, merge_stamped = tally.merge, tally.merge_stamped
@@ -198,7 +194,7 @@ class _Picture:
         rate = tally.lines / (perf_counter() - self._start)
         try:
             self._bar.show(
-                tally.lines, f"{tally.lines:>9,} lines  {rate:>9,.0f}/s  {len(tally.totals):>7,} different words"
+                tally.lines, f"{tally.lines:>9,} lines  {rate:>9,.0f}/s  {len(tally.totals):,} different words"
             )
         except OSError as failure:  # nobody reads our output any more
             self.failure = failure
@@ -224,7 +220,7 @@ def _hand_over(engine: Engine, tasks: int, count: int) -> float:
     """Tasks a second from `count` producers when the callbacks do nothing."""
     each = -(-tasks // count)
 
-    def make_body(stop: _Stop) -> Callable[[int, Entrance], None]:
+    def make_body(stop: _Stop) -> Body:
         def body(_number: int, submit: Entrance) -> None:
             for _ in range(0, each, 1000):
                 if stop.now:
@@ -243,13 +239,14 @@ def _hop_between(make: Callable[[], Engine], hops: int) -> float:
     one, two = make(), make()
     stamps: list[int] = []
     over = threading.Event()
+    stop = _Stop()
 
     def ping() -> None:
         stamps.append(perf_counter_ns())
-        if len(stamps) <= hops:
-            to_two(pong)
-        else:
+        if len(stamps) > hops or stop.now:
             over.set()
+        else:
+            to_two(pong)
 
     def pong() -> None:
         to_one(ping)
@@ -261,6 +258,8 @@ def _hop_between(make: Callable[[], Engine], hops: int) -> float:
         one.entrance()(ping)  # not by `to_one`, which is the other thread's
         over.wait()
     finally:
+        stop.now = True
+        over.wait(1)  # after Ctrl-C the ball is still in the air, and a closed loop refuses it
         one.close()
         two.close()
     return statistics.median(after - before for before, after in itertools.pairwise(stamps)) / 2
@@ -292,7 +291,7 @@ def _hop_to_sleeper(make: Callable[[], Engine], hops: int) -> float:
     return statistics.median(delays)
 
 
-# --- showing it --------------------------------------------------------------------------------------------------------
+# --- showing it -----------------------------------------------------------------------------------------------------
 
 
 def _quantile(values: Sequence[float], share: float) -> float:
@@ -348,7 +347,7 @@ def _rows(columns: Sequence[Figures]) -> list[list[str]]:
     ]
 
 
-def main(path: str | None = None, *, lines: int = 300_000, producers: int = 4, plain: bool = False) -> int:
+def main(path: str | None = None, *, lines: int = 200_000, producers: int = 4, plain: bool = False) -> int:
     """Run the demo; 0 if all totals are equal, 1 if they are not, 2 for a text that can not be read."""
     try:
         text = read(path, lines)
@@ -370,9 +369,7 @@ def _introduce(screen: Screen, text: Corpus, producers: int) -> None:
     screen.line(f"  {len(text.lines):,} lines of {text.name}")
     screen.line(f"  {threads} parse, a loop merges. Python {python}, {gil}, {cores} core{'s' * (cores != 1)}")
     if pack.status.mode != "compiled":
-        screen.line(
-            "  The kernels run un-jitted, some hundred times slower than compiled: see `python -m nbloop doctor`"
-        )
+        screen.line("  The kernels run un-jitted, some hundred times slower: see `nbloop doctor`")
 
 
 def _compare(screen: Screen, lines: list[str], producers: int) -> int:
@@ -388,7 +385,7 @@ def _compare(screen: Screen, lines: list[str], producers: int) -> int:
             bar.finish(_summary(run))
         columns.append(Figures(run))
 
-    screen.heading("Measuring the loops alone, and the delay at a steady rate (some 8 s)")
+    screen.heading("Measuring the loops alone, and the delay at a steady rate (some 10 s)")
     some = lines[: int(PACED_RATE * PACED_SECONDS)]
     some_truth = count_directly(some)
     for make, column in zip(ENGINES, columns, strict=True):
@@ -397,14 +394,12 @@ def _compare(screen: Screen, lines: list[str], producers: int) -> int:
         column.hop_to_sleeper = _hop_to_sleeper(make, min(HOPS_TO_SLEEPER, len(lines)))
         column.paced = _count_words(make(), some, producers, rate=PACED_RATE)
 
-    screen.table(["", "nbloop", "producer()", "asyncio", "nbloop better by"], _rows(columns))
+    screen.table(["", "nbloop", "producer()", "asyncio", "nbloop better by"], _rows(columns), emphasised=4)
     parse = statistics.median(columns[0].run.parses)
     screen.line(
-        f"  Parsing a line takes {_time(parse)} (p50), whatever the loop: what a loop can gain end to end is bounded by it."
+        f"  Parsing a line takes {_time(parse)} (p50) on any loop, which bounds what a loop can gain end to end."
     )
-    screen.line(
-        "  At full speed, submit to run also measures how far producers outrun the loop; compare loops at the steady rate."
-    )
+    screen.line("  At full speed, submit to run grows as producers outrun the loop: to compare, see the steady rate.")
 
     screen.heading("Totals")
     results = [("counted directly", truth), ("one thread, no loop", alone.totals)]

@@ -1,7 +1,7 @@
 """nbloop and asyncio under the same few names, so that the demo's code is one.
 
-Each engine is a loop with its natural cross-thread call and its natural timers; nothing is wrapped in the hot path: `entrance()` returns the
-bound method itself (``Loop.submit``, ``Producer.submit``, ``call_soon_threadsafe``).
+Each engine is a loop with its natural cross-thread call and its natural timers; nothing is wrapped in the hot path:
+`entrance()` returns the bound method itself (``Loop.submit``, ``Producer.submit``, ``call_soon_threadsafe``).
 """
 
 from __future__ import annotations

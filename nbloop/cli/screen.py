@@ -1,7 +1,7 @@
 """What the commands show: plain lines, or rich's bars and tables where there is a terminal and rich is installed.
 
-Both screens take the same calls, and no command knows which one it has. A bar is redrawn only by `Bar.show`, on the thread that calls it:
-no refreshing thread competes with what is being measured.
+Both screens take the same calls, and no command knows which one it has. A bar is redrawn only by `Bar.show`, on the
+thread that calls it: no refreshing thread competes with what is being measured.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ NAME_WIDTH = 20
 
 class Bar(Protocol):
     """The progress of one run; a context manager, so that a terminal is left as it was."""
+
+    period: float  # seconds between two calls of `show`
 
     def __enter__(self) -> Self: ...
 
@@ -38,7 +40,7 @@ class Screen(Protocol):
 
     def bar(self, name: str, total: int) -> Bar: ...
 
-    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], emphasised: int = 0) -> None:
         """A table: the first column to the left, the others to the right; a row of one cell is a title within it."""
 
     def verdict(self, good: bool, text: str) -> None: ...
@@ -52,6 +54,8 @@ def make_screen(plain: bool = False) -> Screen:
 
 
 class PlainBar:
+    period = 1.0
+
     def __init__(self, name: str, total: int) -> None:
         self._name = name
         self._total = total
@@ -79,7 +83,7 @@ class PlainScreen:
     def bar(self, name: str, total: int) -> PlainBar:
         return PlainBar(name, total)
 
-    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], emphasised: int = 0) -> None:
         full = [row for row in rows if len(row) > 1]
         widths = [max(len(row[i]) for row in [columns, *full]) for i in range(len(columns))]
 
@@ -104,6 +108,8 @@ class PlainScreen:
 
 
 class RichBar:
+    period = 0.2
+
     def __init__(self, name: str, total: int) -> None:
         from rich.progress import BarColumn, Progress, TextColumn
 
@@ -146,7 +152,7 @@ class RichScreen:
     def bar(self, name: str, total: int) -> RichBar:
         return RichBar(name, total)
 
-    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], emphasised: int = 0) -> None:
         from rich import box
         from rich.table import Table
         from rich.text import Text

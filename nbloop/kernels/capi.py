@@ -66,7 +66,7 @@ def _declare(name: str, result: str, *arguments: str, twin: Callable[..., int] |
 def _through_ctypes(name: str, result: str, arguments: tuple[str, ...]) -> Callable[..., int]:
     prototype = ctypes.PYFUNCTYPE(_CTYPES[result], *(_CTYPES[a] for a in arguments))
     function = prototype((name, ctypes.pythonapi))
-    failure = -1 if result in (INT, REAL) else 0
+    failure = -1 if result in (INT, REAL) or name == "PyLong_AsLongLong" else 0
 
     def twin(*values: int) -> int:
         try:

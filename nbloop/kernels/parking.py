@@ -47,6 +47,7 @@ from .layout import (
     CLAIMED,
     EXTERNAL,
     INTERRUPT,
+    LIFECYCLE,
     NANOSECONDS,
     ONE_WORD,
     PARK_FUTEX,
@@ -63,6 +64,7 @@ from .layout import (
     SPINS_WON,
     STALLS,
     STOP,
+    TERMINATING,
     WAKE_FD,
     WAKER,
     WAKES_SENT,
@@ -102,6 +104,7 @@ def arrivals(base: int) -> bool:
         or load_sc(base + READY) != 0
         or load_sc(base + STOP) != 0
         or load_sc(base + INTERRUPT) != 0
+        or load_sc(base + LIFECYCLE) >= TERMINATING
     )
 
 
@@ -171,10 +174,16 @@ def park(base: int, deadline: int) -> None:
 
 @helper
 def learn(base: int, slept: int) -> None:
-    """After a sleep of `slept` ns: would spinning have been enough? Loop thread."""
+    """After a sleep of `slept` ns: would spinning have been enough? Loop thread.
+
+    Two loops that hand work to each other asleep take longer for a round than either may spin, so by that rule alone neither would ever
+    start: one sleep in eight that was not much longer is followed by a spin to find out.
+    """
     most = get(base + SPIN_MAX)
     if slept < most:
         put(base + SPIN, min(most, max(4 * slept, 4 * get(base + SPIN))))
+    elif slept < 4 * most and get(base + PARKS) & 7 == 0:
+        put(base + SPIN, most)
 
 
 @helper

@@ -34,6 +34,7 @@ class State(np.ndarray):
     keep: list[Any]
     kind: np.dtype[np.void]
     finaliser: Kernel
+    self_at: int  # index of the word "self", without which the words mean nothing to the collector
     whole = False  # set once the array is a state, and not only typed as one
 
     def __array_finalize__(self, source: object) -> None:
@@ -41,8 +42,10 @@ class State(np.ndarray):
             raise TypeError("a state has no views or copies of its own type: use its record, or view(numpy.ndarray)")
 
     def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        if self.whole and not finalizing():  # at the interpreter's end modules are half gone
+        if self.whole and not finalizing():
             self.finaliser.bind(self)()
+        elif self.whole:  # the interpreter ends and modules are half gone, but not the collector
+            self[self.self_at] = 0  # it must not follow words whose tables it has taken away
 
     @property
     def record(self) -> Any:
@@ -55,6 +58,7 @@ class LoopState(State):
 
     kind = STATE
     finaliser = destroy
+    self_at = layout.SELF // 8
 
 
 class HandleState(State):
@@ -62,6 +66,7 @@ class HandleState(State):
 
     kind = HANDLE
     finaliser = producer_destroy
+    self_at = layout.H_SELF // 8
 
 
 _TP_DOC_TO_TRAVERSE = 20  # tp_traverse is the 21st word after a type's variable-size object header

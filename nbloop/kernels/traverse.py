@@ -35,6 +35,7 @@ from .layout import (
     REMOTE,
     S_CALLBACK,
     S_WORD,
+    SELF,
     SLOT_BITS,
     T_SLOT_COUNT,
     TICKS,
@@ -110,6 +111,8 @@ def traverse_loop(self: int, visit: int, argument: int) -> int:
     """``tp_traverse`` of a loop's state."""
     base = data(self)
     status = visit_header(self, visit, argument)
+    if get(base + SELF) == 0:  # see State.__del__
+        return status
     if status == 0:
         status = visit_queue(base + EXTERNAL, visit, argument, False)
     if status == 0:
@@ -137,6 +140,6 @@ def traverse_loop(self: int, visit: int, argument: int) -> int:
 def traverse_handle(self: int, visit: int, argument: int) -> int:
     """``tp_traverse`` of a producer handle's state."""
     status = visit_header(self, visit, argument)
-    if status == 0:
+    if status == 0 and get(data(self) + H_SELF) != 0:
         status = visit_queue(data(self) + H_QUEUE, visit, argument, False)
     return status

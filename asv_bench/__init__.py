@@ -1,0 +1,3 @@
+"""Measurements of nbloop: `compare` prints them beside asyncio's, `benchmarks` is the asv suite; both use the same
+code.
+"""

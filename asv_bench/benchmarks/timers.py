@@ -1,0 +1,50 @@
+"""What do timers cost while many others wait?"""
+
+from asv_bench import crossing, workloads
+from asv_bench.measure import Probe
+
+from .common import BesideAsyncio, OnThisThread, times_asyncio, times_e
+
+
+class Timers(OnThisThread):
+    """On the loop's own thread, random deadlines."""
+
+    params = (1_000, 100_000, 1_000_000)
+    param_names = ("pending",)
+    timeout = 120
+
+    def _measure(self, what: str, pending: int) -> float:
+        rounds, warm = (40, 2) if pending < 100_000 else (3, 1) if pending < 1_000_000 else (1, 0)
+        probe = workloads.Timers("timer", self.driven, pending)
+        return times_e(probe, f"timer {what}", callee=what == "fire", rounds=rounds, warm=warm)
+
+    def track_schedule(self, pending: int) -> float:
+        """Decides whether scheduling costs at most 5 empty built-in calls, and at a million at most 4 times as much."""
+        return self._measure("schedule", pending)
+
+    def track_cancel(self, pending: int) -> float:
+        """Decides whether a real removal from the heap stays at 4 empty built-in calls, and at a million at 16."""
+        return self._measure("cancel", pending)
+
+    def track_fire(self, pending: int) -> float:
+        """Decides whether firing costs at most 3 empty built-in calls above the callback, and at a million 12."""
+        return self._measure("fire", pending)
+
+    track_schedule.unit = track_cancel.unit = track_fire.unit = "E"  # type: ignore[attr-defined]
+
+
+class TimersElsewhere(BesideAsyncio):
+    """From another thread, the loop asleep."""
+
+    def track_calm(self) -> float:
+        """Decides whether schedule + cancel need no round trip when an earlier timer lets the loop sleep on."""
+        return self._measure(crossing.timer_elsewhere("nbloop", self.ours))
+
+    def track_waking(self) -> float:
+        """Decides what is left of that when each timer is the earliest and has to wake the loop."""
+        return self._measure(crossing.timer_elsewhere_waking("nbloop", self.ours))
+
+    def _measure(self, ours: Probe) -> float:
+        return times_asyncio(ours, crossing.timer_elsewhere_asyncio("asyncio", self.theirs))
+
+    track_calm.unit = track_waking.unit = "times as fast as asyncio"  # type: ignore[attr-defined]

@@ -1,0 +1,211 @@
+"""What is measured in a process of its own: memory, import, an idle loop.
+
+Run as ``python -m asv_bench.subprocesses QUESTION ...`` it is that process, and prints its answer as JSON; functions
+without underscore start it and read the answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+from .drive import Asyncio, Driven, Nbloop
+from .measure import nothing
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _environment(**more: str) -> dict[str, str]:
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path, **more}
+
+
+def _ask(*arguments: object) -> dict[str, Any]:
+    command = [sys.executable, "-m", "asv_bench.subprocesses", *map(str, arguments)]
+    answer = subprocess.run(command, env=_environment(), stdout=subprocess.PIPE, check=True, timeout=300, text=True)
+    return json.loads(answer.stdout)  # type: ignore[no-any-return]
+
+
+# --- memory ----------------------------------------------------------------------------------------------
+
+
+def memory(which: str, tasks: int) -> dict[str, float]:
+    """Resident bytes a task with `tasks` queued: ``each``; ``again``: what a second burst adds; ``kept``: after the
+    last has run and the loop idled.
+    """
+    import_seconds(which)  # a process that had to compile first would have freed memory to give
+    return _ask("memory", which, tasks)
+
+
+def _resident() -> int:
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    import psutil  # type: ignore[import-untyped]
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def make_driven(which: str) -> Driven:
+    """The loop with that name."""
+    return Nbloop() if which == "nbloop" else Asyncio()
+
+
+def fill(driven: Driven, tasks: int) -> None:
+    """Queue `tasks` times the same callback, on a loop that does not run, from the thread that will run it."""
+    schedule = driven.soon
+    for _ in repeat(None, tasks):
+        schedule(nothing)
+
+
+def _memory(which: str, tasks: int) -> dict[str, float]:
+    driven = make_driven(which)
+    fill(driven, 1000)
+    driven.run(driven.stop)
+    gc.collect()
+    before = _resident()
+    fill(driven, tasks)
+    first = _resident()
+    driven.run(driven.stop)  # FIFO: it stops when all have run, and has no time to tidy up
+    fill(driven, tasks)
+    second = _resident()
+    driven.run(driven.stop)
+    gc.collect()
+    driven.start()
+    time.sleep(0.3)
+    after = _resident()
+    driven.close()
+    return {"each": (first - before) / tasks, "again": (second - first) / tasks, "kept": (after - before) / tasks}
+
+
+# --- import ----------------------------------------------------------------------------------------------
+
+
+def import_seconds(module: str, cold: bool = False) -> float:
+    """Seconds that ``import module`` takes in a new process; `cold`: with an empty folder for what nbloop compiles."""
+    code = f"import time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t)"
+    with tempfile.TemporaryDirectory() as folder:
+        environment = _environment(**({"NBLOOP_CACHE_DIR": folder} if cold else {}))
+        answer = subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            check=True,
+            timeout=300,
+            text=True,
+        )
+    return float(answer.stdout)
+
+
+# --- idle ------------------------------------------------------------------------------------------------
+
+
+def idle(seconds: float, trace: bool = True) -> dict[str, dict[str, float | None]]:
+    """What idle loops do in `seconds`, by name: ``cpu`` in ms, ``switches`` of context, ``syscalls`` (None without
+    strace).
+
+    The last comes from a second window, because attaching a tracer interrupts the very call that the loop sleeps in.
+    A system call that has not returned is the sleep itself, and does not count.
+    """
+    command = [sys.executable, "-m", "asv_bench.subprocesses", "idle", str(seconds)]
+    with subprocess.Popen(
+        command, env=_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        answer = json.loads(process.stdout.readline())
+        counts = _traced(process.pid, seconds) if trace else None
+        process.stdin.close()  # lets it end
+    for facts in answer.values():
+        thread = facts.pop("thread")
+        facts["syscalls"] = None if counts is None else counts[thread]
+    return answer  # type: ignore[no-any-return]
+
+
+def _traced(pid: int, seconds: float) -> Counter[int] | None:
+    """System calls that each thread of a process began or ended within `seconds`; None if it can not be traced here."""
+    strace = shutil.which("strace")
+    if strace is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        record = Path(folder, "trace")
+        command = [strace, "-f", "-p", str(pid), "-o", str(record)]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracer:
+            assert tracer.stderr is not None
+            if "attached" not in tracer.stderr.readline():
+                return None
+            time.sleep(0.5)  # what attaching interrupted resumes
+            before = record.read_text()
+            time.sleep(seconds)
+            text = record.read_text()[len(before) :]
+            tracer.send_signal(signal.SIGINT)
+            tracer.communicate()
+    return Counter(int(match[1]) for match in re.finditer(r"^(\d+) ", text, re.MULTILINE))
+
+
+def _idle(seconds: float) -> dict[str, dict[str, Any]]:
+    import nbloop
+
+    loops: dict[str, Driven] = {
+        mode.value: Nbloop(fast_path_mode=mode)
+        for mode in (nbloop.FastPathMode.AUTO, nbloop.FastPathMode.FORCED, nbloop.FastPathMode.DISABLED)
+    }
+    loops["asyncio"] = Asyncio()
+    threads: dict[str, threading.Thread] = {}
+    for name, driven in loops.items():
+        driven.start()
+        done = threading.Event()
+        driven.soon_threadsafe(done.set)
+        done.wait()
+        assert driven.thread is not None
+        threads[name] = driven.thread
+    time.sleep(0.5)
+    before = {name: _spent(thread) for name, thread in threads.items()}
+    time.sleep(seconds)
+    answer: dict[str, dict[str, Any]] = {}
+    for name, thread in threads.items():
+        cpu, switches = (now - then for now, then in zip(_spent(thread), before[name], strict=True))
+        answer[name] = {"cpu": cpu / 1e6, "switches": switches, "thread": thread.native_id}
+    return answer
+
+
+def _spent(thread: threading.Thread) -> tuple[int, int]:
+    """ns of CPU that a thread has used, and how often it left a CPU (0 where the system does not tell)."""
+    assert thread.ident is not None
+    cpu = time.clock_gettime_ns(time.pthread_getcpuclockid(thread.ident))
+    switches = 0
+    with contextlib.suppress(OSError):
+        status = Path(f"/proc/self/task/{thread.native_id}/status").read_text()
+        switches = sum(int(count) for count in re.findall(r"ctxt_switches:\s+(\d+)", status))
+    return cpu, switches
+
+
+def main(arguments: list[str]) -> None:
+    """Answer one question on the standard output."""
+    match arguments:
+        case ["memory", which, tasks]:
+            print(json.dumps(_memory(which, int(tasks))))
+        case ["idle", seconds]:
+            print(json.dumps(_idle(float(seconds))), flush=True)
+            sys.stdin.read()
+        case _:
+            raise SystemExit(f"no such question: {arguments}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

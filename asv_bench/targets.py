@@ -1,0 +1,75 @@
+"""The figures that nbloop is held to: one row of `compare` each. What is measured for a row is in `compare`, how in
+the workloads.
+
+`limit` is judged in `unit`: "E" is the cost of an empty built-in call, "x" a ratio to asyncio's value of the same
+rounds (or, where `what` says so, to something else). A row without a limit is there to be looked at.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a row is about, and what is to be reached."""
+
+    what: str
+    unit: str
+    limit: float | None = None
+    at_least: bool = False
+
+    def reached(self, value: float) -> bool | None:
+        """Is that what was asked for? None if nothing was."""
+        if self.limit is None:
+            return None
+        return value >= self.limit if self.at_least else value <= self.limit
+
+    def __str__(self) -> str:
+        if self.limit is None:
+            return "–"
+        return f"{'≥' if self.at_least else '≤'} {self.limit:g} {self.unit}"
+
+
+TARGETS = {
+    "submit.own": Target("submit on the loop's own thread", "E", 1.8),
+    "submit.elsewhere": Target("submit from another thread, loop awake", "E", 1.8),
+    "submit.many": Target("submit_many of 1,000: submit + run of each, callee off", "ns", 12),
+    "submit.many.alone": Target("submit_many of 1,000: submit alone", "ns"),
+    "race.1": Target("submit → run, 1 producer", "x", 30, at_least=True),
+    "race.2": Target("submit → run, 2 producers", "x", 30, at_least=True),
+    "race.4": Target("submit → run, 4 producers", "x", 30, at_least=True),
+    "race.handles.1": Target("submit → run, 1 producer() handle", "x", 30, at_least=True),
+    "race.handles.2": Target("submit → run, 2 producer() handles", "x", 30, at_least=True),
+    "race.handles.4": Target("submit → run, 4 producer() handles", "x", 30, at_least=True),
+    "race.scaling": Target("all through 2 producer() handles, in terms of all through 1", "x", 1),
+    "microtask": Target("microtask: schedule + run, callee off", "E", 2),
+    "tick": Target("next-tick: schedule + run, callee off", "E", 2),
+    "immediate": Target("immediate: schedule + run, callee off", "E"),
+    "timer.schedule": Target("timer schedule, 1,000 pending", "E", 5),
+    "timer.cancel": Target("timer cancel, 1,000 pending", "E", 4),
+    "timer.fire": Target("timer fire, 1,000 pending, callee off", "E", 3),
+    "timer.million.schedule": Target("timer schedule, 1,000,000 pending", "E", 20),
+    "timer.million.cancel": Target("timer cancel, 1,000,000 pending", "E", 16),
+    "timer.million.fire": Target("timer fire, 1,000,000 pending, callee off", "E", 12),
+    "timer.elsewhere": Target(
+        "timer schedule + cancel from another thread, loop asleep until an earlier one", "ns", 1100
+    ),
+    "timer.elsewhere.waking": Target("timer schedule + cancel from another thread, each waking the loop", "ns", 1100),
+    "hop": Target("hop to a sleeping loop and back", "x", 0.5),
+    "hop.locks": Target("hop to a sleeping loop and back, in terms of two threads with two locks", "x"),
+    "hop.spinning": Target("hop to a spinning loop and back, on two cores", "x", 0.05),
+    "hop.row": Target("hop to a spinning loop and back, both threads wherever the system puts them", "x"),
+    "idle.auto.cpu": Target("idle, fast_path_mode AUTO: CPU in 10 s", "ms", 1),
+    "idle.auto.calls": Target("idle, fast_path_mode AUTO: system calls", "calls", 0),
+    "idle.forced.cpu": Target("idle, fast_path_mode FORCED: CPU in 10 s", "ms", 1),
+    "idle.forced.calls": Target("idle, fast_path_mode FORCED: system calls", "calls", 0),
+    "idle.disabled.cpu": Target("idle, fast_path_mode DISABLED: CPU in 10 s", "ms", 1),
+    "idle.disabled.calls": Target("idle, fast_path_mode DISABLED: system calls", "calls", 0),
+    "memory.each": Target("1,000,000 queued tasks: resident memory of each", "B", 32),
+    "memory.again": Target("the same again after they have run: more for each", "B", 1),
+    "memory.kept": Target("what of that an idle loop keeps", "%", 90),
+    "life": Target("make, start and end a loop", "x"),
+    "import.warm": Target("import, cache warm", "s", 1),
+    "import.first": Target("import, very first time", "s", 30),
+}

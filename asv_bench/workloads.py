@@ -1,0 +1,154 @@
+"""What one thread does: scheduling and running, on the loop's own thread. See `crossing` for what takes two.
+
+Each function makes a probe for `measure.interleave`: a call of it is one round, and returns ns for one operation
+under names that begin with `label`. The cost of the measuring loop is taken off, that of the callback is not: that is
+the reader's to do, with `callee` of the same round.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from .drive import Driven
+from .measure import Probe, clock, each, loop_cost, nothing
+
+BURST = 1000  # fits into one turn of a loop with the default budget
+
+
+def burst(label: str, driven: Driven, schedule: Callable[..., Any], count: int = BURST) -> Probe:
+    """Schedule `count` callbacks from a callback, then let them run: ``label`` is scheduling alone, ``label+run``
+    both.
+    """
+
+    def probe() -> Mapping[str, float]:
+        marks: list[float] = []
+
+        def begin() -> None:
+            base = loop_cost()
+            start = clock()
+            cost = each(schedule, count, nothing) - base
+            schedule(end)
+            marks.extend((base, start, cost))
+
+        def end() -> None:
+            marks.append(clock())
+            driven.stop()
+
+        driven.run(begin)
+        base, start, cost, finish = marks
+        return {label: cost, f"{label}+run": (finish - start) / count - base}
+
+    return probe
+
+
+def batch(label: str, driven: Driven, submit_many: Callable[..., Any], count: int = BURST) -> Probe:
+    """`burst` with one call for all of them."""
+    items = [nothing] * count
+
+    def probe() -> Mapping[str, float]:
+        marks: list[int] = []
+
+        def begin() -> None:
+            marks.append(clock())
+            submit_many(items)
+            marks.append(clock())
+            driven.soon(end)
+
+        def end() -> None:
+            marks.append(clock())
+            driven.stop()
+
+        driven.run(begin)
+        start, submitted, finish = marks
+        return {label: (submitted - start) / count, f"{label}+run": (finish - start) / count}
+
+    return probe
+
+
+class Timers:
+    """Schedule, cancel and fire timers while `pending` others wait, all with random deadlines. A probe.
+
+    Every round builds its world anew: `pending` timers that are far from due, and in between, at random, some that are
+    due at once. So those that fire were armed as early and lie as scattered as any. The time to fire includes the
+    callback. Then, with none but the far ones left, batches of further ones are scheduled, and as many cancelled, drawn
+    from all of them.
+    """
+
+    def __init__(self, label: str, driven: Driven, pending: int, seed: int = 1) -> None:
+        self.label, self.driven, self.pending = label, driven, pending
+        few = pending < 100_000
+        self.due = pending if few else pending // 10
+        self.batch, self.batches = (100, 31) if few else (1000, 21)
+        self.random = np.random.default_rng(seed)
+
+    def __call__(self) -> Mapping[str, float]:
+        later, rng = self.driven.later, self.random
+        delays = np.concatenate((rng.uniform(1000, 2000, self.pending), rng.uniform(0, 1e-5, self.due)))
+        rng.shuffle(delays)
+        plan = delays.tolist()
+        far: list[Any] = []
+        marks: list[int] = []
+
+        def arm() -> None:
+            for delay in plan:
+                timer = later(delay, nothing)
+                if delay >= 1:
+                    far.append(timer)
+
+        def begin() -> None:
+            arm()
+            later(2e-5, end)
+            due_at = time.monotonic() + 5e-5
+            while time.monotonic() < due_at:
+                pass
+            marks.append(clock())
+
+        def end() -> None:
+            marks.append(clock())
+            self.driven.stop()
+
+        changes: list[tuple[float, float]] = []
+
+        def change() -> None:
+            changes.extend(self._change(far) for _ in range(self.batches))
+            for timer in far:
+                self.driven.cancel(timer)
+            self.driven.stop()
+
+        self.driven.run(begin)
+        self.driven.run(change)
+        schedules, cancels = zip(*changes, strict=True)
+        return {
+            f"{self.label} schedule": statistics.median(schedules),
+            f"{self.label} cancel": statistics.median(cancels),
+            f"{self.label} fire": (marks[1] - marks[0]) / (self.due + 1),
+        }
+
+    def _change(self, far: list[Any]) -> tuple[float, float]:
+        """Schedule a batch and cancel as many: ns for one of each. The loops around the calls are taken off."""
+        later, cancel = self.driven.later, self.driven.cancel
+        delays = self.random.uniform(1000, 2000, self.batch).tolist()
+        places = self.random.integers(len(far), size=self.batch).tolist()
+        start = clock()
+        _ = [delay for delay in delays]  # noqa: C416 - the loop without the call
+        middle = clock()
+        made = [later(delay, nothing) for delay in delays]
+        end = clock()
+        schedule = (end - middle - (middle - start)) / self.batch
+        victims = []
+        for timer, place in zip(made, places, strict=True):
+            victims.append(far[place])
+            far[place] = timer
+        start = clock()
+        for _timer in victims:
+            pass
+        middle = clock()
+        for timer in victims:
+            cancel(timer)
+        end = clock()
+        return schedule, (end - middle - (middle - start)) / self.batch
