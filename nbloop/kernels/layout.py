@@ -49,7 +49,7 @@ QUEUE = _record(
 
 # Chunks of cells and the stacks they wait in (pool.py).
 POOL = _record(
-    _words("slabs", "slab_objects", "next", "slab_next", "chunk_bytes", "make_slab", "slab_limit"),  # read-mostly
+    _words("slabs", "slab_objects", "next", "slab_next", "chunk_bytes", "make_slab", "as_array", "slab_limit"),  # read-mostly
     _words("free"),  # shared: stack of chunk numbers
     _words("free_slabs", "slab_count"),  # shared: stack of slab numbers, and the first never used
     _words("free_chunks"),  # shared: how many chunks wait in `free`, for the decision to give memory back
@@ -66,7 +66,7 @@ TIMERS = _record(
     _words("live_elsewhere", "unreferenced", "commands"),
     # Owned by the loop thread: the heap, and for each slot where in the heap it is (-1: nowhere).
     _words("heap", "heap_array", "size", "capacity", "positions", "positions_array", "positions_capacity"),
-    _words("sequence", "live_here", "nesting"),
+    _words("sequence", "live_here", "nesting", "spare", "spares"),  # spare slots: a stack of the loop thread's own, and its size
 )
 # One slot; 64 bytes, so two slots never share a line of 64.
 SLOT = np.dtype([(name, np.int64) for name in ("word", "callback", "deadline", "period", "nesting", "clamp", "_6", "_7")])
@@ -87,10 +87,10 @@ STATE = _record(
     {"immediates": RING, "closing": RING},
     {"internal": RING, "checkpoint_ends": RING},
     {"timers": TIMERS},
-    _words("polled", "poll_timeout", "spin", "callbacks", "stalls", "turns", "seconds", "nanoseconds"),
+    _words("polled", "poll_timeout", "short", "spin_skip", "spin_rest", "callbacks", "stalls", "turns", "seconds", "nanoseconds"),
     _words("arguments0", "arguments1", "arguments2", "arguments3"),  # scratch for vectorcall, loop thread only
     _words("wakes_sent"),  # shared: counted by whoever wakes
-    _words("spins_won", "parks", "claimed"),  # counters of parking.py; claimed: wake calls this loop has seen claimed
+    _words("spins_won", "spins_lost", "parks", "claimed"),  # counters of parking.py; claimed: wake calls this loop has seen claimed
 )
 
 HANDLE = _record(
@@ -145,6 +145,7 @@ Q_HEAD, Q_CHUNK, Q_FINAL = offset(QUEUE, "head"), offset(QUEUE, "chunk"), offset
 P_SLABS, P_SLAB_OBJECTS = offset(POOL, "slabs"), offset(POOL, "slab_objects")
 P_NEXT, P_SLAB_NEXT = offset(POOL, "next"), offset(POOL, "slab_next")
 P_CHUNK_BYTES, P_MAKE_SLAB = offset(POOL, "chunk_bytes"), offset(POOL, "make_slab")
+P_AS_ARRAY = offset(POOL, "as_array")
 P_SLAB_LIMIT, P_FREE, P_FREE_CHUNKS = offset(POOL, "slab_limit"), offset(POOL, "free"), offset(POOL, "free_chunks")
 P_FREE_SLABS, P_SLAB_COUNT = offset(POOL, "free_slabs"), offset(POOL, "slab_count")
 
@@ -160,6 +161,7 @@ T_LIVE_HERE, T_NESTING = offset(TIMERS, "live_here"), offset(TIMERS, "nesting")
 S_WORD, S_CALLBACK, S_DEADLINE = offset(SLOT, "word"), offset(SLOT, "callback"), offset(SLOT, "deadline")
 S_PERIOD, S_NESTING, S_CLAMP = offset(SLOT, "period"), offset(SLOT, "nesting"), offset(SLOT, "clamp")
 T_COMMANDS = offset(TIMERS, "commands")
+T_SPARE, T_SPARES = offset(TIMERS, "spare"), offset(TIMERS, "spares")
 T_POSITIONS, T_POSITIONS_ARRAY = offset(TIMERS, "positions"), offset(TIMERS, "positions_array")
 T_POSITIONS_CAPACITY = offset(TIMERS, "positions_capacity")
 
@@ -174,11 +176,12 @@ EXTERNAL, REMOTE, POOL_AT, TIMERS_AT = (offset(STATE, n) for n in ("external", "
 TICKS, MICROTASKS, IMMEDIATES = offset(STATE, "ticks"), offset(STATE, "microtasks"), offset(STATE, "immediates")
 CLOSING, INTERNAL = offset(STATE, "closing"), offset(STATE, "internal")
 CHECKPOINT_ENDS = offset(STATE, "checkpoint_ends")
-POLLED, POLL_TIMEOUT, SPIN = offset(STATE, "polled"), offset(STATE, "poll_timeout"), offset(STATE, "spin")
+POLLED, POLL_TIMEOUT = offset(STATE, "polled"), offset(STATE, "poll_timeout")
+SHORT, SPIN_SKIP, SPIN_REST = (offset(STATE, n) for n in ("short", "spin_skip", "spin_rest"))
 CALLBACKS, STALLS, TURNS = offset(STATE, "callbacks"), offset(STATE, "stalls"), offset(STATE, "turns")
 SECONDS, NANOSECONDS = offset(STATE, "seconds"), offset(STATE, "nanoseconds")
 ARGUMENTS = offset(STATE, "arguments0")
-WAKES_SENT, SPINS_WON = offset(STATE, "wakes_sent"), offset(STATE, "spins_won")
+WAKES_SENT, SPINS_WON, SPINS_LOST = (offset(STATE, n) for n in ("wakes_sent", "spins_won", "spins_lost"))
 PARKS, CLAIMED = offset(STATE, "parks"), offset(STATE, "claimed")
 
 H_LOOP, H_SELF = offset(HANDLE, "loop"), offset(HANDLE, "self")

@@ -97,6 +97,7 @@ from .layout import (
     T_SIZE,
     T_SLAB_OBJECTS,
     T_SLOT_COUNT,
+    T_SPARE,
     T_UNREFERENCED,
     TAG_ARGUMENTS,
     TERMINATED,
@@ -119,6 +120,7 @@ from .timers import (
     slot_of,
     slot_open,
     slot_take,
+    slot_take_here,
     timer_arm_elsewhere,
     timer_arm_here,
     timer_cancel,
@@ -361,7 +363,7 @@ def schedule_immediate(self: int, arguments: int, count: int) -> int:
         if load(base + LIFECYCLE) >= TERMINATING:
             status = REFUSED_CLOSED
         else:
-            slot = slot_take(timers)
+            slot = slot_take_here(timers) if here else slot_take(timers)
             if slot < 0:
                 status = REFUSED_SLOTS
         if status == 0:
@@ -761,6 +763,7 @@ def destroy(self: int, _unused: int) -> int:
     release_array(timers + T_POSITIONS_ARRAY)
     slabs = exchange(timers + T_SLOT_COUNT, 0) >> SLOTS_PER_SLAB_BITS
     store(timers + T_FREE, 0)
+    put(timers + T_SPARE, 0)
     for slab in range(slabs):
         release_array(get(timers + T_SLAB_OBJECTS) + (slab << 3))
     slabs = exchange(pool + P_SLAB_COUNT, 0)

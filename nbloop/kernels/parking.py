@@ -6,9 +6,10 @@ operations either the submitter's comes first, and the loop sees the work; or th
 swaps ASLEEP for AWAKE owes the wake call, so there is exactly one per sleep; everybody else pays one load of a word that nobody writes.
 (Dekker's pattern; Promela model in models/ is issue work.)
 
-Spinning first: a thread that futex puts to sleep costs 3-19 µs to get back, one that looks at the tails 0.2 µs. So the loop looks for a while
-before it sleeps, and learns how long: work that came shortly after a sleep began makes the next spin longer, a spin that saw nothing halves it
-(down to nothing for an idle loop). Bounded by `spin_max`, 0 on one core, where the producer needs the core that a spin would burn.
+Spinning first: a thread that futex puts to sleep costs 3-19 µs to get back, one that looks at the tails 0.2 µs. So a loop whose last sleep was short
+looks around for up to `spin_max` before the next. It learns whether that pays: a spin that saw nothing makes it sit out one short sleep, the next such two, then
+four, up to `SPIN_REST_MOST`; one that saw something starts anew. So two loops that hand work to each other spin, two that share a core (where the other can
+not even run while one spins) waste a spin in 64 sleeps, and an idle loop never spins. `spin_max` is 0 on one core.
 
 Everything that waits is detached (PyEval_SaveThread): an attached waiter would stop the world's garbage collection.
 """
@@ -57,10 +58,13 @@ from .layout import (
     READY,
     REMOTE,
     SECONDS,
+    SHORT,
     SLEEP,
     SLEEP_DEADLINE,
-    SPIN,
     SPIN_MAX,
+    SPIN_REST,
+    SPIN_SKIP,
+    SPINS_LOST,
     SPINS_WON,
     STALLS,
     STOP,
@@ -72,7 +76,7 @@ from .layout import (
 
 IS_AWAKE, IS_ASLEEP = 0, 1
 FOREVER = (1 << 63) - 1
-SPIN_LEAST = 500  # ns; below that the next sleep decides anew
+SPIN_REST_MOST = 64  # short sleeps to sit out, at most, after spins that saw nothing
 
 
 @helper
@@ -130,20 +134,26 @@ def wide_awake(base: int) -> None:
 
 @helper
 def spin(base: int, deadline: int) -> bool:
-    """Look for arrivals for the learnt time; True if some came. Loop thread, detached."""
-    span = get(base + SPIN)
-    if span < SPIN_LEAST:
+    """Look for arrivals for a while, if that is worth it; True if some came. Loop thread, detached."""
+    most = get(base + SPIN_MAX)
+    if most == 0 or get(base + SHORT) == 0:
         return False
-    start = monotonic_ns()
-    until = min(start + span, deadline)
+    if get(base + SPIN_SKIP) > 0:
+        put(base + SPIN_SKIP, get(base + SPIN_SKIP) - 1)
+        return False
+    until = min(monotonic_ns() + most, deadline)
     while True:
         for _ in range(32):
             if arrivals(base):
                 put(base + SPINS_WON, get(base + SPINS_WON) + 1)
+                put(base + SPIN_REST, 0)
                 return True
             pause()
         if monotonic_ns() >= until:
-            put(base + SPIN, span >> 1)
+            rest = min(SPIN_REST_MOST, max(1, 2 * get(base + SPIN_REST)))
+            put(base + SPIN_REST, rest)
+            put(base + SPIN_SKIP, rest)
+            put(base + SPINS_LOST, get(base + SPINS_LOST) + 1)
             return False
 
 
@@ -168,22 +178,8 @@ def park(base: int, deadline: int) -> None:
             put(base + PARKS, get(base + PARKS) + 1)
             libc_syscall(SYS_FUTEX, base + SLEEP, FUTEX_WAIT_PRIVATE, IS_ASLEEP, timeout, 0)
         wide_awake(base)
-        learn(base, monotonic_ns() - start)
+        put(base + SHORT, 1 if monotonic_ns() - start < 4 * get(base + SPIN_MAX) else 0)
     PyEval_RestoreThread(thread)
-
-
-@helper
-def learn(base: int, slept: int) -> None:
-    """After a sleep of `slept` ns: would spinning have been enough? Loop thread.
-
-    Two loops that hand work to each other asleep take longer for a round than either may spin, so by that rule alone neither would ever
-    start: one sleep in eight that was not much longer is followed by a spin to find out.
-    """
-    most = get(base + SPIN_MAX)
-    if slept < most:
-        put(base + SPIN, min(most, max(4 * slept, 4 * get(base + SPIN))))
-    elif slept < 4 * most and get(base + PARKS) & 7 == 0:
-        put(base + SPIN, most)
 
 
 @helper

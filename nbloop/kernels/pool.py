@@ -19,6 +19,7 @@ from .capi import Py_DecRef, PyErr_Clear, PyLong_FromLongLong, PyObject_CallNoAr
 from .kernel import data, helper
 from .layout import (
     CHUNKS_PER_SLAB_BITS,
+    P_AS_ARRAY,
     P_CHUNK_BYTES,
     P_FREE,
     P_FREE_CHUNKS,
@@ -65,8 +66,12 @@ def pool_take(pool: int) -> int:
     if chunk >= 0:
         fetch_add(pool + P_FREE_CHUNKS, -1)
         return chunk
-    # The C function behind make_slab runs no Python code: no signal handler, no callback can enter in the middle.
-    array = PyObject_CallNoArgs(get(pool + P_MAKE_SLAB))
+    # The C functions behind these hooks run no Python code: no signal handler, no callback can enter in the middle.
+    array = 0
+    buffer = PyObject_CallNoArgs(get(pool + P_MAKE_SLAB))
+    if buffer != 0:
+        array = PyObject_CallOneArg(get(pool + P_AS_ARRAY), buffer)
+        Py_DecRef(buffer)
     if array == 0:
         PyErr_Clear()  # the caller says what could not be stored; that memory was short is all this would add
         return -1

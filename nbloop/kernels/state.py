@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import mmap
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -149,9 +150,11 @@ def make_loop_state(
     record["make_array"] = _hook(state, make_array)
 
     pool = record["pool"]
-    slab_words = (chunk_size << layout.CHUNKS_PER_SLAB_BITS) + 8
+    # Anonymous maps and not np.zeros: the C library keeps freed blocks of this size, and an idle loop should give memory back.
+    slab_bytes = (chunk_size << layout.CHUNKS_PER_SLAB_BITS) * 8
     pool["chunk_bytes"] = chunk_size * 8
-    pool["make_slab"] = _hook(state, functools.partial(np.zeros, slab_words, np.int64))
+    pool["make_slab"] = _hook(state, functools.partial(mmap.mmap, -1, slab_bytes))
+    pool["as_array"] = _hook(state, functools.partial(np.frombuffer, dtype=np.int64))
     pool["slab_limit"] = layout.SLAB_LIMIT
     pool["next"] = _table(state, layout.CHUNK_LIMIT)
     for name in ("slabs", "slab_objects", "slab_next"):

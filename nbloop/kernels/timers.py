@@ -61,6 +61,8 @@ from .layout import (
     T_SLAB_OBJECTS,
     T_SLABS,
     T_SLOT_COUNT,
+    T_SPARE,
+    T_SPARES,
     T_UNREFERENCED,
     TIMERS_AT,
 )
@@ -73,6 +75,7 @@ GENERATION_MASK = (1 << (63 - SLOT_BITS)) - 1
 WAKE_BACKLOG = 1024  # commands that may wait while the loop sleeps
 CLAMP_LEVEL, CLAMP_NS = 5, 4_000_000  # HTML, timer initialisation steps: nesting level greater than 5, less than 4 ms
 PER_SLAB = 1 << SLOTS_PER_SLAB_BITS
+SPARES_MOST = 1024  # slots that the loop's thread keeps for itself
 
 
 @helper
@@ -110,6 +113,28 @@ def slot_take(timers: int) -> int:
 def slot_free(timers: int, slot: int) -> None:
     """Put a slot back that no command names. The loop thread, or whoever failed to arm it."""
     stack_push(timers + T_FREE, get(timers + T_NEXT), slot, slot)
+
+
+@helper
+def slot_take_here(timers: int) -> int:
+    """`slot_take` on the loop's thread: from its own stack of spare slots if it can, which saves the compare-and-swap."""
+    spare = get(timers + T_SPARE)
+    if spare == 0:
+        return slot_take(timers)
+    put(timers + T_SPARE, load(get(timers + T_NEXT) + ((spare - 1) << 3)))
+    put(timers + T_SPARES, get(timers + T_SPARES) - 1)
+    return spare - 1
+
+
+@helper
+def slot_free_here(timers: int, slot: int) -> None:
+    """`slot_free` on the loop's thread: kept as a spare, unless there are `SPARES_MOST`."""
+    if get(timers + T_SPARES) >= SPARES_MOST:
+        slot_free(timers, slot)
+        return
+    store(get(timers + T_NEXT) + (slot << 3), get(timers + T_SPARE))
+    put(timers + T_SPARE, slot + 1)
+    put(timers + T_SPARES, get(timers + T_SPARES) + 1)
 
 
 @helper
@@ -156,11 +181,11 @@ def next_order(timers: int) -> int:
 def timer_arm_here(base: int, callback: int, deadline: int, period: int, clamp: int) -> int:
     """Arm on the loop thread: straight into the heap. The id, or -REFUSED_x and the callback is still the caller's."""
     timers = base + TIMERS_AT
-    slot = slot_take(timers)
+    slot = slot_take_here(timers)
     if slot < 0:
         return -REFUSED_SLOTS
     if heap_reserve(timers, get(base + MAKE_ARRAY), slot) < 0:
-        slot_free(timers, slot)
+        slot_free_here(timers, slot)
         return -REFUSED_SLOTS
     record = slot_at(timers, slot)
     put(record + S_DEADLINE, deadline)
@@ -219,7 +244,7 @@ def timer_armed(base: int, slot: int) -> int:
         word = load(record + S_WORD)
         if word & STATE_MASK == CANCELLED:
             store(record + S_WORD, word & ~STATE_MASK)
-            slot_free(timers, slot)
+            slot_free_here(timers, slot)
             return 0
         if compare_and_swap(record + S_WORD, word, word & ~STATE_MASK | ARMED):
             heap_insert(timers, slot, get(record + S_DEADLINE), next_order(timers))
@@ -236,7 +261,7 @@ def timer_removed(base: int, slot: int) -> None:
             heap_remove(timers, position)
     record = slot_at(timers, slot)
     store(record + S_WORD, load(record + S_WORD) & ~STATE_MASK)
-    slot_free(timers, slot)
+    slot_free_here(timers, slot)
 
 
 @helper

@@ -59,6 +59,7 @@ from .layout import (
     LIFECYCLE,
     MAKE_ARRAY,
     MICROTASKS,
+    NONE,
     OVERLOAD,
     P_FREE_CHUNKS,
     PARK_FUTEX,
@@ -106,7 +107,7 @@ from .timers import (
     due_after,
     next_order,
     slot_at,
-    slot_free,
+    slot_free_here,
     timer_armed,
     timer_removed,
     timers_referenced,
@@ -163,7 +164,7 @@ def invoke(base: int, word: int, kind: int) -> int:
     status = 0
     if result == 0:
         status = report(base, word, kind)
-    else:
+    elif result != get(base + NONE):  # which is immortal: most callbacks return it
         Py_DecRef(result)
     count = get(base + CALLBACKS) + 1
     put(base + CALLBACKS, count)
@@ -296,7 +297,7 @@ def phase_immediates(base: int) -> int:
         mine = word & STATE_MASK == QUEUED and compare_and_swap(record + S_WORD, word, word & ~STATE_MASK)
         if not mine:  # cancelled: its reference is gone already
             store(record + S_WORD, load(record + S_WORD) & ~STATE_MASK)
-        slot_free(timers, slot)
+        slot_free_here(timers, slot)
         if mine and invoke_owned(base, callback, KIND_IMMEDIATE) != 0:
             return LEAVE
     return 0
@@ -345,7 +346,7 @@ def timer_fire(base: int, slot: int) -> int:
         if word & UNREFERENCED:
             fetch_add(timers + T_UNREFERENCED, -1)
         store(timers + T_LIVE_HERE, get(timers + T_LIVE_HERE) - 1)
-        slot_free(timers, slot)
+        slot_free_here(timers, slot)
     else:
         put(record + S_NESTING, nesting + 1)
         heap_insert(timers, slot, due_after(monotonic_ns(), period, nesting, get(record + S_CLAMP)), next_order(timers))
