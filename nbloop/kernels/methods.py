@@ -17,6 +17,8 @@ from .capi import (
     PyCallable_Check,
     PyErr_Clear,
     PyErr_Occurred,
+    PyEval_RestoreThread,
+    PyEval_SaveThread,
     PyFloat_AsDouble,
     PyFloat_FromDouble,
     PyList_New,
@@ -26,6 +28,7 @@ from .capi import (
     PySequence_Tuple,
     PyThreadState_GetUnchecked,
     PyTuple_New,
+    sched_yield,
 )
 from .ingress import (
     chunks_reserve,
@@ -678,8 +681,11 @@ def queue_drop(queue: int, slots: bool) -> int:
     dropped = 0
     while queue_length(queue) != 0:
         word = queue_take(queue)
-        if word == 0:
-            continue  # a producer between ticket and store: attached, so it comes
+        if word == 0:  # a producer between ticket and store; detached, if numpy is just making it a slab: it needs us to be so too
+            thread = PyEval_SaveThread()
+            sched_yield()
+            PyEval_RestoreThread(thread)
+            continue
         kind = (word >> KIND_SHIFT) & 7
         if not slots or kind < KIND_ARM:
             Py_DecRef(word & POINTER_MASK)

@@ -1,0 +1,154 @@
+"""What the contract tests share. Nothing here sleeps to wait for something: it waits for the thing, and fails after
+a while.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from nbloop import FastPathMode, Loop, LoopState
+
+PATIENCE = 30.0  # seconds after which what should have come will not
+
+
+@pytest.fixture
+def make_loop() -> Iterator[Callable[..., Loop]]:
+    """`make_loop(**options)`: a loop that is closed at the end of the test."""
+    made: list[Loop] = []
+
+    def make(**options: Any) -> Loop:
+        made.append(Loop(**options))
+        return made[-1]
+
+    yield make
+    for loop in made:
+        loop.close()
+
+
+@pytest.fixture
+def loop(make_loop: Callable[..., Loop]) -> Loop:
+    """A loop with default options, closed at the end of the test."""
+    return make_loop()
+
+
+@pytest.fixture(params=list(FastPathMode), ids=lambda mode: mode.value)
+def mode(request: pytest.FixtureRequest) -> FastPathMode:
+    """Each fast path mode."""
+    return request.param
+
+
+@pytest.fixture
+def turns() -> Callable[..., None]:
+    """`turns(loop, n=1)`: run n single turns, none of which waits, on this thread."""
+
+    def turns(loop: Loop, n: int = 1) -> None:
+        for _ in range(n):
+            loop.stop()
+            loop.run()
+
+    return turns
+
+
+@pytest.fixture
+def wait_for() -> Callable[..., None]:
+    """`wait_for(event)` or `wait_for(predicate)`: return when it is set or true, fail if it never is."""
+
+    def wait_for(what: threading.Event | Callable[[], object]) -> None:
+        if isinstance(what, threading.Event):
+            assert what.wait(PATIENCE), "the event was not set"
+            return
+        deadline = time.monotonic() + PATIENCE
+        while not what():
+            assert time.monotonic() < deadline, f"{what} did not become true"
+            time.sleep(0.0005)
+
+    return wait_for
+
+
+@pytest.fixture
+def asleep(wait_for: Callable[..., None]) -> Callable[[Loop], None]:
+    """`asleep(loop)`: return when the loop, which runs in another thread, sleeps."""
+    return lambda loop: wait_for(lambda: loop.state is LoopState.SLEEPING)
+
+
+def together(count: int, function: Callable[[int], Any]) -> list[Any]:
+    """What `function(i)` returns, or the exception it raises, on `count` threads that start at the same moment."""
+    results: list[Any] = [None] * count
+    barrier = threading.Barrier(count)
+
+    def body(i: int) -> None:
+        barrier.wait(PATIENCE)
+        try:
+            results[i] = function(i)
+        except Exception as error:
+            results[i] = error
+
+    threads = [threading.Thread(target=body, args=(i,)) for i in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+        assert not thread.is_alive(), "a thread hangs"
+    return results
+
+
+@pytest.fixture(name="together")
+def together_fixture() -> Callable[..., list[Any]]:
+    """`together(count, function)`: call `function(i)` on that many threads at once; results and exceptions in order."""
+    return together
+
+
+@pytest.fixture
+def elsewhere() -> Callable[..., Any]:
+    """`elsewhere(function, *args)`: call it on another thread, and return or raise what it did."""
+
+    def elsewhere(function: Callable[..., Any], *args: Any) -> Any:
+        (result,) = together(1, lambda _: function(*args))
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    return elsewhere
+
+
+@pytest.fixture
+def descriptors() -> Callable[[], list[str]]:
+    """`descriptors()`: the numbers of this process's open descriptors, and what they refer to."""
+
+    def descriptors() -> list[str]:
+        found = []
+        for number in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(FileNotFoundError):  # the one that listed the directory
+                found.append(f"{number} {os.readlink(f'/proc/self/fd/{number}')}")
+        return sorted(found)
+
+    return descriptors
+
+
+@pytest.fixture
+def run_script() -> Callable[..., str]:
+    """`run_script(code, **env)`: what a fresh interpreter prints that runs `code`; it must end well."""
+
+    def run_script(code: str, **env: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code)],
+            env=os.environ | env,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run_script

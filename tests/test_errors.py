@@ -1,0 +1,324 @@
+"""What goes wrong in callbacks, in handlers and in options, and who is told."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+
+import pytest
+
+import nbloop
+from nbloop import FastPathMode, Loop, LoopState
+
+# How to schedule one callback of each kind, and what on_error calls it.
+KINDS = {
+    "task": lambda loop: loop.submit,
+    "task of a batch": lambda loop: lambda what, *args: loop.submit_many([lambda: what(*args)]),
+    "task of a producer": lambda loop: loop.producer().submit,
+    "internal task": lambda loop: loop.submit_internal,
+    "microtask": lambda loop: loop.schedule_microtask,
+    "next-tick": lambda loop: loop.schedule_next_tick,
+    "immediate": lambda loop: loop.schedule_immediate,
+    "close callback": lambda loop: loop.schedule_close,
+    "timer": lambda loop: lambda *what: loop.schedule_timer(0, *what),
+    "timer of an interval": lambda loop: lambda *what: loop.schedule_interval(0, *what),
+}
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def fail(*args):
+    raise ValueError("on purpose")
+
+
+@each_kind
+def test_isolation(make_loop, turns, kind):
+    """Behaviour 68; contract: a callback that raises never stops the loop, and the next one runs."""
+    errors, ran = [], []
+    loop = make_loop(on_error=lambda error, context: errors.append((error, context)))
+    put = KINDS[kind](loop)
+    for i in range(100):
+        put(fail if i % 10 == 0 else ran.append, i)
+    turns(loop)
+    assert ran == [i for i in range(100) if i % 10]
+    assert len(errors) == 10
+    for error, context in errors:
+        assert type(error) is ValueError
+        assert context["kind"] == kind.partition(" of ")[0]
+
+
+def test_context(make_loop, turns):
+    """contract: on_error(exception, context): the loop, the kind, the callback and its arguments, and the
+    exception's own traceback.
+    """
+    calls = []
+    loop = make_loop(on_error=lambda *call: calls.append(call))
+    loop.submit(fail, 1, "two")
+    loop.submit(fail)
+    turns(loop)
+    (error, context), (_, bare) = calls
+    assert context == {"loop": loop, "kind": "task", "callback": fail, "args": (1, "two")}
+    assert bare["args"] == ()
+    assert traceback.extract_tb(error.__traceback__)[-1].name == "fail"
+
+
+def test_checkpoint_after_an_exception(make_loop, turns):
+    """contract: the checkpoint follows every callback, one that raised as well; what on_error queues is part of it."""
+    ran = []
+    loop = make_loop(on_error=lambda *_: loop.schedule_microtask(ran.append, "from on_error"))
+
+    def task():
+        loop.schedule_microtask(ran.append, "from the task")
+        fail()
+
+    loop.submit(task)
+    loop.submit(ran.append, "next")
+    turns(loop)
+    assert ran == ["from the task", "from on_error", "next"]
+
+
+def test_default_logger(make_loop, turns, caplog):
+    """contract: by default logger `nbloop` gets it, with traceback, and the context for handlers."""
+    loop = make_loop(name="mine")
+    loop.submit(fail)
+    turns(loop)
+    (record,) = caplog.records
+    assert (record.name, record.levelno) == ("nbloop", logging.ERROR)
+    assert "mine" in record.getMessage()
+    assert "in fail" in caplog.text
+    assert "ValueError: on purpose" in caplog.text
+    assert record.nbloop["callback"] is fail
+
+
+def test_raising_on_error(make_loop, turns, caplog):
+    """contract: a raising on_error is logged, with what it was to handle; behaviour 68: nested in the handler."""
+
+    def on_error(error, context):
+        raise KeyError("from on_error")
+
+    ran = []
+    loop = make_loop(on_error=on_error)
+    loop.submit(fail)
+    loop.submit(ran.append, 1)
+    turns(loop)
+    assert ran == [1]
+    (record,) = caplog.records
+    assert record.exc_info[0] is KeyError
+    assert "on_error" in record.getMessage()
+    assert "on purpose" in caplog.text
+
+
+def test_raising_logger(loop, turns, capsys):
+    """Behaviour 68: a logging handler that raises is shown on stderr, and does not stop the loop either."""
+
+    class Handler(logging.Handler):
+        def emit(self, record):
+            raise KeyError("from the handler")
+
+    ran, handler = [], Handler()
+    logging.getLogger("nbloop").addHandler(handler)
+    try:
+        loop.submit(fail)
+        loop.submit(ran.append, 1)
+        turns(loop)
+    finally:
+        logging.getLogger("nbloop").removeHandler(handler)
+    assert ran == [1]
+    assert "from the handler" in capsys.readouterr().err
+
+
+@each_kind
+@pytest.mark.parametrize("leaving", [KeyboardInterrupt, SystemExit])
+def test_leaves_run(make_loop, turns, kind, leaving):
+    """contract: KeyboardInterrupt and SystemExit leave run() and reach the caller, with no accepted work lost."""
+    ran, reported = [], []
+    loop = make_loop(on_error=lambda *call: reported.append(call))
+    raised = iter([leaving("on purpose")])
+
+    def leave():
+        for error in raised:
+            raise error
+
+    put = KINDS[kind](loop)
+    put(ran.append, 1)
+    put(leave)
+    put(ran.append, 2)
+    for other in KINDS.values():
+        other(loop)(ran.append, 3)
+    with pytest.raises(leaving, match="on purpose"):
+        loop.run()
+    assert loop.state is LoopState.AWAKE
+    assert not loop.is_loop_thread()
+    turns(loop)
+    assert not reported
+    if kind == "timer of an interval":  # has run again with all the others
+        assert {ran.count(1), ran.count(2)} <= {1, 2}
+    else:
+        assert ran.count(1) == ran.count(2) == 1
+    assert ran.count(3) >= len(KINDS)
+
+
+@pytest.mark.parametrize("leaving", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("hook", ["on_error", "on_overload"])
+def test_hooks_may_leave_run(make_loop, turns, hook, leaving):
+    """contract: KeyboardInterrupt and SystemExit from a hook leave run() too."""
+    ran = []
+
+    def leave(*_):
+        raise leaving
+
+    loop = make_loop(ingress_budget=1, **{hook: leave})
+    loop.submit(fail if hook == "on_error" else int)
+    loop.submit(ran.append, 1)
+    with pytest.raises(leaving):
+        loop.run()
+    turns(loop, 2)
+    assert ran == [1]
+
+
+def test_leaving_a_shutdown(make_loop, wait_for):
+    """contract: leaving run() while it drains reaches its caller; the rest runs nevertheless, shutdown() returns."""
+    ran = []
+    loop = make_loop()
+
+    def leave():
+        loop.shutdown()
+        loop.schedule_microtask(ran.append, "microtask")
+        raise KeyboardInterrupt
+
+    loop.submit(leave)
+    loop.submit(ran.append, "task")
+    with pytest.raises(KeyboardInterrupt):
+        loop.run()
+    loop.shutdown(timeout=30)
+    assert ran == ["microtask", "task"]
+    assert loop.state is LoopState.TERMINATED
+
+
+def test_base_exceptions(make_loop, turns):
+    """contract: whatever else derives from BaseException is a callback that raised."""
+
+    class Odd(BaseException):
+        pass
+
+    errors = []
+    loop = make_loop(on_error=lambda error, _: errors.append(type(error)))
+    for kind in (Odd, GeneratorExit, StopIteration, MemoryError):
+        loop.submit(lambda kind=kind: (_ for _ in ()).throw(kind) if kind is not StopIteration else next(iter(())))
+    turns(loop)
+    assert errors == [Odd, GeneratorExit, StopIteration, MemoryError]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if " of a " not in kind])
+def test_debug(make_loop, turns, kind):
+    """contract: debug: on_error is told where a callback was scheduled, and gets it itself."""
+    contexts = []
+    loop = make_loop(debug=True, on_error=lambda _, context: contexts.append(context))
+
+    def the_place():
+        KINDS[kind](loop)(fail, 1)
+
+    the_place()
+    turns(loop)
+    (context,) = contexts
+    assert (context["callback"], context["args"]) == (fail, (1,))
+    assert "the_place" in {frame.name for frame in context["scheduled_at"]}
+
+
+def test_debug_changes_nothing_else(make_loop, turns):
+    """contract: debug: the same calls, results and errors."""
+    loop = make_loop(debug=True)
+    ran = []
+    loop.submit(ran.append, 1)
+    loop.submit_many([lambda: ran.append(2)])
+    assert loop.cancel_timer(loop.schedule_timer(0, ran.append, 3)) is True
+    for wrong in (
+        lambda: loop.submit(None),
+        loop.submit,
+        lambda: loop.schedule_timer(1),
+        lambda: loop.schedule_timer(1, 2),
+    ):
+        with pytest.raises(TypeError):
+            wrong()
+    turns(loop)
+    assert ran == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "error"),
+    [
+        ("fast_path_mode", "auto", TypeError),
+        ("fast_path_mode", None, TypeError),
+        ("on_overload", 1, TypeError),
+        ("on_error", "log", TypeError),
+        ("ingress_budget", 0, ValueError),
+        ("ingress_budget", -1, ValueError),
+        ("ingress_budget", 1.0, TypeError),
+        ("ingress_budget", True, TypeError),
+        ("chunk_size", 8, ValueError),
+        ("chunk_size", 100, ValueError),
+        ("chunk_size", 8192, ValueError),
+        ("chunk_size", "128", TypeError),
+        ("initial_chunks", 0, ValueError),
+        ("initial_chunks", 1 << 40, ValueError),
+        ("initial_chunks", None, TypeError),
+        ("ingress_limit", 0, ValueError),
+        ("ingress_limit", 1 << 60, ValueError),
+        ("ingress_limit", 2.5, TypeError),
+        ("auto_exit", 1, TypeError),
+        ("auto_exit", None, TypeError),
+        ("clamp_nested_timers", 0, TypeError),
+        ("debug", "yes", TypeError),
+        ("name", 1, TypeError),
+    ],
+)
+def test_options(option, value, error):
+    """contract: every option is checked at construction, by an error that names it and shows what it was."""
+    with pytest.raises(error, match=option) as caught:
+        Loop(**{option: value})
+    assert str(value) in str(caught.value)
+
+
+def test_options_at_their_ends(make_loop, turns):
+    """contract: what is documented as accepted is, and works."""
+    for options in (
+        {"chunk_size": 16, "initial_chunks": 100},
+        {"chunk_size": 4096},
+        {"ingress_budget": 1},
+        {"ingress_budget": 1 << 40},
+        {"ingress_limit": 1},
+        {"ingress_limit": 33_488_896 - 256 * 128},
+        {"fast_path_mode": FastPathMode.FORCED, "name": "", "on_error": None, "on_overload": None},
+    ):
+        loop, ran = make_loop(**options), []
+        loop.submit(ran.append, 1)
+        turns(loop)
+        assert ran == [1]
+
+
+def test_unknown_and_positional_options():
+    """contract: options are keywords only, and no others."""
+    with pytest.raises(TypeError, match="unknown"):
+        Loop(unknown=1)
+    with pytest.raises(TypeError):
+        Loop(FastPathMode.AUTO)
+
+
+def test_set_fast_path_mode_checks(loop):
+    """contract: set_fast_path_mode: TypeError for no mode, LoopTerminatedError after the end; nothing changes."""
+    with pytest.raises(TypeError, match="FastPathMode"):
+        loop.set_fast_path_mode("forced")
+    assert loop.fast_path_mode is FastPathMode.AUTO
+    loop.close()
+    with pytest.raises(nbloop.LoopTerminatedError):
+        loop.set_fast_path_mode(FastPathMode.FORCED)
+
+
+def test_error_classes():
+    """contract: errors derive from NbloopError, and each is also the built-in that fits."""
+    errors = [value for name, value in vars(nbloop).items() if name.endswith("Error") and name != "NbloopError"]
+    assert len(errors) >= 7
+    for error in errors:
+        assert issubclass(error, nbloop.NbloopError)
+        assert issubclass(error, (RuntimeError, LookupError, ValueError))
+        assert error.__doc__
+    assert not issubclass(nbloop.NbloopError, (RuntimeError, LookupError, ValueError))

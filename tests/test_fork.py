@@ -1,0 +1,196 @@
+"""os.fork: the child's copy of a loop refuses, the parent's does not notice. In processes of their own: pytest has
+threads.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+
+PRELUDE = """
+import os, sys, threading, time, traceback, warnings
+warnings.simplefilter("ignore")  # that forking with threads is dangerous is what this is about
+from nbloop import FastPathMode, ForkedLoopError, Loop, LoopState
+
+def in_child(check):
+    "Run check() in a forked child; its end must be a good one."
+    pid = os.fork()
+    if pid == 0:
+        try:
+            check()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    deadline = time.monotonic() + 30
+    while True:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            break
+        assert time.monotonic() < deadline, "the child hangs"
+        time.sleep(0.001)
+    assert os.waitstatus_to_exitcode(status) == 0, status
+
+def refused(call, *args):
+    try:
+        call(*args)
+    except ForkedLoopError:
+        return
+    raise AssertionError(f"{call} was not refused")
+
+def until(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+def every_call(loop, handle):
+    for name, args in {
+        "submit": (int,), "submit_many": ([int],), "submit_internal": (int,), "schedule_microtask": (int,),
+        "schedule_next_tick": (int,), "schedule_immediate": (int,), "schedule_close": (int,),
+        "schedule_timer": (0, int), "schedule_interval": (1, int), "cancel_timer": (1,), "cancel_timers": ([1],),
+        "cancel_immediate": (1,), "ref_timer": (1,), "unref_timer": (1,), "alive": (), "wake": (), "stop": (),
+        "now": (), "is_loop_thread": (), "producer": (), "run": (), "start": (), "__enter__": (), "shutdown": (),
+        "close": (), "set_fast_path_mode": (FastPathMode.FORCED,), "add_signal_handler": (10, int),
+        "remove_signal_handler": (10,),
+    }.items():
+        refused(getattr(loop, name), *args)
+    refused(handle.submit, int)
+    refused(handle.submit_many, [int])
+    assert "forked" in repr(loop)
+"""
+
+
+@pytest.mark.parametrize("where", ["never run", "stopped", "asleep"])
+@pytest.mark.parametrize("mode", ["AUTO", "DISABLED"])
+def test_child_is_refused(run_script, mode, where):
+    """contract: fork: every call of the child's copy raises ForkedLoopError; the parent's loop goes on, and is not
+    even woken.
+    """
+    run_script(
+        PRELUDE
+        + f"""
+loop = Loop(fast_path_mode=FastPathMode.{mode})
+handle, ran, submit = loop.producer(), [], loop.submit
+loop.submit(ran.append, 1)
+handle.submit(ran.append, 2)
+if {where!r} == "stopped":
+    loop.stop()
+    loop.run()
+elif {where!r} == "asleep":
+    loop.start()
+    until(lambda: len(ran) == 2 and loop.state is LoopState.SLEEPING)
+turns = int(loop._record["turns"])
+for _ in range(3):
+    in_child(lambda: (every_call(loop, handle), refused(submit, int)))
+assert int(loop._record["turns"]) == turns
+handle.submit(ran.append, 3)
+loop.submit(ran.append, 4)
+loop.shutdown()
+assert sorted(ran) == [1, 2, 3, 4], ran
+"""
+    )
+
+
+def test_child_can_make_its_own(run_script):
+    """contract: fork: a loop made in the child works there, and dropping the inherited one is harmless."""
+    run_script(
+        PRELUDE
+        + """
+import gc
+loop = Loop()
+loop.start()
+
+def check():
+    global loop
+    with Loop() as mine:
+        ran = []
+        mine.submit(ran.append, 1)
+    assert ran == [1]
+    del loop
+    gc.collect()
+
+in_child(check)
+loop.shutdown()
+"""
+    )
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_fork_in_a_callback(run_script, debug):
+    """contract: fork in a callback of the loop: the child's run() raises ForkedLoopError, the parent's goes on."""
+    run_script(
+        PRELUDE
+        + f"""
+loop = Loop(debug={debug})
+ran, child = [], []
+
+def task():
+    child.append(os.fork())
+    if child[0] == 0:
+        every_call(loop, handle)
+
+handle = loop.producer()
+loop.submit(task)
+loop.submit(ran.append, "next")
+loop.submit(loop.stop)
+try:
+    loop.run()
+except ForkedLoopError:
+    os._exit(7 if child == [0] and not ran else 8)
+except BaseException:
+    traceback.print_exc()
+    os._exit(9)
+assert child[0] != 0 and ran == ["next"]
+assert os.waitstatus_to_exitcode(os.waitpid(child[0], 0)[1]) == 7
+loop.close()
+"""
+    )
+
+
+def test_fork_while_others_submit(run_script):
+    """contract: fork: with other threads in the middle of submits and of the loop's own locks, the child is refused
+    and does not hang.
+    """
+    run_script(
+        PRELUDE
+        + """
+loop = Loop()
+loop.start()
+ends = threading.Event()
+
+def work():
+    while not ends.is_set():
+        loop.submit(int)
+        loop.producer().submit(int)
+
+threads = [threading.Thread(target=work) for _ in range(2)]
+for thread in threads:
+    thread.start()
+for _ in range(10):
+    in_child(lambda: (refused(loop.submit, int), refused(loop.producer), refused(loop.close)))
+ends.set()
+for thread in threads:
+    thread.join()
+loop.shutdown()
+"""
+    )
+
+
+def test_child_exits(run_script):
+    """contract: fork: a child that ends in the ordinary way, with the inherited loop never touched, ends well."""
+    run_script(
+        PRELUDE
+        + """
+loop = Loop(fast_path_mode=FastPathMode.DISABLED)
+loop.start()
+loop.submit(int)
+pid = os.fork()
+if pid:
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    loop.shutdown()
+"""
+    )

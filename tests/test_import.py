@@ -1,0 +1,85 @@
+"""What importing does, and does not."""
+
+from __future__ import annotations
+
+import sys
+import sysconfig
+
+import pytest
+
+EVERYTHING = """
+import importlib, pkgutil, sys
+import nbloop
+for module in pkgutil.walk_packages(nbloop.__path__, "nbloop."):
+    if not module.name.endswith("__main__"):
+        try:
+            importlib.import_module(module.name)
+        except ImportError as error:  # an optional part whose library is not here
+            assert not (error.name or "nbloop").startswith("nbloop"), error
+nbloop.Loop(auto_exit=True).run()
+"""
+
+
+@pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this Python has a GIL to be on")
+def test_gil_stays_off(run_script):
+    """contract: importing never turns the GIL on: every module of the package, and a loop run."""
+    run_script(EVERYTHING + "assert not sys._is_gil_enabled()", PYTHON_GIL="")
+
+
+def test_warm_import_is_light(run_script):
+    """contract: numba is imported only if kernels have to be compiled; on this machine they have been by now."""
+    out = run_script(
+        "import sys, nbloop; nbloop.Loop(auto_exit=True).run(); print({'numba', 'asyncio'} & set(sys.modules))"
+    )
+    assert out == "set()\n"
+
+
+def test_nothing_runs_by_itself(run_script):
+    """contract: importing starts no thread and opens no descriptor."""
+    run_script(
+        """
+        import os, sys, threading
+        import numpy
+        before = os.listdir("/proc/self/fd")
+        import nbloop
+        assert threading.active_count() == 1
+        assert os.listdir("/proc/self/fd") == before
+        """
+    )
+
+
+def test_exit_with_a_running_loop(run_script):
+    """contract, start: at the interpreter's exit a loop that nobody shut down is not waited for, busy or asleep."""
+    out = run_script(
+        """
+        import nbloop
+        loops = [nbloop.Loop(fast_path_mode=mode) for mode in nbloop.FastPathMode for _ in "12"]
+        for i, loop in enumerate(loops):
+            loop.start()
+            if i % 2:
+                loop.schedule_interval(0, int)
+        print("end")
+        """
+    )
+    assert out == "end\n"
+
+
+def test_public_names():
+    """contract: what __all__ names is there and documented."""
+    import nbloop
+
+    for name in nbloop.__all__:
+        assert getattr(nbloop, name).__doc__, name
+    assert sys.modules["nbloop"].__version__
+
+
+def test_methods_show_their_documentation(loop):
+    """contract: the built-in methods of a loop have the names, signatures and docstrings of the class's."""
+    import inspect
+
+    for name in ("submit", "submit_many", "schedule_timer", "cancel_timer", "alive", "now", "stop"):
+        method, documented = getattr(loop, name), getattr(type(loop), name)
+        assert method.__name__ == name
+        assert inspect.getdoc(method) == inspect.getdoc(documented)
+        names = list(inspect.signature(documented).parameters)[1:]
+        assert list(inspect.signature(method).parameters) == names
