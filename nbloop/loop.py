@@ -142,7 +142,7 @@ class Loop:
         self._on_error = on_error
         self._mode = fast_path_mode
         self._parker: Parker | None = None
-        self._lock = threading.Lock()  # construction of handles and finishers; nothing that a callback's life needs
+        self._lock = threading.RLock()  # re-entrant for signal handlers; construction of handles and finishers; nothing that a callback's life needs
         self._handles: dict[int, weakref.ref[Any]] = {}
         self._ended = threading.Event()
         self._closing = False
@@ -405,7 +405,8 @@ class Loop:
 
     def _turn_and_leave(self) -> None:
         try:
-            self._turn_until_end()
+            with _signals.interruptible(self):
+                self._turn_until_end()
         finally:
             self._transition(layout.RUNNING, layout.AWAKE)
             self._leave()
@@ -809,7 +810,7 @@ def _after_fork_in_child() -> None:
     """Make every inherited loop refuse: its thread stayed in the parent, and its descriptors are shared with it."""
     for loop in list(_live):
         loop._forked = True
-        loop._lock = threading.Lock()  # the parent's other threads may have held it
+        loop._lock = threading.RLock()  # the parent's other threads may have held it
         for name, face in vars(Loop).items():
             if hasattr(face, "__wrapped__") and not isinstance(face, property):
                 loop.__dict__[name] = lambda *_args, _loop=loop: _loop._check_fork()

@@ -2,7 +2,7 @@
 
 `signal.signal` can be called on the main thread only, its handlers run on the main thread only, and `signal.set_wakeup_fd` has one taker a process.
 Here a signal's C handler is a kernel (kernels/signals.py) that writes the number to a pipe; one daemon thread, started with the first handler, reads the
-pipe and submits to every loop that asked for that signal. The disposition that was there before comes back when the last of them is removed.
+pipe and submits (internally, so that a full loop gets it too) to every loop that asked for that signal. The disposition that was there before comes back when the last of them is removed.
 `signal.getsignal` does not know of it: it goes on naming the Python handler that is out of use meanwhile.
 
 Un-jitted kernels can not be C handlers; then `signal.signal` is used, with its limits.
@@ -16,7 +16,7 @@ import os
 import signal
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from .errors import LoopTerminatedError
@@ -37,6 +37,7 @@ _lock = threading.RLock()  # re-entrant: a collection inside it may end a loop, 
 _asked: dict[int, weakref.WeakKeyDictionary[Target, _Handler]] = {}
 _before: dict[int, object] = {}  # the disposition to put back: an address, or a Python handler when un-jitted
 _pipe: tuple[int, int] | None = None
+_interruptible: list[Target] = []  # the loops that the main thread is running, the innermost last
 
 
 def add(target: Target, number: int, callback: Callable[..., object], args: tuple[object, ...]) -> None:
@@ -104,20 +105,54 @@ def _restore(number: int, before: object) -> None:
         signal.signal(number, before)  # type: ignore[arg-type]
 
 
-def _start_reader() -> None:
+def _start_reader() -> int:
+    """Have the pipe and the thread that reads it; the end to write to."""
     global _pipe
-    if _pipe is not None:
-        return
-    _pipe = os.pipe()
-    os.set_blocking(_pipe[1], False)
-    ctypes.c_int64.from_address(signal_words_address.bind(None)()).value = _pipe[1]
-    threading.Thread(target=_read, args=(_pipe[0],), name="nbloop-signals", daemon=True).start()
+    if _pipe is None:
+        _pipe = os.pipe()
+        os.set_blocking(_pipe[1], False)
+        if on_signal.address:
+            ctypes.c_int64.from_address(signal_words_address.bind(None)()).value = _pipe[1]
+        threading.Thread(target=_read, args=(_pipe[0],), name="nbloop-signals", daemon=True).start()
+    return _pipe[1]
 
 
 def _read(descriptor: int) -> None:
     while arrived := os.read(descriptor, 256):
+        for target in _interruptible:
+            with contextlib.suppress(LoopTerminatedError):
+                target.submit_internal(_look_at_signals)
         for number in arrived:
             _deliver(number)
+
+
+def _look_at_signals() -> None:
+    """Nothing, in bytecode: on the main thread its entry is where the interpreter runs Python's signal handlers."""
+
+
+@contextlib.contextmanager
+def interruptible(target: Target) -> Iterator[None]:
+    """While a loop runs on the main thread: no signal that Python handles (Ctrl-C) goes unseen because the loop was just falling asleep.
+
+    A signal that arrives inside the sleeping system call interrupts it; one that arrives an instant before does not, and Python's C handler only
+    notes it. But it also writes to the wakeup descriptor, and the reader then gives the loop something to run. A wakeup descriptor of
+    somebody else's is left alone.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with _lock:
+        ours = _start_reader()
+    before = signal.set_wakeup_fd(ours, warn_on_full_buffer=False)
+    if before not in (-1, ours):
+        signal.set_wakeup_fd(before)
+    _interruptible.append(target)
+    try:
+        yield
+    finally:
+        _interruptible.remove(target)
+        if before == -1:
+            signal.set_wakeup_fd(-1)
 
 
 def _after_fork_in_child() -> None:
@@ -128,6 +163,9 @@ def _after_fork_in_child() -> None:
         _restore(number, before)
     _asked.clear()
     _before.clear()
+    if _interruptible:
+        _interruptible.clear()
+        signal.set_wakeup_fd(-1)
     if _pipe is not None:
         for descriptor in _pipe:
             os.close(descriptor)

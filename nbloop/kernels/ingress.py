@@ -273,6 +273,12 @@ def queue_length(queue: int) -> int:
 
 
 @helper
+def queue_closed(queue: int) -> int:
+    """REFUSED_CLOSED if it is, else 0. Any thread."""
+    return REFUSED_CLOSED if load(queue + Q_TAIL) < 0 else 0
+
+
+@helper
 def queue_close(queue: int) -> None:
     """Refuse every ticket from now on. Any thread; idempotent; after it `queue_tail` never changes."""
     tail = fetch_or(queue + Q_TAIL, MINUS)

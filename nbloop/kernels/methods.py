@@ -34,6 +34,7 @@ from .ingress import (
     chunks_reserve,
     chunks_return,
     queue_close,
+    queue_closed,
     queue_length,
     queue_push,
     queue_push_many,
@@ -257,11 +258,10 @@ def send_many(base: int, queue: int, iterable: int) -> int:
     for i in range(count):
         Py_IncRef(get(first + (i << 3)))
     status = 0
-    if count > 0:
-        while True:
-            status = queue_push_many(queue, first, count)
-            if status == 0 or refuse(base, status, iterable) != 0:
-                break
+    while True:
+        status = queue_push_many(queue, first, count) if count > 0 else queue_closed(queue)
+        if status == 0 or refuse(base, status, iterable) != 0:
+            break
     if status != 0:
         for i in range(count):
             Py_DecRef(get(first + (i << 3)))
