@@ -150,7 +150,8 @@ def interruptible(target: Target) -> Iterator[None]:
     try:
         yield
     finally:
-        _interruptible.remove(target)
+        with contextlib.suppress(ValueError):  # a forked child has cleared it
+            _interruptible.remove(target)
         if before == -1:
             signal.set_wakeup_fd(-1)
 
