@@ -255,7 +255,7 @@ def test_no_spin_on_one_core(monkeypatch, make_loop, wait_for):
         for _ in range(200):
             assert _round_trip(loop)
         assert int(loop._record["spins_won"]) == 0
-            assert int(loop._record["spins_lost"]) == 0
+        assert int(loop._record["spins_lost"]) == 0
 
 
 def test_descriptors(descriptors, mode, asleep, make_loop):
