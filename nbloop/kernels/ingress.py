@@ -149,9 +149,9 @@ def chunks_return(pool: int, first: int) -> None:
 
 @helper
 def queue_push_many(queue: int, words: int, count: int) -> int:
-    """Store `count` references from an array at `words`: all under consecutive tickets, or none and REFUSED_x. Any thread.
+    """Move `count` references out of an array at `words`: all under consecutive tickets, or none and REFUSED_x. Any thread.
 
-    Every chunk that the batch can need is in hand before tickets are drawn, because a ticket can not be given back.
+    What has been moved is 0 in the array. Every chunk that the batch can need is in hand before tickets are drawn, because a ticket can not be given back.
     """
     shift = get(queue + Q_SHIFT)
     pool = get(queue + Q_POOL)
@@ -182,7 +182,9 @@ def queue_push_many(queue: int, words: int, count: int) -> int:
         if chunk == 0:
             ticket = stop
         while ticket < stop:
-            store(queue_cell(chunk, ticket, shift), get(words))
+            word = get(words)
+            put(words, 0)  # moved: from the store on it may be taken, run and gone
+            store(queue_cell(chunk, ticket, shift), word)
             words += 8
             ticket += 1
     chunks_return(pool, reserve)

@@ -87,7 +87,7 @@ STATE = _record(
     {"immediates": RING, "closing": RING},
     {"internal": RING, "checkpoint_ends": RING},
     {"timers": TIMERS},
-    _words("polled", "poll_timeout", "short", "spin_skip", "spin_rest", "callbacks", "stalls", "turns", "seconds", "nanoseconds"),
+    _words("polled", "due", "poll_timeout", "short", "spin_skip", "spin_rest", "callbacks", "stalls", "turns", "seconds", "nanoseconds"),
     _words("arguments0", "arguments1", "arguments2", "arguments3"),  # scratch for vectorcall, loop thread only
     _words("wakes_sent"),  # shared: counted by whoever wakes
     _words("spins_won", "spins_lost", "parks", "claimed"),  # counters of parking.py; claimed: wake calls this loop has seen claimed
@@ -176,7 +176,7 @@ EXTERNAL, REMOTE, POOL_AT, TIMERS_AT = (offset(STATE, n) for n in ("external", "
 TICKS, MICROTASKS, IMMEDIATES = offset(STATE, "ticks"), offset(STATE, "microtasks"), offset(STATE, "immediates")
 CLOSING, INTERNAL = offset(STATE, "closing"), offset(STATE, "internal")
 CHECKPOINT_ENDS = offset(STATE, "checkpoint_ends")
-POLLED, POLL_TIMEOUT = offset(STATE, "polled"), offset(STATE, "poll_timeout")
+POLLED, DUE, POLL_TIMEOUT = (offset(STATE, n) for n in ("polled", "due", "poll_timeout"))
 SHORT, SPIN_SKIP, SPIN_REST = (offset(STATE, n) for n in ("short", "spin_skip", "spin_rest"))
 CALLBACKS, STALLS, TURNS = offset(STATE, "callbacks"), offset(STATE, "stalls"), offset(STATE, "turns")
 SECONDS, NANOSECONDS = offset(STATE, "seconds"), offset(STATE, "nanoseconds")

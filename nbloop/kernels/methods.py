@@ -25,6 +25,7 @@ from .capi import (
     PyLong_AsLongLong,
     PyLong_FromLongLong,
     PyObject_Vectorcall,
+    PySequence_List,
     PySequence_Tuple,
     PyThreadState_GetUnchecked,
     PyTuple_New,
@@ -48,6 +49,7 @@ from .layout import (
     CHECKPOINT_ENDS,
     CLAMP,
     CLOSING,
+    DUE,
     EXTERNAL,
     H_LOOP,
     H_NEXT_READY,
@@ -131,7 +133,7 @@ from .timers import (
     timer_reference,
     timers_referenced,
 )
-from .turn import fetch_remote, handle_ready
+from .turn import due_push, fetch_remote, handle_ready
 
 MOST_NS = 4.0e18  # 126 years: a deadline stays far from the end of 64-bit nanoseconds
 
@@ -204,31 +206,27 @@ def send(base: int, queue: int, word: int, culprit: int) -> int:
 
 
 @helper
-def local(base: int, ring: int, word: int, culprit: int) -> int:
-    """Append an owned word to one of the loop thread's rings: None, or 0 with an exception set. Loop thread."""
-    if queue_length(base + REMOTE) != 0:
-        fetch_remote(base)  # what returned elsewhere before this call began comes first
-    if ring_push(ring, get(base + MAKE_ARRAY), word) != 0:
-        refuse(base, REFUSED_MEMORY, culprit)
-        Py_DecRef(word & POINTER_MASK)
-        return 0
-    return get(base + NONE)
-
-
-@helper
-def schedule(base: int, arguments: int, count: int, ring: int, kind: int, while_terminating: bool) -> int:
-    """Into a ring on the loop thread, as a command from any other."""
+def schedule(base: int, arguments: int, count: int, ring: int, kind: int, at_checkpoint: bool) -> int:
+    """Into a ring on the loop thread, as a command from any other; what runs `at_checkpoint` also while the loop ends."""
     word = pack_all(base, arguments, count)
     if word == 0:
         return 0
     culprit = get(arguments)
-    if on_loop_thread(base):
-        if not while_terminating and load(base + LIFECYCLE) >= TERMINATING:
-            refuse(base, REFUSED_CLOSED, culprit)
-            Py_DecRef(word & POINTER_MASK)
-            return 0
-        return local(base, ring, word, culprit)
-    return send(base, base + REMOTE, word | (kind << KIND_SHIFT), culprit)
+    if not on_loop_thread(base):
+        return send(base, base + REMOTE, word | (kind << KIND_SHIFT), culprit)
+    if queue_length(base + REMOTE) != 0:
+        fetch_remote(base)  # what returned elsewhere before this call began comes first
+    if at_checkpoint:
+        status = due_push(base, ring, word)
+    elif load(base + LIFECYCLE) < TERMINATING:
+        status = ring_push(ring, get(base + MAKE_ARRAY), word)
+    else:
+        status = 1
+    if status == 0:
+        return get(base + NONE)
+    refuse(base, REFUSED_CLOSED if status > 0 else REFUSED_MEMORY, culprit)
+    Py_DecRef(word & POINTER_MASK)
+    return 0
 
 
 @kernel(MANY)
@@ -244,29 +242,24 @@ def submit(self: int, arguments: int, count: int) -> int:
 @helper
 def send_many(base: int, queue: int, iterable: int) -> int:
     """Push every callable of an iterable under consecutive tickets: how many, or -1 with an exception set and nothing stored."""
-    items = PySequence_Tuple(iterable)  # a copy of our own: the caller's list may change under us
+    items = PySequence_List(iterable)  # always a new list, which nobody else has: its references can be moved out of it
     if items == 0:
         return -1
     count = get(items + OBJECT_HEADER)
-    first = items + TUPLE_ITEMS
+    first = get(items + OBJECT_HEADER + 8)
     for i in range(count):
         item = get(first + (i << 3))
         if PyCallable_Check(item) == 0:
             refuse(base, REFUSED_CALLABLE, item)
             Py_DecRef(items)
             return -1
-    for i in range(count):
-        Py_IncRef(get(first + (i << 3)))
-    status = 0
     while True:
         status = queue_push_many(queue, first, count) if count > 0 else queue_closed(queue)
         if status == 0 or refuse(base, status, iterable) != 0:
             break
     if status != 0:
-        for i in range(count):
-            Py_DecRef(get(first + (i << 3)))
         count = -1
-    Py_DecRef(items)
+    Py_DecRef(items)  # a list's end skips the places of references that have moved: they are NULL
     return count
 
 
@@ -721,6 +714,7 @@ def release_all(base: int) -> None:
     ring_drop(base + CLOSING)
     ring_drop(base + INTERNAL)
     ring_drop(base + CHECKPOINT_ENDS)
+    put(base + DUE, 0)
     while ring_length(base + IMMEDIATES) != 0:
         ring_pop(base + IMMEDIATES)  # a slot number; its reference goes below
     store(timers + T_SIZE, 0)

@@ -37,6 +37,7 @@ from .layout import (
     CALLBACKS,
     CHECKPOINT_ENDS,
     CLOSING,
+    DUE,
     EXTERNAL,
     H_NEXT_READY,
     H_QUEUE,
@@ -69,6 +70,8 @@ from .layout import (
     POLL_TIMEOUT,
     POLLED,
     POOL_AT,
+    Q_HEAD,
+    Q_TAIL,
     READY,
     REMOTE,
     REPORT,
@@ -207,15 +210,15 @@ def fetch_remote(base: int) -> None:
         elif kind == KIND_IMMEDIATE:
             status = ring_push(base + IMMEDIATES, make_array, word >> 4)
         elif kind == KIND_MICROTASK:
-            status = ring_push(base + MICROTASKS, make_array, value)
+            status = due_push(base, base + MICROTASKS, value)
         elif kind == KIND_TICK:
-            status = ring_push(base + TICKS, make_array, value)
+            status = due_push(base, base + TICKS, value)
         elif kind == KIND_INTERNAL:
             status = ring_push(base + INTERNAL, make_array, value)
         elif kind == KIND_CLOSE:
             status = ring_push(base + CLOSING, make_array, value)
         else:
-            status = ring_push(base + CHECKPOINT_ENDS, make_array, value)
+            status = due_push(base, base + CHECKPOINT_ENDS, value)
         if status != 0:
             return
         if kind == KIND_ARM or kind == KIND_CANCEL:
@@ -224,14 +227,20 @@ def fetch_remote(base: int) -> None:
 
 
 @helper
+def due_push(base: int, ring: int, word: int) -> int:
+    """Append to a ring that checkpoints run; `due` counts what is in all of them. 0, or -1 for no memory. Loop thread."""
+    status = ring_push(ring, get(base + MAKE_ARRAY), word)
+    put(base + DUE, get(base + DUE) + 1 + status)
+    return status
+
+
+@helper
 def checkpoint(base: int) -> int:
-    """All next-ticks, then all microtasks, again until both are empty; then what waits for that end. 0, or LEAVE. Loop thread."""
-    if (
-        ring_length(base + MICROTASKS) == 0
-        and ring_length(base + TICKS) == 0
-        and ring_length(base + CHECKPOINT_ENDS) == 0
-        and queue_length(base + REMOTE) == 0
-    ):
+    """All next-ticks, then all microtasks, again until both are empty; then what waits for that end. 0, or LEAVE. Loop thread.
+
+    It follows every callback, so that nothing is due is found out by three loads.
+    """
+    if get(base + DUE) == 0 and load(base + REMOTE + Q_TAIL) == load(base + REMOTE + Q_HEAD):
         return 0
     return checkpoint_run(base)
 
@@ -260,6 +269,7 @@ def checkpoint_run(base: int) -> int:
         # microtasks they wait for its end, which comes only when no microtask is left.
         while status == 0 and ring_length(ring) != 0 and load(base + INTERRUPT) == 0:
             word = ring_pop(ring)
+            put(base + DUE, get(base + DUE) - 1)
             status = invoke(base, word, kind)
             Py_DecRef(word & POINTER_MASK)
             count += 1
@@ -499,9 +509,7 @@ def idle(base: int) -> bool:
         ring_length(base + IMMEDIATES) == 0
         and ring_length(base + CLOSING) == 0
         and ring_length(base + INTERNAL) == 0
-        and ring_length(base + MICROTASKS) == 0
-        and ring_length(base + TICKS) == 0
-        and ring_length(base + CHECKPOINT_ENDS) == 0
+        and get(base + DUE) == 0
     )
 
 
