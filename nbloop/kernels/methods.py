@@ -676,7 +676,8 @@ def queue_drop(queue: int, slots: bool) -> int:
         word = queue_take(queue)
         if word == 0:  # a producer between ticket and store; detached, if numpy is just making it a slab: it needs us to be so too
             thread = PyEval_SaveThread()
-            sched_yield()
+            for _ in range(256):  # long enough for it to wake and take the GIL: who lets go for a microsecond has it back first
+                sched_yield()
             PyEval_RestoreThread(thread)
             continue
         kind = (word >> KIND_SHIFT) & 7

@@ -1,0 +1,118 @@
+"""Slow, obvious twins of the lock-free structures: what each of them is *for*, without saying how.
+
+The state machines in this folder run a structure and its twin side by side. A twin knows nothing of words, chunks or
+slots.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import deque
+from dataclasses import dataclass, field
+
+FULL, CLOSED = "full", "closed"
+
+
+class Stack:
+    """A list."""
+
+    def __init__(self) -> None:
+        self.items: list[int] = []
+
+    def push(self, *items: int) -> None:
+        """The first of a chain ends up on top."""
+        self.items.extend(reversed(items))
+
+    def pop(self) -> int:
+        return self.items.pop() if self.items else -1
+
+
+class Pool:
+    """The set of numbers that are out; everything else that exists is free."""
+
+    def __init__(self) -> None:
+        self.taken: set[int] = set()
+
+    def take(self, number: int) -> None:
+        assert number not in self.taken
+        self.taken.add(number)
+
+    def give(self, number: int) -> None:
+        self.taken.remove(number)
+
+
+class Queue:
+    """A deque that can be closed, and hold no more than `limit`."""
+
+    def __init__(self, limit: int | None = None) -> None:
+        self.items: deque[int] = deque()
+        self.limit = limit
+        self.closed = False
+
+    def push(self, *items: int) -> str | None:
+        """All or none; why not, if none."""
+        if self.closed:
+            return CLOSED
+        if self.limit is not None and len(self.items) + len(items) > self.limit:
+            return FULL
+        self.items.extend(items)
+        return None
+
+    def take(self) -> int:
+        return self.items.popleft() if self.items else 0
+
+
+class Heap:
+    """A sorted list of (deadline, order, slot)."""
+
+    def __init__(self) -> None:
+        self.entries: list[tuple[int, int, int]] = []
+
+    def insert(self, deadline: int, order: int, slot: int) -> None:
+        insort(self.entries, (deadline, order, slot))
+
+    def remove(self, slot: int) -> None:
+        self.entries = [entry for entry in self.entries if entry[2] != slot]
+
+    def slots(self) -> set[int]:
+        return {slot for _, _, slot in self.entries}
+
+
+@dataclass
+class Timer:
+    """A timer that has been armed: due in every turn, or never."""
+
+    name: int
+    due: bool
+    period: bool
+    referenced: bool = True
+    left: int = -1  # an interval that cancels itself: after so many calls
+
+
+@dataclass
+class Timers:
+    """A dict of what is live, in the order in which it will fire, and a list of what has fired."""
+
+    live: dict[int, Timer] = field(default_factory=dict)  # by id
+    fired: list[int] = field(default_factory=list)  # names
+
+    def cancel(self, identifier: int) -> bool:
+        return self.live.pop(identifier, None) is not None
+
+    def reference(self, identifier: int, referenced: bool) -> bool:
+        if identifier in self.live:
+            self.live[identifier].referenced = referenced
+        return identifier in self.live
+
+    def alive(self) -> bool:
+        return any(timer.referenced for timer in self.live.values())
+
+    def turn(self) -> None:
+        for identifier, timer in list(self.live.items()):
+            if not timer.due:
+                continue
+            self.fired.append(timer.name)
+            del self.live[identifier]
+            timer.left -= 1
+            if timer.period and timer.left != 0:
+                self.live[identifier] = timer  # armed anew: behind all others

@@ -1,0 +1,189 @@
+"""The protocols of stack, ingress and close under controlled schedules; each model also shows that it would notice a
+bug.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import chain
+from typing import Any
+
+import pytest
+
+it = pytest.importorskip("interleave_test", reason="interleave-test is not installed")
+
+import rig  # noqa: E402
+from explorer import find, mutant, replace, search, together  # noqa: E402
+
+from nbloop.kernels import ingress, layout, stack  # noqa: E402
+from nbloop.kernels.atomics import put  # noqa: E402
+from nbloop.kernels.layout import REFUSED_CLOSED  # noqa: E402
+
+CHUNK = 16
+
+
+# --- stack.py -------------------------------------------------------------------------------------
+
+
+def stack_model() -> None:
+    """Two threads pop and push back in different orders: an index has one owner, and none is lost."""
+    with it.no_interleave():
+        words = rig.np.zeros(4, rig.np.int64)
+        head, links = words.ctypes.data, words.ctypes.data + 8
+        for index in range(3):
+            stack.stack_push(head, links, index, index)
+    owned: set[int] = set()
+
+    def pop() -> int:
+        index = stack.stack_pop(head, links)
+        assert index not in owned, "an index with two owners"
+        if index >= 0:
+            owned.add(index)
+        return index
+
+    def push(index: int) -> None:
+        if index >= 0:
+            owned.remove(index)
+            stack.stack_push(head, links, index, index)
+
+    def one() -> None:
+        push(pop())
+        pop()
+
+    def other() -> None:
+        first = pop()
+        pop()
+        push(first)
+
+    together(one, other)
+    with it.no_interleave():
+        assert sorted([*owned, *rig.stacked(head, links)]) == [0, 1, 2]
+
+
+def test_stack() -> None:
+    search(stack_model, 150)
+
+
+def test_stack_without_its_counter_is_caught() -> None:
+    """ABA: a head read before a pop matches after it."""
+    bug = mutant(stack.stack_pop, ("((old + COUNTER_STEP) & COUNTER_MASK) | below", "below"))
+    find(stack_model, lambda patch: replace(patch, stack.stack_pop, bug))
+
+
+# --- ingress.py -----------------------------------------------------------------------------------
+
+
+class QueueModel:
+    """Producers push `each` words of their own, a consumer takes meanwhile; the segment ends among the first tickets.
+
+    Checked: accepted = taken, each producer's words in order; head <= tail; all chunks are back in the pool and zero.
+    """
+
+    def __init__(self, producers: int = 2, each: int = 2, closing: bool = False) -> None:
+        self.producers, self.each, self.closing = producers, each, closing
+
+    def __call__(self) -> None:
+        with it.no_interleave():
+            memory = rig.Memory(chunk_size=CHUNK)
+            queue = memory.external
+            put(queue + layout.Q_TAIL, CHUNK - 2)
+            put(queue + layout.Q_HEAD, CHUNK - 2)
+        accepted: list[list[int]] = [[] for _ in range(self.producers)]
+        taken: list[int] = []
+
+        def produce(number: int) -> None:
+            for i in range(self.each):
+                word = 100 * (number + 1) + i
+                status = ingress.queue_push(queue, word)
+                if status != 0:
+                    assert self.closing
+                    assert status == REFUSED_CLOSED
+                    return
+                accepted[number].append(word)
+
+        def consume() -> None:
+            for _ in range(self.producers * self.each + 1):
+                if word := ingress.queue_take(queue):
+                    taken.append(word)  # noqa: PERF401 - not all at once: others run between
+
+        threads: list[Callable[[], object]] = [lambda n=n: produce(n) for n in range(self.producers)]
+        threads.append(consume)
+        if self.closing:
+            threads.append(lambda: ingress.queue_close(queue))
+        together(*threads)
+        with it.no_interleave():
+            while word := ingress.queue_take(queue):
+                taken.append(word)
+            assert sorted(taken) == sorted(chain(*accepted)), "accepted and taken differ"
+            for words in accepted:
+                assert [word for word in taken if word in words] == words, "out of order"
+            assert ingress.queue_length(queue) == 0
+            ingress.queue_close(queue)
+            ingress.queue_return_chunk(queue)
+            assert len(rig.stacked(memory.pool + layout.P_FREE, int(memory.record["pool"]["next"]))) == 64
+            assert not rig.table(int(rig.table(int(memory.record["pool"]["slabs"]), 1)[0]), 64 * CHUNK).any()
+
+
+def test_ingress() -> None:
+    search(QueueModel(), 70)
+
+
+def test_ingress_three_producers() -> None:
+    search(QueueModel(producers=3), 20)
+
+
+def publish_before_ticket(queue: int, word: int) -> int:
+    """A `queue_push` that looks at the tail, stores, and only then draws."""
+    ticket = ingress.load(queue + layout.Q_TAIL)
+    chunk = ingress.queue_segment(queue, ticket)
+    ingress.store(ingress.queue_cell(chunk, ticket, 4), word)
+    ingress.fetch_add(queue + layout.Q_TAIL, 1)
+    return 0
+
+
+@pytest.mark.parametrize(
+    ("original", "bug"),
+    [
+        (ingress.queue_push, publish_before_ticket),
+        # two producers install a chunk each, and one of them is forgotten with what it holds
+        (
+            ingress.queue_segment,
+            mutant(ingress.queue_segment, ("not compare_and_swap(at, 0, entry)", "store(at, entry) is not None")),
+        ),
+        # the losing chunk is not given back
+        (ingress.queue_segment, mutant(ingress.queue_segment, ("pool_give(pool, chunk)", "pass"))),
+    ],
+    ids=["publish before ticket", "install without swap", "lost chunk"],
+)
+def test_broken_ingress_is_caught(original: Callable[..., Any], bug: Callable[..., Any]) -> None:
+    find(QueueModel(), lambda patch: replace(patch, original, bug))
+
+
+def test_close_against_push() -> None:
+    """*Refused* and *accepted* have one order: a ticket drawn before the close is owed, one drawn after it never
+    was.
+    """
+    search(QueueModel(closing=True), 60)
+
+
+def closes_in_two_steps(queue: int) -> None:
+    """A `queue_close` that reads the tail, and sets the sign bit a moment later."""
+    tail = ingress.load(queue + layout.Q_TAIL)
+    ingress.store(queue + layout.Q_FINAL, tail)
+    ingress.fetch_or(queue + layout.Q_TAIL, layout.MINUS)
+
+
+def looks_at_the_sign_first(queue: int, count: int) -> int:
+    """A `queue_draw` that asks whether the queue is open, and then draws whatever the answer has become."""
+    if ingress.load(queue + layout.Q_TAIL) < 0:
+        return -REFUSED_CLOSED
+    return ingress.fetch_add(queue + layout.Q_TAIL, count) & ~layout.MINUS
+
+
+@pytest.mark.parametrize(
+    ("original", "bug"),
+    [(ingress.queue_close, closes_in_two_steps), (ingress.queue_draw, looks_at_the_sign_first)],
+    ids=["close in two steps", "draw after a look"],
+)
+def test_broken_close_is_caught(original: Callable[..., Any], bug: Callable[..., Any]) -> None:
+    find(QueueModel(closing=True), lambda patch: replace(patch, original, bug))

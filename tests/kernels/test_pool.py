@@ -1,0 +1,117 @@
+"""pool.py against a set of numbers."""
+
+from __future__ import annotations
+
+import naive
+import rig
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from nbloop.kernels.pool import KEEP_CHUNKS, PER_SLAB, pool_address, pool_give, pool_take, pool_trim
+
+CELLS = 16
+
+
+class PoolMachine(RuleBasedStateMachine):
+    """Chunks are taken, written to, zeroed, given back; now and then the pool is trimmed, and memory runs out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory = rig.Memory(chunk_size=CELLS)
+        self.pool = self.memory.pool
+        self.record = self.memory.record["pool"]
+        self.naive = naive.Pool()
+
+    def free(self) -> list[int]:
+        return rig.stacked(self.pool + rig.layout.P_FREE, int(self.record["next"]))
+
+    def slabs(self) -> list[int]:
+        """Addresses of the slabs by number, 0 for one that was given back."""
+        return rig.table(int(self.record["slabs"]), int(self.record["slab_count"])).tolist()
+
+    def take_one(self) -> int:
+        slabs, free = self.slabs(), self.free()
+        chunk = pool_take(self.pool)
+        if chunk >= 0:
+            self.naive.take(chunk)
+            rig.table(pool_address(self.pool, chunk), CELLS)[:] = chunk + 1
+        if free:
+            assert chunk == free[0]
+        elif self.memory.slabs.failing:
+            assert chunk == -1
+            assert self.slabs() == slabs
+        elif 0 in slabs:
+            assert slabs[chunk // PER_SLAB] == 0, "a number was left unused, and a new one taken"
+        else:
+            assert len(self.slabs()) == len(slabs) + 1
+        return chunk
+
+    def give_one(self, chunk: int) -> None:
+        cells = rig.table(pool_address(self.pool, chunk), CELLS)
+        assert (cells == chunk + 1).all(), "somebody else wrote to a chunk that was taken"
+        cells[:] = 0
+        self.naive.give(chunk)
+        pool_give(self.pool, chunk)
+
+    @rule(count=st.sampled_from([1, 2, 70, 200, 400]))
+    def take(self, count: int) -> None:
+        for _ in range(count):
+            if self.take_one() < 0:
+                break
+
+    @precondition(lambda self: self.naive.taken)
+    @rule(choice=st.integers(0, 1 << 20), share=st.sampled_from([0, 1, 2, 16]))
+    def give(self, choice: int, share: int) -> None:
+        """One, all, every second, or all but every sixteenth."""
+        taken = sorted(self.naive.taken)
+        if share == 0:
+            taken = [taken[choice % len(taken)]]
+        elif share == 16:
+            taken = [chunk for chunk in taken if chunk % share]
+        for chunk in taken[::2] if share == 2 else taken:
+            self.give_one(chunk)
+
+    @rule()
+    def trim(self) -> None:
+        """Given back is every slab that was wholly free, all but `KEEP_CHUNKS`; nothing else changes."""
+        free = self.free()
+        whole = [s for s, at in enumerate(self.slabs()) if at and not any(c // PER_SLAB == s for c in self.naive.taken)]
+        expected = max(0, len(whole) - KEEP_CHUNKS // PER_SLAB)
+        assert pool_trim(self.pool) == expected
+        gone = {s for s in whole if self.slabs()[s] == 0}
+        assert len(gone) == expected
+        assert set(self.free()) == {chunk for chunk in free if chunk // PER_SLAB not in gone}
+
+    @rule(failing=st.booleans())
+    def allocations(self, failing: bool) -> None:
+        self.memory.slabs.failing = failing
+
+    @invariant()
+    def in_one_place(self) -> None:
+        """A chunk is in the stack or with its owner, never both, and together they are all of every slab."""
+        free = self.free()
+        assert len(free) == len(set(free)) == int(self.record["free_chunks"])
+        assert not self.naive.taken & set(free)
+        whole = {s * PER_SLAB + i for s, at in enumerate(self.slabs()) if at for i in range(PER_SLAB)}
+        assert self.naive.taken | set(free) == whole
+
+    @invariant()
+    def free_is_zero(self) -> None:
+        for slab, at in enumerate(self.slabs()):
+            if at:
+                assert at % 64 == 0
+                chunks = rig.table(at, PER_SLAB * CELLS).reshape(PER_SLAB, CELLS)
+                used = [c - slab * PER_SLAB for c in self.naive.taken if c // PER_SLAB == slab]
+                assert chunks.any(axis=1).sum() == len(used)
+
+    @invariant()
+    def referenced_once(self) -> None:
+        """A slab's array lives by its entry alone, and what was given back is gone."""
+        objects = set(rig.table(int(self.record["slab_objects"]), int(self.record["slab_count"])).tolist())
+        living = {id(array) for made in self.memory.slabs.made if (array := made()) is not None}
+        assert living <= objects
+        assert len(objects - {0} - living) <= 1  # the one made at construction
+
+
+TestPool = PoolMachine.TestCase
+TestPool.settings = rig.settings(rig.MACHINE, max_examples=15, stateful_step_count=25)

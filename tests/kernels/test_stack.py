@@ -1,0 +1,81 @@
+"""stack.py against a list."""
+
+from __future__ import annotations
+
+import ctypes
+from itertools import pairwise
+
+import naive
+import rig
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from nbloop.kernels.atomics import get
+from nbloop.kernels.stack import COUNTER_MASK, stack_pop, stack_push
+
+SIZE = 12
+
+
+class StackMachine(RuleBasedStateMachine):
+    """Indices move between their owners and the stack; a chain is pushed as one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = (ctypes.c_int64 * (SIZE + 1))()
+        self.head = ctypes.addressof(self.words)
+        self.links = self.head + 8
+        self.naive = naive.Stack()
+        self.owned = list(range(SIZE))
+        self.pops = 0
+
+    @precondition(lambda self: self.owned)
+    @rule(choice=st.integers(0, SIZE))
+    def push(self, choice: int) -> None:
+        index = self.owned.pop(choice % len(self.owned))
+        stack_push(self.head, self.links, index, index)
+        self.naive.push(index)
+
+    @precondition(lambda self: len(self.owned) >= 2)
+    @rule(count=st.integers(2, SIZE))
+    def push_chain(self, count: int) -> None:
+        """The caller links the chain, but for its last, which the push links to what was there."""
+        chain, self.owned = self.owned[:count], self.owned[count:]
+        for upper, lower in pairwise(chain):
+            self.words[1 + upper] = lower + 1
+        stack_push(self.head, self.links, chain[0], chain[-1])
+        self.naive.push(*chain)
+
+    @rule()
+    def pop(self) -> None:
+        expected = self.naive.pop()
+        assert stack_pop(self.head, self.links) == expected
+        if expected >= 0:
+            self.owned.append(expected)
+            self.pops += 1
+
+    @invariant()
+    def same(self) -> None:
+        """An index is in the stack at most once, and nowhere else."""
+        found = rig.stacked(self.head, self.links)
+        assert found == self.naive.items[::-1]
+        assert sorted(found + self.owned) == list(range(SIZE))
+
+    @invariant()
+    def counter_moves_with_every_pop(self) -> None:
+        """What makes a head read before a pop never match after it."""
+        assert (get(self.head) & COUNTER_MASK) >> 32 == self.pops
+
+
+TestStack = StackMachine.TestCase
+TestStack.settings = rig.MACHINE
+
+
+def test_counter_wraps_and_the_head_stays_positive() -> None:
+    """After 2**31 pops the counter starts again, and never reaches the sign bit."""
+    words = (ctypes.c_int64 * 3)()
+    head = ctypes.addressof(words)
+    words[0] = COUNTER_MASK
+    stack_push(head, head + 8, 1, 1)
+    assert stack_pop(head, head + 8) == 1
+    assert words[0] == 0
+    assert stack_pop(head, head + 8) == -1

@@ -1,0 +1,159 @@
+"""timers.py, through the public methods of a loop that makes one turn at a time, against a dict."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import naive
+import pytest
+import rig
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from nbloop import Loop
+
+NEVER = 3600.0
+HERE, ELSEWHERE = "from a callback", "from another thread"
+
+
+def turn(loop: Loop) -> None:
+    loop.stop()
+    loop.run()
+
+
+def elsewhere(call: Callable[[], Any]) -> Any:
+    """The result of `call()` on another thread."""
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(call()))
+    thread.start()
+    thread.join(30)
+    return results[0]
+
+
+class Callback:
+    """Notes its call; an interval may cancel itself after so many."""
+
+    def __init__(self, machine: TimerMachine, name: int, left: int) -> None:
+        self.machine, self.name, self.left = machine, name, left
+        self.identifier = 0
+
+    def __call__(self) -> None:
+        self.machine.fired.append(self.name)
+        self.left -= 1
+        if self.left == 0:
+            assert self.machine.loop.cancel_timer(self.identifier)
+            assert not self.machine.loop.cancel_timer(self.identifier)
+
+
+class TimerMachine(RuleBasedStateMachine):
+    """Timers that are due in every turn or never, armed and cancelled outside the loop, inside it, and on another
+    thread.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = Loop()
+        self.naive = naive.Timers()
+        self.fired: list[int] = []
+        self.callbacks: dict[int, weakref.ref[Callback]] = {}  # by name
+        self.ids: list[int] = [0, -1, 1 << 70, 12345]  # of all that ever were, and of none
+        self.names: dict[int, int] = {}
+
+    def do(self, where: str, call: Callable[[], Any]) -> Any:
+        if where == ELSEWHERE:
+            return elsewhere(call)
+        if where == HERE:
+            self.naive.turn()  # the timers of the same turn come before its tasks
+            results: list[Any] = []
+            self.loop.submit(lambda: results.append(call()))
+            turn(self.loop)
+            return results[0]
+        return call()
+
+    where = st.sampled_from(["outside", "outside", HERE, ELSEWHERE])
+
+    @rule(where=where, due=st.booleans(), left=st.sampled_from([None, None, 0, 1, 2]))
+    def arm(self, where: str, due: bool, left: int | None) -> None:
+        """An interval if `left` is given; it cancels itself after so many calls, 0 for never."""
+        name, delay = len(self.callbacks), 0 if due else NEVER
+        callback = Callback(self, name, left or 0)
+        self.callbacks[name] = weakref.ref(callback)
+        schedule = self.loop.schedule_timer if left is None else self.loop.schedule_interval
+        identifier = callback.identifier = self.do(where, lambda: schedule(delay, callback))
+        assert identifier > 0
+        assert identifier not in self.ids
+        self.ids.append(identifier)
+        self.names[identifier] = name
+        self.naive.live[identifier] = naive.Timer(name, due, left is not None, left=left or 0)
+
+    @rule(where=where, choice=st.integers(0, 1 << 20))
+    def cancel(self, where: str, choice: int) -> None:
+        """Definite at once, from anywhere; False for an id that was used up, and for what never was one."""
+        identifier = self.ids[choice % len(self.ids)]
+        answer = self.do(where, lambda: self.loop.cancel_timer(identifier))
+        assert answer == self.naive.cancel(identifier)
+
+    @rule(choices=st.lists(st.integers(0, 1 << 20), max_size=4))
+    def cancel_many(self, choices: list[int]) -> None:
+        ids = [self.ids[choice % len(self.ids)] for choice in choices]
+        assert self.loop.cancel_timers(ids) == [self.naive.cancel(identifier) for identifier in ids]
+
+    @rule(choice=st.integers(0, 1 << 20), referenced=st.booleans())
+    def reference(self, choice: int, referenced: bool) -> None:
+        identifier = self.ids[choice % len(self.ids)]
+        call = self.loop.ref_timer if referenced else self.loop.unref_timer
+        assert call(identifier) == self.naive.reference(identifier, referenced)
+
+    @precondition(lambda self: any(timer.due for timer in self.naive.live.values()))
+    @rule()
+    def turn(self) -> None:
+        """All that is due runs once, in the order of arming; an interval goes to the end of it."""
+        self.naive.turn()
+        turn(self.loop)
+
+    @invariant()
+    def same(self) -> None:
+        """What has fired; whether the loop has a reason to live."""
+        assert self.fired == self.naive.fired
+        assert self.loop.alive() == self.naive.alive()
+
+    @invariant()
+    def callbacks_live_as_long_as_their_timers(self) -> None:
+        """A callback is released when its timer has fired for the last time or was cancelled, and not before."""
+        live = {timer.name for timer in self.naive.live.values()}
+        assert {name for name, callback in self.callbacks.items() if callback() is not None} == live
+
+    def teardown(self) -> None:
+        self.loop.close()
+        assert all(callback() is None for callback in self.callbacks.values())
+
+
+TestTimers = TimerMachine.TestCase
+TestTimers.settings = rig.settings(rig.MACHINE, max_examples=20)
+
+
+def test_ids_of_a_slot_used_again_differ() -> None:
+    """A stale id is unknown, and never somebody else's timer."""
+    loop = Loop()
+    stale = loop.schedule_timer(0, list)
+    turn(loop)
+    others = [loop.schedule_timer(NEVER, list) for _ in range(2000)]
+    assert len({stale, *others}) == 2001
+    assert not loop.cancel_timer(stale)
+    assert all(loop.cancel_timers(others))
+    loop.close()
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_equal_deadlines_fire_in_scheduling_order(cancelled: bool) -> None:
+    """Also when those between them were cancelled."""
+    loop, fired = Loop(), []
+    ids = [loop.schedule_timer(0, fired.append, i) for i in range(200)]
+    if cancelled:
+        assert all(loop.cancel_timers(ids[::3]))
+    turn(loop)
+    assert fired == [i for i in range(200) if not cancelled or i % 3]
+    loop.close()
