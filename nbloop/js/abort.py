@@ -1,7 +1,8 @@
 """`AbortController` and `AbortSignal` (DOM, section 3).
 
-A signal is aborted once, for a reason. Composite signals (`any`) follow the *sources* of their sources (DOM 3.2.1, dependent signals), hold them weakly and are held by them
-weakly while nobody listens, and unlink from all of them when one wins, so a long-lived source does not collect dead composites.
+A signal is aborted once, for a reason. Composite signals (`any`) follow the *sources* of their sources (DOM 3.2.1, dependent signals), hold them weakly (but for
+time-outs, which nobody else may know) and are held by them weakly while nobody listens, and unlink from all of them when one wins, so a long-lived source does not
+collect dead composites. Links are dicts, whose operations are atomic, and keep the order in which composites were made, which is that of their callbacks.
 """
 
 from __future__ import annotations
@@ -35,10 +36,11 @@ class AbortSignal(EventTarget):
         self._reason: Any = None
         self._algorithms: dict[int, Callable[[Any], object]] = {}
         self._next = 0
-        self._dependents: weakref.WeakSet[AbortSignal] = weakref.WeakSet()
-        self._strong: set[AbortSignal] = set()  # dependents that somebody listens to
-        self._sources: weakref.WeakSet[AbortSignal] = weakref.WeakSet()
-        self._timer: tuple[JS, int] | None = None
+        self._dependents: dict[int, weakref.ref[AbortSignal]] = {}  # by id, in the order in which they were made
+        self._strong: dict[int, AbortSignal] = {}  # dependents that somebody listens to
+        self._sources: dict[int, weakref.ref[AbortSignal]] = {}
+        self._timeouts: list[AbortSignal] = []  # sources that nobody but their timers might know, so this one keeps them
+        self._anchor: list[AbortSignal] | None = None  # of a timeout: what its timer keeps while somebody listens
 
     @property
     def aborted(self) -> bool:
@@ -62,14 +64,17 @@ class AbortSignal(EventTarget):
         """A signal that is aborted with a TimeoutError after `ms` milliseconds, on the loop; its timer keeps no loop alive (DOM, ``AbortSignal.timeout``)."""
         signal = cls()
         held = weakref.ref(signal)
+        anchor: list[AbortSignal] = []
 
         def expire() -> None:
             target = held()
+            anchor.clear()
             if target is not None:
                 target._abort(TimeoutError("the operation timed out"))
 
         identifier = js.set_timeout(expire, ms)
         js.loop.unref_timer(identifier)
+        signal._anchor = anchor
         cleanup: Any = weakref.finalize(signal, js.loop.cancel_timer, identifier)
         cleanup.atexit = False
         return signal
@@ -81,17 +86,24 @@ class AbortSignal(EventTarget):
         signal = cls()
         for source in given:
             if source._aborted:
-                signal._aborted, signal._reason = True, source._reason
+                signal._reason = source._reason
+                signal._aborted = True
                 return signal
-        for source in given:
-            for root in list(source._sources) or [source]:
-                signal._sources.add(root)
-                root._dependents.add(signal)
-        for root in list(signal._sources):
+        roots = {id(root): root for source in given for root in (source._living_sources() or [source])}
+        for key, root in roots.items():
+            signal._sources[key] = weakref.ref(root)
+            if root._anchor is not None:
+                signal._timeouts.append(root)
+            root._dependents[id(signal)] = weakref.ref(signal)
+        weakref.finalize(signal, _unlink, id(signal), list(signal._sources.values())).atexit = False
+        for root in roots.values():
             if root._aborted:  # meanwhile, on another thread
                 signal._abort(root._reason)
                 break
         return signal
+
+    def _living_sources(self) -> list[AbortSignal]:
+        return [source for source in (held() for held in list(self._sources.values())) if source is not None]
 
     def throw_if_aborted(self) -> None:
         """Raise the reason if it is aborted."""
@@ -114,32 +126,50 @@ class AbortSignal(EventTarget):
 
     def add_event_listener(self, type: str, callback: Any, *, once: bool = False) -> None:
         """As `EventTarget.add_event_listener`; its one event is ``abort``."""
-        super().add_event_listener(type, callback, once=once)
-        if type == "abort":
-            self._listened()
+        with self._lock:
+            super().add_event_listener(type, callback, once=once)
+            if type == "abort" and not self._aborted:
+                self._listened()
+
+    def remove_event_listener(self, type: str, callback: Any) -> None:
+        """As `EventTarget.remove_event_listener`."""
+        with self._lock:
+            super().remove_event_listener(type, callback)
+            self._unlistened()
 
     def _listened(self) -> None:
-        """A composite that somebody listens to must live as long as its sources do."""
-        for source in list(self._sources):
-            source._strong.add(self)
+        """What somebody listens to must live as long as what can abort it: its sources, or its timer and theirs."""
+        for signal in (self, *self._living_sources()):
+            if signal is not self:
+                signal._strong[id(self)] = self
+            if signal._anchor is not None and not signal._anchor:
+                signal._anchor.append(signal)
+
+    def _unlistened(self) -> None:
+        if not self._algorithms and not self._listeners:
+            for signal in (self, *self._living_sources()):
+                signal._strong.pop(id(self), None)
+                if signal._anchor and not signal._wanted():
+                    signal._anchor.clear()
+                    if signal._wanted():  # meanwhile, on another thread
+                        signal._anchor.append(signal)
+
+    def _wanted(self) -> bool:
+        return bool(self._algorithms or self._listeners or self._strong)
 
     def _forget(self, key: int) -> None:
         with self._lock:
             self._algorithms.pop(key, None)
-            if not self._algorithms and not self._listeners:
-                for source in list(self._sources):
-                    source._strong.discard(self)
+            self._unlistened()
 
     def _abort(self, reason: Any) -> None:
         """Signal abort (DOM 3.1): once; first this signal's reason and its dependents', then the callbacks of each in that order."""
-        with self._lock:
-            if self._aborted:
-                return
-            self._aborted, self._reason = True, reason
-            dependents = [d for d in list(self._dependents) if d._take(reason)]
-            self._dependents.clear()
-            self._strong.clear()
-        self._unlink()
+        if not self._take(reason):
+            return
+        living = [held() for held in list(self._dependents.values())]
+        dependents = [signal for signal in living if signal is not None and signal._take(reason)]
+        self._dependents.clear()
+        self._strong.clear()
         for signal in (self, *dependents):
             signal._run_callbacks(reason)
 
@@ -147,15 +177,14 @@ class AbortSignal(EventTarget):
         with self._lock:
             if self._aborted:
                 return False
-            self._aborted, self._reason = True, reason
-        self._unlink()
-        return True
-
-    def _unlink(self) -> None:
-        for source in list(self._sources):
-            source._dependents.discard(self)
-            source._strong.discard(self)
+            self._reason = reason
+            self._aborted = True
+        _unlink(id(self), list(self._sources.values()))
         self._sources.clear()
+        self._timeouts.clear()
+        if self._anchor:
+            self._anchor.clear()
+        return True
 
     def _run_callbacks(self, reason: Any) -> None:
         with self._lock:
@@ -172,6 +201,15 @@ class AbortSignal(EventTarget):
 
     def __repr__(self) -> str:
         return f"<AbortSignal {f'aborted {self._reason!r}' if self._aborted else 'not aborted'}>"
+
+
+def _unlink(identifier: int, sources: list[weakref.ref[AbortSignal]]) -> None:
+    """Let the sources forget a dependent that was aborted or collected."""
+    for held in sources:
+        source = held()
+        if source is not None:
+            source._dependents.pop(identifier, None)
+            source._strong.pop(identifier, None)
 
 
 class AbortController:

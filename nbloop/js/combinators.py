@@ -1,7 +1,7 @@
 """`all`, `race`, `all_settled`, `any`: one promise for many (ECMAScript 27.2.4.1-3 and .5).
 
-Each takes any iterable of promises, thenables, futures, awaitables and plain values, exhausts it at once, and treats each item as
-``resolve(item).then(...)``, which is what makes the number of jobs the standard's; the promises that those `then` would make are seen by nobody, so they are not made.
+Each takes any iterable of promises, thenables, futures, awaitables and plain values, exhausts it at once, and treats each item, before it takes
+the next, as ``resolve(item).then(...)``, which is what makes the number of jobs the standard's; the promises that those `then` would make are seen by nobody, so they are not made.
 Items may settle on any threads: what is left is counted by popping from a list, which is atomic; two threads may both find it empty, and the result's resolving
 functions let the first decide.
 """
@@ -47,12 +47,14 @@ def _aggregate(reasons: list[Any]) -> AggregateError:
     return group
 
 
-def _combine(js: JS, items: Iterable[Any], subscribe: Callable[[list[Promise[Any]], Settler, Settler], None]) -> Promise[Any]:
-    """A promise, settled by what `subscribe` does with the items as promises of this view."""
+def _combine(
+    js: JS, items: Iterable[Any], subscribe: Callable[[Iterable[Promise[Any]], Settler, Settler], None]
+) -> Promise[Any]:
+    """A promise, settled by what `subscribe` does with the items as promises of this view, each made as it is asked for."""
     promise: Promise[Any] = Promise(js)
     resolve_it, reject_it = resolving_functions(promise)
     try:
-        subscribe([resolved(js, item) for item in items], resolve_it, reject_it)
+        subscribe((resolved(js, item) for item in items), resolve_it, reject_it)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # the iterable's own, or of a `then` that was overridden: IfAbruptRejectPromise
@@ -63,10 +65,16 @@ def _combine(js: JS, items: Iterable[Any], subscribe: Callable[[list[Promise[Any
 class _Places:
     """Values that arrive in any order, from any thread, and a function to call with all of them."""
 
-    def __init__(self, count: int, done: Settler) -> None:
-        self._values: list[Any] = [None] * count
-        self._left = [None] * (count + 1)  # one more: nothing is complete before everything is subscribed
+    def __init__(self, done: Settler) -> None:
+        self._values: list[Any] = []
+        self._left = [None]  # one more: nothing is complete before everything is subscribed
         self._done = done
+
+    def new(self) -> int:
+        """One more place. Only by who subscribes, and before `subscribed`."""
+        self._values.append(None)
+        self._left.append(None)
+        return len(self._values) - 1
 
     def put(self, index: int, value: Any) -> None:
         """The value for that place. Called once for each: a promise of ours settles once, and all items are such."""
@@ -85,10 +93,10 @@ class _Places:
 def all_(js: JS, items: Iterable[Any]) -> Promise[list[Any]]:
     """Fulfilled with all values in order, or rejected with the first reason (27.2.4.1). Empty: fulfilled with []."""
 
-    def subscribe(promises: list[Promise[Any]], resolve_it: Settler, reject_it: Settler) -> None:
-        places = _Places(len(promises), resolve_it)
-        for index, promise in enumerate(promises):
-            react(promise, partial(places.put, index), reject_it, None)
+    def subscribe(promises: Iterable[Promise[Any]], resolve_it: Settler, reject_it: Settler) -> None:
+        places = _Places(resolve_it)
+        for promise in promises:
+            react(promise, partial(places.put, places.new()), reject_it, None)
         places.subscribed()
 
     return _combine(js, items, subscribe)
@@ -97,13 +105,14 @@ def all_(js: JS, items: Iterable[Any]) -> Promise[list[Any]]:
 def all_settled(js: JS, items: Iterable[Any]) -> Promise[list[dict[str, Any]]]:
     """Fulfilled with ``{"status": "fulfilled", "value": v}`` or ``{"status": "rejected", "reason": r}`` for each (27.2.4.2)."""
 
-    def subscribe(promises: list[Promise[Any]], resolve_it: Settler, _reject_it: Settler) -> None:
-        places = _Places(len(promises), resolve_it)
+    def subscribe(promises: Iterable[Promise[Any]], resolve_it: Settler, _reject_it: Settler) -> None:
+        places = _Places(resolve_it)
 
         def put(index: int, status: str, name: str) -> Settler:
             return lambda outcome: places.put(index, {"status": status, name: outcome})
 
-        for index, promise in enumerate(promises):
+        for promise in promises:
+            index = places.new()
             react(promise, put(index, "fulfilled", "value"), put(index, "rejected", "reason"), None)
         places.subscribed()
 
@@ -113,10 +122,10 @@ def all_settled(js: JS, items: Iterable[Any]) -> Promise[list[dict[str, Any]]]:
 def any_(js: JS, items: Iterable[Any]) -> Promise[Any]:
     """Fulfilled with the first value, or rejected with an `AggregateError` of all reasons in order (27.2.4.3)."""
 
-    def subscribe(promises: list[Promise[Any]], resolve_it: Settler, reject_it: Settler) -> None:
-        places = _Places(len(promises), lambda reasons: reject_it(_aggregate(reasons)))
-        for index, promise in enumerate(promises):
-            react(promise, resolve_it, partial(places.put, index), None)
+    def subscribe(promises: Iterable[Promise[Any]], resolve_it: Settler, reject_it: Settler) -> None:
+        places = _Places(lambda reasons: reject_it(_aggregate(reasons)))
+        for promise in promises:
+            react(promise, resolve_it, partial(places.put, places.new()), None)
         places.subscribed()
 
     return _combine(js, items, subscribe)
@@ -125,7 +134,7 @@ def any_(js: JS, items: Iterable[Any]) -> Promise[Any]:
 def race(js: JS, items: Iterable[Any]) -> Promise[Any]:
     """Settled as the first that settles (27.2.4.5). Empty: pending for ever."""
 
-    def subscribe(promises: list[Promise[Any]], resolve_it: Settler, reject_it: Settler) -> None:
+    def subscribe(promises: Iterable[Promise[Any]], resolve_it: Settler, reject_it: Settler) -> None:
         for promise in promises:
             react(promise, resolve_it, reject_it, None)
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from .view import JS
 
 
+ENDED = -1  # the turn of a coroutine that will not run again
+
+
 class Running:
     """A coroutine between two steps."""
 
@@ -34,12 +37,11 @@ class Running:
 
     def interrupt(self, reason: Any) -> None:
         """Resume with the reason raised at the current `await`. On the loop's thread."""
-        if self._promise.state == "pending":
-            self._step(True, reason_as_exception(reason))
+        self._resume(self._turn, True, reason_as_exception(reason))
 
     def start(self) -> None:
-        """The first step."""
-        self._step(False, None)
+        """The first step, unless an abort came before it."""
+        self._resume(0, False, None)
 
     def _step(self, throw: bool, value: Any) -> None:
         self._turn += 1
@@ -58,7 +60,8 @@ class Running:
             return
         if not isinstance(awaited, Promise):
             self._js.loop.schedule_microtask(
-                self._step,
+                self._resume,
+                turn,
                 True,
                 TypeError(f"a coroutine run by JS.spawn can await promises, futures and coroutines, not {awaited!r}"),
             )
@@ -71,11 +74,16 @@ class Running:
         )
 
     def _resume(self, turn: int, throw: bool, value: Any) -> None:
-        if turn == self._turn:
+        if turn != self._turn or turn == ENDED:
+            return
+        if self._js.loop.is_loop_thread():
             self._step(throw, value)
+        else:  # the loop has ended: nothing of the coroutine may run on the thread that found out
+            self._end()
+            reject(self._promise, value)
 
     def _end(self) -> None:
-        self._turn += 1
+        self._turn = ENDED
         if self._unlink is not None:
             self._unlink()
 

@@ -102,7 +102,9 @@ class Promise[T]:
             return js.resolve(on_finally()).then(lambda _ignored: value)
 
         def catch_finally(reason: Any) -> Promise[T]:
-            return js.resolve(on_finally()).then(lambda _ignored: rejected(js, reason))
+            again: Promise[T] = Promise(js)  # as of `then` with a handler that throws, which not every reason can be
+            react(js.resolve(on_finally()), lambda _ignored: reject(again, reason), _refuse(again), None)
+            return again
 
         return cast("Promise[T]", self.then(then_finally, catch_finally))
 
@@ -119,7 +121,7 @@ def react(promise: Promise[Any], on_fulfilled: Handler | None, on_rejected: Hand
     """PerformPromiseThen (27.2.5.4.1): run a handler when the promise is settled, soon if it is, and let `child` follow the outcome."""
     promise._handled = True
     if promise._state and not promise._reactions:
-        _queue(promise, on_fulfilled if promise._state == FULFILLED else on_rejected, child)
+        _queue(promise, on_fulfilled, on_rejected, child)
         return
     promise._reactions.append((on_fulfilled, on_rejected, child))
     if promise._state:  # looked at *after* the append: see the essay above
@@ -134,16 +136,19 @@ def _schedule(promise: Promise[Any]) -> None:
             on_fulfilled, on_rejected, child = reactions.pop(0)
         except IndexError:  # another thread took the last one
             return
-        handler = on_fulfilled if promise._state == FULFILLED else on_rejected
-        _queue(promise, handler, child)
+        _queue(promise, on_fulfilled, on_rejected, child)
 
 
-def _queue(promise: Promise[Any], handler: Handler | None, child: Promise[Any] | None) -> None:
+def _queue(promise: Promise[Any], on_fulfilled: Handler | None, on_rejected: Handler | None, child: Promise[Any] | None) -> None:
     try:
-        promise._js.queue_microtask(_job, promise, handler, child)
+        promise._js.queue_microtask(_job, promise, on_fulfilled if promise._state == FULFILLED else on_rejected, child)
     except LoopTerminatedError:  # settled all the same, but there is no loop left to run handlers
-        if child is not None and child._state == PENDING:
-            _settle(child, REJECTED, LoopTerminatedError("the loop has terminated"))
+        error = LoopTerminatedError("the loop has terminated")
+        if child is None:  # the view's own, of a combinator, an adoption or a coroutine: that must not stay pending
+            if on_rejected is not None:
+                on_rejected(error)
+        elif child._state == PENDING:
+            _settle(child, REJECTED, error)
 
 
 def _job(promise: Promise[Any], handler: Callable[[Any], Any] | None, child: Promise[Any] | None) -> None:
