@@ -143,7 +143,6 @@ class Loop:
         self._mode = fast_path_mode
         self._parker: Parker | None = None
         self._lock = threading.RLock()  # re-entrant for signal handlers; construction of handles and finishers; nothing that a callback's life needs
-        self._handles: dict[int, weakref.ref[Any]] = {}
         self._ended = threading.Event()
         self._closing = False
         self._finisher: threading.Thread | None = None
@@ -337,14 +336,7 @@ class Loop:
             self._check_fork()
             if self._lifecycle() >= layout.TERMINATING:
                 raise LoopTerminatedError(f"{self.name} takes no new producers: it has terminated or is about to")
-            state = make_handle_state(self._state)
-            self._handles[id(state)] = weakref.ref(state, self._forget_handle)
-        return Producer(self, state)
-
-    def _forget_handle(self, reference: weakref.ref[Any]) -> None:
-        for key, held in list(self._handles.items()):
-            if held is reference:
-                self._handles.pop(key, None)
+            return Producer(self, make_handle_state(self._state))
 
     def add_signal_handler(self, sig: int, callback: Callback, /, *args: object) -> None:
         """Submit ``callback(*args)`` for each arrival of a signal, whichever thread this loop runs in; replaces an earlier one.
@@ -538,7 +530,7 @@ class Loop:
                 methods.producer_close.bind(handle)()
 
     def _live_handles(self) -> list[Any]:
-        return [handle for handle in (held() for held in list(self._handles.values())) if handle is not None]
+        return [handle for handle in (held() for held in list(self._state.handles.values())) if handle is not None]
 
     def _ensure_finisher(self) -> None:
         """If nobody runs a loop that is to end, make a thread that ends it."""

@@ -293,7 +293,7 @@ def test_many_producers_come_and_go(loop, turns, tracked, released):
         turns(loop)
     gc.collect()
     released()
-    assert len(loop._handles) <= 1
+    assert len(loop._state.handles) <= 1
 
 
 def test_arguments_are_the_same_objects(loop, turns):

@@ -124,8 +124,8 @@ def _errno_location() -> int:
     raise RuntimeError("an un-jitted kernel is no C signal handler")
 
 
-def _sched_yield() -> int:
-    return int(_libc.sched_yield())
+def _usleep(microseconds: int) -> int:
+    return int(_libc.usleep(ctypes.c_uint(microseconds)))
 
 
 Py_IncRef = _declare("Py_IncRef", VOID, WORD)
@@ -153,7 +153,7 @@ PyTime_MonotonicRaw = _declare("PyTime_MonotonicRaw", INT, WORD)  # kernels say 
 PyThreadState_GetUnchecked = _declare("PyThreadState_GetUnchecked", WORD, twin=_get_thread_state)
 libc_write = _declare("write", WORD, INT, WORD, WORD, twin=_write)
 errno_location = _declare(_ERRNO, WORD, twin=_errno_location)
-sched_yield = _declare("sched_yield", INT, twin=_sched_yield)
+libc_usleep = _declare("usleep", INT, INT, twin=_usleep)
 # Variadic in C; on x86-64 and AArch64 Linux its integer arguments travel exactly as fixed ones.
 libc_syscall = _declare("syscall", WORD, WORD, WORD, WORD, WORD, WORD, WORD, twin=_syscall)
 

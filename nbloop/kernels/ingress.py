@@ -14,8 +14,9 @@ that nothing needs hazard pointers: a directory entry is cleared only after all 
 * Going to sleep: the consumer announces it, then reads the tail (`load_sc`); a producer draws its ticket (`fetch_add`), then reads the sleep
   word. One of the two sees the other (Dekker), and the producer needs no second fence, because the ticket is the fence.
 
-Invariants: head <= tail; cell(t) is empty unless head <= t < tail; a directory entry is 0, a chunk number + 1, or `VOID`.
-No chunk to be had: the entry becomes `VOID`, and *all* tickets of that segment are refused with MemoryError, so none is half stored.
+Invariants: head <= tail; cell(t) is empty unless head <= t < tail; a directory entry is a chunk number + 1, or empty: 0, or a void mark of
+another segment. No chunk to be had: the entry becomes the void mark ``~segment``, and *all* tickets of that segment are refused with MemoryError, so none
+is half stored. The mark names its segment and is never cleared, so a producer that comes when the consumer has long stepped over the segment still sees it.
 
 It loses when a producer is descheduled between ticket and store: the consumer can not go round it (`stalls` counts that). And the tail is
 one line: producers that submit at the same instant pass it around. `producer()` handles have a queue each for that reason.
@@ -46,7 +47,6 @@ from .layout import (
 )
 from .pool import pool_address, pool_give, pool_take
 
-VOID = -1  # a directory entry for which no chunk could be had
 SLACK = 256  # segments of the directory left unused, so that producers already past the gate still find one
 
 
@@ -67,18 +67,21 @@ def queue_entry(queue: int, ticket: int) -> int:
 
 @helper
 def queue_segment(queue: int, ticket: int) -> int:
-    """Address of the chunk for a ticket that the caller drew, installing one if it is the first to come; 0 if VOID. Lock-free."""
+    """Address of the chunk for a ticket that the caller drew, installing one if it is the first to come; 0 if void. Lock-free."""
     at = queue_entry(queue, ticket)
+    void = ~(ticket >> get(queue + Q_SHIFT))
     entry = load(at)
     pool = get(queue + Q_POOL)
-    if entry == 0:
+    if entry <= 0 and entry != void:
         chunk = pool_take(pool)
-        entry = VOID if chunk < 0 else chunk + 1
-        if not compare_and_swap(at, 0, entry):
+        new = void if chunk < 0 else chunk + 1
+        if compare_and_swap(at, entry, new):
+            entry = new
+        else:
             if chunk >= 0:
                 pool_give(pool, chunk)
             entry = load(at)
-    if entry == VOID:
+    if entry == void:
         return 0
     return pool_address(pool, entry - 1)
 
@@ -151,7 +154,8 @@ def chunks_return(pool: int, first: int) -> None:
 def queue_push_many(queue: int, words: int, count: int) -> int:
     """Move `count` references out of an array at `words`: all under consecutive tickets, or none and REFUSED_x. Any thread.
 
-    What has been moved is 0 in the array. Every chunk that the batch can need is in hand before tickets are drawn, because a ticket can not be given back.
+    What has been moved is 0 in the array. (One case is neither all nor none: memory runs out for a competitor in the middle of our tickets, *and* the
+    queue is closed before new ones are drawn. Then what was moved runs, the rest is the caller's, and REFUSED_CLOSED tells of it.) Every chunk that the batch can need is in hand before tickets are drawn, because a ticket can not be given back.
     """
     shift = get(queue + Q_SHIFT)
     pool = get(queue + Q_POOL)
@@ -165,7 +169,7 @@ def queue_push_many(queue: int, words: int, count: int) -> int:
     end = ticket + count
     last = words + (count << 3)
     while words < last:
-        if ticket == end:  # a competitor without memory made one of our segments VOID: as many tickets again, in order
+        if ticket == end:  # a competitor without memory made one of our segments void: as many tickets again, in order
             count = (last - words) >> 3
             ticket = queue_draw(queue, count)
             if ticket < 0:
@@ -173,9 +177,10 @@ def queue_push_many(queue: int, words: int, count: int) -> int:
                 return -ticket
             end = ticket + count
         at = queue_entry(queue, ticket)
-        if load(at) == 0 and reserve >= 0:
+        entry = load(at)
+        if entry <= 0 and entry != ~(ticket >> shift) and reserve >= 0:
             below = load(get(pool + P_NEXT) + (reserve << 3))
-            if compare_and_swap(at, 0, reserve + 1):
+            if compare_and_swap(at, entry, reserve + 1):
                 reserve = below
         chunk = queue_segment(queue, ticket)
         stop = min(end, ((ticket >> shift) + 1) << shift)
@@ -199,13 +204,11 @@ def queue_peek(queue: int) -> int:
         chunk = get(queue + Q_CHUNK)
         if chunk == 0:
             entry = load(queue_entry(queue, head))
-            if entry == 0:
-                return 0
-            if entry == VOID:
-                if queue_tail(queue) == head:
-                    return 0
+            if entry == ~(head >> get(queue + Q_SHIFT)) and queue_tail(queue) != head:
                 queue_skip(queue, head)
                 continue
+            if entry <= 0:
+                return 0
             chunk = pool_address(get(queue + Q_POOL), entry - 1)
             put(queue + Q_CHUNK, chunk)
         return load(queue_cell(chunk, head, get(queue + Q_SHIFT)))
@@ -244,15 +247,11 @@ def queue_retire(queue: int, ticket: int) -> None:
 
 @helper
 def queue_skip(queue: int, head: int) -> None:
-    """Step over the refused tickets of a VOID segment, and forget the mark at its end. The consumer only."""
+    """Step over the refused tickets of a void segment. The consumer only."""
     shift = get(queue + Q_SHIFT)
     end = ((head >> shift) + 1) << shift
     tail = queue_tail(queue)
-    if tail < end:
-        store(queue + Q_HEAD, tail)
-    else:
-        store(queue_entry(queue, head), 0)
-        store(queue + Q_HEAD, end)
+    store(queue + Q_HEAD, min(tail, end))
 
 
 @helper

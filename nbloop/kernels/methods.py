@@ -17,8 +17,6 @@ from .capi import (
     PyCallable_Check,
     PyErr_Clear,
     PyErr_Occurred,
-    PyEval_RestoreThread,
-    PyEval_SaveThread,
     PyFloat_AsDouble,
     PyFloat_FromDouble,
     PyList_New,
@@ -29,7 +27,6 @@ from .capi import (
     PySequence_Tuple,
     PyThreadState_GetUnchecked,
     PyTuple_New,
-    sched_yield,
 )
 from .ingress import (
     chunks_reserve,
@@ -111,8 +108,8 @@ from .layout import (
     TICKS,
     TIMERS_AT,
 )
+from .parking import step_aside, wide_awake
 from .parking import wake as wake_loop
-from .parking import wide_awake
 from .ring import ring_length, ring_pop, ring_push
 from .timers import (
     CANCELLED,
@@ -674,11 +671,8 @@ def queue_drop(queue: int, slots: bool) -> int:
     dropped = 0
     while queue_length(queue) != 0:
         word = queue_take(queue)
-        if word == 0:  # a producer between ticket and store; detached, if numpy is just making it a slab: it needs us to be so too
-            thread = PyEval_SaveThread()
-            for _ in range(256):  # long enough for it to wake and take the GIL: who lets go for a microsecond has it back first
-                sched_yield()
-            PyEval_RestoreThread(thread)
+        if word == 0:
+            step_aside()
             continue
         kind = (word >> KIND_SHIFT) & 7
         if not slots or kind < KIND_ARM:

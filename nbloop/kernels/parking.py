@@ -39,8 +39,8 @@ from .capi import (
     PyEval_SaveThread,
     PyObject_CallNoArgs,
     libc_syscall,
+    libc_usleep,
     libc_write,
-    sched_yield,
 )
 from .ingress import queue_length
 from .kernel import helper
@@ -185,10 +185,15 @@ def park(base: int, deadline: int) -> None:
 @helper
 def stall(base: int) -> None:
     """A producer has drawn a ticket and not stored yet: let it run. Loop thread, attached; detached while it waits."""
-    count = get(base + STALLS) + 1
-    put(base + STALLS, count)
+    put(base + STALLS, get(base + STALLS) + 1)
+    step_aside()
+
+
+@helper
+def step_aside() -> None:
+    """Let a producer run that is between ticket and store, or inside numpy, which may have detached it to make it a slab. Attached; detached
+    for 50 µs: on a build with the GIL who lets go for less has it back before the other has woken.
+    """
     thread = PyEval_SaveThread()
-    for _ in range(64):
-        pause()
-    sched_yield()
+    libc_usleep(50)
     PyEval_RestoreThread(thread)

@@ -11,6 +11,7 @@ import ctypes
 import functools
 import mmap
 import sys
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -55,7 +56,13 @@ class State(np.ndarray):
 
 
 class LoopState(State):
-    """The state of a loop."""
+    """The state of a loop.
+
+    `handles` are the states of its producers by id, held weakly. They are kept here and not by the `Loop`, which may be forgotten first: a handle keeps this
+    state, so the collector can not clear these references before a forgotten loop has closed its handles.
+    """
+
+    handles: dict[int, weakref.ref[State]]
 
     kind = STATE
     finaliser = destroy
@@ -90,7 +97,7 @@ _show_to_collector(LoopState, traverse_loop)
 _show_to_collector(HandleState, traverse_handle)
 
 
-def make_state(kind: type[State]) -> State:
+def make_state[S: State](kind: type[S]) -> S:
     """A zeroed, line-aligned state."""
     size = kind.kind.itemsize // 8
     raw = np.zeros(size + LINE // 8, np.int64)
@@ -137,9 +144,10 @@ def _hook(state: State, hook: Callable[..., object]) -> int:
 
 def make_loop_state(
     *, chunk_size: int, initial_chunks: int, ingress_limit: int | None, hooks: Mapping[str, Callable[..., object]]
-) -> State:
+) -> LoopState:
     """The state of a loop, with its queues open and empty. `hooks` are the Python functions that kernels call, by word."""
     state = make_state(LoopState)
+    state.handles = {}
     record = state.record
     base = _address(state)
     record["self"] = id(state)
@@ -186,9 +194,12 @@ def make_loop_state(
     return state
 
 
-def make_handle_state(loop_state: State) -> State:
+def make_handle_state(loop_state: LoopState) -> HandleState:
     """The state of a producer handle; it keeps the loop's state, whose pool it shares, alive."""
     state = make_state(HandleState)
+    handles = loop_state.handles
+    key = id(state)
+    handles[key] = weakref.ref(state, lambda _gone: handles.pop(key, None))
     record = state.record
     record["self"] = id(state)
     record["loop"] = _address(loop_state)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from .atomics import get, load
 from .capi import OBJECT_HEADER, PyObject_VisitManagedDict
-from .ingress import VOID, queue_cell, queue_entry, queue_tail
+from .ingress import queue_cell, queue_entry, queue_tail
 from .kernel import TRAVERSE, data, helper, kernel
 from .layout import (
     CHECKPOINT_ENDS,
@@ -67,7 +67,7 @@ def visit_queue(queue: int, visit: int, argument: int, commands: bool) -> int:
     ticket = load(queue + Q_HEAD)
     while ticket < tail:
         entry = load(queue_entry(queue, ticket))
-        if entry == 0 or entry == VOID:
+        if entry <= 0:
             ticket = ((ticket >> shift) + 1) << shift
             continue
         word = load(queue_cell(pool_address(get(queue + Q_POOL), entry - 1), ticket, shift))

@@ -262,9 +262,7 @@ def test_settled_from_threads(page, js, name, count):
 
         def settle(i, order=order, resolvers=resolvers):
             for n in order[i::4]:
-                if name == "any":
-                    resolvers[n][2](n)
-                elif name == "all_settled" and n % 2:
+                if name == "any" or (name == "all_settled" and n % 2):
                     resolvers[n][2](n)
                 else:
                     resolvers[n][1](n)

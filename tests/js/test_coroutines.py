@@ -21,7 +21,12 @@ def test_values_and_promises(page, js):
     """27.7.5.3, Await: the value of a promise, settled or not; 27.7.5.2: what is returned fulfils."""
 
     async def body():
-        return [await js.resolve(1), await js.sleep(1), await js.resolve(js.resolve(2)), await js.all([3, js.resolve(4)])]
+        return [
+            await js.resolve(1),
+            await js.sleep(1),
+            await js.resolve(js.resolve(2)),
+            await js.all([3, js.resolve(4)]),
+        ]
 
     assert page.value(js.spawn(body())) == [1, None, 2, [3, 4]]
 
@@ -419,7 +424,9 @@ def test_aborts_racing_with_the_end(page, js):
             ),
         )
         state, outcome = page.outcome(promises[0])
-        assert (state, outcome) == ("fulfilled", "value") or (state == "rejected" and isinstance(outcome, RejectedError | int))
+        assert (state, outcome) == ("fulfilled", "value") or (
+            state == "rejected" and isinstance(outcome, RejectedError | int)
+        )
         page.quiet()
         assert promises[0].state == state
     assert page.unhandled == []

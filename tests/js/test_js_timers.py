@@ -182,7 +182,9 @@ def test_microtasks_between_timers(page, js):
     """HTML 8.1.7.3: a checkpoint after each callback."""
     ran = []
     for i in range(3):
-        js.set_timeout(lambda i=i: (ran.append(i), js.resolve().then(lambda _value: ran.append(f"microtask of {i}"))), 0)
+        js.set_timeout(
+            lambda i=i: (ran.append(i), js.resolve().then(lambda _value: ran.append(f"microtask of {i}"))), 0
+        )
     page.quiet()
     assert ran == [0, "microtask of 0", 1, "microtask of 1", 2, "microtask of 2"]
 

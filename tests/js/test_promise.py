@@ -379,7 +379,10 @@ def test_promises_of_two_loops(make_page):
     with Loop() as loop:
         other = JS(loop)
         page = make_page()
-        assert page.value(page.js.resolve(other.sleep(1).then(lambda _value: threading.get_ident()))) != threading.get_ident()
+        assert (
+            page.value(page.js.resolve(other.sleep(1).then(lambda _value: threading.get_ident())))
+            != threading.get_ident()
+        )
 
 
 # --- threads -----------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ import interleave_test as it
 import pytest
 import steps
 
-from nbloop.kernels import atomics, heap, ingress, methods, parking, pool, ring, stack, timers, turn
+from nbloop.kernels import atomics, capi, heap, ingress, methods, parking, pool, ring, stack, timers, turn
 
 MODULES: tuple[ModuleType, ...] = (stack, pool, ingress, ring, heap, timers, parking, turn, methods)
 SEED = int(os.environ.get("NBLOOP_SEED", "1"))
@@ -59,7 +59,7 @@ def stepwise() -> Iterator[pytest.MonkeyPatch]:
     """The kernels' atomics are `steps` inside."""
     with pytest.MonkeyPatch.context() as patch:
         for name in STEPS:
-            replace(patch, getattr(atomics, name), getattr(steps, name))
+            replace(patch, getattr(atomics if hasattr(atomics, name) else capi, name), getattr(steps, name))
         yield patch
 
 

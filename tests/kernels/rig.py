@@ -47,6 +47,11 @@ class Allocator:
         return sum(made() is not None for made in self.made)
 
 
+def _same(array: np.ndarray) -> np.ndarray:
+    """In place of the pool's `as_array`: what the allocator made is an array already."""
+    return array
+
+
 class Memory:
     """The words of a loop that never runs: `base` is their address, `record` shows them by name.
 
@@ -79,6 +84,7 @@ class Memory:
         self.slots = Allocator((layout.SLOT_BYTES << layout.SLOTS_PER_SLAB_BITS) // 8 + 8)
         self.arrays = Allocator()
         self.record["pool"]["make_slab"] = id(self.slabs)
+        self.record["pool"]["as_array"] = id(_same)
         self.record["timers"]["make_slab"] = id(self.slots)
         self.record["make_array"] = id(self.arrays)
 
@@ -89,7 +95,10 @@ class Memory:
     def owned(self) -> list[int]:
         """Addresses of the arrays that the words own a reference of."""
         timers, pool = self.record["timers"], self.record["pool"]
-        owned = [self.record[ring]["array"] for ring in ("ticks", "microtasks", "immediates", "closing", "internal")]
+        owned = [
+            self.record[ring]["array"]
+            for ring in ("ticks", "microtasks", "immediates", "closing", "internal", "checkpoint_ends")
+        ]
         owned += [timers["heap_array"], timers["positions_array"]]
         owned += list(table(int(timers["slab_objects"]), int(timers["slot_count"]) >> layout.SLOTS_PER_SLAB_BITS))
         owned += list(table(int(pool["slab_objects"]), int(pool["slab_count"])))

@@ -59,3 +59,9 @@ def pause() -> None:
 def monotonic_ns() -> int:
     """Time stands still: a model must not depend on the clock."""
     return 1_000_000_000
+
+
+def libc_usleep(_microseconds: int) -> int:
+    """So does one that steps aside."""
+    pause()
+    return 0

@@ -148,7 +148,7 @@ def publish_before_ticket(queue: int, word: int) -> int:
         # two producers install a chunk each, and one of them is forgotten with what it holds
         (
             ingress.queue_segment,
-            mutant(ingress.queue_segment, ("not compare_and_swap(at, 0, entry)", "store(at, entry) is not None")),
+            mutant(ingress.queue_segment, ("compare_and_swap(at, entry, new)", "store(at, new) is None")),
         ),
         # the losing chunk is not given back
         (ingress.queue_segment, mutant(ingress.queue_segment, ("pool_give(pool, chunk)", "pass"))),

@@ -181,10 +181,6 @@ def test_method_keeps_the_memory_alive() -> None:
     assert state() is None
 
 
-@pytest.mark.xfail(
-    reason="Loop._handles is in a cycle with the loop: the collector clears its weak references before __del__ runs",
-    strict=True,
-)
 def test_forgotten_loop_closes_its_handles() -> None:
     """Returned means it will run: a handle's method that has outlived the loop refuses."""
     loop = nbloop.Loop()
