@@ -1,6 +1,7 @@
 """Debug mode: remember where a callback was scheduled, and tell `on_error`.
 
-The stack is taken in the scheduling call, which costs some 5 µs and makes the call a Python function, so it is a mode and not the default.
+The stack is taken in the scheduling call, which costs some 5 µs and makes the call a Python function, so it is a mode
+and not the default.
 """
 
 from __future__ import annotations
@@ -48,7 +49,11 @@ def _remembering(method: Callable[..., Any], position: int) -> Callable[..., Any
     def schedule(*args: Any) -> Any:
         if len(args) > position and callable(args[position]):
             site = traceback.extract_stack()[:-1]
-            args = (*args[:position], Sited(args[position], traceback.StackSummary.from_list(site)), *args[position + 1 :])
+            args = (
+                *args[:position],
+                Sited(args[position], traceback.StackSummary.from_list(site)),
+                *args[position + 1 :],
+            )
         return method(*args)
 
     schedule.__name__ = method.__name__
@@ -57,7 +62,9 @@ def _remembering(method: Callable[..., Any], position: int) -> Callable[..., Any
 
 
 def site_of(callback: object) -> dict[str, Any]:
-    """What `on_error`'s context says of a remembered callback: the callback itself, and the stack under ``scheduled_at``."""
+    """What `on_error`'s context says of a remembered callback: the callback itself, and the stack under
+    ``scheduled_at``.
+    """
     if isinstance(callback, Sited):
         return {"callback": callback.callback, "scheduled_at": callback.site}
     return {}

@@ -24,8 +24,8 @@ class ReentrantCloseError(NbloopError, RuntimeError):
 
 
 class LoopOverloadedError(NbloopError, RuntimeError):
-    """More is queued than the loop was built to take: `ingress_limit` was reached (nothing was stored), or, as the argument of
-    `on_overload`, more tasks waited than `ingress_budget` allows in one turn (nothing was lost).
+    """More is queued than the loop was built to take: `ingress_limit` was reached (nothing was stored), or, as the
+    argument of `on_overload`, more tasks waited than `ingress_budget` allows in one turn (nothing was lost).
     """
 
 

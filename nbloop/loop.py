@@ -1,15 +1,17 @@
 """The loop: public names over the kernels, and who may run, stop and end it.
 
-Problem: the hot path is compiled and knows nothing of Python's manners; users want clear errors, graceful ends, signals that work.
-Idea: everything a callback's life needs (submit, run, cancel) is a built-in method made by the kernels and reached without a Python frame; what
-happens once in a loop's life (run, stop, shutdown, close) is the plain Python of this file, and meets the kernels in two words. The *owner* word says which
-thread is inside `run`; the *lifecycle* word only ever moves forward (but for `stop`, which takes RUNNING back to AWAKE)::
+Problem: the hot path is compiled and knows nothing of Python's manners; users want clear errors, graceful ends,
+signals that work. Idea: everything a callback's life needs (submit, run, cancel) is a built-in method made by the
+kernels and reached without a Python frame; what happens once in a loop's life (run, stop, shutdown, close) is the
+plain Python of this file, and meets the kernels in two words. The *owner* word says which thread is inside `run`; the
+*lifecycle* word only ever moves forward (but for `stop`, which takes RUNNING back to AWAKE)::
 
     AWAKE <--stop-- RUNNING       shutdown, close, auto-exit: --> TERMINATING --> TERMINATED
           --run-->
 
-Whoever moves it to TERMINATING closes the queues in the same call; whoever owns the loop then finishes it: the thread in `run()`, or, if there is none, a thread
-made for it. `interrupt` is the third word: looked at after each callback, it makes the kernel leave for `close()` and in a forked child.
+Whoever moves it to TERMINATING closes the queues in the same call; whoever owns the loop then finishes it: the thread
+in `run()`, or, if there is none, a thread made for it. `interrupt` is the third word: looked at after each callback,
+it makes the kernel leave for `close()` and in a forked child.
 """
 
 from __future__ import annotations
@@ -54,8 +56,8 @@ SPIN_MOST = 50_000  # ns; longer than the 3-19 µs a sleep costs, short enough t
 
 
 class FastPathMode(enum.Enum):
-    """How a loop without descriptors sleeps: `AUTO` on the fast path (a futex where there is one) until a descriptor is registered,
-    `FORCED` always on the fast path, `DISABLED` always in the platform's poller.
+    """How a loop without descriptors sleeps: `AUTO` on the fast path (a futex where there is one) until a descriptor
+    is registered, `FORCED` always on the fast path, `DISABLED` always in the platform's poller.
     """
 
     AUTO = "auto"
@@ -88,16 +90,16 @@ _KINDS = {
 class Loop:
     """An event loop that any number of threads submit to and one thread runs.
 
-    Every method may be called from any thread unless it says otherwise; those that schedule are also safe in signal handlers and in
-    callbacks of the loop. Times are seconds on the clock of `time.monotonic`.
+    Every method may be called from any thread unless it says otherwise; those that schedule are also safe in signal
+    handlers and in callbacks of the loop. Times are seconds on the clock of `time.monotonic`.
 
-    Options, all checked here: `fast_path_mode` (`FastPathMode`); `on_overload(error)`, called on the loop once in each turn in which more
-    than `ingress_budget` external tasks waited; `on_error(exception, context)`, called for a callback that raised (default: the
-    ``nbloop`` logger); `chunk_size`, a power of two from 16 to 4,096, tasks in a chunk of the submit queue, and `initial_chunks`, made at construction;
-    `ingress_limit`, the most tasks that may wait in the submit queue, and in each producer handle's (default: 33,488,896 at the
-    default chunk size); `auto_exit`, to end
-    when nothing referenced is left; `clamp_nested_timers`, HTML's 4 ms for deeply nested timers; `debug`, to remember where each callback was
-    scheduled and tell `on_error`; `name`, for threads and messages.
+    Options, all checked here: `fast_path_mode` (`FastPathMode`); `on_overload(error)`, called on the loop once in
+    each turn in which more than `ingress_budget` external tasks waited; `on_error(exception, context)`, called for a
+    callback that raised (default: the ``nbloop`` logger); `chunk_size`, a power of two from 16 to 4,096, tasks in a
+    chunk of the submit queue, and `initial_chunks`, made at construction; `ingress_limit`, the most tasks that may
+    wait in the submit queue, and in each producer handle's (default: 33,488,896 at the default chunk size);
+    `auto_exit`, to end when nothing referenced is left; `clamp_nested_timers`, HTML's 4 ms for deeply nested timers;
+    `debug`, to remember where each callback was scheduled and tell `on_error`; `name`, for threads and messages.
 
     >>> loop = Loop(auto_exit=True)
     >>> loop.submit(print, "hello from the loop")
@@ -142,7 +144,8 @@ class Loop:
         self._on_error = on_error
         self._mode = fast_path_mode
         self._parker: Parker | None = None
-        self._lock = threading.RLock()  # re-entrant for signal handlers; construction of handles and finishers; nothing that a callback's life needs
+        # re-entrant for signal handlers; construction of handles and finishers; nothing that a callback's life needs
+        self._lock = threading.RLock()
         self._ended = threading.Event()
         self._closing = False
         self._finisher: threading.Thread | None = None
@@ -176,17 +179,19 @@ class Loop:
             _debug.remember_sites(self)
         _live.add(self)
 
-    # --- scheduling: built-in methods; the functions here are their signatures and documentation -------------------------
+    # --- scheduling: built-in methods; the functions here are their signatures and documentation
+    # -------------------------
 
     @bound(methods.submit)
     def submit(self, callback: Callback, /, *args: object) -> None:
         """Run ``callback(*args)`` on the loop's thread.
 
-        Returned means that it will run before `run()` returns for good, or that `close()` dropped it. All threads' submits have one total
-        order, and run in it. Any thread, signal handlers included. O(1): one atomic addition; lock-free.
+        Returned means that it will run before `run()` returns for good, or that `close()` dropped it. All threads'
+        submits have one total order, and run in it. Any thread, signal handlers included. O(1): one atomic addition;
+        lock-free.
 
-        Raises `LoopTerminatedError` once the end of the loop has begun, `LoopOverloadedError` with `ingress_limit` tasks waiting,
-        `MemoryError`, or TypeError if `callback` is not callable; in each case nothing was stored.
+        Raises `LoopTerminatedError` once the end of the loop has begun, `LoopOverloadedError` with `ingress_limit`
+        tasks waiting, `MemoryError`, or TypeError if `callback` is not callable; in each case nothing was stored.
         """
 
     @bound(methods.submit_many)
@@ -200,23 +205,30 @@ class Loop:
 
     @bound(methods.submit_internal)
     def submit_internal(self, callback: Callback, /, *args: object) -> None:
-        """Run ``callback(*args)`` before the external tasks of the same turn. FIFO; otherwise as `submit`, without its limit."""
+        """Run ``callback(*args)`` before the external tasks of the same turn. FIFO; otherwise as `submit`, without
+        its limit.
+        """
 
     @bound(methods.schedule_microtask)
     def schedule_microtask(self, callback: Callback, /, *args: object) -> None:
-        """Run ``callback(*args)`` at the next microtask checkpoint, which follows every callback (HTML, 'perform a microtask checkpoint').
+        """Run ``callback(*args)`` at the next microtask checkpoint, which follows every callback (HTML, 'perform a
+        microtask checkpoint').
 
-        FIFO. A checkpoint runs all next-ticks, then all microtasks, again until both are empty; of 100,000 in one checkpoint the log is
-        told once. Any thread. O(1). While the loop ends gracefully its own callbacks may still call this. Errors as `submit`.
+        FIFO. A checkpoint runs all next-ticks, then all microtasks, again until both are empty; of 100,000 in one
+        checkpoint the log is told once. Any thread. O(1). While the loop ends gracefully its own callbacks may still
+        call this. Errors as `submit`.
         """
 
     @bound(methods.schedule_next_tick)
     def schedule_next_tick(self, callback: Callback, /, *args: object) -> None:
-        """Run ``callback(*args)`` at the next checkpoint, before its microtasks (Node's ``process.nextTick``). As `schedule_microtask`."""
+        """Run ``callback(*args)`` at the next checkpoint, before its microtasks (Node's ``process.nextTick``). As
+        `schedule_microtask`.
+        """
 
     @bound(methods.schedule_checkpoint_end)
     def schedule_checkpoint_end(self, callback: Callback, /, *args: object) -> None:
-        """Run ``callback(*args)`` at the end of the checkpoint in progress, or of the next, when no next-tick and no microtask is left.
+        """Run ``callback(*args)`` at the end of the checkpoint in progress, or of the next, when no next-tick and no
+        microtask is left.
 
         One at a time: what it queues as microtasks runs before the next of its kind. As `schedule_microtask` otherwise.
         """
@@ -225,34 +237,42 @@ class Loop:
     def schedule_immediate(self, callback: Callback, /, *args: object) -> int:
         """Run ``callback(*args)`` in the check phase, right after the loop has polled; an id for `cancel_immediate`.
 
-        FIFO; one scheduled by an immediate waits for the next turn (Node's ``setImmediate``). Any thread. O(1). Errors as `submit`.
+        FIFO; one scheduled by an immediate waits for the next turn (Node's ``setImmediate``). Any thread. O(1).
+        Errors as `submit`.
         """
         return 0  # pragma: no cover
 
     @bound(methods.cancel_immediate)
     def cancel_immediate(self, id: int, /) -> bool:
-        """True: that immediate will never run. False: unknown, started or cancelled already. Any thread; definite at once. O(1)."""
+        """True: that immediate will never run. False: unknown, started or cancelled already. Any thread; definite at
+        once. O(1).
+        """
         return False  # pragma: no cover
 
     @bound(methods.schedule_close)
     def schedule_close(self, callback: Callback, /, *args: object) -> None:
-        """Run ``callback(*args)`` in the close phase, after the immediates. FIFO. Any thread. O(1). Errors as `submit`."""
+        """Run ``callback(*args)`` in the close phase, after the immediates. FIFO. Any thread. O(1). Errors as
+        `submit`.
+        """
 
     @bound(methods.schedule_timer)
     def schedule_timer(self, delay: float, callback: Callback, /, *args: object) -> int:
         """Run ``callback(*args)`` once, no earlier than `delay` seconds from now; an id for `cancel_timer`.
 
-        Earliest deadline first, equal deadlines in scheduling order. A delay of 0 or less means the next timer phase; a timer added in a
-        timer phase waits for the next turn. The id is valid before the callback can start. Any thread. O(log n) on the loop's thread, O(1)
-        on others, and a sleeping loop is woken only if this deadline is its earliest.
+        Earliest deadline first, equal deadlines in scheduling order. A delay of 0 or less means the next timer phase;
+        a timer added in a timer phase waits for the next turn. The id is valid before the callback can start. Any
+        thread. O(log n) on the loop's thread, O(1) on others, and a sleeping loop is woken only if this deadline is
+        its earliest.
 
-        Raises ValueError for NaN, infinities and more than 4e9 seconds, TypeError for what is no number, otherwise as `submit`.
+        Raises ValueError for NaN, infinities and more than 4e9 seconds, TypeError for what is no number, otherwise as
+        `submit`.
         """
         return 0  # pragma: no cover
 
     @bound(methods.schedule_interval)
     def schedule_interval(self, period: float, callback: Callback, /, *args: object) -> int:
-        """Run ``callback(*args)`` every `period` seconds, each time counted from the start of the one before; an id for `cancel_timer`.
+        """Run ``callback(*args)`` every `period` seconds, each time counted from the start of the one before; an id
+        for `cancel_timer`.
 
         The callback's own time causes no drift, and an exception does not end it. Otherwise as `schedule_timer`.
         """
@@ -269,7 +289,9 @@ class Loop:
 
     @bound(methods.cancel_timers)
     def cancel_timers(self, ids: Iterable[int], /) -> list[bool]:
-        """`cancel_timer` for each of an iterable; of an id given twice the second answer is False. None is cancelled if one is no int."""
+        """`cancel_timer` for each of an iterable; of an id given twice the second answer is False. None is cancelled
+        if one is no int.
+        """
         return []  # pragma: no cover
 
     @bound(methods.ref_timer)
@@ -284,17 +306,22 @@ class Loop:
 
     @bound(methods.alive)
     def alive(self) -> bool:
-        """Is there anything to run, but for unreferenced timers? Any thread; a moment old when others submit meanwhile. O(1)."""
+        """Is there anything to run, but for unreferenced timers? Any thread; a moment old when others submit
+        meanwhile. O(1).
+        """
         return False  # pragma: no cover
 
     @bound(methods.wake)
     def wake(self) -> bool:
-        """Wake the loop if it sleeps; whether this call did. Nothing needs it: every submit does. Any thread. One load if awake."""
+        """Wake the loop if it sleeps; whether this call did. Nothing needs it: every submit does. Any thread. One
+        load if awake.
+        """
         return False  # pragma: no cover
 
     @bound(methods.stop)
     def stop(self) -> None:
-        """Ask `run()` to return after the turn in progress (without one: after the first turn of the next `run`, which will not wait).
+        """Ask `run()` to return after the turn in progress (without one: after the first turn of the next `run`,
+        which will not wait).
 
         What is queued stays queued, and the loop can be run again. Any thread, signal handlers included. O(1).
         """
@@ -312,8 +339,8 @@ class Loop:
     def promisify(self, function: Callable[..., Any], /, *args: object) -> Promise[Any]:
         """Run ``function(*args)`` on a worker thread; a promise for its outcome, which always settles (`nbloop.js`).
 
-        Truly parallel on free-threaded builds. `shutdown()` waits for what is running and runs the handlers; `close()` rejects with
-        `LoopTerminatedError`, and so does a call after the end has begun. Any thread.
+        Truly parallel on free-threaded builds. `shutdown()` waits for what is running and runs the handlers;
+        `close()` rejects with `LoopTerminatedError`, and so does a call after the end has begun. Any thread.
         """
         self._check_fork()
         if not callable(function):
@@ -328,7 +355,8 @@ class Loop:
         return self._workers.run(function, args)
 
     def producer(self) -> Producer:
-        """A private entrance for one producing thread at a time: same promise as `submit`, order kept per handle, no line shared with others.
+        """A private entrance for one producing thread at a time: same promise as `submit`, order kept per handle, no
+        line shared with others.
 
         Raises `LoopTerminatedError` once the end of the loop has begun.
         """
@@ -339,10 +367,12 @@ class Loop:
             return Producer(self, make_handle_state(self._state))
 
     def add_signal_handler(self, sig: int, callback: Callback, /, *args: object) -> None:
-        """Submit ``callback(*args)`` for each arrival of a signal, whichever thread this loop runs in; replaces an earlier one.
+        """Submit ``callback(*args)`` for each arrival of a signal, whichever thread this loop runs in; replaces an
+        earlier one.
 
-        Several loops may ask for the same signal, and each gets it. While one does, the signal does nothing else (SIGINT raises no
-        KeyboardInterrupt). Any thread. Raises TypeError, ValueError for a number that is no signal's or can not be caught, `LoopTerminatedError`.
+        Several loops may ask for the same signal, and each gets it. While one does, the signal does nothing else
+        (SIGINT raises no KeyboardInterrupt). Any thread. Raises TypeError, ValueError for a number that is no
+        signal's or can not be caught, `LoopTerminatedError`.
         """
         self._check_fork()
         if self._lifecycle() >= layout.TERMINATING:
@@ -350,11 +380,14 @@ class Loop:
         _signals.add(self, sig, callback, args)
 
     def remove_signal_handler(self, sig: int, /) -> bool:
-        """Undo `add_signal_handler`; the last loop to do so gives the signal back its old meaning. False: there was none. Any thread."""
+        """Undo `add_signal_handler`; the last loop to do so gives the signal back its old meaning. False: there was
+        none. Any thread.
+        """
         self._check_fork()
         return _signals.remove(self, sig)
 
-    # --- running ---------------------------------------------------------------------------------------------------------
+    # --- running
+    # ---------------------------------------------------------------------------------------------------------
 
     @property
     def state(self) -> LoopState:
@@ -362,13 +395,17 @@ class Loop:
         lifecycle = self._lifecycle()
         if lifecycle == layout.RUNNING:
             return LoopState.SLEEPING if self._record["sleep"] else LoopState.RUNNING
-        return {layout.AWAKE: LoopState.AWAKE, layout.TERMINATING: LoopState.TERMINATING}.get(lifecycle, LoopState.TERMINATED)
+        return {layout.AWAKE: LoopState.AWAKE, layout.TERMINATING: LoopState.TERMINATING}.get(
+            lifecycle, LoopState.TERMINATED
+        )
 
     def run(self) -> None:
-        """Run the loop on this thread until `stop()`, `shutdown()`, `close()` or, with `auto_exit`, until nothing referenced is left.
+        """Run the loop on this thread until `stop()`, `shutdown()`, `close()` or, with `auto_exit`, until nothing
+        referenced is left.
 
-        Raises `LoopAlreadyRunningError`, `ReentrantRunError` (from its own callback), `LoopTerminatedError`. KeyboardInterrupt and SystemExit from
-        a callback, and Ctrl-C on the main thread, leave it; what was accepted stays queued, and the loop can be run again.
+        Raises `LoopAlreadyRunningError`, `ReentrantRunError` (from its own callback), `LoopTerminatedError`.
+        KeyboardInterrupt and SystemExit from a callback, and Ctrl-C on the main thread, leave it; what was accepted
+        stays queued, and the loop can be run again.
         """
         self._enter()
         self._turn_and_leave()
@@ -390,7 +427,9 @@ class Loop:
             raise LoopTerminatedError(f"{self.name} can not be run: it has terminated or is about to")
 
     def _leave(self) -> None:
-        """Give the loop up. If it is to end and has not, because an exception or this very visit was in the way, somebody must."""
+        """Give the loop up. If it is to end and has not, because an exception or this very visit was in the way,
+        somebody must.
+        """
         self._release()
         if self._lifecycle() == layout.TERMINATING:
             self._ensure_finisher()
@@ -429,7 +468,9 @@ class Loop:
             methods.awaken.bind(self._state)()
 
     def _quiet_for_good(self) -> bool:
-        """Auto-exit: the kernel found nothing left and closed the queues; so do the handles, unless one has work after all."""
+        """Auto-exit: the kernel found nothing left and closed the queues; so do the handles, unless one has work
+        after all.
+        """
         with self._lock:
             handles = self._live_handles()
             waiting = sum(methods.producer_close.bind(handle)() for handle in handles)
@@ -478,14 +519,16 @@ class Loop:
     def __exit__(self, *_exc: object) -> None:
         self.shutdown()
 
-    # --- ending ----------------------------------------------------------------------------------------------------------
+    # --- ending
+    # ----------------------------------------------------------------------------------------------------------
 
     def shutdown(self, timeout: float | None = None) -> None:
         """End gracefully: refuse new work, run what was accepted, then release the rest; returns when that is done.
 
-        Run are the immediates, close callbacks, internal and external tasks that were accepted, with the microtasks they queue; timers are not. From
-        a callback it only requests the end and returns. A loop that was never run is finished on a thread of its own. Any number of
-        threads may call it, any number of times. Raises TimeoutError after `timeout` seconds; the end goes on.
+        Run are the immediates, close callbacks, internal and external tasks that were accepted, with the microtasks
+        they queue; timers are not. From a callback it only requests the end and returns. A loop that was never run is
+        finished on a thread of its own. Any number of threads may call it, any number of times. Raises TimeoutError
+        after `timeout` seconds; the end goes on.
         """
         if timeout is not None:
             _check_timeout(timeout)
@@ -498,7 +541,8 @@ class Loop:
             raise TimeoutError(f"{self.name} has not ended within {timeout} s; the shutdown goes on")
 
     def close(self) -> None:
-        """End at once: the callback in progress ends, the rest is dropped and its references released; returns when that is done.
+        """End at once: the callback in progress ends, the rest is dropped and its references released; returns when
+        that is done.
 
         Not from the loop's own callbacks (`ReentrantCloseError`). Any other thread; idempotent.
         """
@@ -542,14 +586,16 @@ class Loop:
             self._finisher.start()
 
     def _finish_elsewhere(self) -> None:
-        while self._acquire() != 0:  # a run() that is just finding out that it came too late, or one that finishes itself
+        # a run() that is just finding out that it came too late, or one that finishes itself
+        while self._acquire() != 0:
             if self._ended.wait(0.001):
                 return
         try:
             while not self._ended.is_set():
                 try:
                     self._finish()
-                except (KeyboardInterrupt, SystemExit) as error:  # there is no run() that these could leave, and the rest is owed
+                # there is no run() that these could leave, and the rest is owed
+                except (KeyboardInterrupt, SystemExit) as error:
                     _log(error, "%s: a callback asked to leave run() while the loop ended without one", self.name)
         finally:
             self._release()
@@ -582,7 +628,8 @@ class Loop:
         if not finalizing() and "_transition" in self.__dict__ and not self._forked and not self._ended.is_set():
             self.close()
 
-    # --- the fast path ---------------------------------------------------------------------------------------------------
+    # --- the fast path
+    # ---------------------------------------------------------------------------------------------------
 
     @property
     def fast_path_mode(self) -> FastPathMode:
@@ -590,7 +637,8 @@ class Loop:
         return self._mode
 
     def set_fast_path_mode(self, mode: FastPathMode) -> None:
-        """Change how the loop sleeps, at run time. Any thread; the loop changes over before its next sleep, and loses nothing.
+        """Change how the loop sleeps, at run time. Any thread; the loop changes over before its next sleep, and loses
+        nothing.
 
         Raises TypeError for what is no `FastPathMode`, `LoopTerminatedError` after the end.
         """
@@ -626,7 +674,8 @@ class Loop:
         if old is not None:
             old.close(claimed)
 
-    # --- refusals --------------------------------------------------------------------------------------------------------
+    # --- refusals
+    # --------------------------------------------------------------------------------------------------------
 
     def _lifecycle(self) -> int:
         return int(self._record["lifecycle"])
@@ -650,8 +699,8 @@ class Producer:
     def submit(self, callback: Callback, /, *args: object) -> None:
         """Run ``callback(*args)`` on the loop's thread, after everything submitted through this handle before.
 
-        The promise and the errors of `Loop.submit`. Costs the same alone, and does not cost more when other handles are busy.
-        One thread at a time, a signal handler interrupting it included. O(1).
+        The promise and the errors of `Loop.submit`. Costs the same alone, and does not cost more when other handles
+        are busy. One thread at a time, a signal handler interrupting it included. O(1).
         """
 
     @bound(methods.producer_submit_many)
@@ -663,7 +712,7 @@ class Producer:
         return f"<nbloop.Producer of {self.loop.name}>"
 
 
-# --- hooks: what kernels call ------------------------------------------------------------------------------------------
+# --- hooks: what kernels call ---------------------------------------------------------------------------------------
 
 
 def _breathe() -> None:
@@ -693,7 +742,9 @@ def _report(loop: Loop | None, error: BaseException, kind: int, what: Any) -> No
 
 
 def _log(error: BaseException | None, message: str, *args: object, level: int = logging.ERROR, **more: Any) -> None:
-    """To the ``nbloop`` logger. One of its handlers that raises is shown as the interpreter would, and does not stop the loop."""
+    """To the ``nbloop`` logger. One of its handlers that raises is shown as the interpreter would, and does not stop
+    the loop.
+    """
     try:
         logger.log(level, message, *args, exc_info=error, **more)
     except (KeyboardInterrupt, SystemExit):
@@ -707,7 +758,9 @@ def _overload(loop: Loop | None) -> None:
         return
     budget = int(loop._record["budget"])
     try:
-        loop._on_overload(LoopOverloadedError(f"more than ingress_budget={budget} tasks waited for one turn of {loop.name}"))
+        loop._on_overload(
+            LoopOverloadedError(f"more than ingress_budget={budget} tasks waited for one turn of {loop.name}")
+        )
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as raised:
@@ -715,7 +768,11 @@ def _overload(loop: Loop | None) -> None:
 
 
 def _warn() -> None:
-    _log(None, "100,000 microtasks and next-ticks in one checkpoint: is one scheduling itself for ever?", level=logging.WARNING)
+    _log(
+        None,
+        "100,000 microtasks and next-ticks in one checkpoint: is one scheduling itself for ever?",
+        level=logging.WARNING,
+    )
 
 
 def _wake_parker(loop: Loop | None) -> None:
@@ -751,7 +808,7 @@ def _refuse(loop: Loop | None, code: int, culprit: object) -> None:
     raise MemoryError(f"{name} has no memory, or no number, for one more callback; nothing was stored")
 
 
-# --- checks of options --------------------------------------------------------------------------------------------------
+# --- checks of options ----------------------------------------------------------------------------------------------
 
 
 def _check_mode(option: str, value: object) -> None:
@@ -784,7 +841,7 @@ def _usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-# --- fork --------------------------------------------------------------------------------------------------------------
+# --- fork -----------------------------------------------------------------------------------------------------------
 
 _live: weakref.WeakSet[Loop] = weakref.WeakSet()
 
@@ -806,7 +863,8 @@ def _after_fork_in_child() -> None:
         for name, face in vars(Loop).items():
             if hasattr(face, "__wrapped__") and not isinstance(face, property):
                 loop.__dict__[name] = lambda *_args, _loop=loop: _loop._check_fork()
-        loop._record["sleep"] = 0  # the sleeper is in the parent, and its wake descriptor is shared: nobody here may write to it
+        # the sleeper is in the parent, and its wake descriptor is shared: nobody here may write to it
+        loop._record["sleep"] = 0
         methods.interrupt.bind(loop._state)(1)
         loop._refuse_new()
 

@@ -1,7 +1,8 @@
 """How a loop sleeps when the kernels do not do it themselves.
 
-On Linux the fast path needs nothing from here: the kernels call futex. Elsewhere a `LockParker` stands in (a lock is what every platform's CPython
-can wait on with a timeout), and in poll mode the platform's poller, whose descriptor the wake call writes to.
+On Linux the fast path needs nothing from here: the kernels call futex. Elsewhere a `LockParker` stands in (a lock is
+what every platform's CPython can wait on with a timeout), and in poll mode the platform's poller, whose descriptor
+the wake call writes to.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ def futex_available() -> bool:
 
 
 def make_parker(poll: bool) -> tuple[Parker | None, int, int]:
-    """The parker for the fast path, or for poll mode; with it the kernels' word for it, and the wake descriptor or -1."""
+    """The parker for the fast path, or for poll mode; with it the kernels' word for it, and the wake descriptor or
+    -1.
+    """
     if poll and sys.platform == "linux":
         from .pollers.epoll import EpollPoller
 

@@ -1,9 +1,11 @@
 """Signals for a loop in any thread, and for several loops at once.
 
-`signal.signal` can be called on the main thread only, its handlers run on the main thread only, and `signal.set_wakeup_fd` has one taker a process.
-Here a signal's C handler is a kernel (kernels/signals.py) that writes the number to a pipe; one daemon thread, started with the first handler, reads the
-pipe and submits (internally, so that a full loop gets it too) to every loop that asked for that signal. The disposition that was there before comes back when the last of them is removed.
-`signal.getsignal` does not know of it: it goes on naming the Python handler that is out of use meanwhile.
+`signal.signal` can be called on the main thread only, its handlers run on the main thread only, and
+`signal.set_wakeup_fd` has one taker a process. Here a signal's C handler is a kernel (kernels/signals.py) that writes
+the number to a pipe; one daemon thread, started with the first handler, reads the pipe and submits (internally, so
+that a full loop gets it too) to every loop that asked for that signal. The disposition that was there before comes
+back when the last of them is removed. `signal.getsignal` does not know of it: it goes on naming the Python handler
+that is out of use meanwhile.
 
 Un-jitted kernels can not be C handlers; then `signal.signal` is used, with its limits.
 """
@@ -41,7 +43,8 @@ _interruptible: list[Target] = []  # the loops that the main thread is running, 
 
 
 def add(target: Target, number: int, callback: Callable[..., object], args: tuple[object, ...]) -> None:
-    """Submit ``callback(*args)`` to `target` for each arrival of a signal; replaces what it asked for before. Any thread.
+    """Submit ``callback(*args)`` to `target` for each arrival of a signal; replaces what it asked for before. Any
+    thread.
 
     ValueError for what is no signal's number or can not be caught; un-jitted also off the main thread.
     """
@@ -132,11 +135,12 @@ def _look_at_signals() -> None:
 
 @contextlib.contextmanager
 def interruptible(target: Target) -> Iterator[None]:
-    """While a loop runs on the main thread: no signal that Python handles (Ctrl-C) goes unseen because the loop was just falling asleep.
+    """While a loop runs on the main thread: no signal that Python handles (Ctrl-C) goes unseen because the loop was
+    just falling asleep.
 
-    A signal that arrives inside the sleeping system call interrupts it; one that arrives an instant before does not, and Python's C handler only
-    notes it. But it also writes to the wakeup descriptor, and the reader then gives the loop something to run. A wakeup descriptor of
-    somebody else's is left alone.
+    A signal that arrives inside the sleeping system call interrupts it; one that arrives an instant before does not,
+    and Python's C handler only notes it. But it also writes to the wakeup descriptor, and the reader then gives the
+    loop something to run. A wakeup descriptor of somebody else's is left alone.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -157,7 +161,9 @@ def interruptible(target: Target) -> Iterator[None]:
 
 
 def _after_fork_in_child() -> None:
-    """The pipe is shared with the parent, whose thread reads it: give the signals back before one of ours arrives there."""
+    """The pipe is shared with the parent, whose thread reads it: give the signals back before one of ours arrives
+    there.
+    """
     global _lock, _pipe
     _lock = threading.RLock()
     for number, before in _before.items():

@@ -90,7 +90,7 @@ def test_default_logger(make_loop, turns, caplog):
 
 
 def test_raising_on_error(make_loop, turns, caplog):
-    """contract: a raising on_error is logged, with what it was to handle; behaviour 68: nested in the handler."""
+    """contract: a raising on_error is logged, with what it was to handle; nested in the handler."""
 
     def on_error(error, context):
         raise KeyError("from on_error")

@@ -117,7 +117,7 @@ class TestStop:
 
 
 class TestWhoMayRun:
-    """contract: run(): LoopAlreadyRunningError, ReentrantRunError, LoopTerminatedError; behaviour 54."""
+    """contract: run(): LoopAlreadyRunningError, ReentrantRunError, LoopTerminatedError."""
 
     def test_fifty_threads(self, loop, together, wait_for):
         """Exactly one runs, the others are told."""
@@ -480,7 +480,7 @@ class TestClose:
 
 
 class TestAutoExit:
-    """contract: auto_exit; behaviour 66."""
+    """contract: auto_exit."""
 
     def test_runs_everything_first(self, make_loop):
         """It ends when nothing is left, whatever that was."""

@@ -371,7 +371,7 @@ def test_interval_with_arguments(loop, turns):
 
 
 class TestReferences:
-    """contract: ref_timer, unref_timer, alive, auto_exit; behaviour 66."""
+    """contract: ref_timer, unref_timer, alive, auto_exit."""
 
     def test_alive(self, loop, turns):
         """Only referenced work counts; each answer is whether the timer is live."""
@@ -445,7 +445,7 @@ class TestReferences:
 
 
 class TestNesting:
-    """contract: clamp_nested_timers (HTML, timer initialisation steps); behaviours 42, 43. Turns that never wait
+    """contract: clamp_nested_timers (HTML, timer initialisation steps). Turns that never wait
     tell what was due at once.
     """
 

@@ -1,4 +1,5 @@
-"""Everything compiled: atomics, C-API, memory layout, queues, timers, parking, the turn. Importing this loads the kernels."""
+"""Everything compiled: atomics, C-API, memory layout, queues, timers, parking, the turn. Importing this loads the
+kernels."""
 
 from . import js, methods, pack, signals, traverse, turn
 

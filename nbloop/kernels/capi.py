@@ -5,7 +5,8 @@ un-jitted code calls the same function through ctypes. Two rules make the twins 
 
 * An object is its address (an ``int``) and every reference that C would own is owned here too.
 * Compiled code leaves an exception in the thread state and returns the failure value; a twin cannot (ctypes raises at
-  once), so it keeps the exception in `pending` until `PyErr_GetRaisedException` takes it or the method's wrapper raises it.
+  once), so it keeps the exception in `pending` until `PyErr_GetRaisedException` takes it or the method's wrapper
+  raises it.
 
 Nothing but CPython's documented API and libc is used, so the compiled object links anywhere the interpreter runs.
 """
@@ -96,7 +97,8 @@ def _error_clear() -> int:
     return 0
 
 
-# Twins run inside Python code, which needs its thread state: they cannot detach, and the calls that block do it themselves.
+# Twins run inside Python code, which needs its thread state: they cannot detach, and the calls that block do it
+# themselves.
 def _save_thread() -> int:
     return 1
 
@@ -157,7 +159,7 @@ libc_usleep = _declare("usleep", INT, INT, twin=_usleep)
 # Variadic in C; on x86-64 and AArch64 Linux its integer arguments travel exactly as fixed ones.
 libc_syscall = _declare("syscall", WORD, WORD, WORD, WORD, WORD, WORD, WORD, twin=_syscall)
 
-# --- layout facts of the interpreter that kernels rely on; each is part of the stable object layout ---------------------
+# --- layout facts of the interpreter that kernels rely on; each is part of the stable object layout -----------------
 OBJECT_HEADER = object.__basicsize__  # a numpy array's data pointer is the first word after it
 TUPLE_ITEMS = tuple.__basicsize__  # address of a tuple's first item: its header ends where the items begin
 

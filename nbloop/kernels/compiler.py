@@ -1,12 +1,15 @@
-"""From plain-Python kernels to one object file. The only file that imports numba; `pack.py` imports it only when the cache has nothing.
+"""From plain-Python kernels to one object file. The only file that imports numba; `pack.py` imports it only when the
+cache has nothing.
 
-Each primitive of atomics.py is lowered to one LLVM instruction, each external of capi.py to a call by name, each helper is made
-known to Numba as it stands, and each kernel becomes a `cfunc` with its C signature. Their modules are then linked into *one*, everything
-but the kernels' entry points is made internal, and it is optimised once more as a whole: dead error paths go, and what remains refers to
-nothing but the C-API and libc. Such an object needs llvmlite alone to load: importing numba costs 1 s, loading this 20 ms.
+Each primitive of atomics.py is lowered to one LLVM instruction, each external of capi.py to a call by name, each
+helper is made known to Numba as it stands, and each kernel becomes a `cfunc` with its C signature. Their modules are
+then linked into *one*, everything but the kernels' entry points is made internal, and it is optimised once more as a
+whole: dead error paths go, and what remains refers to nothing but the C-API and libc. Such an object needs llvmlite
+alone to load: importing numba costs 1 s, loading this 20 ms.
 
-Numba is taught what the sources' own functions mean (`infer_global` and `lower_builtin` on the twins themselves, `register_jitable` on the helpers),
-instead of the sources being written for Numba: a kernel calls the very function that runs when it is not compiled.
+Numba is taught what the sources' own functions mean (`infer_global` and `lower_builtin` on the twins themselves,
+`register_jitable` on the helpers), instead of the sources being written for Numba: a kernel calls the very function
+that runs when it is not compiled.
 """
 
 from __future__ import annotations
@@ -138,7 +141,8 @@ def _teach_externals() -> None:
 def compile_kernels(kernels: list[Kernel]) -> tuple[dict[str, str], bytes]:
     """Compile all kernels: entry symbols by kernel name, and the object file that defines them.
 
-    Numba optimises each library as far as -O1 only: the whole is optimised in the end anyway, and this takes half of the time.
+    Numba optimises each library as far as -O1 only: the whole is optimised in the end anyway, and this takes half of
+    the time.
     """
     settings: Any = config
     level, settings.OPT = settings.OPT, settings._OptLevel(1)

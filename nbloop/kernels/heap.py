@@ -1,8 +1,9 @@
 """A 4-ary heap of (deadline, order) with positions, so that cancelling is a real removal.
 
-Why four children: they are one 64-byte line (entry 1 is line-aligned), so a level costs one miss, and there are half as many levels as in a
-binary heap. Why a table of positions and not one inside each slot: a sift writes one position a level, and 8-byte entries of one table
-share lines where 64-byte slots would each miss. Belongs to the loop thread alone: plain loads and stores.
+Why four children: they are one 64-byte line (entry 1 is line-aligned), so a level costs one miss, and there are half
+as many levels as in a binary heap. Why a table of positions and not one inside each slot: a sift writes one position
+a level, and 8-byte entries of one table share lines where 64-byte slots would each miss. Belongs to the loop thread
+alone: plain loads and stores.
 
 ``order`` is ``sequence << SLOT_BITS | slot``: equal deadlines fire in scheduling order, and the entry names its slot.
 Invariants: a parent is not after its children; positions[slot of entry i] == i; -1 for a slot that has no entry.
@@ -56,7 +57,9 @@ def heap_up(timers: int, at: int, deadline: int, order: int) -> None:
 
 @helper
 def heap_before(deadline: int, order: int, other: int, other_order: int) -> bool:
-    """Is the first entry before the second? Without a branch: which child is first can not be predicted, and a wrong guess costs 5 ns."""
+    """Is the first entry before the second? Without a branch: which child is first can not be predicted, and a wrong
+    guess costs 5 ns.
+    """
     return (deadline < other) | ((deadline == other) & (order < other_order))
 
 
@@ -84,8 +87,8 @@ def heap_first_child(heap: int, child: int, size: int) -> int:
 def heap_hole_down(timers: int, at: int) -> int:
     """Move the hole at `at` to a leaf, each time lifting its first child in order; where it ended. O(log n).
 
-    Bottom-up (Wegener 1993): the last entry, which will fill the hole, nearly always belongs near a leaf, so comparing it on the way
-    down would be wasted; `heap_up` from the leaf corrects the rest.
+    Bottom-up (Wegener 1993): the last entry, which will fill the hole, nearly always belongs near a leaf, so
+    comparing it on the way down would be wasted; `heap_up` from the leaf corrects the rest.
     """
     heap = get(timers + T_HEAP)
     size = get(timers + T_SIZE)
@@ -114,7 +117,7 @@ def heap_remove(timers: int, at: int) -> None:
 
 @helper
 def heap_reserve(timers: int, make_array: int, slot: int) -> int:
-    """Make room for one more entry, and for `slot` in the table of positions. 0, or -1 for no memory. Amortised O(1)."""
+    """Make room for one more entry, and for `slot` in the positions. 0, or -1 for no memory. Amortised O(1)."""
     capacity = get(timers + T_POSITIONS_CAPACITY)
     if slot >= capacity:
         larger = max(2 * capacity, slot + 1024)
@@ -149,7 +152,9 @@ def heap_reserve(timers: int, make_array: int, slot: int) -> int:
 
 @helper
 def heap_base(address: int) -> int:
-    """Where entry 0 goes in an array, so that entry 1 begins a 64-byte line. The array needs 14 words more than its entries."""
+    """Where entry 0 goes in an array, so that entry 1 begins a 64-byte line. The array needs 14 words more than its
+    entries.
+    """
     return ((address + 63) & ~63) + 48
 
 

@@ -1,25 +1,31 @@
 """The ticket queue: from any thread to the loop, in one total order, without a lock.
 
-Problem: many threads append, one consumes, and appending must cost one atomic operation however many do it. A tail advanced by
-compare-and-swap fails and retries under contention (measured: 30 ns alone, 330 ns each with two producers). Idea: a *ticket*. One
-`fetch_add` on the tail tells each producer which cell is its own, and that is the total order; nobody ever retries. The cells lie in chunks
-of the pool, found through a directory indexed by ``ticket // chunk_size``; whoever needs a missing chunk installs it, and losing that race
-costs a push back to the pool. (Segments addressed by a fetch-add ticket: Yang and Mellor-Crummey, PPoPP 2016; here with one consumer, so
-that nothing needs hazard pointers: a directory entry is cleared only after all its tickets were taken.)
+Problem: many threads append, one consumes, and appending must cost one atomic operation however many do it. A tail
+advanced by compare-and-swap fails and retries under contention (measured: 30 ns alone, 330 ns each with two
+producers). Idea: a *ticket*. One `fetch_add` on the tail tells each producer which cell is its own, and that is the
+total order; nobody ever retries. The cells lie in chunks of the pool, found through a directory indexed by ``ticket
+// chunk_size``; whoever needs a missing chunk installs it, and losing that race costs a push back to the pool.
+(Segments addressed by a fetch-add ticket: Yang and Mellor-Crummey, PPoPP 2016; here with one consumer, so that
+nothing needs hazard pointers: a directory entry is cleared only after all its tickets were taken.)
 
-* A cell is one word: an owned, tagged reference, 0 while empty. Publishing is one release store; the consumer writes the 0 back.
+* A cell is one word: an owned, tagged reference, 0 while empty. Publishing is one release store; the consumer writes
+  the 0 back.
 * Consecutive tickets lie on different 64-byte lines of the chunk, so two producers write to different lines.
-* Closing is setting the tail's sign bit: a ticket drawn after that is negative, so *refused* and *accepted* have one order too, and the
-  consumer knows exactly which tickets it owes (`final`). This is what makes 'returned means it will run' a property of one instruction.
-* Going to sleep: the consumer announces it, then reads the tail (`load_sc`); a producer draws its ticket (`fetch_add`), then reads the sleep
-  word. One of the two sees the other (Dekker), and the producer needs no second fence, because the ticket is the fence.
+* Closing is setting the tail's sign bit: a ticket drawn after that is negative, so *refused* and *accepted* have one
+  order too, and the consumer knows exactly which tickets it owes (`final`). This is what makes 'returned means it
+  will run' a property of one instruction.
+* Going to sleep: the consumer announces it, then reads the tail (`load_sc`); a producer draws its ticket
+  (`fetch_add`), then reads the sleep word. One of the two sees the other (Dekker), and the producer needs no second
+  fence, because the ticket is the fence.
 
-Invariants: head <= tail; cell(t) is empty unless head <= t < tail; a directory entry is a chunk number + 1, or empty: 0, or a void mark of
-another segment. No chunk to be had: the entry becomes the void mark ``~segment``, and *all* tickets of that segment are refused with MemoryError, so none
-is half stored. The mark names its segment and is never cleared, so a producer that comes when the consumer has long stepped over the segment still sees it.
+Invariants: head <= tail; cell(t) is empty unless head <= t < tail; a directory entry is a chunk number + 1, or empty:
+0, or a void mark of another segment. No chunk to be had: the entry becomes the void mark ``~segment``, and *all*
+tickets of that segment are refused with MemoryError, so none is half stored. The mark names its segment and is never
+cleared, so a producer that comes when the consumer has long stepped over the segment still sees it.
 
-It loses when a producer is descheduled between ticket and store: the consumer can not go round it (`stalls` counts that). And the tail is
-one line: producers that submit at the same instant pass it around. `producer()` handles have a queue each for that reason.
+It loses when a producer is descheduled between ticket and store: the consumer can not go round it (`stalls` counts
+that). And the tail is one line: producers that submit at the same instant pass it around. `producer()` handles have a
+queue each for that reason.
 """
 
 from __future__ import annotations
@@ -52,7 +58,9 @@ SLACK = 256  # segments of the directory left unused, so that producers already 
 
 @helper
 def queue_cell(chunk: int, ticket: int, shift: int) -> int:
-    """Address of a ticket's cell: chunk of 2**shift cells, consecutive tickets on consecutive 64-byte lines, wrapping."""
+    """Address of a ticket's cell: chunk of 2**shift cells, consecutive tickets on consecutive 64-byte lines,
+    wrapping.
+    """
     at = ticket & ((1 << shift) - 1)
     lines_bits = shift - 3  # 8 cells a line
     return chunk + (((at & ((1 << lines_bits) - 1)) << 3 | at >> lines_bits) << 3)
@@ -67,7 +75,9 @@ def queue_entry(queue: int, ticket: int) -> int:
 
 @helper
 def queue_segment(queue: int, ticket: int) -> int:
-    """Address of the chunk for a ticket that the caller drew, installing one if it is the first to come; 0 if void. Lock-free."""
+    """Address of the chunk for a ticket that the caller drew, installing one if it is the first to come; 0 if void.
+    Lock-free.
+    """
     at = queue_entry(queue, ticket)
     void = ~(ticket >> get(queue + Q_SHIFT))
     entry = load(at)
@@ -99,7 +109,8 @@ def queue_draw(queue: int, count: int) -> int:
             if (backlog >> shift) > get(queue + Q_DIRECTORY_MASK) + 1 - 2 * SLACK:
                 compare_and_swap(queue + Q_GATE, OPEN, FULL)
         return ticket
-    while True:  # a limit to keep exactly, the end of the directory near, or a batch that might reach it: look first, then swap
+    # a limit to keep exactly, the end of the directory near, or a batch that might reach it: look first, then swap
+    while True:
         ticket = load(queue + Q_TAIL)
         if ticket < 0:
             return -REFUSED_CLOSED
@@ -114,7 +125,9 @@ def queue_draw(queue: int, count: int) -> int:
 
 @helper
 def queue_push(queue: int, word: int) -> int:
-    """Store one tagged reference, which the queue then owns. 0, or REFUSED_x and it is still the caller's. Any thread."""
+    """Store one tagged reference, which the queue then owns. 0, or REFUSED_x and it is still the caller's. Any
+    thread.
+    """
     ticket = queue_draw(queue, 1)
     if ticket < 0:
         return -ticket
@@ -152,10 +165,13 @@ def chunks_return(pool: int, first: int) -> None:
 
 @helper
 def queue_push_many(queue: int, words: int, count: int) -> int:
-    """Move `count` references out of an array at `words`: all under consecutive tickets, or none and REFUSED_x. Any thread.
+    """Move `count` references out of an array at `words`: all under consecutive tickets, or none and REFUSED_x. Any
+    thread.
 
-    What has been moved is 0 in the array. (One case is neither all nor none: memory runs out for a competitor in the middle of our tickets, *and* the
-    queue is closed before new ones are drawn. Then what was moved runs, the rest is the caller's, and REFUSED_CLOSED tells of it.) Every chunk that the batch can need is in hand before tickets are drawn, because a ticket can not be given back.
+    What has been moved is 0 in the array. (One case is neither all nor none: memory runs out for a competitor in the
+    middle of our tickets, *and* the queue is closed before new ones are drawn. Then what was moved runs, the rest is
+    the caller's, and REFUSED_CLOSED tells of it.) Every chunk that the batch can need is in hand before tickets are
+    drawn, because a ticket can not be given back.
     """
     shift = get(queue + Q_SHIFT)
     pool = get(queue + Q_POOL)
@@ -301,7 +317,8 @@ def queue_close_if_empty(queue: int) -> bool:
 def queue_reopen(queue: int) -> None:
     """Undo a close; the tickets that were refused meanwhile never count. The consumer only.
 
-    Another thread's `queue_close` in the middle of this is undone too: who reopens looks afterwards whether the loop is still to live.
+    Another thread's `queue_close` in the middle of this is undone too: who reopens looks afterwards whether the loop
+    is still to live.
     """
     final = load(queue + Q_FINAL)
     if final >= 0:
@@ -311,7 +328,9 @@ def queue_reopen(queue: int) -> None:
 
 @helper
 def queue_return_chunk(queue: int) -> None:
-    """Put the chunk that an empty queue keeps for its next tickets back into the pool. The consumer only, when the queue ends."""
+    """Put the chunk that an empty queue keeps for its next tickets back into the pool. The consumer only, when the
+    queue ends.
+    """
     at = queue_entry(queue, get(queue + Q_HEAD))
     entry = load(at)
     if entry > 0:

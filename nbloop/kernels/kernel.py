@@ -1,9 +1,9 @@
 """Kernels that are built-in methods: how one is declared and bound.
 
-Problem: every layer between ``loop.submit(f)`` and the two atomic operations it needs costs more than they do (a Numba
-dispatcher call 110-175 ns, ctypes 450-500 ns, an empty built-in 22 ns on 3.13t). Idea: a compiled function with the C
-signature of a CPython method, put into a ``PyMethodDef``, *is* a built-in method; its ``self`` is the numpy array that holds
-the state, so the method keeps its memory alive. Declaring one reads like declaring a function::
+Problem: every layer between ``loop.submit(f)`` and the two atomic operations it needs costs more than they do (a
+Numba dispatcher call 110-175 ns, ctypes 450-500 ns, an empty built-in 22 ns on 3.13t). Idea: a compiled function with
+the C signature of a CPython method, put into a ``PyMethodDef``, *is* a built-in method; its ``self`` is the numpy
+array that holds the state, so the method keeps its memory alive. Declaring one reads like declaring a function::
 
     @kernel(ONE)
     def push(self, callback):
@@ -46,7 +46,9 @@ def helper[F: Callable[..., Any]](function: F) -> F:
 
 
 def kernel(arity: int) -> Callable[[Callable[..., int | None]], Kernel]:
-    """Declare a built-in method: ``(self, _)`` for NONE, ``(self, argument)`` for ONE, ``(self, array, count)`` for MANY."""
+    """Declare a built-in method: ``(self, _)`` for NONE, ``(self, argument)`` for ONE, ``(self, array, count)`` for
+    MANY.
+    """
 
     def declare(function: Callable[..., int | None]) -> Kernel:
         assert isinstance(function, FunctionType)
@@ -114,8 +116,9 @@ def _doc(like: Callable[..., Any]) -> str:
 def bound[F: Callable[..., Any]](of: Kernel) -> Callable[[F], F]:
     """Make a documented method of a class the face of kernel `of`.
 
-    The class shows the function (its signature, its docstring); an instance, which must have ``_state``, gets a built-in in its
-    place on first use. A non-data descriptor, as ``functools.cached_property`` is: later look-ups find the built-in itself.
+    The class shows the function (its signature, its docstring); an instance, which must have ``_state``, gets a
+    built-in in its place on first use. A non-data descriptor, as ``functools.cached_property`` is: later look-ups
+    find the built-in itself.
     """
 
     def face(function: F) -> F:

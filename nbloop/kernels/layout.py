@@ -4,9 +4,9 @@
 by its byte offset (the constants at the end, taken from the dtype, so the two cannot disagree); a test or a debugger
 reads the same word by name: ``loop_state.record["external"]["tail"]``.
 
-Two rules of placement. Words that different threads *write* are a `LINE` apart: 128 bytes, because adjacent-line prefetch
-on x86 and Apple's 128-byte lines both make neighbours of two 64-byte lines. Words that are only read stay together on
-lines nobody writes, so every core keeps its own copy.
+Two rules of placement. Words that different threads *write* are a `LINE` apart: 128 bytes, because adjacent-line
+prefetch on x86 and Apple's 128-byte lines both make neighbours of two 64-byte lines. Words that are only read stay
+together on lines nobody writes, so every core keeps its own copy.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ QUEUE = _record(
 
 # Chunks of cells and the stacks they wait in (pool.py).
 POOL = _record(
-    _words("slabs", "slab_objects", "next", "slab_next", "chunk_bytes", "make_slab", "as_array", "slab_limit"),  # read-mostly
+    # read-mostly
+    _words("slabs", "slab_objects", "next", "slab_next", "chunk_bytes", "make_slab", "as_array", "slab_limit"),
     _words("free"),  # shared: stack of chunk numbers
     _words("free_slabs", "slab_count"),  # shared: stack of slab numbers, and the first never used
     _words("free_chunks"),  # shared: how many chunks wait in `free`, for the decision to give memory back
@@ -66,15 +67,30 @@ TIMERS = _record(
     _words("live_elsewhere", "unreferenced", "commands"),
     # Owned by the loop thread: the heap, and for each slot where in the heap it is (-1: nowhere).
     _words("heap", "heap_array", "size", "capacity", "positions", "positions_array", "positions_capacity"),
-    _words("sequence", "live_here", "nesting", "spare", "spares"),  # spare slots: a stack of the loop thread's own, and its size
+    # spare slots: a stack of the loop thread's own, and its size
+    _words("sequence", "live_here", "nesting", "spare", "spares"),
 )
 # One slot; 64 bytes, so two slots never share a line of 64.
-SLOT = np.dtype([(name, np.int64) for name in ("word", "callback", "deadline", "period", "nesting", "clamp", "_6", "_7")])
+SLOT = np.dtype(
+    [(name, np.int64) for name in ("word", "callback", "deadline", "period", "nesting", "clamp", "_6", "_7")]
+)
 # One entry of the heap; the four children of a node fill one 64-byte line.
 NODE = np.dtype([("deadline", np.int64), ("order", np.int64)])
 
 STATE = _record(
-    _words("lifecycle", "interrupt", "owner", "self", "budget", "clamp", "auto_exit", "park_mode", "wake_fd", "spin_max", "one"),
+    _words(
+        "lifecycle",
+        "interrupt",
+        "owner",
+        "self",
+        "budget",
+        "clamp",
+        "auto_exit",
+        "park_mode",
+        "wake_fd",
+        "spin_max",
+        "one",
+    ),
     # Objects the kernels call or return; owned references, released with the state.
     _words("none", "report", "refuse", "breathe", "overload", "warn", "make_array", "waker"),
     _words("stop"),  # shared: asks for the end after this turn
@@ -87,10 +103,23 @@ STATE = _record(
     {"immediates": RING, "closing": RING},
     {"internal": RING, "checkpoint_ends": RING},
     {"timers": TIMERS},
-    _words("polled", "due", "poll_timeout", "short", "spin_skip", "spin_rest", "callbacks", "stalls", "turns", "seconds", "nanoseconds"),
+    _words(
+        "polled",
+        "due",
+        "poll_timeout",
+        "short",
+        "spin_skip",
+        "spin_rest",
+        "callbacks",
+        "stalls",
+        "turns",
+        "seconds",
+        "nanoseconds",
+    ),
     _words("arguments0", "arguments1", "arguments2", "arguments3"),  # scratch for vectorcall, loop thread only
     _words("wakes_sent"),  # shared: counted by whoever wakes
-    _words("spins_won", "spins_lost", "parks", "claimed"),  # counters of parking.py; claimed: wake calls this loop has seen claimed
+    # counters of parking.py; claimed: wake calls this loop has seen claimed
+    _words("spins_won", "spins_lost", "parks", "claimed"),
 )
 
 HANDLE = _record(
@@ -114,7 +143,7 @@ def offset(record: np.dtype[np.void], *path: str) -> int:
     return at
 
 
-# --- sizes -------------------------------------------------------------------------------------------------------------
+# --- sizes ----------------------------------------------------------------------------------------------------------
 DIRECTORY_BITS = 18  # segments a queue can have in use: 262,144 of 128 cells are 33.5 million queued tasks
 CHUNKS_PER_SLAB_BITS = 6  # 64 chunks of 1 KiB: one 64 KiB array a time
 SLOTS_PER_SLAB_BITS = 10  # 1,024 timer slots of 64 bytes: one 64 KiB array a time
@@ -187,7 +216,7 @@ PARKS, CLAIMED = offset(STATE, "parks"), offset(STATE, "claimed")
 H_LOOP, H_SELF = offset(HANDLE, "loop"), offset(HANDLE, "self")
 H_QUEUED, H_NEXT_READY, H_QUEUE = offset(HANDLE, "queued"), offset(HANDLE, "next_ready"), offset(HANDLE, "queue")
 
-# --- values ------------------------------------------------------------------------------------------------------------
+# --- values ---------------------------------------------------------------------------------------------------------
 AWAKE, RUNNING, TERMINATING, TERMINATED, FORKED = 0, 1, 2, 3, 4  # lifecycle
 OPEN, EXACT, FULL = 0, 1, 2  # gate of a queue
 MINUS = -(1 << 63)  # the sign bit: in a tail it means closed
@@ -202,5 +231,6 @@ TAG_ARGUMENTS = 1  # the reference is a tuple (callable, *args)
 KIND_SHIFT = 1
 KIND_TASK, KIND_MICROTASK, KIND_TICK, KIND_INTERNAL, KIND_CLOSE = 0, 1, 2, 3, 4  # what the callable is
 KIND_ARM, KIND_CANCEL, KIND_IMMEDIATE = 5, 6, 7  # the word is a slot number: word >> 4
-KIND_TIMER, KIND_CHECKPOINT_END = 8, 9  # only in reports; in the remote queue kind 0, where no task is, means the end of a checkpoint
+# only in reports; in the remote queue kind 0, where no task is, means the end of a checkpoint
+KIND_TIMER, KIND_CHECKPOINT_END = 8, 9
 POINTER_MASK = ~15

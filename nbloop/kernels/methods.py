@@ -1,8 +1,10 @@
-"""The built-in methods of a loop and of a producer handle: arguments in, one structure called, a status turned into a result.
+"""The built-in methods of a loop and of a producer handle: arguments in, one structure called, a status turned into a
+result.
 
-Every refusal goes through one Python function, the state's ``refuse(code, culprit)``, which raises the right exception, naming the argument.
-It is called before anything is stored, or after what was stored has been taken back, so a refused call changes nothing. If it returns
-instead, the call is tried again: that is how a submit meets a loop that is just finding out whether it may exit (`quiet`).
+Every refusal goes through one Python function, the state's ``refuse(code, culprit)``, which raises the right
+exception, naming the argument. It is called before anything is stored, or after what was stored has been taken back,
+so a refused call changes nothing. If it returns instead, the call is tried again: that is how a submit meets a loop
+that is just finding out whether it may exit (`quiet`).
 """
 
 from __future__ import annotations
@@ -204,7 +206,9 @@ def send(base: int, queue: int, word: int, culprit: int) -> int:
 
 @helper
 def schedule(base: int, arguments: int, count: int, ring: int, kind: int, at_checkpoint: bool) -> int:
-    """Into a ring on the loop thread, as a command from any other; what runs `at_checkpoint` also while the loop ends."""
+    """Into a ring on the loop thread, as a command from any other; what runs `at_checkpoint` also while the loop
+    ends.
+    """
     word = pack_all(base, arguments, count)
     if word == 0:
         return 0
@@ -238,7 +242,9 @@ def submit(self: int, arguments: int, count: int) -> int:
 
 @helper
 def send_many(base: int, queue: int, iterable: int) -> int:
-    """Push every callable of an iterable under consecutive tickets: how many, or -1 with an exception set and nothing stored."""
+    """Push every callable of an iterable under consecutive tickets: how many, or -1 with an exception set and nothing
+    stored.
+    """
     items = PySequence_List(iterable)  # always a new list, which nobody else has: its references can be moved out of it
     if items == 0:
         return -1
@@ -383,7 +389,9 @@ def schedule_immediate(self: int, arguments: int, count: int) -> int:
 
 @helper
 def nanoseconds(base: int, number: int, unit: float) -> int:
-    """A Python number of units of so many ns as ns, rounded up so that nothing is early; at least 0. -1 with an exception set."""
+    """A Python number of units of so many ns as ns, rounded up so that nothing is early; at least 0. -1 with an
+    exception set.
+    """
     amount = PyFloat_AsDouble(number)
     if amount == -1.0 and PyErr_Occurred() != 0:
         PyErr_Clear()
@@ -403,7 +411,9 @@ def nanoseconds(base: int, number: int, unit: float) -> int:
 
 @helper
 def arm(base: int, word: int, delay: int, period: int, clamp: int, culprit: int) -> int:
-    """A timer or interval for an owned word: its id, or 0 with an exception set and the reference released. Any thread."""
+    """A timer or interval for an owned word: its id, or 0 with an exception set and the reference released. Any
+    thread.
+    """
     while True:
         if load(base + LIFECYCLE) >= TERMINATING:
             identifier = -REFUSED_CLOSED
@@ -457,7 +467,9 @@ def schedule_checkpoint_end(self: int, arguments: int, count: int) -> int:
 
 @helper
 def identifier_of(base: int, number: int) -> int:
-    """The id as an integer; 0, which no timer has, for a number that can be none; -1 with TypeError set if it is not an int."""
+    """The id as an integer; 0, which no timer has, for a number that can be none; -1 with TypeError set if it is not
+    an int.
+    """
     identifier = PyLong_AsLongLong(number)
     if identifier == -1 and PyErr_Occurred() != 0:
         PyErr_Clear()
@@ -579,7 +591,9 @@ def is_loop_thread(self: int, _unused: int) -> int:
 
 @kernel(ONE)
 def warm(self: int, chunks: int) -> int:
-    """Have that many chunks in the pool before the first submit needs one; False if there is no memory. At construction."""
+    """Have that many chunks in the pool before the first submit needs one; False if there is no memory. At
+    construction.
+    """
     base = data(self)
     first = chunks_reserve(base + POOL_AT, PyLong_AsLongLong(chunks))
     chunks_return(base + POOL_AT, first)
@@ -698,8 +712,8 @@ def drop(self: int, _unused: int) -> int:
 
 @helper
 def release_all(base: int) -> None:
-    """Release everything that was accepted and will not run. Queues closed, nobody inside `run`. Releasing runs any Python code: what that
-    code tries to schedule is refused, and what it cancels is answered truly.
+    """Release everything that was accepted and will not run. Queues closed, nobody inside `run`. Releasing runs any
+    Python code: what that code tries to schedule is refused, and what it cancels is answered truly.
     """
     timers = base + TIMERS_AT
     queue_drop(base + EXTERNAL, False)
@@ -740,8 +754,8 @@ def release_all(base: int) -> None:
 def destroy(self: int, _unused: int) -> int:
     """The state's finaliser: end the loop for good and release everything that kernels own, arrays included.
 
-    The collector runs finalisers of a cycle in any order, so others may still call methods of this state afterwards: everything is refused
-    by then, and what does not refuse finds nothing.
+    The collector runs finalisers of a cycle in any order, so others may still call methods of this state afterwards:
+    everything is refused by then, and what does not refuse finds nothing.
     """
     base = data(self)
     timers = base + TIMERS_AT
@@ -752,7 +766,14 @@ def destroy(self: int, _unused: int) -> int:
     release_all(base)
     queue_return_chunk(base + EXTERNAL)
     queue_return_chunk(base + REMOTE)
-    for ring in (base + TICKS, base + MICROTASKS, base + IMMEDIATES, base + CLOSING, base + INTERNAL, base + CHECKPOINT_ENDS):
+    for ring in (
+        base + TICKS,
+        base + MICROTASKS,
+        base + IMMEDIATES,
+        base + CLOSING,
+        base + INTERNAL,
+        base + CHECKPOINT_ENDS,
+    ):
         release_array(ring + R_ARRAY)
     release_array(timers + T_HEAP_ARRAY)
     release_array(timers + T_POSITIONS_ARRAY)

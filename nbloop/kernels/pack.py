@@ -1,12 +1,14 @@
 """The pack: all compiled kernels as one object file, made once per machine and loaded without numba.
 
-Numba's own on-disk cache sees only the file of the function it caches, takes 2.4 ms a kernel and needs numba imported (1 s). Here
-the name of the cached file is a hash of *everything* that goes into it: all kernel sources, the interpreter, numba's and llvmlite's
-versions, the CPU and its features. A change anywhere makes another name, so there is nothing to invalidate.
+Numba's own on-disk cache sees only the file of the function it caches, takes 2.4 ms a kernel and needs numba imported
+(1 s). Here the name of the cached file is a hash of *everything* that goes into it: all kernel sources, the
+interpreter, numba's and llvmlite's versions, the CPU and its features. A change anywhere makes another name, so there
+is nothing to invalidate.
 
-The file lies in the user's cache folder (``NBLOOP_CACHE_DIR``, else the platform's), readable by nobody else, written under another name and renamed,
-and carries a digest of itself. No folder that can be written is not an error: then every process compiles for itself. `status` tells
-`doctor` which of these happened. With ``NUMBA_DISABLE_JIT=1`` nothing is compiled, and kernels run as the Python that they are.
+The file lies in the user's cache folder (``NBLOOP_CACHE_DIR``, else the platform's), readable by nobody else, written
+under another name and renamed, and carries a digest of itself. No folder that can be written is not an error: then
+every process compiles for itself. `status` tells `doctor` which of these happened. With ``NUMBA_DISABLE_JIT=1``
+nothing is compiled, and kernels run as the Python that they are.
 """
 
 from __future__ import annotations

@@ -1,15 +1,17 @@
 """Sleeping and being woken: no lost wake-up, no needless one, no idle cost.
 
-The sleep word is AWAKE or ASLEEP. A loop with nothing to do stores ASLEEP, *then* looks at every queue once more, and only then
-blocks. Whoever submits draws its ticket (a sequentially consistent addition), *then* reads the sleep word. In the total order of those four
-operations either the submitter's comes first, and the loop sees the work; or the loop's does, and the submitter sees ASLEEP. The one who
-swaps ASLEEP for AWAKE owes the wake call, so there is exactly one per sleep; everybody else pays one load of a word that nobody writes.
-(Dekker's pattern; Promela model in models/ is issue work.)
+The sleep word is AWAKE or ASLEEP. A loop with nothing to do stores ASLEEP, *then* looks at every queue once more, and
+only then blocks. Whoever submits draws its ticket (a sequentially consistent addition), *then* reads the sleep word.
+In the total order of those four operations either the submitter's comes first, and the loop sees the work; or the
+loop's does, and the submitter sees ASLEEP. The one who swaps ASLEEP for AWAKE owes the wake call, so there is exactly
+one per sleep; everybody else pays one load of a word that nobody writes. (Dekker's pattern; Promela model in models/
+is issue work.)
 
-Spinning first: a thread that futex puts to sleep costs 3-19 µs to get back, one that looks at the tails 0.2 µs. So a loop whose last sleep was short
-looks around for up to `spin_max` before the next. It learns whether that pays: a spin that saw nothing makes it sit out one short sleep, the next such two, then
-four, up to `SPIN_REST_MOST`; one that saw something starts anew. So two loops that hand work to each other spin, two that share a core (where the other can
-not even run while one spins) waste a spin in 64 sleeps, and an idle loop never spins. `spin_max` is 0 on one core.
+Spinning first: a thread that futex puts to sleep costs 3-19 µs to get back, one that looks at the tails 0.2 µs. So a
+loop whose last sleep was short looks around for up to `spin_max` before the next. It learns whether that pays: a spin
+that saw nothing makes it sit out one short sleep, the next such two, then four, up to `SPIN_REST_MOST`; one that saw
+something starts anew. So two loops that hand work to each other spin, two that share a core (where the other can not
+even run while one spins) waste a spin in 64 sleeps, and an idle loop never spins. `spin_max` is 0 on one core.
 
 Everything that waits is detached (PyEval_SaveThread): an attached waiter would stop the world's garbage collection.
 """
@@ -81,7 +83,9 @@ SPIN_REST_MOST = 64  # short sleeps to sit out, at most, after spins that saw no
 
 @helper
 def wake(base: int) -> bool:
-    """Wake the loop if it sleeps; tell whether this call did. Any thread, async-signal-safe but for PARK_PYTHON; one load if awake."""
+    """Wake the loop if it sleeps; tell whether this call did. Any thread, async-signal-safe but for PARK_PYTHON; one
+    load if awake.
+    """
     if load_sc(base + SLEEP) == IS_AWAKE or not compare_and_swap(base + SLEEP, IS_ASLEEP, IS_AWAKE):
         return False
     fetch_add(base + WAKES_SENT, 1)
@@ -89,7 +93,8 @@ def wake(base: int) -> bool:
     if mode == PARK_FUTEX:
         libc_syscall(SYS_FUTEX, base + SLEEP, FUTEX_WAKE_PRIVATE, 1, 0, 0)
     elif mode == PARK_POLL:
-        libc_write(load(base + WAKE_FD), base + ONE_WORD, 8)  # an eventfd: adding 1 can only fail when it is full, and then it is awake
+        # an eventfd: adding 1 can only fail when it is full, and then it is awake
+        libc_write(load(base + WAKE_FD), base + ONE_WORD, 8)
     else:
         result = PyObject_CallNoArgs(load(base + WAKER))
         if result == 0:
@@ -125,8 +130,9 @@ def fall_asleep(base: int, deadline: int) -> bool:
 
 @helper
 def wide_awake(base: int) -> None:
-    """End a sleep from inside, and note whether somebody has claimed the wake call for it: with a wake descriptor that call is a write
-    that may still be on its way, and nobody may close the descriptor before as many have arrived as were claimed. Loop thread.
+    """End a sleep from inside, and note whether somebody has claimed the wake call for it: with a wake descriptor
+    that call is a write that may still be on its way, and nobody may close the descriptor before as many have
+    arrived as were claimed. Loop thread.
     """
     if exchange(base + SLEEP, IS_AWAKE) == IS_AWAKE:
         put(base + CLAIMED, get(base + CLAIMED) + 1)
@@ -159,7 +165,8 @@ def spin(base: int, deadline: int) -> bool:
 
 @helper
 def park(base: int, deadline: int) -> None:
-    """Wait for an arrival or the deadline (ns of monotonic_ns, FOREVER for none). Loop thread, attached; returns attached.
+    """Wait for an arrival or the deadline (ns of monotonic_ns, FOREVER for none). Loop thread, attached; returns
+    attached.
 
     May return early: a signal, a stale wake. The caller looks again.
     """
@@ -191,8 +198,9 @@ def stall(base: int) -> None:
 
 @helper
 def step_aside() -> None:
-    """Let a producer run that is between ticket and store, or inside numpy, which may have detached it to make it a slab. Attached; detached
-    for 50 µs: on a build with the GIL who lets go for less has it back before the other has woken.
+    """Let a producer run that is between ticket and store, or inside numpy, which may have detached it to make it a
+    slab. Attached; detached for 50 µs: on a build with the GIL who lets go for less has it back before the other
+    has woken.
     """
     thread = PyEval_SaveThread()
     libc_usleep(50)

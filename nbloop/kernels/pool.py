@@ -1,15 +1,16 @@
 """The chunk pool: memory for queues that follows the backlog.
 
-Chunks (``chunk_size`` cells of 8 bytes, all zero when free) are numbered; 64 consecutive numbers are one *slab*, a numpy array made
-when the stack of free chunks is empty. All queues of a loop share one pool, which they visit once per chunk, not per task. Idea:
-a number says both where the chunk is (slab table + offset) and where it waits (stack.py), so nothing is ever searched.
+Chunks (``chunk_size`` cells of 8 bytes, all zero when free) are numbered; 64 consecutive numbers are one *slab*, a
+numpy array made when the stack of free chunks is empty. All queues of a loop share one pool, which they visit once
+per chunk, not per task. Idea: a number says both where the chunk is (slab table + offset) and where it waits
+(stack.py), so nothing is ever searched.
 
-Invariants: a free chunk is zero; a chunk is in the stack, or in one directory entry of one queue, never both; a slab's array is
-referenced by exactly its entry in ``slab_objects``.
+Invariants: a free chunk is zero; a chunk is in the stack, or in one directory entry of one queue, never both; a
+slab's array is referenced by exactly its entry in ``slab_objects``.
 
-`pool_trim` gives memory back: it empties the stack, and a slab all of whose 64 chunks came out of it is released. It runs on the
-loop thread before a sleep, when more than `KEEP_CHUNKS` are free, so a loop under load never pays for it. It loses when a backlog
-leaves one chunk in use in every slab: then nothing can be released until those drain.
+`pool_trim` gives memory back: it empties the stack, and a slab all of whose 64 chunks came out of it is released. It
+runs on the loop thread before a sleep, when more than `KEEP_CHUNKS` are free, so a loop under load never pays for it.
+It loses when a backlog leaves one chunk in use in every slab: then nothing can be released until those drain.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ KEEP_CHUNKS = 8 * PER_SLAB  # half a megabyte at the default chunk size: 65,536 
 
 @helper
 def words_array(make_array: int, words: int) -> int:
-    """A new array of `words` uninitialised words, an owned reference; 0 if there is no memory (no exception is left set)."""
+    """A new array of `words` uninitialised words, an owned reference; 0 if there is no memory (no exception is left
+    set).
+    """
     number = PyLong_FromLongLong(words)
     if number == 0:
         PyErr_Clear()
@@ -102,10 +105,11 @@ def pool_give(pool: int, chunk: int) -> None:
 
 @helper
 def pool_trim(pool: int) -> int:
-    """Release the slabs that are wholly free, all but `KEEP_CHUNKS`. Loop thread; O(free chunks). How many were released.
+    """Release the slabs that are wholly free, all but `KEEP_CHUNKS`. Loop thread; O(free chunks). How many were
+    released.
 
-    It needs no memory of its own: chunks out of the stack are chained through their own links, and a slab's free chunks are
-    counted in the slab's link, which means something only while the slab's number is unused.
+    It needs no memory of its own: chunks out of the stack are chained through their own links, and a slab's free
+    chunks are counted in the slab's link, which means something only while the slab's number is unused.
     """
     table = get(pool + P_NEXT)
     taken = -1  # numbers taken out, chained through the table

@@ -1,8 +1,8 @@
 """A growable ring of words with one owner: microtasks, next-ticks, immediates, close callbacks, internal tasks.
 
-Everything here belongs to the loop thread (other threads' microtasks come through the remote queue), so it is the plain textbook
-ring: power-of-two cells, head and tail that only grow. Growth doubles the array; `ring_trim` lets go of a large empty one before a
-sleep. Loses against a deque only while growing, which copies: amortised O(1).
+Everything here belongs to the loop thread (other threads' microtasks come through the remote queue), so it is the
+plain textbook ring: power-of-two cells, head and tail that only grow. Growth doubles the array; `ring_trim` lets go
+of a large empty one before a sleep. Loses against a deque only while growing, which copies: amortised O(1).
 
 Invariants: head <= tail <= head + mask + 1; a cell outside [head, tail) means nothing.
 """
@@ -28,7 +28,10 @@ def ring_length(ring: int) -> int:
 def ring_push(ring: int, make_array: int, word: int) -> int:
     """Append. 0, or -1 if it is full and there is no memory for a larger array. Owner; amortised O(1)."""
     tail = get(ring + R_TAIL)
-    if tail - get(ring + R_HEAD) > get(ring + R_MASK) and ring_resize(ring, make_array, 2 * (get(ring + R_MASK) + 1)) < 0:
+    if (
+        tail - get(ring + R_HEAD) > get(ring + R_MASK)
+        and ring_resize(ring, make_array, 2 * (get(ring + R_MASK) + 1)) < 0
+    ):
         return -1
     put(get(ring + R_CELLS) + ((tail & get(ring + R_MASK)) << 3), word)
     store(ring + R_TAIL, tail + 1)
@@ -46,7 +49,9 @@ def ring_pop(ring: int) -> int:
 
 @helper
 def ring_resize(ring: int, make_array: int, cells: int) -> int:
-    """Move to an array of `cells` words, a power of two no smaller than the length. 0, or -1 and nothing changed. Owner."""
+    """Move to an array of `cells` words, a power of two no smaller than the length. 0, or -1 and nothing changed.
+    Owner.
+    """
     array = words_array(make_array, cells)
     if array == 0:
         return -1

@@ -1,8 +1,9 @@
 """The C signal handler: one write, and nothing of Python.
 
-Problem: `signal.signal` works on the main thread only, and its Python handlers run there. A loop in another thread wants signals too. Idea: a
-kernel can *be* a C signal handler, if all it does is async-signal-safe: it writes the signal's number to a pipe whose descriptor lies in a word of the
-compiled object itself (a handler has no ``self``). `nbloop.signals` reads the pipe.
+Problem: `signal.signal` works on the main thread only, and its Python handlers run there. A loop in another thread
+wants signals too. Idea: a kernel can *be* a C signal handler, if all it does is async-signal-safe: it writes the
+signal's number to a pipe whose descriptor lies in a word of the compiled object itself (a handler has no ``self``).
+`nbloop.signals` reads the pipe.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ def signal_words() -> int:
 
 @kernel(SIGNAL)
 def on_signal(number: int) -> None:
-    """``void handler(int)``. Async-signal-safe; keeps errno. A full pipe loses the byte: the signal is pending there many times over."""
+    """``void handler(int)``. Async-signal-safe; keeps errno. A full pipe loses the byte: the signal is pending there
+    many times over.
+    """
     words = signal_words()
     error = errno_location() & ~7  # the aligned word that errno is half of
     saved = get(error)

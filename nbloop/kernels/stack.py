@@ -1,13 +1,13 @@
 """A lock-free stack of small numbers: where free chunks, free slabs and free timer slots wait.
 
-Treiber's stack (Systems Programming: Coping with Parallelism, IBM 1986), on indices instead of pointers: the head word
-holds ``index + 1`` in its low half and a counter in its high half, and what lies under an index is kept in a table of its own.
-That settles both of the stack's classic problems at once. ABA: the counter moves with every pop, so a head read before a
-pop never matches after it (until 2**31 pops pass inside one `stack_pop`). Reclamation: a slow reader follows the *table*, which
-is never freed, so the memory behind an index may be given back while it looks.
+Treiber's stack (Systems Programming: Coping with Parallelism, IBM 1986), on indices instead of pointers: the head
+word holds ``index + 1`` in its low half and a counter in its high half, and what lies under an index is kept in a
+table of its own. That settles both of the stack's classic problems at once. ABA: the counter moves with every pop, so
+a head read before a pop never matches after it (until 2**31 pops pass inside one `stack_pop`). Reclamation: a slow
+reader follows the *table*, which is never freed, so the memory behind an index may be given back while it looks.
 
-Invariants: an index is in at most one stack; ``table[i]`` is written only by the thread that owns index i, before it pushes it.
-Loses against a private list when only one thread ever pops; 6 ns against 2 ns, once per 128 tasks.
+Invariants: an index is in at most one stack; ``table[i]`` is written only by the thread that owns index i, before it
+pushes it. Loses against a private list when only one thread ever pops; 6 ns against 2 ns, once per 128 tasks.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ def stack_pop(head: int, table: int) -> int:
 
 @helper
 def stack_push(head: int, table: int, first: int, last: int) -> None:
-    """Put back `first`; ``first .. last`` is a chain already linked in the table (`first` == `last` for one). Any thread."""
+    """Put back `first`; ``first .. last`` is a chain already linked in the table (`first` == `last` for one). Any
+    thread.
+    """
     while True:
         old = load(head)
         store(table + (last << 3), old & INDEX_MASK)

@@ -1,8 +1,9 @@
 """A state array made, filled, and at the end emptied: who owns the memory of a loop.
 
-A `State` is a numpy array and the ``self`` of the loop's built-in methods, so it lives as long as the loop *or any method taken from it*.
-Its words hold two kinds of addresses: of objects kept alive by the array's own attribute `keep` (hooks, tables), and of references that
-kernels own (callables, the arrays they grew). `__del__` releases the second kind, when by definition nobody can reach the state any more.
+A `State` is a numpy array and the ``self`` of the loop's built-in methods, so it lives as long as the loop *or any
+method taken from it*. Its words hold two kinds of addresses: of objects kept alive by the array's own attribute
+`keep` (hooks, tables), and of references that kernels own (callables, the arrays they grew). `__del__` releases the
+second kind, when by definition nobody can reach the state any more.
 """
 
 from __future__ import annotations
@@ -58,8 +59,9 @@ class State(np.ndarray):
 class LoopState(State):
     """The state of a loop.
 
-    `handles` are the states of its producers by id, held weakly. They are kept here and not by the `Loop`, which may be forgotten first: a handle keeps this
-    state, so the collector can not clear these references before a forgotten loop has closed its handles.
+    `handles` are the states of its producers by id, held weakly. They are kept here and not by the `Loop`, which may
+    be forgotten first: a handle keeps this state, so the collector can not clear these references before a forgotten
+    loop has closed its handles.
     """
 
     handles: dict[int, weakref.ref[State]]
@@ -84,7 +86,8 @@ _SLOT_TP_TRAVERSE = 71  # Py_tp_traverse
 def _show_to_collector(kind: type[State], traverse: Kernel) -> None:
     """Make `traverse` the type's ``tp_traverse``, so that cycles through queued callables are found.
 
-    The slot is written where this interpreter's own `PyType_GetSlot` proves it to be; if it is not there, cycles are not found, and all else works.
+    The slot is written where this interpreter's own `PyType_GetSlot` proves it to be; if it is not there, cycles are
+    not found, and all else works.
     """
     get_slot = ctypes.pythonapi.PyType_GetSlot
     get_slot.restype, get_slot.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_int]
@@ -145,7 +148,9 @@ def _hook(state: State, hook: Callable[..., object]) -> int:
 def make_loop_state(
     *, chunk_size: int, initial_chunks: int, ingress_limit: int | None, hooks: Mapping[str, Callable[..., object]]
 ) -> LoopState:
-    """The state of a loop, with its queues open and empty. `hooks` are the Python functions that kernels call, by word."""
+    """The state of a loop, with its queues open and empty. `hooks` are the Python functions that kernels call, by
+    word.
+    """
     state = make_state(LoopState)
     state.handles = {}
     record = state.record
@@ -158,7 +163,8 @@ def make_loop_state(
     record["make_array"] = _hook(state, make_array)
 
     pool = record["pool"]
-    # Anonymous maps and not np.zeros: the C library keeps freed blocks of this size, and an idle loop should give memory back.
+    # Anonymous maps and not np.zeros: the C library keeps freed blocks of this size, and an idle loop should give
+    # memory back.
     slab_bytes = (chunk_size << layout.CHUNKS_PER_SLAB_BITS) * 8
     pool["chunk_bytes"] = chunk_size * 8
     pool["make_slab"] = _hook(state, functools.partial(mmap.mmap, -1, slab_bytes))

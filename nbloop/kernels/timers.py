@@ -1,24 +1,27 @@
 r"""Timer slots: armed and cancelled from any thread, with a definite answer at once.
 
-Problem: the heap belongs to the loop thread, but `cancel` on another thread must say *now* whether the callback will run, without a round
-trip (22-49 µs in the Go original). Idea: the answer is not in the heap. Each timer has a slot with one atomic word, ``generation << 4 |
-unreferenced << 3 | state``, and whoever swaps that word decides: the loop by ARMED -> SPENT before it calls, the canceller by
-ARMED -> CANCELLED. The id that the user holds is ``generation << SLOT_BITS | slot``: of a slot used again the generation differs, so a stale
-id is 'unknown', never somebody else's timer (until 2**41 uses of one slot).
+Problem: the heap belongs to the loop thread, but `cancel` on another thread must say *now* whether the callback will
+run, without a round trip through the loop (tens of µs). Idea: the answer is not in the heap. Each timer has a slot
+with one atomic word, ``generation << 4 | unreferenced << 3 | state``, and whoever swaps that word decides: the loop
+by ARMED -> SPENT before it calls, the canceller by ARMED -> CANCELLED. The id that the user holds is ``generation <<
+SLOT_BITS | slot``: of a slot used again the generation differs, so a stale id is 'unknown', never somebody else's
+timer (until 2**41 uses of one slot).
 
 ::
 
     SPENT --arm on the loop thread--> ARMED --fire--> SPENT            (one-shot; the loop then owns the callback)
       |                                 |  \--fire--> RUNNING --> ARMED  (interval: armed anew after its callback)
       |                                 |                |
-      +--arm elsewhere--> PENDING ------+----cancel------+--> CANCELLED --loop takes it out of the heap--> SPENT, slot free
+      +--arm elsewhere--> PENDING ------+----cancel------+--> CANCELLED --out of the heap--> SPENT, slot free
 
-Another thread's arm and cancel travel to the heap as commands in the remote queue; until the loop runs they are tombstones, never more than
-`WAKE_BACKLOG` of them. They wake a sleeping loop only if the new deadline is earlier than the one it sleeps until.
+Another thread's arm and cancel travel to the heap as commands in the remote queue; until the loop runs they are
+tombstones, never more than `WAKE_BACKLOG` of them. They wake a sleeping loop only if the new deadline is earlier than
+the one it sleeps until.
 
-Invariants: the callback reference belongs to the slot while PENDING, ARMED or RUNNING; who swaps the word to CANCELLED from PENDING or
-ARMED takes and releases it, from RUNNING the loop does. A slot goes back to the free stack once, by the loop thread, when no command
-names it any more. ``live_here + live_elsewhere`` is the number of PENDING, ARMED and RUNNING slots; ``unreferenced`` of them do not count.
+Invariants: the callback reference belongs to the slot while PENDING, ARMED or RUNNING; who swaps the word to
+CANCELLED from PENDING or ARMED takes and releases it, from RUNNING the loop does. A slot goes back to the free stack
+once, by the loop thread, when no command names it any more. ``live_here + live_elsewhere`` is the number of PENDING,
+ARMED and RUNNING slots; ``unreferenced`` of them do not count.
 """
 
 from __future__ import annotations
@@ -117,7 +120,9 @@ def slot_free(timers: int, slot: int) -> None:
 
 @helper
 def slot_take_here(timers: int) -> int:
-    """`slot_take` on the loop's thread: from its own stack of spare slots if it can, which saves the compare-and-swap."""
+    """`slot_take` on the loop's thread: from its own stack of spare slots if it can, which saves the
+    compare-and-swap.
+    """
     spare = get(timers + T_SPARE)
     if spare == 0:
         return slot_take(timers)
@@ -139,7 +144,9 @@ def slot_free_here(timers: int, slot: int) -> None:
 
 @helper
 def slot_open(timers: int, slot: int, callback: int, state: int) -> int:
-    """Start a slot's next generation; its id is returned. The slot's owner; the reference `callback` goes to the slot."""
+    """Start a slot's next generation; its id is returned. The slot's owner; the reference `callback` goes to the
+    slot.
+    """
     record = slot_at(timers, slot)
     generation = ((load(record + S_WORD) >> GENERATION_SHIFT) + 1) & GENERATION_MASK
     if generation == 0:
@@ -226,7 +233,9 @@ def timer_arm_elsewhere(base: int, callback: int, deadline: int, period: int, cl
 
 @helper
 def wake_for(base: int, deadline: int) -> None:
-    """Wake the loop if it sleeps past `deadline`, or if too many commands wait for it. Any thread, after its command was queued."""
+    """Wake the loop if it sleeps past `deadline`, or if too many commands wait for it. Any thread, after its command
+    was queued.
+    """
     if load_sc(base + SLEEP) == IS_ASLEEP and (
         deadline < load(base + SLEEP_DEADLINE) or queue_length(base + REMOTE) >= WAKE_BACKLOG
     ):
@@ -266,7 +275,8 @@ def timer_removed(base: int, slot: int) -> None:
 
 @helper
 def timer_cancel(base: int, identifier: int, here: bool) -> bool:
-    """True: it will never run (again). False: unknown, started, or cancelled already. Any thread; `here` on the loop thread.
+    """True: it will never run (again). False: unknown, started, or cancelled already. Any thread; `here` on the loop
+    thread.
 
     The callback is released before this returns, and that can run any Python code: nothing is half done by then.
     """
@@ -280,7 +290,8 @@ def timer_cancel(base: int, identifier: int, here: bool) -> bool:
         state = word & STATE_MASK
         if word >> GENERATION_SHIFT != identifier >> SLOT_BITS or state == SPENT or state >= CANCELLED:
             return False
-        # Read before the swap: from then on the slot may be freed and used again. If the swap succeeds, no generation lay between.
+        # Read before the swap: from then on the slot may be freed and used again. If the swap succeeds, no generation
+        # lay between.
         callback = load(record + S_CALLBACK)
         if compare_and_swap(record + S_WORD, word, word & ~STATE_MASK & ~UNREFERENCED | CANCELLED):
             break

@@ -1,9 +1,10 @@
 """What the cycle collector sees of a state: the callables that its words own.
 
-Problem: a loop's queued callbacks usually refer back to the loop, and references held in integer words are invisible to the collector, so a loop that is
-forgotten with work in it would stay for ever. Idea: `tp_traverse` is one more C function pointer, so a kernel can be it. It runs while the
-world is stopped, and no kernel is ever stopped in the middle (they stop only where they call Python or wait), so what it walks is consistent.
-It may miss references that a stopped turn holds in its own variables; the collector then thinks that they are held from outside, which is safe.
+Problem: a loop's queued callbacks usually refer back to the loop, and references held in integer words are invisible
+to the collector, so a loop that is forgotten with work in it would stay for ever. Idea: `tp_traverse` is one more C
+function pointer, so a kernel can be it. It runs while the world is stopped, and no kernel is ever stopped in the
+middle (they stop only where they call Python or wait), so what it walks is consistent. It may miss references that a
+stopped turn holds in its own variables; the collector then thinks that they are held from outside, which is safe.
 """
 
 from __future__ import annotations

@@ -1,16 +1,19 @@
 """A turn of the loop: which callbacks run, in which order, and what happens around each.
 
-The order is the contract's and the same in every mode: microtask checkpoint, poll and I/O callbacks, immediates, close callbacks, due
-timers, internal queue, external queue up to the budget. Each phase takes its queue's length at entry; what is added meanwhile waits for
-the next turn, so no phase can starve the others. A checkpoint follows *every* callback.
+The order is the contract's and the same in every mode: microtask checkpoint, poll and I/O callbacks, immediates,
+close callbacks, due timers, internal queue, external queue up to the budget. Each phase takes its queue's length at
+entry; what is added meanwhile waits for the next turn, so no phase can starve the others. A checkpoint follows
+*every* callback.
 
-`run` is one kernel call that turns until Python is needed: to poll, to report that the loop must stop, or to raise. Between two callbacks
-there is no Python at all, which is where the speed comes from, and also a duty: callbacks that are built-ins execute no bytecode, so nobody
-would handle signals, collect garbage or let another thread stop the world. Hence `breathe`, a Python function that does nothing, called every
-`BREATH` callbacks and once a turn: 27 ns that run the interpreter's own checks, whatever those are in this version.
+`run` is one kernel call that turns until Python is needed: to poll, to report that the loop must stop, or to raise.
+Between two callbacks there is no Python at all, which is where the speed comes from, and also a duty: callbacks that
+are built-ins execute no bytecode, so nobody would handle signals, collect garbage or let another thread stop the
+world. Hence `breathe`, a Python function that does nothing, called every `BREATH` callbacks and once a turn: 27 ns
+that run the interpreter's own checks, whatever those are in this version.
 
-Exceptions: a callback's is taken from the thread state and handed to the state's `report`; if that raises (it does so for KeyboardInterrupt
-and SystemExit) the kernel returns 0 and `run()` raises, with every queue consistent and nothing lost.
+Exceptions: a callback's is taken from the thread state and handed to the state's `report`; if that raises (it does so
+for KeyboardInterrupt and SystemExit) the kernel returns 0 and `run()` raises, with every queue consistent and nothing
+lost.
 """
 
 from __future__ import annotations
@@ -156,7 +159,8 @@ def call_word(word: int) -> int:
     target = word & POINTER_MASK
     if word & TAG_ARGUMENTS:
         items = target + TUPLE_ITEMS
-        return PyObject_Vectorcall(get(items), items + 8, get(target + OBJECT_HEADER) - 1, 0)  # ob_size follows the header
+        # ob_size follows the header
+        return PyObject_Vectorcall(get(items), items + 8, get(target + OBJECT_HEADER) - 1, 0)
     return PyObject_CallNoArgs(target)
 
 
@@ -190,9 +194,10 @@ def invoke_owned(base: int, word: int, kind: int) -> int:
 def fetch_remote(base: int) -> None:
     """Move what other threads left in the remote queue to where it belongs. Loop thread.
 
-    Every owner-side operation that must not overtake a foreign one that returned before it (a microtask, an immediate, a timer of the
-    same deadline) comes here first; a look at two words when there is nothing. A word for which there is no room, and no memory to
-    make room, stays where it is until the next look: accepted work is late then, not lost.
+    Every owner-side operation that must not overtake a foreign one that returned before it (a microtask, an
+    immediate, a timer of the same deadline) comes here first; a look at two words when there is nothing. A word for
+    which there is no room, and no memory to make room, stays where it is until the next look: accepted work is late
+    then, not lost.
     """
     queue = base + REMOTE
     make_array = get(base + MAKE_ARRAY)
@@ -228,7 +233,9 @@ def fetch_remote(base: int) -> None:
 
 @helper
 def due_push(base: int, ring: int, word: int) -> int:
-    """Append to a ring that checkpoints run; `due` counts what is in all of them. 0, or -1 for no memory. Loop thread."""
+    """Append to a ring that checkpoints run; `due` counts what is in all of them. 0, or -1 for no memory. Loop
+    thread.
+    """
     status = ring_push(ring, get(base + MAKE_ARRAY), word)
     put(base + DUE, get(base + DUE) + 1 + status)
     return status
@@ -236,7 +243,8 @@ def due_push(base: int, ring: int, word: int) -> int:
 
 @helper
 def checkpoint(base: int) -> int:
-    """All next-ticks, then all microtasks, again until both are empty; then what waits for that end. 0, or LEAVE. Loop thread.
+    """All next-ticks, then all microtasks, again until both are empty; then what waits for that end. 0, or LEAVE.
+    Loop thread.
 
     It follows every callback, so that nothing is due is found out by three loads.
     """
@@ -265,8 +273,8 @@ def checkpoint_run(base: int) -> int:
                 kind = KIND_CHECKPOINT_END
                 if ring_length(ring) == 0:
                     break
-        # Next-ticks that arrive from elsewhere during the batch of next-ticks join it (fetch_remote above); during the batch of
-        # microtasks they wait for its end, which comes only when no microtask is left.
+        # Next-ticks that arrive from elsewhere during the batch of next-ticks join it (fetch_remote above); during
+        # the batch of microtasks they wait for its end, which comes only when no microtask is left.
         while status == 0 and ring_length(ring) != 0 and load(base + INTERRUPT) == 0:
             word = ring_pop(ring)
             put(base + DUE, get(base + DUE) - 1)
@@ -335,8 +343,9 @@ def phase_timers(base: int) -> int:
 def timer_fire(base: int, slot: int) -> int:
     """Run the heap's first timer, of `slot`, unless somebody cancelled it. 0, or LEAVE.
 
-    An interval is armed anew *before* its callback, anchored to the callback's start, so it never leaves the heap: nothing can fail
-    afterwards, and a callback that raises changes nothing. RUNNING tells a canceller that the loop holds the callback just now.
+    An interval is armed anew *before* its callback, anchored to the callback's start, so it never leaves the heap:
+    nothing can fail afterwards, and a callback that raises changes nothing. RUNNING tells a canceller that the loop
+    holds the callback just now.
     """
     timers = base + TIMERS_AT
     record = slot_at(timers, slot)
@@ -389,7 +398,9 @@ def interval_ran(base: int, slot: int) -> None:
 
 @helper
 def phase_external(base: int) -> int:
-    """Up to `budget` tasks that waited at entry, of the submit queue and of producer handles; one overload call if more did. 0, or LEAVE."""
+    """Up to `budget` tasks that waited at entry, of the submit queue and of producer handles; one overload call if
+    more did. 0, or LEAVE.
+    """
     queue = base + EXTERNAL
     budget = get(base + BUDGET)
     waiting = queue_length(queue)
@@ -412,7 +423,8 @@ def phase_external(base: int) -> int:
         if invoke_owned(base, word, KIND_TASK) != 0:
             handles_put_back(base, handles)
             return LEAVE
-    # The stack is last in, first out: reversed once, so that handles are served in the order in which they became ready.
+    # The stack is last in, first out: reversed once, so that handles are served in the order in which they became
+    # ready.
     order = 0
     while handles != 0:
         below = get(handles + H_NEXT_READY)
@@ -475,7 +487,9 @@ def handle_drain(base: int, handle: int, budget: int) -> int:
 
 @helper
 def handle_ready(base: int, handle: int) -> None:
-    """Put a handle, whose reference the stack then owns, on the ready stack. Any thread; pushed anywhere, emptied as a whole: no ABA."""
+    """Put a handle, whose reference the stack then owns, on the ready stack. Any thread; pushed anywhere, emptied as
+    a whole: no ABA.
+    """
     while True:
         top = load(base + READY)
         put(handle + H_NEXT_READY, top)
@@ -485,7 +499,9 @@ def handle_ready(base: int, handle: int) -> None:
 
 @helper
 def handle_rest(base: int, handle: int) -> None:
-    """A handle has been drained: from now on its next submit announces it again. Releases the stack's reference. Loop thread."""
+    """A handle has been drained: from now on its next submit announces it again. Releases the stack's reference. Loop
+    thread.
+    """
     store_sc(handle + H_QUEUED, 0)
     if queue_length(handle + H_QUEUE) != 0 and exchange(handle + H_QUEUED, 1) == 0:
         handle_ready(base, handle)  # a submit came between, and saw the handle still announced
@@ -536,7 +552,9 @@ def tidy(base: int) -> None:
 
 @helper
 def quiet(base: int) -> bool:
-    """For auto-exit: nothing referenced is left. Closes both queues if so, which makes it final: who is refused now was not promised."""
+    """For auto-exit: nothing referenced is left. Closes both queues if so, which makes it final: who is refused now
+    was not promised.
+    """
     if timers_referenced(base) > 0 or arrivals(base) or not idle(base):
         return False
     if not queue_close_if_empty(base + EXTERNAL):
@@ -553,7 +571,9 @@ def quiet(base: int) -> bool:
 
 @helper
 def wait(base: int) -> int:
-    """Phase 1: if nothing is to be run, sleep. 0 to go on with the turn; ENDED_PARK: the sleep is announced, and Python sleeps."""
+    """Phase 1: if nothing is to be run, sleep. 0 to go on with the turn; ENDED_PARK: the sleep is announced, and
+    Python sleeps.
+    """
     if not idle(base) or arrivals(base):
         return 0
     deadline = next_deadline(base)
@@ -587,7 +607,9 @@ def phases(base: int) -> int:
 
 @kernel(NO_ARGUMENTS)
 def run(self: int, _unused: int) -> int:
-    """Turn until Python is needed: ENDED_x as an int, or the exception of a callback that must leave the loop. Owner only."""
+    """Turn until Python is needed: ENDED_x as an int, or the exception of a callback that must leave the loop. Owner
+    only.
+    """
     base = data(self)
     while True:
         if checkpoint(base) != 0:
@@ -614,8 +636,9 @@ def run(self: int, _unused: int) -> int:
 
 @kernel(NO_ARGUMENTS)
 def drain(self: int, _unused: int) -> int:
-    """Graceful end: run what was accepted (immediates, close, internal, external; no timers) until nothing is left, checkpoints
-    included. ENDED_DRAINED or ENDED_INTERRUPT as an int, or an exception as in `run`. Owner only, queues closed.
+    """Graceful end: run what was accepted (immediates, close, internal, external; no timers) until nothing is left,
+    checkpoints included. ENDED_DRAINED or ENDED_INTERRUPT as an int, or an exception as in `run`. Owner only,
+    queues closed.
     """
     base = data(self)
     put(base + BUDGET, 1 << 62)
@@ -624,7 +647,12 @@ def drain(self: int, _unused: int) -> int:
             return 0
         if load(base + INTERRUPT) != 0:
             return PyLong_FromLongLong(ENDED_INTERRUPT)
-        if idle(base) and queue_length(base + EXTERNAL) == 0 and queue_length(base + REMOTE) == 0 and load(base + READY) == 0:
+        if (
+            idle(base)
+            and queue_length(base + EXTERNAL) == 0
+            and queue_length(base + REMOTE) == 0
+            and load(base + READY) == 0
+        ):
             return PyLong_FromLongLong(ENDED_DRAINED)
         if (
             phase_immediates(base) != 0

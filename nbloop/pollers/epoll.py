@@ -1,8 +1,8 @@
 """epoll with an eventfd (Linux): how a loop sleeps in poll mode.
 
-The kernels' wake call adds 1 to the eventfd, exactly once for each announced sleep that a producer claims. So the descriptors may be
-closed only when as many additions have arrived as were claimed: a producer that was descheduled between its claim and its write would otherwise write to
-a closed descriptor, or to whoever has its number by then.
+The kernels' wake call adds 1 to the eventfd, exactly once for each announced sleep that a producer claims. So the
+descriptors may be closed only when as many additions have arrived as were claimed: a producer that was descheduled
+between its claim and its write would otherwise write to a closed descriptor, or to whoever has its number by then.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ class EpollPoller:
         self._events = (_Event * 64)()
 
     def wait(self, timeout_ns: int) -> None:
-        """Sleep until woken, for at most `timeout_ns`, rounded up to whole milliseconds so that no timer is early; -1: no limit."""
+        """Sleep until woken, for at most `timeout_ns`, rounded up to whole milliseconds so that no timer is early;
+        -1: no limit.
+        """
         timeout = -1 if timeout_ns < 0 else min(-(-timeout_ns // 1_000_000), 2**31 - 1)
         count = _libc.epoll_wait(self._epoll, self._events, len(self._events), timeout)
         if count < 0 and ctypes.get_errno() == 4:  # EINTR: the caller looks again

@@ -188,7 +188,9 @@ class QueueMachine(RuleBasedStateMachine):
 
     @invariant()
     def directory_holds_what_is_in_use(self) -> None:
-        """An entry is 0, a void mark or a chunk number + 1, which only the segments from head's to tail's have. No chunk is lost."""
+        """An entry is 0, a void mark or a chunk number + 1, which only the segments from head's to tail's have. No
+        chunk is lost.
+        """
         if "memory" not in self.__dict__:
             return
         directory = rig.table(int(self.memory.record["external"]["directory"]), SEGMENTS)
@@ -289,7 +291,9 @@ def after_first_draw(monkeypatch: pytest.MonkeyPatch, act: Any) -> None:
 
 
 def test_batch_cut_by_want_of_memory_and_a_close_owns_nothing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one case that is neither all nor none: what was stored has left the array, what is left is still the caller's."""
+    """The one case that is neither all nor none: what was stored has left the array, what is left is still the
+    caller's.
+    """
     memory = rig.Memory(chunk_size=CHUNK)
     queue = memory.external
 

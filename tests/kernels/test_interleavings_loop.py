@@ -427,5 +427,6 @@ def test_broken_timer_is_caught(
     monkeypatch: pytest.MonkeyPatch, original: Callable[..., Any], broken: Callable[..., Any], first_seed: int
 ) -> None:
     counted(monkeypatch)
-    monkeypatch.setattr(timers, "SPARES_MOST", 0)  # a freed slot is every thread's at once: that is where these bugs bite
+    # a freed slot is every thread's at once: that is where these bugs bite
+    monkeypatch.setattr(timers, "SPARES_MOST", 0)
     find(TimerModel(), bug(original, broken), first_seed)
