@@ -235,7 +235,9 @@ def test_race_takes_the_first(page, js):
 
 
 def test_jobs_are_queued_item_by_item(page, js):
-    """27.2.4.5.1: each item is resolved and subscribed to before the next is taken, which the order of the jobs shows."""
+    """27.2.4.5.1: each item is resolved and subscribed to before the next is taken, which the order of the jobs
+    shows.
+    """
     order = []
 
     class Queues:
@@ -262,9 +264,7 @@ def test_settled_from_threads(page, js, name, count):
 
         def settle(i, order=order, resolvers=resolvers):
             for n in order[i::4]:
-                if name == "any":
-                    resolvers[n][2](n)
-                elif name == "all_settled" and n % 2:
+                if name == "any" or (name == "all_settled" and n % 2):
                     resolvers[n][2](n)
                 else:
                     resolvers[n][1](n)
