@@ -95,7 +95,8 @@ class AbortSignal(EventTarget):
             if root._anchor is not None:
                 signal._timeouts.append(root)
             root._dependents[id(signal)] = weakref.ref(signal)
-        weakref.finalize(signal, _unlink, id(signal), list(signal._sources.values())).atexit = False
+        cleanup: Any = weakref.finalize(signal, _unlink, id(signal), list(signal._sources.values()))
+        cleanup.atexit = False
         for root in roots.values():
             if root._aborted:  # meanwhile, on another thread
                 signal._abort(root._reason)

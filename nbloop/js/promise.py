@@ -4,9 +4,10 @@ Source: ECMAScript 2025, 27.2 (names of its abstract operations are cited where 
 
 Problem: interleavings of promise chains are observable, so each step must take the *number* of microtasks that the standard says; and on free-threaded Python
 `resolve` and `then` may be called by different threads at once. Idea: a promise is three slots and a list of reactions. Whoever settles writes the value,
-then the state, and then pops reactions; whoever adds one appends it, and then looks at the state. List operations are atomic and are full barriers, so one of them
-sees the other, and popping makes sure that each reaction is scheduled once (the loop's own sleep protocol has the same shape). No lock, no flag per promise; only the
-pair of resolving functions that a user gets shares one token, which the first call takes.
+then the state, and then queues reactions; whoever adds one appends it, and then looks at the state. List operations are atomic and are full barriers, so one of
+them sees the other (the loop's own sleep protocol has the same shape). So that handlers run in the order in which they were added, one thread at a time queues a promise's
+reactions: it claims that in a dict of the view, and takes each reaction off the list after it is queued. No lock, no flag per promise; only the pair of resolving
+functions that a user gets shares one token, which the first call takes.
 
 It loses against a future with one callback: a promise that nobody chains still costs the list.
 """
@@ -128,27 +129,50 @@ def react(promise: Promise[Any], on_fulfilled: Handler | None, on_rejected: Hand
         _schedule(promise)
 
 
-def _schedule(promise: Promise[Any]) -> None:
-    """Queue a job for each reaction of a settled promise. Any thread; each reaction is popped by one."""
+def _schedule(promise: Promise[Any], lost: list[Any] | None = None) -> None:
+    """Queue a job for each reaction of a settled promise, or add it to `lost`: each once, in order. Any thread.
+
+    One thread at a time: others leave theirs to it, and it looks again when it has let go.
+    """
     reactions = promise._reactions
+    claims = promise._js.claims
+    key = id(promise)
     while reactions:
-        try:
-            on_fulfilled, on_rejected, child = reactions.pop(0)
-        except IndexError:  # another thread took the last one
+        claim: list[None] = []
+        if claims.setdefault(key, claim) is not claim:
             return
-        _queue(promise, on_fulfilled, on_rejected, child)
+        try:
+            while reactions:
+                on_fulfilled, on_rejected, child = reactions[0]
+                if lost is None:
+                    _queue(promise, on_fulfilled, on_rejected, child)
+                else:
+                    lost.append((on_rejected, child))
+                del reactions[0]  # only now: who finds the list empty may queue at once, and comes after all others
+        finally:
+            del claims[key]
 
 
 def _queue(promise: Promise[Any], on_fulfilled: Handler | None, on_rejected: Handler | None, child: Promise[Any] | None) -> None:
     try:
         promise._js.queue_microtask(_job, promise, on_fulfilled if promise._state == FULFILLED else on_rejected, child)
     except LoopTerminatedError:  # settled all the same, but there is no loop left to run handlers
-        error = LoopTerminatedError("the loop has terminated")
-        if child is None:  # the view's own, of a combinator, an adoption or a coroutine: that must not stay pending
+        _lost(on_rejected, child)
+
+
+def _lost(on_rejected: Handler | None, child: Promise[Any] | None) -> None:
+    """A reaction will never run: what waits for it is rejected, to the end of the chain, which may be too long for recursion."""
+    error = LoopTerminatedError("the loop has terminated")
+    waiting: list[Any] = [(on_rejected, child)]
+    while waiting:
+        on_rejected, child = waiting.pop()
+        if child is None:  # the view's own, of a combinator, an adoption or a coroutine
             if on_rejected is not None:
                 on_rejected(error)
         elif child._state == PENDING:
-            _settle(child, REJECTED, error)
+            child._value = error
+            child._state = REJECTED
+            _schedule(child, waiting)
 
 
 def _job(promise: Promise[Any], handler: Callable[[Any], Any] | None, child: Promise[Any] | None) -> None:

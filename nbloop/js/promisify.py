@@ -16,11 +16,17 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LoopTerminatedError
+from ..loop import LoopState
 from .promise import Promise, reject, resolve
 from .view import JS
 
 if TYPE_CHECKING:
     from ..loop import Loop
+
+
+def _reject_all(promises: list[Promise[Any]]) -> None:
+    for promise in promises:
+        reject(promise, LoopTerminatedError("the loop was closed"))
 
 
 class Workers:
@@ -39,7 +45,9 @@ class Workers:
         """Start one. Any thread."""
         promise: Promise[Any] = Promise(self._js)
         with self._lock:
-            if not self._ended:
+            loop = self._loop()
+            ending = loop is None or loop.state in (LoopState.TERMINATING, LoopState.TERMINATED)
+            if not self._ended and not ending:
                 self._pending[id(promise)] = promise
                 self._pool.submit(self._work, promise, function, args)
                 return promise
@@ -77,9 +85,11 @@ class Workers:
             pending = list(self._pending.values())
             if closing:
                 self._pending.clear()
-        if closing:
-            for promise in pending:
-                reject(promise, LoopTerminatedError("the loop was closed"))
+        if closing and pending:
+            # On the loop's own thread microtasks are still taken, and then dropped: elsewhere what follows is rejected too.
+            thread = threading.Thread(target=_reject_all, args=(pending,))
+            thread.start()
+            thread.join()
         elif pending:
             self._settle(*self._outcomes.get())
             return True

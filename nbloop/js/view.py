@@ -35,6 +35,7 @@ class JS:
             raise TypeError(f"on_unhandled_rejection must be callable or None, not {on_unhandled_rejection!r}")
         self.loop = loop
         self.debug = loop.debug
+        self.claims: dict[int, object] = {}  # promises whose reactions some thread is queueing
         self.performance = Performance()
         self.rejections = Rejections(self, on_unhandled_rejection)
         self._state = loop._state

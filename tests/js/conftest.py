@@ -11,7 +11,9 @@ from driver import Page
 
 @pytest.fixture
 def make_page() -> Iterator[Callable[..., Page]]:
-    """`make_page(**options of the loop)`: a `Page` whose loop is closed at the end; no callback of it may have raised."""
+    """`make_page(**options of the loop)`: a `Page` whose loop is closed at the end; no callback of it may have
+    raised.
+    """
     made: list[Page] = []
 
     def make(**options: Any) -> Page:

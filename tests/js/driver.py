@@ -1,4 +1,6 @@
-"""What the tests of the JavaScript view share: a view over a loop that is run turn by turn, and threads that start at once."""
+"""What the tests of the JavaScript view share: a view over a loop that is run turn by turn, and threads that start at
+once.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ PATIENCE = 30.0  # seconds after which what should have come will not
 
 
 class Page:
-    """A view, its loop, and what went wrong in them: `unhandled` has the reasons reported, `errors` what callbacks raised."""
+    """A view, its loop, and what went wrong in them: `unhandled` has the reasons reported, `errors` what callbacks
+    raised.
+    """
 
     def __init__(self, **options: Any) -> None:
         self.unhandled: list[Any] = []

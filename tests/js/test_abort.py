@@ -15,6 +15,13 @@ from nbloop.js import AbortController, AbortError, AbortSignal, Event, EventTarg
 ERROR = ValueError("the reason")
 
 
+def aborted(reason=None):
+    """A signal that its controller has aborted."""
+    controller = AbortController()
+    controller.abort(reason)
+    return controller.signal
+
+
 def test_a_controller_has_one_signal():
     """WPT dom/abort/event.any.js: the same each time, not aborted, and an event target."""
     controller = AbortController()
@@ -40,7 +47,7 @@ def test_aborted_once():
     assert (event.type, event.target, event.bubbles, event.cancelable) == ("abort", controller.signal, False, False)
 
 
-@pytest.mark.parametrize("make", [lambda: _aborted(), AbortSignal.abort], ids=["controller", "abort()"])
+@pytest.mark.parametrize("make", [aborted, AbortSignal.abort], ids=["controller", "abort()"])
 def test_the_default_reason(make):
     """WPT dom/abort/reason-constructor.html: an AbortError."""
     signal = make()
@@ -50,16 +57,10 @@ def test_the_default_reason(make):
     assert raised.value is signal.reason
 
 
-def _aborted(reason=None):
-    controller = AbortController()
-    controller.abort(reason)
-    return controller.signal
-
-
 @pytest.mark.parametrize("reason", [0, "", False, "text", object()], ids=["zero", "empty", "false", "text", "object"])
 def test_any_reason(reason):
     """WPT dom/abort/event.any.js, throwIfAborted: any value; one that is no exception is raised in a RejectedError."""
-    for signal in (_aborted(reason), AbortSignal.abort(reason)):
+    for signal in (aborted(reason), AbortSignal.abort(reason)):
         assert signal.reason is reason
         with pytest.raises(RejectedError) as raised:
             signal.throw_if_aborted()
@@ -214,7 +215,7 @@ def test_a_timeout_that_somebody_listens_to_is_kept(page, js):
     assert reference() is None
 
 
-# --- AbortSignal.any: WPT dom/abort/resources/abort-signal-any-tests.js -------------------------------------------------
+# --- AbortSignal.any: WPT dom/abort/resources/abort-signal-any-tests.js ----------------------------------------------
 
 
 def test_any_of_nothing():
@@ -363,7 +364,9 @@ def test_any_that_nobody_holds_is_heard():
 
 
 def test_any_leaves_nothing_with_a_source():
-    """WPT dom/abort/crashtests: a long-lived source forgets composites that are dropped, that were aborted, whose listener is gone."""
+    """WPT dom/abort/crashtests: a long-lived source forgets composites that are dropped, that were aborted, whose
+    listener is gone.
+    """
     source = AbortController()
     references = []
     for _ in range(100):
@@ -393,7 +396,7 @@ def test_any_takes_signals_only():
         AbortSignal.any(5)
 
 
-# --- threads -----------------------------------------------------------------------------------------------------------
+# --- threads ---------------------------------------------------------------------------------------------------------
 
 
 def test_aborted_from_many_threads_once():
@@ -425,7 +428,9 @@ def test_listening_while_it_is_aborted():
 
 
 def test_composites_made_and_aborted_on_threads():
-    """contract: composites made and dropped while their sources abort: all that are alive are aborted, for one reason."""
+    """contract: composites made and dropped while their sources abort: all that are alive are aborted, for one
+    reason.
+    """
     for _ in range(100):
         a, b = AbortController(), AbortController()
         made: list[list[AbortSignal]] = [[], []]

@@ -1,7 +1,9 @@
-"""Promises/A+ 1.1, clause by clause: each clause × how a promise is settled × reasons × thenables, as its test suite has it.
+"""Promises/A+ 1.1, clause by clause: each clause × how a promise is settled × reasons × thenables, as its test suite
+is built.
 
-A case is a generator function: it sets the scene, yields while the loop runs until nothing is left, and then looks at what was recorded. Clause 2.2.5 speaks
-of ``this``, which Python does not have; what is left of it is that a handler is called with the value and nothing else.
+A case is a generator function: it sets the scene, yields while the loop runs until nothing is left, and then looks at
+what was recorded. Clause 2.2.5 speaks of ``this``, which Python does not have; what is left of it is that a handler is
+called with the value and nothing else.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ def case(identifier: str) -> Callable[[Callable[[Page], Steps]], Callable[[Page]
     return add
 
 
-# --- the vocabulary of the cases ---------------------------------------------------------------------------------------
+# --- the vocabulary of the cases -------------------------------------------------------------------------------------
 
 
 def later(page: Page, callback: Callable[..., object], *args: object) -> None:
@@ -168,6 +170,14 @@ REASONS: dict[str, Callable[[Page], Any]] = {
     "rejected-promise": lambda page: page.js.reject(DUMMY),
 }
 
+
+def chained() -> BaseException:
+    """An exception with a cause."""
+    error = RuntimeError("outer")
+    error.__cause__ = ValueError("inner")
+    return error
+
+
 ERRORS: dict[str, Callable[[], BaseException]] = {
     "Exception": Exception,
     "ValueError": lambda: ValueError("a reason"),
@@ -176,17 +186,11 @@ ERRORS: dict[str, Callable[[], BaseException]] = {
     "StopIteration": lambda: StopIteration(1),
     "GeneratorExit": GeneratorExit,
     "ExceptionGroup": lambda: ExceptionGroup("two", [ValueError(1), ValueError(2)]),
-    "chained": lambda: _chained(),
+    "chained": chained,
     "with-then": ErrorWithThen,
     "unfriendly": Unfriendly,
     "BaseException": BeyondException,
 }
-
-
-def _chained() -> BaseException:
-    error = RuntimeError("outer")
-    error.__cause__ = ValueError("inner")
-    return error
 
 
 def one_time(then: Callable[..., object]) -> Getter:
@@ -243,7 +247,7 @@ def returned(page: Page, via: str, make: Callable[[], Any]) -> Promise[Any]:
     return page.js.reject(DUMMY).then(None, lambda _reason: make())
 
 
-# --- 2.1 states --------------------------------------------------------------------------------------------------------
+# --- 2.1 states ------------------------------------------------------------------------------------------------------
 
 
 def _states() -> None:
@@ -278,7 +282,7 @@ def _states() -> None:
                 assert promise.state == how
 
 
-# --- 2.2 then ----------------------------------------------------------------------------------------------------------
+# --- 2.2 then --------------------------------------------------------------------------------------------------------
 
 NO_FUNCTIONS = {"none": None, "false": False, "five": 5, "object": object(), "string": "then"}
 
@@ -572,7 +576,7 @@ def _returns_a_promise() -> None:
                 assert only(seen, how, SENTINEL)
 
 
-# --- 2.3 the resolution procedure --------------------------------------------------------------------------------------
+# --- 2.3 the resolution procedure ------------------------------------------------------------------------------------
 
 
 def _itself_and_promises() -> None:
@@ -668,7 +672,9 @@ def _looking_up_then() -> None:
 
 
 def _calling_resolve(clause: str, name: str, make: Callable[[Page], Any], state: str, expected: Any, call: str) -> None:
-    """`then` calls its `call` argument with what `make` makes, at once and later, returned from both kinds of handler."""
+    """`then` calls its `call` argument with what `make` makes, at once and later, returned from both kinds of
+    handler.
+    """
     for when, via in itertools.product(("sync", "async"), VIAS):
 
         @case(f"{clause}-{name}-called-{when}-{via}")
@@ -718,7 +724,7 @@ def _resolving_functions() -> None:
         _calling_resolve("2.3.3.3.2", f"r-is-{name}", make, "rejected", OTHER, "reject")
 
 
-# What `then` does with its two functions, the outcome, and whether it is of SENTINEL. A step is (function, when, with what).
+# What `then` does with its two functions, and the outcome, which is of SENTINEL. A step is (function, when, with what).
 FIRST_CALLS: dict[str, tuple[list[tuple[str, str, str]], str]] = {
     "resolve-reject-sync": ([("resolve", "sync", "sentinel"), ("reject", "sync", "other")], "fulfilled"),
     "resolve-sync-reject-async": ([("resolve", "sync", "sentinel"), ("reject", "async", "other")], "fulfilled"),

@@ -235,7 +235,9 @@ def test_race_takes_the_first(page, js):
 
 
 def test_jobs_are_queued_item_by_item(page, js):
-    """27.2.4.5.1: each item is resolved and subscribed to before the next is taken, which the order of the jobs shows."""
+    """27.2.4.5.1: each item is resolved and subscribed to before the next is taken, which the order of the jobs
+    shows.
+    """
     order = []
 
     class Queues:

@@ -120,7 +120,7 @@ def test_finally_blocks_and_context_managers(page, js):
     assert order == ["enter", "exit"]
 
 
-# --- the order of steps ------------------------------------------------------------------------------------------------
+# --- the order of steps ----------------------------------------------------------------------------------------------
 
 
 def test_the_first_step_is_synchronous(page, js):
@@ -184,14 +184,8 @@ def test_one_job_for_an_await(page, js):
         js.spawn(ticking("other", other.resolve))
 
     page.on_loop(scene_of_two_views)
-    assert order == [("same", 0), ("same", 1), ("other", 0), ("same", 2), ("other", 1), ("other", 2)] or order == [
-        ("same", 0),
-        ("same", 1),
-        ("same", 2),
-        ("other", 0),
-        ("other", 1),
-        ("other", 2),
-    ]
+    first_of_other = order.index(("other", 0))
+    assert order[:first_of_other] == [("same", 0), ("same", 1), ("same", 2)]
 
 
 def test_many_at_once(page, js):
@@ -218,7 +212,7 @@ def test_a_long_chain_of_awaits(page, js):
     assert page.value(js.spawn(body())) == sum(range(20_000))
 
 
-# --- other awaitables --------------------------------------------------------------------------------------------------
+# --- other awaitables ------------------------------------------------------------------------------------------------
 
 
 def test_futures(page, js):
@@ -254,7 +248,7 @@ def test_foreign_awaitables(page, js):
         await Foreign()
 
     async def catches():
-        with pytest.raises(TypeError, match="can await promises.*'a foreign token'"):
+        with pytest.raises(TypeError, match=r"can await promises.*'a foreign token'"):
             await Foreign()
         return await js.resolve("goes on")
 
@@ -274,7 +268,7 @@ def test_spawn_takes_coroutines(js, thing):
         js.spawn(thing)
 
 
-# --- abort -------------------------------------------------------------------------------------------------------------
+# --- abort -----------------------------------------------------------------------------------------------------------
 
 
 def test_an_abort_raises_where_it_waits(page, js):
@@ -361,7 +355,9 @@ def test_what_it_awaited_does_not_resume_it(page, js):
 
 
 def test_an_abort_after_the_end(page, js):
-    """contract: nothing happens, not even to one that has ended with a promise that is still pending; the signal forgets it."""
+    """contract: nothing happens, not even to one that has ended with a promise that is still pending; the signal
+    forgets it.
+    """
     controller = AbortController()
     pending, resolve, _ = js.with_resolvers()
 
@@ -432,7 +428,7 @@ def test_aborts_racing_with_the_end(page, js):
     assert page.unhandled == []
 
 
-# --- memory and the end ------------------------------------------------------------------------------------------------
+# --- memory and the end ----------------------------------------------------------------------------------------------
 
 
 def test_a_dropped_coroutine_is_closed(page, js):
@@ -459,7 +455,9 @@ def test_a_dropped_coroutine_is_closed(page, js):
 
 
 def test_after_the_end(make_page):
-    """Behaviour 74: a coroutine that waits when the loop has ended does not run on another thread; its promise is rejected."""
+    """Behaviour 74: a coroutine that waits when the loop has ended does not run on another thread; its promise is
+    rejected.
+    """
     page = make_page()
     threads = set()
     awaited, resolve, _ = page.js.with_resolvers()

@@ -167,7 +167,7 @@ def test_a_promise_says_where_it_stands(page, js):
     assert (promise.state, repr(promise)) == ("rejected", "<Promise rejected 7>")
 
 
-# --- catch and finally -------------------------------------------------------------------------------------------------
+# --- catch and finally -----------------------------------------------------------------------------------------------
 
 
 def test_catch(page, js):
@@ -247,7 +247,7 @@ def test_number_of_jobs(page, js):
 
     assert ticks(page, js.resolve(1)) == 0
     assert ticks(page, js.resolve(1).then()) == 1
-    assert ticks(page, js.resolve(1).then(lambda value: js.resolve(value))) == 3
+    assert ticks(page, js.resolve(1).then(js.resolve)) == 3
     assert ticks(page, js.resolve(Sync())) == 1
     assert ticks(page, js.promise(lambda resolve, _reject: resolve(js.resolve(1)))) == 2
     assert ticks(page, js.resolve(1).finally_(lambda: None)) == 3
@@ -257,7 +257,7 @@ def test_number_of_jobs(page, js):
     assert ticks(page, js.any([js.reject(1), 2])) == 1
 
 
-# --- adoption ----------------------------------------------------------------------------------------------------------
+# --- adoption --------------------------------------------------------------------------------------------------------
 
 
 def test_adoption_locks(page, js):
@@ -385,7 +385,7 @@ def test_promises_of_two_loops(make_page):
         )
 
 
-# --- threads -----------------------------------------------------------------------------------------------------------
+# --- threads ---------------------------------------------------------------------------------------------------------
 
 
 def test_settled_from_many_threads_once(page, js):
@@ -451,7 +451,9 @@ def test_settled_while_the_loop_sleeps(make_page):
 
 
 def test_after_the_end(make_page):
-    """Behaviour 74: promises settle, but no handler runs: what would have followed is rejected with LoopTerminatedError."""
+    """Behaviour 74: promises settle, but no handler runs: what would have followed is rejected with
+    LoopTerminatedError.
+    """
     page = make_page()
     promise, resolve, _ = page.js.with_resolvers()
     before = promise.then(print)
@@ -461,11 +463,24 @@ def test_after_the_end(make_page):
     assert promise.state == "fulfilled"
     for child in (before, after):
         assert repr(child).startswith("<Promise rejected LoopTerminatedError")
+    assert page.unhandled == []
     with pytest.raises(LoopTerminatedError):
         page.js.queue_microtask(print)
 
 
-# --- unhandled rejections ----------------------------------------------------------------------------------------------
+def test_a_long_chain_after_the_end(make_page):
+    """Behaviour 74: to the end of a chain of any length."""
+    page = make_page()
+    promise, resolve, _ = page.js.with_resolvers()
+    chain = [promise]
+    for _ in range(5000):
+        chain.append(chain[-1].then())
+    page.loop.close()
+    resolve(1)
+    assert {child.state for child in chain[1:]} == {"rejected"}
+
+
+# --- unhandled rejections --------------------------------------------------------------------------------------------
 
 
 def test_reported_once(page, js):
@@ -587,7 +602,9 @@ def test_reported_at_the_end_too(make_page):
 
 
 def test_the_logger_is_told(make_page, caplog):
-    """contract: without on_unhandled_rejection the logger `nbloop` is, with the traceback; with debug it says where it was made."""
+    """contract: without on_unhandled_rejection the logger `nbloop` is, with the traceback; with debug it says where
+    it was made.
+    """
     for debug in (False, True):
         page = make_page(debug=debug, name="of-this-test")
         caplog.clear()
@@ -602,11 +619,11 @@ def test_the_logger_is_told(make_page, caplog):
         assert ("test_the_logger_is_told" in record.getMessage()) is debug
 
 
-# --- memory ------------------------------------------------------------------------------------------------------------
+# --- memory ----------------------------------------------------------------------------------------------------------
 
 
 def test_dropped_promises_are_collected(page, js):
-    """Behaviour 76: pending ones, chains of them, and those that another one would have settled; with their handlers."""
+    """Behaviour 76: pending ones, chains of them, and those that another one would have settled; and handlers."""
 
     class Payload:
         pass
