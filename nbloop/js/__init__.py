@@ -1,4 +1,4 @@
-"""The JavaScript view of a loop: timers, immediates, promises, abort signals, events, performance. Milliseconds here."""
+"""The JavaScript view of a loop: timers, immediates, promises, abort signals, events, performance. In milliseconds."""
 
 from .abort import AbortController, AbortError, AbortSignal
 from .combinators import AggregateError, NoPromisesError

@@ -1,8 +1,10 @@
 """`AbortController` and `AbortSignal` (DOM, section 3).
 
-A signal is aborted once, for a reason. Composite signals (`any`) follow the *sources* of their sources (DOM 3.2.1, dependent signals), hold them weakly (but for
-time-outs, which nobody else may know) and are held by them weakly while nobody listens, and unlink from all of them when one wins, so a long-lived source does not
-collect dead composites. Links are dicts, whose operations are atomic, and keep the order in which composites were made, which is that of their callbacks.
+A signal is aborted once, for a reason. Composite signals (`any`) follow the *sources* of their sources (DOM 3.2.1,
+dependent signals), hold them weakly (but for time-outs, which nobody else may know) and are held by them weakly while
+nobody listens, and unlink from all of them when one wins, so a long-lived source does not collect dead composites.
+Links are dicts, whose operations are atomic, and keep the order in which composites were made, which is that of their
+callbacks.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ class AbortError(Exception):
 
 
 class AbortSignal(EventTarget):
-    """Tells of an abort: `aborted`, `reason`, `on_abort`, an ``abort`` event, `throw_if_aborted`. Every method from any thread."""
+    """Tells of an abort: `aborted`, `reason`, `on_abort`, an ``abort`` event, `throw_if_aborted`. Every method from
+    any thread.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +43,8 @@ class AbortSignal(EventTarget):
         self._dependents: dict[int, weakref.ref[AbortSignal]] = {}  # by id, in the order in which they were made
         self._strong: dict[int, AbortSignal] = {}  # dependents that somebody listens to
         self._sources: dict[int, weakref.ref[AbortSignal]] = {}
-        self._timeouts: list[AbortSignal] = []  # sources that nobody but their timers might know, so this one keeps them
+        # sources that nobody but their timers might know, so this one keeps them
+        self._timeouts: list[AbortSignal] = []
         self._anchor: list[AbortSignal] | None = None  # of a timeout: what its timer keeps while somebody listens
 
     @property
@@ -61,7 +66,9 @@ class AbortSignal(EventTarget):
 
     @classmethod
     def timeout(cls, js: JS, ms: float) -> AbortSignal:
-        """A signal that is aborted with a TimeoutError after `ms` milliseconds, on the loop; its timer keeps no loop alive (DOM, ``AbortSignal.timeout``)."""
+        """A signal that is aborted with a TimeoutError after `ms` milliseconds, on the loop; its timer keeps no loop
+        alive (DOM, ``AbortSignal.timeout``).
+        """
         signal = cls()
         held = weakref.ref(signal)
         anchor: list[AbortSignal] = []
@@ -81,7 +88,9 @@ class AbortSignal(EventTarget):
 
     @classmethod
     def any(cls, signals: Iterable[AbortSignal]) -> AbortSignal:
-        """A signal that is aborted as soon as one of `signals` is, with its reason (DOM, 'create a dependent abort signal')."""
+        """A signal that is aborted as soon as one of `signals` is, with its reason (DOM, 'create a dependent abort
+        signal').
+        """
         given = list(signals)
         signal = cls()
         for source in given:
@@ -112,7 +121,9 @@ class AbortSignal(EventTarget):
             raise reason_as_exception(self._reason)
 
     def on_abort(self, callback: Callable[[Any], object]) -> Callable[[], None]:
-        """Call ``callback(reason)`` when it is aborted, on the aborting thread, at once if it is; the function returned undoes this."""
+        """Call ``callback(reason)`` when it is aborted, on the aborting thread, at once if it is; the function
+        returned undoes this.
+        """
         if not callable(callback):
             raise TypeError(f"callback must be callable, not {callback!r}")
         with self._lock:
@@ -164,7 +175,9 @@ class AbortSignal(EventTarget):
             self._unlistened()
 
     def _abort(self, reason: Any) -> None:
-        """Signal abort (DOM 3.1): once; first this signal's reason and its dependents', then the callbacks of each in that order."""
+        """Signal abort (DOM 3.1): once; first this signal's reason and its dependents', then the callbacks of each in
+        that order.
+        """
         if not self._take(reason):
             return
         living = [held() for held in list(self._dependents.values())]

@@ -1,9 +1,10 @@
 """`all`, `race`, `all_settled`, `any`: one promise for many (ECMAScript 27.2.4.1-3 and .5).
 
-Each takes any iterable of promises, thenables, futures, awaitables and plain values, exhausts it at once, and treats each item, before it takes
-the next, as ``resolve(item).then(...)``, which is what makes the number of jobs the standard's; the promises that those `then` would make are seen by nobody, so they are not made.
-Items may settle on any threads: what is left is counted by popping from a list, which is atomic; two threads may both find it empty, and the result's resolving
-functions let the first decide.
+Each takes any iterable of promises, thenables, futures, awaitables and plain values, exhausts it at once, and treats
+each item, before it takes the next, as ``resolve(item).then(...)``, which is what makes the number of jobs the
+standard's; the promises that those `then` would make are seen by nobody, so they are not made. Items may settle on
+any threads: what is left is counted by popping from a list, which is atomic; two threads may both find it empty, and
+the result's resolving functions let the first decide.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ type Settler = Callable[[Any], None]
 class AggregateError(ExceptionGroup[Exception]):
     """All promises given to `any` were rejected; `reasons` has why, in the order in which they were given.
 
-    An `ExceptionGroup`, so ``except*`` works: a reason that is no `Exception` appears among `exceptions` as a `RejectedError`. A group can not
-    be empty: of `any` of nothing the only exception is a `NoPromisesError`, and `reasons` is empty.
+    An `ExceptionGroup`, so ``except*`` works: a reason that is no `Exception` appears among `exceptions` as a
+    `RejectedError`. A group can not be empty: of `any` of nothing the only exception is a `NoPromisesError`, and
+    `reasons` is empty.
     """
 
     reasons: list[Any]
@@ -50,7 +52,9 @@ def _aggregate(reasons: list[Any]) -> AggregateError:
 def _combine(
     js: JS, items: Iterable[Any], subscribe: Callable[[Iterable[Promise[Any]], Settler, Settler], None]
 ) -> Promise[Any]:
-    """A promise, settled by what `subscribe` does with the items as promises of this view, each made as it is asked for."""
+    """A promise, settled by what `subscribe` does with the items as promises of this view, each made as it is asked
+    for.
+    """
     promise: Promise[Any] = Promise(js)
     resolve_it, reject_it = resolving_functions(promise)
     try:
@@ -103,7 +107,9 @@ def all_(js: JS, items: Iterable[Any]) -> Promise[list[Any]]:
 
 
 def all_settled(js: JS, items: Iterable[Any]) -> Promise[list[dict[str, Any]]]:
-    """Fulfilled with ``{"status": "fulfilled", "value": v}`` or ``{"status": "rejected", "reason": r}`` for each (27.2.4.2)."""
+    """Fulfilled with ``{"status": "fulfilled", "value": v}`` or ``{"status": "rejected", "reason": r}`` for each
+    (27.2.4.2).
+    """
 
     def subscribe(promises: Iterable[Promise[Any]], resolve_it: Settler, _reject_it: Settler) -> None:
         places = _Places(resolve_it)

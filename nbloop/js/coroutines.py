@@ -1,7 +1,8 @@
 """``async def`` over promises: what `JS.spawn` runs.
 
-An ECMAScript async function, step by step (27.7.5): the body starts at once, `await` takes one job for a promise of the same view (27.7.5.3), and
-what it returns resolves the promise as any value would. A coroutine has no thread of its own: each step runs on the loop's thread, as a microtask.
+An ECMAScript async function, step by step (27.7.5): the body starts at once, `await` takes one job for a promise of
+the same view (27.7.5.3), and what it returns resolves the promise as any value would. A coroutine has no thread of
+its own: each step runs on the loop's thread, as a microtask.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class Running:
         self._js = js
         self._coroutine = coroutine
         self._promise = promise
-        self._turn = 0  # counts steps: a promise awaited before an abort interrupted it must not resume the coroutine again
+        # counts steps: a promise awaited before an abort interrupted it must not resume the coroutine again
+        self._turn = 0
         self._unlink: Any = None
 
     def follow(self, signal: AbortSignal) -> None:

@@ -1,7 +1,9 @@
-"""`EventTarget`, `Event`, `CustomEvent` (DOM, sections 2.2 to 2.8), without a tree: an event has one target and does not bubble further.
+"""`EventTarget`, `Event`, `CustomEvent` (DOM, sections 2.2 to 2.8), without a tree: an event has one target and does
+not bubble further.
 
-Dispatch is synchronous, on the dispatching thread, over the listeners that were there when it began; one that is removed meanwhile is not called, one with
-`once` is removed before it is called. Listener lists are replaced, never changed in place, so any thread may add, remove and dispatch at once.
+Dispatch is synchronous, on the dispatching thread, over the listeners that were there when it began; one that is
+removed meanwhile is not called, one with `once` is removed before it is called. Listener lists are replaced, never
+changed in place, so any thread may add, remove and dispatch at once.
 """
 
 from __future__ import annotations
@@ -72,7 +74,9 @@ class EventTarget:
         self._listeners_lock = threading.Lock()
 
     def add_event_listener(self, type: str, callback: Listener, *, once: bool = False) -> None:
-        """Call ``callback(event)`` for events of a type, in order of addition; the same callback is added once (DOM 2.7, 'add an event listener')."""
+        """Call ``callback(event)`` for events of a type, in order of addition; the same callback is added once (DOM
+        2.7, 'add an event listener').
+        """
         if not callable(callback):
             raise TypeError(f"callback must be callable, not {callback!r}")
         with self._listeners_lock:

@@ -1,4 +1,4 @@
-"""``performance``: a monotonic clock in milliseconds, marks and measures (High Resolution Time, User Timing Level 3)."""
+"""``performance``: a monotonic clock in ms, marks and measures (High Resolution Time, User Timing Level 3)."""
 
 from __future__ import annotations
 
@@ -69,7 +69,11 @@ class Performance:
         with self._lock:
             entries = list(self._entries)
         return sorted(
-            (e for e in entries if (name is None or e.name == name) and (entry_type is None or e.entry_type == entry_type)),
+            (
+                e
+                for e in entries
+                if (name is None or e.name == name) and (entry_type is None or e.entry_type == entry_type)
+            ),
             key=lambda entry: entry.start_time,
         )
 

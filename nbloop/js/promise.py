@@ -1,12 +1,15 @@
 """Promises/A+ with ECMAScript's counting of jobs, settled from any thread.
 
-Source: ECMAScript 2025, 27.2 (names of its abstract operations are cited where they are implemented) and Promises/A+ 1.1.
+Source: ECMAScript 2025, 27.2 (names of its abstract operations are cited where they are implemented) and Promises/A+
+1.1.
 
-Problem: interleavings of promise chains are observable, so each step must take the *number* of microtasks that the standard says; and on free-threaded Python
-`resolve` and `then` may be called by different threads at once. Idea: a promise is three slots and a list of reactions. Whoever settles writes the value,
-then the state, and then queues reactions; whoever adds one appends it, and then looks at the state. List operations are atomic and are full barriers, so one of
-them sees the other (the loop's own sleep protocol has the same shape). So that handlers run in the order in which they were added, one thread at a time queues a promise's
-reactions: it claims that in a dict of the view, and takes each reaction off the list after it is queued. No lock, no flag per promise; only the pair of resolving
+Problem: interleavings of promise chains are observable, so each step must take the *number* of microtasks that the
+standard says; and on free-threaded Python `resolve` and `then` may be called by different threads at once. Idea: a
+promise is three slots and a list of reactions. Whoever settles writes the value, then the state, and then queues
+reactions; whoever adds one appends it, and then looks at the state. List operations are atomic and are full barriers,
+so one of them sees the other (the loop's own sleep protocol has the same shape). So that handlers run in the order in
+which they were added, one thread at a time queues a promise's reactions: it claims that in a dict of the view, and
+takes each reaction off the list after it is queued. No lock, no flag per promise; only the pair of resolving
 functions that a user gets shares one token, which the first call takes.
 
 It loses against a future with one callback: a promise that nobody chains still costs the list.
@@ -48,10 +51,12 @@ class RejectedError(Exception):
 
 
 class Promise[T]:
-    """A value that will be there, or a reason why not. Made by `JS.promise`, `JS.with_resolvers` and the other methods of `JS`.
+    """A value that will be there, or a reason why not. Made by `JS.promise`, `JS.with_resolvers` and the other
+    methods of `JS`.
 
-    Handlers run as microtasks of the loop, in the order in which they were added, each at most once, never inside `then`.
-    Every method may be called from any thread. A pending promise that nobody refers to any more is collected, with its handlers.
+    Handlers run as microtasks of the loop, in the order in which they were added, each at most once, never inside
+    `then`. Every method may be called from any thread. A pending promise that nobody refers to any more is collected,
+    with its handlers.
     """
 
     __slots__ = ("__weakref__", "_handled", "_js", "_reactions", "_site", "_state", "_value")
@@ -75,10 +80,11 @@ class Promise[T]:
         on_fulfilled: Callable[[T], Promise[U] | Awaitable[U] | U] | None = None,
         on_rejected: Callable[[Any], Promise[U] | Awaitable[U] | U] | None = None,
     ) -> Promise[U]:
-        """A promise for what the handler returns; without one for an outcome, for that outcome itself. What is not callable is ignored.
+        """A promise for what the handler returns; without one for an outcome, for that outcome itself. What is not
+        callable is ignored.
 
-        ECMAScript 27.2.5.4, Promises/A+ 2.2. A handler that raises rejects the new promise; one that returns a promise, a thenable, a
-        `concurrent.futures.Future` or an awaitable makes it follow that. O(1).
+        ECMAScript 27.2.5.4, Promises/A+ 2.2. A handler that raises rejects the new promise; one that returns a
+        promise, a thenable, a `concurrent.futures.Future` or an awaitable makes it follow that. O(1).
         """
         child: Promise[U] = Promise(self._js)
         fulfilled: Any = on_fulfilled  # typed as handlers; given anything, as the standard has it
@@ -91,7 +97,8 @@ class Promise[T]:
         return cast("Promise[T | U]", self.then(None, on_rejected))
 
     def finally_(self, on_finally: Callable[[], object] | None = None) -> Promise[T]:
-        """A promise for the same outcome, once ``on_finally()`` has run and what it returned has settled (ECMAScript 27.2.5.3).
+        """A promise for the same outcome, once ``on_finally()`` has run and what it returned has settled (ECMAScript
+        27.2.5.3).
 
         An exception in it, or a rejection of what it returned, becomes the outcome instead.
         """
@@ -118,8 +125,12 @@ class Promise[T]:
         return f"<Promise {self.state}{outcome}>"
 
 
-def react(promise: Promise[Any], on_fulfilled: Handler | None, on_rejected: Handler | None, child: Promise[Any] | None) -> None:
-    """PerformPromiseThen (27.2.5.4.1): run a handler when the promise is settled, soon if it is, and let `child` follow the outcome."""
+def react(
+    promise: Promise[Any], on_fulfilled: Handler | None, on_rejected: Handler | None, child: Promise[Any] | None
+) -> None:
+    """PerformPromiseThen (27.2.5.4.1): run a handler when the promise is settled, soon if it is, and let `child`
+    follow the outcome.
+    """
     promise._handled = True
     if promise._state and not promise._reactions:
         _queue(promise, on_fulfilled, on_rejected, child)
@@ -153,7 +164,9 @@ def _schedule(promise: Promise[Any], lost: list[Any] | None = None) -> None:
             del claims[key]
 
 
-def _queue(promise: Promise[Any], on_fulfilled: Handler | None, on_rejected: Handler | None, child: Promise[Any] | None) -> None:
+def _queue(
+    promise: Promise[Any], on_fulfilled: Handler | None, on_rejected: Handler | None, child: Promise[Any] | None
+) -> None:
     try:
         promise._js.queue_microtask(_job, promise, on_fulfilled if promise._state == FULFILLED else on_rejected, child)
     except LoopTerminatedError:  # settled all the same, but there is no loop left to run handlers
@@ -161,7 +174,9 @@ def _queue(promise: Promise[Any], on_fulfilled: Handler | None, on_rejected: Han
 
 
 def _lost(on_rejected: Handler | None, child: Promise[Any] | None) -> None:
-    """A reaction will never run: what waits for it is rejected, to the end of the chain, which may be too long for recursion."""
+    """A reaction will never run: what waits for it is rejected, to the end of the chain, which may be too long for
+    recursion.
+    """
     error = LoopTerminatedError("the loop has terminated")
     waiting: list[Any] = [(on_rejected, child)]
     while waiting:
@@ -322,7 +337,9 @@ def resolved[T](js: JS, value: Awaitable[T]) -> Promise[T]: ...
 @overload
 def resolved[T](js: JS, value: T) -> Promise[T]: ...
 def resolved(js: JS, value: Any) -> Promise[Any]:
-    """PromiseResolve (27.2.4.7.1): the value itself if it is a promise of this view, else a new promise resolved with it."""
+    """PromiseResolve (27.2.4.7.1): the value itself if it is a promise of this view, else a new promise resolved with
+    it.
+    """
     if isinstance(value, Promise) and value._js is js:
         return value
     promise: Promise[Any] = Promise(js)
@@ -336,7 +353,9 @@ def reason_as_exception(reason: Any) -> BaseException:
 
 
 class Rejections:
-    """HostPromiseRejectionTracker (27.2.1.9): tells of each rejection that nobody handled by the end of its checkpoint, once."""
+    """HostPromiseRejectionTracker (27.2.1.9): tells of each rejection that nobody handled by the end of its
+    checkpoint, once.
+    """
 
     def __init__(self, js: JS, report: Callable[[Any, Promise[Any]], object] | None) -> None:
         self._js = js

@@ -1,8 +1,9 @@
 """`Loop.promisify`: a blocking function on a worker thread, a promise for its outcome.
 
-The worker only leaves its outcome in a queue and asks the loop to look; the promise is settled on the loop's thread. So when the loop ends gracefully, and takes no
-more work from other threads, it can wait for the workers still running and settle their promises itself, with their handlers run as microtasks of the end. When it is
-closed, promises that are still pending are rejected at once, and nobody waits for what runs inside user code.
+The worker only leaves its outcome in a queue and asks the loop to look; the promise is settled on the loop's thread.
+So when the loop ends gracefully, and takes no more work from other threads, it can wait for the workers still running
+and settle their promises itself, with their handlers run as microtasks of the end. When it is closed, promises that
+are still pending are rejected at once, and nobody waits for what runs inside user code.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LoopTerminatedError
+from ..kernels import methods
 from ..loop import LoopState
 from .promise import Promise, reject, resolve
 from .view import JS
@@ -40,6 +42,7 @@ class Workers:
         self._pending: dict[int, Promise[Any]] = {}
         self._lock = threading.Lock()
         self._ended = False
+        self._hold = methods.hold.bind(loop._state)  # a worker at work keeps an auto-exit loop alive
 
     def run(self, function: Callable[..., Any], args: tuple[object, ...]) -> Promise[Any]:
         """Start one. Any thread."""
@@ -49,6 +52,7 @@ class Workers:
             ending = loop is None or loop.state in (LoopState.TERMINATING, LoopState.TERMINATED)
             if not self._ended and not ending:
                 self._pending[id(promise)] = promise
+                self._hold(1)
                 self._pool.submit(self._work, promise, function, args)
                 return promise
         reject(promise, LoopTerminatedError("the loop has terminated or is about to"))
@@ -73,20 +77,24 @@ class Workers:
         with self._lock:
             if self._pending.pop(id(promise), None) is None:  # the loop was closed, and has rejected it
                 return
+        self._hold(-1)
         if failed:
             reject(promise, outcome)
         else:
             resolve(promise, outcome)
 
     def finish(self, closing: bool) -> bool:
-        """At the loop's end, on its thread: settle one more; False when none is left. Waits for a worker, unless closing."""
+        """At the loop's end, on its thread: settle one more; False when none is left. Waits for a worker, unless
+        closing.
+        """
         with self._lock:
             self._ended = self._ended or closing or not self._pending
             pending = list(self._pending.values())
             if closing:
                 self._pending.clear()
         if closing and pending:
-            # On the loop's own thread microtasks are still taken, and then dropped: elsewhere what follows is rejected too.
+            # On the loop's own thread microtasks are still taken, and then dropped: elsewhere what follows is
+            # rejected too.
             thread = threading.Thread(target=_reject_all, args=(pending,))
             thread.start()
             thread.join()

@@ -1,7 +1,8 @@
 """`JS`: a loop as JavaScript sees it. Times are milliseconds here.
 
-Everything is a thin face over the loop: timers and immediates are built-in methods made by the kernels (HTML's nested clamping included), promises schedule
-microtasks. A view has no state but who is told of unhandled rejections, so a loop may have several.
+Everything is a thin face over the loop: timers and immediates are built-in methods made by the kernels (HTML's nested
+clamping included), promises schedule microtasks. A view has no state but who is told of unhandled rejections, so a
+loop may have several.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ type Callback = Callable[..., object]
 class JS:
     """The JavaScript view of `loop`. Every method from any thread, and errors as the loop's own scheduling calls.
 
-    `on_unhandled_rejection(reason, promise)` is called once for each rejection that nobody handled by the end of its checkpoint; without it
-    the logger ``nbloop`` is told.
+    `on_unhandled_rejection(reason, promise)` is called once for each rejection that nobody handled by the end of its
+    checkpoint; without it the logger ``nbloop`` is told.
     """
 
-    def __init__(self, loop: Loop, *, on_unhandled_rejection: Callable[[Any, Promise[Any]], object] | None = None) -> None:
+    def __init__(
+        self, loop: Loop, *, on_unhandled_rejection: Callable[[Any, Promise[Any]], object] | None = None
+    ) -> None:
         if not isinstance(loop, Loop):
             raise TypeError(f"loop must be a nbloop.Loop, not {loop!r}")
         if on_unhandled_rejection is not None and not callable(on_unhandled_rejection):
@@ -49,13 +52,16 @@ class JS:
     def set_timeout(self, callback: Callback, ms: float = 0, /, *args: object) -> int:
         """Run ``callback(*args)`` once after `ms` milliseconds; an id for either clear function (HTML, ``setTimeout``).
 
-        Negative is 0. From the sixth nested level on, delays under 4 ms become 4 ms (HTML, 'timer initialisation steps'). Fractions count.
+        Negative is 0. From the sixth nested level on, delays under 4 ms become 4 ms (HTML, 'timer initialisation
+        steps'). Fractions count.
         """
         return 0  # pragma: no cover
 
     @bound(kernels.set_interval)
     def set_interval(self, callback: Callback, ms: float = 0, /, *args: object) -> int:
-        """Run ``callback(*args)`` every `ms` milliseconds, counted from each start; survives exceptions (HTML, ``setInterval``)."""
+        """Run ``callback(*args)`` every `ms` milliseconds, counted from each start; survives exceptions (HTML,
+        ``setInterval``).
+        """
         return 0  # pragma: no cover
 
     def sleep(self, ms: float) -> Promise[None]:
@@ -92,7 +98,9 @@ class JS:
         return rejected(self, reason)
 
     def try_(self, callback: Callback, /, *args: object) -> Promise[Any]:
-        """``callback(*args)`` now; a promise resolved with what it returns, or rejected with what it raises (``Promise.try``)."""
+        """``callback(*args)`` now; a promise resolved with what it returns, or rejected with what it raises
+        (``Promise.try``).
+        """
         return self.promise(lambda resolve, _reject: resolve(callback(*args)))
 
     def all(self, items: Iterable[Any]) -> Promise[list[Any]]:
@@ -112,7 +120,9 @@ class JS:
         return combinators.any_(self, items)
 
     def spawn[T](self, coroutine: Coroutine[Any, Any, T], *, signal: AbortSignal | None = None) -> Promise[T]:
-        """Run a coroutine as an async function (27.7.5); a promise for what it returns. An aborted `signal` raises its reason where it waits."""
+        """Run a coroutine as an async function (27.7.5); a promise for what it returns. An aborted `signal` raises
+        its reason where it waits.
+        """
         if not isinstance(coroutine, Coroutine):
             raise TypeError(f"spawn takes a coroutine, not {coroutine!r}")
         return spawn(self, coroutine, signal)

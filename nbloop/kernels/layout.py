@@ -93,7 +93,7 @@ STATE = _record(
     ),
     # Objects the kernels call or return; owned references, released with the state.
     _words("none", "report", "refuse", "breathe", "overload", "warn", "make_array", "waker"),
-    _words("stop"),  # shared: asks for the end after this turn
+    _words("stop", "holds"),  # shared: asks for the end after this turn
     _words("sleep", "sleep_deadline"),  # shared: the sleep word (parking.py) and until when
     _words("ready"),  # shared: stack of producer handles with work
     {"external": QUEUE},
@@ -200,7 +200,9 @@ PARK_MODE, WAKE_FD, SPIN_MAX, ONE_WORD = (offset(STATE, n) for n in ("park_mode"
 NONE, REPORT, REFUSE = offset(STATE, "none"), offset(STATE, "report"), offset(STATE, "refuse")
 BREATHE, OVERLOAD, WARN = offset(STATE, "breathe"), offset(STATE, "overload"), offset(STATE, "warn")
 MAKE_ARRAY, WAKER = offset(STATE, "make_array"), offset(STATE, "waker")
-STOP, SLEEP, SLEEP_DEADLINE, READY = (offset(STATE, n) for n in ("stop", "sleep", "sleep_deadline", "ready"))
+STOP, HOLDS, SLEEP, SLEEP_DEADLINE, READY = (
+    offset(STATE, n) for n in ("stop", "holds", "sleep", "sleep_deadline", "ready")
+)
 EXTERNAL, REMOTE, POOL_AT, TIMERS_AT = (offset(STATE, n) for n in ("external", "remote", "pool", "timers"))
 TICKS, MICROTASKS, IMMEDIATES = offset(STATE, "ticks"), offset(STATE, "microtasks"), offset(STATE, "immediates")
 CLOSING, INTERNAL = offset(STATE, "closing"), offset(STATE, "internal")

@@ -9,7 +9,7 @@ that is just finding out whether it may exit (`quiet`).
 
 from __future__ import annotations
 
-from .atomics import compare_and_swap, exchange, get, load, load_sc, monotonic_ns, put, store, store_sc
+from .atomics import compare_and_swap, exchange, fetch_add, get, load, load_sc, monotonic_ns, put, store, store_sc
 from .capi import (
     OBJECT_HEADER,
     TUPLE_ITEMS,
@@ -55,6 +55,7 @@ from .layout import (
     H_QUEUE,
     H_QUEUED,
     H_SELF,
+    HOLDS,
     IMMEDIATES,
     INTERNAL,
     INTERRUPT,
@@ -557,8 +558,17 @@ def alive(self: int, _unused: int) -> int:
         or ring_length(base + INTERNAL) != 0
         or ring_length(base + CHECKPOINT_ENDS) != 0
         or timers_referenced(base) > 0
+        or load(base + HOLDS) > 0
     )
     return PyBool_FromLong(1 if some else 0)
+
+
+@kernel(ONE)
+def hold(self: int, change: int) -> int:
+    """Add to the number of reasons to stay alive that are not the loop's own: worker threads at work. Any thread."""
+    base = data(self)
+    fetch_add(base + HOLDS, PyLong_AsLongLong(change))
+    return get(base + NONE)
 
 
 @kernel(NO_ARGUMENTS)

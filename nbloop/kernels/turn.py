@@ -46,6 +46,7 @@ from .layout import (
     H_QUEUE,
     H_QUEUED,
     H_SELF,
+    HOLDS,
     IMMEDIATES,
     INTERNAL,
     INTERRUPT,
@@ -555,14 +556,14 @@ def quiet(base: int) -> bool:
     """For auto-exit: nothing referenced is left. Closes both queues if so, which makes it final: who is refused now
     was not promised.
     """
-    if timers_referenced(base) > 0 or arrivals(base) or not idle(base):
+    if load(base + HOLDS) > 0 or timers_referenced(base) > 0 or arrivals(base) or not idle(base):
         return False
     if not queue_close_if_empty(base + EXTERNAL):
         return False
     if not queue_close_if_empty(base + REMOTE):
         queue_reopen(base + EXTERNAL)
         return False
-    if load_sc(base + READY) != 0 or timers_referenced(base) > 0:
+    if load_sc(base + READY) != 0 or load_sc(base + HOLDS) > 0 or timers_referenced(base) > 0:
         queue_reopen(base + REMOTE)
         queue_reopen(base + EXTERNAL)
         return False

@@ -9,7 +9,7 @@ import weakref
 import pytest
 from driver import PATIENCE, elsewhere, together, wait_for
 
-from nbloop import LoopState, LoopTerminatedError
+from nbloop import Loop, LoopState, LoopTerminatedError
 
 ERROR = ValueError("of the function")
 
@@ -238,3 +238,21 @@ def test_called_from_a_handler_and_elsewhere(page):
     first = page.loop.promisify(lambda: page.loop.promisify(lambda: 5))
     assert page.value(first.then(lambda value: page.loop.promisify(lambda: value + 1))) == 6
     assert page.value(elsewhere(page.loop.promisify, int)) == 0
+
+
+def test_a_worker_keeps_an_auto_exit_loop_alive():
+    """contract: promisify, auto_exit: what a handler schedules afterwards runs too, as in Node."""
+    loop = Loop(auto_exit=True)
+    ran: list[str] = []
+    gate = threading.Event()
+
+    def after(_value: object) -> None:
+        loop.schedule_timer(0.001, ran.append, "timer")
+
+    def begin() -> None:
+        loop.promisify(gate.wait, 10).then(after)
+        loop.submit(gate.set)
+
+    loop.submit(begin)
+    loop.run()
+    assert ran == ["timer"]
