@@ -32,6 +32,9 @@ from . import capi
 from .kernel import kernels
 
 
+STALE_SECONDS = 90 * 24 * 3600  # made anew in 20 s if it was still wanted
+
+
 @dataclass
 class Status:
     """How this process got its kernels."""
@@ -134,6 +137,7 @@ def _compile(file: Path | None) -> tuple[dict[str, str], bytes]:
                     facts = {"symbols": symbols, "sha256": hashlib.sha256(code).hexdigest()}
                     out.write(json.dumps(facts).encode() + b"\n" + code)
                 Path(temporary).replace(file)
+                _sweep(file.parent)
             except BaseException:
                 with contextlib.suppress(OSError):
                     Path(temporary).unlink()
@@ -142,6 +146,14 @@ def _compile(file: Path | None) -> tuple[dict[str, str], bytes]:
             status.problem = f"no pack could be kept, so every process compiles: {problem}"
             print(f"nbloop: {status.problem}", file=sys.stderr)
     return symbols, code
+
+
+def _sweep(folder: Path) -> None:
+    """Remove packs made long ago: a name is never used again once a source, numba or Python has changed."""
+    for old in folder.glob("kernels-*.pack"):
+        with contextlib.suppress(OSError):
+            if time.time() - old.stat().st_mtime > STALE_SECONDS:
+                old.unlink()
 
 
 def _link(symbols: dict[str, str], code: bytes) -> None:
