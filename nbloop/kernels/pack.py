@@ -31,7 +31,6 @@ import llvmlite.binding as llvm
 from . import capi
 from .kernel import kernels
 
-
 STALE_SECONDS = 90 * 24 * 3600  # made anew in 20 s if it was still wanted
 
 
