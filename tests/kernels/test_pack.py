@@ -31,7 +31,7 @@ from nbloop.kernels import pack
 ran = []
 loop = nbloop.Loop(auto_exit=True)
 loop.submit(ran.append, 1)
-loop.schedule_timer(0.001, ran.append, 2)
+loop.submit(loop.schedule_timer, 0, ran.append, 2)
 loop.run()
 numba = "numba" in sys.modules
 if "everything" in sys.argv:
