@@ -1,7 +1,8 @@
-"""nbloop beside asyncio, in one process and in turn: ``python -m asv_bench.compare`` (``make compare``).
+"""nbloop beside asyncio, some of it beside Node.js, in turn: ``python -m asv_bench.compare`` (``make compare``).
 
 Every figure of `targets` is measured here, and shown whether reached or not. The functions below say what belongs to
-a figure; how it is measured is in `workloads`, `crossing` and `subprocesses`, which the asv benchmarks use too.
+a figure; how it is measured is in `workloads`, `crossing`, `javascript` and `subprocesses`, which the asv benchmarks
+use too.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import crossing, report, subprocesses, workloads
+from nbloop.js import JS
+
+from . import crossing, javascript, report, subprocesses, workloads
 from .drive import Asyncio, Nbloop
 from .measure import Probe, Rounds, Sample, interleave, ratios, yardstick
 from .report import Row
@@ -185,6 +188,73 @@ def million_timers(plan: Plan) -> Iterator[Row]:
         values |= interleave(plan.million_asyncio, [workloads.Timers("asyncio", theirs, 1_000_000)], warm=0)
         theirs.close()
     yield from _timer_rows("timer.million", values)
+
+
+def _row_in_its_unit(key: str, values: Rounds, name: str, other: str | None) -> Row:
+    """A row that is judged by its time, in ns or µs."""
+    times = values[name]
+    asyncio = None if other is None else Sample.of(values[other])
+    size = {"ns": 1, "µs": 1000}[TARGETS[key].unit]
+    return Row(key, "ns", Sample.of(times), asyncio, Sample.of([time / size for time in times]))
+
+
+@group("js.promise", "js.resolvers", "js.chain", "js.chain.asyncio", "js.all", "js.timeout", "js.timeout.asyncio")
+def promises(plan: Plan) -> Iterator[Row]:
+    """Promises, combinators and timeouts of the JavaScript view."""
+    ours, theirs = Nbloop(), Asyncio()
+    js = JS(ours.loop)
+    values = interleave(
+        plan.rounds,
+        [
+            javascript.create("promise", js),
+            javascript.create_future("future", theirs),
+            javascript.chain("chain", ours, js),
+            javascript.await_chain("await", theirs),
+            javascript.all_resolved("all", ours, js),
+            javascript.gather_done("gather", theirs),
+            javascript.timeouts("timeout", ours, js),
+            javascript.call_laters("call_later", theirs),
+        ],
+    )
+    ours.close()
+    theirs.close()
+    yield _row_in_its_unit("js.promise", values, "promise", "future")
+    yield _row_in_its_unit("js.resolvers", values, "promise+resolvers", None)
+    yield _row_in_its_unit("js.chain", values, "chain", "await")
+    yield row_of_ratio("js.chain.asyncio", values, "chain", "await", faster=True)
+    yield _row_in_its_unit("js.all", values, "all", "gather")
+    yield _row_in_its_unit("js.timeout", values, "timeout", "call_later")
+    yield row_of_ratio("js.timeout.asyncio", values, "timeout", "call_later", faster=True)
+
+
+@group("js.microtask", "js.immediate")
+def node(plan: Plan) -> Iterator[Row]:
+    """The JavaScript view beside Node, which takes part in the rounds as a process of its own. The callbacks' own
+    time is in both.
+    """
+    ours, theirs, reference = Nbloop(), Asyncio(), subprocesses.Node()
+    js = JS(ours.loop)
+    values = interleave(
+        plan.rounds,
+        [
+            workloads.burst("microtask", ours, js.queue_microtask),
+            workloads.burst("immediate", ours, js.set_immediate),
+            workloads.burst("call_soon", theirs, theirs.soon),
+            reference,
+        ],
+    )
+    ours.close()
+    theirs.close()
+    reference.close()
+    asyncio = Sample.of(values["call_soon+run"])
+    for name in ("microtask", "immediate"):
+        times = values[f"{name}+run"]
+        if reference.missing:
+            yield Row(f"js.{name}", "ns", Sample.of(times), asyncio, None, note=reference.NOTE)
+        else:
+            nodes = values[f"node {name}"]
+            judged = Sample.of(ratios(times, nodes))
+            yield Row(f"js.{name}", "ns", Sample.of(times), asyncio, judged, Sample.of(nodes))
 
 
 @group("timer.elsewhere", "timer.elsewhere.waking")

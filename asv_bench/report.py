@@ -6,6 +6,8 @@ import datetime
 import importlib.util
 import os
 import platform
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,20 +19,23 @@ import nbloop
 from .measure import Sample, gil_enabled
 from .targets import TARGETS, Target
 
-HEADER = ("what", "nbloop", "asyncio", "asyncio / nbloop", "judged", "target", "reached")
+HEADER = ("what", "nbloop", "asyncio", "asyncio / nbloop", "node", "judged", "target", "reached")
+NODE = HEADER.index("node")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One figure. `judged` is what the target of `key` is about; `nbloop` and `asyncio` are what was measured, in
-    `unit`.
+    """One figure. `judged` is what the target of `key` is about, None if that could not be measured, and `note` says
+    why; `nbloop`, `asyncio` and `node` are what was measured, in `unit`.
     """
 
     key: str
     unit: str
     nbloop: Sample
     asyncio: Sample | None
-    judged: Sample
+    judged: Sample | None
+    node: Sample | None = None
+    note: str = ""
 
     @property
     def target(self) -> Target:
@@ -39,21 +44,21 @@ class Row:
 
     @property
     def reached(self) -> bool | None:
-        """None if there is nothing to reach."""
-        return self.target.reached(self.judged.median)
+        """None if there is nothing to reach, or nothing to judge by."""
+        return None if self.judged is None else self.target.reached(self.judged.median)
 
     def cells(self) -> tuple[str, ...]:
         """The row as text, in the order of `HEADER`."""
         ratio = "–"
         if self.asyncio is not None and self.nbloop.median > 0 and self.unit != "calls":
             ratio = f"{_digits(self.asyncio.median / self.nbloop.median)}x"
-        judged = _spread(self.judged, self.target.unit)
         return (
             self.target.what,
             _spread(self.nbloop, self.unit),
-            "–" if self.asyncio is None else _spread(self.asyncio, self.unit),
+            _spread(self.asyncio, self.unit),
             ratio,
-            judged,
+            _spread(self.node, self.unit),
+            _spread(self.judged, self.target.unit),
             str(self.target),
             {True: "yes", False: "NO", None: "–"}[self.reached],
         )
@@ -66,11 +71,13 @@ class Row:
             "unit": self.unit,
             "nbloop": vars(self.nbloop),
             "asyncio": None if self.asyncio is None else vars(self.asyncio),
-            "judged": vars(self.judged),
+            "node": None if self.node is None else vars(self.node),
+            "judged": None if self.judged is None else vars(self.judged),
             "judged_unit": self.target.unit,
             "limit": self.target.limit,
             "at_least": self.target.at_least,
             "reached": self.reached,
+            "note": self.note,
         }
 
 
@@ -102,12 +109,21 @@ def _scaled(sample: Sample, unit: str) -> tuple[Sample, str]:
     return sample, unit
 
 
-def _spread(sample: Sample, unit: str) -> str:
+def _spread(sample: Sample | None, unit: str) -> str:
+    if sample is None:
+        return "–"
     sample, unit = _scaled(sample, unit)
     text = f"{_digits(sample.median)} {unit}"
     if sample.rounds > 1:
         text += f" ({_digits(sample.low)}–{_digits(sample.high)})"
     return text
+
+
+def _node_version() -> str | None:
+    command = shutil.which("node")
+    if command is None:
+        return None
+    return subprocess.run([command, "--version"], stdout=subprocess.PIPE, check=True, text=True).stdout.strip()
 
 
 def machine() -> dict[str, Any]:
@@ -126,6 +142,7 @@ def machine() -> dict[str, Any]:
         "gil": gil_enabled(),
         "cpu": model,
         "cores": usable,
+        "node": _node_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
@@ -134,32 +151,49 @@ def machine() -> dict[str, Any]:
 def heading() -> str:
     """`machine` in a line."""
     facts = machine()
+    node = f", Node.js {facts['node']}" if facts["node"] else ""
     kind = "with the GIL" if facts["gil"] else "free-threaded"
     return (
         f"nbloop {facts['nbloop']}, CPython {facts['python']} {kind}, {facts['cpu']} ({facts['cores']} cores), "
-        f"{facts['system']}, {facts['date']}"
+        f"{facts['system']}{node}, {facts['date']}"
     )
 
 
 LEGEND = (
     "Medians of interleaved rounds, in brackets the quartiles. E is an empty built-in call with one argument, measured "
-    "in the same rounds. What is judged is the median of the rounds' own ratios."
+    "in the same rounds. What is judged is the median of the rounds' own ratios. Node.js, where it is shown, took part "
+    "in the rounds as a process of its own."
 )
 
 
-def markdown(rows: Iterable[Row], yardstick: str) -> str:
+def table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """Header and rows as text; Node's column only if something was measured there."""
+    lines = [HEADER, *(row.cells() for row in rows)]
+    if all(row.node is None for row in rows):
+        lines = [(*line[:NODE], *line[NODE + 1 :]) for line in lines]
+    return lines
+
+
+def notes(rows: Iterable[Row]) -> list[str]:
+    """What the reader has to know of some of the rows."""
+    return [f"not judged: {row.target.what}: {row.note}" for row in rows if row.note]
+
+
+def markdown(rows: Sequence[Row], yardstick: str) -> str:
     """A table for a README."""
+    header, *body = table(rows)
     lines = [
         heading() + ".",
         "",
         f"{LEGEND} {yardstick}",
         "",
-        "| " + " | ".join(HEADER) + " |",
-        "|---" * len(HEADER) + "|",
+        "| " + " | ".join(header) + " |",
+        "|---" * len(header) + "|",
     ]
-    for row in rows:
-        cells = row.cells()
+    for row, cells in zip(rows, body, strict=True):
         lines.append("| " + " | ".join((*cells[:-1], f"**{cells[-1]}**" if row.reached is False else cells[-1])) + " |")
+    for note in notes(rows):
+        lines += ["", f"{note[0].upper()}{note[1:]}."]
     return "\n".join(lines) + "\n"
 
 
@@ -175,22 +209,25 @@ def show(rows: Sequence[Row], yardstick: str) -> None:
     print(f"\n{len(judged) - len(missed)} of {len(judged)} targets reached")
     for row in missed:
         print(f"  not reached: {row.target.what}: {_spread(row.judged, row.target.unit)}, target {row.target}")
+    for note in notes(rows):
+        print(f"  {note}")
 
 
-def _show_rich(rows: Iterable[Row]) -> None:
+def _show_rich(rows: Sequence[Row]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*HEADER[:1])
-    for name in HEADER[1:]:
-        table.add_column(name, justify="right", overflow="fold")
-    for row in rows:
-        table.add_row(*row.cells(), style={True: None, False: "bold red", None: "dim"}[row.reached])
-    Console().print(table)
+    header, *lines = table(rows)
+    shown = Table(*header[:1])
+    for name in header[1:]:
+        shown.add_column(name, justify="right", overflow="fold")
+    for row, cells in zip(rows, lines, strict=True):
+        shown.add_row(*cells, style={True: None, False: "bold red", None: "dim"}[row.reached])
+    Console().print(shown)
 
 
-def _show_plain(rows: Iterable[Row]) -> None:
-    lines = [HEADER, *(row.cells() for row in rows)]
+def _show_plain(rows: Sequence[Row]) -> None:
+    lines = table(rows)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         first, *others = (

@@ -1,4 +1,4 @@
-"""What is measured in a process of its own: memory, import, an idle loop.
+"""What is measured in a process of its own: memory, import, an idle loop, Node.js.
 
 Run as ``python -m asv_bench.subprocesses QUESTION ...`` it is that process, and prints its answer as JSON; functions
 without underscore start it and read the answer.
@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,43 @@ def import_seconds(module: str, cold: bool = False) -> float:
             text=True,
         )
     return float(answer.stdout)
+
+
+# --- Node ------------------------------------------------------------------------------------------------
+
+
+class Node:
+    """A Node.js process that waits between rounds. A probe: a call is one round, and gives ns to schedule and run one
+    callback, as ``node microtask`` and ``node immediate``; nothing where there is no Node, and then `missing` is true.
+    """
+
+    NOTE = "Node.js is not installed, so there is nothing to judge by"
+
+    def __init__(self) -> None:
+        command = shutil.which("node")
+        self.missing = command is None
+        self._process: subprocess.Popen[str] | None = None
+        if command is not None:
+            script = Path(__file__).with_name("node.mjs")
+            self._process = subprocess.Popen(
+                [command, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+
+    def __call__(self) -> Mapping[str, float]:
+        if self._process is None:
+            return {}
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(file=self._process.stdin, flush=True)
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"node ended with {self._process.wait()}")
+        return {f"node {name}": time for name, time in json.loads(answer).items()}
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._process.communicate(timeout=60)
 
 
 # --- idle ------------------------------------------------------------------------------------------------

@@ -52,6 +52,19 @@ TARGETS = {
     "timer.million.schedule": Target("timer schedule, 1,000,000 pending", "E", 20),
     "timer.million.cancel": Target("timer cancel, 1,000,000 pending", "E", 16),
     "timer.million.fire": Target("timer fire, 1,000,000 pending, callee off", "E", 12),
+    "js.promise": Target("js: make a pending promise", "ns", 300),
+    "js.resolvers": Target("js: with_resolvers", "ns"),
+    "js.chain": Target("js: chain of 10 thens, from resolve to the last handler", "µs", 10),
+    "js.chain.asyncio": Target(
+        "js: chain of 10 thens; asyncio: 10 futures awaited, each completed through call_soon", "x", 5, at_least=True
+    ),
+    "js.all": Target("js: all of 100 resolved promises; asyncio: gather of 100 done futures", "µs", 60),
+    "js.timeout": Target("js: set_timeout + clear_timeout, 1,000 pending", "ns", 500),
+    "js.timeout.asyncio": Target(
+        "js: set_timeout + clear_timeout, 1,000 pending; asyncio: call_later + cancel", "x", 5, at_least=True
+    ),
+    "js.microtask": Target("js: queue_microtask, schedule + run, in terms of Node's", "x", 1),
+    "js.immediate": Target("js: set_immediate, schedule + run, in terms of Node's", "x", 1),
     "timer.elsewhere": Target(
         "timer schedule + cancel from another thread, loop asleep until an earlier one", "ns", 1100
     ),

@@ -1,0 +1,177 @@
+"""What the JavaScript view does: promises, combinators, its timeouts. Beside each what an asyncio user writes instead.
+
+As in `workloads`, each function makes a probe, of one thread, which is the loop's. `queue_microtask` and
+`set_immediate` are the loop's own methods: `workloads.burst` measures them, and `subprocesses.Node` what Node needs
+for its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from itertools import repeat
+from typing import Any
+
+import numpy as np
+
+from nbloop.js import JS
+from nbloop.js.promise import Promise
+
+from .drive import Asyncio, Nbloop
+from .measure import Probe, clock, each, loop_cost, nothing
+
+CHAIN = 10  # handlers in a chain
+ITEMS = 100  # promises for `all`
+REPEAT = 20  # chains, or calls of `all`, in a round
+PAIRS = 1000  # timeouts in a round
+PENDING = 1000  # timers that wait meanwhile
+
+
+def create(label: str, js: JS, count: int = 1000) -> Probe:
+    """Make a pending promise and drop it: ``label``; with its two resolving functions: ``label+resolvers``."""
+
+    def probe() -> Mapping[str, float]:
+        base = loop_cost()
+        bare = each(Promise, count, js) - base
+        return {label: bare, f"{label}+resolvers": each(js.with_resolvers, count) - base}
+
+    return probe
+
+
+def create_future(label: str, theirs: Asyncio, count: int = 1000) -> Probe:
+    """`create` for an asyncio future."""
+    return lambda: {label: each(theirs.loop.create_future, count) - loop_cost()}
+
+
+def _in_turn(label: str, ours: Nbloop, begin: Callable[[Callable[[Any], None]], object], times: int) -> Probe:
+    """ns for one of `times` runs, each begun by the end of the one before: ``begin(end)`` sees to it that ``end(...)``
+    is called.
+    """
+
+    def probe() -> Mapping[str, float]:
+        left = times
+        marks: list[int] = []
+
+        def start() -> None:
+            marks.append(clock())
+            begin(end)
+
+        def end(_outcome: Any) -> None:
+            nonlocal left
+            left -= 1
+            if left:
+                begin(end)
+            else:
+                marks.append(clock())
+                ours.stop()
+
+        ours.run(start)
+        return {label: (marks[1] - marks[0]) / times}
+
+    return probe
+
+
+def chain(label: str, ours: Nbloop, js: JS, length: int = CHAIN, times: int = REPEAT) -> Probe:
+    """A resolved promise and `length` times `then`, until the last handler runs: ns for all of it."""
+
+    def step(value: int) -> int:
+        return value
+
+    def begin(end: Callable[[Any], None]) -> None:
+        promise = js.resolve(1)
+        for _ in repeat(None, length - 1):
+            promise = promise.then(step)
+        promise.then(end)
+
+    return _in_turn(label, ours, begin, times)
+
+
+def all_resolved(label: str, ours: Nbloop, js: JS, items: int = ITEMS, times: int = REPEAT) -> Probe:
+    """`all` of promises that are resolved already, until the handler of its promise runs."""
+    promises = [js.resolve(value) for value in range(items)]
+    return _in_turn(label, ours, lambda end: js.all(promises).then(end), times)
+
+
+def _coroutine(label: str, theirs: Asyncio, work: Callable[[], Coroutine[Any, Any, object]], times: int) -> Probe:
+    """ns for one of `times` runs of a coroutine, awaited in turn by one task."""
+
+    async def main() -> int:
+        start = clock()
+        for _ in repeat(None, times):
+            await work()
+        return clock() - start
+
+    return lambda: {label: theirs.loop.run_until_complete(main()) / times}
+
+
+def await_chain(label: str, theirs: Asyncio, length: int = CHAIN, times: int = REPEAT) -> Probe:
+    """`length` futures awaited in turn, each completed through `call_soon`: what `chain` is to a coroutine."""
+    create_future, soon = theirs.loop.create_future, theirs.loop.call_soon
+
+    async def work() -> None:
+        for _ in repeat(None, length):
+            future = create_future()
+            soon(future.set_result, 1)
+            await future
+
+    return _coroutine(label, theirs, work, times)
+
+
+def gather_done(label: str, theirs: Asyncio, items: int = ITEMS, times: int = REPEAT) -> Probe:
+    """`asyncio.gather` of futures that are done already."""
+    futures = [theirs.loop.create_future() for _ in range(items)]
+    for value, future in enumerate(futures):
+        future.set_result(value)
+
+    async def work() -> None:
+        await asyncio.gather(*futures)
+
+    return _coroutine(label, theirs, work, times)
+
+
+def timeouts(label: str, ours: Nbloop, js: JS, pending: int = PENDING, count: int = PAIRS) -> Probe:
+    """`set_timeout` and `clear_timeout` of the id that it returned: ns for both, the loop's cost off."""
+    for delay in np.random.default_rng(1).uniform(1e6, 2e6, pending).tolist():
+        js.set_timeout(nothing, delay)
+    schedule, clear = js.set_timeout, js.clear_timeout
+
+    def probe() -> Mapping[str, float]:
+        costs: list[float] = []
+
+        def begin() -> None:
+            base = loop_cost()
+            start = clock()
+            for _ in repeat(None, count):
+                clear(schedule(nothing, 1000))
+            costs.append((clock() - start) / count - base)
+            ours.stop()
+
+        ours.run(begin)
+        return {label: costs[0]}
+
+    return probe
+
+
+def call_laters(label: str, theirs: Asyncio, pending: int = PENDING, count: int = PAIRS) -> Probe:
+    """`timeouts` with `call_later` and `cancel`. Cancelled handles stay in asyncio's heap until the loop's next turn,
+    whose time is not counted: to its advantage.
+    """
+    for delay in np.random.default_rng(1).uniform(1e3, 2e3, pending).tolist():
+        theirs.later(delay, nothing)
+    schedule, cancel = theirs.later, theirs.cancel
+
+    def probe() -> Mapping[str, float]:
+        costs: list[float] = []
+
+        def begin() -> None:
+            base = loop_cost()
+            start = clock()
+            for _ in repeat(None, count):
+                cancel(schedule(1, nothing))
+            costs.append((clock() - start) / count - base)
+            theirs.stop()
+
+        theirs.run(begin)
+        return {label: costs[0]}
+
+    return probe
