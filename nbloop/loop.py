@@ -17,7 +17,6 @@ it makes the kernel leave for `close()` and in a forked child.
 from __future__ import annotations
 
 import enum
-import logging
 import os
 import sys
 import threading
@@ -27,6 +26,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Self
 
 from . import debug as _debug
+from . import hooks
 from . import signals as _signals
 from .errors import (
     FastPathIncompatibleError,
@@ -38,31 +38,21 @@ from .errors import (
     ReentrantCloseError,
     ReentrantRunError,
 )
-from .kernels import layout, methods, turn
+from .kernels import layout, life, methods, timer_methods, turn
 from .kernels.kernel import bound
 from .kernels.state import make_handle_state, make_loop_state
+from .options import FastPathMode, check_callable, check_int, check_mode, check_timeout, usable_cores
 from .parkers import Parker, make_parker
 
 if TYPE_CHECKING:
     from .js import Promise
     from .js.promisify import Workers
 
-logger = logging.getLogger("nbloop")
 
 type Callback = Callable[..., object]
 type ErrorHandler = Callable[[BaseException, dict[str, Any]], object]
 
 SPIN_MOST = 50_000  # ns; longer than the 3-19 µs a sleep costs, short enough that an idle loop's one spin is not felt
-
-
-class FastPathMode(enum.Enum):
-    """How a loop without descriptors sleeps: `AUTO` on the fast path (a futex where there is one) until a descriptor
-    is registered, `FORCED` always on the fast path, `DISABLED` always in the platform's poller.
-    """
-
-    AUTO = "auto"
-    FORCED = "forced"
-    DISABLED = "disabled"
 
 
 class LoopState(enum.Enum):
@@ -73,18 +63,6 @@ class LoopState(enum.Enum):
     SLEEPING = "sleeping"
     TERMINATING = "terminating"
     TERMINATED = "terminated"
-
-
-_KINDS = {
-    layout.KIND_TASK: "task",
-    layout.KIND_MICROTASK: "microtask",
-    layout.KIND_TICK: "next-tick",
-    layout.KIND_INTERNAL: "internal task",
-    layout.KIND_CLOSE: "close callback",
-    layout.KIND_IMMEDIATE: "immediate",
-    layout.KIND_TIMER: "timer",
-    layout.KIND_CHECKPOINT_END: "checkpoint end",
-}
 
 
 class Loop:
@@ -122,16 +100,16 @@ class Loop:
         debug: bool = False,
         name: str | None = None,
     ) -> None:
-        _check_mode("fast_path_mode", fast_path_mode)
-        _check_callable("on_overload", on_overload)
-        _check_callable("on_error", on_error)
-        _check_int("ingress_budget", ingress_budget, 1, 1 << 40)
-        _check_int("chunk_size", chunk_size, 16, 4096)
+        check_mode("fast_path_mode", fast_path_mode)
+        check_callable("on_overload", on_overload)
+        check_callable("on_error", on_error)
+        check_int("ingress_budget", ingress_budget, 1, 1 << 40)
+        check_int("chunk_size", chunk_size, 16, 4096)
         if chunk_size & (chunk_size - 1):
             raise ValueError(f"chunk_size must be a power of two from 16 to 4096, not {chunk_size}")
-        _check_int("initial_chunks", initial_chunks, 1, layout.CHUNK_LIMIT // 2)
+        check_int("initial_chunks", initial_chunks, 1, layout.CHUNK_LIMIT // 2)
         if ingress_limit is not None:
-            _check_int("ingress_limit", ingress_limit, 1, (layout.CHUNK_LIMIT - 512) * chunk_size)
+            check_int("ingress_limit", ingress_limit, 1, (layout.CHUNK_LIMIT - 512) * chunk_size)
         for option, value in (("auto_exit", auto_exit), ("clamp_nested_timers", clamp_nested_timers), ("debug", debug)):
             if not isinstance(value, bool):
                 raise TypeError(f"{option} must be True or False, not {value!r}")
@@ -158,22 +136,22 @@ class Loop:
             initial_chunks=initial_chunks,
             ingress_limit=ingress_limit,
             hooks={
-                "report": lambda error, kind, what: _report(me(), error, kind, what),
-                "refuse": lambda code, culprit: _refuse(me(), code, culprit),
-                "overload": lambda: _overload(me()),
-                "warn": _warn,
-                "breathe": _breathe,
-                "waker": lambda: _wake_parker(me()),
+                "report": lambda error, kind, what: hooks.report(me(), error, kind, what),
+                "refuse": lambda code, culprit: hooks.refuse(me(), code, culprit),
+                "overload": lambda: hooks.overload(me()),
+                "warn": hooks.warn,
+                "breathe": hooks.breathe,
+                "waker": lambda: hooks.wake_parker(me()),
             },
         )
         record = self._record = self._state.record
         record["budget"] = ingress_budget
         record["auto_exit"] = auto_exit
         record["clamp"] = clamp_nested_timers
-        record["spin_max"] = SPIN_MOST if _usable_cores() > 1 else 0
-        self._acquire = methods.acquire.bind(self._state)
-        self._release = methods.release.bind(self._state)
-        self._transition = methods.transition.bind(self._state)
+        record["spin_max"] = SPIN_MOST if usable_cores() > 1 else 0
+        self._acquire = life.acquire.bind(self._state)
+        self._release = life.release.bind(self._state)
+        self._transition = life.transition.bind(self._state)
         self._install_parker()
         if debug:
             _debug.remember_sites(self)
@@ -242,7 +220,7 @@ class Loop:
         """
         return 0  # pragma: no cover
 
-    @bound(methods.cancel_immediate)
+    @bound(timer_methods.cancel_immediate)
     def cancel_immediate(self, id: int, /) -> bool:
         """True: that immediate will never run. False: unknown, started or cancelled already. Any thread; definite at
         once. O(1).
@@ -255,7 +233,7 @@ class Loop:
         `submit`.
         """
 
-    @bound(methods.schedule_timer)
+    @bound(timer_methods.schedule_timer)
     def schedule_timer(self, delay: float, callback: Callback, /, *args: object) -> int:
         """Run ``callback(*args)`` once, no earlier than `delay` seconds from now; an id for `cancel_timer`.
 
@@ -269,7 +247,7 @@ class Loop:
         """
         return 0  # pragma: no cover
 
-    @bound(methods.schedule_interval)
+    @bound(timer_methods.schedule_interval)
     def schedule_interval(self, period: float, callback: Callback, /, *args: object) -> int:
         """Run ``callback(*args)`` every `period` seconds, each time counted from the start of the one before; an id
         for `cancel_timer`.
@@ -278,7 +256,7 @@ class Loop:
         """
         return 0  # pragma: no cover
 
-    @bound(methods.cancel_timer)
+    @bound(timer_methods.cancel_timer)
     def cancel_timer(self, id: int, /) -> bool:
         """True: that timer or interval will never run (again). False: unknown, started or cancelled already.
 
@@ -287,38 +265,38 @@ class Loop:
         """
         return False  # pragma: no cover
 
-    @bound(methods.cancel_timers)
+    @bound(timer_methods.cancel_timers)
     def cancel_timers(self, ids: Iterable[int], /) -> list[bool]:
         """`cancel_timer` for each of an iterable; of an id given twice the second answer is False. None is cancelled
         if one is no int.
         """
         return []  # pragma: no cover
 
-    @bound(methods.ref_timer)
+    @bound(timer_methods.ref_timer)
     def ref_timer(self, id: int, /) -> bool:
         """Make a live timer count for `alive` (the default); False if it is not live. Any thread. O(1)."""
         return False  # pragma: no cover
 
-    @bound(methods.unref_timer)
+    @bound(timer_methods.unref_timer)
     def unref_timer(self, id: int, /) -> bool:
         """Make a live timer not keep an `auto_exit` loop alive; False if it is not live. Any thread. O(1)."""
         return False  # pragma: no cover
 
-    @bound(methods.alive)
+    @bound(life.alive)
     def alive(self) -> bool:
         """Is there anything to run, but for unreferenced timers? Any thread; a moment old when others submit
         meanwhile. O(1).
         """
         return False  # pragma: no cover
 
-    @bound(methods.wake)
+    @bound(life.wake)
     def wake(self) -> bool:
         """Wake the loop if it sleeps; whether this call did. Nothing needs it: every submit does. Any thread. One
         load if awake.
         """
         return False  # pragma: no cover
 
-    @bound(methods.stop)
+    @bound(life.stop)
     def stop(self) -> None:
         """Ask `run()` to return after the turn in progress (without one: after the first turn of the next `run`,
         which will not wait).
@@ -326,12 +304,12 @@ class Loop:
         What is queued stays queued, and the loop can be run again. Any thread, signal handlers included. O(1).
         """
 
-    @bound(methods.now)
+    @bound(life.now)
     def now(self) -> float:
         """Seconds on the loop's clock, which is `time.monotonic`'s. Any thread."""
         return 0.0  # pragma: no cover
 
-    @bound(methods.is_loop_thread)
+    @bound(life.is_loop_thread)
     def is_loop_thread(self) -> bool:
         """Is the calling thread the one inside `run()`? Any thread. O(1)."""
         return False  # pragma: no cover
@@ -465,7 +443,7 @@ class Loop:
         try:
             self._parker.wait(int(self._record["poll_timeout"]))
         finally:
-            methods.awaken.bind(self._state)()
+            life.awaken.bind(self._state)()
 
     def _quiet_for_good(self) -> bool:
         """Auto-exit: the kernel found nothing left and closed the queues; so do the handles, unless one has work
@@ -473,13 +451,13 @@ class Loop:
         """
         with self._lock:
             handles = self._live_handles()
-            waiting = sum(methods.producer_close.bind(handle)() for handle in handles)
+            waiting = sum(life.producer_close.bind(handle)() for handle in handles)
             if not waiting:
                 self._transition(layout.RUNNING, layout.TERMINATING)
                 return True
             for handle in handles:
-                methods.producer_reopen.bind(handle)()
-            methods.reopen_queues.bind(self._state)()
+                life.producer_reopen.bind(handle)()
+            life.reopen_queues.bind(self._state)()
         if self._lifecycle() != layout.RUNNING:  # a shutdown() in the middle of this: its close may have been undone
             self._refuse_new()
         return False
@@ -531,7 +509,7 @@ class Loop:
         after `timeout` seconds; the end goes on.
         """
         if timeout is not None:
-            _check_timeout(timeout)
+            check_timeout(timeout)
         self._check_fork()
         self._begin_end()
         if self.is_loop_thread():
@@ -551,7 +529,7 @@ class Loop:
             raise ReentrantCloseError(f"{self.name}.close() was called from one of its own callbacks; use shutdown()")
         self._closing = True
         self._begin_end()
-        methods.interrupt.bind(self._state)(1)
+        life.interrupt.bind(self._state)(1)
         if self._acquire() == 0:
             try:
                 self._finish()
@@ -568,10 +546,10 @@ class Loop:
         self._refuse_new()
 
     def _refuse_new(self) -> None:
-        methods.close_queues.bind(self._state)()
+        life.close_queues.bind(self._state)()
         with self._lock:
             for handle in self._live_handles():
-                methods.producer_close.bind(handle)()
+                life.producer_close.bind(handle)()
 
     def _live_handles(self) -> list[Any]:
         return [handle for handle in (held() for held in list(self._state.handles.values())) if handle is not None]
@@ -596,7 +574,7 @@ class Loop:
                     self._finish()
                 # there is no run() that these could leave, and the rest is owed
                 except (KeyboardInterrupt, SystemExit) as error:
-                    _log(error, "%s: a callback asked to leave run() while the loop ended without one", self.name)
+                    hooks.log(error, "%s: a callback asked to leave run() while the loop ended without one", self.name)
         finally:
             self._release()
 
@@ -607,15 +585,15 @@ class Loop:
         self._refuse_new()
         drain = turn.drain.bind(self._state)
         while not self._closing and drain() == turn.ENDED_DRAINED:
-            if any(methods.producer_close.bind(handle)() for handle in self._live_handles()):
+            if any(life.producer_close.bind(handle)() for handle in self._live_handles()):
                 time.sleep(0)  # a handle's producer is between its ticket and its announcement
             elif self._workers is None or not self._workers.finish(closing=False):
                 break
         if self._closing and self._workers is not None:
             self._workers.finish(closing=True)
-        methods.drop.bind(self._state)()
+        life.drop.bind(self._state)()
         for handle in self._live_handles():
-            methods.producer_drop.bind(handle)()
+            life.producer_drop.bind(handle)()
         self._transition(layout.TERMINATING, layout.TERMINATED)
         if self._parker is not None:
             self._parker.close(int(self._record["claimed"]))
@@ -642,7 +620,7 @@ class Loop:
 
         Raises TypeError for what is no `FastPathMode`, `LoopTerminatedError` after the end.
         """
-        _check_mode("mode", mode)
+        check_mode("mode", mode)
         self._check_fork()
         with self._lock:
             self._mode = mode
@@ -712,135 +690,6 @@ class Producer:
         return f"<nbloop.Producer of {self.loop.name}>"
 
 
-# --- hooks: what kernels call ---------------------------------------------------------------------------------------
-
-
-def _breathe() -> None:
-    """Nothing, in bytecode: signals, garbage collection, stop-the-world and the GIL's switch are looked at on entry."""
-
-
-def _report(loop: Loop | None, error: BaseException, kind: int, what: Any) -> None:
-    """A callback has raised. Raises on what must leave the loop."""
-    if isinstance(error, (KeyboardInterrupt, SystemExit)):
-        raise error
-    callback, args = (what[0], what[1:]) if isinstance(what, tuple) else (what, ())
-    context: dict[str, Any] = {"loop": loop, "kind": _KINDS[kind], "callback": callback, "args": args}
-    context |= _debug.site_of(callback)
-    message = "%s %r of %s raised"
-    name = loop.name if loop is not None else "a forgotten loop"
-    if loop is None or loop._on_error is None:
-        _log(error, message, context["kind"], callback, name, extra={"nbloop": context})
-        return
-    try:
-        loop._on_error(error, context)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as raised:
-        if raised is not error and raised.__context__ is None:
-            raised.__context__ = error  # the log shows both
-        _log(raised, "on_error of %s raised while handling: " + message, name, context["kind"], callback, name)
-
-
-def _log(error: BaseException | None, message: str, *args: object, level: int = logging.ERROR, **more: Any) -> None:
-    """To the ``nbloop`` logger. One of its handlers that raises is shown as the interpreter would, and does not stop
-    the loop.
-    """
-    try:
-        logger.log(level, message, *args, exc_info=error, **more)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-
-
-def _overload(loop: Loop | None) -> None:
-    if loop is None or loop._on_overload is None:
-        return
-    budget = int(loop._record["budget"])
-    try:
-        loop._on_overload(
-            LoopOverloadedError(f"more than ingress_budget={budget} tasks waited for one turn of {loop.name}")
-        )
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as raised:
-        _log(raised, "on_overload of %s raised", loop.name)
-
-
-def _warn() -> None:
-    _log(
-        None,
-        "100,000 microtasks and next-ticks in one checkpoint: is one scheduling itself for ever?",
-        level=logging.WARNING,
-    )
-
-
-def _wake_parker(loop: Loop | None) -> None:
-    if loop is not None and loop._parker is not None:
-        loop._parker.wake()
-
-
-def _refuse(loop: Loop | None, code: int, culprit: object) -> None:
-    """Raise for a refusal; returning means that the call is tried again."""
-    name = loop.name if loop is not None else "the loop"
-    if code == layout.REFUSED_CLOSED:
-        if loop is not None:
-            loop._check_fork()
-            if loop._lifecycle() == layout.RUNNING:  # it is finding out whether it may exit
-                time.sleep(0)
-                return
-        raise LoopTerminatedError(f"{name} takes no new work: it has terminated or is about to")
-    if code == layout.REFUSED_FULL:
-        limit = int(loop._record["external"]["limit"]) if loop is not None else 0
-        raise LoopOverloadedError(f"{name} is full: ingress_limit={limit} tasks are waiting; nothing was stored")
-    if code == layout.REFUSED_CALLABLE:
-        raise TypeError(f"callback must be callable, not {culprit!r}")
-    if code == layout.REFUSED_ARGUMENTS:
-        raise TypeError("a required argument is missing: callback, and before it a delay or period where there is one")
-    if code == layout.REFUSED_DELAY:
-        if isinstance(culprit, (int, float)) or hasattr(culprit, "__float__"):
-            raise ValueError(f"delay or period must be a finite number of seconds, at most 4e9, not {culprit!r}")
-        raise TypeError(f"delay or period must be a number of seconds, not {culprit!r}")
-    if code == layout.REFUSED_IDENTIFIER:
-        if isinstance(culprit, int):
-            return  # an int that no id can be: unknown
-        raise TypeError(f"id must be an int, as the scheduling call returned it, not {culprit!r}")
-    raise MemoryError(f"{name} has no memory, or no number, for one more callback; nothing was stored")
-
-
-# --- checks of options ----------------------------------------------------------------------------------------------
-
-
-def _check_mode(option: str, value: object) -> None:
-    if not isinstance(value, FastPathMode):
-        raise TypeError(f"{option} must be a nbloop.FastPathMode, not {value!r}")
-
-
-def _check_callable(option: str, value: object) -> None:
-    if value is not None and not callable(value):
-        raise TypeError(f"{option} must be callable or None, not {value!r}")
-
-
-def _check_int(option: str, value: object, least: int, most: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{option} must be an int from {least} to {most}, not {value!r}")
-    if not least <= value <= most:
-        raise ValueError(f"{option} must be from {least} to {most}, not {value}")
-
-
-def _check_timeout(timeout: object) -> None:
-    if not isinstance(timeout, (int, float)) or isinstance(timeout, bool):
-        raise TypeError(f"timeout must be a number of seconds or None, not {timeout!r}")
-    if not 0 <= timeout <= threading.TIMEOUT_MAX:
-        raise ValueError(f"timeout must be from 0 to {threading.TIMEOUT_MAX:.0f} seconds, not {timeout!r}")
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 # --- fork -----------------------------------------------------------------------------------------------------------
 
 _live: weakref.WeakSet[Loop] = weakref.WeakSet()
@@ -865,7 +714,7 @@ def _after_fork_in_child() -> None:
                 loop.__dict__[name] = lambda *_args, _loop=loop: _loop._check_fork()
         # the sleeper is in the parent, and its wake descriptor is shared: nobody here may write to it
         loop._record["sleep"] = 0
-        methods.interrupt.bind(loop._state)(1)
+        life.interrupt.bind(loop._state)(1)
         loop._refuse_new()
 
 

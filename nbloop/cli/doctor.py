@@ -25,7 +25,7 @@ from typing import Any
 
 from .. import Loop, __version__
 from ..kernels import layout, pack
-from ..loop import _usable_cores
+from ..options import usable_cores
 from ..parkers import futex_available, make_parker
 from .screen import Screen, make_screen
 
@@ -41,7 +41,7 @@ def examine() -> dict[str, Any]:
         "versions": {"nbloop": __version__, **{name: _version(name) for name in ("numba", "numpy", "llvmlite")}},
         "kernels": _kernels(),
         "sleeping": _sleeping(),
-        "cores": {"usable": _usable_cores(), "machine": os.cpu_count(), "quota": _quota()},
+        "cores": {"usable": usable_cores(), "machine": os.cpu_count(), "quota": _quota()},
         "clock": {"source": _clock_source(), "read_ns": round(_cost(time.monotonic_ns), 1)},
         "costs": {"empty_builtin_ns": round(_cost(callable, None), 1), "submit_ns": round(_submit_cost(), 1)},
         "watchers": _watchers(),

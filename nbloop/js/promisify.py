@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LoopTerminatedError
-from ..kernels import methods
+from ..kernels import life
 from ..loop import LoopState
 from .promise import Promise, reject, resolve
 from .view import JS
@@ -42,7 +42,7 @@ class Workers:
         self._pending: dict[int, Promise[Any]] = {}
         self._lock = threading.Lock()
         self._ended = False
-        self._hold = methods.hold.bind(loop._state)  # a worker at work keeps an auto-exit loop alive
+        self._hold = life.hold.bind(loop._state)  # a worker at work keeps an auto-exit loop alive
 
     def run(self, function: Callable[..., Any], args: tuple[object, ...]) -> Promise[Any]:
         """Start one. Any thread."""

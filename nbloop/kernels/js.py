@@ -5,7 +5,8 @@ from __future__ import annotations
 from .atomics import get
 from .kernel import MANY, data, helper, kernel
 from .layout import NONE, REFUSED_ARGUMENTS
-from .methods import arm, nanoseconds, pack, refuse
+from .methods import pack, refuse
+from .timer_methods import arm, nanoseconds
 
 
 @helper

@@ -23,7 +23,7 @@ from . import layout
 from .capi import Py_IncRef
 from .kernel import Kernel
 from .layout import HANDLE, LINE, POOL, QUEUE, RING, STATE, TIMERS, table
-from .methods import destroy, producer_destroy, warm
+from .life import destroy, producer_destroy, warm
 from .ring import SMALL
 from .traverse import traverse_handle, traverse_loop
 

@@ -6,66 +6,39 @@ entry; what is added meanwhile waits for the next turn, so no phase can starve t
 *every* callback.
 
 `run` is one kernel call that turns until Python is needed: to poll, to report that the loop must stop, or to raise.
-Between two callbacks there is no Python at all, which is where the speed comes from, and also a duty: callbacks that
-are built-ins execute no bytecode, so nobody would handle signals, collect garbage or let another thread stop the
-world. Hence `breathe`, a Python function that does nothing, called every `BREATH` callbacks and once a turn: 27 ns
-that run the interpreter's own checks, whatever those are in this version.
-
-Exceptions: a callback's is taken from the thread state and handed to the state's `report`; if that raises (it does so
-for KeyboardInterrupt and SystemExit) the kernel returns 0 and `run()` raises, with every queue consistent and nothing
-lost.
 """
 
 from __future__ import annotations
 
-from .atomics import compare_and_swap, exchange, fetch_add, get, load, load_sc, monotonic_ns, put, store, store_sc
+from .atomics import compare_and_swap, exchange, fetch_add, get, load, load_sc, monotonic_ns, put, store
+from .callbacks import LEAVE, call_hook, checkpoint, invoke, invoke_owned
 from .capi import (
-    OBJECT_HEADER,
-    TUPLE_ITEMS,
     Py_DecRef,
-    PyErr_GetRaisedException,
     PyLong_FromLongLong,
-    PyObject_CallNoArgs,
-    PyObject_Vectorcall,
 )
+from .external import phase_external
 from .heap import heap_insert, heap_remove
-from .ingress import queue_advance, queue_close_if_empty, queue_length, queue_peek, queue_reopen, queue_take
+from .ingress import queue_close_if_empty, queue_length, queue_reopen
 from .kernel import NONE as NO_ARGUMENTS
 from .kernel import data, helper, kernel
 from .layout import (
-    ARGUMENTS,
     AUTO_EXIT,
     BREATHE,
     BUDGET,
-    CALLBACKS,
-    CHECKPOINT_ENDS,
     CLOSING,
     DUE,
     EXTERNAL,
-    H_NEXT_READY,
-    H_QUEUE,
-    H_QUEUED,
-    H_SELF,
     HOLDS,
     IMMEDIATES,
     INTERNAL,
     INTERRUPT,
-    KIND_ARM,
-    KIND_CANCEL,
-    KIND_CHECKPOINT_END,
     KIND_CLOSE,
     KIND_IMMEDIATE,
     KIND_INTERNAL,
-    KIND_MICROTASK,
-    KIND_SHIFT,
-    KIND_TASK,
-    KIND_TICK,
     KIND_TIMER,
     LIFECYCLE,
     MAKE_ARRAY,
     MICROTASKS,
-    NONE,
-    OVERLOAD,
     P_FREE_CHUNKS,
     PARK_FUTEX,
     PARK_MODE,
@@ -74,11 +47,8 @@ from .layout import (
     POLL_TIMEOUT,
     POLLED,
     POOL_AT,
-    Q_HEAD,
-    Q_TAIL,
     READY,
     REMOTE,
-    REPORT,
     S_CALLBACK,
     S_CLAMP,
     S_NESTING,
@@ -87,23 +57,20 @@ from .layout import (
     SLOT_BITS,
     SLOT_LIMIT,
     STOP,
-    T_COMMANDS,
     T_HEAP,
     T_LIVE_HERE,
     T_NESTING,
     T_SEQUENCE,
     T_SIZE,
     T_UNREFERENCED,
-    TAG_ARGUMENTS,
     TICKS,
     TIMERS_AT,
     TURNS,
-    WARN,
 )
 from .layout import RUNNING as LOOP_RUNNING
-from .parking import FOREVER, arrivals, fall_asleep, park, stall
+from .parking import FOREVER, arrivals, fall_asleep, park
 from .pool import KEEP_CHUNKS, pool_trim
-from .ring import ring_length, ring_pop, ring_push, ring_trim
+from .ring import ring_length, ring_pop, ring_trim
 from .timers import (
     ARMED,
     CANCELLED,
@@ -115,179 +82,12 @@ from .timers import (
     next_order,
     slot_at,
     slot_free_here,
-    timer_armed,
     timer_removed,
     timers_referenced,
 )
 
-BREATH = 64
-CHECKPOINT_WARNING = 100_000
 # Why `run` returned.
 ENDED_STOP, ENDED_PARK, ENDED_INTERRUPT, ENDED_TERMINATING, ENDED_QUIET, ENDED_DRAINED = 1, 2, 3, 4, 5, 6
-LEAVE = -1  # an exception is set and `run` has to return 0
-
-
-@helper
-def report(base: int, word: int, kind: int) -> int:
-    """Hand the raised exception and its callback to the loop's reporter. 0, or LEAVE if that raised."""
-    error = PyErr_GetRaisedException()
-    number = PyLong_FromLongLong(kind)
-    put(base + ARGUMENTS, error)
-    put(base + ARGUMENTS + 8, number)
-    put(base + ARGUMENTS + 16, word & POINTER_MASK)
-    result = PyObject_Vectorcall(get(base + REPORT), base + ARGUMENTS, 3, 0)
-    Py_DecRef(error)
-    Py_DecRef(number)
-    if result == 0:
-        return LEAVE
-    Py_DecRef(result)
-    return 0
-
-
-@helper
-def call_hook(hook: int) -> int:
-    """Call a Python function of the loop's own without arguments. 0, or LEAVE if it raised."""
-    result = PyObject_CallNoArgs(hook)
-    if result == 0:
-        return LEAVE
-    Py_DecRef(result)
-    return 0
-
-
-@helper
-def call_word(word: int) -> int:
-    """Call what a tagged reference means: a callable, or a tuple (callable, *args). A new reference, or 0."""
-    target = word & POINTER_MASK
-    if word & TAG_ARGUMENTS:
-        items = target + TUPLE_ITEMS
-        # ob_size follows the header
-        return PyObject_Vectorcall(get(items), items + 8, get(target + OBJECT_HEADER) - 1, 0)
-    return PyObject_CallNoArgs(target)
-
-
-@helper
-def invoke(base: int, word: int, kind: int) -> int:
-    """Run one callback. The reference stays the caller's. 0, or LEAVE. Loop thread."""
-    result = call_word(word)
-    status = 0
-    if result == 0:
-        status = report(base, word, kind)
-    elif result != get(base + NONE):  # which is immortal: most callbacks return it
-        Py_DecRef(result)
-    count = get(base + CALLBACKS) + 1
-    put(base + CALLBACKS, count)
-    if count & (BREATH - 1) == 0 and status == 0:
-        status = call_hook(get(base + BREATHE))
-    return status
-
-
-@helper
-def invoke_owned(base: int, word: int, kind: int) -> int:
-    """`invoke`, release the reference, then the microtask checkpoint that follows every callback. 0, or LEAVE."""
-    status = invoke(base, word, kind)
-    Py_DecRef(word & POINTER_MASK)
-    if status != 0:
-        return status
-    return checkpoint(base)
-
-
-@helper
-def fetch_remote(base: int) -> None:
-    """Move what other threads left in the remote queue to where it belongs. Loop thread.
-
-    Every owner-side operation that must not overtake a foreign one that returned before it (a microtask, an
-    immediate, a timer of the same deadline) comes here first; a look at two words when there is nothing. A word for
-    which there is no room, and no memory to make room, stays where it is until the next look: accepted work is late
-    then, not lost.
-    """
-    queue = base + REMOTE
-    make_array = get(base + MAKE_ARRAY)
-    while queue_length(queue) != 0:
-        word = queue_peek(queue)
-        if word == 0:
-            return  # its producer is between ticket and store
-        kind = (word >> KIND_SHIFT) & 7
-        value = word & ~(7 << KIND_SHIFT)
-        status = 0
-        if kind == KIND_ARM:
-            status = timer_armed(base, word >> 4)
-        elif kind == KIND_CANCEL:
-            timer_removed(base, word >> 4)
-        elif kind == KIND_IMMEDIATE:
-            status = ring_push(base + IMMEDIATES, make_array, word >> 4)
-        elif kind == KIND_MICROTASK:
-            status = due_push(base, base + MICROTASKS, value)
-        elif kind == KIND_TICK:
-            status = due_push(base, base + TICKS, value)
-        elif kind == KIND_INTERNAL:
-            status = ring_push(base + INTERNAL, make_array, value)
-        elif kind == KIND_CLOSE:
-            status = ring_push(base + CLOSING, make_array, value)
-        else:
-            status = due_push(base, base + CHECKPOINT_ENDS, value)
-        if status != 0:
-            return
-        if kind == KIND_ARM or kind == KIND_CANCEL:
-            fetch_add(base + TIMERS_AT + T_COMMANDS, -1)
-        queue_advance(queue)
-
-
-@helper
-def due_push(base: int, ring: int, word: int) -> int:
-    """Append to a ring that checkpoints run; `due` counts what is in all of them. 0, or -1 for no memory. Loop
-    thread.
-    """
-    status = ring_push(ring, get(base + MAKE_ARRAY), word)
-    put(base + DUE, get(base + DUE) + 1 + status)
-    return status
-
-
-@helper
-def checkpoint(base: int) -> int:
-    """All next-ticks, then all microtasks, again until both are empty; then what waits for that end. 0, or LEAVE.
-    Loop thread.
-
-    It follows every callback, so that nothing is due is found out by three loads.
-    """
-    if get(base + DUE) == 0 and load(base + REMOTE + Q_TAIL) == load(base + REMOTE + Q_HEAD):
-        return 0
-    return checkpoint_run(base)
-
-
-@helper
-def checkpoint_run(base: int) -> int:
-    """The checkpoint when there is something to do."""
-    timers = base + TIMERS_AT
-    nesting = get(timers + T_NESTING)
-    put(timers + T_NESTING, 0)  # HTML: nesting is not inherited through microtasks
-    count = 0
-    status = 0
-    while status == 0 and load(base + INTERRUPT) == 0:
-        fetch_remote(base)
-        ring = base + TICKS
-        kind = KIND_TICK
-        if ring_length(ring) == 0:
-            ring = base + MICROTASKS
-            kind = KIND_MICROTASK
-            if ring_length(ring) == 0:
-                ring = base + CHECKPOINT_ENDS
-                kind = KIND_CHECKPOINT_END
-                if ring_length(ring) == 0:
-                    break
-        # Next-ticks that arrive from elsewhere during the batch of next-ticks join it (fetch_remote above); during
-        # the batch of microtasks they wait for its end, which comes only when no microtask is left.
-        while status == 0 and ring_length(ring) != 0 and load(base + INTERRUPT) == 0:
-            word = ring_pop(ring)
-            put(base + DUE, get(base + DUE) - 1)
-            status = invoke(base, word, kind)
-            Py_DecRef(word & POINTER_MASK)
-            count += 1
-            if count == CHECKPOINT_WARNING and status == 0:
-                status = call_hook(get(base + WARN))
-            if kind == KIND_CHECKPOINT_END:
-                break  # it may have queued microtasks, which come first
-    put(timers + T_NESTING, nesting)
-    return status
 
 
 @helper
@@ -395,128 +195,6 @@ def interval_ran(base: int, slot: int) -> None:
             return
         if compare_and_swap(record + S_WORD, word, word & ~STATE_MASK | ARMED):
             return
-
-
-@helper
-def phase_external(base: int) -> int:
-    """Up to `budget` tasks that waited at entry, of the submit queue and of producer handles; one overload call if
-    more did. 0, or LEAVE.
-    """
-    queue = base + EXTERNAL
-    budget = get(base + BUDGET)
-    waiting = queue_length(queue)
-    handles = exchange(base + READY, 0) if load(base + READY) != 0 else 0
-    share = min(waiting, budget)
-    if handles != 0 and waiting >= budget:  # neither kind starves the other; a budget of 1 goes to each in its turn
-        share = (budget + (get(base + TURNS) & 1)) >> 1
-    left = budget
-    overloaded = waiting > share
-    while share > 0 and load(base + INTERRUPT) == 0:
-        word = queue_take(queue)
-        if word == 0:
-            if queue_length(queue) == 0:
-                break  # the tickets were refused ones
-            if left == budget:
-                stall(base)  # nothing ran: a producer is between ticket and store
-            break
-        share -= 1
-        left -= 1
-        if invoke_owned(base, word, KIND_TASK) != 0:
-            handles_put_back(base, handles)
-            return LEAVE
-    # The stack is last in, first out: reversed once, so that handles are served in the order in which they became
-    # ready.
-    order = 0
-    while handles != 0:
-        below = get(handles + H_NEXT_READY)
-        put(handles + H_NEXT_READY, order)
-        order = handles
-        handles = below
-    again = 0  # handles that ran and have more: next turn, behind those that this turn does not come to
-    while order != 0:
-        below = get(order + H_NEXT_READY)
-        status = 0
-        taken = left
-        if load(base + INTERRUPT) == 0:
-            taken = handle_drain(base, order, left)
-            if taken < 0:
-                status = LEAVE
-                taken = 0
-        left -= taken
-        if queue_length(order + H_QUEUE) != 0:
-            if status == 0 and left <= 0:
-                overloaded = True
-            if taken > 0:
-                put(order + H_NEXT_READY, again)
-                again = order
-            else:
-                handle_ready(base, order)  # still in `queued` state: it goes back with its reference
-        else:
-            handle_rest(base, order)
-        order = below
-        if status != 0:
-            handles_put_back(base, order)
-            handles_put_back(base, again)
-            return LEAVE
-    handles_put_back(base, again)
-    if overloaded and load(base + INTERRUPT) == 0:
-        if call_hook(get(base + OVERLOAD)) != 0:
-            return LEAVE
-        return checkpoint(base)
-    return 0
-
-
-@helper
-def handle_drain(base: int, handle: int, budget: int) -> int:
-    """Run what waited in a handle's queue at entry, up to `budget`. How many ran, or LEAVE. Loop thread."""
-    queue = handle + H_QUEUE
-    count = min(queue_length(queue), budget)
-    ran = 0
-    while ran < count:
-        word = queue_take(queue)
-        if word == 0:
-            if ran == 0 and queue_length(queue) != 0:
-                stall(base)
-            break
-        ran += 1
-        if invoke_owned(base, word, KIND_TASK) != 0:
-            return LEAVE
-        if load(base + INTERRUPT) != 0:
-            break
-    return ran
-
-
-@helper
-def handle_ready(base: int, handle: int) -> None:
-    """Put a handle, whose reference the stack then owns, on the ready stack. Any thread; pushed anywhere, emptied as
-    a whole: no ABA.
-    """
-    while True:
-        top = load(base + READY)
-        put(handle + H_NEXT_READY, top)
-        if compare_and_swap(base + READY, top, handle):
-            return
-
-
-@helper
-def handle_rest(base: int, handle: int) -> None:
-    """A handle has been drained: from now on its next submit announces it again. Releases the stack's reference. Loop
-    thread.
-    """
-    store_sc(handle + H_QUEUED, 0)
-    if queue_length(handle + H_QUEUE) != 0 and exchange(handle + H_QUEUED, 1) == 0:
-        handle_ready(base, handle)  # a submit came between, and saw the handle still announced
-        return
-    Py_DecRef(get(handle + H_SELF))
-
-
-@helper
-def handles_put_back(base: int, handle: int) -> None:
-    """Return a chain of ready handles that this turn did not come to."""
-    while handle != 0:
-        below = get(handle + H_NEXT_READY)
-        handle_ready(base, handle)
-        handle = below
 
 
 @helper

@@ -22,9 +22,39 @@ import interleave_test as it
 import pytest
 import steps
 
-from nbloop.kernels import atomics, capi, heap, ingress, methods, parking, pool, ring, stack, timers, turn
+from nbloop.kernels import (
+    atomics,
+    callbacks,
+    capi,
+    external,
+    heap,
+    ingress,
+    life,
+    methods,
+    parking,
+    pool,
+    ring,
+    stack,
+    timer_methods,
+    timers,
+    turn,
+)
 
-MODULES: tuple[ModuleType, ...] = (stack, pool, ingress, ring, heap, timers, parking, turn, methods)
+MODULES: tuple[ModuleType, ...] = (
+    stack,
+    pool,
+    ingress,
+    ring,
+    heap,
+    timers,
+    parking,
+    callbacks,
+    external,
+    turn,
+    methods,
+    timer_methods,
+    life,
+)
 SEED = int(os.environ.get("NBLOOP_SEED", "1"))
 FACTOR = float(os.environ.get("NBLOOP_SCHEDULES", "1"))
 STEPS = [name for name, value in vars(steps).items() if isinstance(value, FunctionType)]

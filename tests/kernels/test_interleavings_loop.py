@@ -17,9 +17,20 @@ it = pytest.importorskip("interleave_test", reason="interleave-test is not insta
 import rig  # noqa: E402
 from explorer import Plant, find, mutant, replace, search, together  # noqa: E402
 
-from nbloop.kernels import atomics, layout, methods, parking, timers, turn  # noqa: E402
+from nbloop.kernels import (  # noqa: E402
+    atomics,
+    callbacks,
+    external,
+    layout,
+    life,
+    methods,
+    parking,
+    timer_methods,
+    timers,
+    turn,
+)
 from nbloop.kernels.capi import FUTEX_WAIT_PRIVATE, Py_DecRef, Py_IncRef  # noqa: E402
-from nbloop.kernels.kernel import TwinMethod  # noqa: E402
+from nbloop.kernels.kernel import TwinMethod, kernels  # noqa: E402
 from nbloop.kernels.state import make_handle_state  # noqa: E402
 
 
@@ -59,7 +70,7 @@ class World:
         record["refuse"] = id(self.refuse_hook)
         self.record, self.base = record, self.memory.base
         for name in ("submit", "stop", "acquire", "release", "schedule_timer", "cancel_timer", "close_queues"):
-            setattr(self, name, self.memory.method(getattr(methods, name)))
+            setattr(self, name, self.memory.method(kernels[name]))
         self.turns = self.memory.method(turn.run)
 
     @property
@@ -197,7 +208,7 @@ def shut_a_sleeper_down() -> None:
     """What `shutdown()` does on another thread: the lifecycle, then the queues."""
     with it.no_interleave():
         world = World()
-        end = world.memory.method(methods.transition)
+        end = world.memory.method(life.transition)
 
     def shutdown() -> None:
         assert end(layout.RUNNING, layout.TERMINATING)
@@ -221,7 +232,7 @@ def quiet_against_submit() -> None:
     """A loop that ends when nothing is left, against one submit: it runs, or it was refused."""
     with it.no_interleave():
         world = World(auto_exit=True)
-        end = world.memory.method(methods.transition)
+        end = world.memory.method(life.transition)
 
     def produce() -> None:
         try:
@@ -247,7 +258,7 @@ def closes_after_a_look(queue: int) -> bool:
     """A `queue_close_if_empty` in two steps."""
     if parking.queue_length(queue) != 0:
         return False
-    methods.queue_close(queue)
+    life.queue_close(queue)
     return True
 
 
@@ -300,12 +311,12 @@ def test_handle_rests_and_works() -> None:
 
 def rests_without_another_look(base: int, handle: int) -> None:
     """A `handle_rest` that forgets the submit which saw the handle still announced."""
-    turn.store_sc(handle + layout.H_QUEUED, 0)
+    external.store_sc(handle + layout.H_QUEUED, 0)
     Py_DecRef(atomics.get(handle + layout.H_SELF))
 
 
 def test_broken_handle_rest_is_caught() -> None:
-    find(handle_rests_and_works, bug(turn.handle_rest, rests_without_another_look), first_seed=11)
+    find(handle_rests_and_works, bug(external.handle_rest, rests_without_another_look), first_seed=11)
 
 
 # --- timers ---------------------------------------------------------------------------------------
@@ -392,7 +403,7 @@ def counted(patch: pytest.MonkeyPatch) -> None:
     def release(address: int) -> None:
         TimerModel.ledger.release(address)
 
-    for module in (timers, turn, methods):
+    for module in (timers, turn, callbacks, external, methods, timer_methods, life):
         patch.setattr(module, "Py_IncRef", take, raising=False)
         patch.setattr(module, "Py_DecRef", release, raising=False)
 

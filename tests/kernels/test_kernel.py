@@ -16,7 +16,7 @@ import pytest
 
 import nbloop
 from nbloop.kernels import kernel as kernel_module
-from nbloop.kernels import methods, pack
+from nbloop.kernels import pack, timer_methods
 from nbloop.kernels.kernel import MANY, NONE, ONE, TwinMethod, kernel
 from nbloop.loop import Producer
 
@@ -255,5 +255,5 @@ def test_all_kernels_are_documented_and_have_an_address() -> None:
         assert declared.name == name
         assert declared.__doc__
         assert bool(declared.address) == (pack.status.mode == "compiled")
-    assert kernel_module.kernels["cancel_timer"] is methods.cancel_timer
-    assert methods.cancel_timer.arity == ONE
+    assert kernel_module.kernels["cancel_timer"] is timer_methods.cancel_timer
+    assert timer_methods.cancel_timer.arity == ONE

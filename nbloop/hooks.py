@@ -1,0 +1,126 @@
+"""What the kernels call in Python: to report, to refuse, to raise an overload, to breathe.
+
+Each hook gets the loop or None, because the state that holds the hooks may outlive it. A hook that raises leaves
+`run()`: `report` does so for KeyboardInterrupt and SystemExit. `refuse` is where every refused call's exception is
+made, so that the messages are in one place.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from . import debug
+from .errors import LoopOverloadedError, LoopTerminatedError
+from .kernels import layout
+
+if TYPE_CHECKING:
+    from .loop import Loop
+
+logger = logging.getLogger("nbloop")
+
+_KINDS = {
+    layout.KIND_TASK: "task",
+    layout.KIND_MICROTASK: "microtask",
+    layout.KIND_TICK: "next-tick",
+    layout.KIND_INTERNAL: "internal task",
+    layout.KIND_CLOSE: "close callback",
+    layout.KIND_IMMEDIATE: "immediate",
+    layout.KIND_TIMER: "timer",
+    layout.KIND_CHECKPOINT_END: "checkpoint end",
+}
+
+
+def breathe() -> None:
+    """Nothing, in bytecode: signals, garbage collection, stop-the-world and the GIL's switch are looked at on entry."""
+
+
+def report(loop: Loop | None, error: BaseException, kind: int, what: Any) -> None:
+    """A callback has raised. Raises on what must leave the loop."""
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        raise error
+    callback, args = (what[0], what[1:]) if isinstance(what, tuple) else (what, ())
+    context: dict[str, Any] = {"loop": loop, "kind": _KINDS[kind], "callback": callback, "args": args}
+    context |= debug.site_of(callback)
+    message = "%s %r of %s raised"
+    name = loop.name if loop is not None else "a forgotten loop"
+    if loop is None or loop._on_error is None:
+        log(error, message, context["kind"], callback, name, extra={"nbloop": context})
+        return
+    try:
+        loop._on_error(error, context)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as raised:
+        if raised is not error and raised.__context__ is None:
+            raised.__context__ = error  # the log shows both
+        log(raised, "on_error of %s raised while handling: " + message, name, context["kind"], callback, name)
+
+
+def log(error: BaseException | None, message: str, *args: object, level: int = logging.ERROR, **more: Any) -> None:
+    """To the ``nbloop`` logger. One of its handlers that raises is shown as the interpreter would, and does not stop
+    the loop.
+    """
+    try:
+        logger.log(level, message, *args, exc_info=error, **more)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+
+
+def overload(loop: Loop | None) -> None:
+    if loop is None or loop._on_overload is None:
+        return
+    budget = int(loop._record["budget"])
+    try:
+        loop._on_overload(
+            LoopOverloadedError(f"more than ingress_budget={budget} tasks waited for one turn of {loop.name}")
+        )
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as raised:
+        log(raised, "on_overload of %s raised", loop.name)
+
+
+def warn() -> None:
+    log(
+        None,
+        "100,000 microtasks and next-ticks in one checkpoint: is one scheduling itself for ever?",
+        level=logging.WARNING,
+    )
+
+
+def wake_parker(loop: Loop | None) -> None:
+    if loop is not None and loop._parker is not None:
+        loop._parker.wake()
+
+
+def refuse(loop: Loop | None, code: int, culprit: object) -> None:
+    """Raise for a refusal; returning means that the call is tried again."""
+    name = loop.name if loop is not None else "the loop"
+    if code == layout.REFUSED_CLOSED:
+        if loop is not None:
+            loop._check_fork()
+            if loop._lifecycle() == layout.RUNNING:  # it is finding out whether it may exit
+                time.sleep(0)
+                return
+        raise LoopTerminatedError(f"{name} takes no new work: it has terminated or is about to")
+    if code == layout.REFUSED_FULL:
+        limit = int(loop._record["external"]["limit"]) if loop is not None else 0
+        raise LoopOverloadedError(f"{name} is full: ingress_limit={limit} tasks are waiting; nothing was stored")
+    if code == layout.REFUSED_CALLABLE:
+        raise TypeError(f"callback must be callable, not {culprit!r}")
+    if code == layout.REFUSED_ARGUMENTS:
+        raise TypeError("a required argument is missing: callback, and before it a delay or period where there is one")
+    if code == layout.REFUSED_DELAY:
+        if isinstance(culprit, (int, float)) or hasattr(culprit, "__float__"):
+            raise ValueError(f"delay or period must be a finite number of seconds, at most 4e9, not {culprit!r}")
+        raise TypeError(f"delay or period must be a number of seconds, not {culprit!r}")
+    if code == layout.REFUSED_IDENTIFIER:
+        if isinstance(culprit, int):
+            return  # an int that no id can be: unknown
+        raise TypeError(f"id must be an int, as the scheduling call returned it, not {culprit!r}")
+    raise MemoryError(f"{name} has no memory, or no number, for one more callback; nothing was stored")

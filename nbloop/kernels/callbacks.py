@@ -1,0 +1,232 @@
+"""Running one callback, and the microtask checkpoint that follows it.
+
+Between two callbacks there is no Python at all, which is where the speed comes from, and also a duty: callbacks that
+are built-ins execute no bytecode, so nobody would handle signals, collect garbage or let another thread stop the
+world. Hence `breathe`, a Python function that does nothing, called every `BREATH` callbacks and once a turn: 27 ns
+that run the interpreter's own checks, whatever those are in this version.
+
+Exceptions: a callback's is taken from the thread state and handed to the state's `report`; if that raises (it does so
+for KeyboardInterrupt and SystemExit) everything up to `run` returns LEAVE, and `run()` raises, with every queue
+consistent and nothing lost.
+"""
+
+from __future__ import annotations
+
+from .atomics import fetch_add, get, load, put
+from .capi import (
+    OBJECT_HEADER,
+    TUPLE_ITEMS,
+    Py_DecRef,
+    PyErr_GetRaisedException,
+    PyLong_FromLongLong,
+    PyObject_CallNoArgs,
+    PyObject_Vectorcall,
+)
+from .ingress import queue_advance, queue_length, queue_peek
+from .kernel import helper
+from .layout import (
+    ARGUMENTS,
+    BREATHE,
+    CALLBACKS,
+    CHECKPOINT_ENDS,
+    CLOSING,
+    DUE,
+    IMMEDIATES,
+    INTERNAL,
+    INTERRUPT,
+    KIND_ARM,
+    KIND_CANCEL,
+    KIND_CHECKPOINT_END,
+    KIND_CLOSE,
+    KIND_IMMEDIATE,
+    KIND_INTERNAL,
+    KIND_MICROTASK,
+    KIND_SHIFT,
+    KIND_TICK,
+    MAKE_ARRAY,
+    MICROTASKS,
+    NONE,
+    POINTER_MASK,
+    Q_HEAD,
+    Q_TAIL,
+    REMOTE,
+    REPORT,
+    T_COMMANDS,
+    T_NESTING,
+    TAG_ARGUMENTS,
+    TICKS,
+    TIMERS_AT,
+    WARN,
+)
+from .ring import ring_length, ring_pop, ring_push
+from .timers import (
+    timer_armed,
+    timer_removed,
+)
+
+BREATH = 64  # callbacks between two breaths
+CHECKPOINT_WARNING = 100_000
+LEAVE = -1  # an exception is set and `run` has to return 0
+
+
+@helper
+def report(base: int, word: int, kind: int) -> int:
+    """Hand the raised exception and its callback to the loop's reporter. 0, or LEAVE if that raised."""
+    error = PyErr_GetRaisedException()
+    number = PyLong_FromLongLong(kind)
+    put(base + ARGUMENTS, error)
+    put(base + ARGUMENTS + 8, number)
+    put(base + ARGUMENTS + 16, word & POINTER_MASK)
+    result = PyObject_Vectorcall(get(base + REPORT), base + ARGUMENTS, 3, 0)
+    Py_DecRef(error)
+    Py_DecRef(number)
+    if result == 0:
+        return LEAVE
+    Py_DecRef(result)
+    return 0
+
+
+@helper
+def call_hook(hook: int) -> int:
+    """Call a Python function of the loop's own without arguments. 0, or LEAVE if it raised."""
+    result = PyObject_CallNoArgs(hook)
+    if result == 0:
+        return LEAVE
+    Py_DecRef(result)
+    return 0
+
+
+@helper
+def call_word(word: int) -> int:
+    """Call what a tagged reference means: a callable, or a tuple (callable, *args). A new reference, or 0."""
+    target = word & POINTER_MASK
+    if word & TAG_ARGUMENTS:
+        items = target + TUPLE_ITEMS
+        # ob_size follows the header
+        return PyObject_Vectorcall(get(items), items + 8, get(target + OBJECT_HEADER) - 1, 0)
+    return PyObject_CallNoArgs(target)
+
+
+@helper
+def invoke(base: int, word: int, kind: int) -> int:
+    """Run one callback. The reference stays the caller's. 0, or LEAVE. Loop thread."""
+    result = call_word(word)
+    status = 0
+    if result == 0:
+        status = report(base, word, kind)
+    elif result != get(base + NONE):  # which is immortal: most callbacks return it
+        Py_DecRef(result)
+    count = get(base + CALLBACKS) + 1
+    put(base + CALLBACKS, count)
+    if count & (BREATH - 1) == 0 and status == 0:
+        status = call_hook(get(base + BREATHE))
+    return status
+
+
+@helper
+def invoke_owned(base: int, word: int, kind: int) -> int:
+    """`invoke`, release the reference, then the microtask checkpoint that follows every callback. 0, or LEAVE."""
+    status = invoke(base, word, kind)
+    Py_DecRef(word & POINTER_MASK)
+    if status != 0:
+        return status
+    return checkpoint(base)
+
+
+@helper
+def fetch_remote(base: int) -> None:
+    """Move what other threads left in the remote queue to where it belongs. Loop thread.
+
+    Every owner-side operation that must not overtake a foreign one that returned before it (a microtask, an
+    immediate, a timer of the same deadline) comes here first; a look at two words when there is nothing. A word for
+    which there is no room, and no memory to make room, stays where it is until the next look: accepted work is late
+    then, not lost.
+    """
+    queue = base + REMOTE
+    make_array = get(base + MAKE_ARRAY)
+    while queue_length(queue) != 0:
+        word = queue_peek(queue)
+        if word == 0:
+            return  # its producer is between ticket and store
+        kind = (word >> KIND_SHIFT) & 7
+        value = word & ~(7 << KIND_SHIFT)
+        status = 0
+        if kind == KIND_ARM:
+            status = timer_armed(base, word >> 4)
+        elif kind == KIND_CANCEL:
+            timer_removed(base, word >> 4)
+        elif kind == KIND_IMMEDIATE:
+            status = ring_push(base + IMMEDIATES, make_array, word >> 4)
+        elif kind == KIND_MICROTASK:
+            status = due_push(base, base + MICROTASKS, value)
+        elif kind == KIND_TICK:
+            status = due_push(base, base + TICKS, value)
+        elif kind == KIND_INTERNAL:
+            status = ring_push(base + INTERNAL, make_array, value)
+        elif kind == KIND_CLOSE:
+            status = ring_push(base + CLOSING, make_array, value)
+        else:
+            status = due_push(base, base + CHECKPOINT_ENDS, value)
+        if status != 0:
+            return
+        if kind == KIND_ARM or kind == KIND_CANCEL:
+            fetch_add(base + TIMERS_AT + T_COMMANDS, -1)
+        queue_advance(queue)
+
+
+@helper
+def due_push(base: int, ring: int, word: int) -> int:
+    """Append to a ring that checkpoints run; `due` counts what is in all of them. 0, or -1 for no memory. Loop
+    thread.
+    """
+    status = ring_push(ring, get(base + MAKE_ARRAY), word)
+    put(base + DUE, get(base + DUE) + 1 + status)
+    return status
+
+
+@helper
+def checkpoint(base: int) -> int:
+    """All next-ticks, then all microtasks, again until both are empty; then what waits for that end. 0, or LEAVE.
+    Loop thread.
+
+    It follows every callback, so that nothing is due is found out by three loads.
+    """
+    if get(base + DUE) == 0 and load(base + REMOTE + Q_TAIL) == load(base + REMOTE + Q_HEAD):
+        return 0
+    return checkpoint_run(base)
+
+
+@helper
+def checkpoint_run(base: int) -> int:
+    """The checkpoint when there is something to do."""
+    timers = base + TIMERS_AT
+    nesting = get(timers + T_NESTING)
+    put(timers + T_NESTING, 0)  # HTML: nesting is not inherited through microtasks
+    count = 0
+    status = 0
+    while status == 0 and load(base + INTERRUPT) == 0:
+        fetch_remote(base)
+        ring = base + TICKS
+        kind = KIND_TICK
+        if ring_length(ring) == 0:
+            ring = base + MICROTASKS
+            kind = KIND_MICROTASK
+            if ring_length(ring) == 0:
+                ring = base + CHECKPOINT_ENDS
+                kind = KIND_CHECKPOINT_END
+                if ring_length(ring) == 0:
+                    break
+        # Next-ticks that arrive from elsewhere during the batch of next-ticks join it (fetch_remote above); during
+        # the batch of microtasks they wait for its end, which comes only when no microtask is left.
+        while status == 0 and ring_length(ring) != 0 and load(base + INTERRUPT) == 0:
+            word = ring_pop(ring)
+            put(base + DUE, get(base + DUE) - 1)
+            status = invoke(base, word, kind)
+            Py_DecRef(word & POINTER_MASK)
+            count += 1
+            if count == CHECKPOINT_WARNING and status == 0:
+                status = call_hook(get(base + WARN))
+            if kind == KIND_CHECKPOINT_END:
+                break  # it may have queued microtasks, which come first
+    put(timers + T_NESTING, nesting)
+    return status

@@ -1,0 +1,155 @@
+"""The external phase: tasks of the submit queue and of producer handles, up to the budget, so that no producer keeps
+a turn from ending.
+
+Handles that have work are in the *ready stack*, once each: a handle's first submit after a rest pushes it, and the
+phase takes the stack as a whole (so there is no ABA). A handle whose queue is empty is put to rest by clearing its
+`queued` word, then looking at the queue once more, the sleep protocol in small: a submit that came between sees
+either the word cleared, and announces the handle itself, or is seen. The stack owns a reference of each handle in it,
+so that a handle dropped by its user lives until it is drained.
+"""
+
+from __future__ import annotations
+
+from .atomics import compare_and_swap, exchange, get, load, put, store_sc
+from .callbacks import LEAVE, call_hook, checkpoint, invoke_owned
+from .capi import (
+    Py_DecRef,
+)
+from .ingress import queue_length, queue_take
+from .kernel import helper
+from .layout import (
+    BUDGET,
+    EXTERNAL,
+    H_NEXT_READY,
+    H_QUEUE,
+    H_QUEUED,
+    H_SELF,
+    INTERRUPT,
+    KIND_TASK,
+    OVERLOAD,
+    READY,
+    TURNS,
+)
+from .parking import stall
+
+
+@helper
+def phase_external(base: int) -> int:
+    """Up to `budget` tasks that waited at entry, of the submit queue and of producer handles; one overload call if
+    more did. 0, or LEAVE.
+    """
+    queue = base + EXTERNAL
+    budget = get(base + BUDGET)
+    waiting = queue_length(queue)
+    handles = exchange(base + READY, 0) if load(base + READY) != 0 else 0
+    share = min(waiting, budget)
+    if handles != 0 and waiting >= budget:  # neither kind starves the other; a budget of 1 goes to each in its turn
+        share = (budget + (get(base + TURNS) & 1)) >> 1
+    left = budget
+    overloaded = waiting > share
+    while share > 0 and load(base + INTERRUPT) == 0:
+        word = queue_take(queue)
+        if word == 0:
+            if queue_length(queue) == 0:
+                break  # the tickets were refused ones
+            if left == budget:
+                stall(base)  # nothing ran: a producer is between ticket and store
+            break
+        share -= 1
+        left -= 1
+        if invoke_owned(base, word, KIND_TASK) != 0:
+            handles_put_back(base, handles)
+            return LEAVE
+    # The stack is last in, first out: reversed once, so that handles are served in the order in which they became
+    # ready.
+    order = 0
+    while handles != 0:
+        below = get(handles + H_NEXT_READY)
+        put(handles + H_NEXT_READY, order)
+        order = handles
+        handles = below
+    again = 0  # handles that ran and have more: next turn, behind those that this turn does not come to
+    while order != 0:
+        below = get(order + H_NEXT_READY)
+        status = 0
+        taken = left
+        if load(base + INTERRUPT) == 0:
+            taken = handle_drain(base, order, left)
+            if taken < 0:
+                status = LEAVE
+                taken = 0
+        left -= taken
+        if queue_length(order + H_QUEUE) != 0:
+            if status == 0 and left <= 0:
+                overloaded = True
+            if taken > 0:
+                put(order + H_NEXT_READY, again)
+                again = order
+            else:
+                handle_ready(base, order)  # still in `queued` state: it goes back with its reference
+        else:
+            handle_rest(base, order)
+        order = below
+        if status != 0:
+            handles_put_back(base, order)
+            handles_put_back(base, again)
+            return LEAVE
+    handles_put_back(base, again)
+    if overloaded and load(base + INTERRUPT) == 0:
+        if call_hook(get(base + OVERLOAD)) != 0:
+            return LEAVE
+        return checkpoint(base)
+    return 0
+
+
+@helper
+def handle_drain(base: int, handle: int, budget: int) -> int:
+    """Run what waited in a handle's queue at entry, up to `budget`. How many ran, or LEAVE. Loop thread."""
+    queue = handle + H_QUEUE
+    count = min(queue_length(queue), budget)
+    ran = 0
+    while ran < count:
+        word = queue_take(queue)
+        if word == 0:
+            if ran == 0 and queue_length(queue) != 0:
+                stall(base)
+            break
+        ran += 1
+        if invoke_owned(base, word, KIND_TASK) != 0:
+            return LEAVE
+        if load(base + INTERRUPT) != 0:
+            break
+    return ran
+
+
+@helper
+def handle_ready(base: int, handle: int) -> None:
+    """Put a handle, whose reference the stack then owns, on the ready stack. Any thread; pushed anywhere, emptied as
+    a whole: no ABA.
+    """
+    while True:
+        top = load(base + READY)
+        put(handle + H_NEXT_READY, top)
+        if compare_and_swap(base + READY, top, handle):
+            return
+
+
+@helper
+def handle_rest(base: int, handle: int) -> None:
+    """A handle has been drained: from now on its next submit announces it again. Releases the stack's reference. Loop
+    thread.
+    """
+    store_sc(handle + H_QUEUED, 0)
+    if queue_length(handle + H_QUEUE) != 0 and exchange(handle + H_QUEUED, 1) == 0:
+        handle_ready(base, handle)  # a submit came between, and saw the handle still announced
+        return
+    Py_DecRef(get(handle + H_SELF))
+
+
+@helper
+def handles_put_back(base: int, handle: int) -> None:
+    """Return a chain of ready handles that this turn did not come to."""
+    while handle != 0:
+        below = get(handle + H_NEXT_READY)
+        handle_ready(base, handle)
+        handle = below

@@ -1,0 +1,197 @@
+"""The built-in methods of timers: numbers in, `timers.py` called, ids and answers out. Seconds here, milliseconds in
+`js.py`."""
+
+from __future__ import annotations
+
+from .atomics import get, load, monotonic_ns, put
+from .callbacks import fetch_remote
+from .capi import (
+    OBJECT_HEADER,
+    TUPLE_ITEMS,
+    Py_DecRef,
+    PyBool_FromLong,
+    PyErr_Clear,
+    PyErr_Occurred,
+    PyFloat_AsDouble,
+    PyList_New,
+    PyLong_AsLongLong,
+    PyLong_FromLongLong,
+    PySequence_Tuple,
+)
+from .ingress import (
+    queue_length,
+)
+from .kernel import MANY, ONE, data, helper, kernel
+from .layout import (
+    CLAMP,
+    LIFECYCLE,
+    NONE,
+    POINTER_MASK,
+    REFUSED_ARGUMENTS,
+    REFUSED_CLOSED,
+    REFUSED_DELAY,
+    REFUSED_IDENTIFIER,
+    REMOTE,
+    T_NESTING,
+    TERMINATING,
+    TIMERS_AT,
+)
+from .methods import on_loop_thread, pack_all, refuse
+from .timers import (
+    due_after,
+    immediate_cancel,
+    timer_arm_elsewhere,
+    timer_arm_here,
+    timer_cancel,
+    timer_reference,
+)
+
+MOST_NS = 4.0e18  # 126 years: a deadline stays far from the end of 64-bit nanoseconds
+
+
+@helper
+def nanoseconds(base: int, number: int, unit: float) -> int:
+    """A Python number of units of so many ns as ns, rounded up so that nothing is early; at least 0. -1 with an
+    exception set.
+    """
+    amount = PyFloat_AsDouble(number)
+    if amount == -1.0 and PyErr_Occurred() != 0:
+        PyErr_Clear()
+        refuse(base, REFUSED_DELAY, number)
+        return -1
+    exact = amount * unit
+    if not (-MOST_NS < exact < MOST_NS):  # also false for NaN
+        refuse(base, REFUSED_DELAY, number)
+        return -1
+    if exact <= 0.0:
+        return 0
+    whole = int(exact)
+    if whole < exact:
+        whole += 1
+    return whole
+
+
+@helper
+def arm(base: int, word: int, delay: int, period: int, clamp: int, culprit: int) -> int:
+    """A timer or interval for an owned word: its id, or 0 with an exception set and the reference released. Any
+    thread.
+    """
+    while True:
+        if load(base + LIFECYCLE) >= TERMINATING:
+            identifier = -REFUSED_CLOSED
+        elif on_loop_thread(base):
+            if queue_length(base + REMOTE) != 0:
+                fetch_remote(base)
+            deadline = due_after(monotonic_ns(), delay, get(base + TIMERS_AT + T_NESTING), clamp)
+            identifier = timer_arm_here(base, word, deadline, period, clamp)
+        else:
+            identifier = timer_arm_elsewhere(base, word, monotonic_ns() + delay, period, clamp)
+        if identifier > 0:
+            return PyLong_FromLongLong(identifier)
+        if refuse(base, -identifier, culprit) != 0:
+            Py_DecRef(word & POINTER_MASK)
+            return 0
+
+
+@helper
+def arm_seconds(base: int, arguments: int, count: int, repeat: bool) -> int:
+    """A timer or interval from ``delay, callback, *args``."""
+    if count < 2:
+        refuse(base, REFUSED_ARGUMENTS, get(base + NONE))
+        return 0
+    delay = nanoseconds(base, get(arguments), 1e9)
+    if delay < 0:
+        return 0
+    word = pack_all(base, arguments + 8, count - 1)
+    if word == 0:
+        return 0
+    return arm(base, word, delay, delay if repeat else -1, get(base + CLAMP), get(arguments + 8))
+
+
+@kernel(MANY)
+def schedule_timer(self: int, arguments: int, count: int) -> int:
+    """One shot."""
+    return arm_seconds(data(self), arguments, count, False)
+
+
+@kernel(MANY)
+def schedule_interval(self: int, arguments: int, count: int) -> int:
+    """Repeating, anchored to each callback's start."""
+    return arm_seconds(data(self), arguments, count, True)
+
+
+@helper
+def identifier_of(base: int, number: int) -> int:
+    """The id as an integer; 0, which no timer has, for a number that can be none; -1 with TypeError set if it is not
+    an int.
+    """
+    identifier = PyLong_AsLongLong(number)
+    if identifier == -1 and PyErr_Occurred() != 0:
+        PyErr_Clear()
+        if refuse(base, REFUSED_IDENTIFIER, number) != 0:
+            return -1
+        return 0
+    return max(0, identifier)
+
+
+@kernel(ONE)
+def cancel_timer(self: int, number: int) -> int:
+    """Settled on the slot's word."""
+    base = data(self)
+    identifier = identifier_of(base, number)
+    if identifier < 0:
+        return 0
+    return PyBool_FromLong(1 if timer_cancel(base, identifier, on_loop_thread(base)) else 0)
+
+
+@kernel(ONE)
+def cancel_timers(self: int, iterable: int) -> int:
+    """`cancel_timer` for each; nothing is cancelled if one of them is not an int."""
+    base = data(self)
+    items = PySequence_Tuple(iterable)
+    if items == 0:
+        return 0
+    count = get(items + OBJECT_HEADER)
+    for i in range(count):
+        if identifier_of(base, get(items + TUPLE_ITEMS + (i << 3))) < 0:
+            Py_DecRef(items)
+            return 0
+    answers = PyList_New(count)
+    if answers != 0:
+        here = on_loop_thread(base)
+        for i in range(count):
+            identifier = identifier_of(base, get(items + TUPLE_ITEMS + (i << 3)))
+            answer = PyBool_FromLong(1 if timer_cancel(base, identifier, here) else 0)
+            put(get(answers + OBJECT_HEADER + 8) + (i << 3), answer)  # the new list's items: nobody else has it
+    Py_DecRef(items)
+    return answers
+
+
+@kernel(ONE)
+def cancel_immediate(self: int, number: int) -> int:
+    """Settled on the slot's word."""
+    base = data(self)
+    identifier = identifier_of(base, number)
+    if identifier < 0:
+        return 0
+    return PyBool_FromLong(1 if immediate_cancel(base, identifier) else 0)
+
+
+@kernel(ONE)
+def ref_timer(self: int, number: int) -> int:
+    """One bit of the slot's word."""
+    base = data(self)
+    identifier = identifier_of(base, number)
+    if identifier < 0:
+        return 0
+    return PyBool_FromLong(1 if timer_reference(base, identifier, True) else 0)
+
+
+@kernel(ONE)
+def unref_timer(self: int, number: int) -> int:
+    """One bit of the slot's word."""
+    base = data(self)
+    identifier = identifier_of(base, number)
+    if identifier < 0:
+        return 0
+    return PyBool_FromLong(1 if timer_reference(base, identifier, False) else 0)

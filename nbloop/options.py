@@ -1,0 +1,47 @@
+"""The options of a loop, checked: each error names the option and what it accepts."""
+
+from __future__ import annotations
+
+import enum
+import os
+import threading
+
+
+class FastPathMode(enum.Enum):
+    """How a loop without descriptors sleeps: `AUTO` on the fast path (a futex where there is one) until a descriptor is
+    registered, `FORCED` always on the fast path, `DISABLED` always in the platform's poller.
+    """
+
+    AUTO = "auto"
+    FORCED = "forced"
+    DISABLED = "disabled"
+
+
+def check_mode(option: str, value: object) -> None:
+    if not isinstance(value, FastPathMode):
+        raise TypeError(f"{option} must be a nbloop.FastPathMode, not {value!r}")
+
+
+def check_callable(option: str, value: object) -> None:
+    if value is not None and not callable(value):
+        raise TypeError(f"{option} must be callable or None, not {value!r}")
+
+
+def check_int(option: str, value: object, least: int, most: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{option} must be an int from {least} to {most}, not {value!r}")
+    if not least <= value <= most:
+        raise ValueError(f"{option} must be from {least} to {most}, not {value}")
+
+
+def check_timeout(timeout: object) -> None:
+    if not isinstance(timeout, (int, float)) or isinstance(timeout, bool):
+        raise TypeError(f"timeout must be a number of seconds or None, not {timeout!r}")
+    if not 0 <= timeout <= threading.TIMEOUT_MAX:
+        raise ValueError(f"timeout must be from 0 to {threading.TIMEOUT_MAX:.0f} seconds, not {timeout!r}")
+
+
+def usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
