@@ -4,7 +4,7 @@ VENV ?= .venv
 py = $(VENV)/bin/python
 asv_conf = $(firstword $(wildcard asv.conf.json asv_bench/asv.conf.json))
 
-.PHONY: help setup demo doctor test test-gil test-nojit lint format types doctest bench-smoke compare clean
+.PHONY: help setup demo doctor test test-gil test-nojit lint format types doctest bench-smoke compare figures clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ bench-smoke: setup ## run each benchmark once, to see that it still runs; for fi
 
 compare: setup ## compare with asyncio and what else is installed
 	$(py) -m asv_bench.compare $(ARGS)
+
+figures: setup ## measure, and write the tables of README.md and docs/figures.md
+	$(py) -m asv_bench.compare --readme README.md --md docs/figures.md $(ARGS)
 
 clean: ## remove what was made here; a built Python stays in the user's cache
 	rm -rf .venv .venv-gil .venv*.lock build dist *.egg-info .asv .mypy_cache .pytest_cache .ruff_cache .hypothesis

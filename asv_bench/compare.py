@@ -375,7 +375,10 @@ def main() -> int:
     size.add_argument("--full", action="store_true", help="more rounds, more of asyncio, and the very first import")
     parser.add_argument("--only", metavar="SUBSTRING", default="", help="only figures with this in their name or title")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures for programs")
-    parser.add_argument("--md", metavar="FILE", type=Path, help="write the table in Markdown")
+    parser.add_argument("--readme", metavar="FILE", type=Path, help="put a brief table between the marks of that file")
+    parser.add_argument(
+        "--md", metavar="FILE", type=Path, help="write the table in Markdown, between its marks if it has them"
+    )
     options = parser.parse_args()
     plan = QUICK if options.quick else FULL if options.full else DEFAULT
     started = time.monotonic()
@@ -405,8 +408,10 @@ def main() -> int:
             "rows": [row.facts() for row in rows],
         }
         options.json.write_text(json.dumps(facts, indent=1) + "\n")
+    if options.readme is not None:
+        report.write(options.readme, report.brief(rows))
     if options.md is not None:
-        options.md.write_text(report.markdown(rows, line))
+        report.write(options.md, report.markdown(rows, line))
     return 0
 
 

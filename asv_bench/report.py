@@ -197,6 +197,47 @@ def markdown(rows: Sequence[Row], yardstick: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+# What a reader wants to know first, rows that are lost included.
+BRIEF = (
+    "submit.own",
+    "submit.many.alone",
+    "race.1",
+    "race.4",
+    "race.handles.4",
+    "microtask",
+    "timer.schedule",
+    "timer.cancel",
+    "timer.fire",
+    "timer.million.cancel",
+    "hop",
+    "hop.spinning",
+    "js.chain.asyncio",
+    "js.all",
+    "memory.each",
+    "life",
+    "import.warm",
+)
+BEGIN, END = "<!-- figures: written by make figures -->", "<!-- end of figures -->"
+
+
+def brief(rows: Sequence[Row]) -> str:
+    """The rows of `BRIEF`, medians only, beside asyncio's."""
+    lines = [f"{heading()}.", "", "| | nbloop | asyncio | |", "|---|---|---|---|"]
+    by_key = {row.key: row for row in rows}
+    for row in (by_key[key] for key in BRIEF if key in by_key):
+        what, ours, theirs, ratio, *_ = row.cells()
+        lines.append(f"| {what} | {ours.partition(' (')[0]} | {theirs.partition(' (')[0]} | {ratio} |")
+    return "\n".join(lines) + "\n"
+
+
+def write(file: Path, table: str) -> None:
+    """Put a table between the two marks of a file that has them; any other file is (over)written with it."""
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    file.write_text(f"{before}{begin}\n{table}{end}{after}" if begin and end else table, encoding="utf-8")
+
+
 def show(rows: Sequence[Row], yardstick: str) -> None:
     """Print the table: with rich where it is installed, plain otherwise or where the output is no terminal."""
     print(heading(), LEGEND, yardstick, sep="\n", end="\n\n")

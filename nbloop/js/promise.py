@@ -60,13 +60,14 @@ class Promise[T]:
     """
 
     __slots__ = ("__weakref__", "_handled", "_js", "_reactions", "_site", "_state", "_value")
+    _handled: bool
+    _value: Any
 
     def __init__(self, js: JS) -> None:
+        # Each slot written costs 25 ns of the 300: `_value` has no meaning yet, and `_handled` is its own absence.
         self._js = js
         self._state = PENDING
-        self._value: Any = None
         self._reactions: list[Reaction] = []
-        self._handled = False
         if js.debug:
             self._site = "".join(traceback.format_stack()[:-2])
 
@@ -87,9 +88,11 @@ class Promise[T]:
         promise, a thenable, a `concurrent.futures.Future` or an awaitable makes it follow that. O(1).
         """
         child: Promise[U] = Promise(self._js)
-        fulfilled: Any = on_fulfilled  # typed as handlers; given anything, as the standard has it
-        rejected: Any = on_rejected
-        react(self, fulfilled if callable(fulfilled) else None, rejected if callable(rejected) else None, child)
+        if on_fulfilled is not None and not callable(on_fulfilled):  # given anything, as the standard has it
+            on_fulfilled = None
+        if on_rejected is not None and not callable(on_rejected):
+            on_rejected = None
+        react(self, on_fulfilled, on_rejected, child)
         return child
 
     def catch[U](self, on_rejected: Callable[[Any], Promise[U] | Awaitable[U] | U] | None = None) -> Promise[T | U]:
@@ -229,7 +232,7 @@ def fulfill(promise: Promise[Any], value: Any) -> None:
 def reject(promise: Promise[Any], reason: Any) -> None:
     """RejectPromise (27.2.1.7). The caller alone may settle this promise."""
     _settle(promise, REJECTED, reason)
-    if not promise._handled:
+    if not hasattr(promise, "_handled"):
         promise._js.rejections.note(promise)
 
 
@@ -372,7 +375,7 @@ class Rejections:
         """At the end of a checkpoint (HTML, 'notify about rejected promises')."""
         while self._noted:
             promise = self._noted.pop(0)
-            if promise._handled:
+            if hasattr(promise, "_handled"):
                 continue
             promise._handled = True  # reported: a handler added later changes nothing
             if self._report is not None:
