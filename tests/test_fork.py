@@ -194,3 +194,37 @@ if pid:
     loop.shutdown()
 """
     )
+
+
+def test_what_the_child_lets_go_of_stays_with_the_parent(run_script):
+    """contract: fork: the memory of a loop is private to its process: a child that releases its copy, or stores
+    something of its own where that was, empties nothing in the parent.
+    """
+    run_script(
+        PRELUDE
+        + """
+import gc
+loop = Loop()
+handle = loop.producer()
+ran = []
+for i in range(1000):
+    loop.submit(ran.append, i)
+    handle.submit(ran.append, i)
+loop.schedule_timer(0, ran.append, "timer")
+
+def check():
+    global loop, handle
+    del loop, handle
+    gc.collect()
+    mine = Loop()
+    for i in range(2000):
+        mine.submit(print, "never")
+    mine.close()
+
+in_child(check)
+loop.submit(loop.stop)
+loop.run()
+loop.run() if len(ran) < 2001 and not loop.stop() else None
+assert len(ran) == 2001 and sorted(ran[1:]) == sorted([*range(1000)] * 2), len(ran)
+"""
+    )

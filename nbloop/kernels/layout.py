@@ -12,6 +12,7 @@ together on lines nobody writes, so every core keeps its own copy.
 from __future__ import annotations
 
 import mmap
+import sys
 
 import numpy as np
 import numpy.typing as npt
@@ -156,13 +157,17 @@ SLOT_BYTES = SLOT.itemsize
 NODE_BYTES = NODE.itemsize
 
 
+# Private, which is not Python's default: a forked child that lets go of its copy of a loop must not empty the parent's.
+PRIVATE: dict[str, int] = {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
+
+
 def table(words: int) -> npt.NDArray[np.int64]:
     """A zeroed table that costs address space, not memory, until its entries are used.
 
     An anonymous map and not `np.zeros`: after the first freed table glibc raises its mmap threshold, and from then on
     the same `np.zeros(2 MiB)` is carved from the heap and cleared by hand, 2 MiB resident a loop.
     """
-    return np.frombuffer(mmap.mmap(-1, words * 8), np.int64)
+    return np.frombuffer(mmap.mmap(-1, words * 8, **PRIVATE), np.int64)
 
 
 # --- the words, as kernels know them --------------------------------------------------------------------------------

@@ -167,7 +167,7 @@ def make_loop_state(
     # memory back.
     slab_bytes = (chunk_size << layout.CHUNKS_PER_SLAB_BITS) * 8
     pool["chunk_bytes"] = chunk_size * 8
-    pool["make_slab"] = _hook(state, functools.partial(mmap.mmap, -1, slab_bytes))
+    pool["make_slab"] = _hook(state, functools.partial(mmap.mmap, -1, slab_bytes, **layout.PRIVATE))
     pool["as_array"] = _hook(state, functools.partial(np.frombuffer, dtype=np.int64))
     pool["slab_limit"] = layout.SLAB_LIMIT
     pool["next"] = _table(state, layout.CHUNK_LIMIT)
