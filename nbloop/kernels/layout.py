@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import mmap
 import sys
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -158,7 +159,7 @@ NODE_BYTES = NODE.itemsize
 
 
 # Private, which is not Python's default: a forked child that lets go of its copy of a loop must not empty the parent's.
-PRIVATE: dict[str, int] = {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
+PRIVATE: dict[str, Any] = {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
 
 
 def table(words: int) -> npt.NDArray[np.int64]:
