@@ -100,7 +100,7 @@ def _sleeping() -> dict[str, Any]:
         if mode == layout.PARK_FUTEX:
             how, why = "futex", "the kernels call it themselves, without Python"
         elif mode == layout.PARK_POLL:
-            how, why = "epoll", "woken through an eventfd; waits for descriptors too"
+            how, why = "epoll", "woken through an eventfd"
         elif os.environ.get("NBLOOP_PARK") == "lock" and not poll:
             how, why = "lock", "NBLOOP_PARK=lock asks for it"
         else:
