@@ -9,16 +9,13 @@ import os
 import subprocess
 import sys
 import textwrap
-import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import waiting
 
 from nbloop import FastPathMode, Loop, LoopState
-
-PATIENCE = 30.0  # seconds after which what should have come will not
 
 
 @pytest.fixture
@@ -63,16 +60,7 @@ def turns() -> Callable[..., None]:
 def wait_for() -> Callable[..., None]:
     """`wait_for(event)` or `wait_for(predicate)`: return when it is set or true, fail if it never is."""
 
-    def wait_for(what: threading.Event | Callable[[], object]) -> None:
-        if isinstance(what, threading.Event):
-            assert what.wait(PATIENCE), "the event was not set"
-            return
-        deadline = time.monotonic() + PATIENCE
-        while not what():
-            assert time.monotonic() < deadline, f"{what} did not become true"
-            time.sleep(0.0005)
-
-    return wait_for
+    return waiting.wait_for
 
 
 @pytest.fixture
@@ -81,44 +69,17 @@ def asleep(wait_for: Callable[..., None]) -> Callable[[Loop], None]:
     return lambda loop: wait_for(lambda: loop.state is LoopState.SLEEPING)
 
 
-def together(count: int, function: Callable[[int], Any]) -> list[Any]:
-    """What `function(i)` returns, or the exception it raises, on `count` threads that start at the same moment."""
-    results: list[Any] = [None] * count
-    barrier = threading.Barrier(count)
-
-    def body(i: int) -> None:
-        barrier.wait(PATIENCE)
-        try:
-            results[i] = function(i)
-        except Exception as error:
-            results[i] = error
-
-    threads = [threading.Thread(target=body, args=(i,)) for i in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(PATIENCE)
-        assert not thread.is_alive(), "a thread hangs"
-    return results
-
-
-@pytest.fixture(name="together")
-def together_fixture() -> Callable[..., list[Any]]:
+@pytest.fixture
+def together() -> Callable[..., list[Any]]:
     """`together(count, function)`: call `function(i)` on that many threads at once; results and exceptions in order."""
-    return together
+    return waiting.together
 
 
 @pytest.fixture
 def elsewhere() -> Callable[..., Any]:
     """`elsewhere(function, *args)`: call it on another thread, and return or raise what it did."""
 
-    def elsewhere(function: Callable[..., Any], *args: Any) -> Any:
-        (result,) = together(1, lambda _: function(*args))
-        if isinstance(result, Exception):
-            raise result
-        return result
-
-    return elsewhere
+    return waiting.elsewhere
 
 
 @pytest.fixture

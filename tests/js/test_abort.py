@@ -8,7 +8,7 @@ import threading
 import weakref
 
 import pytest
-from driver import together, wait_for
+from waiting import together, wait_for
 
 from nbloop.js import AbortController, AbortError, AbortSignal, Event, EventTarget, RejectedError
 

@@ -6,7 +6,7 @@ import concurrent.futures
 import random
 
 import pytest
-from driver import together
+from waiting import together
 
 from nbloop.js import AggregateError, NoPromisesError, RejectedError
 

@@ -9,7 +9,7 @@ import threading
 import weakref
 
 import pytest
-from driver import elsewhere, together
+from waiting import elsewhere, together
 
 from nbloop import LoopTerminatedError
 from nbloop.js import JS, AbortController, AbortError, AbortSignal, RejectedError

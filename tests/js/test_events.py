@@ -7,7 +7,7 @@ import logging
 import weakref
 
 import pytest
-from driver import together
+from waiting import together
 
 from nbloop.js import CustomEvent, Event, EventTarget
 

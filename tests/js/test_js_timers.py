@@ -9,7 +9,7 @@ import threading
 import time
 
 import pytest
-from driver import together
+from waiting import together
 
 FOUR = 0.0039  # seconds: 4 ms, less what may pass between the clock's look and the callback's own
 

@@ -6,7 +6,7 @@ import dataclasses
 import time
 
 import pytest
-from driver import together
+from waiting import together
 
 from nbloop.js import Performance, PerformanceEntry
 

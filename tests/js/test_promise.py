@@ -11,7 +11,8 @@ import weakref
 from typing import Any
 
 import pytest
-from driver import PATIENCE, Page, elsewhere, together
+from driver import Page
+from waiting import PATIENCE, elsewhere, together
 
 from nbloop import Loop, LoopTerminatedError
 from nbloop.js import JS, Promise

@@ -7,7 +7,7 @@ import threading
 import weakref
 
 import pytest
-from driver import PATIENCE, elsewhere, together, wait_for
+from waiting import PATIENCE, elsewhere, together, wait_for
 
 from nbloop import Loop, LoopState, LoopTerminatedError
 

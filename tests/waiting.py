@@ -1,0 +1,50 @@
+"""Waiting for a thing and not for a time, and doing things on several threads: what the tests share."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+PATIENCE = 30.0  # seconds after which what has not happened never will
+
+
+def together(count: int, function: Callable[[int], Any]) -> list[Any]:
+    """What `function(i)` returns, or the exception it raises, on `count` threads that start at the same moment."""
+    results: list[Any] = [None] * count
+    barrier = threading.Barrier(count)
+
+    def body(i: int) -> None:
+        barrier.wait(PATIENCE)
+        try:
+            results[i] = function(i)
+        except Exception as error:
+            results[i] = error
+
+    threads = [threading.Thread(target=body, args=(i,)) for i in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+        assert not thread.is_alive(), "a thread hangs"
+    return results
+
+
+def elsewhere(function: Callable[..., Any], *args: Any) -> Any:
+    """Call it on another thread, and return or raise what it did."""
+    (result,) = together(1, lambda _: function(*args))
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def wait_for(what: threading.Event | Callable[[], object]) -> None:
+    """Return when the event is set or the predicate is true; fail if it never is."""
+    if isinstance(what, threading.Event):
+        assert what.wait(PATIENCE), "the event was not set"
+        return
+    deadline = time.monotonic() + PATIENCE
+    while not what():
+        assert time.monotonic() < deadline, f"{what} did not become true"
+        time.sleep(0.0005)
