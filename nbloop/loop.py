@@ -541,8 +541,9 @@ class Loop:
 
     def _begin_end(self) -> None:
         """Move to TERMINATING and refuse new work, from whichever stage this is."""
-        if not self._transition(layout.RUNNING, layout.TERMINATING):
-            self._transition(layout.AWAKE, layout.TERMINATING)
+        while self._lifecycle() < layout.TERMINATING:  # again, if a run() or a stop() came between the two
+            if not self._transition(layout.RUNNING, layout.TERMINATING):
+                self._transition(layout.AWAKE, layout.TERMINATING)
         self._refuse_new()
 
     def _refuse_new(self) -> None:

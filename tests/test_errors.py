@@ -32,7 +32,7 @@ def fail(*args):
 
 @each_kind
 def test_isolation(make_loop, turns, kind):
-    """Behaviour 68; contract: a callback that raises never stops the loop, and the next one runs."""
+    """contract: a callback that raises never stops the loop, and the next one runs."""
     errors, ran = [], []
     loop = make_loop(on_error=lambda error, context: errors.append((error, context)))
     put = KINDS[kind](loop)
@@ -108,7 +108,7 @@ def test_raising_on_error(make_loop, turns, caplog):
 
 
 def test_raising_logger(loop, turns, capsys):
-    """Behaviour 68: a logging handler that raises is shown on stderr, and does not stop the loop either."""
+    """A logging handler that raises is shown on stderr, and does not stop the loop either."""
 
     class Handler(logging.Handler):
         def emit(self, record):

@@ -206,7 +206,7 @@ class TestShutdown:
     drained = ("tick", "microtask", "immediate", "close", "internal", "external")
 
     def test_before_run(self, loop):
-        """Behaviours 62, 64: what was accepted runs on a thread of its own, in order; timers never."""
+        """What was accepted runs on a thread of its own, in order; timers never."""
         ran, threads = [], []
         self.fill(loop, ran)
         loop.submit(lambda: threads.append(threading.get_ident()))
@@ -216,7 +216,7 @@ class TestShutdown:
         assert loop.state is LoopState.TERMINATED
 
     def test_from_a_callback(self, loop):
-        """Behaviour 61: requests the end and returns; run() returns when the rest has run."""
+        """Requests the end and returns; run() returns when the rest has run."""
         ran = []
 
         def task():
@@ -230,7 +230,7 @@ class TestShutdown:
         assert loop.state is LoopState.TERMINATED
 
     def test_of_a_sleeping_loop(self, loop, mode, asleep):
-        """Behaviour 57: it is woken, and ends; its timers do not matter."""
+        """It is woken, and ends; its timers do not matter."""
         loop.set_fast_path_mode(mode)
         loop.schedule_timer(1000, int)
         thread = loop.start()
@@ -261,7 +261,7 @@ class TestShutdown:
         assert sorted(ran) == sorted([*range(5000), *range(5000)])
 
     def test_microtasks_in_the_drain(self, make_loop):
-        """Behaviour 62: callbacks of the drain may queue microtasks and next-ticks, nested too, and nothing else."""
+        """Callbacks of the drain may queue microtasks and next-ticks, nested too, and nothing else."""
         errors, ran = [], []
         loop = make_loop(on_error=lambda error, _: errors.append(type(error)))
 
@@ -290,7 +290,7 @@ class TestShutdown:
         assert ran == ["task", "tick", "microtask", "nested", "last"]
 
     def test_from_a_draining_callback(self, make_loop):
-        """Behaviour 61: shutdown again is fine, close and run are not; none of it is a deadlock."""
+        """Shutdown again is fine, close and run are not; none of it is a deadlock."""
         errors = []
         loop = make_loop(on_error=lambda error, _: errors.append(type(error)))
         for call in (loop.shutdown, loop.close, loop.run, loop.stop):
@@ -299,7 +299,7 @@ class TestShutdown:
         assert errors == [ReentrantCloseError, ReentrantRunError]
 
     def test_concurrent(self, make_loop, together):
-        """Behaviour 58: ten threads shut down, or close, or some of each: all return, and the loop has ended."""
+        """Ten threads shut down, or close, or some of each: all return, and the loop has ended."""
         ends = ["shutdown"] * 10, ["close"] * 10, ["shutdown", "close"] * 5
         for calls in ends * 5:
             for running in (True, False):
@@ -320,7 +320,7 @@ class TestShutdown:
         loop.close()
 
     def test_timeout(self, loop, wait_for):
-        """Behaviour 60: TimeoutError at the deadline, and the end goes on."""
+        """TimeoutError at the deadline, and the end goes on."""
         ran, go = [], threading.Event()
         thread = loop.start()
         loop.submit(wait_for, go)
@@ -344,7 +344,7 @@ class TestShutdown:
         assert loop.state is LoopState.AWAKE
 
     def test_races_with_submits(self, make_loop, together):
-        """Behaviour 56: accepted is run, refused is not, whichever entrance, while the loop is shut down."""
+        """Accepted is run, refused is not, whichever entrance, while the loop is shut down."""
         for _ in range(10):
             loop, ran = make_loop(), []
 
@@ -387,7 +387,7 @@ class TestClose:
     """contract: close(): immediate; the callback in progress ends, the rest is dropped."""
 
     def test_before_run(self, loop):
-        """Behaviour 64: what was queued is dropped, and nothing is alive."""
+        """What was queued is dropped, and nothing is alive."""
         ran = []
         TestShutdown().fill(loop, ran)
         loop.producer().submit(ran.append, 1)
@@ -400,7 +400,7 @@ class TestClose:
         "put", ["submit", "submit_internal", "schedule_immediate", "schedule_close", "schedule_microtask"]
     )
     def test_while_a_callback_runs(self, loop, wait_for, put):
-        """Behaviour 63: it finishes, and the next in the same phase does not start."""
+        """It finishes, and the next in the same phase does not start."""
         ran, started, go = [], threading.Event(), threading.Event()
         schedule = getattr(loop, put)
         schedule(lambda: (started.set(), wait_for(go), ran.append("in progress")))
@@ -421,7 +421,7 @@ class TestClose:
         assert ran == [*before, "in progress"]
 
     def test_from_its_own_callback(self, make_loop, turns):
-        """Behaviour 61: ReentrantCloseError, and the loop lives."""
+        """ReentrantCloseError, and the loop lives."""
         errors = []
         loop = make_loop(on_error=lambda error, _: errors.append(type(error)))
         loop.submit(loop.close)
@@ -438,7 +438,7 @@ class TestClose:
         assert other.state is LoopState.TERMINATED
 
     def test_cuts_a_shutdown_short(self, loop, wait_for):
-        """Behaviours 58, 63: close() during a drain drops what has not run; both calls return."""
+        """Close() during a drain drops what has not run; both calls return."""
         ran, started, go = [], threading.Event(), threading.Event()
         thread = loop.start()
         loop.submit(lambda: (started.set(), wait_for(go)))
@@ -537,7 +537,7 @@ class TestAutoExit:
 
     @pytest.mark.parametrize("end", ["shutdown", "close", "stop"])
     def test_races_with_the_end(self, make_loop, together, end):
-        """Behaviour 66: one ends it while it finds itself quiet, one submits meanwhile: each call keeps its promise."""
+        """One ends it while it finds itself quiet, one submits meanwhile: each call keeps its promise."""
         for _ in range(100):
             loop, ran = make_loop(auto_exit=True), []
 
@@ -576,7 +576,7 @@ class TestAutoExit:
 
 @pytest.mark.parametrize("mode", list(FastPathMode), ids=lambda mode: mode.value)
 def test_quick_lives(mode, descriptors, wait_for):
-    """Behaviours 40, 55: a hundred loops made, run and ended at once: no hang, no thread and no descriptor left."""
+    """A hundred loops made, run and ended at once: no hang, no thread and no descriptor left."""
     before, threads = descriptors(), set(threading.enumerate())
     for i in range(100):
         loop = Loop(fast_path_mode=mode)

@@ -48,7 +48,7 @@ def test_phases(loop, turns, arrange):
     """design: a turn is checkpoint, immediates, close callbacks, timers, internal, external, whatever was scheduled
     first.
 
-    Behaviour 9: microtasks that were queued before `run` come before tasks that were.
+    Microtasks that were queued before `run` come before tasks that were.
     """
     ran = []
 
@@ -83,7 +83,7 @@ def test_fifo(loop, turns, arrange, kind):
 
 @each_kind
 def test_snapshot(loop, turns, kind):
-    """Behaviour 8: what a callback adds to its own phase waits for the next turn."""
+    """What a callback adds to its own phase waits for the next turn."""
     ran = []
     put = KINDS[kind](loop)
 
@@ -98,7 +98,7 @@ def test_snapshot(loop, turns, kind):
 
 
 def test_check_phase_schedules_the_rest(loop, turns):
-    """Behaviour 4: an immediate's close callback and due timer run in its turn, its immediate in the next."""
+    """An immediate's close callback and due timer run in its turn, its immediate in the next."""
     ran = []
 
     def immediate():
@@ -116,7 +116,7 @@ def test_check_phase_schedules_the_rest(loop, turns):
 
 @each_kind
 def test_checkpoint_after_every_callback(loop, turns, kind):
-    """Behaviours 1, 3, 5: between two callbacks of any phase, the next-ticks and then the microtasks that the first
+    """Between two callbacks of any phase, the next-ticks and then the microtasks that the first
     queued.
     """
     ran = []
@@ -135,7 +135,7 @@ def test_checkpoint_after_every_callback(loop, turns, kind):
 
 
 def test_next_ticks_do_not_overtake(loop, turns):
-    """Behaviour 2: a microtask's next-tick waits for the microtasks that are queued; a next-tick's microtask for the
+    """A microtask's next-tick waits for the microtasks that are queued; a next-tick's microtask for the
     next-ticks.
     """
     ran = []
@@ -156,7 +156,7 @@ def test_next_ticks_do_not_overtake(loop, turns):
 
 
 def test_internal_before_a_backlog(loop, turns):
-    """Behaviour 7, contract: submit_internal runs before the external queue of its turn, however long that is."""
+    """contract: submit_internal runs before the external queue of its turn, however long that is."""
     ran = []
     for _ in range(2000):
         loop.submit(ran.append, "task")
@@ -166,7 +166,7 @@ def test_internal_before_a_backlog(loop, turns):
 
 
 def test_microtasks_nested_deeply(loop, turns):
-    """Behaviour 10: a thousand microtasks, each queued by the one before: one checkpoint, no recursion."""
+    """A thousand microtasks, each queued by the one before: one checkpoint, no recursion."""
     ran = []
 
     def nested(depth):
@@ -182,7 +182,7 @@ def test_microtasks_nested_deeply(loop, turns):
 
 @pytest.mark.parametrize("schedule", ["schedule_microtask", "schedule_next_tick"])
 def test_endless_checkpoint_warns_once(loop, turns, caplog, schedule):
-    """Behaviour 11: 100,000 callbacks in one checkpoint are worth one warning, and the checkpoint goes on."""
+    """100,000 callbacks in one checkpoint are worth one warning, and the checkpoint goes on."""
     put, left = getattr(loop, schedule), iter(range(250_000))
 
     def again():
@@ -198,7 +198,7 @@ def test_endless_checkpoint_warns_once(loop, turns, caplog, schedule):
 
 
 def test_many_microtasks(loop, turns):
-    """Behaviour 14: more microtasks than any budget all run in one checkpoint, the loop does not sleep over them."""
+    """More microtasks than any budget all run in one checkpoint, the loop does not sleep over them."""
     ran = []
 
     def task():
@@ -212,7 +212,7 @@ def test_many_microtasks(loop, turns):
 
 
 def test_foreign_next_tick_joins_its_batch(loop, turns, elsewhere):
-    """Behaviour 12: one that another thread queued during the batch of next-ticks runs before the microtasks."""
+    """One that another thread queued during the batch of next-ticks runs before the microtasks."""
     ran = []
     loop.schedule_microtask(ran.append, "microtask")
     loop.schedule_next_tick(elsewhere, loop.schedule_next_tick, ran.append, "foreign tick")
@@ -222,7 +222,7 @@ def test_foreign_next_tick_joins_its_batch(loop, turns, elsewhere):
 
 
 def test_foreign_next_tick_waits_for_the_microtasks(loop, turns, elsewhere):
-    """Behaviour 12: one that another thread queued during the batch of microtasks waits for its end."""
+    """One that another thread queued during the batch of microtasks waits for its end."""
     ran = []
     loop.schedule_microtask(elsewhere, loop.schedule_next_tick, ran.append, "foreign tick")
     loop.schedule_microtask(ran.append, "microtask")
@@ -232,7 +232,7 @@ def test_foreign_next_tick_waits_for_the_microtasks(loop, turns, elsewhere):
 
 @pytest.mark.parametrize("kind", [*(kind for kind in KINDS if kind != "producer"), "microtask", "tick"])
 def test_foreign_and_own_in_one_order(loop, turns, elsewhere, kind):
-    """Behaviour 13: a foreign call that returned before the loop's own began comes first."""
+    """A foreign call that returned before the loop's own began comes first."""
     ran = []
     puts = KINDS | {"microtask": lambda loop: loop.schedule_microtask, "tick": lambda loop: loop.schedule_next_tick}
     put = puts[kind](loop)
@@ -255,7 +255,7 @@ def overloaded_loop(make_loop, mode, **options):
 
 @pytest.mark.parametrize("put", ["task", "producer", "many"])
 def test_budget(make_loop, mode, turns, put):
-    """Behaviours 24, 25; contract: Overload: what is over the budget waits, and on_overload is called once in each
+    """contract: Overload: what is over the budget waits, and on_overload is called once in each
     such turn.
     """
     loop, ran, overloads = overloaded_loop(make_loop, mode)
@@ -273,7 +273,7 @@ def test_budget(make_loop, mode, turns, put):
 
 @pytest.mark.parametrize("put", ["task", "producer"])
 def test_budget_reached_is_no_overload(make_loop, mode, turns, put):
-    """Behaviour 25: on_overload is for work that remains, not for work that was done."""
+    """On_overload is for work that remains, not for work that was done."""
     loop, ran, overloads = overloaded_loop(make_loop, mode)
     submit = KINDS[put](loop)
     for i in range(10):
@@ -321,7 +321,7 @@ def test_overload_callback_gets_its_checkpoint(make_loop, mode, turns):
 
 
 def test_raising_overload_callback(make_loop, mode, turns, caplog):
-    """Behaviour 24: an on_overload that raises is logged, and nothing else changes."""
+    """An on_overload that raises is logged, and nothing else changes."""
 
     def raises(error):
         raise ValueError("from on_overload")

@@ -55,7 +55,7 @@ def test_everything_wakes(loop, asleep, wait_for, put):
 
 
 def test_no_wake_is_lost_in_a_race(loop, together):
-    """Behaviours 16, 18, 28: submits at every moment of falling asleep: each is run before the loop sleeps over it."""
+    """Submits at every moment of falling asleep: each is run before the loop sleeps over it."""
     with loop:
         answers = together(2, lambda _: sum(_round_trip(loop) for _ in range(1000)))
     assert answers == [1000, 1000]
@@ -92,7 +92,7 @@ def test_distant_timer(loop, asleep, wait_for):
 
 
 def test_failing_poll(make_loop, turns):
-    """Behaviour 67: an error of the system's poller leaves run(); the loop can be run again, and nothing is lost."""
+    """An error of the system's poller leaves run(); the loop can be run again, and nothing is lost."""
     loop = make_loop(fast_path_mode=FastPathMode.DISABLED)
     wait, ran = loop._parker.wait, []
 
@@ -111,7 +111,7 @@ def test_failing_poll(make_loop, turns):
 
 
 def test_one_wake_for_a_crowd(loop, together, asleep, wait_for):
-    """Behaviour 17; contract: a submit to a sleeping loop costs one wake, to an awake one none."""
+    """contract: a submit to a sleeping loop costs one wake, to an awake one none."""
     release = threading.Event()
     with loop:
         asleep(loop)
@@ -179,7 +179,7 @@ def test_sleeps_again_after_each_wake(loop, asleep, wait_for):
 
 
 def test_changing_mode_at_run_time(make_loop, together, wait_for):
-    """Behaviours 27, 28: modes flipped at random while threads submit: what is accepted runs; nothing is lost
+    """Modes flipped at random while threads submit: what is accepted runs; nothing is lost
     between two ways to sleep.
     """
     loop, ran, ends = make_loop(), [], threading.Event()
@@ -277,7 +277,7 @@ def test_descriptors(descriptors, mode, asleep, make_loop):
 
 
 def test_close_races_with_wakes(mode, together, descriptors):
-    """Behaviour 20: submits racing with the end never write to a closed descriptor, or to who has its number then."""
+    """Submits racing with the end never write to a closed descriptor, or to who has its number then."""
     before = descriptors()
     for _ in range(40):
         loop = Loop(fast_path_mode=mode)

@@ -173,7 +173,7 @@ def test_total_order(loop, together, turns):
 
 @each_entrance
 def test_many_threads(loop, together, asleep, entrance):
-    """Behaviour 15: a hundred threads on a sleeping loop: everything runs once, in each thread's order."""
+    """A hundred threads on a sleeping loop: everything runs once, in each thread's order."""
     ran = []
 
     def body(thread):

@@ -34,7 +34,7 @@ def test_never_early(loop):
 
 
 def test_earliest_first_and_ties_in_order(loop, turns):
-    """Behaviour 6; contract: earliest deadline first, equal deadlines in scheduling order."""
+    """contract: earliest deadline first, equal deadlines in scheduling order."""
     ran = []
     for delay in (0.004, 0.002, 0.006):
         loop.schedule_timer(delay, ran.append, delay)
@@ -98,7 +98,7 @@ def test_ids(loop, turns):
 
 
 def test_id_is_valid_before_the_callback_can_start(loop, wait_for):
-    """Behaviour 52: another thread has the id though the loop runs the callback at once: cancel answers truly."""
+    """Another thread has the id though the loop runs the callback at once: cancel answers truly."""
     ran = []
     with loop:
         cancelled = sum(loop.cancel_timer(loop.schedule_timer(0, ran.append, 1)) for _ in range(2000))
@@ -127,7 +127,7 @@ def test_added_in_the_timer_phase(loop, turns):
 
 
 def test_due_while_the_turn_was_slow(loop, wait_for):
-    """Behaviour 22: a timer that fell due during a slow callback fires without a sleep."""
+    """A timer that fell due during a slow callback fires without a sleep."""
     done = threading.Event()
 
     def slow():
@@ -152,7 +152,7 @@ class TestCancel:
         return loop.cancel_timer if where == "here" else functools.partial(elsewhere, loop.cancel_timer)
 
     def test_before_run(self, loop, cancel, turns):
-        """Behaviour 46: cancelled before the loop ever ran: definite at once; the second time it is unknown."""
+        """Cancelled before the loop ever ran: definite at once; the second time it is unknown."""
         ran = []
         ids = [loop.schedule_timer(0, ran.append, i) for i in range(100)]
         for i in ids[::2]:
@@ -172,7 +172,7 @@ class TestCancel:
         assert cancel(new) is True
 
     def test_due_in_this_phase(self, loop, cancel, turns):
-        """Behaviours 13, 47: cancelled by the callback before it in the same phase: it does not run."""
+        """Cancelled by the callback before it in the same phase: it does not run."""
         ran = []
         loop.schedule_timer(0, lambda: ran.append(cancel(second)))
         second = loop.schedule_timer(0, ran.append, "second")
@@ -201,7 +201,7 @@ class TestCancel:
         assert ran == [False]
 
     def test_interval_in_its_own_callback(self, loop, cancel, turns):
-        """Behaviour 50: an interval cancelled in its own callback does not run again; only the first cancel is True."""
+        """An interval cancelled in its own callback does not run again; only the first cancel is True."""
         ran = []
         own = loop.schedule_interval(0, lambda: ran.append((cancel(own), cancel(own))))
         turns(loop, 5)
@@ -209,7 +209,7 @@ class TestCancel:
         assert not loop.alive()
 
     def test_immediate(self, loop, where, elsewhere, turns):
-        """Behaviour 53: an immediate cancelled before it ran never runs; afterwards it is unknown."""
+        """An immediate cancelled before it ran never runs; afterwards it is unknown."""
         ran = []
         cancel = loop.cancel_immediate
         call = cancel if where == "here" else functools.partial(elsewhere, cancel)
@@ -263,7 +263,7 @@ def test_ids_of_timers_and_immediates_are_apart(loop, turns):
 
 
 def test_cancel_timers(loop, turns):
-    """Behaviour 45: known, unknown and duplicate ids in one call, from any iterable."""
+    """Known, unknown and duplicate ids in one call, from any iterable."""
     ran = []
     first, second, third = (loop.schedule_timer(0, ran.append, i) for i in range(3))
     assert loop.cancel_timers([first, 12345, first, second]) == [True, False, False, True]
@@ -285,7 +285,7 @@ def test_cancel_timers_is_checked_first(loop, turns):
 
 
 def test_cancel_half_from_other_threads(loop, together):
-    """Behaviour 44: a thousand timers, half of them cancelled at random from other threads: the other half fires."""
+    """A thousand timers, half of them cancelled at random from other threads: the other half fires."""
     ran = []
     ids = [loop.schedule_timer(0.02, ran.append, i) for i in range(1000)]
     chosen = random.Random(2).sample(range(1000), 500)
@@ -297,7 +297,7 @@ def test_cancel_half_from_other_threads(loop, together):
 
 
 def test_cancel_storm(loop, together, wait_for):
-    """Behaviour 48: threads that create and cancel while the loop fires: each timer is cancelled or runs, once."""
+    """Threads that create and cancel while the loop fires: each timer is cancelled or runs, once."""
     ran = []
 
     def body(thread):
@@ -315,7 +315,7 @@ def test_cancel_storm(loop, together, wait_for):
 
 
 def test_interval_cancelled_from_many_threads(loop, together):
-    """Behaviour 50: several threads cancel a running interval at once: one wins, and at most one run follows."""
+    """Several threads cancel a running interval at once: one wins, and at most one run follows."""
     with loop:
         for _ in range(10):
             ran = []
@@ -345,7 +345,7 @@ def test_interval_is_anchored(loop):
 
 
 def test_interval_survives_its_exceptions(make_loop, turns):
-    """Behaviour 51: an exception does not stop it, and each is reported."""
+    """An exception does not stop it, and each is reported."""
     errors = []
     loop = make_loop(on_error=lambda error, context: errors.append((type(error), context["kind"])))
     loop.schedule_interval(0, int, "not a number")
@@ -354,7 +354,7 @@ def test_interval_survives_its_exceptions(make_loop, turns):
 
 
 def test_interval_of_zero(loop, turns):
-    """Behaviour 51: with a period of 0 it runs once a turn."""
+    """With a period of 0 it runs once a turn."""
     ran = []
     loop.schedule_interval(0, ran.append, 1)
     loop.schedule_interval(-1, ran.append, 2)
@@ -420,11 +420,11 @@ class TestReferences:
         assert loop.alive()
 
     def test_empty_auto_exit_loop(self, make_loop):
-        """Behaviour 66: an auto_exit loop with nothing to do returns at once."""
+        """An auto_exit loop with nothing to do returns at once."""
         make_loop(auto_exit=True).run()
 
     def test_auto_exit(self, make_loop):
-        """Behaviour 66: referenced timers are waited for, unreferenced ones are not; they run if something else
+        """Referenced timers are waited for, unreferenced ones are not; they run if something else
         holds the loop.
         """
         loop = make_loop(auto_exit=True)
@@ -469,7 +469,7 @@ class TestNesting:
 
     @pytest.mark.parametrize("delay", [0, -1])
     def test_seventh_callback_waits(self, chain, turns, delay):
-        """Behaviour 42: callbacks 1 to 6 are due at once, each later one at least 4 ms after the one before;
+        """Callbacks 1 to 6 are due at once, each later one at least 4 ms after the one before;
         negative is 0.
         """
         loop, starts = chain(9, delay)
@@ -494,7 +494,7 @@ class TestNesting:
         assert len(ran) == 20
 
     def test_interval_is_nested_in_itself(self, make_loop, turns):
-        """Behaviour 42, HTML: each repetition of an interval is one level deeper."""
+        """HTML: each repetition of an interval is one level deeper."""
         loop = make_loop(clamp_nested_timers=True)
         starts = []
         loop.schedule_interval(0, lambda: starts.append(time.monotonic()))
@@ -518,7 +518,7 @@ class TestNesting:
         assert len(ran) == 12
 
     def test_starts_anew(self, make_loop, turns):
-        """Behaviour 42: timers scheduled by tasks are independent, also after a deep one has raised."""
+        """Timers scheduled by tasks are independent, also after a deep one has raised."""
         loop = make_loop(clamp_nested_timers=True, on_error=lambda *_: None)
         depth, ran = [], []
 
@@ -536,7 +536,7 @@ class TestNesting:
 
 
 def test_nothing_but_a_timer(make_loop, wait_for):
-    """Behaviour 21: 1.2 s with nothing else to do, asleep in each mode: it fires in time and not early."""
+    """1.2 s with nothing else to do, asleep in each mode: it fires in time and not early."""
     fired = {}
     start = time.monotonic()
     loops = [make_loop(fast_path_mode=mode) for mode in FastPathMode]
@@ -566,7 +566,7 @@ def test_earlier_timer_wakes_a_sleeping_loop(loop, mode, asleep, wait_for):
 
 
 def test_immediate_before_zero_timer(loop, turns):
-    """Behaviour 53: immediates are FIFO, and one that a task schedules comes before its 0 ms timer."""
+    """Immediates are FIFO, and one that a task schedules comes before its 0 ms timer."""
     ran = []
 
     def task():

@@ -253,7 +253,7 @@ def test_jobs_are_queued_item_by_item(page, js):
 @pytest.mark.parametrize("count", [100, 1000])
 @pytest.mark.parametrize("name", NAMES)
 def test_settled_from_threads(page, js, name, count):
-    """Behaviour 73: 100 to 1,000 inputs settled at once from threads in any order: order kept, one outcome."""
+    """100 to 1,000 inputs settled at once from threads in any order: order kept, one outcome."""
     for round in range(3):
         resolvers = [js.with_resolvers() for _ in range(count)]
         combined = getattr(js, name)([promise for promise, _, _ in resolvers])
@@ -283,7 +283,7 @@ def test_settled_from_threads(page, js, name, count):
 
 
 def test_all_made_while_its_inputs_settle(page, js):
-    """Behaviour 73: subscribing and settling at the same moment: nothing is lost."""
+    """Subscribing and settling at the same moment: nothing is lost."""
     for _ in range(50):
         resolvers = [js.with_resolvers() for _ in range(50)]
 
@@ -300,7 +300,7 @@ def test_all_made_while_its_inputs_settle(page, js):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_after_the_end(make_page, name):
-    """Behaviour 74: a combinator whose inputs can no longer tell it says so, and is not pending for ever."""
+    """A combinator whose inputs can no longer tell it says so, and is not pending for ever."""
     page = make_page()
     settled = page.js.resolve(1)
     waiting, resolve, _ = page.js.with_resolvers()

@@ -455,7 +455,7 @@ def test_a_dropped_coroutine_is_closed(page, js):
 
 
 def test_after_the_end(make_page):
-    """Behaviour 74: a coroutine that waits when the loop has ended does not run on another thread; its promise is
+    """A coroutine that waits when the loop has ended does not run on another thread; its promise is
     rejected.
     """
     page = make_page()

@@ -226,7 +226,7 @@ def chain(page, js, count, schedule):
 
 
 def test_six_levels_without_a_wait(page, js):
-    """Behaviour 42; HTML 8.7, steps 5 and 11: of a chain of 0 ms timers six run in as many turns, the seventh is the
+    """HTML 8.7, steps 5 and 11: of a chain of 0 ms timers six run in as many turns, the seventh is the
     first to wait 4 ms.
     """
     moments = chain(page, js, 9, lambda callback: js.set_timeout(callback, 0))
@@ -239,7 +239,7 @@ def test_six_levels_without_a_wait(page, js):
 
 @pytest.mark.parametrize("delay", [0, -5, 1, 3.9], ids=repr)
 def test_short_delays_become_four(page, js, delay):
-    """Behaviour 43; HTML 8.7: under 4 ms, negative included (WPT negative-settimeout)."""
+    """HTML 8.7: under 4 ms, negative included (WPT negative-settimeout)."""
     moments = chain(page, js, 8, lambda callback: js.set_timeout(callback, delay))
     page.until(lambda: len(moments) == 8)
     assert moments[6] - moments[5] >= FOUR
@@ -259,7 +259,7 @@ def test_intervals_nest_too(page, js):
 
 
 def test_longer_delays_stay(page, js):
-    """Behaviours 42 and 43: timers of 4 ms and more, however deep, wait as long as they say: turn by turn beside a
+    """Timers of 4 ms and more, however deep, wait as long as they say: turn by turn beside a
     plain timer.
     """
     deep = []
@@ -278,7 +278,7 @@ def test_longer_delays_stay(page, js):
 
 
 def test_independent_timers_start_at_zero(page, js):
-    """Behaviour 42: after a deep chain, and after an exception deep in one, others are unaffected."""
+    """After a deep chain, and after an exception deep in one, others are unaffected."""
 
     def callback(depth):
         if depth < 8:
@@ -312,7 +312,7 @@ def test_nesting_is_not_inherited_by_other_callbacks(page, js):
 
 
 def test_immediates(page, js):
-    """Behaviour 53; Node, setImmediate: FIFO, one made by an immediate waits for the next turn, and they can be
+    """Node, setImmediate: FIFO, one made by an immediate waits for the next turn, and they can be
     cleared.
     """
     ran = []
@@ -406,7 +406,7 @@ def test_sleep(page, js):
 
 
 def test_timers_from_threads(make_page):
-    """Behaviour 44: 1,000 timers made on four threads while the loop runs, half of them cleared: the others run,
+    """1,000 timers made on four threads while the loop runs, half of them cleared: the others run,
     once, on the loop.
     """
     page = make_page()
@@ -433,7 +433,7 @@ def test_timers_from_threads(make_page):
 
 
 def test_an_interval_cleared_from_threads(make_page):
-    """Behaviour 50: several clear at once: one winner, and it does not start again."""
+    """Several clear at once: one winner, and it does not start again."""
     page = make_page()
     with page.loop:
         for _ in range(20):

@@ -390,7 +390,7 @@ def test_promises_of_two_loops(make_page):
 
 
 def test_settled_from_many_threads_once(page, js):
-    """Behaviour 70; 27.2.1.3: of resolve and reject on any threads one decides, and each handler runs once."""
+    """27.2.1.3: of resolve and reject on any threads one decides, and each handler runs once."""
     for _ in range(100):
         promise, resolve, reject = js.with_resolvers()
         calls = [[] for _ in range(8)]
@@ -405,7 +405,7 @@ def test_settled_from_many_threads_once(page, js):
 
 
 def test_handlers_added_while_it_settles(page, js):
-    """Behaviour 70: handlers added by other threads at that very moment run once each, those of one thread in order."""
+    """Handlers added by other threads at that very moment run once each, those of one thread in order."""
     each = 40
     for _ in range(60):
         promise, resolve, _ = js.with_resolvers()
@@ -452,7 +452,7 @@ def test_settled_while_the_loop_sleeps(make_page):
 
 
 def test_after_the_end(make_page):
-    """Behaviour 74: promises settle, but no handler runs: what would have followed is rejected with
+    """Promises settle, but no handler runs: what would have followed is rejected with
     LoopTerminatedError.
     """
     page = make_page()
@@ -470,7 +470,7 @@ def test_after_the_end(make_page):
 
 
 def test_a_long_chain_after_the_end(make_page):
-    """Behaviour 74: to the end of a chain of any length."""
+    """To the end of a chain of any length."""
     page = make_page()
     promise, resolve, _ = page.js.with_resolvers()
     chain = [promise]
@@ -485,7 +485,7 @@ def test_a_long_chain_after_the_end(make_page):
 
 
 def test_reported_once(page, js):
-    """Behaviour 72; HTML 8.1.5.4: after the checkpoint, once, with reason and promise."""
+    """HTML 8.1.5.4: after the checkpoint, once, with reason and promise."""
     reported = []
     view = JS(page.loop, on_unhandled_rejection=lambda reason, promise: reported.append((reason, promise)))
     promise = view.reject(ERROR)
@@ -500,7 +500,7 @@ def test_reported_once(page, js):
 
 
 def test_a_handler_in_the_same_checkpoint_is_in_time(page, js):
-    """Behaviour 72: at once, in a microtask, in the last microtask of many."""
+    """At once, in a microtask, in the last microtask of many."""
     js.reject(1).catch(lambda reason: None)
     late = js.reject(2)
     js.queue_microtask(lambda: late.catch(lambda reason: None))
@@ -522,7 +522,7 @@ def test_a_handler_after_the_checkpoint_is_late(page, js):
 
 
 def test_a_handler_on_the_child(page, js):
-    """Behaviour 71: a chain without a rejection handler is reported at its end only; a catch there silences it."""
+    """A chain without a rejection handler is reported at its end only; a catch there silences it."""
     js.reject(1).then(print).then(print).catch(lambda reason: None)
     page.quiet()
     assert page.unhandled == []
@@ -545,7 +545,7 @@ def test_handled_from_another_thread(page, js):
 
 
 def test_rejected_on_other_threads(page, js):
-    """Behaviour 72: each reported exactly once."""
+    """Each reported exactly once."""
     together(4, lambda i: [js.reject((i, n)) for n in range(200)])
     page.quiet()
     assert sorted(page.unhandled) == [(i, n) for i in range(4) for n in range(200)]
@@ -595,7 +595,7 @@ def test_a_report_that_raises(page):
 
 
 def test_reported_at_the_end_too(make_page):
-    """Behaviour 72: a rejection in the loop's last callbacks is reported once."""
+    """A rejection in the loop's last callbacks is reported once."""
     page = make_page()
     page.loop.submit(lambda: page.js.reject(1))
     page.loop.shutdown()
@@ -624,7 +624,7 @@ def test_the_logger_is_told(make_page, caplog):
 
 
 def test_dropped_promises_are_collected(page, js):
-    """Behaviour 76: pending ones, chains of them, and those that another one would have settled; and handlers."""
+    """Pending ones, chains of them, and those that another one would have settled; and handlers."""
 
     class Payload:
         pass
@@ -644,7 +644,7 @@ def test_dropped_promises_are_collected(page, js):
 
 
 def test_settled_promises_leave_nothing(page, js):
-    """Behaviour 76: 200,000 promises, chained, settled and dropped, leave memory where it was."""
+    """200,000 promises, chained, settled and dropped, leave memory where it was."""
 
     def many(count):
         for start in range(0, count, 1000):

@@ -1,4 +1,4 @@
-"""`Loop.promisify`: blocking functions on worker threads, promises that always settle (behaviour 75)."""
+"""`Loop.promisify`: blocking functions on worker threads, promises that always settle."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def fails(error):
 
 
 def test_success(page):
-    """Behaviour 75: what the function returns, computed on another thread, settled on the loop's."""
+    """What the function returns, computed on another thread, settled on the loop's."""
     threads = []
     promise = page.loop.promisify(lambda *args: (threading.get_ident(), args), 1, 2)
     promise = promise.then(lambda value: threads.append(threading.get_ident()) or value)
@@ -45,7 +45,7 @@ class BeyondException(BaseException):
     ids=lambda error: type(error).__name__,
 )
 def test_exceptions(page, error):
-    """Behaviour 75: any exception at all is the reason; the worker's exit is not the loop's."""
+    """Any exception at all is the reason; the worker's exit is not the loop's."""
     assert page.reason(page.loop.promisify(fails, error)) is error
 
 
@@ -196,7 +196,7 @@ def test_a_call_while_it_ends(make_page):
 
 @pytest.mark.parametrize("end", ["close", "shutdown"])
 def test_calls_racing_with_the_end(make_page, end):
-    """Behaviour 75: of 300 calls, before, while and after the loop ends, all settle, with a value or
+    """Of 300 calls, before, while and after the loop ends, all settle, with a value or
     LoopTerminatedError.
     """
     for _ in range(3):
