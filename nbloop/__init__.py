@@ -13,7 +13,8 @@ from .errors import (
     ReentrantCloseError,
     ReentrantRunError,
 )
-from .loop import FastPathMode, Loop, LoopState, Producer
+from .loop import Loop, LoopState, Producer
+from .options import FastPathMode
 
 __version__ = "0.1.0"
 

@@ -17,6 +17,7 @@ it makes the kernel leave for `close()` and in a forked child.
 from __future__ import annotations
 
 import enum
+import itertools
 import os
 import sys
 import threading
@@ -29,7 +30,6 @@ from . import debug as _debug
 from . import hooks
 from . import signals as _signals
 from .errors import (
-    FastPathIncompatibleError,
     ForkedLoopError,
     LoopAlreadyRunningError,
     LoopOverloadedError,
@@ -53,6 +53,8 @@ type Callback = Callable[..., object]
 type ErrorHandler = Callable[[BaseException, dict[str, Any]], object]
 
 SPIN_MOST = 50_000  # ns; longer than the 3-19 µs a sleep costs, short enough that an idle loop's one spin is not felt
+
+_numbers = itertools.count(1)  # of loops without a name
 
 
 class LoopState(enum.Enum):
@@ -696,15 +698,6 @@ class Producer:
 _live: weakref.WeakSet[Loop] = weakref.WeakSet()
 
 
-def _numbering() -> Iterable[int]:
-    import itertools
-
-    return itertools.count(1)
-
-
-_numbers = iter(_numbering())
-
-
 def _after_fork_in_child() -> None:
     """Make every inherited loop refuse: its thread stayed in the parent, and its descriptors are shared with it."""
     for loop in list(_live):
@@ -721,5 +714,3 @@ def _after_fork_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
-
-__all__ = ["FastPathIncompatibleError", "FastPathMode", "Loop", "LoopState", "NbloopError", "Producer"]

@@ -225,7 +225,7 @@ H_LOOP, H_SELF = offset(HANDLE, "loop"), offset(HANDLE, "self")
 H_QUEUED, H_NEXT_READY, H_QUEUE = offset(HANDLE, "queued"), offset(HANDLE, "next_ready"), offset(HANDLE, "queue")
 
 # --- values ---------------------------------------------------------------------------------------------------------
-AWAKE, RUNNING, TERMINATING, TERMINATED, FORKED = 0, 1, 2, 3, 4  # lifecycle
+AWAKE, RUNNING, TERMINATING, TERMINATED = 0, 1, 2, 3  # lifecycle
 OPEN, EXACT, FULL = 0, 1, 2  # gate of a queue
 MINUS = -(1 << 63)  # the sign bit: in a tail it means closed
 PARK_FUTEX, PARK_PYTHON, PARK_POLL = 0, 1, 2  # how the loop sleeps
