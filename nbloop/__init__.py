@@ -5,29 +5,40 @@ Importing this never turns the GIL on, and imports numba only if the kernels hav
 
 from .errors import (
     FastPathIncompatibleError,
+    FDAlreadyRegisteredError,
+    FDNotRegisteredError,
+    FDOutOfRangeError,
     ForkedLoopError,
     LoopAlreadyRunningError,
     LoopOverloadedError,
     LoopTerminatedError,
     NbloopError,
+    PollerFailedError,
     ReentrantCloseError,
     ReentrantRunError,
 )
-from .loop import Loop, LoopState, Producer
+from .loop import Loop, LoopState
 from .options import FastPathMode
+from .readiness import IOEvents
+from .scheduling import Producer
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "FDAlreadyRegisteredError",
+    "FDNotRegisteredError",
+    "FDOutOfRangeError",
     "FastPathIncompatibleError",
     "FastPathMode",
     "ForkedLoopError",
+    "IOEvents",
     "Loop",
     "LoopAlreadyRunningError",
     "LoopOverloadedError",
     "LoopState",
     "LoopTerminatedError",
     "NbloopError",
+    "PollerFailedError",
     "Producer",
     "ReentrantCloseError",
     "ReentrantRunError",

@@ -33,5 +33,21 @@ class ForkedLoopError(NbloopError, RuntimeError):
     """The loop was inherited through `os.fork`: its thread, and the descriptors it sleeps on, belong to the parent."""
 
 
+class FDAlreadyRegisteredError(NbloopError, ValueError):
+    """The descriptor has a callback already."""
+
+
+class FDNotRegisteredError(NbloopError, LookupError):
+    """The descriptor has no callback: it was never registered, or not any more."""
+
+
+class FDOutOfRangeError(NbloopError, ValueError):
+    """No descriptor can have this number."""
+
+
+class PollerFailedError(NbloopError, OSError):
+    """The system's poller fails, so the loop has ended; the cause is the system's error."""
+
+
 class FastPathIncompatibleError(NbloopError, RuntimeError):
     """The fast path was forced while descriptors are registered, or a descriptor registered while it is forced."""

@@ -30,6 +30,7 @@ _KINDS = {
     layout.KIND_IMMEDIATE: "immediate",
     layout.KIND_TIMER: "timer",
     layout.KIND_CHECKPOINT_END: "checkpoint end",
+    layout.KIND_READINESS: "readiness",
 }
 
 
@@ -96,6 +97,18 @@ def warn() -> None:
 def wake_parker(loop: Loop | None) -> None:
     if loop is not None and loop._parker is not None:
         loop._parker.wake()
+
+
+def renew(loop: Loop | None) -> None:
+    """The poller reports a descriptor that was closed before it was unregistered, and that nobody can name any more."""
+    if loop is None:
+        return
+    with loop._lock:
+        try:
+            loop._watches.renew()
+        except OSError as error:  # no descriptor left for a new set: again when it speaks again
+            loop._record["io"]["suspect"] = 1
+            log(error, "%s can not renew its poller", loop.name)
 
 
 def refuse(loop: Loop | None, code: int, culprit: object) -> None:

@@ -16,40 +16,45 @@ it makes the kernel leave for `close()` and in a forked child.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import itertools
+import logging
 import os
 import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from . import debug as _debug
 from . import hooks
 from . import signals as _signals
 from .errors import (
+    FastPathIncompatibleError,
     ForkedLoopError,
     LoopAlreadyRunningError,
     LoopOverloadedError,
     LoopTerminatedError,
     NbloopError,
+    PollerFailedError,
     ReentrantCloseError,
     ReentrantRunError,
 )
-from .kernels import layout, life, methods, timer_methods, turn
+from .kernels import layout, life, turn
 from .kernels.kernel import bound
 from .kernels.state import make_handle_state, make_loop_state
 from .options import FastPathMode, check_callable, check_int, check_mode, check_timeout, usable_cores
-from .parkers import Parker, make_parker
+from .parkers import LockParker, Parker, futex_available
+from .readiness import IOEvents, ReadyCallback, Watches, check_descriptor, check_events
+from .scheduling import Callback, Producer, Scheduling
 
 if TYPE_CHECKING:
     from .js import Promise
     from .js.promisify import Workers
 
 
-type Callback = Callable[..., object]
 type ErrorHandler = Callable[[BaseException, dict[str, Any]], object]
 
 SPIN_MOST = 50_000  # ns; longer than the 3-19 µs a sleep costs, short enough that an idle loop's one spin is not felt
@@ -67,7 +72,7 @@ class LoopState(enum.Enum):
     TERMINATED = "terminated"
 
 
-class Loop:
+class Loop(Scheduling):
     """An event loop that any number of threads submit to and one thread runs.
 
     Every method may be called from any thread unless it says otherwise; those that schedule are also safe in signal
@@ -124,6 +129,7 @@ class Loop:
         self._on_error = on_error
         self._mode = fast_path_mode
         self._parker: Parker | None = None
+        self._lock_parker = LockParker()
         # re-entrant for signal handlers; construction of handles and finishers; nothing that a callback's life needs
         self._lock = threading.RLock()
         self._ended = threading.Event()
@@ -144,6 +150,7 @@ class Loop:
                 "warn": hooks.warn,
                 "breathe": hooks.breathe,
                 "waker": lambda: hooks.wake_parker(me()),
+                "renew": lambda: hooks.renew(me()),
             },
         )
         record = self._record = self._state.record
@@ -154,135 +161,13 @@ class Loop:
         self._acquire = life.acquire.bind(self._state)
         self._release = life.release.bind(self._state)
         self._transition = life.transition.bind(self._state)
+        self._watches = Watches(self._state)
+        if fast_path_mode is FastPathMode.DISABLED:
+            self._watches.open_poller()
         self._install_parker()
         if debug:
             _debug.remember_sites(self)
         _live.add(self)
-
-    # --- scheduling: built-in methods; the functions here are their signatures and documentation
-    # -------------------------
-
-    @bound(methods.submit)
-    def submit(self, callback: Callback, /, *args: object) -> None:
-        """Run ``callback(*args)`` on the loop's thread.
-
-        Returned means that it will run before `run()` returns for good, or that `close()` dropped it. All threads'
-        submits have one total order, and run in it. Any thread, signal handlers included. O(1): one atomic addition;
-        lock-free.
-
-        Raises `LoopTerminatedError` once the end of the loop has begun, `LoopOverloadedError` with `ingress_limit`
-        tasks waiting, `MemoryError`, or TypeError if `callback` is not callable; in each case nothing was stored.
-        """
-
-    @bound(methods.submit_many)
-    def submit_many(self, callbacks: Iterable[Callback], /) -> int:
-        """Submit every callable of an iterable, in order and with nothing between them, all or none; how many.
-
-        As `submit`, but one atomic addition and at most one wake for the whole batch: some 10 ns each instead of 35.
-        The iterable is exhausted, and each item checked, before anything is stored.
-        """
-        return 0  # pragma: no cover
-
-    @bound(methods.submit_internal)
-    def submit_internal(self, callback: Callback, /, *args: object) -> None:
-        """Run ``callback(*args)`` before the external tasks of the same turn. FIFO; otherwise as `submit`, without
-        its limit.
-        """
-
-    @bound(methods.schedule_microtask)
-    def schedule_microtask(self, callback: Callback, /, *args: object) -> None:
-        """Run ``callback(*args)`` at the next microtask checkpoint, which follows every callback (HTML, 'perform a
-        microtask checkpoint').
-
-        FIFO. A checkpoint runs all next-ticks, then all microtasks, again until both are empty; of 100,000 in one
-        checkpoint the log is told once. Any thread. O(1). While the loop ends gracefully its own callbacks may still
-        call this. Errors as `submit`.
-        """
-
-    @bound(methods.schedule_next_tick)
-    def schedule_next_tick(self, callback: Callback, /, *args: object) -> None:
-        """Run ``callback(*args)`` at the next checkpoint, before its microtasks (Node's ``process.nextTick``). As
-        `schedule_microtask`.
-        """
-
-    @bound(methods.schedule_checkpoint_end)
-    def schedule_checkpoint_end(self, callback: Callback, /, *args: object) -> None:
-        """Run ``callback(*args)`` at the end of the checkpoint in progress, or of the next, when no next-tick and no
-        microtask is left.
-
-        One at a time: what it queues as microtasks runs before the next of its kind. As `schedule_microtask` otherwise.
-        """
-
-    @bound(methods.schedule_immediate)
-    def schedule_immediate(self, callback: Callback, /, *args: object) -> int:
-        """Run ``callback(*args)`` in the check phase, right after the loop has polled; an id for `cancel_immediate`.
-
-        FIFO; one scheduled by an immediate waits for the next turn (Node's ``setImmediate``). Any thread. O(1).
-        Errors as `submit`.
-        """
-        return 0  # pragma: no cover
-
-    @bound(timer_methods.cancel_immediate)
-    def cancel_immediate(self, id: int, /) -> bool:
-        """True: that immediate will never run. False: unknown, started or cancelled already. Any thread; definite at
-        once. O(1).
-        """
-        return False  # pragma: no cover
-
-    @bound(methods.schedule_close)
-    def schedule_close(self, callback: Callback, /, *args: object) -> None:
-        """Run ``callback(*args)`` in the close phase, after the immediates. FIFO. Any thread. O(1). Errors as
-        `submit`.
-        """
-
-    @bound(timer_methods.schedule_timer)
-    def schedule_timer(self, delay: float, callback: Callback, /, *args: object) -> int:
-        """Run ``callback(*args)`` once, no earlier than `delay` seconds from now; an id for `cancel_timer`.
-
-        Earliest deadline first, equal deadlines in scheduling order. A delay of 0 or less means the next timer phase;
-        a timer added in a timer phase waits for the next turn. The id is valid before the callback can start. Any
-        thread. O(log n) on the loop's thread, O(1) on others, and a sleeping loop is woken only if this deadline is
-        its earliest.
-
-        Raises ValueError for NaN, infinities and more than 4e9 seconds, TypeError for what is no number, otherwise as
-        `submit`.
-        """
-        return 0  # pragma: no cover
-
-    @bound(timer_methods.schedule_interval)
-    def schedule_interval(self, period: float, callback: Callback, /, *args: object) -> int:
-        """Run ``callback(*args)`` every `period` seconds, each time counted from the start of the one before; an id
-        for `cancel_timer`.
-
-        The callback's own time causes no drift, and an exception does not end it. Otherwise as `schedule_timer`.
-        """
-        return 0  # pragma: no cover
-
-    @bound(timer_methods.cancel_timer)
-    def cancel_timer(self, id: int, /) -> bool:
-        """True: that timer or interval will never run (again). False: unknown, started or cancelled already.
-
-        Definite at once, from any thread: before `run`, while running, in its own callback. The callback is released.
-        O(log n) on the loop's thread, O(1) on others. TypeError if `id` is no int.
-        """
-        return False  # pragma: no cover
-
-    @bound(timer_methods.cancel_timers)
-    def cancel_timers(self, ids: Iterable[int], /) -> list[bool]:
-        """`cancel_timer` for each of an iterable; of an id given twice the second answer is False. None is cancelled
-        if one is no int.
-        """
-        return []  # pragma: no cover
-
-    @bound(timer_methods.ref_timer)
-    def ref_timer(self, id: int, /) -> bool:
-        """Make a live timer count for `alive` (the default); False if it is not live. Any thread. O(1)."""
-        return False  # pragma: no cover
-
-    @bound(timer_methods.unref_timer)
-    def unref_timer(self, id: int, /) -> bool:
-        """Make a live timer not keep an `auto_exit` loop alive; False if it is not live. Any thread. O(1)."""
-        return False  # pragma: no cover
 
     @bound(life.alive)
     def alive(self) -> bool:
@@ -428,6 +313,11 @@ class Loop:
             ended = turns()
             if ended == turn.ENDED_PARK:
                 self._park()
+            elif ended == turn.ENDED_LOOK:
+                self._look()
+            elif ended == turn.ENDED_BROKEN:
+                number = int(self._record["io"]["error"])
+                self._end_broken(OSError(number, os.strerror(number)))
             elif ended == turn.ENDED_STOP:
                 if self._transition(layout.RUNNING, layout.AWAKE):
                     return
@@ -441,11 +331,28 @@ class Loop:
                 return
 
     def _park(self) -> None:
-        assert self._parker is not None
+        """Sleep for the kernels, which have announced it."""
         try:
-            self._parker.wait(int(self._record["poll_timeout"]))
+            self._look()
         finally:
             life.awaken.bind(self._state)()
+
+    def _look(self) -> None:
+        """Wait outside the kernels, for as long as they say."""
+        assert self._parker is not None
+        try:
+            found = self._parker.wait(int(self._record["poll_timeout"]))
+        except OSError as error:
+            self._end_broken(error)
+        else:
+            self._watches.collect(found)
+
+    def _end_broken(self, error: OSError) -> NoReturn:
+        """The poller fails: looking again would spin, so the loop ends, and says why. What was accepted is run."""
+        hooks.log(error, "%s can not poll any more and ends", self.name, level=logging.CRITICAL)
+        self._begin_end()
+        self._finish()
+        raise PollerFailedError(error.errno, f"{self.name} can not poll any more and has ended: {error}") from error
 
     def _quiet_for_good(self) -> bool:
         """Auto-exit: the kernel found nothing left and closed the queues; so do the handles, unless one has work
@@ -598,8 +505,10 @@ class Loop:
         for handle in self._live_handles():
             life.producer_drop.bind(handle)()
         self._transition(layout.TERMINATING, layout.TERMINATED)
-        if self._parker is not None:
-            self._parker.close(int(self._record["claimed"]))
+        while int(self._record["wakes_sent"]) < int(self._record["claimed"]):
+            time.sleep(0)  # a wake call is on its way to the descriptor that is closed next
+        with self._lock:
+            self._watches.close()
         _signals.forget(self)
         _live.discard(self)
         self._ended.set()
@@ -621,39 +530,117 @@ class Loop:
         """Change how the loop sleeps, at run time. Any thread; the loop changes over before its next sleep, and loses
         nothing.
 
-        Raises TypeError for what is no `FastPathMode`, `LoopTerminatedError` after the end.
+        Raises TypeError for what is no `FastPathMode`, `FastPathIncompatibleError` for FORCED while descriptors are
+        registered, `LoopTerminatedError` after the end, OSError if there is no descriptor left for a poller; in each
+        case the mode stays.
         """
         check_mode("mode", mode)
         self._check_fork()
         with self._lock:
+            if mode is FastPathMode.FORCED and len(self._watches):
+                raise FastPathIncompatibleError(
+                    f"{self.name} watches {len(self._watches)} descriptors: the fast path can not be forced"
+                )
+            if self._lifecycle() >= layout.TERMINATING:
+                raise LoopTerminatedError(f"{self.name} has terminated or is about to")
+            if mode is FastPathMode.DISABLED:
+                self._watches.open_poller()
             self._mode = mode
-        if self.is_loop_thread():
-            self._install_parker()
-            return
-        while True:
+        self._change_over()
+
+    def _change_over(self) -> None:
+        """Have the loop sleep as mode and descriptors ask from now on: at once if nobody runs it, else before its next
+        sleep.
+        """
+        while not self.is_loop_thread():
             if self._acquire() == 0:
                 try:
-                    if self._lifecycle() >= layout.TERMINATING:
-                        raise LoopTerminatedError(f"{self.name} has terminated")
                     self._install_parker()
                 finally:
-                    self._release()
+                    self._leave()
                 return
             if self._lifecycle() != layout.AWAKE:  # it runs: only its own thread may change how it sleeps
-                self.submit_internal(self._install_parker)
+                with contextlib.suppress(LoopTerminatedError):  # it has slept for the last time
+                    self.submit_internal(self._install_parker)
                 return
             time.sleep(0)
+        self._install_parker()
 
     def _install_parker(self) -> None:
-        """Make the parker that the mode asks for. The owner only, awake."""
-        old = self._parker
-        self._parker, park_mode, wake_fd = make_parker(self._mode is FastPathMode.DISABLED)
-        claimed = int(self._record["claimed"])
-        self._record["claimed"] = 0
-        self._record["wake_fd"] = wake_fd
-        self._record["park_mode"] = park_mode
-        if old is not None:
-            old.close(claimed)
+        """Sleep as the mode and the descriptors ask. The owner only, awake.
+
+        A wake that was claimed before and comes late goes to the old place or the new one: the sleep that it was for
+        is over, and another is at most ended early.
+        """
+        with self._lock:
+            poller = self._watches.poller
+            if poller is not None and (self._mode is FastPathMode.DISABLED or len(self._watches)):
+                self._parker, self._record["park_mode"] = poller, poller.park_mode
+            elif futex_available():
+                self._parker, self._record["park_mode"] = None, layout.PARK_FUTEX
+            else:
+                self._parker, self._record["park_mode"] = self._lock_parker, layout.PARK_PYTHON
+
+    # --- descriptors
+
+    def register_fd(self, fd: int, events: IOEvents | int, callback: ReadyCallback) -> None:
+        """Run ``callback(fd, events)`` on the loop's thread whenever the descriptor is ready for what `events` asks.
+
+        Level-triggered: as long as it is ready, once in each turn; `IOEvents.EDGE` and `IOEvents.ONESHOT` change that.
+        ERROR and HANGUP are reported unasked, unless `events` is 0, which mutes. A microtask checkpoint follows each
+        callback; one that raises goes to `on_error`, and the watch stays. A registered descriptor keeps an `auto_exit`
+        loop alive. Any thread; a loop that is just waiting sees it at once. O(1); a system call or two.
+
+        Raises `FDAlreadyRegisteredError`, `FDOutOfRangeError`, `FastPathIncompatibleError` while the fast path is
+        forced, TypeError or ValueError for what is no descriptor, events or callback, OSError from the system (EPERM
+        for a regular file, EBADF, ENOSPC, EMFILE), `LoopTerminatedError`; in each case nothing is registered.
+
+        A descriptor is to be unregistered before it is closed. Closed first, it is silent, and its number stays taken
+        here until `unregister_fd`; whoever has that number by then is not touched.
+        """
+        fd, interest = check_descriptor(fd), check_events(events)
+        if not callable(callback):
+            raise TypeError(f"callback must be callable, not {callback!r}")
+        with self._lock:
+            self._check_descriptors_allowed()
+            if self._mode is FastPathMode.FORCED:
+                raise FastPathIncompatibleError(f"{self.name} is forced to the fast path, which sees no descriptors")
+            self._watches.register(fd, interest, callback)
+            first = len(self._watches) == 1
+        if first:
+            self._change_over()
+
+    def modify_fd(self, fd: int, events: IOEvents | int) -> None:
+        """Change what a registered descriptor is watched for; 0 mutes it, and a ONESHOT is armed anew.
+
+        What was collected before and is not asked for any more is not delivered. Any thread. O(1), one system call.
+        Raises `FDNotRegisteredError`, OSError from the system (and then nothing has changed), otherwise as
+        `register_fd`.
+        """
+        fd, interest = check_descriptor(fd), check_events(events)
+        with self._lock:
+            self._check_descriptors_allowed()
+            self._watches.modify(fd, interest)
+
+    def unregister_fd(self, fd: int) -> None:
+        """Watch a descriptor no longer. When this returns no callback of it starts any more, also none whose event was
+        collected already; one in progress on the loop's thread goes on.
+
+        From its own callback, another one, another thread. O(1), one system call. Raises `FDNotRegisteredError`,
+        also after the loop has ended.
+        """
+        fd = check_descriptor(fd)
+        with self._lock:
+            self._check_fork()
+            self._watches.unregister(fd)
+            last = len(self._watches) == 0
+        if last:
+            self._change_over()
+
+    def _check_descriptors_allowed(self) -> None:
+        self._check_fork()
+        if self._lifecycle() >= layout.TERMINATING:
+            raise LoopTerminatedError(f"{self.name} watches no descriptors: it has terminated or is about to")
 
     # --- refusals
     # --------------------------------------------------------------------------------------------------------
@@ -669,30 +656,6 @@ class Loop:
         return f"<nbloop.Loop {self.name} {'forked' if self._forked else self.state.value}>"
 
 
-class Producer:
-    """A handle for submitting from one thread at a time (`Loop.producer`)."""
-
-    def __init__(self, loop: Loop, state: Any) -> None:
-        self.loop = loop
-        self._state = state
-
-    @bound(methods.producer_submit)
-    def submit(self, callback: Callback, /, *args: object) -> None:
-        """Run ``callback(*args)`` on the loop's thread, after everything submitted through this handle before.
-
-        The promise and the errors of `Loop.submit`. Costs the same alone, and does not cost more when other handles
-        are busy. One thread at a time, a signal handler interrupting it included. O(1).
-        """
-
-    @bound(methods.producer_submit_many)
-    def submit_many(self, callbacks: Iterable[Callback], /) -> int:
-        """Submit every callable of an iterable, in order, all or none; how many. As `Loop.submit_many`."""
-        return 0  # pragma: no cover
-
-    def __repr__(self) -> str:
-        return f"<nbloop.Producer of {self.loop.name}>"
-
-
 # --- fork -----------------------------------------------------------------------------------------------------------
 
 _live: weakref.WeakSet[Loop] = weakref.WeakSet()
@@ -703,7 +666,7 @@ def _after_fork_in_child() -> None:
     for loop in list(_live):
         loop._forked = True
         loop._lock = threading.RLock()  # the parent's other threads may have held it
-        for name, face in vars(Loop).items():
+        for name, face in (vars(Scheduling) | vars(Loop)).items():
             if hasattr(face, "__wrapped__") and not isinstance(face, property):
                 loop.__dict__[name] = lambda *_args, _loop=loop: _loop._check_fork()
         # the sleeper is in the parent, and its wake descriptor is shared: nobody here may write to it

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 import waiting
 
-from nbloop import FastPathMode, Loop, LoopState
+from nbloop import FastPathMode, IOEvents, Loop, LoopState
 
 
 @pytest.fixture
@@ -113,3 +114,29 @@ def run_script() -> Callable[..., str]:
         return done.stdout
 
     return run_script
+
+
+@pytest.fixture
+def pair() -> Iterator[Callable[[], tuple[socket.socket, socket.socket]]]:
+    """`pair()`: two connected stream sockets that do not block, closed at the end."""
+    with contextlib.ExitStack() as stack:
+
+        def make() -> tuple[socket.socket, socket.socket]:
+            made = socket.socketpair()
+            for one in made:
+                stack.enter_context(one)
+                one.setblocking(False)
+            return made
+
+        yield make
+
+
+@pytest.fixture
+def seen() -> Any:
+    """A callback that remembers its calls, and the list it remembers them in: `seen(fd, events)`, `seen.calls`."""
+
+    def seen(fd: int, events: IOEvents) -> None:
+        seen.calls.append((fd, events))
+
+    seen.calls = []
+    return seen

@@ -319,6 +319,6 @@ def test_error_classes():
     assert len(errors) >= 7
     for error in errors:
         assert issubclass(error, nbloop.NbloopError)
-        assert issubclass(error, (RuntimeError, LookupError, ValueError))
+        assert issubclass(error, (RuntimeError, LookupError, ValueError, OSError))
         assert error.__doc__
     assert not issubclass(nbloop.NbloopError, (RuntimeError, LookupError, ValueError))

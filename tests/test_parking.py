@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -9,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from nbloop import FastPathMode, Loop, LoopState
+from nbloop import FastPathMode, Loop, LoopState, LoopTerminatedError, PollerFailedError
 from nbloop.kernels import layout
 
 PARKERS = {
     "futex": (FastPathMode.AUTO, layout.PARK_FUTEX),
     "lock": (FastPathMode.AUTO, layout.PARK_PYTHON),
-    "epoll": (FastPathMode.DISABLED, layout.PARK_POLL),
+    "epoll": (FastPathMode.DISABLED, layout.PARK_EPOLL),
 }
 
 
@@ -91,23 +92,27 @@ def test_distant_timer(loop, asleep, wait_for):
         assert loop.cancel_timer(timer) is True
 
 
-def test_failing_poll(make_loop, turns):
-    """An error of the system's poller leaves run(); the loop can be run again, and nothing is lost."""
-    loop = make_loop(fast_path_mode=FastPathMode.DISABLED)
-    wait, ran = loop._parker.wait, []
+def test_failing_parker(make_loop, monkeypatch, caplog):
+    """behaviour 67: a failing poll is logged as critical and ends the loop, with what was accepted run; run() says
+    why.
+    """
+    monkeypatch.setenv("NBLOOP_PARK", "lock")
+    loop, ran = make_loop(), []
 
     def fail(timeout):
-        raise OSError("on purpose")
+        loop.submit(ran.append, 1)  # accepted before the end
+        raise OSError(errno.EIO, "on purpose")
 
     loop._parker.wait = fail
-    loop.schedule_timer(0.001, loop.stop)
-    with pytest.raises(OSError, match="on purpose"):
+    with pytest.raises(PollerFailedError, match="on purpose") as raised:
         loop.run()
-    assert loop.state is LoopState.AWAKE
-    loop._parker.wait = wait
-    loop.submit(ran.append, 1)
-    loop.run()
+    assert raised.value.errno == errno.EIO
+    assert isinstance(raised.value.__cause__, OSError)
+    assert loop.state is LoopState.TERMINATED
     assert ran == [1]
+    assert [record.levelname for record in caplog.records] == ["CRITICAL"]
+    with pytest.raises(LoopTerminatedError):
+        loop.run()
 
 
 def test_one_wake_for_a_crowd(loop, together, asleep, wait_for):
@@ -213,7 +218,7 @@ def test_changing_mode_in_a_callback(loop, turns, asleep, wait_for):
             loop.submit(loop.set_fast_path_mode, mode)
             wait_for(lambda mode=mode: loop.fast_path_mode is mode)
             asleep(loop)
-            assert (int(loop._record["park_mode"]) == layout.PARK_POLL) == (mode is FastPathMode.DISABLED)
+            assert (int(loop._record["park_mode"]) == layout.PARK_EPOLL) == (mode is FastPathMode.DISABLED)
         loop.submit(done.set)
         wait_for(done)
 
@@ -225,7 +230,7 @@ def test_changing_mode_while_asleep(loop, asleep, wait_for):
             asleep(loop)
             loop.set_fast_path_mode(mode)
             wait_for(
-                lambda mode=mode: (loop._record["park_mode"] == layout.PARK_POLL) == (mode is FastPathMode.DISABLED)
+                lambda mode=mode: (loop._record["park_mode"] == layout.PARK_EPOLL) == (mode is FastPathMode.DISABLED)
             )
             assert _round_trip(loop)
 
@@ -242,7 +247,7 @@ def test_mode_before_run(loop, turns):
     for mode in FastPathMode:
         loop.set_fast_path_mode(mode)
         assert loop.fast_path_mode is mode
-        assert (int(loop._record["park_mode"]) == layout.PARK_POLL) == (mode is FastPathMode.DISABLED)
+        assert (int(loop._record["park_mode"]) == layout.PARK_EPOLL) == (mode is FastPathMode.DISABLED)
         turns(loop)
 
 
@@ -259,9 +264,7 @@ def test_no_spin_on_one_core(monkeypatch, make_loop, wait_for):
 
 
 def test_descriptors(descriptors, mode, asleep, make_loop):
-    """contract: a loop that never polls holds no descriptor; one that does holds two until it ends, or leaves that
-    mode.
-    """
+    """contract: a loop that never polls holds no descriptor; one that does holds two until it ends."""
     before = len(descriptors())
     loop = make_loop(fast_path_mode=mode)
     assert len(descriptors()) - before == (2 if mode is FastPathMode.DISABLED else 0)
@@ -271,7 +274,7 @@ def test_descriptors(descriptors, mode, asleep, make_loop):
             loop.set_fast_path_mode(FastPathMode.FORCED)
         asleep(loop)
         _round_trip(loop)
-        assert len(descriptors()) == before
+        assert len(descriptors()) == before + 2
         loop.set_fast_path_mode(mode)
     assert len(descriptors()) == before
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -48,3 +50,12 @@ def wait_for(what: threading.Event | Callable[[], object]) -> None:
     while not what():
         assert time.monotonic() < deadline, f"{what} did not become true"
         time.sleep(0.0005)
+
+
+def drain(one: socket.socket) -> bytes:
+    """Read all there is from a socket that does not block."""
+    got = []
+    with contextlib.suppress(BlockingIOError):
+        while chunk := one.recv(65536):
+            got.append(chunk)
+    return b"".join(got)

@@ -26,7 +26,8 @@ from typing import Any
 from .. import Loop, __version__
 from ..kernels import layout, pack
 from ..options import usable_cores
-from ..parkers import futex_available, make_parker
+from ..parkers import futex_available
+from ..pollers import make_poller
 from .screen import Screen, make_screen
 
 MEASURING = 0.1  # seconds spent on each figure
@@ -93,19 +94,21 @@ def _kernels() -> dict[str, Any]:
 def _sleeping() -> dict[str, Any]:
     """How a loop sleeps, as `make_parker` decides it, and why."""
     found: dict[str, Any] = {}
-    for name, poll in (("fast_path", False), ("poll_mode", True)):
-        parker, mode, _fd = make_parker(poll)
-        if parker is not None:
-            parker.close(0)
-        if mode == layout.PARK_FUTEX:
-            how, why = "futex", "the kernels call it themselves, without Python"
-        elif mode == layout.PARK_POLL:
-            how, why = "epoll", "woken through an eventfd"
-        elif os.environ.get("NBLOOP_PARK") == "lock" and not poll:
-            how, why = "lock", "NBLOOP_PARK=lock asks for it"
-        else:
-            how, why = "lock", f"nbloop has no {'poller' if poll else 'futex'} for {sys.platform} yet"
-        found[name] = {"how": how, "why": why}
+    if futex_available():
+        found["fast_path"] = {"how": "futex", "why": "the kernels call it themselves, without Python"}
+    elif os.environ.get("NBLOOP_PARK") == "lock":
+        found["fast_path"] = {"how": "lock", "why": "NBLOOP_PARK=lock asks for it"}
+    else:
+        found["fast_path"] = {"how": "lock", "why": f"nbloop has no futex for {sys.platform}"}
+    try:
+        poller = make_poller()
+    except OSError as error:
+        found["poll_mode"] = {"how": "none", "why": str(error)}
+    else:
+        kernels = poller.park_mode == layout.PARK_EPOLL
+        why = f"{sys.platform}'s; {'the kernels wait in it' if kernels else 'Python waits in it, through ctypes'}"
+        found["poll_mode"] = {"how": type(poller).__name__.removesuffix("Poller").lower(), "why": why}
+        poller.close()
     loop = Loop(name="doctor")
     found["spin_ns"] = int(loop._record["spin_max"])
     loop.close()

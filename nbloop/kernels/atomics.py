@@ -4,7 +4,8 @@ Problem: kernels share 64-bit words with other threads, and LLVM treats a plain 
 writes as if nobody did (it hoists it out of a spin loop). Idea: an address is an integer, and *every* access is one of
 the verbs below, so that the verb, not the reader's care, says who else may touch the word:
 
-* ``get`` / ``put``: the word has one owner, who is running this code. Plain machine loads and stores.
+* ``get`` / ``put``: the word has one owner, who is running this code. Plain machine loads and stores. ``get_half``: 32
+  bits of what the system has written.
 * ``load`` / ``store``: acquire / release. ``load_sc`` / ``store_sc``: in the one total order of sequentially consistent
   operations, for store-then-look-at-another-word protocols (Dekker), where acquire and release are not enough.
 * ``fetch_add``, ``fetch_or``, ``exchange``, ``compare_and_swap``: read-modify-write, sequentially consistent.
@@ -26,6 +27,7 @@ __all__ = [
     "fetch_add",
     "fetch_or",
     "get",
+    "get_half",
     "load",
     "load_sc",
     "monotonic_ns",
@@ -42,6 +44,11 @@ _one_at_a_time = threading.RLock()  # re-entrant: a signal handler may run a twi
 def get(address: int) -> int:
     """The word at `address`, which only the caller's thread writes. Plain load."""
     return _word(address).value
+
+
+def get_half(address: int) -> int:
+    """The unsigned 32-bit word at `address`, a multiple of 4: a field of a system structure, or errno. Plain load."""
+    return ctypes.c_uint32.from_address(address).value
 
 
 def put(address: int, value: int) -> None:

@@ -110,7 +110,12 @@ def call_word(word: int) -> int:
 @helper
 def invoke(base: int, word: int, kind: int) -> int:
     """Run one callback. The reference stays the caller's. 0, or LEAVE. Loop thread."""
-    result = call_word(word)
+    return called(base, call_word(word), word, kind)
+
+
+@helper
+def called(base: int, result: int, word: int, kind: int) -> int:
+    """After the call of a callback that returned `result`, or 0 with an exception set. 0, or LEAVE."""
     status = 0
     if result == 0:
         status = report(base, word, kind)

@@ -45,7 +45,7 @@ class External:
 
 
 externals: dict[str, External] = {}
-_libc = ctypes.pythonapi if os.name == "nt" else ctypes.CDLL(None)
+_libc: ctypes.CDLL = ctypes.pythonapi if os.name == "nt" else ctypes.CDLL(None, use_errno=True)
 
 
 class _Pending(threading.local):
@@ -111,8 +111,13 @@ def _get_thread_state() -> int:
     return threading.get_ident()
 
 
+_errno = ctypes.c_int(0)  # of the un-jitted kernel that has just made a system call; tests run one at a time
+
+
 def _syscall(*values: int) -> int:
-    return int(_libc.syscall(*(ctypes.c_long(value) for value in values)))
+    result = int(_libc.syscall(*(ctypes.c_long(value) for value in values)))
+    _errno.value = ctypes.get_errno()
+    return result
 
 
 def _write(fd: int, buffer: int, count: int) -> int:
@@ -123,7 +128,7 @@ _ERRNO = {"darwin": "__error", "win32": "_errno"}.get(sys.platform, "__errno_loc
 
 
 def _errno_location() -> int:
-    raise RuntimeError("an un-jitted kernel is no C signal handler")
+    return ctypes.addressof(_errno)
 
 
 def _usleep(microseconds: int) -> int:
@@ -166,3 +171,10 @@ TUPLE_ITEMS = tuple.__basicsize__  # address of a tuple's first item: its header
 FUTEX_NUMBERS = {"x86_64": 202, "aarch64": 98}
 SYS_FUTEX = FUTEX_NUMBERS.get(platform.machine(), 0) if sys.platform == "linux" and sys.byteorder == "little" else 0
 FUTEX_WAIT_PRIVATE, FUTEX_WAKE_PRIVATE = 128, 129
+# epoll_pwait, whose timeout is in ms; its successor with a timespec (Linux 5.11) has one number on all machines
+SYS_EPOLL_PWAIT = {"x86_64": 281, "aarch64": 22}.get(platform.machine(), 0)
+SYS_EPOLL_PWAIT2 = 441
+EINTR = 4
+# struct epoll_event {uint32 events; uint64 data} is packed on x86-64 only, for the sake of 32-bit programs there
+EPOLL_DATA = 4 if platform.machine() == "x86_64" else 8
+EPOLL_EVENT_BYTES = EPOLL_DATA + 8

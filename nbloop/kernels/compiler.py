@@ -79,6 +79,11 @@ def _visit_object(builder: Any, values: list[Any]) -> Any:
     return builder.sext(builder.call(builder.inttoptr(values[0], kind.as_pointer()), values[1:]), _WORD)
 
 
+def _get_half(builder: Any, values: list[Any]) -> Any:
+    half = builder.load(builder.inttoptr(values[0], ir.IntType(32).as_pointer()), align=4)
+    return builder.zext(half, _WORD)
+
+
 def _signal_words(builder: Any, _values: list[Any]) -> Any:
     name = "nbloop_signal_words"
     words = builder.module.globals.get(name)
@@ -116,6 +121,7 @@ def _teach_primitives() -> None:
 
         _teach(getattr(atomics, name), word, [word, word], modifies)
     _teach(atomics.compare_and_swap, types.boolean, [word, word, word], _compare_and_swap)
+    _teach(atomics.get_half, word, [word], _get_half)
     _teach(atomics.pause, types.void, [], _pause)
     _teach(atomics.monotonic_ns, word, [], _monotonic_ns)
     _teach(traverse.visit_object, word, [word, word, word], _visit_object)

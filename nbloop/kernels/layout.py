@@ -72,12 +72,26 @@ TIMERS = _record(
     # spare slots: a stack of the loop thread's own, and its size
     _words("sequence", "live_here", "nesting", "spare", "spares"),
 )
-# One slot; 64 bytes, so two slots never share a line of 64.
+# One slot; 64 bytes, so two slots never share a line of 64. A watched descriptor (readiness.py) uses `interest`, and
+# `descriptor`, the int object that its callback is given.
 SLOT = np.dtype(
-    [(name, np.int64) for name in ("word", "callback", "deadline", "period", "nesting", "clamp", "_6", "_7")]
+    [
+        (name, np.int64)
+        for name in ("word", "callback", "deadline", "period", "nesting", "clamp", "interest", "descriptor")
+    ]
 )
 # One entry of the heap; the four children of a node fill one 64-byte line.
 NODE = np.dtype([("deadline", np.int64), ("order", np.int64)])
+
+# Readiness (readiness.py): what the poller has reported and the loop has not dispatched yet.
+IO = _record(
+    _words("watches", "suspect"),  # shared: registered descriptors; has one been closed before it was unregistered?
+    # Owned by the loop thread: the poller's descriptor, or -1; whether it knows timeouts in ns; where the system writes
+    # events; pairs (token, events) and how many of them there are and are done.
+    _words(
+        "poller", "fine", "events", "ready", "ready_count", "ready_done", "error", "masks", "argument0", "argument1"
+    ),
+)
 
 STATE = _record(
     _words(
@@ -94,7 +108,7 @@ STATE = _record(
         "one",
     ),
     # Objects the kernels call or return; owned references, released with the state.
-    _words("none", "report", "refuse", "breathe", "overload", "warn", "make_array", "waker"),
+    _words("none", "report", "refuse", "breathe", "overload", "warn", "make_array", "waker", "renew"),
     _words("stop", "holds"),  # shared: asks for the end after this turn
     _words("sleep", "sleep_deadline"),  # shared: the sleep word (parking.py) and until when
     _words("ready"),  # shared: stack of producer handles with work
@@ -105,6 +119,7 @@ STATE = _record(
     {"immediates": RING, "closing": RING},
     {"internal": RING, "checkpoint_ends": RING},
     {"timers": TIMERS},
+    {"io": IO},
     _words(
         "polled",
         "due",
@@ -182,6 +197,12 @@ P_NEXT, P_SLAB_NEXT = offset(POOL, "next"), offset(POOL, "slab_next")
 P_CHUNK_BYTES, P_MAKE_SLAB = offset(POOL, "chunk_bytes"), offset(POOL, "make_slab")
 P_AS_ARRAY = offset(POOL, "as_array")
 P_SLAB_LIMIT, P_FREE, P_FREE_CHUNKS = offset(POOL, "slab_limit"), offset(POOL, "free"), offset(POOL, "free_chunks")
+S_INTEREST, S_DESCRIPTOR = offset(SLOT, "interest"), offset(SLOT, "descriptor")
+IO_WATCHES, IO_SUSPECT, IO_POLLER = (offset(IO, n) for n in ("watches", "suspect", "poller"))
+IO_FINE, IO_EVENTS, IO_READY, IO_READY_COUNT = (offset(IO, n) for n in ("fine", "events", "ready", "ready_count"))
+IO_READY_DONE, IO_ERROR, IO_MASKS = (offset(IO, n) for n in ("ready_done", "error", "masks"))
+IO_ARGUMENTS = offset(IO, "argument0")
+
 P_FREE_SLABS, P_SLAB_COUNT = offset(POOL, "free_slabs"), offset(POOL, "slab_count")
 
 R_CELLS, R_MASK, R_HEAD = offset(RING, "cells"), offset(RING, "mask"), offset(RING, "head")
@@ -205,7 +226,8 @@ SELF, BUDGET, CLAMP, AUTO_EXIT = (offset(STATE, n) for n in ("self", "budget", "
 PARK_MODE, WAKE_FD, SPIN_MAX, ONE_WORD = (offset(STATE, n) for n in ("park_mode", "wake_fd", "spin_max", "one"))
 NONE, REPORT, REFUSE = offset(STATE, "none"), offset(STATE, "report"), offset(STATE, "refuse")
 BREATHE, OVERLOAD, WARN = offset(STATE, "breathe"), offset(STATE, "overload"), offset(STATE, "warn")
-MAKE_ARRAY, WAKER = offset(STATE, "make_array"), offset(STATE, "waker")
+MAKE_ARRAY, WAKER, RENEW = (offset(STATE, n) for n in ("make_array", "waker", "renew"))
+IO_AT = offset(STATE, "io")
 STOP, HOLDS, SLEEP, SLEEP_DEADLINE, READY = (
     offset(STATE, n) for n in ("stop", "holds", "sleep", "sleep_deadline", "ready")
 )
@@ -228,7 +250,10 @@ H_QUEUED, H_NEXT_READY, H_QUEUE = offset(HANDLE, "queued"), offset(HANDLE, "next
 AWAKE, RUNNING, TERMINATING, TERMINATED = 0, 1, 2, 3  # lifecycle
 OPEN, EXACT, FULL = 0, 1, 2  # gate of a queue
 MINUS = -(1 << 63)  # the sign bit: in a tail it means closed
-PARK_FUTEX, PARK_PYTHON, PARK_POLL = 0, 1, 2  # how the loop sleeps
+# How the loop sleeps: in the kernels on a futex, in Python on a lock, in the kernels in epoll, in Python in a poller.
+PARK_FUTEX, PARK_PYTHON, PARK_EPOLL, PARK_POLLER = 0, 1, 2, 3
+READ, WRITE, ERROR, HANGUP, EDGE, ONESHOT = 1, 2, 4, 8, 16, 32  # readiness.IOEvents
+READY_MOST = 1024  # events that one poll can report; more are there at the next turn's
 
 # Why a call was refused: the argument of the Python function that raises the exception.
 REFUSED_CLOSED, REFUSED_FULL, REFUSED_MEMORY, REFUSED_CALLABLE, REFUSED_ARGUMENTS = 1, 2, 3, 4, 5
@@ -240,5 +265,5 @@ KIND_SHIFT = 1
 KIND_TASK, KIND_MICROTASK, KIND_TICK, KIND_INTERNAL, KIND_CLOSE = 0, 1, 2, 3, 4  # what the callable is
 KIND_ARM, KIND_CANCEL, KIND_IMMEDIATE = 5, 6, 7  # the word is a slot number: word >> 4
 # only in reports; in the remote queue kind 0, where no task is, means the end of a checkpoint
-KIND_TIMER, KIND_CHECKPOINT_END = 8, 9
+KIND_TIMER, KIND_CHECKPOINT_END, KIND_READINESS = 8, 9, 10
 POINTER_MASK = ~15

@@ -40,6 +40,9 @@ from .layout import (
     IMMEDIATES,
     INTERNAL,
     INTERRUPT,
+    IO_AT,
+    IO_READY_COUNT,
+    IO_WATCHES,
     KIND_ARM,
     KIND_SHIFT,
     LIFECYCLE,
@@ -56,6 +59,7 @@ from .layout import (
     READY,
     REMOTE,
     S_CALLBACK,
+    S_DESCRIPTOR,
     S_WORD,
     SLOT_BITS,
     SLOTS_PER_SLAB_BITS,
@@ -78,6 +82,7 @@ from .layout import (
 from .methods import on_loop_thread
 from .parking import step_aside, wide_awake
 from .parking import wake as wake_loop
+from .readiness import WATCHED
 from .ring import ring_length, ring_pop
 from .timers import (
     CANCELLED,
@@ -293,12 +298,17 @@ def release_all(base: int) -> None:
             callback = load(record + S_CALLBACK)
             if state == SPENT or state == CANCELLED:
                 break
+            descriptor = load(record + S_DESCRIPTOR) if state >= WATCHED else 0
             if compare_and_swap(record + S_WORD, word, word & ~STATE_MASK):
                 Py_DecRef(callback & POINTER_MASK)
+                if descriptor != 0:
+                    Py_DecRef(descriptor)
                 break
     store(timers + T_LIVE_HERE, 0)
     store(timers + T_LIVE_ELSEWHERE, 0)
     store(timers + T_UNREFERENCED, 0)
+    store(base + IO_AT + IO_WATCHES, 0)
+    put(base + IO_AT + IO_READY_COUNT, 0)
     handle = exchange(base + READY, 0)
     while handle != 0:
         below = get(handle + H_NEXT_READY)

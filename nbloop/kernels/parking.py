@@ -4,8 +4,7 @@ The sleep word is AWAKE or ASLEEP. A loop with nothing to do stores ASLEEP, *the
 only then blocks. Whoever submits draws its ticket (a sequentially consistent addition), *then* reads the sleep word.
 In the total order of those four operations either the submitter's comes first, and the loop sees the work; or the
 loop's does, and the submitter sees ASLEEP. The one who swaps ASLEEP for AWAKE owes the wake call, so there is exactly
-one per sleep; everybody else pays one load of a word that nobody writes. (Dekker's pattern; Promela model in models/
-is issue work.)
+one per sleep; everybody else pays one load of a word that nobody writes. (Dekker's pattern.)
 
 Spinning first: a thread that futex puts to sleep costs 3-19 µs to get back, one that looks at the tails 0.2 µs. So a
 loop whose last sleep was short looks around for up to `spin_max` before the next. It learns whether that pays: a spin
@@ -53,9 +52,9 @@ from .layout import (
     LIFECYCLE,
     NANOSECONDS,
     ONE_WORD,
+    PARK_EPOLL,
     PARK_FUTEX,
     PARK_MODE,
-    PARK_POLL,
     PARKS,
     READY,
     REMOTE,
@@ -88,12 +87,11 @@ def wake(base: int) -> bool:
     """
     if load_sc(base + SLEEP) == IS_AWAKE or not compare_and_swap(base + SLEEP, IS_ASLEEP, IS_AWAKE):
         return False
-    fetch_add(base + WAKES_SENT, 1)
     mode = load(base + PARK_MODE)
     if mode == PARK_FUTEX:
         libc_syscall(SYS_FUTEX, base + SLEEP, FUTEX_WAKE_PRIVATE, 1, 0, 0)
-    elif mode == PARK_POLL:
-        # an eventfd: adding 1 can only fail when it is full, and then it is awake
+    elif mode == PARK_EPOLL:
+        # an eventfd: adding 1 can only fail when it is full, after 2**64 wakes
         libc_write(load(base + WAKE_FD), base + ONE_WORD, 8)
     else:
         result = PyObject_CallNoArgs(load(base + WAKER))
@@ -101,6 +99,7 @@ def wake(base: int) -> bool:
             PyErr_Clear()
         else:
             Py_DecRef(result)
+    fetch_add(base + WAKES_SENT, 1)  # when it is done: nobody closes the wake descriptor before as many were claimed
     return True
 
 
@@ -130,9 +129,9 @@ def fall_asleep(base: int, deadline: int) -> bool:
 
 @helper
 def wide_awake(base: int) -> None:
-    """End a sleep from inside, and note whether somebody has claimed the wake call for it: with a wake descriptor
-    that call is a write that may still be on its way, and nobody may close the descriptor before as many have
-    arrived as were claimed. Loop thread.
+    """End a sleep from inside, and count whether somebody has claimed the wake call for it: that call may still be on
+    its way, to a descriptor that must stay open until `wakes_sent` says that all that were claimed are done. Loop
+    thread.
     """
     if exchange(base + SLEEP, IS_AWAKE) == IS_AWAKE:
         put(base + CLAIMED, get(base + CLAIMED) + 1)

@@ -32,6 +32,10 @@ from .layout import (
     IMMEDIATES,
     INTERNAL,
     INTERRUPT,
+    IO_AT,
+    IO_READY_COUNT,
+    IO_READY_DONE,
+    IO_WATCHES,
     KIND_CLOSE,
     KIND_IMMEDIATE,
     KIND_INTERNAL,
@@ -40,8 +44,10 @@ from .layout import (
     MAKE_ARRAY,
     MICROTASKS,
     P_FREE_CHUNKS,
+    PARK_EPOLL,
     PARK_FUTEX,
     PARK_MODE,
+    PARK_POLLER,
     PARKS,
     POINTER_MASK,
     POLL_TIMEOUT,
@@ -70,6 +76,7 @@ from .layout import (
 from .layout import RUNNING as LOOP_RUNNING
 from .parking import FOREVER, arrivals, fall_asleep, park
 from .pool import KEEP_CHUNKS, pool_trim
+from .readiness import epoll_look, epoll_sleep, phase_readiness
 from .ring import ring_length, ring_pop, ring_trim
 from .timers import (
     ARMED,
@@ -88,6 +95,7 @@ from .timers import (
 
 # Why `run` returned.
 ENDED_STOP, ENDED_PARK, ENDED_INTERRUPT, ENDED_TERMINATING, ENDED_QUIET, ENDED_DRAINED = 1, 2, 3, 4, 5, 6
+ENDED_LOOK, ENDED_BROKEN = 7, 8
 
 
 @helper
@@ -250,18 +258,30 @@ def quiet(base: int) -> bool:
 
 @helper
 def wait(base: int) -> int:
-    """Phase 1: if nothing is to be run, sleep. 0 to go on with the turn; ENDED_PARK: the sleep is announced, and
-    Python sleeps.
+    """Phase 1: if nothing is to be run, sleep; else look at the descriptors, if there are any. 0 to go on with the
+    turn; ENDED_PARK: the sleep is announced, and Python sleeps; ENDED_LOOK: Python looks; ENDED_BROKEN: the poller is.
     """
-    if not idle(base) or arrivals(base):
-        return 0
-    deadline = next_deadline(base)
-    if deadline != FOREVER and deadline <= monotonic_ns():
-        return 0
+    io = base + IO_AT
+    mode = load(base + PARK_MODE)
+    if get(io + IO_READY_DONE) < get(io + IO_READY_COUNT):
+        return 0  # a callback of the last poll has left `run()`; the others of that poll come first
+    deadline = next_deadline(base) if idle(base) and not arrivals(base) else 0
+    if deadline == 0 or (deadline != FOREVER and deadline <= monotonic_ns()):
+        if load(io + IO_WATCHES) == 0:
+            return 0
+        if mode == PARK_EPOLL:
+            return 0 if epoll_look(base) == 0 else ENDED_BROKEN
+        if mode == PARK_POLLER:
+            put(base + POLL_TIMEOUT, 0)
+            put(base + POLLED, 1)
+            return ENDED_LOOK
+        return 0  # just registered: the change of mode is in the internal queue
     tidy(base)
-    if load(base + PARK_MODE) == PARK_FUTEX:
+    if mode == PARK_FUTEX:
         park(base, deadline)
         return 0
+    if mode == PARK_EPOLL:
+        return 0 if epoll_sleep(base, deadline) == 0 else ENDED_BROKEN
     if not fall_asleep(base, deadline):
         return 0
     put(base + PARKS, get(base + PARKS) + 1)
@@ -272,7 +292,10 @@ def wait(base: int) -> int:
 
 @helper
 def phases(base: int) -> int:
-    """Phases 2 to 6 of a turn. 0, or LEAVE."""
+    """A turn, from the callbacks of what was polled to the external tasks. 0, or LEAVE."""
+    io = base + IO_AT
+    if get(io + IO_READY_DONE) < get(io + IO_READY_COUNT) and phase_readiness(base) != 0:
+        return LEAVE
     if ring_length(base + IMMEDIATES) != 0 and phase_immediates(base) != 0:
         return LEAVE
     if ring_length(base + CLOSING) != 0 and phase(base, base + CLOSING, KIND_CLOSE) != 0:
@@ -302,7 +325,7 @@ def run(self: int, _unused: int) -> int:
             put(base + POLLED, 0)
         elif get(base + AUTO_EXIT) != 0 and quiet(base):
             ended = ENDED_QUIET
-        elif load(base + STOP) == 0:  # a turn that was asked to be the last one does not wait
+        else:  # which does not sleep if this turn was asked to be the last one
             ended = wait(base)
         if ended != 0:
             return PyLong_FromLongLong(ended)

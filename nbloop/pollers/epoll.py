@@ -1,73 +1,137 @@
-"""epoll with an eventfd (Linux): how a loop sleeps in poll mode.
+"""epoll with an eventfd (Linux). The kernels wait (kernels/readiness.py); this file makes the set and changes it.
 
-The kernels' wake call adds 1 to the eventfd, exactly once for each announced sleep that a producer claims. So the
-descriptors may be closed only when as many additions have arrived as were claimed: a producer that was descheduled
-between its claim and its write would otherwise write to a closed descriptor, or to whoever has its number by then.
+Both descriptors are edge-triggered where it counts: the wake descriptor is registered with EPOLLET and never read, so
+a wake costs one write and no read. A muted descriptor stays in the set with no events and EPOLLET: the system reports
+errors and hang-ups of a descriptor unasked, and level-triggered ones of a muted socket would spin the loop.
+
+A half-close of the peer (EPOLLRDHUP) is asked for together with READ only: it is news for whoever reads, while for one
+that still writes what is left it would be true, and so reported, for ever.
+
+What epoll watches is not the number but the open file behind it, and it forgets that only when the last duplicate is
+closed. A user who closes a descriptor before unregistering it can therefore leave an entry that nothing can name any
+more. `remove` notices, and when such an entry speaks up the set is made anew (`renew`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
+import errno
 import os
-import select
+import sys
+from collections.abc import Iterable, Sequence
+
+from ..kernels.capi import EPOLL_DATA, SYS_EPOLL_PWAIT2
+from ..kernels.layout import EDGE, ONESHOT, PARK_EPOLL, READ, WRITE
 
 _libc = ctypes.CDLL(None, use_errno=True)
-EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLLIN = 0o2000000, 1, 1
+EPOLL_CLOEXEC = 0o2000000
+EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD = 1, 2, 3
+EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLLONESHOT, EPOLLET = 1, 4, 0x2000, 1 << 30, 1 << 31
 
 
 class _Event(ctypes.Structure):
-    # The kernel's struct is packed on x86-64 only, an accident kept for compatibility with 32-bit programs.
-    _pack_ = 1 if os.uname().machine == "x86_64" else 8
+    _pack_ = 1 if EPOLL_DATA == 4 else 8
     _fields_ = (("events", ctypes.c_uint32), ("data", ctypes.c_uint64))
 
 
-def _checked(result: int) -> int:
+assert _Event.data.offset == EPOLL_DATA or sys.platform != "linux"
+
+
+def _checked(result: int, what: str) -> int:
     if result < 0:
         number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+        raise OSError(number, f"{what}: {os.strerror(number)}")
     return result
+
+
+def _bits(interest: int) -> int:
+    if interest & (READ | WRITE) == 0:
+        return EPOLLET
+    bits = 0
+    if interest & READ:
+        bits |= EPOLLIN | EPOLLRDHUP
+    if interest & WRITE:
+        bits |= EPOLLOUT
+    if interest & EDGE:
+        bits |= EPOLLET
+    if interest & ONESHOT:
+        bits |= EPOLLONESHOT
+    return bits
 
 
 class EpollPoller:
     """An epoll set with its wake descriptor."""
 
+    park_mode = PARK_EPOLL
+
     def __init__(self) -> None:
-        self._received = 0
         self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
-            self._epoll = _checked(_libc.epoll_create1(EPOLL_CLOEXEC))
-            event = _Event(EPOLLIN, self.wake_fd)
-            _checked(_libc.epoll_ctl(self._epoll, EPOLL_CTL_ADD, self.wake_fd, ctypes.byref(event)))
+            self.descriptor = self._make()
         except BaseException:
             os.close(self.wake_fd)
             raise
-        self._events = (_Event * 64)()
 
-    def wait(self, timeout_ns: int) -> None:
-        """Sleep until woken, for at most `timeout_ns`, rounded up to whole milliseconds so that no timer is early;
-        -1: no limit.
-        """
-        timeout = -1 if timeout_ns < 0 else min(-(-timeout_ns // 1_000_000), 2**31 - 1)
-        count = _libc.epoll_wait(self._epoll, self._events, len(self._events), timeout)
-        if count < 0 and ctypes.get_errno() == 4:  # EINTR: the caller looks again
-            return
-        _checked(count)
-        if count:
-            self._receive()
+    def _make(self) -> int:
+        descriptor = _checked(_libc.epoll_create1(EPOLL_CLOEXEC), "epoll_create1")
+        try:
+            self._control(descriptor, EPOLL_CTL_ADD, self.wake_fd, EPOLLIN | EPOLLET, 0)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
 
-    def _receive(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            self._received += os.eventfd_read(self.wake_fd)
+    @staticmethod
+    def _control(descriptor: int, operation: int, fd: int, bits: int, token: int) -> None:
+        event = _Event(bits, token)
+        _checked(_libc.epoll_ctl(descriptor, operation, fd, ctypes.byref(event)), f"epoll_ctl of descriptor {fd}")
+
+    def add(self, fd: int, interest: int, token: int) -> None:
+        try:
+            self._control(self.descriptor, EPOLL_CTL_ADD, fd, _bits(interest), token)
+        except FileExistsError:  # closed, unregistered, and come back by dup2() under its old number
+            self.modify(fd, interest, token)
+
+    def modify(self, fd: int, interest: int, token: int) -> None:
+        self._control(self.descriptor, EPOLL_CTL_MOD, fd, _bits(interest), token)
+
+    def remove(self, fd: int) -> bool:
+        try:
+            self._control(self.descriptor, EPOLL_CTL_DEL, fd, 0, 0)
+        except OSError as error:
+            if error.errno not in (errno.EBADF, errno.ENOENT, errno.EPERM):  # closed; another file; and no pollable one
+                raise
+            return False
+        return True
+
+    def renew(self, watches: Iterable[tuple[int, int, int]]) -> None:
+        descriptor = self._make()
+        try:
+            for fd, interest, token in watches:
+                try:  # the old set tells whether the number still is the file that was registered
+                    self.modify(fd, interest, token)
+                except OSError:
+                    continue
+                self._control(descriptor, EPOLL_CTL_ADD, fd, _bits(interest), token)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(self.descriptor)
+        self.descriptor = descriptor
+
+    def wait(self, timeout_ns: int) -> Sequence[tuple[int, int]]:
+        raise RuntimeError("the kernels wait for epoll")  # pragma: no cover
 
     def wake(self) -> None:
-        """As the kernels do it."""
         os.eventfd_write(self.wake_fd, 1)
 
-    def close(self, claimed: int) -> None:
-        """Wait for the wake calls that are on their way, then close both descriptors."""
-        while self._received < claimed:
-            select.select([self.wake_fd], [], [])
-            self._receive()
-        os.close(self._epoll)
+    def close(self) -> None:
+        os.close(self.descriptor)
         os.close(self.wake_fd)
+
+
+def has_fine_timeouts() -> bool:
+    """Does the system have epoll_pwait2, whose timeout is in ns (Linux 5.11)?"""
+    ctypes.set_errno(0)
+    _libc.syscall(*map(ctypes.c_long, (SYS_EPOLL_PWAIT2, -1, 0, 0, 0, 0, 0)))
+    return ctypes.get_errno() != errno.ENOSYS

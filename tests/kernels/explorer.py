@@ -33,6 +33,7 @@ from nbloop.kernels import (
     methods,
     parking,
     pool,
+    readiness,
     ring,
     stack,
     timer_methods,
@@ -53,6 +54,7 @@ MODULES: tuple[ModuleType, ...] = (
     turn,
     methods,
     timer_methods,
+    readiness,
     life,
 )
 SEED = int(os.environ.get("NBLOOP_SEED", "1"))

@@ -20,7 +20,12 @@ from nbloop.kernels import pack, timer_methods
 from nbloop.kernels.kernel import MANY, NONE, ONE, TwinMethod, kernel
 from nbloop.loop import Producer
 
-FACES = {name: face for name, face in vars(nbloop.Loop).items() if isinstance(face, kernel_module._Face)}
+FACES = {
+    name: face
+    for kind in nbloop.Loop.__mro__
+    for name, face in vars(kind).items()
+    if isinstance(face, kernel_module._Face)
+}
 compiled_only = pytest.mark.skipif(pack.status.mode != "compiled", reason="kernels run as plain Python")
 
 

@@ -91,7 +91,13 @@ def test_constants_are_the_offsets_of_the_dtypes() -> None:
             if name.startswith(prefix):
                 assert value == offset(kind, name.removeprefix(prefix).lower()), name
                 checked += 1
-    other_names = {"pool": "POOL_AT", "timers": "TIMERS_AT", "one": "ONE_WORD", "arguments0": "ARGUMENTS"}
+    other_names = {
+        "pool": "POOL_AT",
+        "timers": "TIMERS_AT",
+        "io": "IO_AT",
+        "one": "ONE_WORD",
+        "arguments0": "ARGUMENTS",
+    }
     for field in STATE.names or ():
         name = other_names.get(field, field.upper())
         if hasattr(layout, name):

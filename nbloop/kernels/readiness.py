@@ -1,0 +1,281 @@
+"""Readiness: the system says that a descriptor can be read or written, and its callback runs, in one kernel call.
+
+Problem: between an event of the system's and its callback asyncio makes a list of pairs, looks each up in a dict, and
+allocates a handle for each. Idea: the poller carries a 64-bit *token* with every event, and the token is the id of a
+slot (timers.py) that holds the callback, so an event becomes a call by three loads. The slot's generation is in the
+token: an event that was collected for a watch that is gone reaches nobody, whoever has its number by now.
+
+The word of a slot decides, as for timers. The loop claims an event's callback by WATCHED -> DISPATCHING and gives it
+back afterwards; whoever unregisters swaps WATCHED for SPENT and releases the callback, or DISPATCHING for CANCELLED,
+and then the loop does. So once that swap is done no callback starts, whichever thread did it. Interest is one word,
+looked at again before the call: what was muted after the event was collected stays quiet.
+
+Where the kernels can wait in the poller themselves (epoll: the event buffer is plain memory) they do, detached; else
+Python waits, and writes what it got into the same table of (token, events). It loses against io_uring where each
+readiness is followed by a read or a write of known size: that is two system calls here and none there.
+"""
+
+from __future__ import annotations
+
+from .atomics import compare_and_swap, exchange, fetch_add, get, get_half, load, monotonic_ns, put, store
+from .callbacks import LEAVE, call_hook, called, checkpoint
+from .capi import (
+    EINTR,
+    EPOLL_DATA,
+    EPOLL_EVENT_BYTES,
+    SYS_EPOLL_PWAIT,
+    SYS_EPOLL_PWAIT2,
+    Py_DecRef,
+    Py_IncRef,
+    PyBool_FromLong,
+    PyEval_RestoreThread,
+    PyEval_SaveThread,
+    PyLong_AsLongLong,
+    PyLong_FromLongLong,
+    PyObject_Vectorcall,
+    errno_location,
+    libc_syscall,
+)
+from .kernel import MANY, ONE, data, helper, kernel
+from .layout import (
+    ERROR,
+    HANGUP,
+    INTERRUPT,
+    IO_ARGUMENTS,
+    IO_AT,
+    IO_ERROR,
+    IO_EVENTS,
+    IO_FINE,
+    IO_MASKS,
+    IO_POLLER,
+    IO_READY,
+    IO_READY_COUNT,
+    IO_READY_DONE,
+    IO_SUSPECT,
+    IO_WATCHES,
+    KIND_READINESS,
+    LIFECYCLE,
+    NANOSECONDS,
+    NONE,
+    PARKS,
+    READ,
+    READY_MOST,
+    REFUSED_SLOTS,
+    RENEW,
+    RUNNING,
+    S_CALLBACK,
+    S_DESCRIPTOR,
+    S_INTEREST,
+    S_WORD,
+    SECONDS,
+    SLOT_BITS,
+    SLOT_LIMIT,
+    TIMERS_AT,
+    WRITE,
+)
+from .methods import refuse
+from .parking import FOREVER, fall_asleep, wide_awake
+from .timers import CANCELLED, GENERATION_SHIFT, STATE_MASK, slot_at, slot_free, slot_of, slot_open, slot_take
+
+WATCHED, DISPATCHING = 6, 7  # states of a slot, beside those of timers
+REPORTED = READ | WRITE | ERROR | HANGUP
+EPOLLIN, EPOLLOUT, EPOLLERR, EPOLLHUP, EPOLLRDHUP = 1, 4, 8, 16, 0x2000
+
+
+@kernel(MANY)
+def watch_open(self: int, arguments: int, _count: int) -> int:
+    """(descriptor, callback, interest) -> token. The slot owns both references from now on. Any thread; O(1)."""
+    base = data(self)
+    timers = base + TIMERS_AT
+    slot = slot_take(timers)
+    if slot < 0:
+        refuse(base, REFUSED_SLOTS, get(base + NONE))
+        return 0
+    record = slot_at(timers, slot)
+    descriptor = get(arguments)
+    callback = get(arguments + 8)
+    Py_IncRef(descriptor)
+    Py_IncRef(callback)
+    put(record + S_DESCRIPTOR, descriptor)
+    store(record + S_INTEREST, PyLong_AsLongLong(get(arguments + 16)))
+    fetch_add(base + IO_AT + IO_WATCHES, 1)
+    return PyLong_FromLongLong(slot_open(timers, slot, callback, WATCHED))
+
+
+@kernel(MANY)
+def watch_change(self: int, arguments: int, _count: int) -> int:
+    """(token, interest): what the callback is to be told from now on. Any thread, of a token that is open."""
+    base = data(self)
+    record = slot_of(base + TIMERS_AT, PyLong_AsLongLong(get(arguments)))
+    store(record + S_INTEREST, PyLong_AsLongLong(get(arguments + 8)))
+    return get(base + NONE)
+
+
+@kernel(ONE)
+def watch_close(self: int, token: int) -> int:
+    """Once this has returned, no callback of that token starts. False: it was closed already. Any thread; O(1)."""
+    base = data(self)
+    timers = base + TIMERS_AT
+    identifier = PyLong_AsLongLong(token)
+    record = slot_of(timers, identifier)
+    while record != 0:
+        word = load(record + S_WORD)
+        if word >> GENERATION_SHIFT != identifier >> SLOT_BITS or word & STATE_MASK < WATCHED:
+            break
+        if word & STATE_MASK == DISPATCHING:
+            if compare_and_swap(record + S_WORD, word, word & ~STATE_MASK | CANCELLED):
+                fetch_add(base + IO_AT + IO_WATCHES, -1)
+                return PyBool_FromLong(1)
+        elif compare_and_swap(record + S_WORD, word, word & ~STATE_MASK):
+            fetch_add(base + IO_AT + IO_WATCHES, -1)
+            watch_release(timers, record, identifier & (SLOT_LIMIT - 1))
+            return PyBool_FromLong(1)
+    return PyBool_FromLong(0)
+
+
+@helper
+def watch_release(timers: int, record: int, slot: int) -> None:
+    """Let go of what a closed watch owned. Whoever closed it, alone."""
+    callback = get(record + S_CALLBACK)
+    descriptor = get(record + S_DESCRIPTOR)
+    slot_free(timers, slot)
+    Py_DecRef(descriptor)
+    Py_DecRef(callback)
+
+
+@helper
+def watch_ready(base: int, token: int, events: int) -> int:
+    """Run the callback of a token, if it still is to hear of these events. 0, or LEAVE. Loop thread."""
+    timers = base + TIMERS_AT
+    io = base + IO_AT
+    record = slot_of(timers, token)
+    if record == 0:
+        return 0
+    word = load(record + S_WORD)
+    if word >> GENERATION_SHIFT != token >> SLOT_BITS or word & STATE_MASK != WATCHED:
+        # Closed while its event was on the way; or the user closed the descriptor first, a duplicate of it lives, and
+        # the system goes on reporting what can no longer be removed: then the poller has to be made anew.
+        if load(io + IO_SUSPECT) != 0 and exchange(io + IO_SUSPECT, 0) != 0:
+            return call_hook(get(base + RENEW))
+        return 0
+    interest = load(record + S_INTEREST) & (READ | WRITE)
+    events &= interest | ERROR | HANGUP
+    if interest == 0 or events == 0 or not compare_and_swap(record + S_WORD, word, word & ~STATE_MASK | DISPATCHING):
+        return 0
+    callback = get(record + S_CALLBACK)
+    put(io + IO_ARGUMENTS, get(record + S_DESCRIPTOR))
+    put(io + IO_ARGUMENTS + 8, get(get(io + IO_MASKS) + (events << 3)))
+    status = called(base, PyObject_Vectorcall(callback, io + IO_ARGUMENTS, 2, 0), callback, KIND_READINESS)
+    while True:
+        word = load(record + S_WORD)
+        if word & STATE_MASK == CANCELLED:
+            store(record + S_WORD, word & ~STATE_MASK)
+            watch_release(timers, record, token & (SLOT_LIMIT - 1))
+            break
+        if compare_and_swap(record + S_WORD, word, word & ~STATE_MASK | WATCHED):
+            break
+    if status != 0:
+        return status
+    return checkpoint(base)
+
+
+@helper
+def phase_readiness(base: int) -> int:
+    """The callbacks of what the last poll reported. 0, or LEAVE.
+
+    What a callback that leaves `run()` has kept from its turn stays in the table for the next `run()`: an event that
+    the system reports once (EDGE, ONESHOT) would be lost otherwise. An end that has begun comes before readiness.
+    """
+    io = base + IO_AT
+    while get(io + IO_READY_DONE) < get(io + IO_READY_COUNT) and load(base + INTERRUPT) == 0:
+        if load(base + LIFECYCLE) != RUNNING:
+            return 0
+        done = get(io + IO_READY_DONE)
+        put(io + IO_READY_DONE, done + 1)
+        at = get(io + IO_READY) + (done << 4)
+        if watch_ready(base, get(at), get(at + 8)) != 0:
+            return LEAVE
+    return 0
+
+
+@helper
+def epoll_collect(base: int, count: int) -> int:
+    """After the system call: its events into the table, in nbloop's terms. 0, or -1 and `error` says why."""
+    io = base + IO_AT
+    if count < 0:
+        error = get_half(errno_location())
+        if error == EINTR:
+            return 0
+        put(io + IO_ERROR, error)
+        return -1
+    ready = 0
+    for number in range(count):
+        at = get(io + IO_EVENTS) + number * EPOLL_EVENT_BYTES
+        token = get_half(at + EPOLL_DATA) | get_half(at + EPOLL_DATA + 4) << 32
+        if token == 0:
+            continue  # the wake descriptor, which is edge-triggered and never read: one system call less a wake
+        bits = get_half(at)
+        events = 0
+        if bits & EPOLLIN:
+            events |= READ
+        if bits & EPOLLOUT:
+            events |= WRITE
+        if bits & EPOLLERR:
+            events |= ERROR
+        if bits & (EPOLLHUP | EPOLLRDHUP):
+            events |= HANGUP
+        put(get(io + IO_READY) + (ready << 4), token)
+        put(get(io + IO_READY) + (ready << 4) + 8, events)
+        ready += 1
+    put(io + IO_READY_COUNT, ready)
+    put(io + IO_READY_DONE, 0)
+    return 0
+
+
+@helper
+def epoll_look(base: int) -> int:
+    """What is ready now, without waiting, so attached. 0, or -1 and `error` says why."""
+    io = base + IO_AT
+    return epoll_collect(
+        base, libc_syscall(SYS_EPOLL_PWAIT, get(io + IO_POLLER), get(io + IO_EVENTS), READY_MOST, 0, 0)
+    )
+
+
+@helper
+def epoll_sleep(base: int, deadline: int) -> int:
+    """Sleep until a descriptor is ready, the loop is woken, or the deadline. 0, or -1 and `error` says why. Attached;
+    detached while it sleeps.
+
+    A timeout in whole ms, all that systems before Linux 5.11 have, is rounded up: no timer fires early.
+    """
+    io = base + IO_AT
+    if not fall_asleep(base, deadline):
+        return epoll_look(base)
+    put(base + PARKS, get(base + PARKS) + 1)
+    poller = get(io + IO_POLLER)
+    events = get(io + IO_EVENTS)
+    left = FOREVER
+    if deadline != FOREVER:
+        left = max(0, deadline - monotonic_ns())
+    thread = PyEval_SaveThread()
+    if left == FOREVER:
+        count = libc_syscall(SYS_EPOLL_PWAIT, poller, events, READY_MOST, -1, 0)
+    elif get(io + IO_FINE) == 0:
+        count = libc_syscall(SYS_EPOLL_PWAIT, poller, events, READY_MOST, min((left + 999999) // 1000000, 1 << 30), 0)
+    else:
+        put(base + SECONDS, left // 1000000000)
+        put(base + NANOSECONDS, left % 1000000000)
+        count = libc_syscall(SYS_EPOLL_PWAIT2, poller, events, READY_MOST, base + SECONDS, 0)
+    status = epoll_collect(base, count)  # before anything else can change errno
+    wide_awake(base)
+    PyEval_RestoreThread(thread)
+    return status
+
+
+@kernel(ONE)
+def collected(self: int, count: int) -> int:
+    """Python has waited, and written `count` pairs into the table of (token, events). Owner only."""
+    base = data(self)
+    put(base + IO_AT + IO_READY_COUNT, PyLong_AsLongLong(count))
+    put(base + IO_AT + IO_READY_DONE, 0)
+    return get(base + NONE)

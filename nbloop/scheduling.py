@@ -1,0 +1,168 @@
+"""What schedules and cancels: built-in methods made by the kernels. The functions here are their signatures and their
+documentation; an instance gets the built-in in their place (kernels/kernel.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from .kernels import methods, timer_methods
+from .kernels.kernel import bound
+
+if TYPE_CHECKING:
+    from .loop import Loop
+
+type Callback = Callable[..., object]
+
+
+class Scheduling:
+    """The part of a `Loop` that a callback's life needs: no Python frame between the caller and the kernel."""
+
+    _state: Any
+
+    @bound(methods.submit)
+    def submit(self, callback: Callback, /, *args: object) -> None:
+        """Run ``callback(*args)`` on the loop's thread.
+
+        Returned means that it will run before `run()` returns for good, or that `close()` dropped it. All threads'
+        submits have one total order, and run in it. Any thread, signal handlers included. O(1): one atomic addition;
+        lock-free.
+
+        Raises `LoopTerminatedError` once the end of the loop has begun, `LoopOverloadedError` with `ingress_limit`
+        tasks waiting, `MemoryError`, or TypeError if `callback` is not callable; in each case nothing was stored.
+        """
+
+    @bound(methods.submit_many)
+    def submit_many(self, callbacks: Iterable[Callback], /) -> int:
+        """Submit every callable of an iterable, in order and with nothing between them, all or none; how many.
+
+        As `submit`, but one atomic addition and at most one wake for the whole batch: some 10 ns each instead of 35.
+        The iterable is exhausted, and each item checked, before anything is stored.
+        """
+        return 0  # pragma: no cover
+
+    @bound(methods.submit_internal)
+    def submit_internal(self, callback: Callback, /, *args: object) -> None:
+        """Run ``callback(*args)`` before the external tasks of the same turn. FIFO; otherwise as `submit`, without
+        its limit.
+        """
+
+    @bound(methods.schedule_microtask)
+    def schedule_microtask(self, callback: Callback, /, *args: object) -> None:
+        """Run ``callback(*args)`` at the next microtask checkpoint, which follows every callback (HTML, 'perform a
+        microtask checkpoint').
+
+        FIFO. A checkpoint runs all next-ticks, then all microtasks, again until both are empty; of 100,000 in one
+        checkpoint the log is told once. Any thread. O(1). While the loop ends gracefully its own callbacks may still
+        call this. Errors as `submit`.
+        """
+
+    @bound(methods.schedule_next_tick)
+    def schedule_next_tick(self, callback: Callback, /, *args: object) -> None:
+        """Run ``callback(*args)`` at the next checkpoint, before its microtasks (Node's ``process.nextTick``). As
+        `schedule_microtask`.
+        """
+
+    @bound(methods.schedule_checkpoint_end)
+    def schedule_checkpoint_end(self, callback: Callback, /, *args: object) -> None:
+        """Run ``callback(*args)`` at the end of the checkpoint in progress, or of the next, when no next-tick and no
+        microtask is left.
+
+        One at a time: what it queues as microtasks runs before the next of its kind. As `schedule_microtask` otherwise.
+        """
+
+    @bound(methods.schedule_immediate)
+    def schedule_immediate(self, callback: Callback, /, *args: object) -> int:
+        """Run ``callback(*args)`` in the check phase, right after the loop has polled; an id for `cancel_immediate`.
+
+        FIFO; one scheduled by an immediate waits for the next turn (Node's ``setImmediate``). Any thread. O(1).
+        Errors as `submit`.
+        """
+        return 0  # pragma: no cover
+
+    @bound(timer_methods.cancel_immediate)
+    def cancel_immediate(self, id: int, /) -> bool:
+        """True: that immediate will never run. False: unknown, started or cancelled already. Any thread; definite at
+        once. O(1).
+        """
+        return False  # pragma: no cover
+
+    @bound(methods.schedule_close)
+    def schedule_close(self, callback: Callback, /, *args: object) -> None:
+        """Run ``callback(*args)`` in the close phase, after the immediates. FIFO. Any thread. O(1). Errors as
+        `submit`.
+        """
+
+    @bound(timer_methods.schedule_timer)
+    def schedule_timer(self, delay: float, callback: Callback, /, *args: object) -> int:
+        """Run ``callback(*args)`` once, no earlier than `delay` seconds from now; an id for `cancel_timer`.
+
+        Earliest deadline first, equal deadlines in scheduling order. A delay of 0 or less means the next timer phase;
+        a timer added in a timer phase waits for the next turn. The id is valid before the callback can start. Any
+        thread. O(log n) on the loop's thread, O(1) on others, and a sleeping loop is woken only if this deadline is
+        its earliest.
+
+        Raises ValueError for NaN, infinities and more than 4e9 seconds, TypeError for what is no number, otherwise as
+        `submit`.
+        """
+        return 0  # pragma: no cover
+
+    @bound(timer_methods.schedule_interval)
+    def schedule_interval(self, period: float, callback: Callback, /, *args: object) -> int:
+        """Run ``callback(*args)`` every `period` seconds, each time counted from the start of the one before; an id
+        for `cancel_timer`.
+
+        The callback's own time causes no drift, and an exception does not end it. Otherwise as `schedule_timer`.
+        """
+        return 0  # pragma: no cover
+
+    @bound(timer_methods.cancel_timer)
+    def cancel_timer(self, id: int, /) -> bool:
+        """True: that timer or interval will never run (again). False: unknown, started or cancelled already.
+
+        Definite at once, from any thread: before `run`, while running, in its own callback. The callback is released.
+        O(log n) on the loop's thread, O(1) on others. TypeError if `id` is no int.
+        """
+        return False  # pragma: no cover
+
+    @bound(timer_methods.cancel_timers)
+    def cancel_timers(self, ids: Iterable[int], /) -> list[bool]:
+        """`cancel_timer` for each of an iterable; of an id given twice the second answer is False. None is cancelled
+        if one is no int.
+        """
+        return []  # pragma: no cover
+
+    @bound(timer_methods.ref_timer)
+    def ref_timer(self, id: int, /) -> bool:
+        """Make a live timer count for `alive` (the default); False if it is not live. Any thread. O(1)."""
+        return False  # pragma: no cover
+
+    @bound(timer_methods.unref_timer)
+    def unref_timer(self, id: int, /) -> bool:
+        """Make a live timer not keep an `auto_exit` loop alive; False if it is not live. Any thread. O(1)."""
+        return False  # pragma: no cover
+
+
+class Producer:
+    """A handle for submitting from one thread at a time (`Loop.producer`)."""
+
+    def __init__(self, loop: Loop, state: Any) -> None:
+        self.loop = loop
+        self._state = state
+
+    @bound(methods.producer_submit)
+    def submit(self, callback: Callback, /, *args: object) -> None:
+        """Run ``callback(*args)`` on the loop's thread, after everything submitted through this handle before.
+
+        The promise and the errors of `Loop.submit`. Costs the same alone, and does not cost more when other handles
+        are busy. One thread at a time, a signal handler interrupting it included. O(1).
+        """
+
+    @bound(methods.producer_submit_many)
+    def submit_many(self, callbacks: Iterable[Callback], /) -> int:
+        """Submit every callable of an iterable, in order, all or none; how many. As `Loop.submit_many`."""
+        return 0  # pragma: no cover
+
+    def __repr__(self) -> str:
+        return f"<nbloop.Producer of {self.loop.name}>"

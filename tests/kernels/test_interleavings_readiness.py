@@ -1,0 +1,143 @@
+"""A watch's word, between the loop that dispatches its events and a thread that closes it, in controlled schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+it = pytest.importorskip("interleave_test", reason="interleave-test is not installed")
+
+import rig  # noqa: E402
+from explorer import Plant, find, mutant, replace, search, together  # noqa: E402
+from test_interleavings_loop import Ledger, World, in_world  # noqa: E402
+
+from nbloop.kernels import callbacks, layout, readiness, turn  # noqa: E402
+from nbloop.kernels.atomics import put  # noqa: E402
+
+
+class WatchModel:
+    """The loop makes two turns with an event of one watch in each; a thread closes the watch, and opens another in the
+    slot that has become free, of which no event is reported.
+    """
+
+    ledger: Ledger
+
+    def __call__(self) -> None:
+        with it.no_interleave():
+            world = World()
+            ledger = WatchModel.ledger = Ledger()
+            table = rig.np.zeros(8, rig.np.int64)
+            masks = rig.np.array([id(number) for number in range(16)])
+            io = world.record["io"]
+            io["ready"], io["masks"] = table.ctypes.data, masks.ctypes.data
+            started: list[str] = []
+            closed: list[int] = []
+
+            def old(fd: int, events: int) -> None:
+                assert ledger.held[id(old)] == 1, "called without a reference"
+                started.append("old")
+
+            def new(fd: int, events: int) -> None:
+                started.append("new")
+
+            ledger.held = {id(old): 0, id(new): 0}
+            watch = world.memory.method(readiness.watch_open)
+            close = world.memory.method(readiness.watch_close)
+            token = watch(1000, old, layout.READ)
+            tokens: list[int] = []
+
+        def closes() -> None:
+            assert close(token)
+            closed.append(len(started))
+            assert not close(token), "closed twice"
+            tokens.append(watch(1001, new, layout.READ))
+
+        def loop() -> None:
+            for _ in range(2):
+                put(table.ctypes.data, token)
+                put(table.ctypes.data + 8, layout.READ)
+                io["ready_count"], io["ready_done"] = 1, 0
+                world.stop()
+                assert world.run() == turn.ENDED_STOP
+
+        together(closes, loop)
+        with it.no_interleave():
+            assert "new" not in started, "an old event has reached a new watch"
+            assert len(started) - closed[0] <= 1, "started again after it was closed"
+            assert close(tokens[0])
+            assert set(ledger.held.values()) == {0}, "a callback was not released"
+            assert int(io["watches"]) == 0
+            words = world.record["timers"]
+            free = rig.stacked(world.memory.timers + layout.T_FREE, int(words["next"]))
+            assert sorted(free) == list(range(int(words["slot_count"]))), "a slot was lost, or is free twice"
+
+
+def take(address: int) -> None:
+    WatchModel.ledger.take(address)
+
+
+def release(address: int) -> None:
+    WatchModel.ledger.release(address)
+
+
+@pytest.fixture(autouse=True)
+def _counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_world(monkeypatch)
+    for module in (readiness, turn, callbacks):
+        monkeypatch.setattr(module, "Py_IncRef", take, raising=False)
+        monkeypatch.setattr(module, "Py_DecRef", release, raising=False)
+
+
+def test_watch_word() -> None:
+    """Closed means that no event starts it any more, and everything is released once."""
+    search(WatchModel(), 40)
+
+
+def bug(original: Callable[..., Any], *edits: tuple[str, str]) -> Plant:
+    return lambda patch: replace(patch, original, mutant(original, *edits))
+
+
+CLAIM = "not compare_and_swap(record + S_WORD, word, word & ~STATE_MASK | DISPATCHING)"
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        bug(readiness.watch_ready, ("word >> GENERATION_SHIFT != token >> SLOT_BITS or ", "")),
+        bug(readiness.watch_ready, (CLAIM, "(store(record + S_WORD, word & ~STATE_MASK | DISPATCHING) is not None)")),
+        bug(
+            readiness.watch_ready,
+            (
+                "        if compare_and_swap(record + S_WORD, word, word & ~STATE_MASK | WATCHED):",
+                "        if True:\n            store(record + S_WORD, word & ~STATE_MASK | WATCHED)",
+            ),
+        ),
+    ],
+    ids=["no generation", "claim without swap", "given back without swap"],
+)
+def test_broken_watch_is_caught(plant: Plant) -> None:
+    find(WatchModel(), plant)
+
+
+def test_release_of_a_callback_in_progress_is_caught() -> None:
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        kernel = readiness.watch_close
+        broken = mutant(kernel.function, ("word & STATE_MASK == DISPATCHING", "False"))
+        patch.setattr(kernel, "function", broken)
+
+    find(WatchModel(), plant)
+
+
+def test_generation_is_in_the_token() -> None:
+    """A slot used again has another token."""
+    world = World()
+    watch, close = world.memory.method(readiness.watch_open), world.memory.method(readiness.watch_close)
+    first = watch(0, len, layout.READ)
+    assert close(first)
+    second = watch(0, len, layout.READ)
+    assert first != second
+    assert first & (layout.SLOT_LIMIT - 1) == second & (layout.SLOT_LIMIT - 1)
+    assert (second >> layout.SLOT_BITS) - (first >> layout.SLOT_BITS) == 1
+    assert close(second)
