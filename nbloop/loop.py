@@ -673,6 +673,7 @@ def _after_fork_in_child() -> None:
         loop._record["sleep"] = 0
         life.interrupt.bind(loop._state)(1)
         loop._refuse_new()
+        loop._watches.close()  # this process's copies: the parent's stay as they are
 
 
 if hasattr(os, "register_at_fork"):
