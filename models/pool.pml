@@ -9,7 +9,7 @@
      stack.stack_push d985f4bd890c
      pool.pool_take e571d8aa90c2
      pool.pool_give 4c59058241ea
-     pool.pool_trim 47f809b5d0fc
+     pool.pool_trim a5b20b0b1c1a
      pool.pool_address 37809e2f9b6a
      ingress.chunks_reserve b96cbf545f20
      ingress.chunks_return 3134589b8957
