@@ -4,7 +4,7 @@ VENV ?= .venv
 py = $(VENV)/bin/python
 asv_conf = $(firstword $(wildcard asv.conf.json asv_bench/asv.conf.json))
 
-.PHONY: help setup demo doctor test test-gil test-nojit lint format types doctest bench-smoke compare figures clean
+.PHONY: help setup demo doctor test test-gil test-nojit verify lint format types doctest bench-smoke compare figures clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ test-gil: ## run the tests on an ordinary CPython, or say why not
 
 test-nojit: setup ## run the kernels' tests on the kernels as plain Python
 	NUMBA_DISABLE_JIT=1 $(py) -m pytest tests/kernels $(ARGS)
+
+verify: setup ## models of the protocols, races in the kernels; see docs/verification.md for the tools that it needs
+	$(py) -m pytest models races $(ARGS)
 
 lint: setup ## check style and formatting
 	$(py) -m ruff check

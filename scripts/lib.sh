@@ -52,3 +52,22 @@ need_packages() {
     apt-get install ${missing[*]}"
     fi
 }
+
+# want_packages PACKAGE...: as need_packages, for what only some checks need: they say themselves what they skip, and
+# why. CI has what can be had installed; elsewhere nothing is said and nothing stops.
+want_packages() {
+    [[ ${CI:-} == true && $(id -u) == 0 ]] && command -v apt-get >/dev/null || return 0
+    local missing=() package
+    step "apt-get update" apt-get update -q
+    for package in "$@"; do
+        [[ $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) == installed ]] && continue
+        if apt-cache show "$package" >/dev/null 2>&1; then
+            missing+=("$package")
+        else
+            say "$package is not to be had on this system; what needs it is skipped"
+        fi
+    done
+    ((${#missing[@]})) || return 0
+    step "apt-get install ${missing[*]}" \
+        env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends "${missing[@]}"
+}

@@ -8,7 +8,7 @@ the verbs below, so that the verb, not the reader's care, says who else may touc
   bits of what the system has written.
 * ``load`` / ``store``: acquire / release. ``load_sc`` / ``store_sc``: in the one total order of sequentially consistent
   operations, for store-then-look-at-another-word protocols (Dekker), where acquire and release are not enough.
-* ``fetch_add``, ``fetch_or``, ``exchange``, ``compare_and_swap``: read-modify-write, sequentially consistent.
+* ``fetch_add``, ``exchange``, ``compare_and_swap``: read-modify-write, sequentially consistent.
 
 This file holds the *twins*: the same verbs for plain Python, over the same memory, so that every kernel also runs
 un-jitted (debuggers, coverage, deterministic interleaving). ``compiler.py`` lowers each name to one instruction.
@@ -25,7 +25,6 @@ __all__ = [
     "compare_and_swap",
     "exchange",
     "fetch_add",
-    "fetch_or",
     "get",
     "get_half",
     "load",
@@ -82,15 +81,6 @@ def fetch_add(address: int, value: int) -> int:
         word = _word(address)
         old = word.value
         word.value = old + value
-    return old
-
-
-def fetch_or(address: int, value: int) -> int:
-    """Set bits; the old value is returned."""
-    with _one_at_a_time:
-        word = _word(address)
-        old = word.value
-        word.value = old | value
     return old
 
 

@@ -114,7 +114,7 @@ def _teach_primitives() -> None:
                 builder.store_atomic(values[1], at, ordering, 8)
 
         _teach(getattr(atomics, name), types.void, [word, word], stores)
-    for name, operation in {"fetch_add": "add", "fetch_or": "or", "exchange": "xchg"}.items():
+    for name, operation in {"fetch_add": "add", "exchange": "xchg"}.items():
 
         def modifies(builder: Any, values: list[Any], operation: str = operation) -> Any:
             return builder.atomic_rmw(operation, _pointer(builder, values[0]), values[1], "seq_cst")
@@ -153,12 +153,17 @@ def compile_kernels(kernels: list[Kernel]) -> tuple[dict[str, str], bytes]:
     settings: Any = config
     level, settings.OPT = settings.OPT, settings._OptLevel(1)
     try:
-        return _compile(kernels)
+        symbols, whole, machine = link_kernels(kernels)
     finally:
         settings.OPT = level
+    return symbols, machine.emit_object(whole)
 
 
-def _compile(kernels: list[Kernel]) -> tuple[dict[str, str], bytes]:
+def link_kernels(kernels: list[Kernel]) -> tuple[dict[str, str], Any, Any]:
+    """The entry symbols, the linked and optimised module that the object file is made from, and for which machine.
+
+    Once a process: it teaches Numba what the primitives mean.
+    """
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     llvm.initialize_native_asmparser()  # for the inline `pause`
@@ -197,4 +202,4 @@ def _compile(kernels: list[Kernel]) -> tuple[dict[str, str], bytes]:
     unknown = undefined - set(capi.externals)
     if unknown:
         raise RuntimeError(f"kernels refer to symbols that capi.py does not declare: {sorted(unknown)}")
-    return symbols, machine.emit_object(whole)
+    return symbols, whole, machine

@@ -4,7 +4,7 @@ The sleep word is AWAKE or ASLEEP. A loop with nothing to do stores ASLEEP, *the
 only then blocks. Whoever submits draws its ticket (a sequentially consistent addition), *then* reads the sleep word.
 In the total order of those four operations either the submitter's comes first, and the loop sees the work; or the
 loop's does, and the submitter sees ASLEEP. The one who swaps ASLEEP for AWAKE owes the wake call, so there is exactly
-one per sleep; everybody else pays one load of a word that nobody writes. (Dekker's pattern.)
+one per sleep; everybody else pays one load of a word that nobody writes. (Dekker's pattern; models/parking.pml.)
 
 Spinning first: a thread that futex puts to sleep costs 3-19 µs to get back, one that looks at the tails 0.2 µs. So a
 loop whose last sleep was short looks around for up to `spin_max` before the next. It learns whether that pays: a spin

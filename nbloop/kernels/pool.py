@@ -124,12 +124,12 @@ def pool_trim(pool: int) -> int:
     chunk = taken
     while chunk >= 0:
         at = counts + ((chunk >> CHUNKS_PER_SLAB_BITS) << 3)
-        put(at, 0)
+        store(at, 0)  # not `put`: a stack_pop that is late may read the link, before its swap fails
         chunk = load(table + (chunk << 3))
     chunk = taken
     while chunk >= 0:
         at = counts + ((chunk >> CHUNKS_PER_SLAB_BITS) << 3)
-        put(at, get(at) + 1)
+        store(at, get(at) + 1)
         chunk = load(table + (chunk << 3))
     released = kept = 0
     chunk = taken
@@ -139,12 +139,12 @@ def pool_trim(pool: int) -> int:
         count = get(counts + (slab << 3))
         if count == PER_SLAB and kept < KEEP_CHUNKS // PER_SLAB:
             kept += 1
-            put(counts + (slab << 3), 0)
+            store(counts + (slab << 3), 0)
             count = 0
         if count < PER_SLAB and count >= 0:
             pool_give(pool, chunk)
         elif count == PER_SLAB:
-            put(counts + (slab << 3), -1)  # condemned: its other chunks are skipped, and it goes with the first
+            store(counts + (slab << 3), -1)  # condemned: its other chunks are skipped, and it goes with the first
             array = get(get(pool + P_SLAB_OBJECTS) + (slab << 3))
             put(get(pool + P_SLAB_OBJECTS) + (slab << 3), 0)
             store(get(pool + P_SLABS) + (slab << 3), 0)
@@ -153,7 +153,8 @@ def pool_trim(pool: int) -> int:
         chunk = below
     # Only now may the numbers of released slabs be used again: their chunks are all accounted for.
     if released:
-        for slab in range(load(pool + P_SLAB_COUNT)):
+        # `slab_count` is above the limit for as long as a taker finds out that there is no number left.
+        for slab in range(min(load(pool + P_SLAB_COUNT), get(pool + P_SLAB_LIMIT))):
             if get(counts + (slab << 3)) == -1:
                 stack_push(pool + P_FREE_SLABS, counts, slab, slab)
     return released

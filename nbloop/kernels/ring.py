@@ -9,7 +9,7 @@ Invariants: head <= tail <= head + mask + 1; a cell outside [head, tail) means n
 
 from __future__ import annotations
 
-from .atomics import get, put, store
+from .atomics import get, load, put, store
 from .capi import Py_DecRef
 from .kernel import data, helper
 from .layout import R_ARRAY, R_CELLS, R_HEAD, R_MASK, R_TAIL
@@ -20,8 +20,8 @@ SMALL = 1024  # cells that an empty ring keeps
 
 @helper
 def ring_length(ring: int) -> int:
-    """How many words wait. Owner: exact; other threads: a moment old (both words are written with release stores)."""
-    return get(ring + R_TAIL) - get(ring + R_HEAD)
+    """How many words wait. Owner: exact; other threads: a moment old."""
+    return load(ring + R_TAIL) - load(ring + R_HEAD)
 
 
 @helper

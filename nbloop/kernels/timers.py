@@ -151,7 +151,7 @@ def slot_open(timers: int, slot: int, callback: int, state: int) -> int:
     generation = ((load(record + S_WORD) >> GENERATION_SHIFT) + 1) & GENERATION_MASK
     if generation == 0:
         generation = 1  # so that no id is 0
-    put(record + S_CALLBACK, callback)
+    store(record + S_CALLBACK, callback)  # a canceller with a stale id may be reading it; its swap then fails
     store(record + S_WORD, (generation << GENERATION_SHIFT) | state)
     return (generation << SLOT_BITS) | slot
 

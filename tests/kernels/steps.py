@@ -37,10 +37,6 @@ def fetch_add(address: int, value: int) -> int:
     return atomics.fetch_add(address, value)
 
 
-def fetch_or(address: int, value: int) -> int:
-    return atomics.fetch_or(address, value)
-
-
 def exchange(address: int, value: int) -> int:
     return atomics.exchange(address, value)
 

@@ -170,7 +170,7 @@ def closes_in_two_steps(queue: int) -> None:
     """A `queue_close` that reads the tail, and sets the sign bit a moment later."""
     tail = ingress.load(queue + layout.Q_TAIL)
     ingress.store(queue + layout.Q_FINAL, tail)
-    ingress.fetch_or(queue + layout.Q_TAIL, layout.MINUS)
+    ingress.fetch_add(queue + layout.Q_TAIL, layout.MINUS)
 
 
 def looks_at_the_sign_first(queue: int, count: int) -> int:

@@ -1,0 +1,218 @@
+/* The chunk pool: a chunk has one owner, none is lost, and a slab is released only when all its chunks are free.
+
+   TAKERS threads take and give back chunks, making slabs when there is none; the loop's thread trims meanwhile. The
+   stack of free numbers is Treiber's with a counter in the head word: it is modelled read by read, since a stale read
+   of a link is what the counter is for.
+
+   stands for:
+     stack.stack_pop 54e2808c9ebc
+     stack.stack_push d985f4bd890c
+     pool.pool_take e571d8aa90c2
+     pool.pool_give 4c59058241ea
+     pool.pool_trim a5b20b0b1c1a
+     pool.pool_address 37809e2f9b6a
+     ingress.chunks_reserve b96cbf545f20
+     ingress.chunks_return 3134589b8957
+   check
+   check TRIM
+   bug BUG_NO_COUNTER: the head's counter stands still (ABA)
+   bug BUG_COUNT_AFTER: the counter is read anew instead of taken from the head that was seen
+   bug BUG_PUSH_STORE: a push stores the head
+   bug TRIM BUG_NUMBERS_EARLY: a released slab's number may be used again before all its chunks are accounted for
+   bug TRIM BUG_PARTLY_FREE: a slab is released when one of its chunks is still out
+   bug TRIM BUG_PUT_BACK: a released slab's last chunk goes back into the stack
+*/
+#ifndef TAKERS
+#define TAKERS 2
+#endif
+#ifdef TRIM
+#define ROUNDS 1
+#define SLABS 2
+#else
+#define ROUNDS 3
+#define SLABS 3
+#endif
+#define PER_SLAB 2
+#define CHUNKS (PER_SLAB * SLABS)
+#define NONE 255
+#define SLAB(chunk) ((chunk) / PER_SLAB)
+
+/* stack 0 holds free chunks, stack 1 the numbers of released slabs; the links of the second follow those of the first */
+byte top[2], counter[2];
+byte next[CHUNKS + SLABS];
+byte slab_count;
+bool slab[SLABS];                 /* has memory */
+bool out[CHUNKS];                 /* has an owner */
+byte ended;
+
+inline stack_pop(stack, base, result) {
+    do
+    :: d_step { old = top[stack]; count = counter[stack] };
+       if
+       :: old == 0 -> result = NONE; break
+       :: else -> skip
+       fi;
+       below = next[base + old - 1];         /* stale if somebody else pops it now */
+       atomic {
+           if
+#ifdef BUG_NO_COUNTER
+           :: top[stack] == old -> top[stack] = below; result = old - 1; break
+#elif defined(BUG_COUNT_AFTER)
+           :: top[stack] == old -> top[stack] = below; counter[stack]++; result = old - 1; break
+#else
+           :: top[stack] == old && counter[stack] == count ->
+              top[stack] = below; counter[stack]++; result = old - 1; break
+#endif
+           :: else
+           fi
+       }
+    od
+}
+
+inline stack_push(stack, base, first, last) {
+    do
+    :: d_step { old = top[stack]; count = counter[stack] };
+       next[base + last] = old;
+#ifdef BUG_PUSH_STORE
+       top[stack] = first + 1; break
+#else
+       atomic {
+           if
+           :: top[stack] == old && counter[stack] == count -> top[stack] = first + 1; break
+           :: else
+           fi
+       }
+#endif
+    od
+}
+
+proctype Taker() {
+    byte old, count, below, n, s, i;
+    byte c, d;
+    for (n : 1 .. ROUNDS) {
+        stack_pop(0, 0, c);
+        if
+        :: c == NONE ->
+            stack_pop(1, CHUNKS, s);
+            if
+            :: s == NONE -> atomic { s = slab_count; if :: s < SLABS -> slab_count++ :: else fi }
+            :: else
+            fi;
+            if
+            :: s >= SLABS                     /* no number left */
+            :: else ->
+                d_step { assert(!slab[s]); slab[s] = true };
+                c = s * PER_SLAB;
+                d_step { assert(!out[c]); out[c] = true };
+                stack_push(0, 0, c + 1, c + 1)        /* the others, one here; a chain of them is linked before */
+            fi
+        :: else -> d_step { assert(!out[c] && slab[SLAB(c)]); out[c] = true }
+        fi;
+        if
+        :: c != NONE ->
+            /* keep it for a while, and take another in the first round, so that they come back in another order */
+            if
+            :: n == 1 ->
+                stack_pop(0, 0, d);
+                if
+                :: d != NONE -> d_step { assert(!out[d] && slab[SLAB(d)]); out[d] = true }
+                :: else
+                fi
+            :: else
+            fi;
+            d_step { assert(out[c] && slab[SLAB(c)]); out[c] = false };
+            stack_push(0, 0, c, c);
+            if
+            :: n == 1 && d != NONE ->
+                d_step { assert(out[d] && slab[SLAB(d)]); out[d] = false };
+                stack_push(0, 0, d, d)
+            :: else
+            fi
+        :: else
+        fi
+    }
+    ended++
+}
+
+#ifdef TRIM
+proctype Trimmer() {
+    byte old, count, below, taken, c, s, left;
+    taken = NONE;
+    do
+    :: stack_pop(0, 0, c);
+       if
+       :: c == NONE -> break
+       :: else -> d_step { assert(!out[c] && slab[SLAB(c)]); out[c] = true }; next[c] = taken; taken = c
+       fi
+    od;
+    /* the two passes that count: a slab's link is nobody's while its number is in use */
+    c = taken;
+    do :: c != NONE -> next[CHUNKS + SLAB(c)] = 0; c = next[c] :: else -> break od;
+    c = taken;
+    do :: c != NONE -> next[CHUNKS + SLAB(c)]++; c = next[c] :: else -> break od;
+    c = taken;
+    do
+    :: c == NONE -> break
+    :: else ->
+        left = next[c];
+        s = SLAB(c);
+        if
+#ifdef BUG_PARTLY_FREE
+        :: next[CHUNKS + s] >= PER_SLAB - 1 && next[CHUNKS + s] != NONE ->
+#else
+        :: next[CHUNKS + s] == PER_SLAB ->
+#endif
+            next[CHUNKS + s] = NONE;             /* condemned */
+            d_step { slab[s] = false; out[c] = false };
+#ifdef BUG_NUMBERS_EARLY
+            stack_push(1, CHUNKS, s, s);
+#endif
+#ifdef BUG_PUT_BACK
+            stack_push(0, 0, c, c);
+#endif
+        :: next[CHUNKS + s] == NONE -> out[c] = false
+        :: else -> out[c] = false; stack_push(0, 0, c, c)
+        fi;
+        c = left
+    od;
+#ifndef BUG_NUMBERS_EARLY
+    s = 0;
+    do
+    :: s == slab_count || s == SLABS -> break
+    :: else ->
+        if
+        :: next[CHUNKS + s] == NONE -> stack_push(1, CHUNKS, s, s)
+        :: else
+        fi;
+        s++
+    od;
+#endif
+    ended++
+}
+#endif
+
+init {
+    byte n, c, found, numbers;
+    atomic {
+        /* one slab is there from the start, its chunks free: 0 above 1 */
+        slab[0] = true; slab_count = 1; next[0] = 2; next[1] = 0; top[0] = 1;
+        for (n : 1 .. TAKERS) { run Taker() }
+#ifdef TRIM
+        run Trimmer()
+#else
+        ended++
+#endif
+    };
+    ended == TAKERS + 1;
+    atomic {
+        c = top[0];
+        do :: c != 0 -> assert(found < CHUNKS && slab[SLAB(c - 1)] && !out[c - 1]); found++; c = next[c - 1]
+        :: else -> break
+        od;
+        c = top[1];
+        do :: c != 0 -> assert(numbers < SLABS && !slab[c - 1]); numbers++; c = next[CHUNKS + c - 1]
+        :: else -> break
+        od;
+        assert(found == PER_SLAB * (slab_count - numbers))
+    }
+}

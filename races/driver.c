@@ -1,0 +1,474 @@
+/* Drives the compiled kernels with real threads under ThreadSanitizer, with as much of CPython as they call.
+
+   kernels.ll and layout.h come from instrument.py. An object here is what the kernels look into: a header, then a
+   numpy array's data pointer, or a tuple's size and items. References are counted, and the last one frees the object,
+   so that a kernel that lets go too early is a heap-use-after-free, and one that never does is counted at the end.
+   What a callback touches is plain memory: that its submit happens before its run is the kernels' to ensure. */
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+#include <sched.h>
+#include "layout.h"
+
+typedef int64_t word;
+#define METHOD(name) extern word kernel_##name(word self, word argument);
+#define METHOD_MANY(name) extern word kernel_##name(word self, word arguments, word count);
+METHOD(run) METHOD(drain) METHOD(drop) METHOD(stop) METHOD(wake) METHOD(acquire) METHOD(release) METHOD(close_queues)
+METHOD(cancel_timer) METHOD(cancel_immediate) METHOD(submit_many) METHOD(alive) METHOD(destroy) METHOD(warm)
+METHOD(ref_timer) METHOD(unref_timer) METHOD(producer_close) METHOD(producer_drop) METHOD(producer_destroy)
+METHOD_MANY(submit) METHOD_MANY(schedule_timer) METHOD_MANY(schedule_interval) METHOD_MANY(schedule_immediate)
+METHOD_MANY(schedule_microtask) METHOD_MANY(schedule_next_tick) METHOD_MANY(producer_submit) METHOD_MANY(transition)
+
+#define FAIL(...) (fprintf(stderr, "driver: " __VA_ARGS__), fputc('\n', stderr), exit(3))
+#define CHECK(what) ((what) ? (void)0 : FAIL("%s:%d: not true: %s", __FILE__, __LINE__, #what))
+
+/* --- objects ------------------------------------------------------------------------------------------------------ */
+
+enum kind { NOTHING, TRUTH, INTEGER, REAL, TUPLE, LIST, ARRAY, CALLBACK, MAKE_SLAB, MAKE_ARRAY_HOOK, MAKE_SLOTS, AS_ARRAY,
+            BREATHE_HOOK, REFUSE_HOOK, BUFFER };
+
+typedef struct object {
+    _Atomic word refs;
+    word kind;
+    char header[OBJECT_HEADER - 16];
+    word first;                  /* array: data; tuple and list: size */
+    word second;                 /* list: address of its items */
+    union { word value; double real; };
+    void *memory;                /* array: what is freed with it */
+    void (*run)(struct object *);
+    word data[4];                /* a callback's own */
+} object;
+
+static _Atomic word living;      /* objects that are not freed yet */
+
+static object *make(enum kind kind, word items) {
+    object *made = calloc(1, sizeof(object) + 8 * items);
+    made->kind = kind;
+    atomic_store_explicit(&made->refs, 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&living, 1, memory_order_relaxed);
+    return made;
+}
+
+static object nothing = {1, NOTHING}, truth[2] = {{1, TRUTH}, {1, TRUTH}};
+static int immortal(word at) { return ((object *)at)->kind <= TRUTH; }
+
+void Py_IncRef(word at) {
+    if (!immortal(at)) CHECK(atomic_fetch_add_explicit(&((object *)at)->refs, 1, memory_order_relaxed) > 0);
+}
+
+void Py_DecRef(word at) {
+    object *gone = (object *)at;
+    if (immortal(at)) return;
+    word before = atomic_fetch_sub_explicit(&gone->refs, 1, memory_order_acq_rel);
+    CHECK(before > 0);
+    if (before > 1) return;
+    if (gone->kind == TUPLE)
+        for (word i = 0; i < *(word *)(at + OBJECT_HEADER); i++) Py_DecRef(((word *)(at + TUPLE_ITEMS))[i]);
+    if (gone->kind == LIST)
+        for (word i = 0; i < gone->first; i++)
+            if (((word *)gone->second)[i]) Py_DecRef(((word *)gone->second)[i]);
+    free(gone->memory);
+    free(gone);
+    atomic_fetch_sub_explicit(&living, 1, memory_order_relaxed);
+}
+
+static object *array_of(word bytes) {
+    object *made = make(ARRAY, 0);
+    made->memory = calloc(1, bytes);
+    made->first = (word)made->memory;
+    return made;
+}
+
+/* --- what kernels call -------------------------------------------------------------------------------------------- */
+
+static _Thread_local word exception;      /* the refusal that was raised */
+static _Thread_local char thread_state;
+static word slab_bytes;
+
+word PyThreadState_GetUnchecked(void) { return (word)&thread_state; }
+word PyEval_SaveThread(void) { return 1; }
+void PyEval_RestoreThread(word state) { CHECK(state == 1); }
+int PyTime_MonotonicRaw(word *result) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    *result = now.tv_sec * 1000000000LL + now.tv_nsec;
+    return 0;
+}
+int PyCallable_Check(word at) { return ((object *)at)->kind == CALLBACK; }
+word PyBool_FromLong(word value) { return (word)&truth[value != 0]; }
+word PyLong_FromLongLong(word value) { object *made = make(INTEGER, 0); made->value = value; return (word)made; }
+word PyLong_AsLongLong(word at) { CHECK(((object *)at)->kind == INTEGER); return ((object *)at)->value; }
+word PyFloat_FromDouble(double value) { object *made = make(REAL, 0); made->real = value; return (word)made; }
+double PyFloat_AsDouble(word at) { CHECK(((object *)at)->kind == REAL); return ((object *)at)->real; }
+word PyErr_Occurred(void) { return exception; }
+void PyErr_Clear(void) { exception = 0; }
+word PyTuple_New(word count) {
+    CHECK(count <= 2);            /* more would lie over `memory` */
+    object *made = make(TUPLE, count);
+    *(word *)((word)made + OBJECT_HEADER) = count;
+    return (word)made;
+}
+word PySequence_List(word at) {
+    object *from = (object *)at, *made = make(LIST, 0);
+    CHECK(from->kind == LIST);
+    made->first = from->first;
+    made->memory = malloc(8 * from->first + 8);
+    made->second = (word)made->memory;
+    memcpy(made->memory, (void *)from->second, 8 * from->first);
+    for (word i = 0; i < from->first; i++) Py_IncRef(((word *)made->second)[i]);
+    return (word)made;
+}
+word PyObject_CallNoArgs(word at) {
+    object *called = (object *)at;
+    switch (called->kind) {
+    case CALLBACK: called->run(called); return (word)&nothing;
+    case MAKE_SLAB: return (word)array_of(slab_bytes);
+    case MAKE_SLOTS: return (word)array_of((SLOT_BYTES << SLOTS_PER_SLAB_BITS) + 64);
+    case BREATHE_HOOK: return (word)&nothing;
+    }
+    FAIL("called: an object of kind %ld", (long)called->kind);
+}
+word PyObject_CallOneArg(word at, word argument) {
+    object *called = (object *)at;
+    if (called->kind == AS_ARRAY) { Py_IncRef(argument); return argument; }
+    CHECK(called->kind == MAKE_ARRAY_HOOK);
+    return (word)array_of(8 * PyLong_AsLongLong(argument));
+}
+word PyObject_Vectorcall(word at, word arguments, word count, word names) {
+    CHECK(((object *)at)->kind == REFUSE_HOOK && count == 2 && names == 0);
+    exception = PyLong_AsLongLong(*(word *)arguments);
+    return 0;
+}
+#define NEVER(result, name, ...) result name(__VA_ARGS__) { FAIL(#name " was called"); }
+NEVER(word, PyErr_GetRaisedException, void)
+NEVER(word, PySequence_Tuple, word at)
+NEVER(word, PyList_New, word count)
+NEVER(int, PyObject_VisitManagedDict, word at, word visit, word argument)
+
+/* --- a loop's state, as state.py makes it ------------------------------------------------------------------------- */
+
+static char *base;
+static object self_object;
+static word self;
+#define W(name) (*(word *)(base + STATE_##name))
+#define S(path) (*(word *)(state + path))
+
+static word hook(enum kind kind) { return (word)make(kind, 0); }
+static word table(word words) { return (word)calloc(words, 8); }
+
+static void open_queue(char *queue, word chunk, word pool) {
+    char *state = queue;
+    S(Q_DIRECTORY) = table(1 << DIRECTORY_BITS);
+    S(Q_DIRECTORY_MASK) = (1 << DIRECTORY_BITS) - 1;
+    S(Q_SHIFT) = __builtin_ctzll(chunk);
+    S(Q_POOL) = pool;
+    S(Q_FINAL) = -1;
+    S(Q_GATE) = OPEN;
+    S(Q_LIMIT) = ((1 << DIRECTORY_BITS) - 512) * chunk;
+}
+
+static void open_loop(word chunk) {
+    base = aligned_alloc(LINE, STATE_BYTES);
+    memset(base, 0, STATE_BYTES);
+    self_object.kind = NOTHING;
+    self_object.first = (word)base;
+    self = (word)&self_object;
+    W(self) = self;
+    W(none) = (word)&nothing;
+    W(one) = 1;
+    W(budget) = 64;
+    W(lifecycle) = RUNNING;
+    W(breathe) = W(overload) = W(warn) = hook(BREATHE_HOOK);
+    W(refuse) = W(report) = hook(REFUSE_HOOK);
+    W(make_array) = hook(MAKE_ARRAY_HOOK);
+    slab_bytes = (chunk << CHUNKS_PER_SLAB_BITS) * 8 + 64;
+    W(pool_chunk_bytes) = chunk * 8;
+    W(pool_make_slab) = hook(MAKE_SLAB);
+    W(pool_as_array) = hook(AS_ARRAY);
+    W(pool_slab_limit) = SLAB_LIMIT;
+    W(pool_next) = table(CHUNK_LIMIT);
+    W(pool_slabs) = table(SLAB_LIMIT);
+    W(pool_slab_objects) = table(SLAB_LIMIT);
+    W(pool_slab_next) = table(SLAB_LIMIT);
+    open_queue(base + EXTERNAL, chunk, (word)base + POOL_AT);
+    open_queue(base + REMOTE, chunk, (word)base + POOL_AT);
+    word rings[] = {TICKS, MICROTASKS, IMMEDIATES, CLOSING, INTERNAL, CHECKPOINT_ENDS};
+    for (int i = 0; i < 6; i++) {
+        char *state = base + rings[i];
+        object *cells = array_of(8 * 1024);
+        S(R_CELLS) = cells->first;
+        S(R_MASK) = 1023;
+        S(R_ARRAY) = (word)cells;
+    }
+    W(timers_make_slab) = hook(MAKE_SLOTS);
+    W(timers_next) = table(SLOT_LIMIT);
+    W(timers_slabs) = table(SLOT_SLAB_LIMIT);
+    W(timers_slab_objects) = table(SLOT_SLAB_LIMIT);
+    object *heap = array_of(8 * (2 * 64 + 16)), *positions = array_of(8 * 1024);
+    W(timers_heap) = ((heap->first + 63) & ~63LL) + 48;
+    W(timers_heap_array) = (word)heap;
+    W(timers_capacity) = 64;
+    memset((void *)positions->first, 0xff, 8 * 1024);
+    W(timers_positions) = positions->first;
+    W(timers_positions_array) = (word)positions;
+    W(timers_positions_capacity) = 1024;
+}
+
+typedef struct { object *self; char *state; } handle;
+
+static handle open_handle(word chunk) {
+    handle made = {make(ARRAY, 0), aligned_alloc(LINE, HANDLE_BYTES)};
+    memset(made.state, 0, HANDLE_BYTES);
+    made.self->first = (word)made.state;
+    *(word *)(made.state + HANDLE_loop) = (word)base;
+    *(word *)(made.state + HANDLE_self) = (word)made.self;
+    open_queue(made.state + H_QUEUE, chunk, (word)base + POOL_AT);
+    return made;
+}
+
+/* --- the play ----------------------------------------------------------------------------------------------------- */
+
+enum { THREADS = 3 };
+static int rounds = 2000;
+static _Atomic word expected, stopped;    /* what was accepted so far; all producers are done */
+static word ran, order[THREADS];          /* the loop's own */
+static word hooks_living;
+static _Atomic word holding;              /* in a burst: how many producers have queued their first part */
+static word to_hold;
+
+static unsigned random_of(unsigned *seed) { return *seed = *seed * 1664525u + 1013904223u, *seed >> 16; }
+static void pause_sometimes(unsigned *seed) {
+    unsigned r = random_of(seed) & 255;
+    if (r == 0) usleep(200);
+    else if (r < 8) sched_yield();
+}
+
+static void run_in_order(object *callback) {   /* data: producer, number */
+    word producer = callback->data[0];
+    CHECK(callback->data[1] == order[producer]);
+    order[producer]++;
+    ran++;
+}
+static void run_any(object *callback) { callback->data[1]++; ran++; }
+
+static object *callback_of(void (*run)(object *), word who, word number) {
+    object *made = make(CALLBACK, 0);
+    made->run = run;
+    made->data[0] = who;
+    made->data[1] = number;
+    return made;
+}
+
+static word number_of(word object_at) {        /* an int's value, and lets go of it */
+    word value = PyLong_AsLongLong(object_at);
+    Py_DecRef(object_at);
+    return value;
+}
+
+static void *loop_thread(void *unused) {
+    while (atomic_load(&holding) < to_hold) sched_yield();
+    CHECK(number_of(kernel_acquire(self, 0)) == 0);
+    for (;;) {
+        word ended = number_of(kernel_run(self, 0));
+        if (ended == 4) break;                 /* ENDED_TERMINATING */
+        CHECK(ended == 1);                     /* ENDED_STOP */
+        if (atomic_load(&stopped) && kernel_alive(self, 0) == (word)&truth[0]) break;
+    }
+    kernel_release(self, 0);
+    return unused;
+}
+
+static void *submitter(void *argument) {
+    word me = (word)argument;
+    unsigned seed = me + 1;
+    int held = 0;
+    for (word i = 0; i < rounds;) {
+        if (to_hold && !held && i > rounds * 7 / 8) {   /* and go on just when the loop has memory to give back */
+            held = 1;
+            atomic_fetch_add(&holding, 1);
+            while (kernel_alive(self, 0) == (word)&truth[1]) sched_yield();
+        }
+        if (random_of(&seed) % 16 == 0) {
+            word count = 1 + random_of(&seed) % 40, items[40];
+            object list = {1, LIST};
+            for (word j = 0; j < count; j++) items[j] = (word)callback_of(run_in_order, me, i + j);
+            list.first = count;
+            list.second = (word)items;
+            CHECK(number_of(kernel_submit_many(self, (word)&list)) == count);
+            for (word j = 0; j < count; j++) Py_DecRef(items[j]);
+            i += count;
+            atomic_fetch_add(&expected, count);
+        } else {
+            word made = (word)callback_of(run_in_order, me, i);
+            CHECK(kernel_submit(self, (word)&made, 1) == (word)&nothing);
+            Py_DecRef(made);
+            i++;
+            atomic_fetch_add(&expected, 1);
+        }
+        pause_sometimes(&seed);
+    }
+    return NULL;
+}
+
+static void *handle_user(void *argument) {
+    word me = (word)argument;
+    unsigned seed = me + 1;
+    handle mine = open_handle(16);
+    for (word i = 0; i < rounds; i++) {
+        word made = (word)callback_of(run_in_order, me, i);
+        CHECK(kernel_producer_submit((word)mine.self, (word)&made, 1) == (word)&nothing);
+        Py_DecRef(made);
+        atomic_fetch_add(&expected, 1);
+        pause_sometimes(&seed);
+    }
+    return NULL;                               /* the handle itself stays; its user's reference is forgotten */
+}
+
+/* Timers: everybody arms, and cancels what anybody armed, out of a table of the latest ids. */
+static _Atomic word latest[64];
+static _Atomic word armed, cancelled;
+static word fired;                             /* the loop's own */
+static void run_timer(object *callback) { CHECK(callback->data[1] == 7); fired++; }
+static void run_interval(object *callback) { callback->data[1]++; }
+
+static word cancel(word identifier) {
+    object number = {1, INTEGER};
+    number.value = identifier;
+    return kernel_cancel_timer(self, (word)&number) == (word)&truth[1];
+}
+
+static void *timer_user(void *argument) {
+    unsigned seed = (word)argument + 1;
+    for (word i = 0; i < rounds; i++) {
+        object delay = {1, REAL};
+        delay.real = (random_of(&seed) % 4) * 50e-6;
+        word made = (word)callback_of(run_timer, 0, 7), arguments[] = {(word)&delay, made};
+        word identifier = kernel_schedule_timer(self, (word)arguments, 2);
+        CHECK(identifier);
+        Py_DecRef(made);
+        atomic_fetch_add(&armed, 1);
+        unsigned place = random_of(&seed) % 64;
+        atomic_store_explicit(&latest[place], number_of(identifier), memory_order_relaxed);
+        if (random_of(&seed) % 2) {
+            place = random_of(&seed) % 64;
+            atomic_fetch_add(&cancelled, cancel(atomic_load_explicit(&latest[place], memory_order_relaxed)));
+        }
+        if (i % 64 == 0) {
+            object *repeated = callback_of(run_interval, 0, 0);
+            word again[] = {(word)&delay, (word)repeated};
+            word number = number_of(kernel_schedule_interval(self, (word)again, 2));
+            object id = {1, INTEGER};
+            id.value = number;
+            kernel_unref_timer(self, (word)&id);
+            usleep(200);
+            kernel_ref_timer(self, (word)&id);
+            CHECK(cancel(number));
+            CHECK(!cancel(number));
+            Py_DecRef((word)repeated);
+        }
+        pause_sometimes(&seed);
+    }
+    return NULL;
+}
+
+/* Everything that goes through the remote queue. */
+static _Atomic word immediates_cancelled;
+static void *remote_user(void *argument) {
+    unsigned seed = (word)argument + 1;
+    for (word i = 0; i < rounds; i++) {
+        word made = (word)callback_of(run_any, 0, 0);
+        switch (random_of(&seed) % 3) {
+        case 0: CHECK(kernel_schedule_microtask(self, (word)&made, 1)); break;
+        case 1: CHECK(kernel_schedule_next_tick(self, (word)&made, 1)); break;
+        default: {
+            word identifier = kernel_schedule_immediate(self, (word)&made, 1);
+            CHECK(identifier);
+            if (random_of(&seed) % 2 && kernel_cancel_immediate(self, identifier) == (word)&truth[1])
+                atomic_fetch_add(&expected, -1);
+            Py_DecRef(identifier);
+        }
+        }
+        atomic_fetch_add(&expected, 1);
+        Py_DecRef(made);
+        pause_sometimes(&seed);
+    }
+    return NULL;
+}
+
+/* The end against submits: accepted = run, or dropped; refused ones stay their caller's. */
+static _Atomic word refused;
+static void *late_submitter(void *argument) {
+    unsigned seed = (word)argument + 1;
+    for (word i = 0; i < rounds; i++) {
+        word made = (word)callback_of(run_any, 0, 0);
+        if (kernel_submit(self, (word)&made, 1)) {
+            atomic_fetch_add(&expected, 1);
+        } else {
+            CHECK(exception == REFUSED_CLOSED);
+            exception = 0;
+            atomic_fetch_add(&refused, 1);
+        }
+        Py_DecRef(made);
+        pause_sometimes(&seed);
+    }
+    return NULL;
+}
+
+static void *closer(void *unused) {
+    while (atomic_load(&expected) < rounds) sched_yield();
+    object from = {1, INTEGER}, to = {1, INTEGER};
+    from.value = RUNNING;
+    to.value = TERMINATING;
+    word both[] = {(word)&from, (word)&to};
+    CHECK(kernel_transition(self, (word)both, 2) == (word)&truth[1]);
+    kernel_close_queues(self, 0);
+    return unused;
+}
+
+int main(int count, char **arguments) {
+    const char *play = count > 1 ? arguments[1] : "submit";
+    if (count > 2) rounds = atoi(arguments[2]);
+    void *(*body)(void *) = !strcmp(play, "submit") || !strcmp(play, "burst") ? submitter
+                          : !strcmp(play, "handles") ? handle_user
+                          : !strcmp(play, "timers") ? timer_user
+                          : !strcmp(play, "remote") ? remote_user
+                          : !strcmp(play, "close") ? late_submitter : NULL;
+    if (!body) FAIL("no play of the name %s", play);
+    open_loop(16);
+    hooks_living = atomic_load(&living);
+    W(spin_max) = 20000;
+    pthread_t loop, threads[THREADS], ender;
+    int closing = !strcmp(play, "close");
+    to_hold = strcmp(play, "burst") ? 0 : THREADS;
+    pthread_create(&loop, NULL, loop_thread, NULL);
+    for (word i = 0; i < THREADS; i++) pthread_create(&threads[i], NULL, body, (void *)i);
+    if (closing) pthread_create(&ender, NULL, closer, NULL);
+    for (word i = 0; i < THREADS; i++) pthread_join(threads[i], NULL);
+    if (closing) pthread_join(ender, NULL);
+    atomic_store(&stopped, 1);
+    while (!closing && kernel_alive(self, 0) == (word)&truth[1]) { kernel_stop(self, 0); usleep(1000); }
+    kernel_stop(self, 0);
+    pthread_join(loop, NULL);
+
+    CHECK(number_of(kernel_acquire(self, 0)) == 0);
+    if (closing) CHECK(number_of(kernel_drain(self, 0)) == 6);   /* ENDED_DRAINED */
+    kernel_drop(self, 0);
+    CHECK(fired + atomic_load(&cancelled) == atomic_load(&armed));
+    CHECK(ran == atomic_load(&expected));
+    word trimmed = 0;                          /* slabs that were given back: numbers in use without memory */
+    for (word i = 0; i < W(pool_slab_count); i++) trimmed += ((word *)W(pool_slabs))[i] == 0;
+    kernel_destroy(self, 0);
+    word left = atomic_load(&living) - (hooks_living - 6 - 2);   /* destroy lets go of six rings, heap and positions */
+    if (!strcmp(play, "handles")) left -= THREADS;
+    CHECK(left == 0);
+    printf("%s: ran %ld, armed %ld, fired %ld, cancelled %ld, refused %ld, parks %ld, wakes %ld, stalls %ld, trimmed %ld\n", play,
+           (long)ran, (long)atomic_load(&armed), (long)fired, (long)atomic_load(&cancelled),
+           (long)atomic_load(&refused), (long)W(parks), (long)W(wakes_sent), (long)W(stalls), (long)trimmed);
+    return 0;
+}

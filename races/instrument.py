@@ -1,0 +1,57 @@
+"""The kernels that ship, as ThreadSanitizer wants them: the linked and optimised LLVM module with each function marked.
+
+``python races/instrument.py FOLDER`` writes there kernels.ll, with one function ``kernel_NAME`` a kernel, and layout.h,
+which tells driver.c where the words of a state are. A process of its own, because numba is taught its primitives once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from nbloop.kernels import capi, layout
+from nbloop.kernels.kernel import kernels
+
+
+def offsets(record: np.dtype, at: int, path: str) -> dict[str, int]:
+    """Byte offsets of a record's words, and of the records in it, by path: ``STATE_external_tail``."""
+    found = {path: at}
+    for name, (kind, start, *_) in (record.fields or {}).items():
+        found |= offsets(kind, at + start, f"{path}_{name}")
+    return found
+
+
+def header() -> str:
+    """layout.h."""
+    words = {
+        name: value for name, value in vars(layout).items() if isinstance(value, int) and name.isupper() and value >= 0
+    }
+    words |= {"OBJECT_HEADER": capi.OBJECT_HEADER, "TUPLE_ITEMS": capi.TUPLE_ITEMS}
+    words |= offsets(layout.STATE, 0, "STATE") | offsets(layout.HANDLE, 0, "HANDLE")
+    words |= {"STATE_BYTES": layout.STATE.itemsize, "HANDLE_BYTES": layout.HANDLE.itemsize}
+    return "".join(f"#define {name} {value}LL\n" for name, value in words.items())
+
+
+def instrumented() -> str:
+    """kernels.ll."""
+    from nbloop.kernels.compiler import link_kernels
+
+    symbols, module, _machine = link_kernels(list(kernels.values()))
+    names = {symbol: f"kernel_{name}" for name, symbol in symbols.items()}
+    for function in module.functions:
+        if not function.is_declaration:
+            function.add_function_attribute("sanitize_thread")
+            function.name = names.get(function.name, function.name)
+    return str(module)
+
+
+def main(folder: Path) -> None:
+    """Write both files."""
+    (folder / "layout.h").write_text(header(), encoding="utf-8")
+    (folder / "kernels.ll").write_text(instrumented(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,98 @@
+"""ThreadSanitizer finds no race in the kernels that ship, and finds one as soon as their memory orders are weakened."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import llvmlite.binding as llvm
+import pytest
+
+HERE = Path(__file__).parent
+CLANG = f"clang-{llvm.llvm_version_info[0]}"  # it reads the text of the very LLVM that numba writes with
+PLAYS = {"submit": 4000, "burst": 10000, "handles": 4000, "timers": 4000, "remote": 4000, "close": 4000}
+
+# What is taken away from every access of a kind, and a play that shows it. Sequential consistency is not in the list:
+# that a store must not be overtaken by a load is no race, and ThreadSanitizer does not look for it; models/ does.
+PLANTED = {
+    "a release store becomes a plain one": (
+        r"store atomic i64 (.*), ptr (.*) release, align 8",
+        r"store i64 \1, ptr \2, align 8",
+        "submit",
+    ),
+    "an acquire load becomes a plain one": (
+        r"load atomic i64, (ptr .*) acquire, align 8",
+        r"load i64, \1, align 8",
+        "submit",
+    ),
+    "a release store releases nothing": (r"(store atomic i64 .*) release, align 8", r"\1 monotonic, align 8", "timers"),
+    "an acquire load acquires nothing": (r"(load atomic i64, .*) acquire, align 8", r"\1 monotonic, align 8", "timers"),
+    "a compare-and-swap orders nothing": (
+        r"(cmpxchg .*) seq_cst acquire, align 8",
+        r"\1 monotonic monotonic, align 8",
+        "handles",
+    ),
+}
+
+
+def build(folder: Path, kernels: str) -> Path:
+    """The driver with these kernels."""
+    (folder / "kernels.ll").write_text(kernels, encoding="utf-8")
+    program = folder / "driver"
+    options = ["-fsanitize=thread", "-g", "-O1", "-Wno-override-module", "-pthread", f"-I{folder}"]
+    sources = [HERE / "driver.c", "-x", "ir", folder / "kernels.ll"]
+    subprocess.run([CLANG, *options, *sources, "-o", program], check=True, timeout=100)
+    return program
+
+
+def play(program: Path, name: str, rounds: int) -> subprocess.CompletedProcess[str]:
+    # Without address randomisation, which some kernels have more of than ThreadSanitizer's shadow memory allows.
+    command = ["setarch", platform.machine(), "-R", program, name, str(rounds)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    print(done.stdout + done.stderr)
+    return done
+
+
+@pytest.fixture(scope="session")
+def instrumented(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with kernels.ll and layout.h."""
+    if sys.platform != "linux":
+        pytest.skip("the driver is written for Linux")
+    if missing := [tool for tool in (CLANG, "setarch") if shutil.which(tool) is None]:
+        pytest.skip(
+            f"no {' and '.join(missing)} on this machine (Debian: {CLANG}, lib{CLANG.replace('-', '-rt-')}-dev)"
+        )
+    folder = tmp_path_factory.mktemp("races")
+    environment = os.environ | {"NUMBA_DISABLE_JIT": "0"}
+    command = [sys.executable, "-P", HERE / "instrument.py", folder]
+    subprocess.run(command, check=True, env=environment, timeout=110)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def driver(instrumented: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clean")
+    shutil.copy(instrumented / "layout.h", folder)
+    return build(folder, (instrumented / "kernels.ll").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(("name", "rounds"), PLAYS.items())
+def test_no_race(driver: Path, name: str, rounds: int) -> None:
+    done = play(driver, name, rounds)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("bug", PLANTED)
+def test_planted_race_is_found(bug: str, instrumented: Path, tmp_path: Path) -> None:
+    pattern, replacement, name = PLANTED[bug]
+    text, count = re.subn(pattern, replacement, (instrumented / "kernels.ll").read_text(encoding="utf-8"))
+    assert count > 10, "the kernels have no such access any more: plant this bug anew"
+    shutil.copy(instrumented / "layout.h", tmp_path)
+    program = build(tmp_path, text)
+    # A race that is there need not show itself each time.
+    assert any("data race" in play(program, name, 4000).stderr for _ in range(5))
