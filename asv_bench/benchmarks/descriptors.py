@@ -1,0 +1,119 @@
+"""What does readiness of a descriptor cost to be told of?"""
+
+from contextlib import suppress
+
+from asv_bench import peers
+from asv_bench.crossing import SETTLE
+from asv_bench.descriptors import Echo, Ready, Signalled
+from asv_bench.drive import Asyncio, Driven, Nbloop
+from asv_bench.measure import Sample, interleave, ratios
+
+from .common import LOOPS
+
+UNIT = "times as fast"
+
+
+def _beside(ours: Ready | Echo | Signalled, theirs: Ready | Echo | Signalled, rounds: int) -> float:
+    """How many times as long `theirs` takes."""
+    try:
+        values = interleave(rounds, [ours, theirs])
+    finally:
+        ours.close()
+        theirs.close()
+    return Sample.of(ratios(values["theirs"], values["ours"])).median
+
+
+def _uvloop() -> Driven:
+    if not peers.installed("uvloop"):
+        raise NotImplementedError  # asv: not applicable
+    return peers.Uvloop()
+
+
+class Dispatch:
+    """Descriptors that are ready in every turn."""
+
+    params = (1, 1_000)
+    param_names = ("ready",)
+
+    def setup(self, _ready: int) -> None:
+        self.ours = Nbloop()
+
+    def teardown(self, _ready: int) -> None:
+        self.ours.close()
+
+    def track_beside_asyncio(self, ready: int) -> float:
+        """Decides whether a callback comes at half the price of `add_reader`'s, one ready or many: at least 2."""
+        return self._measure(Asyncio(), ready)
+
+    def track_beside_uvloop(self, ready: int) -> float:
+        """Decides whether it is no dearer than through libuv: at least 1. No answer without uvloop."""
+        return self._measure(_uvloop(), ready)
+
+    def _measure(self, theirs: Driven, ready: int) -> float:
+        try:
+            return _beside(Ready("ours", self.ours, ready), Ready("theirs", theirs, ready), 20)
+        finally:
+            theirs.close()
+
+    track_beside_asyncio.unit = track_beside_uvloop.unit = UNIT  # type: ignore[attr-defined]
+
+
+class Registered:
+    """One descriptor that is ready, others that never are."""
+
+    params = (tuple(LOOPS), (1, 10_000))
+    param_names = ("loop", "registered")
+
+    def setup(self, loop: str, registered: int) -> None:
+        self.driven = LOOPS[loop]()
+        try:
+            self.probe = Ready("ns", self.driven, 1, registered - 1, calls=1000)
+        except ValueError as limit:
+            self.driven.close()
+            raise NotImplementedError("this system allows fewer descriptors") from limit
+
+    def teardown(self, _loop: str, _registered: int) -> None:
+        with suppress(AttributeError):  # setup got nowhere
+            self.probe.close()
+            self.driven.close()
+
+    def time_1000_events(self, _loop: str, _registered: int) -> None:
+        """Decides whether descriptors without events are free: the same time with 1 and with 10,000."""
+        self.probe()
+
+
+class Connections:
+    """64 bytes over and back on TCP connections of this machine, both ends on the loop."""
+
+    params = (1, 100)
+    param_names = ("connections",)
+
+    def track_beside_asyncio(self, connections: int) -> float:
+        """Decides whether an echo server gets 1.5 times as much done as over `add_reader`: most of it is the
+        system's.
+        """
+        ours, theirs = Nbloop(), Asyncio()
+        try:
+            return _beside(Echo("ours", ours, connections), Echo("theirs", theirs, connections), 20)
+        finally:
+            ours.close()
+            theirs.close()
+
+    track_beside_asyncio.unit = UNIT  # type: ignore[attr-defined]
+
+
+class OtherThread:
+    """An eventfd that another thread writes to while the loop sleeps."""
+
+    def track_beside_asyncio(self) -> float:
+        """Decides whether a loop that waits for descriptors wakes as soon as asyncio's: at least 1."""
+        ours, theirs = Nbloop(), Asyncio()
+        ours.start()
+        theirs.start()
+        try:
+            return _beside(Signalled("ours", ours, SETTLE), Signalled("theirs", theirs, SETTLE), 20)
+        finally:
+            ours.close()
+            theirs.close()
+
+    track_beside_asyncio.unit = UNIT  # type: ignore[attr-defined]
