@@ -15,25 +15,23 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 
 from .drive import Driven
-from .measure import Probe, clock
+from .measure import clock
 
 ECHO = 64  # bytes
 
 
-def room_for(descriptors: int) -> None:
-    """Let this process have that many, and some for itself; raises ValueError where the system does not allow it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < descriptors + 200:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors + 200, max(hard, descriptors + 200)))
+def room() -> None:
+    """Let this process have as many descriptors as the system allows it: more than it is given to begin with."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @contextlib.contextmanager
 def _eventfds(number: int) -> Iterator[list[int]]:
-    room_for(number)
+    room()
     fds: list[int] = []
     try:
-        for _ in range(number):
-            fds.append(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
+        fds.extend(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(number))
         yield fds
     finally:
         for fd in fds:
@@ -89,7 +87,7 @@ class Echo:
         self.label, self.driven, self.rounds = label, driven, rounds
         self.clients: list[socket.socket] = []
         self._resources = contextlib.ExitStack()
-        room_for(2 * connections)
+        room()
         with socket.create_server(("127.0.0.1", 0), backlog=connections) as server:
             for _ in range(connections):
                 client = self._resources.enter_context(socket.create_connection(server.getsockname()))

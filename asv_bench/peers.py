@@ -13,10 +13,11 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from .drive import Asyncio, Call
+from .measure import Probe
 
 
 def installed(package: str) -> bool:
@@ -117,7 +118,11 @@ class SimpleQueue:
 
 
 class Deque:
-    """Less than that: a `collections.deque`, which nobody can wait for, so its thread looks all the time."""
+    """Less than that: a `collections.deque`, which nobody can wait for, so its thread looks all the time.
+
+    Which would take a core from all others that are measured in the same rounds: `around` lets it run for its own
+    part of a round only, and `start` and `close` do nothing.
+    """
 
     name = "deque"
 
@@ -125,7 +130,7 @@ class Deque:
         self._waiting: deque[Callable[[], Any]] = deque()
         self._ended = False
         self.soon_threadsafe: Call = self._waiting.append
-        self.thread: threading.Thread | None = threading.Thread(target=self._run, daemon=True)
+        self.thread: threading.Thread | None = None
 
     def _run(self) -> None:
         take = self._waiting.popleft
@@ -137,13 +142,31 @@ class Deque:
                 time.sleep(0)
 
     def start(self) -> None:
-        assert self.thread is not None
-        self.thread.start()
+        pass
 
     def close(self) -> None:
-        assert self.thread is not None
-        self._ended = True
-        self.thread.join()
+        pass
+
+    def around(self, probe: Probe) -> Probe:
+        """`probe`, with the thread at work from before it until after it."""
+
+        def while_running() -> Mapping[str, float]:
+            self._ended = False
+            self.thread = threading.Thread(target=self._run, daemon=True)
+            self.thread.start()
+            try:
+                return probe()
+            finally:
+                self._ended = True
+                self.thread.join()
+
+        return while_running
+
+
+def probe(make: Callable[..., Probe], consumer: Consumer, *arguments: object) -> Probe:
+    """``make(name, consumer, ...)``, if need be with the consumer started for it only."""
+    made = make(consumer.name, consumer, *arguments)
+    return consumer.around(made) if isinstance(consumer, Deque) else made
 
 
 def uvloops() -> list[Uvloop]:
