@@ -366,8 +366,8 @@ def timers_elsewhere(plan: Plan) -> Iterator[Row]:
 def readiness(plan: Plan) -> Iterator[Row]:
     """Descriptors that can be read, and connections that echo, on the loop's own thread."""
     for ready in (1, 1000):
-        with beside() as loops, contextlib.ExitStack() as watched:
-            probes = [descriptors.Ready(driven.name, driven, ready) for driven in loops]
+        with beside() as loops, descriptors.eventfds(ready) as fds, contextlib.ExitStack() as watched:
+            probes = [descriptors.Ready(driven.name, driven, fds) for driven in loops]
             for probe in probes:
                 watched.callback(probe.close)
             values = interleave(plan.rounds // 3, probes)
@@ -377,12 +377,10 @@ def readiness(plan: Plan) -> Iterator[Row]:
                 Sample.of(ratios(values["nbloop"], values["uvloop"]))
             )
     with contextlib.ExitStack() as resources:
-        alone, crowd = (
-            descriptors.Ready(name, resources.enter_context(contextlib.closing(Nbloop())), 1, idle)
-            for name, idle in (("alone", 0), ("crowd", 9_999))
-        )
-        resources.callback(crowd.close)
-        resources.callback(alone.close)
+        fds = resources.enter_context(descriptors.eventfds(1, 9_999))
+        few, many = (resources.enter_context(contextlib.closing(Nbloop())) for _ in range(2))
+        alone = resources.enter_context(contextlib.closing(descriptors.Ready("alone", few, fds[:1])))
+        crowd = resources.enter_context(contextlib.closing(descriptors.Ready("crowd", many, fds, calls=5000)))
         values = interleave(plan.rounds // 3, [alone, crowd])
     times = Sample.of(values["crowd"])
     yield Row("fd.idle", "ns", times, None, Sample.of(ratios(values["crowd"], values["alone"])))

@@ -130,6 +130,24 @@ def hop(label: str, driven: Consumer, hops: int = 10) -> Probe:
     return probe
 
 
+def delays(driven: Consumer, count: int, asleep: bool) -> dict[int, float]:
+    """ns from a submit by another thread to the start of its callback, by percentile, of `count` single ones."""
+    submit, lock, times = driven.soon_threadsafe, taken(), []
+    started = 0
+
+    def callback() -> None:
+        times.append(clock() - started)
+        lock.release()
+
+    for _ in repeat(None, count):
+        if asleep:
+            time.sleep(SETTLE)
+        started = clock()
+        submit(callback)
+        lock.acquire()
+    return dict(enumerate(statistics.quantiles(times, n=100, method="inclusive"), start=1))
+
+
 def call_and_wait(label: str, driven: Consumer, calls: int = 100) -> Probe:
     """`hop` one after the other, both sides waiting as they like: ns for one. The "ping-pong" of others' benchmarks."""
 

@@ -27,11 +27,17 @@ def room() -> None:
 
 
 @contextlib.contextmanager
-def _eventfds(number: int) -> Iterator[list[int]]:
+def eventfds(ready: int, idle: int = 0) -> Iterator[list[int]]:
+    """Descriptors of which the first `ready` can be read; closed at the end. Raises OSError where the system does not
+    allow that many.
+    """
     room()
     fds: list[int] = []
     try:
-        fds.extend(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(number))
+        for _ in range(ready + idle):
+            fds.append(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))  # noqa: PERF401 - to close those made so far
+        for fd in fds[:ready]:
+            os.eventfd_write(fd, 1)
         yield fds
     finally:
         for fd in fds:
@@ -39,18 +45,15 @@ def _eventfds(number: int) -> Iterator[list[int]]:
 
 
 class Ready:
-    """A probe: ns for one callback of a descriptor that can be read, `ready` of them being so in every turn (nobody
-    reads what is there), and `idle` further ones watched in vain. `close` unregisters them.
+    """A probe: ns for one callback of a descriptor that can be read, in each turn all of those that can, since nobody
+    reads what is there. `close` unregisters them. Several loops can watch the same descriptors.
     """
 
-    def __init__(self, label: str, driven: Driven, ready: int, idle: int = 0, calls: int = 5000) -> None:
-        self.label, self.driven, self.calls = label, driven, max(calls, ready)
+    def __init__(self, label: str, driven: Driven, fds: list[int], calls: int = 5000) -> None:
+        self.label, self.driven, self.calls = label, driven, calls
         self._left = 0
         self._marks: list[int] = []
         self._resources = contextlib.ExitStack()
-        fds = self._resources.enter_context(_eventfds(ready + idle))
-        for fd in fds[:ready]:
-            os.eventfd_write(fd, 1)
         for fd in fds:
             driven.watch(fd, self._called)
             self._resources.callback(driven.unwatch, fd)
@@ -156,7 +159,7 @@ class Signalled:
     def __init__(self, label: str, driven: Driven, settle: float, hops: int = 10) -> None:
         self.label, self.hops, self.settle = label, hops, settle
         self._resources = contextlib.ExitStack()
-        (self._fd,) = self._resources.enter_context(_eventfds(1))
+        (self._fd,) = self._resources.enter_context(eventfds(0, idle=1))
         self._back = threading.Lock()
         self._back.acquire()
         registered = threading.Event()

@@ -70,8 +70,8 @@ def _descriptors(size: int, rounds: int) -> Rounds:
     """One ready and the others idle; all of them ready: ns from an event to the end of its callback."""
     values: Rounds = {}
     for what, ready, idle in (("1 ready", 1, size - 1), ("all ready", size, 0)):
-        with _loops() as loops, contextlib.ExitStack() as watched:
-            probes = [descriptors.Ready(f"{of.name}, {what}", of, ready, idle, calls=2000) for of in loops]
+        with descriptors.eventfds(ready, idle) as fds, _loops() as loops, contextlib.ExitStack() as watched:
+            probes = [descriptors.Ready(f"{of.name}, {what}", of, fds, calls=max(2000, ready)) for of in loops]
             for probe in probes:
                 watched.callback(probe.close)
             values |= interleave(rounds, probes, warm=1)
@@ -109,7 +109,7 @@ QUESTIONS = {
         lambda size: 0.03 + size * 12e-6,
     ),
     "descriptors": Question(
-        "An event: from readiness to the end of its callback, by how many are registered",
+        "An event: from ready to run, by how many are registered",
         "registered descriptors",
         [1, 10, 100, 1_000, 10_000],
         _descriptors,
@@ -157,7 +157,7 @@ def plot(name: str, series: Mapping[str, Sequence[Sequence[float]]], folder: Pat
     from matplotlib import pyplot
 
     question = QUESTIONS[name]
-    figure, axes = pyplot.subplots(figsize=(7.2, 4.2), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(7.2, 4.6), layout="constrained")
     for label, points in series.items():
         sizes, medians, lows, highs = zip(*points, strict=True)
         colour = next((of for start, of in COLOURS.items() if label.startswith(start)), "black")
@@ -169,7 +169,7 @@ def plot(name: str, series: Mapping[str, Sequence[Sequence[float]]], folder: Pat
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:g}")
     axes.grid(which="major", alpha=0.3)
-    axes.legend(fontsize="small", frameon=False, ncols=2)
+    figure.legend(fontsize="small", frameon=False, ncols=4, loc="outside lower center")
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name}.svg"
     figure.savefig(file, metadata={"Date": None})

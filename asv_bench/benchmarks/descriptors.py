@@ -1,11 +1,11 @@
 """What does readiness of a descriptor cost to be told of?"""
 
-from contextlib import suppress
+from contextlib import ExitStack, closing
 
 import nbloop
 from asv_bench import peers
 from asv_bench.crossing import SETTLE
-from asv_bench.descriptors import Echo, Ready, Signalled
+from asv_bench.descriptors import Echo, Ready, Signalled, eventfds
 from asv_bench.drive import Asyncio, Driven, Nbloop
 from asv_bench.measure import Sample, interleave, ratios
 
@@ -62,7 +62,8 @@ class Dispatch(_Ours):
 
     def _measure(self, theirs: Driven, ready: int) -> float:
         try:
-            return _beside(Ready("ours", self.ours, ready), Ready("theirs", theirs, ready), 20)
+            with eventfds(ready) as fds:
+                return _beside(Ready("ours", self.ours, fds), Ready("theirs", theirs, fds), 20)
         finally:
             theirs.close()
 
@@ -76,17 +77,16 @@ class Registered:
     param_names = ("loop", "registered")
 
     def setup(self, loop: str, registered: int) -> None:
-        self.driven = _ours() if loop == "nbloop" else LOOPS[loop]()
+        self.resources = ExitStack()
         try:
-            self.probe = Ready("ns", self.driven, 1, registered - 1, calls=1000)
+            fds = self.resources.enter_context(eventfds(1, registered - 1))
         except OSError as limit:
-            self.driven.close()
             raise NotImplementedError("this system allows fewer descriptors") from limit
+        driven = self.resources.enter_context(closing(_ours() if loop == "nbloop" else LOOPS[loop]()))
+        self.probe = self.resources.enter_context(closing(Ready("ns", driven, fds, calls=1000)))
 
     def teardown(self, _loop: str, _registered: int) -> None:
-        with suppress(AttributeError):  # setup got nowhere
-            self.probe.close()
-            self.driven.close()
+        self.resources.close()
 
     def time_1000_events(self, _loop: str, _registered: int) -> None:
         """Decides whether descriptors without events are free: the same time with 1 and with 10,000."""
