@@ -2,12 +2,18 @@
 # time when it is. `make PYTHON=... VENV=... TARGET` does it with another interpreter, in another environment.
 VENV ?= .venv
 py = $(VENV)/bin/python
-asv_conf = $(firstword $(wildcard asv.conf.json asv_bench/asv.conf.json))
+asv_conf = asv.conf.json
+asv = $(py) -m asv --config $(asv_conf)
+# asv makes an environment of its own to measure a commit in, from a Python that it finds by name: this one.
+asv_env = PATH="$(abspath $(VENV))/bin:$$PATH" $(asv)
+asv_python = virtualenv:$$($(py) -c 'import sys; print("%d.%d" % sys.version_info[:2] + sys.abiflags)')
+asv_machine = $(HOME)/.asv-machine.json
 
-.PHONY: help setup demo doctor test test-gil test-nojit verify lint format types doctest bench-smoke compare figures clean
+.PHONY: help setup demo doctor test test-gil test-nojit verify lint format types doctest bench-smoke bench \
+    bench-continuous bench-html peers compare figures clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## make the virtual environment, and a free-threaded Python where there is none
 	@scripts/setup
@@ -48,16 +54,36 @@ types: setup ## check the types
 doctest: setup ## run the examples in docstrings, README.md and docs/
 	$(py) scripts/run_examples.py $(wildcard README.md docs/*.md docs/*/*.md)
 
-bench-smoke: setup ## run each benchmark once, to see that it still runs; for figures use asv itself
-	@test -f ~/.asv-machine.json || $(py) -m asv --config $(asv_conf) machine --yes >/dev/null
-	timeout 600 $(py) -m asv --config $(asv_conf) run --quick --dry-run --show-stderr \
+# All but the one that compiles the kernels anew, which takes as long as all others.
+bench-smoke: setup $(asv_machine) ## run each benchmark once, to see that it still runs; for figures use bench
+	timeout 600 $(asv) run --quick --dry-run --show-stderr --bench '^(?!imports[.]FirstImport)' \
 	    --environment existing:$(abspath $(py)) $(ARGS)
 
-compare: setup ## compare with asyncio and what else is installed
+bench: setup $(asv_machine) ## measure commit HEAD, keep the results, show them; BENCH=regex for some of it
+	$(asv_env) run --show-stderr --bench '$(or $(BENCH),.)' --environment $(asv_python) $(ARGS) '$(or $(HEAD),HEAD)^!'
+
+# Only what asv times itself has samples, so only there can it tell a regression from noise; asyncio has none of ours.
+timed = ^(?!.*asyncio).*[.]time_
+bench-continuous: setup $(asv_machine) ## compare commits BASE and HEAD; fails if something got slower by FACTOR
+	$(asv_env) continuous --show-stderr --interleave-rounds --factor $(or $(FACTOR),1.25) \
+	    --bench '$(or $(BENCH),$(timed))' --environment $(asv_python) $(ARGS) $(or $(BASE),HEAD~1) $(or $(HEAD),HEAD)
+
+bench-html: setup ## make web pages of the results that were kept: .asv/html/index.html
+	$(asv) publish
+	@echo "to look at them: $(py) -m asv --config $(asv_conf) preview"
+
+peers: setup ## install what compare can set nbloop beside, and what draws the figures
+	@VENV=$(VENV) scripts/peers
+
+compare: setup ## compare with asyncio, and with what of uvloop, trio, Node.js is installed (see peers)
 	$(py) -m asv_bench.compare $(ARGS)
 
-figures: setup ## measure, and write the tables of README.md and docs/figures.md
+figures: peers ## measure all, write the tables of README.md and docs/figures.md and the plots of docs/scale.md
 	$(py) -m asv_bench.compare --readme README.md --md docs/figures.md $(ARGS)
+	$(py) -m asv_bench.scale --images docs/images --md docs/scale.md
+
+$(asv_machine): | setup
+	$(asv) machine --yes >/dev/null
 
 clean: ## remove what was made here; a built Python stays in the user's cache
 	rm -rf .venv .venv-gil .venv*.lock build dist *.egg-info .asv .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,13 +1,16 @@
-"""nbloop beside asyncio, some of it beside Node.js, in turn: ``python -m asv_bench.compare`` (``make compare``).
+"""nbloop beside asyncio, uvloop and others, in turn: ``python -m asv_bench.compare`` (``make compare``).
 
 Every figure of `targets` is measured here, and shown whether reached or not. The functions below say what belongs to
-a figure; how it is measured is in `workloads`, `crossing`, `javascript` and `subprocesses`, which the asv benchmarks
-use too.
+a figure; how it is measured is in `workloads`, `crossing`, `descriptors`, `javascript` and `subprocesses`, which the
+asv benchmarks use too. Some rows have the shape of others' benchmarks: 12,800 tasks from up to 64 threads are tokio's
+`remote_spawn`, a call waited for is python-async-bench, submit + run and schedule + cancel zuvloop's, the million
+ordered timers and the million tasks libuv's; those with Go's figure beside them the original's.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -17,8 +20,8 @@ from pathlib import Path
 
 from nbloop.js import JS
 
-from . import crossing, javascript, report, subprocesses, workloads
-from .drive import Asyncio, Nbloop
+from . import crossing, descriptors, javascript, peers, report, subprocesses, workloads
+from .drive import Asyncio, Driven, Nbloop
 from .measure import Probe, Rounds, Sample, interleave, ratios, yardstick
 from .report import Row
 from .targets import TARGETS
@@ -60,6 +63,27 @@ def group(*keys: str) -> Callable[[Group], Group]:
     return register
 
 
+@contextlib.contextmanager
+def beside(started: bool = False) -> Iterator[list[Driven]]:
+    """nbloop, asyncio, and uvloop if it is installed; `started`: each in a thread of its own. Closed at the end."""
+    loops: list[Driven] = [Nbloop(), Asyncio(), *peers.uvloops()]
+    try:
+        for driven in loops:
+            if started:
+                driven.start()
+        yield loops
+    finally:
+        for driven in loops:
+            driven.close()
+
+
+def samples(values: Rounds, **names: str) -> dict[str, Sample]:
+    """What the peers with that name were measured to take: ``samples(values, uvloop="label")``; without those that
+    took no part.
+    """
+    return {peer.replace("_", " "): Sample.of(values[name]) for peer, name in names.items() if name in values}
+
+
 def in_e(values: Rounds, name: str, callee: bool = False) -> Sample:
     """A measured time in E, round by round; with `callee`, the callback's own time taken off."""
     times = values[name]
@@ -68,7 +92,7 @@ def in_e(values: Rounds, name: str, callee: bool = False) -> Sample:
     return Sample.of(ratios(times, values["E"]))
 
 
-def row_in_e(key: str, values: Rounds, name: str, other: str | None, callee: bool = False) -> Row:
+def row_in_e(key: str, values: Rounds, name: str, other: str | None, callee: bool = False, **others: str) -> Row:
     """A row that is judged in E."""
     return Row(
         key,
@@ -76,105 +100,166 @@ def row_in_e(key: str, values: Rounds, name: str, other: str | None, callee: boo
         Sample.of(values[name]),
         Sample.of(values[other]) if other is not None and other in values else None,
         in_e(values, name, callee),
+        samples(values, **others),
     )
 
 
-def row_of_ratio(key: str, values: Rounds, name: str, other: str, faster: bool = False) -> Row:
+def row_of_ratio(key: str, values: Rounds, name: str, other: str, faster: bool = False, **others: str) -> Row:
     """A row that is judged by nbloop / asyncio, or, with `faster`, the other way round."""
     pair = (values[other], values[name]) if faster else (values[name], values[other])
-    return Row(key, "ns", Sample.of(values[name]), Sample.of(values[other]), Sample.of(ratios(*pair)))
+    judged = Sample.of(ratios(*pair))
+    return Row(key, "ns", Sample.of(values[name]), Sample.of(values[other]), judged, samples(values, **others))
 
 
-@group("submit.own", "submit.many", "submit.many.alone", "microtask", "tick", "immediate")
+@group("submit.own", "submit.run", "submit.many", "submit.many.alone", "microtask", "tick", "immediate", "limit.call")
 def own_thread(plan: Plan) -> Iterator[Row]:
     """What the loop's own thread schedules."""
-    ours, theirs = Nbloop(), Asyncio()
-    loop = ours.loop
-    values = interleave(
-        plan.rounds,
-        [
-            yardstick,
-            workloads.burst("submit", ours, loop.submit),
-            workloads.burst("microtask", ours, loop.schedule_microtask),
-            workloads.burst("tick", ours, loop.schedule_next_tick),
-            workloads.burst("immediate", ours, loop.schedule_immediate),
-            workloads.batch("many", ours, loop.submit_many),
-            workloads.burst("call_soon", theirs, theirs.soon),
-        ],
-    )
-    ours.close()
-    theirs.close()
-    yield row_in_e("submit.own", values, "submit", "call_soon")
+    with beside() as (ours, *theirs):
+        assert isinstance(ours, Nbloop)
+        loop = ours.loop
+        values = interleave(
+            plan.rounds,
+            [
+                yardstick,
+                workloads.burst("submit", ours, loop.submit),
+                workloads.burst("microtask", ours, loop.schedule_microtask),
+                workloads.burst("tick", ours, loop.schedule_next_tick),
+                workloads.burst("immediate", ours, loop.schedule_immediate),
+                workloads.batch("many", ours, loop.submit_many),
+                *(workloads.burst(their.name, their, their.soon) for their in theirs),
+            ],
+        )
+    yield row_in_e("submit.own", values, "submit", "asyncio", uvloop="uvloop")
+    yield row_of_ratio("submit.run", values, "submit+run", "asyncio+run", uvloop="uvloop+run")
     overhead = [run - callee for run, callee in zip(values["many+run"], values["callee"], strict=True)]
-    asyncio = Sample.of(values["call_soon+run"])
-    yield Row("submit.many", "ns", Sample.of(values["many+run"]), asyncio, Sample.of(overhead))
-    alone = Sample.of(values["many"])
-    yield Row("submit.many.alone", "ns", alone, Sample.of(values["call_soon"]), alone)
+    asyncio = Sample.of(values["asyncio+run"])
+    run = samples(values, uvloop="uvloop+run")
+    yield Row("submit.many", "ns", Sample.of(values["many+run"]), asyncio, Sample.of(overhead), run)
+    alone, scheduled = Sample.of(values["many"]), samples(values, uvloop="uvloop")
+    yield Row("submit.many.alone", "ns", alone, Sample.of(values["asyncio"]), alone, scheduled)
     for key in ("microtask", "tick", "immediate"):
-        yield row_in_e(key, values, f"{key}+run", "call_soon+run", callee=True)
+        yield row_in_e(key, values, f"{key}+run", "asyncio+run", callee=True, uvloop="uvloop+run")
+    yield Row("limit.call", "ns", None, None, Sample.of(values["E"]))
 
 
 @group("submit.elsewhere")
 def other_thread(plan: Plan) -> Iterator[Row]:
     """Submitting to a loop that is busy."""
-    ours, theirs = Nbloop(), Asyncio()
-    ours.start()
-    theirs.start()
-    values = interleave(
-        plan.rounds,
-        [
-            yardstick,
-            crossing.submit_elsewhere("submit", ours),
-            crossing.submit_elsewhere("call_soon_threadsafe", theirs),
-        ],
-    )
-    ours.close()
-    theirs.close()
-    yield row_in_e("submit.elsewhere", values, "submit", "call_soon_threadsafe")
+    with beside(started=True) as loops:
+        values = interleave(
+            plan.rounds, [yardstick, *(crossing.submit_elsewhere(driven.name, driven) for driven in loops)]
+        )
+    yield row_in_e("submit.elsewhere", values, "nbloop", "asyncio", uvloop="uvloop")
+
+
+@contextlib.contextmanager
+def everyone() -> Iterator[list[peers.Consumer]]:
+    """All that take callbacks from other threads, started: nbloop first, then asyncio."""
+    consumers: list[peers.Consumer] = [Nbloop(), Asyncio(), *peers.consumers()]
+    for consumer in consumers:
+        consumer.start()
+    try:
+        yield consumers
+    finally:
+        for consumer in consumers:
+            consumer.close()
+
+
+def beside_all(label: str = "{}") -> dict[str, str]:
+    """The names under which `everyone` but the first two was measured, for a row."""
+    return {name: label.format(name) for name in ("uvloop", "trio", "SimpleQueue", "deque")}
+
+
+def _race(name: str, consumer: peers.Consumer, producers: int, tasks: int) -> Probe:
+    return crossing.race(f"{name} {producers}", crossing.entrance(consumer), producers, tasks)
+
+
+PRODUCERS = (1, 2, 4, 10)
 
 
 @group(
-    *(f"race.{producers}" for producers in (1, 2, 4)),
-    *(f"race.handles.{producers}" for producers in (1, 2, 4)),
+    *(f"race.{producers}" for producers in PRODUCERS),
+    *(f"race.handles.{producers}" for producers in PRODUCERS[:3]),
     "race.scaling",
 )
 def races(plan: Plan) -> Iterator[Row]:
     """Producers against one another."""
-    ours, theirs = Nbloop(), Asyncio()
-    ours.start()
-    theirs.start()
-    probes: list[Probe] = []
-    for producers in (1, 2, 4):
-        for name, entrance in (
-            ("submit", lambda: ours.loop.submit),
-            ("handle", lambda: ours.loop.producer().submit),
-            ("asyncio", lambda: theirs.loop.call_soon_threadsafe),
-        ):
-            probes.append(crossing.race(f"{name} {producers}", entrance, producers, plan.race_tasks))
-    values = interleave(plan.race_rounds, probes, warm=1)
-    ours.close()
-    theirs.close()
-    for key, name in (("race", "submit"), ("race.handles", "handle")):
-        for producers in (1, 2, 4):
-            yield row_of_ratio(f"{key}.{producers}", values, f"{name} {producers}", f"asyncio {producers}", faster=True)
+    with everyone() as (ours, *theirs):
+        assert isinstance(ours, Nbloop)
+        handles = lambda: ours.loop.producer().submit  # noqa: E731 - as the others beside it
+        probes: list[Probe] = []
+        for producers in PRODUCERS:
+            if producers < 10:
+                probes.append(crossing.race(f"handle {producers}", handles, producers, plan.race_tasks))
+            probes += [peers.probe(_race, consumer, producers, plan.race_tasks) for consumer in (ours, *theirs)]
+        values = interleave(plan.race_rounds, probes, warm=1)
+    for key, name in (("race", "nbloop"), ("race.handles", "handle")):
+        for producers in PRODUCERS[: 4 if name == "nbloop" else 3]:
+            yield row_of_ratio(
+                f"{key}.{producers}",
+                values,
+                f"{name} {producers}",
+                f"asyncio {producers}",
+                faster=True,
+                **beside_all("{} " + str(producers)),
+            )
     two, one = values["handle 2"], values["handle 1"]
     yield Row("race.scaling", "ns", Sample.of(two), None, Sample.of(ratios(two, one)))
 
 
+@group("spawn.1", "spawn.8", "spawn.64", "million")
+def spawns(plan: Plan) -> Iterator[Row]:
+    """A number of tasks, from however many threads."""
+    shapes = {"spawn.1": (1, 12_800), "spawn.8": (8, 12_800), "spawn.64": (64, 12_800), "million": (1, 1_000_000)}
+    with everyone() as consumers:
+        for key, (producers, tasks) in shapes.items():
+            rounds = plan.race_rounds if key != "million" else plan.million_asyncio
+            if rounds:
+                probes = [peers.probe(_race, of, producers, tasks) for of in consumers]
+                values = interleave(rounds, probes, warm=1 if key != "million" else 0)
+                label = f"{{}} {producers}"
+                ours, theirs = label.format("nbloop"), label.format("asyncio")
+                yield row_of_ratio(key, values, ours, theirs, faster=True, **beside_all(label))
+
+
+@group("wait", "burst")
+def calls(plan: Plan) -> Iterator[Row]:
+    """One call at a time, and a thousand."""
+    with everyone() as consumers:
+        for key, probe in (("wait", crossing.call_and_wait), ("burst", crossing.burst_elsewhere)):
+            values = interleave(plan.rounds // 3, [peers.probe(probe, of) for of in consumers])
+            yield row_of_ratio(key, values, "nbloop", "asyncio", faster=True, **beside_all())
+
+
 def _timer_rows(prefix: str, values: Rounds) -> Iterator[Row]:
     for what in ("schedule", "cancel", "fire"):
-        yield row_in_e(f"{prefix}.{what}", values, f"nbloop {what}", f"asyncio {what}", callee=what == "fire")
+        names = {"uvloop": f"uvloop {what}"}
+        yield row_in_e(f"{prefix}.{what}", values, f"nbloop {what}", f"asyncio {what}", callee=what == "fire", **names)
 
 
 @group("timer.schedule", "timer.cancel", "timer.fire")
 def timers(plan: Plan) -> Iterator[Row]:
     """Timers on the loop's thread, among a thousand."""
-    ours, theirs = Nbloop(), Asyncio()
-    probes: list[Probe] = [yardstick, workloads.Timers("nbloop", ours, 1000), workloads.Timers("asyncio", theirs, 1000)]
-    values = interleave(plan.rounds, probes)
-    ours.close()
-    theirs.close()
+    with beside() as loops:
+        probes = [workloads.Timers(driven.name, driven, 1000) for driven in loops]
+        values = interleave(plan.rounds, [yardstick, *probes])
     yield from _timer_rows("timer", values)
+
+
+@group("timer.pair", "timer.fired", "timer.ordered")
+def other_timers(plan: Plan) -> Iterator[Row]:
+    """Timers as others measure them."""
+    with beside() as loops:
+        values = interleave(plan.rounds, [workloads.timer_pairs(driven.name, driven) for driven in loops])
+        yield row_of_ratio("timer.pair", values, "nbloop", "asyncio", faster=True, uvloop="uvloop")
+        if plan.million_asyncio:
+            values = interleave(
+                plan.million_asyncio, [workloads.timers_in_order(driven.name, driven) for driven in loops], warm=0
+            )
+            yield row_of_ratio("timer.ordered", values, "nbloop", "asyncio", faster=True, uvloop="uvloop")
+    with beside(started=True) as loops:
+        values = interleave(plan.rounds // 3, [crossing.timers_fired(driven.name, driven) for driven in loops])
+        yield row_of_ratio("timer.fired", values, "nbloop", "asyncio", faster=True, uvloop="uvloop")
 
 
 @group("timer.million.schedule", "timer.million.cancel", "timer.million.fire")
@@ -183,10 +268,9 @@ def million_timers(plan: Plan) -> Iterator[Row]:
     ours = Nbloop()
     values = interleave(plan.million_rounds, [yardstick, workloads.Timers("nbloop", ours, 1_000_000)], warm=1)
     ours.close()
-    if plan.million_asyncio:
-        theirs = Asyncio()
-        values |= interleave(plan.million_asyncio, [workloads.Timers("asyncio", theirs, 1_000_000)], warm=0)
-        theirs.close()
+    for their in (Asyncio(), *peers.uvloops()) if plan.million_asyncio else ():
+        values |= interleave(plan.million_asyncio, [workloads.Timers(their.name, their, 1_000_000)], warm=0)
+        their.close()
     yield from _timer_rows("timer.million", values)
 
 
@@ -250,11 +334,10 @@ def node(plan: Plan) -> Iterator[Row]:
     for name in ("microtask", "immediate"):
         times = values[f"{name}+run"]
         if reference.missing:
-            yield Row(f"js.{name}", "ns", Sample.of(times), asyncio, None, note=reference.NOTE)
+            yield Row(f"js.{name}", "ns", Sample.of(times), asyncio, None, note=reference.missing)
         else:
-            nodes = values[f"node {name}"]
-            judged = Sample.of(ratios(times, nodes))
-            yield Row(f"js.{name}", "ns", Sample.of(times), asyncio, judged, Sample.of(nodes))
+            judged = Sample.of(ratios(times, values[f"node {name}"]))
+            yield Row(f"js.{name}", "ns", Sample.of(times), asyncio, judged, samples(values, Node=f"node {name}"))
 
 
 @group("timer.elsewhere", "timer.elsewhere.waking")
@@ -279,30 +362,75 @@ def timers_elsewhere(plan: Plan) -> Iterator[Row]:
         yield Row(key, "ns", measured, asyncio, measured)
 
 
-@group("hop", "hop.locks", "hop.spinning", "hop.row")
+@group("fd.1", "fd.1000", "fd.uvloop.1", "fd.uvloop.1000", "fd.idle", "echo")
+def readiness(plan: Plan) -> Iterator[Row]:
+    """Descriptors that can be read, and connections that echo, on the loop's own thread."""
+    for ready in (1, 1000):
+        with beside() as loops, descriptors.eventfds(ready) as fds, contextlib.ExitStack() as watched:
+            probes = [descriptors.Ready(driven.name, driven, fds) for driven in loops]
+            for probe in probes:
+                watched.callback(probe.close)
+            values = interleave(plan.rounds // 3, probes)
+        yield row_of_ratio(f"fd.{ready}", values, "nbloop", "asyncio", uvloop="uvloop")
+        if "uvloop" in values:
+            yield row_of_ratio(f"fd.uvloop.{ready}", values, "nbloop", "asyncio", uvloop="uvloop").judged_by(
+                Sample.of(ratios(values["nbloop"], values["uvloop"]))
+            )
+    with contextlib.ExitStack() as resources:
+        fds = resources.enter_context(descriptors.eventfds(1, 9_999))
+        few, many = (resources.enter_context(contextlib.closing(Nbloop())) for _ in range(2))
+        alone = resources.enter_context(contextlib.closing(descriptors.Ready("alone", few, fds[:1])))
+        crowd = resources.enter_context(contextlib.closing(descriptors.Ready("crowd", many, fds, calls=5000)))
+        values = interleave(plan.rounds // 3, [alone, crowd])
+    times = Sample.of(values["crowd"])
+    yield Row("fd.idle", "ns", times, None, Sample.of(ratios(values["crowd"], values["alone"])))
+    with beside() as loops, contextlib.ExitStack() as connected:
+        echoes = [descriptors.Echo(driven.name, driven) for driven in loops]
+        for echo in echoes:
+            connected.callback(echo.close)
+        values = interleave(plan.rounds // 3, echoes)
+    yield row_of_ratio("echo", values, "nbloop", "asyncio", faster=True, uvloop="uvloop")
+
+
+@group("event")
+def event(plan: Plan) -> Iterator[Row]:
+    """A descriptor that wakes a sleeping loop."""
+    with beside(started=True) as loops, contextlib.ExitStack() as watched:
+        probes = [descriptors.Signalled(driven.name, driven, crossing.SETTLE) for driven in loops]
+        for probe in probes:
+            watched.callback(probe.close)
+        values = interleave(plan.rounds // 2, probes)
+    yield row_of_ratio("event", values, "nbloop", "asyncio", uvloop="uvloop")
+
+
+@group("hop", "hop.locks", "hop.spinning", "hop.row", "limit.futex", "limit.copy")
 def hops(plan: Plan) -> Iterator[Row]:
     """To the loop and back."""
-    ours, theirs = Nbloop(), Asyncio()
-    ours.start()
-    theirs.start()
-    values = interleave(
-        plan.rounds,
-        [
-            crossing.hop("nbloop", ours),
-            crossing.hop("asyncio", theirs),
-            crossing.hop_locks("locks"),
-            crossing.on_two_cores(ours, crossing.hops_in_a_row("spinning", ours)),
-            crossing.on_two_cores(theirs, crossing.hops_in_a_row("asyncio spinning", theirs)),
-            crossing.hops_in_a_row("row", ours),
-            crossing.hops_in_a_row("asyncio row", theirs),
-        ],
-    )
-    ours.close()
-    theirs.close()
-    yield row_of_ratio("hop", values, "nbloop", "asyncio")
+    limits = subprocesses.Limits()
+    with everyone() as consumers:
+        ours, theirs = consumers[:2]
+        values = interleave(
+            plan.rounds,
+            [
+                *(crossing.hop(of.name, of) for of in consumers[:4]),
+                limits,
+                crossing.hop_locks("locks"),
+                crossing.on_two_cores(ours, crossing.hops_in_a_row("spinning", ours)),
+                crossing.on_two_cores(theirs, crossing.hops_in_a_row("asyncio spinning", theirs)),
+                crossing.hops_in_a_row("row", ours),
+                crossing.hops_in_a_row("asyncio row", theirs),
+            ],
+        )
+    limits.close()
+    others = {"uvloop": "uvloop", "trio": "trio", "raw_futex": "limit futex"}
+    yield row_of_ratio("hop", values, "nbloop", "asyncio", **others)
     yield Row("hop.locks", "ns", Sample.of(values["locks"]), None, Sample.of(ratios(values["nbloop"], values["locks"])))
     yield row_of_ratio("hop.spinning", values, "spinning", "asyncio spinning")
     yield row_of_ratio("hop.row", values, "row", "asyncio row")
+    for what in ("futex", "copy"):
+        measured = values.get(f"limit {what}")
+        judged = None if measured is None else Sample.of(measured)
+        yield Row(f"limit.{what}", "ns", None, None, judged, note=limits.missing)
 
 
 @group(*(f"idle.{mode}.{what}" for mode in ("auto", "forced", "disabled") for what in ("cpu", "calls")))
@@ -339,19 +467,20 @@ def memory(_plan: Plan) -> Iterator[Row]:
 @group("life")
 def life(plan: Plan) -> Iterator[Row]:
     """From nothing to a running loop, and back to nothing."""
-    probes = [crossing.life("nbloop", Nbloop), crossing.life("asyncio", Asyncio)]
-    yield row_of_ratio("life", interleave(plan.rounds, probes), "nbloop", "asyncio")
+    makers = [Nbloop, Asyncio, *([peers.Uvloop] if peers.installed("uvloop") else [])]
+    values = interleave(plan.rounds, [crossing.life(make.name, make) for make in makers])
+    yield row_of_ratio("life", values, "nbloop", "asyncio", uvloop="uvloop")
 
 
 @group("import.warm", "import.first")
 def imports(plan: Plan) -> Iterator[Row]:
     """In a new process each time."""
-    values: Rounds = {"nbloop": [], "asyncio": []}
+    values: Rounds = {name: [] for name in ("nbloop", "asyncio", "uvloop") if peers.installed(name)}
     for _ in range(plan.imports):
         for module, seconds in values.items():
             seconds.append(subprocesses.import_seconds(module))
     warm = Sample.of(values["nbloop"])
-    yield Row("import.warm", "s", warm, Sample.of(values["asyncio"]), warm)
+    yield Row("import.warm", "s", warm, Sample.of(values["asyncio"]), warm, samples(values, uvloop="uvloop"))
     if plan.first_import:
         first = Sample.of([subprocesses.import_seconds("nbloop", cold=True)])
         yield Row("import.first", "s", first, None, first)

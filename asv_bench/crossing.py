@@ -17,6 +17,7 @@ from typing import Any
 
 from .drive import Asyncio, Call, Driven, Nbloop
 from .measure import Probe, clock, each, loop_cost, nothing
+from .peers import Consumer
 
 SETTLE = 3e-4  # seconds after which an idle loop sleeps: well over nbloop's longest spin of 50 µs
 
@@ -28,7 +29,7 @@ def taken() -> threading.Lock:
     return lock
 
 
-def submit_elsewhere(label: str, driven: Driven, count: int = 1000) -> Probe:
+def submit_elsewhere(label: str, driven: Consumer, count: int = 1000) -> Probe:
     """Submit from a thread that is not the loop's, while a callback keeps the loop awake (and off the CPU: it waits
     for a lock).
     """
@@ -53,6 +54,11 @@ def submit_elsewhere(label: str, driven: Driven, count: int = 1000) -> Probe:
 
 
 type Entrance = Callable[[], Call]
+
+
+def entrance(consumer: Consumer) -> Entrance:
+    """What a producer of `race` uses: the method that anyone would."""
+    return lambda: consumer.soon_threadsafe
 
 
 def race(label: str, entrance: Entrance, producers: int, total: int) -> Probe:
@@ -107,7 +113,7 @@ def race(label: str, entrance: Entrance, producers: int, total: int) -> Probe:
     return probe
 
 
-def hop(label: str, driven: Driven, hops: int = 10) -> Probe:
+def hop(label: str, driven: Consumer, hops: int = 10) -> Probe:
     """Submit to a sleeping loop a callback that releases the lock the submitter then waits for: ns over and back."""
 
     def probe() -> Mapping[str, float]:
@@ -124,7 +130,85 @@ def hop(label: str, driven: Driven, hops: int = 10) -> Probe:
     return probe
 
 
-def hops_in_a_row(label: str, driven: Driven, hops: int = 200) -> Probe:
+def delays(driven: Consumer, count: int, asleep: bool) -> dict[int, float]:
+    """ns from a submit by another thread to the start of its callback, by percentile, of `count` single ones."""
+    submit, lock, times = driven.soon_threadsafe, taken(), []
+    started = 0
+
+    def callback() -> None:
+        times.append(clock() - started)
+        lock.release()
+
+    for _ in repeat(None, count):
+        if asleep:
+            time.sleep(SETTLE)
+        started = clock()
+        submit(callback)
+        lock.acquire()
+    return dict(enumerate(statistics.quantiles(times, n=100, method="inclusive"), start=1))
+
+
+def call_and_wait(label: str, driven: Consumer, calls: int = 100) -> Probe:
+    """`hop` one after the other, both sides waiting as they like: ns for one. The "ping-pong" of others' benchmarks."""
+
+    def probe() -> Mapping[str, float]:
+        submit, lock = driven.soon_threadsafe, taken()
+        start = clock()
+        for _ in repeat(None, calls):
+            submit(lock.release)
+            lock.acquire()
+        return {label: (clock() - start) / calls}
+
+    return probe
+
+
+def burst_elsewhere(label: str, driven: Consumer, count: int = 1000) -> Probe:
+    """Submit a burst from outside, wait until all have run: ns a task."""
+
+    def probe() -> Mapping[str, float]:
+        submit, lock = driven.soon_threadsafe, taken()
+
+        def callee() -> None:
+            pass
+
+        start = clock()
+        for _ in repeat(None, count - 1):
+            submit(callee)
+        submit(lock.release)
+        lock.acquire()
+        return {label: (clock() - start) / count}
+
+    return probe
+
+
+def timers_fired(label: str, driven: Driven, count: int = 1000) -> Probe:
+    """Arm timers of 0 ms from outside until all have fired: ns for one. asyncio's have to be armed by its thread."""
+    own = isinstance(driven, Nbloop)
+
+    def probe() -> Mapping[str, float]:
+        submit, later, done = driven.soon_threadsafe, driven.later, taken()
+        left = count
+
+        def fired() -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                done.release()
+
+        start = clock()
+        if own:
+            for _ in repeat(None, count):
+                later(0, fired)
+        else:
+            for _ in repeat(None, count):
+                submit(later, 0, fired)
+        done.acquire()
+        return {label: (clock() - start) / count}
+
+    return probe
+
+
+def hops_in_a_row(label: str, driven: Consumer, hops: int = 200) -> Probe:
     """`hop` one after the other, the submitter looking at the lock all the time instead of waiting for it.
 
     A loop that spins before it sleeps need not sleep in between, if the submitter runs meanwhile: see `on_two_cores`.
@@ -148,7 +232,7 @@ def hops_in_a_row(label: str, driven: Driven, hops: int = 200) -> Probe:
     return probe
 
 
-def on_two_cores(driven: Driven, probe: Probe) -> Probe:
+def on_two_cores(driven: Consumer, probe: Probe) -> Probe:
     """`probe` with the calling thread on one core and the loop's on another, as far as the system lets one say so.
 
     Left alone, a scheduler on a busy machine may put both on one, and then neither runs while the other spins.

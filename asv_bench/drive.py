@@ -1,4 +1,4 @@
-"""Two event loops behind one small interface, so that a workload is written once and runs on both.
+"""Two event loops behind one small interface, so that a workload is written once and runs on both; `peers` has more.
 
 Each way of scheduling is the loop's own bound method, fetched once as a user would; nothing of this file is on a
 measured path.
@@ -32,6 +32,12 @@ class Driven(Protocol):
     def stop(self) -> None:
         """Make `run` return; on the loop's thread."""
 
+    def watch(self, fd: int, callback: Call) -> None:
+        """Call `callback` whenever the descriptor can be read."""
+
+    def unwatch(self, fd: int) -> None:
+        """Do so no longer."""
+
     def start(self) -> None:
         """Run in a thread of its own from now on."""
 
@@ -51,6 +57,13 @@ class Nbloop:
         self.soon_threadsafe: Call = self.loop.submit
         self.later: Call = self.loop.schedule_timer
         self.cancel: Call = self.loop.cancel_timer
+
+    def watch(self, fd: int, callback: Call) -> None:
+        """The callback is given the descriptor and its events, which asyncio's callbacks have to know."""
+        self.loop.register_fd(fd, nbloop.IOEvents.READ, callback)
+
+    def unwatch(self, fd: int) -> None:
+        self.loop.unregister_fd(fd)
 
     def run(self, callback: Call) -> None:
         self.loop.submit(callback)
@@ -74,12 +87,25 @@ class Asyncio:
     name = "asyncio"
 
     def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
+        self.loop = self.make()
         self.thread: threading.Thread | None = None
         self.soon: Call = self.loop.call_soon
         self.soon_threadsafe: Call = self.loop.call_soon_threadsafe
         self.later: Call = self.loop.call_later
-        self.cancel: Call = asyncio.TimerHandle.cancel
+        self.cancel: Call = self._cancel()
+
+    def make(self) -> asyncio.AbstractEventLoop:
+        """The loop itself."""
+        return asyncio.new_event_loop()
+
+    def watch(self, fd: int, callback: Call) -> None:
+        self.loop.add_reader(fd, callback)
+
+    def unwatch(self, fd: int) -> None:
+        self.loop.remove_reader(fd)
+
+    def _cancel(self) -> Call:
+        return asyncio.TimerHandle.cancel
 
     def run(self, callback: Call) -> None:
         self.loop.call_soon(callback)
@@ -91,7 +117,7 @@ class Asyncio:
     def start(self) -> None:
         running = threading.Event()
         self.loop.call_soon(running.set)
-        self.thread = threading.Thread(target=self.loop.run_forever, name="asyncio", daemon=True)
+        self.thread = threading.Thread(target=self.loop.run_forever, name=self.name, daemon=True)
         self.thread.start()
         running.wait()
 

@@ -1,4 +1,4 @@
-"""What is measured in a process of its own: memory, import, an idle loop, Node.js.
+"""What is measured in a process of its own: memory, import, an idle loop, Node.js, a C program.
 
 Run as ``python -m asv_bench.subprocesses QUESTION ...`` it is that process, and prints its answer as JSON; functions
 without underscore start it and read the answer.
@@ -113,25 +113,26 @@ def import_seconds(module: str, cold: bool = False) -> float:
     return float(answer.stdout)
 
 
-# --- Node ------------------------------------------------------------------------------------------------
+# --- companions ------------------------------------------------------------------------------------------
 
 
-class Node:
-    """A Node.js process that waits between rounds. A probe: a call is one round, and gives ns to schedule and run one
-    callback, as ``node microtask`` and ``node immediate``; nothing where there is no Node, and then `missing` is true.
+class Companion:
+    """A program that waits between rounds. A probe: a call is one round, and gives the ns that it measured, as
+    ``NAME what``; nothing where it could not be started, and then `missing` says why not.
     """
 
-    NOTE = "Node.js is not installed, so there is nothing to judge by"
+    name: str
+    missing = ""
 
     def __init__(self) -> None:
-        command = shutil.which("node")
-        self.missing = command is None
         self._process: subprocess.Popen[str] | None = None
-        if command is not None:
-            script = Path(__file__).with_name("node.mjs")
-            self._process = subprocess.Popen(
-                [command, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-            )
+        command = self.command()
+        if command:
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def command(self) -> list[str]:
+        """What to start; empty if that is not possible, and then it has set `missing`."""
+        raise NotImplementedError
 
     def __call__(self) -> Mapping[str, float]:
         if self._process is None:
@@ -141,13 +142,48 @@ class Node:
         print(file=self._process.stdin, flush=True)
         answer = self._process.stdout.readline()
         if not answer:
-            raise RuntimeError(f"node ended with {self._process.wait()}")
-        return {f"node {name}": time for name, time in json.loads(answer).items()}
+            raise RuntimeError(f"{self.name} ended with {self._process.wait()}")
+        return {f"{self.name} {what}": time for what, time in json.loads(answer).items()}
 
     def close(self) -> None:
         """End the process."""
         if self._process is not None:
             self._process.communicate(timeout=60)
+
+
+class Node(Companion):
+    """Node.js: to schedule and run one callback, as ``node microtask`` and ``node immediate``."""
+
+    name = "node"
+
+    def command(self) -> list[str]:
+        node = shutil.which("node")
+        if node is None:
+            self.missing = "Node.js is not installed"
+            return []
+        return [node, str(Path(__file__).with_name("node.mjs"))]
+
+
+class Limits(Companion):
+    """A small C program, compiled when it is needed: ``limit futex`` and ``limit copy``, see limits.c."""
+
+    name = "limit"
+
+    def command(self) -> list[str]:
+        compiler = shutil.which("cc")
+        if compiler is None or not sys.platform.startswith("linux"):
+            self.missing = "there is no C compiler, or no futex"
+            return []
+        self._folder = tempfile.TemporaryDirectory()
+        program = Path(self._folder.name, "limits")
+        source = Path(__file__).with_name("limits.c")
+        subprocess.run([compiler, "-O2", "-pthread", "-o", str(program), str(source)], check=True, timeout=60)
+        return [str(program)]
+
+    def close(self) -> None:
+        super().close()
+        if not self.missing:
+            self._folder.cleanup()
 
 
 # --- idle ------------------------------------------------------------------------------------------------

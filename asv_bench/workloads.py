@@ -10,6 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,49 @@ def batch(label: str, driven: Driven, submit_many: Callable[..., Any], count: in
         driven.run(begin)
         start, submitted, finish = marks
         return {label: (submitted - start) / count, f"{label}+run": (finish - start) / count}
+
+    return probe
+
+
+def timer_pairs(label: str, driven: Driven, count: int = BURST) -> Probe:
+    """Schedule a timer and cancel it, again and again, nothing else pending: ns for both."""
+    later, cancel = driven.later, driven.cancel
+
+    def probe() -> Mapping[str, float]:
+        costs: list[float] = []
+
+        def begin() -> None:
+            base = loop_cost()
+            start = clock()
+            for _ in repeat(None, count):
+                cancel(later(1.0, nothing))
+            costs.append((clock() - start) / count - base)
+            driven.stop()
+
+        driven.run(begin)
+        return {label: costs[0]}
+
+    return probe
+
+
+def timers_in_order(label: str, driven: Driven, count: int = 1_000_000) -> Probe:
+    """Arm many timers, a thousand for each microsecond of delay, until all have fired: ns for one."""
+
+    def probe() -> Mapping[str, float]:
+        later, marks = driven.later, [0, 0]
+
+        def begin() -> None:
+            marks[0] = clock()
+            for number in range(count):
+                later(number // 1000 * 1e-6, nothing)
+            later(count // 1000 * 1e-6, end)
+
+        def end() -> None:
+            marks[1] = clock()
+            driven.stop()
+
+        driven.run(begin)
+        return {label: (marks[1] - marks[0]) / count}
 
     return probe
 

@@ -1,6 +1,8 @@
 """How long does it take to the loop and back?"""
 
+from asv_bench import crossing
 from asv_bench.crossing import hop, hop_locks, hops_in_a_row, on_two_cores
+from asv_bench.drive import Nbloop
 
 from .common import BesideAsyncio, times_asyncio
 
@@ -25,6 +27,28 @@ class Hop(BesideAsyncio):
 
     track_asleep.unit = "times as fast as asyncio"  # type: ignore[attr-defined]
     track_spinning.unit = track_in_a_row.unit = track_asleep.unit  # type: ignore[attr-defined]
+
+
+class Percentiles:
+    """The hops that are slower than the others, one by one."""
+
+    params = ((50, 99), ("asleep", "awake"))
+    param_names = ("percentile", "loop")
+
+    def setup(self, *_parameters: object) -> None:
+        self.driven = Nbloop()
+        self.driven.start()
+
+    def teardown(self, *_parameters: object) -> None:
+        self.driven.close()
+
+    def track_submit_to_run(self, percentile: int, loop: str) -> float:
+        """Decides how long a single submit may take until it runs: the 99th percentile near the 50th, if nothing in
+        the loop makes some of them wait.
+        """
+        return crossing.delays(self.driven, 500, asleep=loop == "asleep")[percentile]
+
+    track_submit_to_run.unit = "ns"  # type: ignore[attr-defined]
 
 
 class Locks(BesideAsyncio):

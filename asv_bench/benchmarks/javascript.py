@@ -81,6 +81,26 @@ class All(_View):
     track_beside_asyncio.unit = "times as fast as asyncio"  # type: ignore[attr-defined]
 
 
+class PromisesTimed(_View):
+    """A program's turn, as asv compares it between commits."""
+
+    params = (10, 1_000)
+    param_names = ("promises",)
+
+    def setup(self, promises: int) -> None:
+        super().setup(promises)
+        self.chain = javascript.chain("chain", self.ours, self.js, promises, times=1)
+        self.all = javascript.all_resolved("all", self.ours, self.js, promises, times=1)
+
+    def time_chain(self, _promises: int) -> None:
+        """Decides whether a chain's time is its length's: promises that follow one another."""
+        self.chain()
+
+    def time_all(self, _promises: int) -> None:
+        """Decides the same for `all`."""
+        self.all()
+
+
 class Timeouts(_View):
     """Set and cleared at once, as around each of many operations that do not time out."""
 

@@ -1,6 +1,8 @@
 """What does a microtask, or a next-tick, cost from being scheduled to having run?"""
 
 from asv_bench import workloads
+from asv_bench.drive import Call
+from asv_bench.measure import each, nothing
 
 from .common import OnThisThread, times_e
 
@@ -18,6 +20,21 @@ class Microtasks(OnThisThread):
     def track_next_tick(self, microtasks: int) -> float:
         """Decides the same for next-ticks, which have a ring of their own."""
         return self._measure(self.driven.loop.schedule_next_tick, microtasks)
+
+    def time_microtasks(self, microtasks: int) -> None:
+        """Decides whether a microtask's time grows with how many wait: 10 and 50,000, the loop's run in it."""
+        self._run(self.driven.loop.schedule_microtask, microtasks)
+
+    def time_next_ticks(self, microtasks: int) -> None:
+        """Decides the same for next-ticks."""
+        self._run(self.driven.loop.schedule_next_tick, microtasks)
+
+    def _run(self, schedule: Call, count: int) -> None:
+        def begin() -> None:
+            each(schedule, count, nothing)
+            self.driven.stop()
+
+        self.driven.run(begin)
 
     def _measure(self, schedule: object, count: int) -> float:
         assert callable(schedule)

@@ -1,6 +1,7 @@
 """How much gets through when several threads submit at once?"""
 
-from asv_bench import crossing
+from asv_bench import crossing, peers
+from asv_bench.drive import Call, Driven, Nbloop
 
 from .common import BesideAsyncio, times_asyncio
 
@@ -31,6 +32,37 @@ class Producers(BesideAsyncio):
         )
 
     track_submit.unit = track_handles.unit = "times asyncio's throughput"  # type: ignore[attr-defined]
+
+
+class ProducersTimed:
+    """The same, loops as they are: what asv compares between commits."""
+
+    params = (("nbloop", "nbloop handles", "uvloop"), (1, 4, 16))
+    param_names = ("loop", "producers")
+    timeout = 120
+
+    def setup(self, loop: str, producers: int) -> None:
+        if loop == "uvloop" and not peers.installed("uvloop"):
+            raise NotImplementedError  # asv: not applicable
+        self.driven: Driven = peers.Uvloop() if loop == "uvloop" else Nbloop()
+        self.driven.start()
+        entrance = crossing.entrance(self.driven)
+        if loop == "nbloop handles":
+            assert isinstance(self.driven, Nbloop)
+            entrance = self._handle
+        self.race = crossing.race("race", entrance, producers, TASKS)
+
+    def teardown(self, _loop: str, _producers: int) -> None:
+        self.driven.close()
+
+    def _handle(self) -> Call:
+        assert isinstance(self.driven, Nbloop)
+        submit: Call = self.driven.loop.producer().submit
+        return submit
+
+    def time_20000_tasks(self, _loop: str, _producers: int) -> None:
+        """Decides whether throughput falls as producers are added; their threads' start is in it."""
+        self.race()
 
 
 class Scaling(BesideAsyncio):

@@ -1,7 +1,10 @@
 """What do timers cost while many others wait?"""
 
+import random
+
 from asv_bench import crossing, workloads
-from asv_bench.measure import Probe
+from asv_bench.drive import Nbloop
+from asv_bench.measure import Probe, nothing
 
 from .common import BesideAsyncio, OnThisThread, times_asyncio, times_e
 
@@ -31,6 +34,42 @@ class Timers(OnThisThread):
         return self._measure("fire", pending)
 
     track_schedule.unit = track_cancel.unit = track_fire.unit = "E"  # type: ignore[attr-defined]
+
+
+class TimersTimed:
+    """The three together, through a loop that runs."""
+
+    params = (1_000, 100_000)
+    param_names = ("pending",)
+    timeout = 120
+
+    def setup(self, pending: int) -> None:
+        self.driven = Nbloop()
+        self.random = random.Random(1)
+        for _ in range(pending):
+            self.driven.later(1000 + self.random.random() * 1000, nothing)
+        self.delays = [1000 + self.random.random() * 1000 for _ in range(1000)]
+
+    def teardown(self, _pending: int) -> None:
+        self.driven.close()
+
+    def time_schedule_and_cancel_1000(self, _pending: int) -> None:
+        """Decides whether a timer that never fires costs the same however many wait."""
+        later, cancel = self.driven.later, self.driven.cancel
+        for timer in [later(delay, nothing) for delay in self.delays]:
+            cancel(timer)
+        self.driven.run(self.driven.stop)
+
+    def time_fire_1000(self, _pending: int) -> None:
+        """Decides the same for one that is due at once: schedule and run."""
+        later = self.driven.later
+
+        def begin() -> None:
+            for _ in range(999):
+                later(0, nothing)
+            later(0, self.driven.stop)
+
+        self.driven.run(begin)
 
 
 class TimersElsewhere(BesideAsyncio):
