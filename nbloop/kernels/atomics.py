@@ -12,6 +12,8 @@ the verbs below, so that the verb, not the reader's care, says who else may touc
 
 This file holds the *twins*: the same verbs for plain Python, over the same memory, so that every kernel also runs
 un-jitted (debuggers, coverage, deterministic interleaving). ``compiler.py`` lowers each name to one instruction.
+Three more touch no memory: ``first_bit`` and ``last_bit`` of a word of flags, and ``prefetch``, a hint.
+
 The twins lose where it does not matter: about 1 µs each, and read-modify-write is atomic only among twins (one lock).
 """
 
@@ -25,12 +27,15 @@ __all__ = [
     "compare_and_swap",
     "exchange",
     "fetch_add",
+    "first_bit",
     "get",
     "get_half",
+    "last_bit",
     "load",
     "load_sc",
     "monotonic_ns",
     "pause",
+    "prefetch",
     "put",
     "store",
     "store_sc",
@@ -101,6 +106,30 @@ def compare_and_swap(address: int, expected: int, value: int) -> bool:
             return False
         word.value = value
     return True
+
+
+def first_bit(word: int) -> int:
+    """Index of the lowest bit that is set; the word must not be 0.
+
+    >>> first_bit(0b101000), first_bit(-(1 << 63))
+    (3, 63)
+    """
+    return (word & -word).bit_length() - 1
+
+
+def last_bit(word: int) -> int:
+    """Index of the highest bit that is set in a positive word.
+
+    >>> last_bit(0b101000)
+    5
+    """
+    return word.bit_length() - 1
+
+
+def prefetch(address: int) -> None:
+    """Have the line of `address` on its way, to be written: the caller will need it some tens of ns later. Any address
+    will do, no memory effect.
+    """
 
 
 def pause() -> None:

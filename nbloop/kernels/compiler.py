@@ -67,6 +67,21 @@ def _pause(builder: Any, _values: list[Any]) -> None:
     builder.asm(ir.FunctionType(ir.VoidType(), []), instruction, "~{memory}", [], True)
 
 
+def _first_bit(builder: Any, values: list[Any]) -> Any:
+    return builder.cttz(values[0], ir.IntType(1)(1))
+
+
+def _last_bit(builder: Any, values: list[Any]) -> Any:
+    return builder.sub(_WORD(63), builder.ctlz(values[0], ir.IntType(1)(1)))
+
+
+def _prefetch(builder: Any, values: list[Any]) -> None:
+    number = ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [_WORD.as_pointer(), number, number, number])
+    hint = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(hint, [_pointer(builder, values[0]), number(1), number(3), number(1)])  # a write, all caches, data
+
+
 def _monotonic_ns(builder: Any, _values: list[Any]) -> Any:
     result = cgutils.alloca_once(builder, _WORD)
     kind = ir.FunctionType(ir.IntType(32), [_WORD.as_pointer()])
@@ -122,6 +137,9 @@ def _teach_primitives() -> None:
         _teach(getattr(atomics, name), word, [word, word], modifies)
     _teach(atomics.compare_and_swap, types.boolean, [word, word, word], _compare_and_swap)
     _teach(atomics.get_half, word, [word], _get_half)
+    _teach(atomics.first_bit, word, [word], _first_bit)
+    _teach(atomics.last_bit, word, [word], _last_bit)
+    _teach(atomics.prefetch, types.void, [word], _prefetch)
     _teach(atomics.pause, types.void, [], _pause)
     _teach(atomics.monotonic_ns, word, [], _monotonic_ns)
     _teach(traverse.visit_object, word, [word, word, word], _visit_object)

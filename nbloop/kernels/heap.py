@@ -1,13 +1,13 @@
-"""A 4-ary heap of (deadline, order) with positions, so that cancelling is a real removal.
+"""A 4-ary heap of (deadline, order): the timers that are due soon.
 
 Why four children: they are one 64-byte line (entry 1 is line-aligned), so a level costs one miss, and there are half
-as many levels as in a binary heap. Why a table of positions and not one inside each slot: a sift writes one position
-a level, and 8-byte entries of one table share lines where 64-byte slots would each miss. Belongs to the loop thread
-alone: plain loads and stores.
+as many levels as in a binary heap. It is small, because timers that are not due soon wait in buckets (far.py), so it
+lies in the first-level cache. Belongs to the loop thread alone: plain loads and stores.
 
 ``order`` is ``sequence << SLOT_BITS | slot``: equal deadlines fire in scheduling order, and the entry names its slot.
-Invariants: a parent is not after its children; positions[slot of entry i] == i; -1 for a slot that has no entry.
-Loses against a timing wheel for a million timers of which nearly all are cancelled: O(log n) against O(1).
+An entry does not know where it is: a cancelled timer's stays, recognised by its sequence number when it comes up or
+when `agenda.py` sweeps. Keeping positions cost a store a level in each sift, which was a third of a pop.
+Invariant: a parent is not after its children. Loses when very many timers are due at almost the same time: O(log n).
 """
 
 from __future__ import annotations
@@ -15,32 +15,23 @@ from __future__ import annotations
 from .atomics import get, put, store
 from .capi import Py_DecRef
 from .kernel import data, helper
-from .layout import (
-    SLOT_LIMIT,
-    T_CAPACITY,
-    T_HEAP,
-    T_HEAP_ARRAY,
-    T_POSITIONS,
-    T_POSITIONS_ARRAY,
-    T_POSITIONS_CAPACITY,
-    T_SIZE,
-)
+from .layout import T_CAPACITY, T_HEAP, T_HEAP_ARRAY, T_SIZE
 from .pool import words_array
 
+SMALL_HEAP = 64  # entries that an empty heap has room for
+
 
 @helper
-def heap_place(timers: int, at: int, deadline: int, order: int) -> None:
-    """Write entry `at` and the position of its slot."""
-    entry = get(timers + T_HEAP) + (at << 4)
+def heap_place(heap: int, at: int, deadline: int, order: int) -> None:
+    """Write entry `at`."""
+    entry = heap + (at << 4)
     put(entry, deadline)
     put(entry + 8, order)
-    put(get(timers + T_POSITIONS) + ((order & (SLOT_LIMIT - 1)) << 3), at)
 
 
 @helper
-def heap_up(timers: int, at: int, deadline: int, order: int) -> None:
+def heap_up(heap: int, at: int, deadline: int, order: int) -> None:
     """Fill the hole at `at` with an entry that may belong nearer the root. O(log n)."""
-    heap = get(timers + T_HEAP)
     while at > 0:
         parent = (at - 1) >> 2
         entry = heap + (parent << 4)
@@ -50,9 +41,9 @@ def heap_up(timers: int, at: int, deadline: int, order: int) -> None:
         over_order = get(entry + 8)
         if over == deadline and over_order < order:
             break
-        heap_place(timers, at, over, over_order)
+        heap_place(heap, at, over, over_order)
         at = parent
-    heap_place(timers, at, deadline, order)
+    heap_place(heap, at, deadline, order)
 
 
 @helper
@@ -84,70 +75,67 @@ def heap_first_child(heap: int, child: int, size: int) -> int:
 
 
 @helper
-def heap_hole_down(timers: int, at: int) -> int:
-    """Move the hole at `at` to a leaf, each time lifting its first child in order; where it ended. O(log n).
+def heap_hole_down(heap: int, size: int) -> int:
+    """Move the hole at the root to a leaf, each time lifting its first child in order; where it ended. O(log n).
 
     Bottom-up (Wegener 1993): the last entry, which will fill the hole, nearly always belongs near a leaf, so
     comparing it on the way down would be wasted; `heap_up` from the leaf corrects the rest.
     """
-    heap = get(timers + T_HEAP)
-    size = get(timers + T_SIZE)
+    at = 0
     while True:
         child = (at << 2) + 1
         if child >= size:
             return at
         first = heap_first_child(heap, child, size)
         entry = heap + (first << 4)
-        heap_place(timers, at, get(entry), get(entry + 8))
+        heap_place(heap, at, get(entry), get(entry + 8))
         at = first
 
 
 @helper
-def heap_remove(timers: int, at: int) -> None:
-    """Take out entry `at`. O(log n)."""
+def heap_pop(timers: int) -> None:
+    """Take out the first entry; there must be one. O(log n)."""
     heap = get(timers + T_HEAP)
-    put(get(timers + T_POSITIONS) + ((get(heap + (at << 4) + 8) & (SLOT_LIMIT - 1)) << 3), -1)
     size = get(timers + T_SIZE) - 1
     store(timers + T_SIZE, size)
-    if at < size:
+    if size > 0:
         deadline, order = get(heap + (size << 4)), get(heap + (size << 4) + 8)
-        hole = heap_hole_down(timers, at)
-        heap_up(timers, hole, deadline, order)
+        heap_up(heap, heap_hole_down(heap, size), deadline, order)
 
 
 @helper
-def heap_reserve(timers: int, make_array: int, slot: int) -> int:
-    """Make room for one more entry, and for `slot` in the positions. 0, or -1 for no memory. Amortised O(1)."""
-    capacity = get(timers + T_POSITIONS_CAPACITY)
-    if slot >= capacity:
-        larger = max(2 * capacity, slot + 1024)
-        array = words_array(make_array, larger)
-        if array == 0:
-            return -1
-        new, old = data(array), get(timers + T_POSITIONS)
-        for i in range(capacity):
-            put(new + (i << 3), get(old + (i << 3)))
-        for i in range(capacity, larger):
-            put(new + (i << 3), -1)
-        old_array = get(timers + T_POSITIONS_ARRAY)
-        put(timers + T_POSITIONS, new)
-        put(timers + T_POSITIONS_ARRAY, array)
-        put(timers + T_POSITIONS_CAPACITY, larger)
-        Py_DecRef(old_array)
-    size = get(timers + T_SIZE)
-    if size == get(timers + T_CAPACITY):
-        array = words_array(make_array, 4 * size + 16)
-        if array == 0:
-            return -1
-        new, old = heap_base(data(array)), get(timers + T_HEAP)
-        for i in range(2 * size):
-            put(new + (i << 3), get(old + (i << 3)))
-        old_array = get(timers + T_HEAP_ARRAY)
-        put(timers + T_HEAP, new)
-        put(timers + T_HEAP_ARRAY, array)
-        put(timers + T_CAPACITY, 2 * size)
-        Py_DecRef(old_array)
+def heap_resize(timers: int, make_array: int, capacity: int) -> int:
+    """Move to an array with room for `capacity` entries, no fewer than there are. 0, or -1 and nothing changed."""
+    array = words_array(make_array, 2 * capacity + 16)
+    if array == 0:
+        return -1
+    new, old = heap_base(data(array)), get(timers + T_HEAP)
+    for i in range(2 * get(timers + T_SIZE)):
+        put(new + (i << 3), get(old + (i << 3)))
+    old_array = get(timers + T_HEAP_ARRAY)
+    put(timers + T_HEAP, new)
+    put(timers + T_HEAP_ARRAY, array)
+    put(timers + T_CAPACITY, capacity)
+    Py_DecRef(old_array)
     return 0
+
+
+@helper
+def heap_reserve(timers: int, make_array: int, count: int) -> int:
+    """Make room for `count` more entries. 0, or -1 for no memory. Amortised O(1)."""
+    needed = get(timers + T_SIZE) + count
+    capacity = get(timers + T_CAPACITY)
+    if needed <= capacity:
+        return 0
+    return heap_resize(timers, make_array, max(needed, 2 * capacity))
+
+
+@helper
+def heap_trim(timers: int, make_array: int) -> None:
+    """Shrink a large array that is hardly used any more. Before a sleep."""
+    capacity, size = get(timers + T_CAPACITY), get(timers + T_SIZE)
+    if capacity >= 64 * SMALL_HEAP and 8 * size < capacity:
+        heap_resize(timers, make_array, max(SMALL_HEAP, 2 * size))
 
 
 @helper
@@ -159,8 +147,8 @@ def heap_base(address: int) -> int:
 
 
 @helper
-def heap_insert(timers: int, slot: int, deadline: int, sequence_order: int) -> None:
-    """Add an entry; `heap_reserve` has made room. O(log n)."""
+def heap_insert(timers: int, deadline: int, order: int) -> None:
+    """Add an entry; `heap_reserve` has made room. O(log n), on average O(1)."""
     size = get(timers + T_SIZE)
     store(timers + T_SIZE, size + 1)
-    heap_up(timers, size, deadline, sequence_order | slot)
+    heap_up(get(timers + T_HEAP), size, deadline, order)

@@ -61,27 +61,37 @@ POOL = _record(
 # A growable ring of callables with one owner (ring.py). 64 bytes, two to a line: both belong to the loop thread.
 RING = np.dtype([(name, np.int64) for name in ("cells", "mask", "head", "tail", "array", "_5", "_6", "_7")])
 
-# Timers (timers.py): slots that any thread may arm or cancel, and a heap that only the loop thread touches.
+# Timers (timers.py): slots that any thread may arm or cancel, and the heap (heap.py) of those due soon.
 TIMERS = _record(
     _words("slabs", "slab_objects", "next", "make_slab"),  # read-mostly
     _words("free", "slot_count"),  # shared: stack of slot numbers, and the first never used
     # Shared: balance of other threads' arms and cancels; slots that do not count; timer commands in the remote queue.
     _words("live_elsewhere", "unreferenced", "commands"),
-    # Owned by the loop thread: the heap, and for each slot where in the heap it is (-1: nowhere).
-    _words("heap", "heap_array", "size", "capacity", "positions", "positions_array", "positions_capacity"),
+    # Owned by the loop thread: the heap, and how many of its entries are of timers that were cancelled.
+    _words("heap", "heap_array", "size", "capacity", "stale"),
     # spare slots: a stack of the loop thread's own, and its size
     _words("sequence", "live_here", "nesting", "spare", "spares"),
 )
-# One slot; 64 bytes, so two slots never share a line of 64. A watched descriptor (readiness.py) uses `interest`, and
-# `descriptor`, the int object that its callback is given.
+# One slot; 64 bytes, so two slots never share a line of 64. `order`: the sequence number of a timer's entry in the
+# heap or a bucket, 0 if it has none, and below that its nesting level and clamp. `place`: where in the buckets. A
+# watched descriptor (readiness.py) uses `interest`, and `descriptor`, the int object that its callback is given.
 SLOT = np.dtype(
     [
         (name, np.int64)
-        for name in ("word", "callback", "deadline", "period", "nesting", "clamp", "interest", "descriptor")
+        for name in ("word", "callback", "deadline", "period", "order", "place", "interest", "descriptor")
     ]
 )
-# One entry of the heap; the four children of a node fill one 64-byte line.
+# One entry of the heap, or of a bucket of far timers; four fill one 64-byte line.
 NODE = np.dtype([("deadline", np.int64), ("order", np.int64)])
+
+# Far timers (far.py), unsorted in buckets by range of deadlines. All of it belongs to the loop thread.
+FAR = _record(
+    _words("horizon", "count", "opening", "buckets"),
+    _words(*(f"level{level}" for level in range(8))),  # a bit for each bucket of the level that is not empty
+)
+# One bucket: where its next entry goes, where its last chunk ends and which that is; how many entries; a lower bound
+# of their deadlines, and whether the entry that set it has gone. A 64-byte line.
+BUCKET = np.dtype([(name, np.int64) for name in ("next", "end", "chunk", "count", "least", "loose", "_6", "_7")])
 
 # Readiness (readiness.py): what the poller has reported and the loop has not dispatched yet.
 IO = _record(
@@ -119,6 +129,7 @@ STATE = _record(
     {"immediates": RING, "closing": RING},
     {"internal": RING, "checkpoint_ends": RING},
     {"timers": TIMERS},
+    {"far": FAR},
     {"io": IO},
     _words(
         "polled",
@@ -169,6 +180,10 @@ CHUNK_LIMIT = 1 << DIRECTORY_BITS
 SLAB_LIMIT = CHUNK_LIMIT >> CHUNKS_PER_SLAB_BITS
 SLOT_LIMIT = 1 << SLOT_BITS
 SLOT_SLAB_LIMIT = SLOT_LIMIT >> SLOTS_PER_SLAB_BITS
+FAR_LEVELS = 8
+DIGIT_BITS = 6  # 64 buckets a level
+BUCKET_COUNT = FAR_LEVELS << DIGIT_BITS
+BUCKET_BYTES = BUCKET.itemsize
 SLOT_BYTES = SLOT.itemsize
 NODE_BYTES = NODE.itemsize
 
@@ -215,11 +230,15 @@ T_HEAP, T_HEAP_ARRAY, T_SIZE = offset(TIMERS, "heap"), offset(TIMERS, "heap_arra
 T_CAPACITY, T_SEQUENCE = offset(TIMERS, "capacity"), offset(TIMERS, "sequence")
 T_LIVE_HERE, T_NESTING = offset(TIMERS, "live_here"), offset(TIMERS, "nesting")
 S_WORD, S_CALLBACK, S_DEADLINE = offset(SLOT, "word"), offset(SLOT, "callback"), offset(SLOT, "deadline")
-S_PERIOD, S_NESTING, S_CLAMP = offset(SLOT, "period"), offset(SLOT, "nesting"), offset(SLOT, "clamp")
+S_PERIOD, S_ORDER, S_PLACE = offset(SLOT, "period"), offset(SLOT, "order"), offset(SLOT, "place")
 T_COMMANDS = offset(TIMERS, "commands")
 T_SPARE, T_SPARES = offset(TIMERS, "spare"), offset(TIMERS, "spares")
-T_POSITIONS, T_POSITIONS_ARRAY = offset(TIMERS, "positions"), offset(TIMERS, "positions_array")
-T_POSITIONS_CAPACITY = offset(TIMERS, "positions_capacity")
+T_STALE = offset(TIMERS, "stale")
+
+F_HORIZON, F_COUNT, F_OPENING = offset(FAR, "horizon"), offset(FAR, "count"), offset(FAR, "opening")
+F_BUCKETS, F_LEVEL0 = offset(FAR, "buckets"), offset(FAR, "level0")
+B_NEXT, B_END, B_CHUNK = offset(BUCKET, "next"), offset(BUCKET, "end"), offset(BUCKET, "chunk")
+B_COUNT, B_LEAST, B_LOOSE = offset(BUCKET, "count"), offset(BUCKET, "least"), offset(BUCKET, "loose")
 
 LIFECYCLE, INTERRUPT, OWNER = offset(STATE, "lifecycle"), offset(STATE, "interrupt"), offset(STATE, "owner")
 SELF, BUDGET, CLAMP, AUTO_EXIT = (offset(STATE, n) for n in ("self", "budget", "clamp", "auto_exit"))
@@ -234,7 +253,7 @@ STOP, HOLDS, SLEEP, SLEEP_DEADLINE, READY = (
 EXTERNAL, REMOTE, POOL_AT, TIMERS_AT = (offset(STATE, n) for n in ("external", "remote", "pool", "timers"))
 TICKS, MICROTASKS, IMMEDIATES = offset(STATE, "ticks"), offset(STATE, "microtasks"), offset(STATE, "immediates")
 CLOSING, INTERNAL = offset(STATE, "closing"), offset(STATE, "internal")
-CHECKPOINT_ENDS = offset(STATE, "checkpoint_ends")
+CHECKPOINT_ENDS, FAR_AT = offset(STATE, "checkpoint_ends"), offset(STATE, "far")
 POLLED, DUE, POLL_TIMEOUT = (offset(STATE, n) for n in ("polled", "due", "poll_timeout"))
 SHORT, SPIN_SKIP, SPIN_REST = (offset(STATE, n) for n in ("short", "spin_skip", "spin_rest"))
 CALLBACKS, STALLS, TURNS = offset(STATE, "callbacks"), offset(STATE, "stalls"), offset(STATE, "turns")

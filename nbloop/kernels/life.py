@@ -7,6 +7,7 @@ truly, and what it looks at is consistent, if empty.
 
 from __future__ import annotations
 
+from .agenda import agenda_clear
 from .atomics import compare_and_swap, exchange, fetch_add, get, load, monotonic_ns, put, store, store_sc
 from .capi import (
     Py_DecRef,
@@ -69,8 +70,6 @@ from .layout import (
     T_HEAP_ARRAY,
     T_LIVE_ELSEWHERE,
     T_LIVE_HERE,
-    T_POSITIONS_ARRAY,
-    T_SIZE,
     T_SLAB_OBJECTS,
     T_SLOT_COUNT,
     T_SPARE,
@@ -84,11 +83,11 @@ from .parking import step_aside, wide_awake
 from .parking import wake as wake_loop
 from .readiness import WATCHED
 from .ring import ring_length, ring_pop
+from .slots import slot_of
 from .timers import (
     CANCELLED,
     SPENT,
     STATE_MASK,
-    slot_of,
     timers_referenced,
 )
 
@@ -288,7 +287,7 @@ def release_all(base: int) -> None:
     put(base + DUE, 0)
     while ring_length(base + IMMEDIATES) != 0:
         ring_pop(base + IMMEDIATES)  # a slot number; its reference goes below
-    store(timers + T_SIZE, 0)
+    agenda_clear(base)
     store(timers + T_COMMANDS, 0)
     for slot in range(load(timers + T_SLOT_COUNT)):
         record = slot_of(timers, slot | 1 << SLOT_BITS)
@@ -343,7 +342,6 @@ def destroy(self: int, _unused: int) -> int:
     ):
         release_array(ring + R_ARRAY)
     release_array(timers + T_HEAP_ARRAY)
-    release_array(timers + T_POSITIONS_ARRAY)
     slabs = exchange(timers + T_SLOT_COUNT, 0) >> SLOTS_PER_SLAB_BITS
     store(timers + T_FREE, 0)
     put(timers + T_SPARE, 0)

@@ -69,15 +69,8 @@ from .layout import (
 )
 from .parking import wake as wake_loop
 from .ring import ring_push
-from .timers import (
-    QUEUED,
-    STATE_MASK,
-    slot_at,
-    slot_free,
-    slot_open,
-    slot_take,
-    slot_take_here,
-)
+from .slots import slot_at, slot_free, slot_open, slot_take, slot_take_here
+from .timers import QUEUED, STATE_MASK
 
 MOST_NS = 4.0e18  # 126 years: a deadline stays far from the end of 64-bit nanoseconds
 

@@ -75,7 +75,8 @@ from .layout import (
 )
 from .methods import refuse
 from .parking import FOREVER, fall_asleep, wide_awake
-from .timers import CANCELLED, GENERATION_SHIFT, STATE_MASK, slot_at, slot_free, slot_of, slot_open, slot_take
+from .slots import GENERATION_SHIFT, slot_at, slot_free, slot_of, slot_open, slot_take
+from .timers import CANCELLED, STATE_MASK
 
 WATCHED, DISPATCHING = 6, 7  # states of a slot, beside those of timers
 REPORTED = READ | WRITE | ERROR | HANGUP

@@ -21,8 +21,9 @@ import numpy.typing as npt
 
 from . import layout
 from .capi import Py_IncRef
+from .heap import SMALL_HEAP
 from .kernel import Kernel, data
-from .layout import HANDLE, LINE, POOL, QUEUE, RING, STATE, TIMERS, table
+from .layout import FAR, HANDLE, LINE, POOL, QUEUE, RING, STATE, TIMERS, table
 from .life import destroy, producer_destroy, warm
 from .ring import SMALL
 from .traverse import traverse_handle, traverse_loop
@@ -188,13 +189,11 @@ def make_loop_state(
     timers["next"] = _table(state, layout.SLOT_LIMIT)
     for name in ("slabs", "slab_objects"):
         timers[name] = _table(state, layout.SLOT_SLAB_LIMIT)
-    capacity = 64
+    capacity = SMALL_HEAP
     heap = np.empty(2 * capacity + 16, np.int64)
     timers["heap"], timers["heap_array"] = ((_address(heap) + 63) & ~63) + 48, _owned(heap)
     timers["capacity"] = capacity
-    positions = np.full(1024, -1, np.int64)
-    timers["positions"], timers["positions_array"] = _address(positions), _owned(positions)
-    timers["positions_capacity"] = len(positions)
+    record["far"]["buckets"] = _table(state, layout.BUCKET_COUNT * layout.BUCKET_BYTES // 8)
     if not warm.bind(state)(initial_chunks):
         raise MemoryError(f"no memory for initial_chunks={initial_chunks}")
     return state
@@ -217,5 +216,5 @@ def make_handle_state(loop_state: LoopState) -> HandleState:
     return state
 
 
-assert all(kind.itemsize % LINE == 0 for kind in (QUEUE, POOL, TIMERS, STATE, HANDLE))
+assert all(kind.itemsize % LINE == 0 for kind in (QUEUE, POOL, TIMERS, FAR, STATE, HANDLE))
 assert RING.itemsize == layout.SLOT_BYTES == 64

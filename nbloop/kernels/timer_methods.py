@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from .atomics import get, load, monotonic_ns, put
+from .atomics import get, load, monotonic_ns, prefetch, put
 from .callbacks import fetch_remote
 from .capi import (
     OBJECT_HEADER,
@@ -18,12 +18,13 @@ from .capi import (
     PyLong_FromLongLong,
     PySequence_Tuple,
 )
-from .ingress import (
-    queue_length,
-)
+from .far import far_begin
+from .ingress import queue_length
 from .kernel import MANY, ONE, data, helper, kernel
 from .layout import (
     CLAMP,
+    F_COUNT,
+    FAR_AT,
     LIFECYCLE,
     NONE,
     POINTER_MASK,
@@ -37,6 +38,7 @@ from .layout import (
     TIMERS_AT,
 )
 from .methods import on_loop_thread, pack_all, refuse
+from .slots import slot_of
 from .timers import (
     due_after,
     immediate_cancel,
@@ -47,6 +49,7 @@ from .timers import (
 )
 
 MOST_NS = 4.0e18  # 126 years: a deadline stays far from the end of 64-bit nanoseconds
+AHEAD = 8  # of many timers to cancel, how far ahead slots are prefetched: a cold one is 300 ns away
 
 
 @helper
@@ -82,7 +85,10 @@ def arm(base: int, word: int, delay: int, period: int, clamp: int, culprit: int)
         elif on_loop_thread(base):
             if queue_length(base + REMOTE) != 0:
                 fetch_remote(base)
-            deadline = due_after(monotonic_ns(), delay, get(base + TIMERS_AT + T_NESTING), clamp)
+            now = monotonic_ns()
+            if get(base + FAR_AT + F_COUNT) == 0:
+                far_begin(base, now)
+            deadline = due_after(now, delay, get(base + TIMERS_AT + T_NESTING), clamp)
             identifier = timer_arm_here(base, word, deadline, period, clamp)
         else:
             identifier = timer_arm_elsewhere(base, word, monotonic_ns() + delay, period, clamp)
@@ -160,6 +166,8 @@ def cancel_timers(self: int, iterable: int) -> int:
     if answers != 0:
         here = on_loop_thread(base)
         for i in range(count):
+            if i + AHEAD < count:
+                prefetch(slot_of(base + TIMERS_AT, identifier_of(base, get(items + TUPLE_ITEMS + ((i + AHEAD) << 3)))))
             identifier = identifier_of(base, get(items + TUPLE_ITEMS + (i << 3)))
             answer = PyBool_FromLong(1 if timer_cancel(base, identifier, here) else 0)
             put(get(answers + OBJECT_HEADER + 8) + (i << 3), answer)  # the new list's items: nobody else has it

@@ -26,146 +26,42 @@ ARMED and RUNNING slots; ``unreferenced`` of them do not count.
 
 from __future__ import annotations
 
+from .agenda import agenda_insert, agenda_remove
 from .atomics import compare_and_swap, fetch_add, get, load, load_sc, put, store
-from .capi import Py_DecRef, PyErr_Clear, PyObject_CallNoArgs
-from .heap import heap_insert, heap_remove, heap_reserve
+from .capi import Py_DecRef
+from .far import far_expect
 from .ingress import queue_length, queue_push
-from .kernel import data, helper
+from .kernel import helper
 from .layout import (
     KIND_ARM,
     KIND_CANCEL,
     KIND_SHIFT,
-    MAKE_ARRAY,
     POINTER_MASK,
     REFUSED_SLOTS,
     REMOTE,
     S_CALLBACK,
-    S_CLAMP,
     S_DEADLINE,
-    S_NESTING,
+    S_ORDER,
     S_PERIOD,
     S_WORD,
     SLEEP,
     SLEEP_DEADLINE,
     SLOT_BITS,
-    SLOT_BYTES,
     SLOT_LIMIT,
-    SLOTS_PER_SLAB_BITS,
     T_COMMANDS,
-    T_FREE,
     T_LIVE_ELSEWHERE,
     T_LIVE_HERE,
-    T_MAKE_SLAB,
     T_NESTING,
-    T_NEXT,
-    T_POSITIONS,
-    T_POSITIONS_CAPACITY,
-    T_SEQUENCE,
-    T_SLAB_OBJECTS,
-    T_SLABS,
-    T_SLOT_COUNT,
-    T_SPARE,
-    T_SPARES,
     T_UNREFERENCED,
     TIMERS_AT,
 )
 from .parking import FOREVER, IS_ASLEEP, wake
-from .stack import stack_pop, stack_push
+from .slots import GENERATION_SHIFT, slot_at, slot_free, slot_free_here, slot_of, slot_open, slot_take, slot_take_here
 
 SPENT, PENDING, ARMED, RUNNING, CANCELLED, QUEUED = 0, 1, 2, 3, 4, 5  # QUEUED: an immediate
-STATE_MASK, UNREFERENCED, GENERATION_SHIFT = 7, 8, 4
-GENERATION_MASK = (1 << (63 - SLOT_BITS)) - 1
+STATE_MASK, UNREFERENCED = 7, 8
 WAKE_BACKLOG = 1024  # commands that may wait while the loop sleeps
 CLAMP_LEVEL, CLAMP_NS = 5, 4_000_000  # HTML, timer initialisation steps: nesting level greater than 5, less than 4 ms
-PER_SLAB = 1 << SLOTS_PER_SLAB_BITS
-SPARES_MOST = 1024  # slots that the loop's thread keeps for itself
-
-
-@helper
-def slot_at(timers: int, slot: int) -> int:
-    """Address of a slot's record."""
-    return load(get(timers + T_SLABS) + ((slot >> SLOTS_PER_SLAB_BITS) << 3)) + (slot & (PER_SLAB - 1)) * SLOT_BYTES
-
-
-@helper
-def slot_take(timers: int) -> int:
-    """A free slot's number, or -1 if there is no memory or no number left. Any thread; O(1)."""
-    slot = stack_pop(timers + T_FREE, get(timers + T_NEXT))
-    if slot >= 0:
-        return slot
-    array = PyObject_CallNoArgs(get(timers + T_MAKE_SLAB))
-    if array == 0:
-        PyErr_Clear()
-        return -1
-    first = fetch_add(timers + T_SLOT_COUNT, PER_SLAB)
-    if first >= SLOT_LIMIT:
-        fetch_add(timers + T_SLOT_COUNT, -PER_SLAB)
-        Py_DecRef(array)
-        return -1
-    slab = first >> SLOTS_PER_SLAB_BITS
-    put(get(timers + T_SLAB_OBJECTS) + (slab << 3), array)
-    store(get(timers + T_SLABS) + (slab << 3), (data(array) + 63) & ~63)
-    table = get(timers + T_NEXT)
-    for slot in range(first + 1, first + PER_SLAB - 1):
-        store(table + (slot << 3), slot + 2)
-    stack_push(timers + T_FREE, table, first + 1, first + PER_SLAB - 1)
-    return first
-
-
-@helper
-def slot_free(timers: int, slot: int) -> None:
-    """Put a slot back that no command names. The loop thread, or whoever failed to arm it."""
-    stack_push(timers + T_FREE, get(timers + T_NEXT), slot, slot)
-
-
-@helper
-def slot_take_here(timers: int) -> int:
-    """`slot_take` on the loop's thread: from its own stack of spare slots if it can, which saves the
-    compare-and-swap.
-    """
-    spare = get(timers + T_SPARE)
-    if spare == 0:
-        return slot_take(timers)
-    put(timers + T_SPARE, load(get(timers + T_NEXT) + ((spare - 1) << 3)))
-    put(timers + T_SPARES, get(timers + T_SPARES) - 1)
-    return spare - 1
-
-
-@helper
-def slot_free_here(timers: int, slot: int) -> None:
-    """`slot_free` on the loop's thread: kept as a spare, unless there are `SPARES_MOST`."""
-    if get(timers + T_SPARES) >= SPARES_MOST:
-        slot_free(timers, slot)
-        return
-    store(get(timers + T_NEXT) + (slot << 3), get(timers + T_SPARE))
-    put(timers + T_SPARE, slot + 1)
-    put(timers + T_SPARES, get(timers + T_SPARES) + 1)
-
-
-@helper
-def slot_open(timers: int, slot: int, callback: int, state: int) -> int:
-    """Start a slot's next generation; its id is returned. The slot's owner; the reference `callback` goes to the
-    slot.
-    """
-    record = slot_at(timers, slot)
-    generation = ((load(record + S_WORD) >> GENERATION_SHIFT) + 1) & GENERATION_MASK
-    if generation == 0:
-        generation = 1  # so that no id is 0
-    store(record + S_CALLBACK, callback)  # a canceller with a stale id may be reading it; its swap then fails
-    store(record + S_WORD, (generation << GENERATION_SHIFT) | state)
-    return (generation << SLOT_BITS) | slot
-
-
-@helper
-def slot_of(timers: int, identifier: int) -> int:
-    """Address of the slot that an id names, if such a slot was ever used, or 0. Any thread."""
-    slot = identifier & (SLOT_LIMIT - 1)
-    if identifier <= 0 or slot >= load(timers + T_SLOT_COUNT):
-        return 0
-    slab = load(get(timers + T_SLABS) + ((slot >> SLOTS_PER_SLAB_BITS) << 3))
-    if slab == 0:  # counted, not made yet
-        return 0
-    return slab + (slot & (PER_SLAB - 1)) * SLOT_BYTES
 
 
 @helper
@@ -177,32 +73,25 @@ def due_after(now: int, delay: int, nesting: int, clamp: int) -> int:
 
 
 @helper
-def next_order(timers: int) -> int:
-    """The order part of the next heap entry. Loop thread."""
-    sequence = get(timers + T_SEQUENCE) + 1
-    put(timers + T_SEQUENCE, sequence)
-    return sequence << SLOT_BITS
+def nesting_flags(nesting: int, clamp: int) -> int:
+    """What a slot remembers of both: of levels beyond the one that clamps it need not know how many."""
+    return min(nesting, CLAMP_LEVEL + 1) << 1 | (1 if clamp != 0 else 0)
 
 
 @helper
 def timer_arm_here(base: int, callback: int, deadline: int, period: int, clamp: int) -> int:
-    """Arm on the loop thread: straight into the heap. The id, or -REFUSED_x and the callback is still the caller's."""
+    """Arm on the loop thread, at once. The id, or -REFUSED_x and the callback is still the caller's."""
     timers = base + TIMERS_AT
     slot = slot_take_here(timers)
     if slot < 0:
         return -REFUSED_SLOTS
-    if heap_reserve(timers, get(base + MAKE_ARRAY), slot) < 0:
+    record = slot_at(timers, slot)
+    put(record + S_PERIOD, period)
+    if agenda_insert(base, slot, record, deadline, nesting_flags(get(timers + T_NESTING) + 1, clamp)) < 0:
         slot_free_here(timers, slot)
         return -REFUSED_SLOTS
-    record = slot_at(timers, slot)
-    put(record + S_DEADLINE, deadline)
-    put(record + S_PERIOD, period)
-    put(record + S_CLAMP, clamp)
-    put(record + S_NESTING, get(timers + T_NESTING) + 1)
     store(timers + T_LIVE_HERE, get(timers + T_LIVE_HERE) + 1)
-    identifier = slot_open(timers, slot, callback, ARMED)
-    heap_insert(timers, slot, deadline, next_order(timers))
-    return identifier
+    return slot_open(timers, slot, callback, ARMED)
 
 
 @helper
@@ -215,8 +104,7 @@ def timer_arm_elsewhere(base: int, callback: int, deadline: int, period: int, cl
     record = slot_at(timers, slot)
     put(record + S_DEADLINE, deadline)
     put(record + S_PERIOD, period)
-    put(record + S_CLAMP, clamp)
-    put(record + S_NESTING, 1)
+    store(record + S_ORDER, nesting_flags(1, clamp))  # the loop may look whether a stale entry is this slot's
     fetch_add(timers + T_LIVE_ELSEWHERE, 1)
     identifier = slot_open(timers, slot, callback, PENDING)
     fetch_add(timers + T_COMMANDS, 1)
@@ -245,30 +133,25 @@ def wake_for(base: int, deadline: int) -> None:
 @helper
 def timer_armed(base: int, slot: int) -> int:
     """Carry out another thread's arm. 0, or -1 for no memory and the command has to be tried again. Loop thread."""
-    timers = base + TIMERS_AT
-    record = slot_at(timers, slot)
-    if heap_reserve(timers, get(base + MAKE_ARRAY), slot) < 0:
+    record = slot_at(base + TIMERS_AT, slot)
+    flags = load(record + S_ORDER) & (SLOT_LIMIT - 1)
+    if agenda_insert(base, slot, record, get(record + S_DEADLINE), flags) < 0:
         return -1
     while True:
         word = load(record + S_WORD)
         if word & STATE_MASK == CANCELLED:
-            store(record + S_WORD, word & ~STATE_MASK)
-            slot_free_here(timers, slot)
+            timer_removed(base, slot)
             return 0
         if compare_and_swap(record + S_WORD, word, word & ~STATE_MASK | ARMED):
-            heap_insert(timers, slot, get(record + S_DEADLINE), next_order(timers))
             return 0
 
 
 @helper
 def timer_removed(base: int, slot: int) -> None:
-    """Carry out another thread's cancel, or the loop's own: out of the heap, slot free. Loop thread."""
+    """Carry out another thread's cancel, or the loop's own: out of the agenda, slot free. Loop thread."""
     timers = base + TIMERS_AT
-    if slot < get(timers + T_POSITIONS_CAPACITY):
-        position = get(get(timers + T_POSITIONS) + (slot << 3))
-        if position >= 0:
-            heap_remove(timers, position)
     record = slot_at(timers, slot)
+    agenda_remove(base, record)
     store(record + S_WORD, load(record + S_WORD) & ~STATE_MASK)
     slot_free_here(timers, slot)
 
@@ -293,6 +176,8 @@ def timer_cancel(base: int, identifier: int, here: bool) -> bool:
         # Read before the swap: from then on the slot may be freed and used again. If the swap succeeds, no generation
         # lay between.
         callback = load(record + S_CALLBACK)
+        if here:
+            far_expect(base, record)
         if compare_and_swap(record + S_WORD, word, word & ~STATE_MASK & ~UNREFERENCED | CANCELLED):
             break
     if word & UNREFERENCED:

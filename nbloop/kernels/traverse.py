@@ -43,7 +43,8 @@ from .layout import (
     TIMERS_AT,
 )
 from .pool import pool_address
-from .timers import CANCELLED, SPENT, STATE_MASK, slot_of
+from .slots import slot_of
+from .timers import CANCELLED, SPENT, STATE_MASK
 
 
 def visit_object(visit: int, target: int, argument: int) -> int:

@@ -10,6 +10,7 @@ entry; what is added meanwhile waits for the next turn, so no phase can starve t
 
 from __future__ import annotations
 
+from .agenda import agenda_due, agenda_insert, agenda_next
 from .atomics import compare_and_swap, exchange, fetch_add, get, load, load_sc, monotonic_ns, put, store
 from .callbacks import LEAVE, call_hook, checkpoint, invoke, invoke_owned
 from .capi import (
@@ -17,7 +18,7 @@ from .capi import (
     PyLong_FromLongLong,
 )
 from .external import phase_external
-from .heap import heap_insert, heap_remove
+from .heap import heap_pop, heap_trim
 from .ingress import queue_close_if_empty, queue_length, queue_reopen
 from .kernel import NONE as NO_ARGUMENTS
 from .kernel import data, helper, kernel
@@ -28,6 +29,8 @@ from .layout import (
     CLOSING,
     DUE,
     EXTERNAL,
+    F_COUNT,
+    FAR_AT,
     HOLDS,
     IMMEDIATES,
     INTERNAL,
@@ -56,14 +59,12 @@ from .layout import (
     READY,
     REMOTE,
     S_CALLBACK,
-    S_CLAMP,
-    S_NESTING,
+    S_ORDER,
     S_PERIOD,
     S_WORD,
     SLOT_BITS,
     SLOT_LIMIT,
     STOP,
-    T_HEAP,
     T_LIVE_HERE,
     T_NESTING,
     T_SEQUENCE,
@@ -78,6 +79,7 @@ from .parking import FOREVER, arrivals, fall_asleep, park
 from .pool import KEEP_CHUNKS, pool_trim
 from .readiness import epoll_look, epoll_sleep, phase_readiness
 from .ring import ring_length, ring_pop, ring_trim
+from .slots import slot_at, slot_free_here
 from .timers import (
     ARMED,
     CANCELLED,
@@ -86,9 +88,7 @@ from .timers import (
     STATE_MASK,
     UNREFERENCED,
     due_after,
-    next_order,
-    slot_at,
-    slot_free_here,
+    nesting_flags,
     timer_removed,
     timers_referenced,
 )
@@ -134,14 +134,13 @@ def phase_immediates(base: int) -> int:
 def phase_timers(base: int) -> int:
     """Run the timers that are due now and were armed before this phase. 0, or LEAVE."""
     timers = base + TIMERS_AT
-    if get(timers + T_SIZE) == 0:
+    if get(timers + T_SIZE) == 0 and get(base + FAR_AT + F_COUNT) == 0:
         return 0
     now = monotonic_ns()
     newest = (get(timers + T_SEQUENCE) + 1) << SLOT_BITS
-    while get(timers + T_SIZE) != 0 and load(base + INTERRUPT) == 0:
-        heap = get(timers + T_HEAP)
-        order = get(heap + 8)
-        if get(heap) > now or order >= newest:
+    while load(base + INTERRUPT) == 0:
+        order = agenda_due(base, now)
+        if order < 0 or order >= newest:
             break
         if timer_fire(base, order & (SLOT_LIMIT - 1)) != 0:
             return LEAVE
@@ -160,24 +159,29 @@ def timer_fire(base: int, slot: int) -> int:
     record = slot_at(timers, slot)
     callback = load(record + S_CALLBACK)
     period = get(record + S_PERIOD)
-    nesting = get(record + S_NESTING)
+    flags = load(record + S_ORDER) & (SLOT_LIMIT - 1)
+    nesting = flags >> 1
     while True:
         word = load(record + S_WORD)
         if word & STATE_MASK == CANCELLED:  # elsewhere; the command that frees the slot is on its way
-            heap_remove(timers, 0)
+            heap_pop(timers)
+            store(record + S_ORDER, 0)
             return 0
         new = word & ~STATE_MASK | RUNNING if period >= 0 else word & ~STATE_MASK & ~UNREFERENCED
         if compare_and_swap(record + S_WORD, word, new):
             break
-    heap_remove(timers, 0)
+    heap_pop(timers)
+    store(record + S_ORDER, 0)
     if period < 0:
         if word & UNREFERENCED:
             fetch_add(timers + T_UNREFERENCED, -1)
         store(timers + T_LIVE_HERE, get(timers + T_LIVE_HERE) - 1)
         slot_free_here(timers, slot)
     else:
-        put(record + S_NESTING, nesting + 1)
-        heap_insert(timers, slot, due_after(monotonic_ns(), period, nesting, get(record + S_CLAMP)), next_order(timers))
+        clamp = flags & 1
+        deadline = due_after(monotonic_ns(), period, nesting, clamp)
+        # It can not fail: if no bucket has room, the heap has, from which an entry was just taken.
+        agenda_insert(base, slot, record, deadline, nesting_flags(nesting + 1, clamp))
     put(timers + T_NESTING, nesting)
     status = invoke(base, callback, KIND_TIMER)
     put(timers + T_NESTING, 0)
@@ -219,10 +223,7 @@ def idle(base: int) -> bool:
 @helper
 def next_deadline(base: int) -> int:
     """When the first timer is due, FOREVER if there is none."""
-    timers = base + TIMERS_AT
-    if get(timers + T_SIZE) == 0:
-        return FOREVER
-    return get(get(timers + T_HEAP))
+    return agenda_next(base)
 
 
 @helper
@@ -235,6 +236,7 @@ def tidy(base: int) -> None:
     ring_trim(base + TICKS, make_array)
     ring_trim(base + IMMEDIATES, make_array)
     ring_trim(base + INTERNAL, make_array)
+    heap_trim(base + TIMERS_AT, make_array)
 
 
 @helper

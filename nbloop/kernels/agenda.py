@@ -1,0 +1,236 @@
+"""The agenda: all armed timers in the order in which they are due, the near ones sorted and the far ones not.
+
+`heap.py` and `far.py` are the two halves; this file decides which of them a timer is in and moves it over when its
+time comes. The slot's ``order`` word ties an entry to its timer: an entry whose sequence number its slot no longer has
+is *stale*, its timer cancelled. Far entries are removed at once; in the heap a stale one stays until it is first, or
+until half of the heap is stale and a sweep takes them all, so that a cancel there is O(1) too, amortised. It is 16
+bytes; the callable and the slot are free at once.
+
+Invariants: a timer that is far is after the horizon (a near one may be too: few are not worth a bucket); `stale` is
+the number of stale entries; no far entry is stale. Everything here belongs to the loop thread.
+"""
+
+from __future__ import annotations
+
+from .atomics import get, load, prefetch, put, store
+from .far import (
+    GRAIN_MASK,
+    bucket_at,
+    bucket_chunk,
+    bucket_lost,
+    bucket_shrink,
+    bucket_start,
+    far_first,
+    far_insert,
+    far_least,
+    far_remove,
+)
+from .heap import heap_insert, heap_pop, heap_reserve, heap_up
+from .kernel import helper
+from .layout import (
+    B_COUNT,
+    B_NEXT,
+    F_COUNT,
+    F_HORIZON,
+    F_OPENING,
+    FAR_AT,
+    MAKE_ARRAY,
+    NODE_BYTES,
+    POINTER_MASK,
+    S_CALLBACK,
+    S_DEADLINE,
+    S_ORDER,
+    S_PLACE,
+    SLOT_BITS,
+    SLOT_LIMIT,
+    T_HEAP,
+    T_SEQUENCE,
+    T_SIZE,
+    T_STALE,
+    TIMERS_AT,
+)
+from .parking import FOREVER
+from .slots import slot_at
+
+FEW = 128  # timers of a bucket that go to the heap at once, however wide it is
+AHEAD = 8 * NODE_BYTES  # how far ahead of the entry that moves the slots are prefetched
+SWEEP_LEAST = 64  # stale entries that are never worth a sweep
+
+
+@helper
+def agenda_insert(base: int, slot: int, record: int, deadline: int, flags: int) -> int:
+    """Enter a timer: after all others of the same deadline. 0, or -1 if there is no memory and nothing changed.
+    Amortised O(1) if it is far, else O(log near ones).
+    """
+    timers = base + TIMERS_AT
+    sequence = get(timers + T_SEQUENCE) + 1
+    order = sequence << SLOT_BITS
+    put(record + S_PLACE, 0)
+    if deadline <= get(base + FAR_AT + F_HORIZON) or far_insert(base, record, deadline, order | slot) < 0:
+        if heap_reserve(timers, get(base + MAKE_ARRAY), 1) < 0:
+            return -1
+        heap_insert(timers, deadline, order | slot)
+    put(timers + T_SEQUENCE, sequence)
+    put(record + S_DEADLINE, deadline)
+    store(record + S_ORDER, order | flags)
+    return 0
+
+
+@helper
+def agenda_remove(base: int, record: int) -> None:
+    """Take the timer of a slot out, if it is in. Amortised O(1)."""
+    if load(record + S_ORDER) < SLOT_LIMIT:
+        return
+    timers = base + TIMERS_AT
+    store(record + S_ORDER, 0)
+    if get(record + S_PLACE) != 0:
+        far_remove(base, record)
+        return
+    stale = get(timers + T_STALE) + 1
+    put(timers + T_STALE, stale)
+    if stale > SWEEP_LEAST and 2 * stale > get(timers + T_SIZE):
+        agenda_sweep(timers)
+
+
+@helper
+def entry_live(timers: int, order: int) -> bool:
+    """Does an entry's slot still have its sequence number?"""
+    return (load(slot_at(timers, order & (SLOT_LIMIT - 1)) + S_ORDER) ^ order) >> SLOT_BITS == 0
+
+
+@helper
+def agenda_sweep(timers: int) -> None:
+    """Build the heap anew without its stale entries, in place. O(n): on average an entry rises by less than a level."""
+    heap = get(timers + T_HEAP)
+    kept = 0
+    for at in range(get(timers + T_SIZE)):
+        deadline, order = get(heap + (at << 4)), get(heap + (at << 4) + 8)
+        if entry_live(timers, order):
+            heap_up(heap, kept, deadline, order)
+            kept += 1
+    store(timers + T_SIZE, kept)
+    put(timers + T_STALE, 0)
+
+
+@helper
+def agenda_prune(timers: int) -> None:
+    """Pop stale entries until the heap's first is live."""
+    while get(timers + T_SIZE) != 0 and not entry_live(timers, get(get(timers + T_HEAP) + 8)):
+        heap_pop(timers)
+        put(timers + T_STALE, get(timers + T_STALE) - 1)
+
+
+@helper
+def agenda_due(base: int, now: int) -> int:
+    """Make the earliest timer the heap's first, if it is due; the order of its entry, or -1 if none is."""
+    timers = base + TIMERS_AT
+    far = base + FAR_AT
+    while True:
+        horizon = get(far + F_HORIZON)
+        agenda_prune(timers)
+        if get(timers + T_SIZE) != 0 and get(far + F_OPENING) == 0:
+            heap = get(timers + T_HEAP)
+            deadline = get(heap)
+            if deadline > now and horizon >= now:
+                return -1
+            if deadline <= now and deadline <= horizon:
+                return get(heap + 8)
+        elif horizon >= now and get(far + F_OPENING) == 0:
+            return -1
+        if agenda_advance(base, now) < 0:
+            return -1
+
+
+@helper
+def agenda_advance(base: int, now: int) -> int:
+    """Move the horizon: to the first bucket that is not empty, if that has begun, which is opened; else up to `now`.
+    0, or -1 if there is no memory, and then it has to be called again before anything else is due.
+    """
+    far = base + FAR_AT
+    if get(far + F_OPENING) == 0:
+        horizon = get(far + F_HORIZON)
+        first = far_first(base)
+        start = bucket_start(horizon, first) if first >= 0 else FOREVER
+        if start > now:
+            put(far + F_HORIZON, max(horizon, now | GRAIN_MASK))
+            return 0
+        put(far + F_HORIZON, start | GRAIN_MASK)
+        put(far + F_OPENING, first + 1)
+    return agenda_open(base, get(far + F_OPENING) - 1)
+
+
+@helper
+def agenda_open(base: int, number: int) -> int:
+    """Empty a bucket whose time has come: into the heap, or, what is later, into the buckets of lower levels, which
+    the new horizon says. 0, or -1 if there is no memory, and the rest stays. O(its entries), a chunk at a time.
+    """
+    timers = base + TIMERS_AT
+    far = base + FAR_AT
+    horizon = get(far + F_HORIZON)
+    bucket = bucket_at(base, number)
+    few = get(bucket + B_COUNT) <= FEW
+    while get(bucket + B_NEXT) != 0:
+        first, end = bucket_chunk(base, bucket) + NODE_BYTES, get(bucket + B_NEXT)
+        if heap_reserve(timers, get(base + MAKE_ARRAY), (end - first) // NODE_BYTES) < 0:
+            return -1
+        for at in range(first, min(first + AHEAD, end), NODE_BYTES):
+            prefetch(slot_at(timers, get(at + 8) & (SLOT_LIMIT - 1)))
+        for at in range(first, end, NODE_BYTES):
+            if at + AHEAD < end:
+                prefetch(slot_at(timers, get(at + AHEAD + 8) & (SLOT_LIMIT - 1)))
+            deadline, order = get(at), get(at + 8)
+            put(at, 0)
+            put(at + 8, 0)
+            record = slot_at(timers, order & (SLOT_LIMIT - 1))
+            if few or deadline <= horizon or far_insert(base, record, deadline, order) < 0:
+                put(record + S_PLACE, 0)
+                heap_insert(timers, deadline, order)
+                prefetch(load(record + S_CALLBACK) & POINTER_MASK)
+        bucket_lost(base, number, (end - first) // NODE_BYTES)
+        bucket_shrink(base, bucket)
+    put(far + F_OPENING, 0)
+    return 0
+
+
+@helper
+def agenda_next(base: int) -> int:
+    """When the first timer is due, or a little earlier (see `far_least`); FOREVER if there is none; 0, which is past,
+    if a bucket waits to be opened for lack of memory.
+    """
+    timers = base + TIMERS_AT
+    far = base + FAR_AT
+    if get(far + F_OPENING) != 0:
+        return 0
+    agenda_prune(timers)
+    deadline = FOREVER
+    if get(timers + T_SIZE) != 0:
+        deadline = get(get(timers + T_HEAP))
+    if get(far + F_COUNT) != 0 and deadline > get(far + F_HORIZON):
+        deadline = min(deadline, far_least(base))
+    return deadline
+
+
+@helper
+def agenda_clear(base: int) -> None:
+    """Empty it, and free no slot: that is the caller's."""
+    timers = base + TIMERS_AT
+    heap = get(timers + T_HEAP)
+    for at in range(get(timers + T_SIZE)):
+        order = get(heap + (at << 4) + 8)
+        if entry_live(timers, order):
+            store(slot_at(timers, order & (SLOT_LIMIT - 1)) + S_ORDER, 0)
+    store(timers + T_SIZE, 0)
+    put(timers + T_STALE, 0)
+    while True:
+        number = far_first(base)
+        if number < 0:
+            break
+        bucket = bucket_at(base, number)
+        first, end = bucket_chunk(base, bucket) + NODE_BYTES, get(bucket + B_NEXT)
+        for at in range(first, end, NODE_BYTES):
+            store(slot_at(timers, get(at + 8) & (SLOT_LIMIT - 1)) + S_ORDER, 0)
+            put(at, 0)
+            put(at + 8, 0)
+        bucket_lost(base, number, (end - first) // NODE_BYTES)
+        bucket_shrink(base, bucket)
+    put(base + FAR_AT + F_OPENING, 0)

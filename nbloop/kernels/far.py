@@ -1,0 +1,241 @@
+"""Far timers: unsorted in buckets by range of deadlines, so that arming and cancelling one takes the same few ns among
+a thousand as among a million.
+
+Problem: a heap of a million entries is 16 MB, and each operation walks ten levels of it, each a cache miss. Nearly
+all of them are for nothing: most timers are cancelled before they are due. Idea: a timer is sorted when it is nearly
+due, not before. Everything up to the *horizon* is in the heap (heap.py). A later deadline belongs to the bucket that
+its highest base-64 digit different from the horizon's says: level (which digit) and digit. So near buckets are narrow
+(33 µs) and far ones wide (64 times as much a level), every deadline of level 0 is before every one of level 1, and
+within a level digits are in order: the first bucket that is not empty is found by one `first_bit` a level. When its
+time comes the horizon moves to its beginning, and its entries go to the heap or, if they are many, to the buckets of
+lower levels. That is a radix heap (Ahuja, Mehlhorn, Orlin and Tarjan 1990) with the digits of a hierarchical timing
+wheel (Varghese and Lauck 1987); unlike a wheel's it is exact to the nanosecond, because the heap sorts, and nothing
+ticks, because each bucket knows its least deadline.
+
+A bucket is a chain of chunks from the loop's pool, filled with (deadline, order) like the heap: 63 entries in 1 KiB,
+read in sequence when it is opened, while slots are prefetched. A slot says where its entry is, so cancelling fills the
+hole with the bucket's last entry: a real removal, and memory follows the number of timers.
+
+Invariants: every entry is after the horizon, in the bucket that its deadline and the horizon say; the horizon is the
+last ns of a bucket of level 0; ``place`` of the slot of each entry is its address and bucket; a level's bit is set if
+the bucket has entries; ``least`` is no later than any of them, and exact unless ``loose``. Belongs to the loop thread.
+
+Loses when a bucket of a million is opened: each entry moves at once, some 20 ms in all, and up to five times in its
+life; and 1 KiB for each bucket with a single timer.
+"""
+
+from __future__ import annotations
+
+from .atomics import first_bit, get, last_bit, prefetch, put
+from .kernel import helper
+from .layout import (
+    B_CHUNK,
+    B_COUNT,
+    B_END,
+    B_LEAST,
+    B_LOOSE,
+    B_NEXT,
+    BUCKET_BYTES,
+    DIGIT_BITS,
+    F_BUCKETS,
+    F_COUNT,
+    F_HORIZON,
+    F_LEVEL0,
+    FAR_AT,
+    FAR_LEVELS,
+    NODE_BYTES,
+    P_CHUNK_BYTES,
+    POOL_AT,
+    S_DEADLINE,
+    S_PLACE,
+    SLOT_LIMIT,
+    TIMERS_AT,
+)
+from .pool import pool_address, pool_give, pool_take
+from .slots import slot_at
+
+GRAIN_BITS = 15  # a bucket of level 0 is 2**15 ns; eight levels of six bits more are all of 63
+GRAIN_MASK = (1 << GRAIN_BITS) - 1
+DIGIT_MASK = (1 << DIGIT_BITS) - 1
+SCAN_MOST = 256  # entries among which a bucket's least deadline is looked up before a sleep
+PLACE_SHIFT = 9 - 4  # an entry's address is a multiple of 16; the nine bits below are its bucket's number
+
+
+@helper
+def far_begin(base: int, now: int) -> None:
+    """Nothing is far: move the horizon up to `now`."""
+    put(base + FAR_AT + F_HORIZON, max(get(base + FAR_AT + F_HORIZON), now | GRAIN_MASK))
+
+
+@helper
+def bucket_at(base: int, bucket: int) -> int:
+    """Address of a bucket's record."""
+    return get(base + FAR_AT + F_BUCKETS) + bucket * BUCKET_BYTES
+
+
+@helper
+def bucket_for(horizon: int, deadline: int) -> int:
+    """The number of the bucket that a deadline after the horizon belongs to."""
+    level = (last_bit(deadline ^ horizon) - GRAIN_BITS) // DIGIT_BITS
+    return level << DIGIT_BITS | (deadline >> (GRAIN_BITS + level * DIGIT_BITS)) & DIGIT_MASK
+
+
+@helper
+def bucket_start(horizon: int, bucket: int) -> int:
+    """The first ns of a bucket."""
+    shift = GRAIN_BITS + (bucket >> DIGIT_BITS) * DIGIT_BITS
+    above = shift + DIGIT_BITS
+    return horizon >> above << above | (bucket & DIGIT_MASK) << shift
+
+
+@helper
+def far_first(base: int) -> int:
+    """The bucket with the earliest entries, or -1 if all are empty."""
+    levels = base + FAR_AT + F_LEVEL0
+    for level in range(FAR_LEVELS):
+        bits = get(levels + (level << 3))
+        if bits != 0:
+            return level << DIGIT_BITS | first_bit(bits)
+    return -1
+
+
+@helper
+def far_insert(base: int, record: int, deadline: int, order: int) -> int:
+    """Add an entry after the horizon, of the slot at `record`. 0, or -1 if there is no memory and nothing changed.
+    O(1).
+    """
+    far = base + FAR_AT
+    number = bucket_for(get(far + F_HORIZON), deadline)
+    bucket = bucket_at(base, number)
+    at = get(bucket + B_NEXT)
+    if at == get(bucket + B_END):
+        at = bucket_grow(base, bucket)
+        if at == 0:
+            return -1
+    put(at, deadline)
+    put(at + 8, order)
+    put(bucket + B_NEXT, at + NODE_BYTES)
+    count = get(bucket + B_COUNT)
+    put(bucket + B_COUNT, count + 1)
+    put(far + F_COUNT, get(far + F_COUNT) + 1)
+    if count == 0:
+        level = far + F_LEVEL0 + ((number >> DIGIT_BITS) << 3)
+        put(level, get(level) | 1 << (number & DIGIT_MASK))
+    if count == 0 or deadline < get(bucket + B_LEAST):
+        put(bucket + B_LEAST, deadline)
+        put(bucket + B_LOOSE, 0)
+    put(record + S_PLACE, at << PLACE_SHIFT | number)
+    return 0
+
+
+@helper
+def bucket_grow(base: int, bucket: int) -> int:
+    """A chunk more. Where its first entry goes, or 0 if there is no memory. A chunk's first word is the number of the
+    one before, plus 1.
+    """
+    pool = base + POOL_AT
+    chunk = pool_take(pool)
+    if chunk < 0:
+        return 0
+    address = pool_address(pool, chunk)
+    put(address, 0 if get(bucket + B_END) == 0 else get(bucket + B_CHUNK) + 1)
+    put(bucket + B_CHUNK, chunk)
+    put(bucket + B_END, address + get(pool + P_CHUNK_BYTES))
+    return address + NODE_BYTES
+
+
+@helper
+def bucket_chunk(base: int, bucket: int) -> int:
+    """Address of a bucket's last chunk, which must have one."""
+    return get(bucket + B_END) - get(base + POOL_AT + P_CHUNK_BYTES)
+
+
+@helper
+def bucket_shrink(base: int, bucket: int) -> None:
+    """Give the last chunk back, whose entries are gone and zeroed."""
+    pool = base + POOL_AT
+    address = bucket_chunk(base, bucket)
+    below = get(address)
+    put(address, 0)
+    pool_give(pool, get(bucket + B_CHUNK))
+    end = 0
+    if below != 0:
+        put(bucket + B_CHUNK, below - 1)
+        end = pool_address(pool, below - 1) + get(pool + P_CHUNK_BYTES)
+    put(bucket + B_END, end)
+    put(bucket + B_NEXT, end)
+
+
+@helper
+def bucket_lost(base: int, number: int, gone: int) -> None:
+    """So many entries of a bucket have gone."""
+    far = base + FAR_AT
+    bucket = bucket_at(base, number)
+    count = get(bucket + B_COUNT) - gone
+    put(bucket + B_COUNT, count)
+    put(far + F_COUNT, get(far + F_COUNT) - gone)
+    if count == 0:
+        level = far + F_LEVEL0 + ((number >> DIGIT_BITS) << 3)
+        put(level, get(level) & ~(1 << (number & DIGIT_MASK)))
+
+
+@helper
+def far_expect(base: int, record: int) -> None:
+    """Prefetch what `far_remove` will write, while there is something else to do: the removal then waits for two cold
+    lines after another, the slot's and these, and not for each.
+    """
+    place = get(record + S_PLACE)
+    prefetch(place >> (PLACE_SHIFT + 4) << 4)
+    end = get(bucket_at(base, place & ((1 << (PLACE_SHIFT + 4)) - 1)) + B_NEXT)
+    if end != 0:
+        prefetch(slot_at(base + TIMERS_AT, get(end - 8) & (SLOT_LIMIT - 1)))
+
+
+@helper
+def far_remove(base: int, record: int) -> None:
+    """Take out the entry of the slot at `record`: the bucket's last goes in its place. O(1).
+
+    Four lines are touched that a million timers leave cold: the slot, its entry, and the last entry's slot, to be
+    written without waiting; the bucket's last entry is usually warm.
+    """
+    place = get(record + S_PLACE)
+    number = place & ((1 << (PLACE_SHIFT + 4)) - 1)
+    at = place >> (PLACE_SHIFT + 4) << 4
+    bucket = bucket_at(base, number)
+    last = get(bucket + B_NEXT) - NODE_BYTES
+    if last != at:
+        order = get(last + 8)
+        put(at, get(last))
+        put(at + 8, order)
+        put(slot_at(base + TIMERS_AT, order & (SLOT_LIMIT - 1)) + S_PLACE, place)
+    put(last, 0)  # a free chunk is zero
+    put(last + 8, 0)
+    put(bucket + B_NEXT, last)
+    if get(record + S_DEADLINE) == get(bucket + B_LEAST):
+        put(bucket + B_LOOSE, 1)
+    bucket_lost(base, number, 1)
+    if last == bucket_chunk(base, bucket) + NODE_BYTES:
+        bucket_shrink(base, bucket)
+
+
+@helper
+def far_least(base: int) -> int:
+    """The earliest far deadline, or, if that was cancelled and its bucket is large, a lower bound in the same bucket:
+    the loop then wakes, opens the bucket, and knows better. There must be one.
+    """
+    bucket = bucket_at(base, far_first(base))
+    if get(bucket + B_LOOSE) != 0 and get(bucket + B_COUNT) <= SCAN_MOST:
+        pool = base + POOL_AT
+        least = get(get(bucket + B_NEXT) - NODE_BYTES)
+        chunk, end = bucket_chunk(base, bucket), get(bucket + B_NEXT)
+        while True:
+            for at in range(chunk + NODE_BYTES, end, NODE_BYTES):
+                least = min(least, get(at))
+            below = get(chunk)
+            if below == 0:
+                break
+            chunk = pool_address(pool, below - 1)
+            end = chunk + get(pool + P_CHUNK_BYTES)
+        put(bucket + B_LEAST, least)
+        put(bucket + B_LOOSE, 0)
+    return get(bucket + B_LEAST)

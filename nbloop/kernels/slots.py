@@ -1,0 +1,124 @@
+"""Slots: where the callable of a timer, an immediate or a watched descriptor waits, under a number and a generation.
+
+A slot is 64 bytes in an array of 1,024; it never moves, and its array lives as long as the loop, so any thread may
+look at any slot that was ever used. Free ones wait in a lock-free stack (stack.py), and up to `SPARES_MOST` in one of
+the loop thread's own. An id is ``generation << SLOT_BITS | slot``, and the slot's word holds the generation too: of a
+slot that is used again they differ, so a stale id is unknown, never somebody else's (until 2**41 uses of one slot).
+What else the word means is its user's: `timers.py` has the states.
+"""
+
+from __future__ import annotations
+
+from .atomics import fetch_add, get, load, put, store
+from .capi import Py_DecRef, PyErr_Clear, PyObject_CallNoArgs
+from .kernel import data, helper
+from .layout import (
+    S_CALLBACK,
+    S_PLACE,
+    S_WORD,
+    SLOT_BITS,
+    SLOT_BYTES,
+    SLOT_LIMIT,
+    SLOTS_PER_SLAB_BITS,
+    T_FREE,
+    T_MAKE_SLAB,
+    T_NEXT,
+    T_SLAB_OBJECTS,
+    T_SLABS,
+    T_SLOT_COUNT,
+    T_SPARE,
+    T_SPARES,
+)
+from .stack import stack_pop, stack_push
+
+GENERATION_SHIFT = 4
+GENERATION_MASK = (1 << (63 - SLOT_BITS)) - 1
+PER_SLAB = 1 << SLOTS_PER_SLAB_BITS
+SPARES_MOST = 1024  # slots that the loop's thread keeps for itself
+
+
+@helper
+def slot_at(timers: int, slot: int) -> int:
+    """Address of a slot's record."""
+    return load(get(timers + T_SLABS) + ((slot >> SLOTS_PER_SLAB_BITS) << 3)) + (slot & (PER_SLAB - 1)) * SLOT_BYTES
+
+
+@helper
+def slot_take(timers: int) -> int:
+    """A free slot's number, or -1 if there is no memory or no number left. Any thread; O(1)."""
+    slot = stack_pop(timers + T_FREE, get(timers + T_NEXT))
+    if slot >= 0:
+        return slot
+    array = PyObject_CallNoArgs(get(timers + T_MAKE_SLAB))
+    if array == 0:
+        PyErr_Clear()
+        return -1
+    first = fetch_add(timers + T_SLOT_COUNT, PER_SLAB)
+    if first >= SLOT_LIMIT:
+        fetch_add(timers + T_SLOT_COUNT, -PER_SLAB)
+        Py_DecRef(array)
+        return -1
+    slab = first >> SLOTS_PER_SLAB_BITS
+    put(get(timers + T_SLAB_OBJECTS) + (slab << 3), array)
+    store(get(timers + T_SLABS) + (slab << 3), (data(array) + 63) & ~63)
+    table = get(timers + T_NEXT)
+    for slot in range(first + 1, first + PER_SLAB - 1):
+        store(table + (slot << 3), slot + 2)
+    stack_push(timers + T_FREE, table, first + 1, first + PER_SLAB - 1)
+    return first
+
+
+@helper
+def slot_free(timers: int, slot: int) -> None:
+    """Put a slot back that no command names. The loop thread, or whoever failed to arm it."""
+    stack_push(timers + T_FREE, get(timers + T_NEXT), slot, slot)
+
+
+@helper
+def slot_take_here(timers: int) -> int:
+    """`slot_take` on the loop's thread: from its own stack of spare slots if it can, which saves the
+    compare-and-swap.
+    """
+    spare = get(timers + T_SPARE)
+    if spare == 0:
+        return slot_take(timers)
+    put(timers + T_SPARE, get(slot_at(timers, spare - 1) + S_PLACE))
+    put(timers + T_SPARES, get(timers + T_SPARES) - 1)
+    return spare - 1
+
+
+@helper
+def slot_free_here(timers: int, slot: int) -> None:
+    """`slot_free` on the loop's thread: kept as a spare, unless there are `SPARES_MOST`."""
+    if get(timers + T_SPARES) >= SPARES_MOST:
+        slot_free(timers, slot)
+        return
+    put(slot_at(timers, slot) + S_PLACE, get(timers + T_SPARE))  # a line that is warm; that of T_NEXT would be cold
+    put(timers + T_SPARE, slot + 1)
+    put(timers + T_SPARES, get(timers + T_SPARES) + 1)
+
+
+@helper
+def slot_open(timers: int, slot: int, callback: int, state: int) -> int:
+    """Start a slot's next generation; its id is returned. The slot's owner; the reference `callback` goes to the
+    slot.
+    """
+    record = slot_at(timers, slot)
+    generation = ((load(record + S_WORD) >> GENERATION_SHIFT) + 1) & GENERATION_MASK
+    if generation == 0:
+        generation = 1  # so that no id is 0
+    store(record + S_CALLBACK, callback)  # a canceller with a stale id may be reading it; its swap then fails
+    store(record + S_WORD, (generation << GENERATION_SHIFT) | state)
+    return (generation << SLOT_BITS) | slot
+
+
+@helper
+def slot_of(timers: int, identifier: int) -> int:
+    """Address of the slot that an id names, if such a slot was ever used, or 0. Any thread."""
+    slot = identifier & (SLOT_LIMIT - 1)
+    if identifier <= 0 or slot >= load(timers + T_SLOT_COUNT):
+        return 0
+    slab = load(get(timers + T_SLABS) + ((slot >> SLOTS_PER_SLAB_BITS) << 3))
+    if slab == 0:  # counted, not made yet
+        return 0
+    return slab + (slot & (PER_SLAB - 1)) * SLOT_BYTES
