@@ -23,10 +23,12 @@ import pytest
 import steps
 
 from nbloop.kernels import (
+    agenda,
     atomics,
     callbacks,
     capi,
     external,
+    far,
     heap,
     ingress,
     life,
@@ -35,6 +37,7 @@ from nbloop.kernels import (
     pool,
     readiness,
     ring,
+    slots,
     stack,
     timer_methods,
     timers,
@@ -46,7 +49,10 @@ MODULES: tuple[ModuleType, ...] = (
     pool,
     ingress,
     ring,
+    slots,
     heap,
+    far,
+    agenda,
     timers,
     parking,
     callbacks,

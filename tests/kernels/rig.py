@@ -99,7 +99,7 @@ class Memory:
             self.record[ring]["array"]
             for ring in ("ticks", "microtasks", "immediates", "closing", "internal", "checkpoint_ends")
         ]
-        owned += [timers["heap_array"], timers["positions_array"]]
+        owned += [timers["heap_array"]]
         owned += list(table(int(timers["slab_objects"]), int(timers["slot_count"]) >> layout.SLOTS_PER_SLAB_BITS))
         owned += list(table(int(pool["slab_objects"]), int(pool["slab_count"])))
         return [int(array) for array in owned if array]

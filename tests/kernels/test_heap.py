@@ -7,14 +7,12 @@ import rig
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from nbloop.kernels.heap import heap_insert, heap_remove, heap_reserve
-from nbloop.kernels.timers import next_order
-
-SLOTS = 60
+from nbloop.kernels.heap import SMALL_HEAP, heap_insert, heap_pop, heap_reserve, heap_trim
+from nbloop.kernels.layout import SLOT_BITS
 
 
 class HeapMachine(RuleBasedStateMachine):
-    """Few different deadlines, so that many are equal; any entry may be removed, the first is popped."""
+    """Few different deadlines, so that many are equal."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,43 +21,32 @@ class HeapMachine(RuleBasedStateMachine):
         self.record = self.memory.record["timers"]
         self.record["capacity"] = 4  # grow early; the array is larger than that
         self.naive = naive.Heap()
+        self.sequence = 0
 
     def entries(self) -> list[tuple[int, int]]:
         size = int(self.record["size"])
         return [tuple(entry) for entry in rig.table(int(self.record["heap"]), 2 * size).reshape(-1, 2).tolist()]
 
-    def remove(self, slot: int) -> None:
-        positions = rig.table(int(self.record["positions"]), int(self.record["positions_capacity"]))
-        heap_remove(self.timers, int(positions[slot]))
-        self.naive.remove(slot)
-
-    @rule(deadline=st.integers(0, 6), slot=st.integers(0, SLOTS))
-    def insert(self, deadline: int, slot: int) -> None:
-        """A slot beyond the table of positions makes that grow too."""
-        slot = slot * 400
-        if slot in self.naive.slots():
-            return
-        entries, reserved = self.entries(), heap_reserve(self.timers, id(self.memory.arrays), slot)
+    @rule(deadline=st.integers(0, 6), count=st.integers(1, 5))
+    def insert(self, deadline: int, count: int) -> None:
+        entries, reserved = self.entries(), heap_reserve(self.timers, id(self.memory.arrays), count)
         if reserved < 0:
             assert self.memory.arrays.failing
             assert self.entries() == entries
             return
-        order = next_order(self.timers)
-        heap_insert(self.timers, slot, deadline, order)
-        self.naive.insert(deadline, order, slot)
-
-    @precondition(lambda self: self.naive.entries)
-    @rule(choice=st.integers(0, 1 << 20))
-    def cancel(self, choice: int) -> None:
-        self.remove(self.naive.entries[choice % len(self.naive.entries)][2])
+        for _ in range(count):
+            self.sequence += 1
+            heap_insert(self.timers, deadline, self.sequence << SLOT_BITS)
+            self.naive.insert(deadline, self.sequence << SLOT_BITS, 0)
 
     @precondition(lambda self: self.naive.entries)
     @rule(count=st.integers(1, 5))
     def pop(self, count: int) -> None:
         """Earliest first, and equal deadlines in the order of scheduling."""
-        for deadline, order, slot in self.naive.entries[:count]:
-            assert self.entries()[0] == (deadline, order | slot)
-            self.remove(slot)
+        for deadline, order, _ in self.naive.entries[:count]:
+            assert self.entries()[0] == (deadline, order)
+            heap_pop(self.timers)
+            del self.naive.entries[0]
 
     @rule(failing=st.booleans())
     def allocations(self, failing: bool) -> None:
@@ -70,36 +57,26 @@ class HeapMachine(RuleBasedStateMachine):
         """A parent is not after its children; the entries are the twin's; entry 1 begins a 64-byte line."""
         entries = self.entries()
         assert all(entries[(at - 1) // 4] < entries[at] for at in range(1, len(entries)))
-        assert sorted(entries) == [(deadline, order | slot) for deadline, order, slot in self.naive.entries]
+        assert sorted(entries) == [(deadline, order) for deadline, order, _ in self.naive.entries]
         assert (int(self.record["heap"]) + rig.layout.NODE_BYTES) % 64 == 0
         assert len(entries) <= self.record["capacity"]
-
-    @invariant()
-    def positions(self) -> None:
-        """positions[slot of entry i] == i, and -1 for a slot that has no entry."""
-        table = rig.table(int(self.record["positions"]), int(self.record["positions_capacity"]))
-        expected = {order & (rig.layout.SLOT_LIMIT - 1): at for at, (_, order) in enumerate(self.entries())}
-        assert {slot: at for slot, at in enumerate(table.tolist()) if at != -1} == expected
 
 
 TestHeap = HeapMachine.TestCase
 TestHeap.settings = rig.MACHINE
 
 
-def test_pops_in_order_after_many_removals() -> None:
-    """A thousand entries, every third removed from the middle: the rest comes out sorted."""
+def test_large_array_is_given_back_when_hardly_used() -> None:
     memory = rig.Memory()
     timers, record = memory.timers, memory.record["timers"]
-    kept = []
-    for slot in range(1000):
-        assert heap_reserve(timers, id(memory.arrays), slot) == 0
-        order = next_order(timers)
-        heap_insert(timers, slot, slot * 7919 % 101, order)
-        kept.append((slot * 7919 % 101, order | slot))
-    for slot in range(0, 1000, 3):
-        heap_remove(timers, int(rig.table(int(record["positions"]), 1000)[slot]))
+    assert heap_reserve(timers, id(memory.arrays), 64 * SMALL_HEAP) == 0
+    for number in range(10):
+        heap_insert(timers, 10 - number, number + 1 << SLOT_BITS)
+    heap_trim(timers, id(memory.arrays))
+    assert record["capacity"] == SMALL_HEAP
+    assert memory.arrays.living() == 1
     popped = []
     while record["size"]:
-        popped.append(tuple(rig.table(int(record["heap"]), 2).tolist()))
-        heap_remove(timers, 0)
-    assert popped == sorted(entry for slot, entry in enumerate(kept) if slot % 3)
+        popped.append(int(rig.table(int(record["heap"]), 1)[0]))
+        heap_pop(timers)
+    assert popped == list(range(1, 11))

@@ -25,6 +25,7 @@ from nbloop.kernels import (  # noqa: E402
     life,
     methods,
     parking,
+    slots,
     timer_methods,
     timers,
     turn,
@@ -389,10 +390,11 @@ class TimerModel:
             assert set(ledger.held.values()) == {0}, "a callback was not released"
             words = world.record["timers"]
             assert words["live_here"] + words["live_elsewhere"] == words["unreferenced"] == words["commands"] == 0
-            links = int(words["next"])
-            free = [
-                n for stack in (layout.T_FREE, layout.T_SPARE) for n in rig.stacked(world.memory.timers + stack, links)
-            ]
+            free = rig.stacked(world.memory.timers + layout.T_FREE, int(words["next"]))
+            spare = int(words["spare"])
+            while spare:
+                free.append(spare - 1)
+                spare = atomics.get(slots.slot_at(world.memory.timers, spare - 1) + layout.S_PLACE)
             assert sorted(free) == list(range(int(words["slot_count"]))), "a slot was lost, or is free twice"
 
 
@@ -412,7 +414,7 @@ def test_timer_word(monkeypatch: pytest.MonkeyPatch) -> None:
     """cancelled + fired = armed, and every callback is released exactly once."""
     counted(monkeypatch)
     search(TimerModel(), 20)
-    monkeypatch.setattr(timers, "SPARES_MOST", 0)  # a freed slot is every thread's at once
+    monkeypatch.setattr(slots, "SPARES_MOST", 0)  # a freed slot is every thread's at once
     search(TimerModel(), 20)
 
 
@@ -439,5 +441,5 @@ def test_broken_timer_is_caught(
 ) -> None:
     counted(monkeypatch)
     # a freed slot is every thread's at once: that is where these bugs bite
-    monkeypatch.setattr(timers, "SPARES_MOST", 0)
+    monkeypatch.setattr(slots, "SPARES_MOST", 0)
     find(TimerModel(), bug(original, broken), first_seed)

@@ -10,7 +10,7 @@ import rig
 
 from nbloop.kernels import layout
 from nbloop.kernels.atomics import get, put
-from nbloop.kernels.layout import HANDLE, LINE, POOL, QUEUE, RING, SLOT, STATE, TIMERS, offset
+from nbloop.kernels.layout import BUCKET, FAR, HANDLE, LINE, POOL, QUEUE, RING, SLOT, STATE, TIMERS, offset
 
 # Each group has one kind of writer: everybody, only the loop thread, or nobody once the state is made.
 SHARED_IN_QUEUE = [("tail",), ("head",), ("gate",)]
@@ -76,7 +76,7 @@ def words(kind: np.dtype[np.void], path: tuple[str, ...] = (), start: int = 0) -
     return found
 
 
-@pytest.mark.parametrize("kind", [QUEUE, POOL, RING, TIMERS, SLOT, STATE, HANDLE])
+@pytest.mark.parametrize("kind", [QUEUE, POOL, RING, TIMERS, SLOT, FAR, BUCKET, STATE, HANDLE])
 def test_words_do_not_overlap(kind: np.dtype[np.void]) -> None:
     offsets = [at for at, _ in words(kind)]
     assert len(offsets) == len(set(offsets))
@@ -86,7 +86,16 @@ def test_words_do_not_overlap(kind: np.dtype[np.void]) -> None:
 def test_constants_are_the_offsets_of_the_dtypes() -> None:
     """Every constant that names a word is where numpy has that word."""
     checked = 0
-    for prefix, kind in {"Q_": QUEUE, "P_": POOL, "R_": RING, "T_": TIMERS, "S_": SLOT, "H_": HANDLE}.items():
+    for prefix, kind in {
+        "Q_": QUEUE,
+        "P_": POOL,
+        "R_": RING,
+        "T_": TIMERS,
+        "S_": SLOT,
+        "F_": FAR,
+        "B_": BUCKET,
+        "H_": HANDLE,
+    }.items():
         for name, value in vars(layout).items():
             if name.startswith(prefix):
                 assert value == offset(kind, name.removeprefix(prefix).lower()), name
@@ -94,6 +103,7 @@ def test_constants_are_the_offsets_of_the_dtypes() -> None:
     other_names = {
         "pool": "POOL_AT",
         "timers": "TIMERS_AT",
+        "far": "FAR_AT",
         "io": "IO_AT",
         "one": "ONE_WORD",
         "arguments0": "ARGUMENTS",

@@ -1,0 +1,252 @@
+"""agenda.py and far.py against a sorted list, and through loops that fire in exactly that order."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import naive
+import pytest
+import rig
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from nbloop import Loop
+from nbloop.kernels import agenda, far, layout
+from nbloop.kernels.agenda import agenda_clear, agenda_due, agenda_insert, agenda_next, agenda_remove
+from nbloop.kernels.atomics import first_bit, load, store
+from nbloop.kernels.far import GRAIN_BITS, bucket_at, bucket_chunk, bucket_for, bucket_start
+from nbloop.kernels.heap import heap_pop
+from nbloop.kernels.layout import S_ORDER, SLOT_BITS, SLOT_LIMIT
+from nbloop.kernels.parking import FOREVER
+from nbloop.kernels.slots import slot_at, slot_free, slot_take
+
+# ns; the last reaches the highest level
+SPANS = [1, 1 << GRAIN_BITS, 1 << 21, 1 << 27, 1 << 33, 1 << 40, 1 << 50, 1 << 62]
+
+
+class AgendaMachine(RuleBasedStateMachine):
+    """Deadlines of every range, many of them equal; time that creeps and leaps; memory that runs out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory = rig.Memory()
+        self.base, self.timers = self.memory.base, self.memory.timers
+        self.now = 1 << 40 | 12345
+        far.far_begin(self.base, self.now)
+        self.naive = naive.Heap()
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(agenda, "FEW", 2)  # so that small buckets are opened level by level too
+        self.patch.setattr(agenda, "SWEEP_LEAST", 3)
+
+    def teardown(self) -> None:
+        self.patch.undo()
+
+    def sequence(self) -> int:
+        return int(self.memory.record["timers"]["sequence"])
+
+    @rule(span=st.sampled_from(SPANS), part=st.integers(0, 16), count=st.sampled_from([1, 1, 3, 20]))
+    def insert(self, span: int, part: int, count: int) -> None:
+        deadline = self.now + span * part // 16
+        for _ in range(count):
+            slot = slot_take(self.timers)
+            if slot < 0:
+                return
+            record = slot_at(self.timers, slot)
+            before = self.sequence()
+            if agenda_insert(self.base, slot, record, deadline, 6) < 0:
+                assert self.memory.arrays.failing
+                assert self.sequence() == before
+                slot_free(self.timers, slot)
+                continue
+            assert load(record + S_ORDER) == before + 1 << SLOT_BITS | 6
+            self.naive.insert(deadline, before + 1, slot)
+
+    def forget(self, slot: int) -> None:
+        slot_free(self.timers, slot)
+        self.naive.remove(slot)
+
+    @precondition(lambda self: self.naive.entries)
+    @rule(choice=st.integers(0, 1 << 20), count=st.sampled_from([1, 1, 4, 30]))
+    def cancel(self, choice: int, count: int) -> None:
+        for _ in range(min(count, len(self.naive.entries))):
+            slot = self.naive.entries[choice % len(self.naive.entries)][2]
+            agenda_remove(self.base, slot_at(self.timers, slot))
+            agenda_remove(self.base, slot_at(self.timers, slot))  # of one that is not in: nothing
+            self.forget(slot)
+
+    @rule(span=st.sampled_from(SPANS[:7]), part=st.integers(1, 16))
+    def wait(self, span: int, part: int) -> None:
+        self.now += span * part // 16
+        self.fire()
+
+    @precondition(lambda self: self.naive.entries)
+    @rule()
+    def wait_for_the_first(self) -> None:
+        self.now = max(self.now, self.naive.entries[0][0])
+        self.fire()
+
+    def fire(self) -> None:
+        """What is due comes out in order, and nothing else; without memory, what comes is in order too."""
+        while (order := agenda_due(self.base, self.now)) >= 0:
+            deadline, sequence, slot = self.naive.entries[0]
+            assert deadline <= self.now
+            assert order == sequence << SLOT_BITS | slot
+            heap_pop(self.timers)
+            store(slot_at(self.timers, slot) + S_ORDER, 0)
+            self.forget(slot)
+        if self.naive.entries and self.naive.entries[0][0] <= self.now:
+            assert self.memory.arrays.failing
+            assert agenda_next(self.base) <= self.now, "the loop would sleep"
+
+    @rule(arrays=st.booleans(), slabs=st.booleans())
+    def allocations(self, arrays: bool, slabs: bool) -> None:
+        self.memory.arrays.failing, self.memory.slabs.failing = arrays, slabs
+
+    @rule()
+    def clear(self) -> None:
+        agenda_clear(self.base)
+        for _, _, slot in list(self.naive.entries):
+            assert load(slot_at(self.timers, slot) + S_ORDER) == 0
+            self.forget(slot)
+
+    @invariant()
+    def next_deadline(self) -> None:
+        """Exact, for as few as these; 0 while a bucket can not be opened."""
+        first = self.naive.entries[0][0] if self.naive.entries else FOREVER
+        assert agenda_next(self.base) == (0 if self.memory.record["far"]["opening"] else first)
+
+    @invariant()
+    def buckets(self) -> None:
+        """Every entry is where its deadline and the horizon say, and its slot knows; bits and counts are true; a timer
+        is in the heap or a bucket, once, and of those gone only the heap has entries, no more than it may.
+        """
+        record = self.memory.record["far"]
+        horizon, opening = int(record["horizon"]), int(record["opening"])
+        assert horizon & far.GRAIN_MASK == far.GRAIN_MASK
+        found = []
+        for number in range(layout.BUCKET_COUNT):
+            address = bucket_at(self.base, number)
+            bucket = rig.table(address, 8).view(layout.BUCKET)[0]
+            entries = []
+            chunk, end = (bucket_chunk(self.base, address), int(bucket["next"])) if bucket["end"] else (0, 0)
+            while chunk:
+                for at in range(chunk + 16, end, 16):
+                    deadline, order = rig.table(at, 2).tolist()
+                    entries.append((deadline, order))
+                    slot = slot_at(self.timers, order & (SLOT_LIMIT - 1))
+                    assert rig.table(slot + layout.S_PLACE, 1)[0] == at << far.PLACE_SHIFT | number
+                    if number != opening - 1:
+                        assert bucket_for(horizon, deadline) == number
+                        assert deadline >= bucket_start(horizon, number) > horizon
+                below = int(rig.table(chunk, 1)[0])
+                chunk = far.pool_address(self.memory.pool, below - 1) if below else 0
+                end = chunk + int(self.memory.record["pool"]["chunk_bytes"])
+            assert len(entries) == bucket["count"]
+            if entries:
+                assert bucket["least"] <= min(entries)[0]
+                assert bucket["loose"] or bucket["least"] == min(entries)[0]
+            assert (int(record[f"level{number >> 6}"]) >> (number & 63) & 1 == 1) == bool(entries)
+            found += entries
+        assert len(found) == record["count"]
+        timers = self.memory.record["timers"]
+        heap = rig.table(int(timers["heap"]), 2 * int(timers["size"])).reshape(-1, 2).tolist()
+        live = [(d, o) for d, o in heap if load(slot_at(self.timers, o & (SLOT_LIMIT - 1)) + S_ORDER) >> 22 == o >> 22]
+        assert len(heap) - len(live) == timers["stale"] <= max(3, len(heap) // 2 + 1)
+        expected = [(deadline, sequence << SLOT_BITS | slot) for deadline, sequence, slot in self.naive.entries]
+        assert sorted(found + live) == expected
+
+    @invariant()
+    def free_chunks_are_zero(self) -> None:
+        if not self.naive.entries:
+            pool = self.memory.record["pool"]
+            for chunk in rig.stacked(self.memory.pool + layout.P_FREE, int(pool["next"])):
+                words = rig.table(far.pool_address(self.memory.pool, chunk), int(pool["chunk_bytes"]) // 8)
+                assert not words.any()
+
+
+TestAgenda = AgendaMachine.TestCase
+TestAgenda.settings = rig.MACHINE
+
+
+def test_a_large_bucket_wakes_the_loop_no_later_than_needed() -> None:
+    """Its least deadline was cancelled: the bound is in the bucket, and opening it makes it exact."""
+    memory = rig.Memory()
+    base, timers = memory.base, memory.timers
+    far.far_begin(base, 0)
+    start = 1 << 40
+    for number in range(2 * far.SCAN_MOST):
+        slot = slot_take(timers)
+        assert agenda_insert(base, slot, slot_at(timers, slot), start + 100 + number, 0) == 0
+        if number == 0:
+            first = slot
+    agenda_remove(base, slot_at(timers, first))
+    assert agenda_next(base) == start + 100
+    assert agenda_due(base, start + 100) == -1
+    assert agenda_next(base) == start + 101
+    assert agenda_due(base, start + 101) >= 0
+    agenda_clear(base)
+    assert memory.record["far"]["count"] == 0
+
+
+def test_bits() -> None:
+    for bit in range(64):
+        assert first_bit(-1 << bit) == bit
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_schedules_fire_in_exact_order(seed: int) -> None:
+    """Delays of 0 to 0.2 s over six orders of magnitude, a third of them cancelled, others armed by callbacks: by
+    deadline to the nanosecond, and equal deadlines in scheduling order; none early.
+    """
+    loop, dice = Loop(), random.Random(seed)
+    slots = loop._record["timers"]
+    fired: list[tuple[int, int, float, float]] = []  # deadline ns, id's place in scheduling order, earliest time, time
+    count = 300 if rig_is_slow() else 5000
+    armed: list[int] = []
+    cancelled: set[int] = set()
+    deadlines: dict[int, int] = {}
+
+    def fire(number: int, least: float) -> None:
+        fired.append((deadlines[number], number, least, time.monotonic()))
+        if dice.random() < 0.2 and len(armed) < 2 * count:
+            arm()
+        if dice.random() < 0.2:
+            cancel()
+        if len(fired) + len(cancelled) == len(armed):
+            loop.stop()
+
+    def arm() -> None:
+        number = len(armed)
+        delay = dice.choice([0.0, 1e-6, 1e-4, 1e-3, 1e-2, 0.1]) * dice.choice([1.0, 1.0, dice.random(), 2.0])
+        identifier = loop.schedule_timer(delay, fire, number, time.monotonic() + delay)
+        armed.append(identifier)
+        slot = slot_at(loop._state.ctypes.data + layout.TIMERS_AT, identifier & (SLOT_LIMIT - 1))
+        deadlines[number] = int(rig.table(slot + layout.S_DEADLINE, 1)[0])
+
+    def cancel() -> None:
+        number = dice.randrange(len(armed))
+        if loop.cancel_timer(armed[number]):
+            cancelled.add(number)
+
+    def begin() -> None:
+        for number in range(count):
+            arm()
+            if number % 3 == 0:
+                cancel()
+
+    loop.submit(begin)
+    loop.run()
+    assert sorted(number for _, number, _, _ in fired) == sorted(set(range(len(armed))) - cancelled)
+    assert all(when >= least - 1e-9 for _, _, least, when in fired)
+    order = [(deadline, number) for deadline, number, _, _ in fired]
+    assert order == sorted(order)
+    assert slots["size"] == slots["stale"] == loop._record["far"]["count"] == 0
+    loop.close()
+
+
+def rig_is_slow() -> bool:
+    """Do kernels run as plain Python?"""
+    from nbloop.kernels import pack
+
+    return pack.status.mode == "interpreted"
