@@ -195,8 +195,8 @@ def far_expect(base: int, record: int) -> None:
 def far_remove(base: int, record: int) -> None:
     """Take out the entry of the slot at `record`: the bucket's last goes in its place. O(1).
 
-    Four lines are touched that a million timers leave cold: the slot, its entry, and the last entry's slot, to be
-    written without waiting; the bucket's last entry is usually warm.
+    Three lines are touched that a million timers leave cold: the slot, its entry, and the last entry's slot; the
+    bucket's last entry is usually warm.
     """
     place = get(record + S_PLACE)
     number = place & ((1 << (PLACE_SHIFT + 4)) - 1)

@@ -1,7 +1,7 @@
 r"""Timer slots: armed and cancelled from any thread, with a definite answer at once.
 
-Problem: the heap belongs to the loop thread, but `cancel` on another thread must say *now* whether the callback will
-run, without a round trip through the loop (tens of µs). Idea: the answer is not in the heap. Each timer has a slot
+Problem: the agenda belongs to the loop thread, but `cancel` on another thread must say *now* whether the callback will
+run, without a round trip through the loop (tens of µs). Idea: the answer is not in there. Each timer has a slot
 with one atomic word, ``generation << 4 | unreferenced << 3 | state``, and whoever swaps that word decides: the loop
 by ARMED -> SPENT before it calls, the canceller by ARMED -> CANCELLED. The id that the user holds is ``generation <<
 SLOT_BITS | slot``: of a slot used again the generation differs, so a stale id is 'unknown', never somebody else's
@@ -12,9 +12,9 @@ timer (until 2**41 uses of one slot).
     SPENT --arm on the loop thread--> ARMED --fire--> SPENT            (one-shot; the loop then owns the callback)
       |                                 |  \--fire--> RUNNING --> ARMED  (interval: armed anew after its callback)
       |                                 |                |
-      +--arm elsewhere--> PENDING ------+----cancel------+--> CANCELLED --out of the heap--> SPENT, slot free
+      +--arm elsewhere--> PENDING ------+----cancel------+--> CANCELLED --out of the agenda--> SPENT, slot free
 
-Another thread's arm and cancel travel to the heap as commands in the remote queue; until the loop runs they are
+Another thread's arm and cancel travel to the agenda as commands in the remote queue; until the loop runs they are
 tombstones, never more than `WAKE_BACKLOG` of them. They wake a sleeping loop only if the new deadline is earlier than
 the one it sleeps until.
 
