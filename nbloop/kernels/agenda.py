@@ -1,25 +1,26 @@
 """The agenda: all armed timers in the order in which they are due, the near ones sorted and the far ones not.
 
 `heap.py` and `far.py` are the two halves; this file decides which of them a timer is in and moves it over when its
-time comes. The slot's ``order`` word ties an entry to its timer: an entry whose sequence number its slot no longer has
-is *stale*, its timer cancelled. Far entries are removed at once; in the heap a stale one stays until it is first, or
-until half of the heap is stale and a sweep takes them all, so that a cancel there is O(1) too, amortised. It is 16
-bytes; the callable and the slot are free at once.
+time comes. In the heap as in a bucket the entry of a cancelled timer is *stale* (far.py) until it comes first, or
+until half of the entries are and a sweep takes them all; so a cancel is O(1), amortised, and touches the slot alone.
 
 Invariants: a timer that is far is after the horizon (a near one may be too: few are not worth a bucket); `stale` is
-the number of stale entries; no far entry is stale. Everything here belongs to the loop thread.
+the number of stale entries of the heap. Everything here belongs to the loop thread.
 """
 
 from __future__ import annotations
 
 from .atomics import get, load, prefetch, put, store
 from .far import (
+    AHEAD,
     GRAIN_MASK,
+    SWEEP_LEAST,
     bucket_at,
     bucket_chunk,
     bucket_lost,
     bucket_shrink,
     bucket_start,
+    entry_live,
     far_first,
     far_insert,
     far_least,
@@ -53,8 +54,6 @@ from .parking import FOREVER
 from .slots import slot_at
 
 FEW = 128  # timers of a bucket that go to the heap at once, however wide it is
-AHEAD = 8 * NODE_BYTES  # how far ahead of the entry that moves the slots are prefetched
-SWEEP_LEAST = 64  # stale entries that are never worth a sweep
 
 
 @helper
@@ -90,12 +89,6 @@ def agenda_remove(base: int, record: int) -> None:
     put(timers + T_STALE, stale)
     if stale > SWEEP_LEAST and 2 * stale > get(timers + T_SIZE):
         agenda_sweep(timers)
-
-
-@helper
-def entry_live(timers: int, order: int) -> bool:
-    """Does an entry's slot still have its sequence number?"""
-    return (load(slot_at(timers, order & (SLOT_LIMIT - 1)) + S_ORDER) ^ order) >> SLOT_BITS == 0
 
 
 @helper
@@ -175,6 +168,7 @@ def agenda_open(base: int, number: int) -> int:
             return -1
         for at in range(first, min(first + AHEAD, end), NODE_BYTES):
             prefetch(slot_at(timers, get(at + 8) & (SLOT_LIMIT - 1)))
+        stale = 0
         for at in range(first, end, NODE_BYTES):
             if at + AHEAD < end:
                 prefetch(slot_at(timers, get(at + AHEAD + 8) & (SLOT_LIMIT - 1)))
@@ -182,11 +176,13 @@ def agenda_open(base: int, number: int) -> int:
             put(at, 0)
             put(at + 8, 0)
             record = slot_at(timers, order & (SLOT_LIMIT - 1))
-            if few or deadline <= horizon or far_insert(base, record, deadline, order) < 0:
+            if not entry_live(timers, order):
+                stale += 1
+            elif few or deadline <= horizon or far_insert(base, record, deadline, order) < 0:
                 put(record + S_PLACE, 0)
                 heap_insert(timers, deadline, order)
                 prefetch(load(record + S_CALLBACK) & POINTER_MASK)
-        bucket_lost(base, number, (end - first) // NODE_BYTES)
+        bucket_lost(base, number, (end - first) // NODE_BYTES, stale)
         bucket_shrink(base, bucket)
     put(far + F_OPENING, 0)
     return 0
@@ -227,10 +223,14 @@ def agenda_clear(base: int) -> None:
             break
         bucket = bucket_at(base, number)
         first, end = bucket_chunk(base, bucket) + NODE_BYTES, get(bucket + B_NEXT)
+        stale = 0
         for at in range(first, end, NODE_BYTES):
-            store(slot_at(timers, get(at + 8) & (SLOT_LIMIT - 1)) + S_ORDER, 0)
+            if entry_live(timers, get(at + 8)):
+                store(slot_at(timers, get(at + 8) & (SLOT_LIMIT - 1)) + S_ORDER, 0)
+            else:
+                stale += 1
             put(at, 0)
             put(at + 8, 0)
-        bucket_lost(base, number, (end - first) // NODE_BYTES)
+        bucket_lost(base, number, (end - first) // NODE_BYTES, stale)
         bucket_shrink(base, bucket)
     put(base + FAR_AT + F_OPENING, 0)

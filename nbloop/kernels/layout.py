@@ -91,7 +91,7 @@ FAR = _record(
 )
 # One bucket: where its next entry goes, where its last chunk ends and which that is; how many entries; a lower bound
 # of their deadlines, and whether the entry that set it has gone. A 64-byte line.
-BUCKET = np.dtype([(name, np.int64) for name in ("next", "end", "chunk", "count", "least", "loose", "_6", "_7")])
+BUCKET = np.dtype([(name, np.int64) for name in ("next", "end", "chunk", "count", "stale", "least", "loose", "_7")])
 
 # Readiness (readiness.py): what the poller has reported and the loop has not dispatched yet.
 IO = _record(
@@ -238,7 +238,7 @@ T_STALE = offset(TIMERS, "stale")
 F_HORIZON, F_COUNT, F_OPENING = offset(FAR, "horizon"), offset(FAR, "count"), offset(FAR, "opening")
 F_BUCKETS, F_LEVEL0 = offset(FAR, "buckets"), offset(FAR, "level0")
 B_NEXT, B_END, B_CHUNK = offset(BUCKET, "next"), offset(BUCKET, "end"), offset(BUCKET, "chunk")
-B_COUNT, B_LEAST, B_LOOSE = offset(BUCKET, "count"), offset(BUCKET, "least"), offset(BUCKET, "loose")
+B_COUNT, B_STALE, B_LEAST, B_LOOSE = (offset(BUCKET, n) for n in ("count", "stale", "least", "loose"))
 
 LIFECYCLE, INTERRUPT, OWNER = offset(STATE, "lifecycle"), offset(STATE, "interrupt"), offset(STATE, "owner")
 SELF, BUDGET, CLAMP, AUTO_EXIT = (offset(STATE, n) for n in ("self", "budget", "clamp", "auto_exit"))

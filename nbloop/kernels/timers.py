@@ -27,9 +27,8 @@ ARMED and RUNNING slots; ``unreferenced`` of them do not count.
 from __future__ import annotations
 
 from .agenda import agenda_insert, agenda_remove
-from .atomics import compare_and_swap, fetch_add, get, load, load_sc, put, store
+from .atomics import compare_and_swap, fetch_add, get, load, load_sc, prefetch, put, store
 from .capi import Py_DecRef
-from .far import far_expect
 from .ingress import queue_length, queue_push
 from .kernel import helper
 from .layout import (
@@ -176,8 +175,7 @@ def timer_cancel(base: int, identifier: int, here: bool) -> bool:
         # Read before the swap: from then on the slot may be freed and used again. If the swap succeeds, no generation
         # lay between.
         callback = load(record + S_CALLBACK)
-        if here:
-            far_expect(base, record)
+        prefetch(callback & POINTER_MASK)  # to be released at the end
         if compare_and_swap(record + S_WORD, word, word & ~STATE_MASK & ~UNREFERENCED | CANCELLED):
             break
     if word & UNREFERENCED:

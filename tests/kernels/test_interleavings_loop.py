@@ -431,8 +431,8 @@ FIRE_WITHOUT_SWAP = mutant(
     ("original", "broken", "first_seed"),
     [
         (timers.timer_cancel, NO_GENERATION, 0),
-        (turn.timer_fire, FIRE_WITHOUT_SWAP, 63),
-        (timers.timer_cancel, READ_AFTER_SWAP, 27),
+        (turn.timer_fire, FIRE_WITHOUT_SWAP, 99),
+        (timers.timer_cancel, READ_AFTER_SWAP, 39),
     ],
     ids=["no look at the generation", "fire without swap", "callback read after the swap"],
 )
