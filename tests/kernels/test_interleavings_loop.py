@@ -421,7 +421,8 @@ def test_timer_word(monkeypatch: pytest.MonkeyPatch) -> None:
 READ = "        callback = load(record + S_CALLBACK)\n"
 AFTER = "    if word & UNREFERENCED:\n"
 NO_GENERATION = mutant(timers.timer_cancel, ("word >> GENERATION_SHIFT != identifier >> SLOT_BITS or ", ""))
-READ_AFTER_SWAP = mutant(timers.timer_cancel, (READ, ""), (AFTER, READ[4:] + AFTER))
+HINT = "        prefetch(callback & POINTER_MASK)  # to be released at the end\n"
+READ_AFTER_SWAP = mutant(timers.timer_cancel, (READ, ""), (HINT, ""), (AFTER, READ[4:] + AFTER))
 FIRE_WITHOUT_SWAP = mutant(
     turn.timer_fire, ("if compare_and_swap(record + S_WORD, word, new):", "if store(record + S_WORD, new) is None:")
 )
