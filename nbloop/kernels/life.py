@@ -8,6 +8,7 @@ truly, and what it looks at is consistent, if empty.
 from __future__ import annotations
 
 from .atomics import compare_and_swap, exchange, fetch_add, get, load, monotonic_ns, put, store, store_sc
+from .caller import on_loop_thread
 from .capi import (
     Py_DecRef,
     PyBool_FromLong,
@@ -79,7 +80,6 @@ from .layout import (
     TICKS,
     TIMERS_AT,
 )
-from .methods import on_loop_thread
 from .parking import step_aside, wide_awake
 from .parking import wake as wake_loop
 from .readiness import WATCHED

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from .atomics import get, load, monotonic_ns, put
 from .callbacks import fetch_remote
+from .caller import on_loop_thread, refuse
 from .capi import (
     OBJECT_HEADER,
     TUPLE_ITEMS,
@@ -36,7 +37,7 @@ from .layout import (
     TERMINATING,
     TIMERS_AT,
 )
-from .methods import on_loop_thread, pack_all, refuse
+from .methods import pack_all
 from .timers import (
     due_after,
     immediate_cancel,

@@ -11,11 +11,12 @@ entry; what is added meanwhile waits for the next turn, so no phase can starve t
 from __future__ import annotations
 
 from .atomics import compare_and_swap, exchange, fetch_add, get, load, load_sc, monotonic_ns, put, store
-from .callbacks import LEAVE, call_hook, checkpoint, invoke, invoke_owned
+from .callbacks import LEAVE, call_hook, invoke
 from .capi import (
     Py_DecRef,
     PyLong_FromLongLong,
 )
+from .checkpoint import checkpoint, invoke_owned
 from .external import phase_external
 from .heap import heap_insert, heap_remove
 from .ingress import queue_close_if_empty, queue_length, queue_reopen
