@@ -176,6 +176,9 @@ def _lost(reaction: Eventual, error: BaseException) -> None:
         while waiting:
             reaction = waiting.pop()
             if isinstance(reaction, Promise):
+                for slot in ("_on_fulfilled", "_on_rejected"):  # which live no longer than they can be called
+                    with contextlib.suppress(AttributeError):
+                        delattr(reaction, slot)
                 reaction._handled = True  # nobody could do anything about it
                 reaction._reject(error)
                 continue

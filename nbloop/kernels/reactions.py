@@ -234,17 +234,7 @@ def queue_reaction(view: int, settled: int, reaction: int) -> None:
     if call_two(get(view + V_LOST), reaction, error) != 0:
         PyErr_WriteUnraisable(reaction)  # the others must be queued all the same
     Py_DecRef(error)
-    release_word(reaction + E_ON_FULFILLED)
-    release_word(reaction + E_ON_REJECTED)
     Py_DecRef(reaction)
-
-
-@helper
-def release_word(word: int) -> None:
-    """Empty a slot that the caller has for itself."""
-    target = exchange(word, 0)
-    if target != 0:
-        Py_DecRef(target)
 
 
 @helper
