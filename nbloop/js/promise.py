@@ -58,7 +58,7 @@ class Promise[T](Eventual):
     def __init__(self, js: JS) -> None:
         self._view = js._view  # the one word that can not be absent: a slot written costs 25 ns
         if js.debug:
-            _made(self)
+            _made(self, 3)  # and this one, and the view's
 
     @property
     def state(self) -> Literal["pending", "fulfilled", "rejected"]:
@@ -191,11 +191,9 @@ def _lost(reaction: Eventual, error: BaseException) -> None:
         _losing.waiting = None
 
 
-def _made(promise: Promise[Any]) -> None:
-    """In debug mode: remember where. Called by what makes it, so that is the last frame but one or, in `then`, none
-    of Python.
-    """
-    promise._site = "".join(traceback.format_stack()[:-1])
+def _made(promise: Promise[Any], frames: int = 1) -> None:
+    """In debug mode: remember where, but for that many innermost frames, this one's included."""
+    promise._site = "".join(traceback.format_stack()[:-frames])
 
 
 def _misused(instance: object) -> None:
