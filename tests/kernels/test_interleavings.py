@@ -230,7 +230,7 @@ def reactions_model() -> None:
 
 
 def test_reactions() -> None:
-    search(reactions_model, 150)
+    search(reactions_model, 60)
 
 
 def test_a_settler_that_does_not_go_round_again_is_caught() -> None:

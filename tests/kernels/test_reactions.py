@@ -331,7 +331,8 @@ def test_very_many_that_wait_are_dropped(world: World, shape: str) -> None:
 def test_a_method_of_a_type(world: World) -> None:
     """A kernel that is a method: its name, its signature, and what it is called with."""
     assert Seen.then.__name__ == "then"
-    assert str(inspect.signature(Seen.then)).replace("self, /", "self").startswith("(self, on_fulfilled=None, on_")
+    parameters = inspect.signature(Seen.then).parameters.values()
+    assert [(p.name, p.default) for p in parameters][1:] == [("on_fulfilled", None), ("on_rejected", None)]
     assert inspect.getdoc(Seen.then) == "A child."
     if pack.status.mode == "compiled":
         assert inspect.ismethoddescriptor(Seen.then)
