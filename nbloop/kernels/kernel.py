@@ -120,10 +120,11 @@ class Kernel:
         return method
 
     def _definition(self, like: Callable[..., Any]) -> int:
-        definition = self._definitions.get(like.__name__)
+        face = f"{like.__module__}.{like.__qualname__}"
+        definition = self._definitions.get(face)
         if definition is None:
             definition = _MethodDef(like.__name__.encode(), self.address, self.arity, _doc(like).encode())
-            definition = self._definitions.setdefault(like.__name__, definition)
+            definition = self._definitions.setdefault(face, definition)
         return ctypes.addressof(definition)
 
 
