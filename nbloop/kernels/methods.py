@@ -1,10 +1,7 @@
 """The built-in methods of a loop and of a producer handle: arguments in, one structure called, a status turned into a
 result.
 
-Every refusal goes through one Python function, the state's ``refuse(code, culprit)``, which raises the right
-exception, naming the argument. It is called before anything is stored, or after what was stored has been taken back,
-so a refused call changes nothing. If it returns instead, the call is tried again: that is how a submit meets a loop
-that is just finding out whether it may exit (`quiet`).
+How a call is refused is in caller.py.
 """
 
 from __future__ import annotations
