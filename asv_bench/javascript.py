@@ -71,11 +71,15 @@ def _in_turn(label: str, ours: Nbloop, begin: Callable[[Callable[[Any], None]], 
     return probe
 
 
-def chain(label: str, ours: Nbloop, js: JS, length: int = CHAIN, times: int = REPEAT) -> Probe:
-    """A resolved promise and `length` times `then`, until the last handler runs: ns for all of it."""
+def same(value: Any) -> Any:
+    """The handler of a chain of plain values."""
+    return value
 
-    def step(value: int) -> int:
-        return value
+
+def chain(
+    label: str, ours: Nbloop, js: JS, length: int = CHAIN, times: int = REPEAT, step: Callable[[Any], Any] = same
+) -> Probe:
+    """A resolved promise and `length` times `then`, until the last handler runs: ns for all of it."""
 
     def begin(end: Callable[[Any], None]) -> None:
         promise = js.resolve(1)

@@ -3,17 +3,17 @@
 Each takes any iterable of promises, thenables, futures, awaitables and plain values, exhausts it at once, and treats
 each item, before it takes the next, as ``resolve(item).then(...)``, which is what makes the number of jobs the
 standard's; the promises that those `then` would make are seen by nobody, so they are not made. Items may settle on
-any threads: what is left is counted by popping from a list, which is atomic; two threads may both find it empty, and
-the result's resolving functions let the first decide.
+any threads: a value goes straight from the promise to its place in a list, by a kernel (`Places`), and who fills the
+last place settles the result.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .promise import Promise, RejectedError, react, resolved, resolving_functions
+from ..kernels.eventual import Places, Resolver
+from .promise import Promise, RejectedError, resolved
 
 if TYPE_CHECKING:
     from .view import JS
@@ -56,51 +56,23 @@ def _combine(
     for.
     """
     promise: Promise[Any] = Promise(js)
-    resolve_it, reject_it = resolving_functions(promise)
+    resolver = Resolver(promise)
     try:
-        subscribe((resolved(js, item) for item in items), resolve_it, reject_it)
+        subscribe((resolved(js, item) for item in items), resolver.resolve, resolver.reject)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # the iterable's own, or of a `then` that was overridden: IfAbruptRejectPromise
-        reject_it(error)
+        resolver.reject(error)
     return promise
-
-
-class _Places:
-    """Values that arrive in any order, from any thread, and a function to call with all of them."""
-
-    def __init__(self, done: Settler) -> None:
-        self._values: list[Any] = []
-        self._left = [None]  # one more: nothing is complete before everything is subscribed
-        self._done = done
-
-    def new(self) -> int:
-        """One more place. Only by who subscribes, and before `subscribed`."""
-        self._values.append(None)
-        self._left.append(None)
-        return len(self._values) - 1
-
-    def put(self, index: int, value: Any) -> None:
-        """The value for that place. Called once for each: a promise of ours settles once, and all items are such."""
-        self._values[index] = value
-        self._left.pop()
-        if not self._left:
-            self._done(self._values)
-
-    def subscribed(self) -> None:
-        """All items have been subscribed to."""
-        self._left.pop()
-        if not self._left:
-            self._done(self._values)
 
 
 def all_(js: JS, items: Iterable[Any]) -> Promise[list[Any]]:
     """Fulfilled with all values in order, or rejected with the first reason (27.2.4.1). Empty: fulfilled with []."""
 
     def subscribe(promises: Iterable[Promise[Any]], resolve_it: Settler, reject_it: Settler) -> None:
-        places = _Places(resolve_it)
+        places = Places(js._view, resolve_it)
         for promise in promises:
-            react(promise, partial(places.put, places.new()), reject_it, None)
+            promise._react(places, reject_it)
         places.subscribed()
 
     return _combine(js, items, subscribe)
@@ -112,14 +84,14 @@ def all_settled(js: JS, items: Iterable[Any]) -> Promise[list[dict[str, Any]]]:
     """
 
     def subscribe(promises: Iterable[Promise[Any]], resolve_it: Settler, _reject_it: Settler) -> None:
-        places = _Places(resolve_it)
+        places = Places(js._view, resolve_it)
 
         def put(index: int, status: str, name: str) -> Settler:
             return lambda outcome: places.put(index, {"status": status, name: outcome})
 
         for promise in promises:
             index = places.new()
-            react(promise, put(index, "fulfilled", "value"), put(index, "rejected", "reason"), None)
+            promise._react(put(index, "fulfilled", "value"), put(index, "rejected", "reason"))
         places.subscribed()
 
     return _combine(js, items, subscribe)
@@ -129,9 +101,9 @@ def any_(js: JS, items: Iterable[Any]) -> Promise[Any]:
     """Fulfilled with the first value, or rejected with an `AggregateError` of all reasons in order (27.2.4.3)."""
 
     def subscribe(promises: Iterable[Promise[Any]], resolve_it: Settler, reject_it: Settler) -> None:
-        places = _Places(lambda reasons: reject_it(_aggregate(reasons)))
+        places = Places(js._view, lambda reasons: reject_it(_aggregate(reasons)))
         for promise in promises:
-            react(promise, resolve_it, partial(places.put, places.new()), None)
+            promise._react(resolve_it, places)
         places.subscribed()
 
     return _combine(js, items, subscribe)
@@ -142,6 +114,6 @@ def race(js: JS, items: Iterable[Any]) -> Promise[Any]:
 
     def subscribe(promises: Iterable[Promise[Any]], resolve_it: Settler, reject_it: Settler) -> None:
         for promise in promises:
-            react(promise, resolve_it, reject_it, None)
+            promise._react(resolve_it, reject_it)
 
     return _combine(js, items, subscribe)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
-from .promise import Promise, react, reason_as_exception, reject, resolve, resolved
+from .promise import Promise, reason_as_exception, resolved
 
 if TYPE_CHECKING:
     from .abort import AbortSignal
@@ -52,13 +52,13 @@ class Running:
             awaited = self._coroutine.throw(value) if throw else self._coroutine.send(value)
         except StopIteration as stop:
             self._end()
-            resolve(self._promise, stop.value)
+            self._promise._resolve(stop.value)
             return
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
             self._end()
-            reject(self._promise, error)
+            self._promise._reject(error)
             return
         if not isinstance(awaited, Promise):
             self._js.loop.schedule_microtask(
@@ -68,11 +68,9 @@ class Running:
                 TypeError(f"a coroutine run by JS.spawn can await promises, futures and coroutines, not {awaited!r}"),
             )
             return
-        react(
-            resolved(self._js, awaited),
+        resolved(self._js, awaited)._react(
             lambda outcome: self._resume(turn, False, outcome),
             lambda reason: self._resume(turn, True, reason_as_exception(reason)),
-            None,
         )
 
     def _resume(self, turn: int, throw: bool, value: Any) -> None:
@@ -82,7 +80,7 @@ class Running:
             self._step(throw, value)
         else:  # the loop has ended: nothing of the coroutine may run on the thread that found out
             self._end()
-            reject(self._promise, value)
+            self._promise._reject(value)
 
     def _end(self) -> None:
         self._turn = ENDED
@@ -97,7 +95,7 @@ def spawn(js: JS, coroutine: Coroutine[Any, Any, Any], signal: AbortSignal | Non
     if signal is not None:
         if signal.aborted:
             coroutine.close()
-            reject(promise, signal.reason)
+            promise._reject(signal.reason)
             return promise
         running.follow(signal)
     if js.loop.is_loop_thread():

@@ -4,15 +4,13 @@ Source: ECMAScript 2025, 27.2 (names of its abstract operations are cited where 
 1.1.
 
 Problem: interleavings of promise chains are observable, so each step must take the *number* of microtasks that the
-standard says; and on free-threaded Python `resolve` and `then` may be called by different threads at once. Idea: a
-promise is three slots and a list of reactions. Whoever settles writes the value, then the state, and then queues
-reactions; whoever adds one appends it, and then looks at the state. List operations are atomic and are full barriers,
-so one of them sees the other (the loop's own sleep protocol has the same shape). So that handlers run in the order in
-which they were added, one thread at a time queues a promise's reactions: it claims that in a dict of the view, and
-takes each reaction off the list after it is queued. No lock, no flag per promise; only the pair of resolving
-functions that a user gets shares one token, which the first call takes.
+standard says; and on free-threaded Python `resolve` and `then` may be called by different threads at once. Idea: what
+every promise does, which is to settle once and to queue reactions in order, is compiled and works on the instance's
+own slots (kernels/reactions.py has the protocol). Here is what is JavaScript's: what a promise may be resolved with
+besides a plain value, who is told of a rejection, and what becomes of handlers when the loop has ended. The kernels
+call these functions when they meet such a case, so none of them is on the way of a chain of plain values.
 
-It loses against a future with one callback: a promise that nobody chains still costs the list.
+It loses where every handler returns an object that has to be asked whether it is a thenable: that is Python's part.
 """
 
 from __future__ import annotations
@@ -20,25 +18,20 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import logging
+import threading
 import traceback
 from collections.abc import Awaitable, Callable, Generator
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 from ..errors import LoopTerminatedError
+from ..kernels import reactions
+from ..kernels.eventual import Eventual, Places, Resolver, View, make_view
+from ..kernels.kernel import method
 
 if TYPE_CHECKING:
     from .view import JS
 
 logger = logging.getLogger("nbloop")
-
-PENDING, FULFILLED, REJECTED = 0, 1, 2
-_NAMES: tuple[Literal["pending"], Literal["fulfilled"], Literal["rejected"]] = ("pending", "fulfilled", "rejected")
-
-type Handler = Callable[[Any], Any]
-type Reaction = tuple[Handler | None, Handler | None, Promise[Any] | None]
-
-# Types whose instances are never thenables: the common results need no look-up of `then`.
-_PLAIN = frozenset({int, str, float, bool, bytes, type(None), tuple, list, dict, set, frozenset, complex, bytearray})
 
 
 class RejectedError(Exception):
@@ -50,7 +43,7 @@ class RejectedError(Exception):
         return self.args[0]
 
 
-class Promise[T]:
+class Promise[T](Eventual):
     """A value that will be there, or a reason why not. Made by `JS.promise`, `JS.with_resolvers` and the other
     methods of `JS`.
 
@@ -59,23 +52,22 @@ class Promise[T]:
     with its handlers.
     """
 
-    __slots__ = ("__weakref__", "_handled", "_js", "_reactions", "_site", "_state", "_value")
-    _handled: bool
-    _value: Any
+    __slots__ = ("__weakref__", "_site")
+    _site: str
 
     def __init__(self, js: JS) -> None:
-        # Each slot written costs 25 ns of the 300: `_value` has no meaning yet, and `_handled` is its own absence.
-        self._js = js
-        self._state = PENDING
-        self._reactions: list[Reaction] = []
+        self._view = js._view  # the one word that can not be absent: a slot written costs 25 ns
         if js.debug:
-            self._site = "".join(traceback.format_stack()[:-2])
+            _made(self, 3)  # and this one, and the view's
 
     @property
     def state(self) -> Literal["pending", "fulfilled", "rejected"]:
         """Where it stands. ``pending`` may be a moment old; the others are final."""
-        return _NAMES[self._state]
+        if not hasattr(self, "_outcome"):
+            return "pending"
+        return "fulfilled" if self._outcome else "rejected"
 
+    @method(reactions.then)
     def then[U](
         self,
         on_fulfilled: Callable[[T], Promise[U] | Awaitable[U] | U] | None = None,
@@ -87,13 +79,7 @@ class Promise[T]:
         ECMAScript 27.2.5.4, Promises/A+ 2.2. A handler that raises rejects the new promise; one that returns a
         promise, a thenable, a `concurrent.futures.Future` or an awaitable makes it follow that. O(1).
         """
-        child: Promise[U] = Promise(self._js)
-        if on_fulfilled is not None and not callable(on_fulfilled):  # given anything, as the standard has it
-            on_fulfilled = None
-        if on_rejected is not None and not callable(on_rejected):
-            on_rejected = None
-        react(self, on_fulfilled, on_rejected, child)
-        return child
+        raise NotImplementedError  # pragma: no cover
 
     def catch[U](self, on_rejected: Callable[[Any], Promise[U] | Awaitable[U] | U] | None = None) -> Promise[T | U]:
         """``then(None, on_rejected)`` (ECMAScript 27.2.5.1)."""
@@ -107,14 +93,14 @@ class Promise[T]:
         """
         if not callable(on_finally):
             return cast("Promise[T]", self.then(on_finally, on_finally))
-        js = self._js
+        js: JS = self._view.owner
 
         def then_finally(value: T) -> Promise[T]:
             return js.resolve(on_finally()).then(lambda _ignored: value)
 
         def catch_finally(reason: Any) -> Promise[T]:
             again: Promise[T] = Promise(js)  # as of `then` with a handler that throws, which not every reason can be
-            react(js.resolve(on_finally()), lambda _ignored: reject(again, reason), _refuse(again), None)
+            js.resolve(on_finally())._react(lambda _ignored: again._reject(reason), again._reject)
             return again
 
         return cast("Promise[T]", self.then(then_finally, catch_finally))
@@ -124,212 +110,143 @@ class Promise[T]:
         return cast("T", (yield self))
 
     def __repr__(self) -> str:
-        outcome = "" if self._state == PENDING else f" {self._value!r}"
+        outcome = f" {self._value!r}" if hasattr(self, "_outcome") else ""
         return f"<Promise {self.state}{outcome}>"
 
 
-def react(
-    promise: Promise[Any], on_fulfilled: Handler | None, on_rejected: Handler | None, child: Promise[Any] | None
-) -> None:
-    """PerformPromiseThen (27.2.5.4.1): run a handler when the promise is settled, soon if it is, and let `child`
-    follow the outcome.
+def _follow(promise: Promise[Any], resolution: Any) -> None:
+    """The body of a promise resolve function (27.2.1.3.2) for what is of no plain type. The caller alone may settle
+    this promise.
     """
-    promise._handled = True
-    if promise._state and not promise._reactions:
-        _queue(promise, on_fulfilled, on_rejected, child)
-        return
-    promise._reactions.append((on_fulfilled, on_rejected, child))
-    if promise._state:  # looked at *after* the append: see the essay above
-        _schedule(promise)
-
-
-def _schedule(promise: Promise[Any], lost: list[Any] | None = None) -> None:
-    """Queue a job for each reaction of a settled promise, or add it to `lost`: each once, in order. Any thread.
-
-    One thread at a time: others leave theirs to it, and it looks again when it has let go.
-    """
-    reactions = promise._reactions
-    claims = promise._js.claims
-    key = id(promise)
-    while reactions:
-        claim: list[None] = []
-        if claims.setdefault(key, claim) is not claim:
-            return
-        try:
-            while reactions:
-                on_fulfilled, on_rejected, child = reactions[0]
-                if lost is None:
-                    _queue(promise, on_fulfilled, on_rejected, child)
-                else:
-                    lost.append((on_rejected, child))
-                del reactions[0]  # only now: who finds the list empty may queue at once, and comes after all others
-        finally:
-            del claims[key]
-
-
-def _queue(
-    promise: Promise[Any], on_fulfilled: Handler | None, on_rejected: Handler | None, child: Promise[Any] | None
-) -> None:
-    try:
-        promise._js.queue_microtask(_job, promise, on_fulfilled if promise._state == FULFILLED else on_rejected, child)
-    except LoopTerminatedError:  # settled all the same, but there is no loop left to run handlers
-        _lost(on_rejected, child)
-
-
-def _lost(on_rejected: Handler | None, child: Promise[Any] | None) -> None:
-    """A reaction will never run: what waits for it is rejected, to the end of the chain, which may be too long for
-    recursion.
-    """
-    error = LoopTerminatedError("the loop has terminated")
-    waiting: list[Any] = [(on_rejected, child)]
-    while waiting:
-        on_rejected, child = waiting.pop()
-        if child is None:  # the view's own, of a combinator, an adoption or a coroutine
-            if on_rejected is not None:
-                on_rejected(error)
-        elif child._state == PENDING:
-            child._value = error
-            child._state = REJECTED
-            _schedule(child, waiting)
-
-
-def _job(promise: Promise[Any], handler: Callable[[Any], Any] | None, child: Promise[Any] | None) -> None:
-    """NewPromiseReactionJob (27.2.2.1)."""
-    if handler is None:
-        if child is not None:
-            if promise._state == FULFILLED:
-                resolve(child, promise._value)
-            else:
-                reject(child, promise._value)
-        return
-    try:
-        result = handler(promise._value)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:
-        if child is not None:
-            reject(child, error)
-        return
-    if child is not None:
-        if type(result) in _PLAIN:  # as in `resolve`, without the call: most handlers return such
-            _settle(child, FULFILLED, result)
-        else:
-            resolve(child, result)
-
-
-def _settle(promise: Promise[Any], state: int, value: Any) -> None:
-    promise._value = value
-    promise._state = state
-    if promise._reactions:
-        _schedule(promise)
-
-
-def fulfill(promise: Promise[Any], value: Any) -> None:
-    """FulfillPromise (27.2.1.4). The caller alone may settle this promise."""
-    _settle(promise, FULFILLED, value)
-
-
-def reject(promise: Promise[Any], reason: Any) -> None:
-    """RejectPromise (27.2.1.7). The caller alone may settle this promise."""
-    _settle(promise, REJECTED, reason)
-    if not hasattr(promise, "_handled"):
-        promise._js.rejections.note(promise)
-
-
-def resolve(promise: Promise[Any], resolution: Any) -> None:
-    """The body of a promise resolve function (27.2.1.3.2). The caller alone may settle this promise."""
-    if type(resolution) in _PLAIN:
-        _settle(promise, FULFILLED, resolution)
-        return
     if resolution is promise:
-        reject(promise, TypeError("a promise can not be resolved with itself"))
+        promise._reject(TypeError("a promise can not be resolved with itself"))
         return
+    js: JS = promise._view.owner
     if isinstance(resolution, Promise):
         # Its `then` is ours: the job does what calling it with two resolving functions would, without making them.
-        promise._js.queue_microtask(react, resolution, _follow(promise), _refuse(promise), None)
+        js.queue_microtask(resolution._react, promise._resolve, promise._reject)
         return
     if isinstance(resolution, concurrent.futures.Future):
         resolution.add_done_callback(lambda future: _adopt_future(promise, future))
         return
     if isinstance(resolution, Awaitable):
-        promise._js.queue_microtask(_follow_awaitable, promise, resolution)
+        js.queue_microtask(_follow_awaitable, promise, resolution)
         return
     try:
         then = getattr(resolution, "then", None)  # once
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
-        reject(promise, error)
+        promise._reject(error)
         return
     if callable(then):
-        promise._js.queue_microtask(_thenable_job, promise, then)
+        js.queue_microtask(_thenable_job, promise, then)
     else:
-        fulfill(promise, resolution)
+        promise._fulfill(resolution)
 
 
-def _follow(promise: Promise[Any]) -> Callable[[Any], None]:
-    return lambda value: resolve(promise, value)
+def _unhandled(promise: Promise[Any]) -> None:
+    promise._view.owner.rejections.note(promise)
 
 
-def _refuse(promise: Promise[Any]) -> Callable[[Any], None]:
-    return lambda reason: reject(promise, reason)
+def _raised(reaction: Eventual, error: BaseException) -> None:
+    """A handler has raised; of those that nobody sees it is dropped."""
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        raise error
+    if isinstance(reaction, Promise):
+        reaction._reject(error)
+
+
+class _Losing(threading.local):
+    waiting: list[Eventual] | None = None
+
+
+_losing = _Losing()
+
+
+def _lost(reaction: Eventual, error: BaseException) -> None:
+    """A reaction will never run, for there is no loop left: what waits for it is rejected, to the end of the chain,
+    which may be too long for recursion: rejecting one comes back here with the next.
+    """
+    if _losing.waiting is not None:
+        _losing.waiting.append(reaction)
+        return
+    waiting = _losing.waiting = [reaction]
+    try:
+        while waiting:
+            reaction = waiting.pop()
+            if isinstance(reaction, Promise):
+                for slot in ("_on_fulfilled", "_on_rejected"):  # which live no longer than they can be called
+                    with contextlib.suppress(AttributeError):
+                        delattr(reaction, slot)
+                reaction._handled = True  # nobody could do anything about it
+                reaction._reject(error)
+                continue
+            handler = getattr(reaction, "_on_rejected", None)  # of a combinator, an adoption or a coroutine
+            if isinstance(handler, Places):
+                handler.put(reaction._reactions, error)
+            elif handler is not None:
+                handler(error)
+    finally:
+        _losing.waiting = None
+
+
+def _made(promise: Promise[Any], frames: int = 1) -> None:
+    """In debug mode: remember where, but for that many innermost frames, this one's included."""
+    promise._site = "".join(traceback.format_stack()[:-frames])
+
+
+def _misused(instance: object) -> None:
+    raise TypeError(f"a method of {type(instance).__name__} takes fewer arguments, or none of this name")
+
+
+def view_of(js: JS) -> View:
+    """What kernels know of a view."""
+    hooks = {
+        "follow": _follow,
+        "unhandled": _unhandled,
+        "raised": _raised,
+        "lost": _lost,
+        "made": _made if js.debug else None,
+        "misused": _misused,
+    }
+    return make_view(js.loop._state, js, Promise, hooks, ("on_fulfilled", "on_rejected"))
 
 
 def _thenable_job(promise: Promise[Any], then: Callable[..., Any]) -> None:
     """NewPromiseResolveThenableJob (27.2.2.2)."""
-    resolve_it, reject_it = resolving_functions(promise)
+    resolver = Resolver(promise)
     try:
-        then(resolve_it, reject_it)
+        then(resolver.resolve, resolver.reject)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
-        reject_it(error)
+        resolver.reject(error)
 
 
 def _follow_awaitable(promise: Promise[Any], awaitable: Awaitable[Any]) -> None:
     async def wait() -> Any:
         return await awaitable
 
-    react(promise._js.spawn(wait()), _follow(promise), _refuse(promise), None)
+    promise._view.owner.spawn(wait())._react(promise._resolve, promise._reject)
 
 
 def _adopt_future(promise: Promise[Any], future: concurrent.futures.Future[Any]) -> None:
     """In whichever thread completes the future."""
     if future.cancelled():
-        reject(promise, concurrent.futures.CancelledError())
+        promise._reject(concurrent.futures.CancelledError())
         return
     error = future.exception()
     if error is not None:
-        reject(promise, error)
+        promise._reject(error)
     else:
-        resolve(promise, future.result())
-
-
-def resolving_functions(promise: Promise[Any]) -> tuple[Callable[..., None], Callable[..., None]]:
-    """CreateResolvingFunctions (27.2.1.3): of all calls of the two, from any threads, the first decides."""
-    token = [True]  # [[AlreadyResolved]]: taken by whoever pops it
-
-    def resolve_it(value: Any = None, /) -> None:
-        try:
-            token.pop()
-        except IndexError:
-            return
-        resolve(promise, value)
-
-    def reject_it(reason: Any = None, /) -> None:
-        try:
-            token.pop()
-        except IndexError:
-            return
-        reject(promise, reason)
-
-    return resolve_it, reject_it
+        promise._resolve(future.result())
 
 
 def rejected(js: JS, reason: Any) -> Promise[Any]:
     """A new promise, rejected."""
     promise: Promise[Any] = Promise(js)
-    reject(promise, reason)
+    promise._reject(reason)
     return promise
 
 
@@ -343,10 +260,10 @@ def resolved(js: JS, value: Any) -> Promise[Any]:
     """PromiseResolve (27.2.4.7.1): the value itself if it is a promise of this view, else a new promise resolved with
     it.
     """
-    if isinstance(value, Promise) and value._js is js:
+    if isinstance(value, Promise) and value._view is js._view:
         return value
     promise: Promise[Any] = Promise(js)
-    resolve(promise, value)
+    promise._resolve(value)
     return promise
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import LoopTerminatedError
 from ..kernels import life
 from ..loop import LoopState
-from .promise import Promise, reject, resolve
+from .promise import Promise
 from .view import JS
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def _reject_all(promises: list[Promise[Any]]) -> None:
     for promise in promises:
-        reject(promise, LoopTerminatedError("the loop was closed"))
+        promise._reject(LoopTerminatedError("the loop was closed"))
 
 
 class Workers:
@@ -55,7 +55,7 @@ class Workers:
                 self._hold(1)
                 self._pool.submit(self._work, promise, function, args)
                 return promise
-        reject(promise, LoopTerminatedError("the loop has terminated or is about to"))
+        promise._reject(LoopTerminatedError("the loop has terminated or is about to"))
         return promise
 
     def _work(self, promise: Promise[Any], function: Callable[..., Any], args: tuple[object, ...]) -> None:
@@ -79,9 +79,9 @@ class Workers:
                 return
         self._hold(-1)
         if failed:
-            reject(promise, outcome)
+            promise._reject(outcome)
         else:
-            resolve(promise, outcome)
+            promise._resolve(outcome)
 
     def finish(self, closing: bool) -> bool:
         """At the loop's end, on its thread: settle one more; False when none is left. Waits for a worker, unless

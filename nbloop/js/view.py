@@ -11,13 +11,14 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any
 
 from ..kernels import js as kernels
+from ..kernels.eventual import Resolver
 from ..kernels.kernel import bound
 from ..loop import Loop
 from . import combinators
 from .abort import AbortSignal
 from .coroutines import spawn
 from .performance import Performance
-from .promise import Promise, Rejections, rejected, resolved, resolving_functions
+from .promise import Promise, Rejections, rejected, resolved, view_of
 
 type Callback = Callable[..., object]
 
@@ -38,10 +39,10 @@ class JS:
             raise TypeError(f"on_unhandled_rejection must be callable or None, not {on_unhandled_rejection!r}")
         self.loop = loop
         self.debug = loop.debug
-        self.claims: dict[int, object] = {}  # promises whose reactions some thread is queueing
         self.performance = Performance()
         self.rejections = Rejections(self, on_unhandled_rejection)
         self._state = loop._state
+        self._view = view_of(self)
         self.clear_timeout = self.clear_interval = loop.cancel_timer
         self.clear_immediate = loop.cancel_immediate
         self.set_immediate = loop.schedule_immediate
@@ -67,7 +68,7 @@ class JS:
     def sleep(self, ms: float) -> Promise[None]:
         """A promise, fulfilled with None after `ms` milliseconds."""
         promise: Promise[None] = Promise(self)
-        self.set_timeout(resolving_functions(promise)[0], ms)
+        self.set_timeout(Resolver(promise).resolve, ms)
         return promise
 
     def promise(self, executor: Callable[[Callable[..., None], Callable[..., None]], object]) -> Promise[Any]:
@@ -75,19 +76,20 @@ class JS:
         if not callable(executor):
             raise TypeError(f"executor must be callable, not {executor!r}")
         promise: Promise[Any] = Promise(self)
-        resolve_it, reject_it = resolving_functions(promise)
+        resolver = Resolver(promise)
         try:
-            executor(resolve_it, reject_it)
+            executor(resolver.resolve, resolver.reject)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
-            reject_it(error)
+            resolver.reject(error)
         return promise
 
     def with_resolvers(self) -> tuple[Promise[Any], Callable[..., None], Callable[..., None]]:
         """A promise with its two resolving functions, for any threads; the first call decides (27.2.4.8)."""
         promise: Promise[Any] = Promise(self)
-        return promise, *resolving_functions(promise)
+        resolver = Resolver(promise)
+        return promise, resolver.resolve, resolver.reject
 
     def resolve[T](self, value: Promise[T] | Awaitable[T] | T = None) -> Promise[T]:  # type: ignore[assignment]
         """The value itself if it is a promise of this view, else a promise resolved with it (27.2.4.7)."""

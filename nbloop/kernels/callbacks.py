@@ -12,7 +12,7 @@ consistent and nothing lost.
 
 from __future__ import annotations
 
-from .atomics import fetch_add, get, load, put
+from .atomics import fetch_add, get, put
 from .capi import (
     OBJECT_HEADER,
     TUPLE_ITEMS,
@@ -33,10 +33,8 @@ from .layout import (
     DUE,
     IMMEDIATES,
     INTERNAL,
-    INTERRUPT,
     KIND_ARM,
     KIND_CANCEL,
-    KIND_CHECKPOINT_END,
     KIND_CLOSE,
     KIND_IMMEDIATE,
     KIND_INTERNAL,
@@ -47,25 +45,20 @@ from .layout import (
     MICROTASKS,
     NONE,
     POINTER_MASK,
-    Q_HEAD,
-    Q_TAIL,
     REMOTE,
     REPORT,
     T_COMMANDS,
-    T_NESTING,
     TAG_ARGUMENTS,
     TICKS,
     TIMERS_AT,
-    WARN,
 )
-from .ring import ring_length, ring_pop, ring_push
+from .ring import ring_push
 from .timers import (
     timer_armed,
     timer_removed,
 )
 
 BREATH = 64  # callbacks between two breaths
-CHECKPOINT_WARNING = 100_000
 LEAVE = -1  # an exception is set and `run` has to return 0
 
 
@@ -129,16 +122,6 @@ def called(base: int, result: int, word: int, kind: int) -> int:
 
 
 @helper
-def invoke_owned(base: int, word: int, kind: int) -> int:
-    """`invoke`, release the reference, then the microtask checkpoint that follows every callback. 0, or LEAVE."""
-    status = invoke(base, word, kind)
-    Py_DecRef(word & POINTER_MASK)
-    if status != 0:
-        return status
-    return checkpoint(base)
-
-
-@helper
 def fetch_remote(base: int) -> None:
     """Move what other threads left in the remote queue to where it belongs. Loop thread.
 
@@ -186,52 +169,4 @@ def due_push(base: int, ring: int, word: int) -> int:
     """
     status = ring_push(ring, get(base + MAKE_ARRAY), word)
     put(base + DUE, get(base + DUE) + 1 + status)
-    return status
-
-
-@helper
-def checkpoint(base: int) -> int:
-    """All next-ticks, then all microtasks, again until both are empty; then what waits for that end. 0, or LEAVE.
-    Loop thread.
-
-    It follows every callback, so that nothing is due is found out by three loads.
-    """
-    if get(base + DUE) == 0 and load(base + REMOTE + Q_TAIL) == load(base + REMOTE + Q_HEAD):
-        return 0
-    return checkpoint_run(base)
-
-
-@helper
-def checkpoint_run(base: int) -> int:
-    """The checkpoint when there is something to do."""
-    timers = base + TIMERS_AT
-    nesting = get(timers + T_NESTING)
-    put(timers + T_NESTING, 0)  # HTML: nesting is not inherited through microtasks
-    count = 0
-    status = 0
-    while status == 0 and load(base + INTERRUPT) == 0:
-        fetch_remote(base)
-        ring = base + TICKS
-        kind = KIND_TICK
-        if ring_length(ring) == 0:
-            ring = base + MICROTASKS
-            kind = KIND_MICROTASK
-            if ring_length(ring) == 0:
-                ring = base + CHECKPOINT_ENDS
-                kind = KIND_CHECKPOINT_END
-                if ring_length(ring) == 0:
-                    break
-        # Next-ticks that arrive from elsewhere during the batch of next-ticks join it (fetch_remote above); during
-        # the batch of microtasks they wait for its end, which comes only when no microtask is left.
-        while status == 0 and ring_length(ring) != 0 and load(base + INTERRUPT) == 0:
-            word = ring_pop(ring)
-            put(base + DUE, get(base + DUE) - 1)
-            status = invoke(base, word, kind)
-            Py_DecRef(word & POINTER_MASK)
-            count += 1
-            if count == CHECKPOINT_WARNING and status == 0:
-                status = call_hook(get(base + WARN))
-            if kind == KIND_CHECKPOINT_END:
-                break  # it may have queued microtasks, which come first
-    put(timers + T_NESTING, nesting)
     return status

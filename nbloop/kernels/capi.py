@@ -97,6 +97,13 @@ def _error_clear() -> int:
     return 0
 
 
+def _write_unraisable(_where: int) -> int:
+    error, pending.error = pending.error, None
+    if error is not None:
+        sys.excepthook(type(error), error, error.__traceback__)
+    return 0
+
+
 # Twins run inside Python code, which needs its thread state: they cannot detach, and the calls that block do it
 # themselves.
 def _save_thread() -> int:
@@ -141,10 +148,14 @@ PyCallable_Check = _declare("PyCallable_Check", INT, WORD)
 PyObject_CallNoArgs = _declare("PyObject_CallNoArgs", WORD, WORD)
 PyObject_CallOneArg = _declare("PyObject_CallOneArg", WORD, WORD, WORD)
 PyObject_Vectorcall = _declare("PyObject_Vectorcall", WORD, WORD, WORD, WORD, WORD)
+PyType_GenericAlloc = _declare("PyType_GenericAlloc", WORD, WORD, WORD)
 PyTuple_New = _declare("PyTuple_New", WORD, WORD)
 PySequence_Tuple = _declare("PySequence_Tuple", WORD, WORD)
 PySequence_List = _declare("PySequence_List", WORD, WORD)
 PyList_New = _declare("PyList_New", WORD, WORD)
+PyList_Append = _declare("PyList_Append", INT, WORD, WORD)
+PyList_SetItem = _declare("PyList_SetItem", INT, WORD, WORD, WORD)
+PyUnicode_Compare = _declare("PyUnicode_Compare", INT, WORD, WORD)
 PyLong_FromLongLong = _declare("PyLong_FromLongLong", WORD, WORD)
 PyLong_AsLongLong = _declare("PyLong_AsLongLong", WORD, WORD)
 PyBool_FromLong = _declare("PyBool_FromLong", WORD, WORD)
@@ -154,6 +165,8 @@ PyErr_GetRaisedException = _declare("PyErr_GetRaisedException", WORD, twin=_get_
 PyObject_VisitManagedDict = _declare("PyObject_VisitManagedDict", INT, WORD, WORD, WORD)
 PyErr_Occurred = _declare("PyErr_Occurred", WORD, twin=_error_occurred)
 PyErr_Clear = _declare("PyErr_Clear", VOID, twin=_error_clear)
+PyErr_WriteUnraisable = _declare("PyErr_WriteUnraisable", VOID, WORD, twin=_write_unraisable)
+PyErr_BadInternalCall = _declare("PyErr_BadInternalCall", VOID)
 PyEval_SaveThread = _declare("PyEval_SaveThread", WORD, twin=_save_thread)
 PyEval_RestoreThread = _declare("PyEval_RestoreThread", VOID, WORD, twin=_restore_thread)
 PyTime_MonotonicRaw = _declare("PyTime_MonotonicRaw", INT, WORD)  # kernels say atomics.monotonic_ns()

@@ -26,7 +26,7 @@ from numba.core.typing.templates import AbstractTemplate, infer_global
 from numba.extending import lower_builtin, register_jitable
 
 from . import atomics, capi, signals, traverse
-from .kernel import MANY, SIGNAL, TRAVERSE, Kernel, helpers
+from .kernel import KEYWORDS, MANY, SIGNAL, TRAVERSE, Kernel, helpers
 
 _WORD = ir.IntType(64)
 _TYPES: dict[str, Any] = {capi.WORD: types.int64, capi.REAL: types.float64, capi.INT: types.intc, capi.VOID: types.void}
@@ -192,7 +192,7 @@ def link_kernels(kernels: list[Kernel]) -> tuple[dict[str, str], Any, Any]:
     symbols: dict[str, str] = {}
     whole = llvm.parse_assembly("")
     for kernel in kernels:
-        signature = types.intp(*(types.intp,) * (3 if kernel.arity == MANY else 2))
+        signature = types.intp(*(types.intp,) * {MANY: 3, KEYWORDS: 4}.get(kernel.arity, 2))
         if kernel.arity == SIGNAL:
             signature = types.void(types.intc)
         elif kernel.arity == TRAVERSE:

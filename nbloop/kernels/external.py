@@ -11,10 +11,11 @@ so that a handle dropped by its user lives until it is drained.
 from __future__ import annotations
 
 from .atomics import compare_and_swap, exchange, get, load, put, store_sc
-from .callbacks import LEAVE, call_hook, checkpoint, invoke_owned
+from .callbacks import LEAVE, call_hook
 from .capi import (
     Py_DecRef,
 )
+from .checkpoint import checkpoint, invoke_owned
 from .ingress import queue_length, queue_take
 from .kernel import helper
 from .layout import (

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from .atomics import get
+from .caller import refuse
 from .kernel import MANY, data, helper, kernel
 from .layout import NONE, REFUSED_ARGUMENTS
-from .methods import pack, refuse
+from .methods import pack
 from .timer_methods import arm, nanoseconds
 
 

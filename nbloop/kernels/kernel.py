@@ -20,6 +20,7 @@ allocates, never raises in Numba's sense, and never blocks attached: what may wa
 from __future__ import annotations
 
 import ctypes
+import functools
 import inspect
 import textwrap
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from .atomics import get
 from .capi import OBJECT_HEADER
 
 NONE, ONE, MANY = 0x0004, 0x0008, 0x0080  # METH_NOARGS, METH_O, METH_FASTCALL
+KEYWORDS = 0x0082  # METH_FASTCALL | METH_KEYWORDS
 SIGNAL = 0  # not a method: a C signal handler, void(int)
 TRAVERSE = -1  # not a method: a type's tp_traverse, int(PyObject *, visitproc, void *)
 
@@ -47,7 +49,8 @@ def helper[F: Callable[..., Any]](function: F) -> F:
 
 def kernel(arity: int) -> Callable[[Callable[..., int | None]], Kernel]:
     """Declare a built-in method: ``(self, _)`` for NONE, ``(self, argument)`` for ONE, ``(self, array, count)`` for
-    MANY.
+    MANY, ``(self, array, count, names)`` for KEYWORDS, where `names` is a tuple or 0, and the values of named arguments
+    follow the `count` others.
     """
 
     def declare(function: Callable[..., int | None]) -> Kernel:
@@ -74,6 +77,9 @@ class _MethodDef(ctypes.Structure):
     ]
 
 
+_new_descriptor = ctypes.pythonapi.PyDescr_NewMethod
+_new_descriptor.restype = ctypes.py_object
+_new_descriptor.argtypes = [ctypes.py_object, ctypes.c_void_p]
 _new_builtin = ctypes.pythonapi.PyCFunction_NewEx
 _new_builtin.restype = ctypes.py_object
 _new_builtin.argtypes = [ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p]
@@ -98,11 +104,28 @@ class Kernel:
         like = like or self.function
         if not self.address:
             return TwinMethod(self, state, like)
-        definition = self._definitions.get(like.__name__)
+        return _new_builtin(self._definition(like), state, None)
+
+    def descriptor(self, kind: type, like: Callable[..., Any]) -> Any:
+        """A method for the instances of `kind`, each of which the kernel has as its ``self``; name, signature and
+        docstring are those of `like`. Thread-safe.
+        """
+        if self.address:
+            return _new_descriptor(kind, self._definition(like))
+
+        @functools.wraps(like)
+        def method(instance: Any, *arguments: object, **keywords: object) -> Any:
+            return TwinMethod(self, instance, like)(*arguments, **keywords)
+
+        return method
+
+    def _definition(self, like: Callable[..., Any]) -> int:
+        face = f"{like.__module__}.{like.__qualname__}"
+        definition = self._definitions.get(face)
         if definition is None:
             definition = _MethodDef(like.__name__.encode(), self.address, self.arity, _doc(like).encode())
-            definition = self._definitions.setdefault(like.__name__, definition)
-        return _new_builtin(ctypes.addressof(definition), state, None)
+            definition = self._definitions.setdefault(face, definition)
+        return ctypes.addressof(definition)
 
 
 def _doc(like: Callable[..., Any]) -> str:
@@ -142,6 +165,28 @@ class _Face:
         return instance.__dict__.setdefault(self.__name__, method)
 
 
+def method[F: Callable[..., Any]](of: Kernel) -> Callable[[F], F]:
+    """Make a documented method of a class the face of kernel `of`, whose ``self`` is then the *instance*: its
+    ``__slots__`` are the words that the kernel works on. No state, no bound method, no frame.
+    """
+
+    def face(function: F) -> F:
+        return _Method(of, function)  # type: ignore[return-value]
+
+    return face
+
+
+class _Method:
+    """Stands in a class's body for the descriptor, which can be made only when there is a class."""
+
+    def __init__(self, of: Kernel, function: Callable[..., Any]) -> None:
+        self._of = of
+        self._function = function
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        setattr(owner, name, self._of.descriptor(owner, self._function))
+
+
 class TwinMethod:
     """A kernel bound to a state but run as plain Python: same arguments, results and exceptions as the built-in."""
 
@@ -153,14 +198,17 @@ class TwinMethod:
         parameters = list(inspect.signature(like).parameters.values())
         self.__signature__ = inspect.Signature(parameters[1:])
 
-    def __call__(self, *arguments: object) -> Any:
+    def __call__(self, *arguments: object, **keywords: object) -> Any:
         of, self_address = self._kernel, id(self.__self__)
-        expected = {NONE: 0, ONE: 1, MANY: len(arguments)}[of.arity]
-        if len(arguments) != expected:
+        expected = {NONE: 0, ONE: 1}.get(of.arity, len(arguments))
+        if len(arguments) != expected or (keywords and of.arity != KEYWORDS):
             raise TypeError(f"{self.__name__}() takes {expected} arguments ({len(arguments)} given)")
-        if of.arity == MANY:
-            array = (ctypes.c_ssize_t * max(1, len(arguments)))(*(id(a) for a in arguments))
-            result = of.function(self_address, ctypes.addressof(array), len(arguments))
+        if of.arity in (MANY, KEYWORDS):
+            values = (*arguments, *keywords.values())
+            array = (ctypes.c_ssize_t * max(1, len(values)))(*(id(a) for a in values))
+            names = (tuple(keywords),) if of.arity == KEYWORDS else ()
+            ends = tuple(id(n) if n else 0 for n in names)
+            result = of.function(self_address, ctypes.addressof(array), len(arguments), *ends)
         else:
             result = of.function(self_address, id(arguments[0]) if arguments else 0)
         if result:

@@ -285,4 +285,7 @@ KIND_TASK, KIND_MICROTASK, KIND_TICK, KIND_INTERNAL, KIND_CLOSE = 0, 1, 2, 3, 4 
 KIND_ARM, KIND_CANCEL, KIND_IMMEDIATE = 5, 6, 7  # the word is a slot number: word >> 4
 # only in reports; in the remote queue kind 0, where no task is, means the end of a checkpoint
 KIND_TIMER, KIND_CHECKPOINT_END, KIND_READINESS = 8, 9, 10
-POINTER_MASK = ~15
+# A microtask that is a reaction (reactions.py). Not among the low bits, of which the remote queue needs all four: no
+# address that user space has on any 64-bit platform reaches this one.
+TAG_REACTION = 1 << 62
+POINTER_MASK = ~(15 | TAG_REACTION)

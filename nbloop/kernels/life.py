@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from .agenda import agenda_clear
 from .atomics import compare_and_swap, exchange, fetch_add, get, load, monotonic_ns, put, store, store_sc
+from .caller import on_loop_thread
 from .capi import (
     Py_DecRef,
     PyBool_FromLong,
@@ -78,7 +79,6 @@ from .layout import (
     TICKS,
     TIMERS_AT,
 )
-from .methods import on_loop_thread
 from .parking import step_aside, wide_awake
 from .parking import wake as wake_loop
 from .readiness import WATCHED

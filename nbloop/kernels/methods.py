@@ -1,16 +1,14 @@
 """The built-in methods of a loop and of a producer handle: arguments in, one structure called, a status turned into a
 result.
 
-Every refusal goes through one Python function, the state's ``refuse(code, culprit)``, which raises the right
-exception, naming the argument. It is called before anything is stored, or after what was stored has been taken back,
-so a refused call changes nothing. If it returns instead, the call is tried again: that is how a submit meets a loop
-that is just finding out whether it may exit (`quiet`).
+How a call is refused is in caller.py.
 """
 
 from __future__ import annotations
 
 from .atomics import exchange, get, load, load_sc, put, store
 from .callbacks import due_push, fetch_remote
+from .caller import on_loop_thread, refuse
 from .capi import (
     OBJECT_HEADER,
     TUPLE_ITEMS,
@@ -18,9 +16,7 @@ from .capi import (
     Py_IncRef,
     PyCallable_Check,
     PyLong_FromLongLong,
-    PyObject_Vectorcall,
     PySequence_List,
-    PyThreadState_GetUnchecked,
     PyTuple_New,
 )
 from .external import handle_ready
@@ -52,9 +48,7 @@ from .layout import (
     MAKE_ARRAY,
     MICROTASKS,
     NONE,
-    OWNER,
     POINTER_MASK,
-    REFUSE,
     REFUSED_ARGUMENTS,
     REFUSED_CALLABLE,
     REFUSED_CLOSED,
@@ -73,30 +67,6 @@ from .slots import slot_at, slot_free, slot_open, slot_take, slot_take_here
 from .timers import QUEUED, STATE_MASK
 
 MOST_NS = 4.0e18  # 126 years: a deadline stays far from the end of 64-bit nanoseconds
-
-
-@helper
-def on_loop_thread(base: int) -> bool:
-    """Is the caller the thread inside `run()`? Its thread state's address is the owner word; 2 ns."""
-    return load(base + OWNER) == PyThreadState_GetUnchecked()
-
-
-@helper
-def refuse(base: int, code: int, culprit: int) -> int:
-    """Raise for `code`: -1 with the exception set; 0 means that the call is to be tried again."""
-    number = PyLong_FromLongLong(code)
-    pair = PyTuple_New(2)
-    if number == 0 or pair == 0:
-        return -1
-    Py_IncRef(culprit)
-    put(pair + TUPLE_ITEMS, number)
-    put(pair + TUPLE_ITEMS + 8, culprit)
-    result = PyObject_Vectorcall(get(base + REFUSE), pair + TUPLE_ITEMS, 2, 0)
-    Py_DecRef(pair)
-    if result == 0:
-        return -1
-    Py_DecRef(result)
-    return 0
 
 
 @helper

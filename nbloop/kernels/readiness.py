@@ -18,7 +18,8 @@ readiness is followed by a read or a write of known size: that is two system cal
 from __future__ import annotations
 
 from .atomics import compare_and_swap, exchange, fetch_add, get, get_half, load, monotonic_ns, put, store
-from .callbacks import LEAVE, call_hook, called, checkpoint
+from .callbacks import LEAVE, call_hook, called
+from .caller import refuse
 from .capi import (
     EINTR,
     EPOLL_DATA,
@@ -36,6 +37,7 @@ from .capi import (
     errno_location,
     libc_syscall,
 )
+from .checkpoint import checkpoint
 from .kernel import MANY, ONE, data, helper, kernel
 from .layout import (
     ERROR,
@@ -73,7 +75,6 @@ from .layout import (
     TIMERS_AT,
     WRITE,
 )
-from .methods import refuse
 from .parking import FOREVER, fall_asleep, wide_awake
 from .slots import GENERATION_SHIFT, slot_at, slot_free, slot_of, slot_open, slot_take
 from .timers import CANCELLED, STATE_MASK

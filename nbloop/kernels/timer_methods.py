@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from .atomics import get, load, monotonic_ns, prefetch, put
 from .callbacks import fetch_remote
+from .caller import on_loop_thread, refuse
 from .capi import (
     OBJECT_HEADER,
     TUPLE_ITEMS,
@@ -37,7 +38,7 @@ from .layout import (
     TERMINATING,
     TIMERS_AT,
 )
-from .methods import on_loop_thread, pack_all, refuse
+from .methods import pack_all
 from .slots import slot_of
 from .timers import (
     due_after,

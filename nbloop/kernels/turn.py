@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from .agenda import agenda_due, agenda_insert, agenda_next
 from .atomics import compare_and_swap, exchange, fetch_add, get, load, load_sc, monotonic_ns, put, store
-from .callbacks import LEAVE, call_hook, checkpoint, invoke, invoke_owned
+from .callbacks import LEAVE, call_hook, invoke
 from .capi import (
     Py_DecRef,
     PyLong_FromLongLong,
 )
+from .checkpoint import checkpoint, invoke_owned
 from .external import phase_external
 from .heap import heap_pop, heap_trim
 from .ingress import queue_close_if_empty, queue_length, queue_reopen

@@ -42,15 +42,15 @@ def test_the_order_is_nodes(seeds: range | list[int]) -> None:
 @needs_node
 def test_a_difference_is_found_and_shrunk(monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison can fail: when adopting a promise takes one job too few, it does, and shows a few lines."""
-    resolve, reject = promise.resolve, promise.reject
+    follow = promise._follow
 
     def hasty(adopter: promise.Promise[Any], resolution: Any) -> None:
         if isinstance(resolution, promise.Promise) and resolution is not adopter:
-            resolution.then(lambda value: resolve(adopter, value), lambda reason: reject(adopter, reason))
+            resolution._react(adopter._resolve, adopter._reject)
         else:
-            resolve(adopter, resolution)
+            follow(adopter, resolution)
 
-    monkeypatch.setattr(promise, "resolve", hasty)
+    monkeypatch.setattr(promise, "_follow", hasty)
     programs = [program(seed) for seed in range(1, 100)]
     found = compare.first_difference(programs)
     assert found is not None

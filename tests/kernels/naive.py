@@ -116,3 +116,54 @@ class Timers:
             timer.left -= 1
             if timer.period and timer.left != 0:
                 self.live[identifier] = timer  # armed anew: behind all others
+
+
+@dataclass
+class Eventual:
+    """What settles once: a list of reactions, which become jobs when it does."""
+
+    outcome: bool | None = None
+    value: int = 0
+    reactions: list[Reaction] = field(default_factory=list)
+
+
+@dataclass
+class Reaction:
+    """Two names of handlers, None for none, and what follows."""
+
+    handlers: tuple[int | None, int | None]
+    child: Eventual
+
+
+class Reactions:
+    """Eventuals of one loop, their jobs, and the log of the handlers: ``(name, argument)``. A handler's name says what
+    it does: an odd one raises its argument plus its name, an even one returns that.
+    """
+
+    def __init__(self) -> None:
+        self.jobs: deque[tuple[Reaction, bool, int]] = deque()
+        self.log: list[tuple[int, int]] = []
+
+    def then(self, eventual: Eventual, handlers: tuple[int | None, int | None]) -> Eventual:
+        reaction = Reaction(handlers, Eventual())
+        if eventual.outcome is None:
+            eventual.reactions.append(reaction)
+        else:
+            self.jobs.append((reaction, eventual.outcome, eventual.value))
+        return reaction.child
+
+    def settle(self, eventual: Eventual, outcome: bool, value: int) -> None:
+        if eventual.outcome is not None:
+            return
+        eventual.outcome, eventual.value = outcome, value
+        self.jobs.extend((reaction, outcome, value) for reaction in eventual.reactions)
+        eventual.reactions.clear()
+
+    def run(self) -> None:
+        while self.jobs:
+            reaction, outcome, value = self.jobs.popleft()
+            handler = reaction.handlers[0 if outcome else 1]
+            if handler is not None:
+                self.log.append((handler, value))
+                outcome, value = handler % 2 == 0, value + handler
+            self.settle(reaction.child, outcome, value)

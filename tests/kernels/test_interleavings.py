@@ -15,9 +15,11 @@ it = pytest.importorskip("interleave_test", reason="interleave-test is not insta
 import rig  # noqa: E402
 from explorer import find, mutant, replace, search, together  # noqa: E402
 
-from nbloop.kernels import ingress, layout, stack  # noqa: E402
+from nbloop.kernels import ingress, layout, reactions, stack  # noqa: E402
 from nbloop.kernels.atomics import put  # noqa: E402
-from nbloop.kernels.layout import REFUSED_CLOSED  # noqa: E402
+from nbloop.kernels.capi import Py_DecRef, Py_IncRef  # noqa: E402
+from nbloop.kernels.eventual import Eventual, make_view  # noqa: E402
+from nbloop.kernels.layout import POINTER_MASK, REFUSED_CLOSED  # noqa: E402
 
 CHUNK = 16
 
@@ -187,3 +189,75 @@ def looks_at_the_sign_first(queue: int, count: int) -> int:
 )
 def test_broken_close_is_caught(original: Callable[..., Any], bug: Callable[..., Any]) -> None:
     find(QueueModel(closing=True), lambda patch: replace(patch, original, bug))
+
+
+# --- reactions.py ---------------------------------------------------------------------------------
+
+
+def reactions_model() -> None:
+    """One thread settles what two others add reactions to: each is queued once, and those of one thread in order."""
+    with it.no_interleave():
+        memory = rig.Memory(chunk_size=CHUNK)
+        view = make_view(memory.words, None, Eventual, {}, ("a", "b"))
+        base = view.ctypes.data
+        promise = Eventual()
+        promise._view = view
+        mine = [[Eventual() for _ in range(2)] for _ in range(2)]
+        name = {id(reaction): (who, n) for who, added in enumerate(mine) for n, reaction in enumerate(added)}
+
+    def add(who: int) -> None:
+        for reaction in mine[who]:
+            Py_IncRef(id(reaction))
+            reactions.attach(base, id(promise), id(reaction))
+
+    def settle() -> None:
+        reactions.settle(base, id(promise), id(True), id(None))
+
+    together(lambda: add(0), settle, lambda: add(1))
+    with it.no_interleave():
+        queued = []
+        while word := ingress.queue_take(memory.remote):
+            reaction = word & POINTER_MASK
+            assert word & layout.TAG_REACTION
+            queued.append(name[reaction])
+            Py_DecRef(reaction)
+        assert len(queued) == len(set(queued)), "a reaction was queued twice"
+        assert len(queued) == len(name), "a reaction is lost"
+        for who in range(2):
+            assert [n for owner, n in queued if owner == who] == [0, 1], "out of order"
+        assert promise._reactions is None
+        assert all(reaction._link is True for added in mine for reaction in added)
+
+
+def test_reactions() -> None:
+    search(reactions_model, 60)
+
+
+def test_a_settler_that_does_not_go_round_again_is_caught() -> None:
+    """What was added while it queued is never queued."""
+    bug = mutant(
+        reactions.settle,
+        (
+            "if compare_and_swap(eventual + E_REACTIONS, busy, drained):",
+            "if exchange(eventual + E_REACTIONS, drained):",
+        ),
+    )
+    find(reactions_model, lambda patch: replace(patch, reactions.settle, bug))
+
+
+def test_a_reaction_that_looks_at_the_outcome_is_caught() -> None:
+    """It overtakes what the settler has still to queue."""
+    bug = mutant(reactions.attach, ("head == get(view + V_DRAINED)", "load(eventual + E_OUTCOME) != 0"))
+    find(reactions_model, lambda patch: replace(patch, reactions.attach, bug))
+
+
+def test_a_push_that_does_not_compare_is_caught() -> None:
+    """Of two that add at once one is lost."""
+    bug = mutant(
+        reactions.attach,
+        (
+            "if compare_and_swap(eventual + E_REACTIONS, head, reaction):",
+            "if exchange(eventual + E_REACTIONS, reaction) >= 0:",
+        ),
+    )
+    find(reactions_model, lambda patch: replace(patch, reactions.attach, bug))
