@@ -26,7 +26,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 from . import debug as _debug
 from . import hooks
@@ -45,7 +45,7 @@ from .errors import (
 from .kernels import layout, life, turn
 from .kernels.kernel import bound
 from .kernels.state import make_handle_state, make_loop_state
-from .options import FastPathMode, check_callable, check_int, check_mode, check_timeout, usable_cores
+from .options import FastPathMode, check_callable, check_int, check_metrics, check_mode, check_timeout, usable_cores
 from .parkers import LockParker, Parker, futex_available
 from .readiness import IOEvents, ReadyCallback, Watches, check_descriptor, check_events
 from .scheduling import Callback, Producer, Scheduling
@@ -53,6 +53,7 @@ from .scheduling import Callback, Producer, Scheduling
 if TYPE_CHECKING:
     from .js import Promise
     from .js.promisify import Workers
+    from .observe import Metrics
 
 
 type ErrorHandler = Callable[[BaseException, dict[str, Any]], object]
@@ -84,7 +85,10 @@ class Loop(Scheduling):
     chunk of the submit queue, and `initial_chunks`, made at construction; `ingress_limit`, the most tasks that may
     wait in the submit queue, and in each producer handle's (default: 33,488,896 at the default chunk size);
     `auto_exit`, to end when nothing referenced is left; `clamp_nested_timers`, HTML's 4 ms for deeply nested timers;
-    `debug`, to remember where each callback was scheduled and tell `on_error`; `name`, for threads and messages.
+    `debug`, to remember where each callback was scheduled and tell `on_error`; `name`, for threads and messages;
+    `metrics`, True to measure (`Loop.metrics`), "shared" to let other processes of the same user read it
+    (`nbloop.observe.shared`), by default what the environment variable NBLOOP_METRICS says (``1`` or ``shared``), or
+    else False.
 
     >>> loop = Loop(auto_exit=True)
     >>> loop.submit(print, "hello from the loop")
@@ -106,6 +110,7 @@ class Loop(Scheduling):
         clamp_nested_timers: bool = False,
         debug: bool = False,
         name: str | None = None,
+        metrics: bool | Literal["shared"] | None = None,
     ) -> None:
         check_mode("fast_path_mode", fast_path_mode)
         check_callable("on_overload", on_overload)
@@ -138,11 +143,14 @@ class Loop(Scheduling):
         self._workers: Workers | None = None
         self._forked = False
 
+        self._block = None if (measuring := check_metrics(metrics)) is False else self._make_block(measuring)
+
         me = weakref.ref(self)  # the hooks live in the state, which the loop keeps: they must not keep the loop
         self._state = make_loop_state(
             chunk_size=chunk_size,
             initial_chunks=initial_chunks,
             ingress_limit=ingress_limit,
+            metrics=self._block,
             hooks={
                 "report": lambda error, kind, what: hooks.report(me(), error, kind, what),
                 "refuse": lambda code, culprit: hooks.refuse(me(), code, culprit),
@@ -200,6 +208,23 @@ class Loop(Scheduling):
     def is_loop_thread(self) -> bool:
         """Is the calling thread the one inside `run()`? Any thread. O(1)."""
         return False  # pragma: no cover
+
+    def _make_block(self, measuring: bool | Literal["shared"]) -> Any:
+        from .observe import block  # here and in `metrics` only: who does not measure does not pay for the import
+
+        return block.make(self.name)
+
+    def metrics(self) -> Metrics | None:
+        """The loop's figures at one instant, detached from it (`nbloop.observe.Metrics`); None without ``metrics=``.
+
+        Any thread, also while a callback hangs; not a signal handler. The loop is not stopped and does not wait. Some
+        100 µs.
+        """
+        if self._block is None:
+            return None
+        from .observe import block
+
+        return block.snapshot(self._block)
 
     def promisify(self, function: Callable[..., Any], /, *args: object) -> Promise[Any]:
         """Run ``function(*args)`` on a worker thread; a promise for its outcome, which always settles (`nbloop.js`).

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import os
 import threading
+from typing import Literal
 
 
 class FastPathMode(enum.Enum):
@@ -32,6 +33,20 @@ def check_int(option: str, value: object, least: int, most: int) -> None:
         raise TypeError(f"{option} must be an int from {least} to {most}, not {value!r}")
     if not least <= value <= most:
         raise ValueError(f"{option} must be from {least} to {most}, not {value}")
+
+
+def check_metrics(value: object) -> bool | Literal["shared"]:
+    """What to measure: the option, or if it says nothing the environment."""
+    if value is None:
+        said = os.environ.get("NBLOOP_METRICS", "")
+        if said not in ("", "0", "1", "shared"):
+            raise ValueError(f"NBLOOP_METRICS must be 0, 1 or shared, not {said!r}")
+        return "shared" if said == "shared" else said == "1"
+    if isinstance(value, bool):
+        return value
+    if value == "shared":
+        return "shared"
+    raise TypeError(f'metrics must be True, False, None or "shared", not {value!r}')
 
 
 def check_timeout(timeout: object) -> None:

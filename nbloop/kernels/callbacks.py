@@ -44,6 +44,7 @@ from .layout import (
     KIND_SHIFT,
     KIND_TICK,
     MAKE_ARRAY,
+    METRICS,
     MICROTASKS,
     NONE,
     POINTER_MASK,
@@ -58,6 +59,7 @@ from .layout import (
     TIMERS_AT,
     WARN,
 )
+from .metrics import callback_begins, callback_ended, checkpoint_measured
 from .ring import ring_length, ring_pop, ring_push
 from .timers import (
     timer_armed,
@@ -110,6 +112,8 @@ def call_word(word: int) -> int:
 @helper
 def invoke(base: int, word: int, kind: int) -> int:
     """Run one callback. The reference stays the caller's. 0, or LEAVE. Loop thread."""
+    if get(base + METRICS) != 0:
+        callback_begins(base, kind)
     return called(base, call_word(word), word, kind)
 
 
@@ -117,6 +121,8 @@ def invoke(base: int, word: int, kind: int) -> int:
 def called(base: int, result: int, word: int, kind: int) -> int:
     """After the call of a callback that returned `result`, or 0 with an exception set. 0, or LEAVE."""
     status = 0
+    if get(base + METRICS) != 0:
+        callback_ended(base, result == 0)
     if result == 0:
         status = report(base, word, kind)
     elif result != get(base + NONE):  # which is immortal: most callbacks return it
@@ -211,6 +217,8 @@ def checkpoint_run(base: int) -> int:
     status = 0
     while status == 0 and load(base + INTERRUPT) == 0:
         fetch_remote(base)
+        if get(base + METRICS) != 0:
+            checkpoint_measured(base)
         ring = base + TICKS
         kind = KIND_TICK
         if ring_length(ring) == 0:

@@ -26,10 +26,16 @@ from .layout import (
     H_SELF,
     INTERRUPT,
     KIND_TASK,
+    M_HANDLED,
+    M_OVERLOADS,
+    METRICS,
     OVERLOAD,
+    Q_STAMP,
     READY,
+    STAMPED,
     TURNS,
 )
+from .metrics import count, task_begins
 from .parking import stall
 
 
@@ -57,6 +63,8 @@ def phase_external(base: int) -> int:
             break
         share -= 1
         left -= 1
+        if word & STAMPED != 0:
+            task_begins(base, word, get(queue + Q_STAMP))
         if invoke_owned(base, word, KIND_TASK) != 0:
             handles_put_back(base, handles)
             return LEAVE
@@ -78,6 +86,8 @@ def phase_external(base: int) -> int:
             if taken < 0:
                 status = LEAVE
                 taken = 0
+            if get(base + METRICS) != 0:
+                count(base, M_HANDLED, taken)
         left -= taken
         if queue_length(order + H_QUEUE) != 0:
             if status == 0 and left <= 0:
@@ -96,10 +106,25 @@ def phase_external(base: int) -> int:
             return LEAVE
     handles_put_back(base, again)
     if overloaded and load(base + INTERRUPT) == 0:
+        if get(base + METRICS) != 0:
+            count(base, M_OVERLOADS, 1)
         if call_hook(get(base + OVERLOAD)) != 0:
             return LEAVE
         return checkpoint(base)
     return 0
+
+
+@helper
+def ingress_length(base: int) -> int:
+    """Tasks that wait in the submit queue and in the handles that are ready. Loop thread: only it takes handles from
+    their stack, which owns them.
+    """
+    length = queue_length(base + EXTERNAL)
+    handle = load(base + READY)
+    while handle != 0:
+        length += queue_length(handle + H_QUEUE)
+        handle = get(handle + H_NEXT_READY)
+    return length
 
 
 @helper
@@ -115,6 +140,8 @@ def handle_drain(base: int, handle: int, budget: int) -> int:
                 stall(base)
             break
         ran += 1
+        if word & STAMPED != 0:
+            task_begins(base, word, get(queue + Q_STAMP))
         if invoke_owned(base, word, KIND_TASK) != 0:
             return LEAVE
         if load(base + INTERRUPT) != 0:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from .atomics import get, leading_zeros, store
 from .kernel import helper
+from .layout import HISTOGRAM_BUCKETS as BUCKETS
 
 MOST_NS = (1 << 42) - 1  # 73 minutes
-BUCKETS = (36 << 6) + 64
 HG_SUM, HG_MAX, HG_COUNTS = 0, 8, 16  # byte offsets
-HISTOGRAM_BYTES = HG_COUNTS + 8 * BUCKETS
+__all__ = ["BUCKETS", "MOST_NS", "bucket_of", "histogram_add"]
 
 
 @helper
@@ -25,11 +25,11 @@ def bucket_of(ns: int) -> int:
 
 
 @helper
-def histogram_add(histogram: int, ns: int, weight: int) -> None:
-    """Count a duration, clipped to 0..MOST_NS, `weight` times. The writer only; O(1)."""
+def histogram_add(histogram: int, ns: int, weight: int, total: int) -> None:
+    """Count a duration, clipped to 0..MOST_NS, `weight` times, together `total`. The writer only; O(1)."""
     ns = min(max(ns, 0), MOST_NS)
     at = histogram + HG_COUNTS + (bucket_of(ns) << 3)
     store(at, get(at) + weight)
-    store(histogram + HG_SUM, get(histogram + HG_SUM) + ns * weight)
+    store(histogram + HG_SUM, get(histogram + HG_SUM) + total)
     if ns > get(histogram + HG_MAX):
         store(histogram + HG_MAX, ns)

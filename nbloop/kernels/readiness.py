@@ -55,6 +55,7 @@ from .layout import (
     IO_WATCHES,
     KIND_READINESS,
     LIFECYCLE,
+    METRICS,
     NANOSECONDS,
     NONE,
     PARKS,
@@ -74,6 +75,7 @@ from .layout import (
     WRITE,
 )
 from .methods import refuse
+from .metrics import callback_begins
 from .parking import FOREVER, fall_asleep, wide_awake
 from .timers import CANCELLED, GENERATION_SHIFT, STATE_MASK, slot_at, slot_free, slot_of, slot_open, slot_take
 
@@ -165,6 +167,8 @@ def watch_ready(base: int, token: int, events: int) -> int:
     callback = get(record + S_CALLBACK)
     put(io + IO_ARGUMENTS, get(record + S_DESCRIPTOR))
     put(io + IO_ARGUMENTS + 8, get(get(io + IO_MASKS) + (events << 3)))
+    if get(base + METRICS) != 0:
+        callback_begins(base, KIND_READINESS)
     status = called(base, PyObject_Vectorcall(callback, io + IO_ARGUMENTS, 2, 0), callback, KIND_READINESS)
     while True:
         word = load(record + S_WORD)
