@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from .js import Promise
     from .js.promisify import Workers
     from .observe import Metrics
+    from .observe.shared import SharedBlock
 
 
 type ErrorHandler = Callable[[BaseException, dict[str, Any]], object]
@@ -143,6 +144,7 @@ class Loop(Scheduling):
         self._workers: Workers | None = None
         self._forked = False
 
+        self._shared: SharedBlock | None = None
         self._block = None if (measuring := check_metrics(metrics)) is False else self._make_block(measuring)
 
         me = weakref.ref(self)  # the hooks live in the state, which the loop keeps: they must not keep the loop
@@ -210,7 +212,12 @@ class Loop(Scheduling):
         return False  # pragma: no cover
 
     def _make_block(self, measuring: bool | Literal["shared"]) -> Any:
-        from .observe import block  # here and in `metrics` only: who does not measure does not pay for the import
+        if measuring == "shared":  # imported here: who does not measure does not pay for it
+            from .observe.shared import SharedBlock
+
+            self._shared = SharedBlock(self.name)
+            return self._shared.words
+        from .observe import block
 
         return block.make(self.name)
 
@@ -220,6 +227,7 @@ class Loop(Scheduling):
         Any thread, also while a callback hangs; not a signal handler. The loop is not stopped and does not wait. Some
         100 µs.
         """
+        self._check_fork()
         if self._block is None:
             return None
         from .observe import block
@@ -535,6 +543,8 @@ class Loop(Scheduling):
         with self._lock:
             self._watches.close()
         _signals.forget(self)
+        if self._shared is not None:
+            self._shared.close()
         _live.discard(self)
         self._ended.set()
 

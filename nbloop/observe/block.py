@@ -113,7 +113,7 @@ def snapshot(block: Words) -> Metrics:
     live = copy(block)
     record = block.view(layout.BLOCK)[0]
     multiplier = int(record["multiplier"])
-    ticks, ns = the_clock().pair()
+    ticks, ns = _now(record)
 
     def seconds(duration: int) -> float:
         return (int(duration) * multiplier >> metrics.MULTIPLIER_BITS) / 1e9
@@ -141,6 +141,18 @@ def snapshot(block: Words) -> Metrics:
         errors=int(live["errors"]),
         running=running,
     )
+
+
+def _now(record: Any) -> tuple[int, int]:
+    """(ticks, ns) of one moment on the clock of a block."""
+    if not record["cycles"]:
+        ns = time.monotonic_ns()
+        return ns, ns
+    if the_clock().cycles:
+        return the_clock().pair()
+    ns = time.monotonic_ns()  # kernels as plain Python have no such counter; the writer's calibration has to do
+    gone = ((ns - int(record["ns_base"])) << metrics.MULTIPLIER_BITS) // int(record["multiplier"])
+    return int(record["tick_base"]) + gone, ns
 
 
 def _histogram(words: Words) -> Histogram:
