@@ -45,7 +45,16 @@ from .errors import (
 from .kernels import layout, life, turn
 from .kernels.kernel import bound
 from .kernels.state import make_handle_state, make_loop_state
-from .options import FastPathMode, check_callable, check_int, check_metrics, check_mode, check_timeout, usable_cores
+from .options import (
+    FastPathMode,
+    check_callable,
+    check_int,
+    check_metrics,
+    check_mode,
+    check_pressure,
+    check_timeout,
+    usable_cores,
+)
 from .parkers import LockParker, Parker, futex_available
 from .readiness import IOEvents, ReadyCallback, Watches, check_descriptor, check_events
 from .scheduling import Callback, Producer, Scheduling
@@ -89,7 +98,9 @@ class Loop(Scheduling):
     `debug`, to remember where each callback was scheduled and tell `on_error`; `name`, for threads and messages;
     `metrics`, True to measure (`Loop.metrics`), "shared" to let other processes of the same user read it
     (`nbloop.observe.shared`), by default what the environment variable NBLOOP_METRICS says (``1`` or ``shared``), or
-    else False.
+    else False; `on_pressure("high")`, called on the loop once when `pressure_high` tasks wait in the submit queue and
+    ready producer handles together (default: 8 * `ingress_budget`, at most `ingress_limit`), and `on_pressure("low")`
+    once when no more than `pressure_low` do (default: half of that), so that producers can slow down.
 
     >>> loop = Loop(auto_exit=True)
     >>> loop.submit(print, "hello from the loop")
@@ -112,6 +123,9 @@ class Loop(Scheduling):
         debug: bool = False,
         name: str | None = None,
         metrics: bool | Literal["shared"] | None = None,
+        on_pressure: Callable[[Literal["high", "low"]], object] | None = None,
+        pressure_high: int | None = None,
+        pressure_low: int | None = None,
     ) -> None:
         check_mode("fast_path_mode", fast_path_mode)
         check_callable("on_overload", on_overload)
@@ -123,6 +137,7 @@ class Loop(Scheduling):
         check_int("initial_chunks", initial_chunks, 1, layout.CHUNK_LIMIT // 2)
         if ingress_limit is not None:
             check_int("ingress_limit", ingress_limit, 1, (layout.CHUNK_LIMIT - 512) * chunk_size)
+        marks = check_pressure(on_pressure, pressure_high, pressure_low, ingress_budget, ingress_limit)
         for option, value in (("auto_exit", auto_exit), ("clamp_nested_timers", clamp_nested_timers), ("debug", debug)):
             if not isinstance(value, bool):
                 raise TypeError(f"{option} must be True or False, not {value!r}")
@@ -133,6 +148,7 @@ class Loop(Scheduling):
         self.debug = debug
         self._on_overload = on_overload
         self._on_error = on_error
+        self._on_pressure = on_pressure
         self._mode = fast_path_mode
         self._parker: Parker | None = None
         self._lock_parker = LockParker()
@@ -161,10 +177,12 @@ class Loop(Scheduling):
                 "breathe": hooks.breathe,
                 "waker": lambda: hooks.wake_parker(me()),
                 "renew": lambda: hooks.renew(me()),
+                "pressure": lambda: hooks.pressure(me()),
             },
         )
         record = self._record = self._state.record
         record["budget"] = ingress_budget
+        record["pressure_high"], record["pressure_low"] = marks
         record["auto_exit"] = auto_exit
         record["clamp"] = clamp_nested_timers
         record["spin_max"] = SPIN_MOST if usable_cores() > 1 else 0

@@ -49,6 +49,25 @@ def check_metrics(value: object) -> bool | Literal["shared"]:
     raise TypeError(f'metrics must be True, False, None or "shared", not {value!r}')
 
 
+def check_pressure(
+    on_pressure: object, high: int | None, low: int | None, budget: int, limit: int | None
+) -> tuple[int, int]:
+    """The two marks; (0, 0) for none."""
+    check_callable("on_pressure", on_pressure)
+    if on_pressure is None:
+        if high is not None or low is not None:
+            raise ValueError("pressure_high and pressure_low mean something only with on_pressure")
+        return 0, 0
+    most = 1 << 40 if limit is None else limit  # more than that never wait in one queue, so it would never be called
+    if high is None:
+        high = min(8 * budget, most)
+    check_int("pressure_high", high, 1, most)
+    if low is None:
+        low = high // 2
+    check_int("pressure_low", low, 0, high - 1)
+    return high, low
+
+
 def check_timeout(timeout: object) -> None:
     if not isinstance(timeout, (int, float)) or isinstance(timeout, bool):
         raise TypeError(f"timeout must be a number of seconds or None, not {timeout!r}")

@@ -30,6 +30,10 @@ from .layout import (
     M_OVERLOADS,
     METRICS,
     OVERLOAD,
+    PRESSED,
+    PRESSURE,
+    PRESSURE_HIGH,
+    PRESSURE_LOW,
     Q_STAMP,
     READY,
     STAMPED,
@@ -41,6 +45,35 @@ from .parking import stall
 
 @helper
 def phase_external(base: int) -> int:
+    """The phase, and around it a look at how much waits. 0, or LEAVE.
+
+    Before it, because a producer should hear of the high mark before `budget` tasks have run; after it, because the
+    loop may sleep next, and the low mark is what a producer waits for.
+    """
+    if get(base + PRESSURE_HIGH) == 0:
+        return run_external(base)
+    if pressure(base) != 0 or run_external(base) != 0 or pressure(base) != 0:
+        return LEAVE
+    return 0
+
+
+@helper
+def pressure(base: int) -> int:
+    """Call the hook if the backlog has crossed a mark since the last call. 0, or LEAVE. Loop thread."""
+    length = ingress_length(base)
+    if get(base + PRESSED) == 0 and length >= get(base + PRESSURE_HIGH):
+        put(base + PRESSED, 1)
+    elif get(base + PRESSED) != 0 and length <= get(base + PRESSURE_LOW):
+        put(base + PRESSED, 0)
+    else:
+        return 0
+    if call_hook(get(base + PRESSURE)) != 0:
+        return LEAVE
+    return checkpoint(base)
+
+
+@helper
+def run_external(base: int) -> int:
     """Up to `budget` tasks that waited at entry, of the submit queue and of producer handles; one overload call if
     more did. 0, or LEAVE.
     """

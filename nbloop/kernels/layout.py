@@ -110,7 +110,7 @@ STATE = _record(
         "one",
     ),
     # Objects the kernels call or return; owned references, released with the state.
-    _words("none", "report", "refuse", "breathe", "overload", "warn", "make_array", "waker", "renew"),
+    _words("none", "report", "refuse", "breathe", "overload", "warn", "make_array", "waker", "renew", "pressure"),
     _words("stop", "holds"),  # shared: asks for the end after this turn
     _words("sleep", "sleep_deadline"),  # shared: the sleep word (parking.py) and until when
     _words("ready"),  # shared: stack of producer handles with work
@@ -135,6 +135,9 @@ STATE = _record(
         "metrics",
         "seconds",
         "nanoseconds",
+        "pressure_high",
+        "pressure_low",
+        "pressed",
     ),
     _words("arguments0", "arguments1", "arguments2", "arguments3"),  # scratch for vectorcall, loop thread only
     _words("wakes_sent"),  # shared: counted by whoever wakes
@@ -283,6 +286,9 @@ CHECKPOINT_ENDS = offset(STATE, "checkpoint_ends")
 POLLED, DUE, POLL_TIMEOUT = (offset(STATE, n) for n in ("polled", "due", "poll_timeout"))
 SHORT, SPIN_SKIP, SPIN_REST = (offset(STATE, n) for n in ("short", "spin_skip", "spin_rest"))
 CALLBACKS, STALLS, TURNS = offset(STATE, "callbacks"), offset(STATE, "stalls"), offset(STATE, "turns")
+# Backlogs at which `pressure` is called, and whether the last call was for the high one; 0: never
+PRESSURE, PRESSED = offset(STATE, "pressure"), offset(STATE, "pressed")
+PRESSURE_HIGH, PRESSURE_LOW = offset(STATE, "pressure_high"), offset(STATE, "pressure_low")
 METRICS = offset(STATE, "metrics")  # address of what metrics.py measures in; 0: off
 SECONDS, NANOSECONDS = offset(STATE, "seconds"), offset(STATE, "nanoseconds")
 ARGUMENTS = offset(STATE, "arguments0")

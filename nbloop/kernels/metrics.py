@@ -355,7 +355,7 @@ def metrics_published(self: int, _arguments: int, _count: int) -> int:
 
 @kernel(MANY)
 def metrics_read(self: int, arguments: int, _count: int) -> int:
-    """`read_block` of the block `self` into the array that is the first argument, after the number that is the second."""
+    """`read_block` of the block `self` into an array, the first argument, after a number, the second."""
     after = PyLong_AsLongLong(get(arguments + 8))
     return PyLong_FromLongLong(read_block(data(self), data(get(arguments)), after))
 

@@ -72,11 +72,17 @@ class SharedBlock:
         self.path = folder() / f"{os.getpid()}-{next(_numbers)}-{os.urandom(4).hex()}.metrics"
         self._pid = os.getpid()
         # Under another name until it is locked and whole: nobody sees, or sweeps, one that is half made.
-        self._fd, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=".new-")
+        # Opened twice: a mapping keeps its own opening alive, and a forked child's copy of it would keep the lock.
+        mapped, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=".new-")
+        try:
+            self._fd = os.open(temporary, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except BaseException:
+            os.close(mapped)
+            raise
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX)
-            os.ftruncate(self._fd, SIZE)
-            self.words: Words = np.frombuffer(mmap.mmap(self._fd, SIZE, trackfd=False), np.int64)
+            os.ftruncate(mapped, SIZE)
+            self.words: Words = np.frombuffer(mmap.mmap(mapped, SIZE, trackfd=False), np.int64)
             block.fill(self.words, name)
             record = self.words.view(layout.BLOCK)[0]
             record["layout"], record["pid"], record["process_start"] = LAYOUT, self._pid, _process_start()
@@ -86,6 +92,8 @@ class SharedBlock:
             Path(temporary).unlink(missing_ok=True)
             os.close(self._fd)
             raise
+        finally:
+            os.close(mapped)
         self.close = weakref.finalize(self, _remove, self.path, self._fd, self._pid)
         _ours.add(self)
 
