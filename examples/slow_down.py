@@ -7,6 +7,8 @@ lost, and memory stays bounded by the high mark and what producers submit betwee
     python examples/slow_down.py [TASKS]
 """
 
+from __future__ import annotations
+
 import sys
 import threading
 
@@ -16,10 +18,10 @@ TASKS = int(sys.argv[1]) if len(sys.argv) > 1 else 200_000
 
 go_on = threading.Event()
 go_on.set()
-crossings = []
+crossings: list[str] = []
 
 
-def on_pressure(level):  # on the loop's thread
+def on_pressure(level: str) -> None:  # on the loop's thread
     crossings.append(level)
     if level == "high":
         go_on.clear()
@@ -30,7 +32,7 @@ def on_pressure(level):  # on the loop's thread
 done = 0
 
 
-def work(n):
+def work(n: int) -> None:
     global done
     done += n > 0 and sum(range(50)) > 0
 
@@ -44,6 +46,7 @@ with nbloop.Loop(on_pressure=on_pressure, pressure_high=4_000, pressure_low=500,
             go_on.wait()
 
 figures = loop.metrics()
+assert figures is not None  # it was asked for
 assert done == TASKS
 assert crossings == ["high", "low"] * (len(crossings) // 2)
 print(f"{done} tasks done, the producer waited {waits} times; at most {figures.queue_max.ingress} waited at once")
