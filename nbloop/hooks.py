@@ -86,6 +86,17 @@ def overload(loop: Loop | None) -> None:
         log(raised, "on_overload of %s raised", loop.name)
 
 
+def pressure(loop: Loop | None) -> None:
+    if loop is None or loop._on_pressure is None:
+        return
+    try:
+        loop._on_pressure("high" if loop._record["pressed"] else "low")
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as raised:
+        log(raised, "on_pressure of %s raised", loop.name)
+
+
 def warn() -> None:
     log(
         None,

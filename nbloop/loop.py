@@ -26,7 +26,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 from . import debug as _debug
 from . import hooks
@@ -45,7 +45,16 @@ from .errors import (
 from .kernels import layout, life, turn
 from .kernels.kernel import bound
 from .kernels.state import make_handle_state, make_loop_state
-from .options import FastPathMode, check_callable, check_int, check_mode, check_timeout, usable_cores
+from .options import (
+    FastPathMode,
+    check_callable,
+    check_int,
+    check_metrics,
+    check_mode,
+    check_pressure,
+    check_timeout,
+    usable_cores,
+)
 from .parkers import LockParker, Parker, futex_available
 from .readiness import IOEvents, ReadyCallback, Watches, check_descriptor, check_events
 from .scheduling import Callback, Producer, Scheduling
@@ -53,6 +62,8 @@ from .scheduling import Callback, Producer, Scheduling
 if TYPE_CHECKING:
     from .js import Promise
     from .js.promisify import Workers
+    from .observe import Metrics
+    from .observe.shared import SharedBlock
 
 
 type ErrorHandler = Callable[[BaseException, dict[str, Any]], object]
@@ -84,7 +95,12 @@ class Loop(Scheduling):
     chunk of the submit queue, and `initial_chunks`, made at construction; `ingress_limit`, the most tasks that may
     wait in the submit queue, and in each producer handle's (default: 33,488,896 at the default chunk size);
     `auto_exit`, to end when nothing referenced is left; `clamp_nested_timers`, HTML's 4 ms for deeply nested timers;
-    `debug`, to remember where each callback was scheduled and tell `on_error`; `name`, for threads and messages.
+    `debug`, to remember where each callback was scheduled and tell `on_error`; `name`, for threads and messages;
+    `metrics`, True to measure (`Loop.metrics`), "shared" to let other processes of the same user read it
+    (`nbloop.observe.shared`), by default what the environment variable NBLOOP_METRICS says (``1`` or ``shared``), or
+    else False; `on_pressure("high")`, called on the loop once when `pressure_high` tasks wait in the submit queue and
+    ready producer handles together (default: 8 * `ingress_budget`, at most `ingress_limit`), and `on_pressure("low")`
+    once when no more than `pressure_low` do (default: half of that), so that producers can slow down.
 
     >>> loop = Loop(auto_exit=True)
     >>> loop.submit(print, "hello from the loop")
@@ -106,6 +122,10 @@ class Loop(Scheduling):
         clamp_nested_timers: bool = False,
         debug: bool = False,
         name: str | None = None,
+        metrics: bool | Literal["shared"] | None = None,
+        on_pressure: Callable[[Literal["high", "low"]], object] | None = None,
+        pressure_high: int | None = None,
+        pressure_low: int | None = None,
     ) -> None:
         check_mode("fast_path_mode", fast_path_mode)
         check_callable("on_overload", on_overload)
@@ -117,6 +137,7 @@ class Loop(Scheduling):
         check_int("initial_chunks", initial_chunks, 1, layout.CHUNK_LIMIT // 2)
         if ingress_limit is not None:
             check_int("ingress_limit", ingress_limit, 1, (layout.CHUNK_LIMIT - 512) * chunk_size)
+        marks = check_pressure(on_pressure, pressure_high, pressure_low, ingress_budget, ingress_limit)
         for option, value in (("auto_exit", auto_exit), ("clamp_nested_timers", clamp_nested_timers), ("debug", debug)):
             if not isinstance(value, bool):
                 raise TypeError(f"{option} must be True or False, not {value!r}")
@@ -127,6 +148,7 @@ class Loop(Scheduling):
         self.debug = debug
         self._on_overload = on_overload
         self._on_error = on_error
+        self._on_pressure = on_pressure
         self._mode = fast_path_mode
         self._parker: Parker | None = None
         self._lock_parker = LockParker()
@@ -138,11 +160,15 @@ class Loop(Scheduling):
         self._workers: Workers | None = None
         self._forked = False
 
+        self._shared: SharedBlock | None = None
+        self._block = None if (measuring := check_metrics(metrics)) is False else self._make_block(measuring)
+
         me = weakref.ref(self)  # the hooks live in the state, which the loop keeps: they must not keep the loop
         self._state = make_loop_state(
             chunk_size=chunk_size,
             initial_chunks=initial_chunks,
             ingress_limit=ingress_limit,
+            metrics=self._block,
             hooks={
                 "report": lambda error, kind, what: hooks.report(me(), error, kind, what),
                 "refuse": lambda code, culprit: hooks.refuse(me(), code, culprit),
@@ -151,10 +177,12 @@ class Loop(Scheduling):
                 "breathe": hooks.breathe,
                 "waker": lambda: hooks.wake_parker(me()),
                 "renew": lambda: hooks.renew(me()),
+                "pressure": lambda: hooks.pressure(me()),
             },
         )
         record = self._record = self._state.record
         record["budget"] = ingress_budget
+        record["pressure_high"], record["pressure_low"] = marks
         record["auto_exit"] = auto_exit
         record["clamp"] = clamp_nested_timers
         record["spin_max"] = SPIN_MOST if usable_cores() > 1 else 0
@@ -200,6 +228,29 @@ class Loop(Scheduling):
     def is_loop_thread(self) -> bool:
         """Is the calling thread the one inside `run()`? Any thread. O(1)."""
         return False  # pragma: no cover
+
+    def _make_block(self, measuring: bool | Literal["shared"]) -> Any:
+        if measuring == "shared":  # imported here: who does not measure does not pay for it
+            from .observe.shared import SharedBlock
+
+            self._shared = SharedBlock(self.name)
+            return self._shared.words
+        from .observe import block
+
+        return block.make(self.name)
+
+    def metrics(self) -> Metrics | None:
+        """The loop's figures at one instant, detached from it (`nbloop.observe.Metrics`); None without ``metrics=``.
+
+        Any thread, also while a callback hangs; not a signal handler. The loop is not stopped and does not wait. Some
+        100 µs.
+        """
+        self._check_fork()
+        if self._block is None:
+            return None
+        from .observe import block
+
+        return block.snapshot(self._block)
 
     def promisify(self, function: Callable[..., Any], /, *args: object) -> Promise[Any]:
         """Run ``function(*args)`` on a worker thread; a promise for its outcome, which always settles (`nbloop.js`).
@@ -510,6 +561,8 @@ class Loop(Scheduling):
         with self._lock:
             self._watches.close()
         _signals.forget(self)
+        if self._shared is not None:
+            self._shared.close()
         _live.discard(self)
         self._ended.set()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import os
 import threading
+from typing import Literal
 
 
 class FastPathMode(enum.Enum):
@@ -32,6 +33,39 @@ def check_int(option: str, value: object, least: int, most: int) -> None:
         raise TypeError(f"{option} must be an int from {least} to {most}, not {value!r}")
     if not least <= value <= most:
         raise ValueError(f"{option} must be from {least} to {most}, not {value}")
+
+
+def check_metrics(value: object) -> bool | Literal["shared"]:
+    """What to measure: the option, or if it says nothing the environment."""
+    if value is None:
+        said = os.environ.get("NBLOOP_METRICS", "")
+        if said not in ("", "0", "1", "shared"):
+            raise ValueError(f"NBLOOP_METRICS must be 0, 1 or shared, not {said!r}")
+        return "shared" if said == "shared" else said == "1"
+    if isinstance(value, bool):
+        return value
+    if value == "shared":
+        return "shared"
+    raise TypeError(f'metrics must be True, False, None or "shared", not {value!r}')
+
+
+def check_pressure(
+    on_pressure: object, high: int | None, low: int | None, budget: int, limit: int | None
+) -> tuple[int, int]:
+    """The two marks; (0, 0) for none."""
+    check_callable("on_pressure", on_pressure)
+    if on_pressure is None:
+        if high is not None or low is not None:
+            raise ValueError("pressure_high and pressure_low mean something only with on_pressure")
+        return 0, 0
+    most = 1 << 40 if limit is None else limit  # more than that never wait in one queue, so it would never be called
+    if high is None:
+        high = min(8 * budget, most)
+    check_int("pressure_high", high, 1, most)
+    if low is None:
+        low = high // 2
+    check_int("pressure_low", low, 0, high - 1)
+    return high, low
 
 
 def check_timeout(timeout: object) -> None:

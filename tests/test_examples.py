@@ -123,3 +123,14 @@ def test_tail(tmp_path):
         shows("piped")
         new.write_text("cut\n")
         shows("cut")
+
+
+def test_slow_down():
+    """All is done, the producer has waited, and the queue stayed within reach of the mark."""
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "slow_down.py", "100000"], capture_output=True, text=True, timeout=120, check=True
+    )
+    words = done.stdout.split()
+    assert words[:3] == ["100000", "tasks", "done,"]
+    assert int(words[words.index("waited") + 1]) > 0
+    assert int(words[words.index("most") + 1]) < 100_000

@@ -42,6 +42,7 @@ from .layout import (
     KIND_SHIFT,
     KIND_TICK,
     MAKE_ARRAY,
+    METRICS,
     MICROTASKS,
     NONE,
     POINTER_MASK,
@@ -52,6 +53,7 @@ from .layout import (
     TICKS,
     TIMERS_AT,
 )
+from .metrics import callback_begins, callback_ended
 from .ring import ring_push
 from .timers import (
     timer_armed,
@@ -103,6 +105,8 @@ def call_word(word: int) -> int:
 @helper
 def invoke(base: int, word: int, kind: int) -> int:
     """Run one callback. The reference stays the caller's. 0, or LEAVE. Loop thread."""
+    if get(base + METRICS) != 0:
+        callback_begins(base, kind)
     return called(base, call_word(word), word, kind)
 
 
@@ -110,6 +114,8 @@ def invoke(base: int, word: int, kind: int) -> int:
 def called(base: int, result: int, word: int, kind: int) -> int:
     """After the call of a callback that returned `result`, or 0 with an exception set. 0, or LEAVE."""
     status = 0
+    if get(base + METRICS) != 0:
+        callback_ended(base, result == 0)
     if result == 0:
         status = report(base, word, kind)
     elif result != get(base + NONE):  # which is immortal: most callbacks return it

@@ -17,6 +17,7 @@ from .layout import (
     KIND_CHECKPOINT_END,
     KIND_MICROTASK,
     KIND_TICK,
+    METRICS,
     MICROTASKS,
     POINTER_MASK,
     Q_HEAD,
@@ -28,6 +29,7 @@ from .layout import (
     TIMERS_AT,
     WARN,
 )
+from .metrics import checkpoint_measured
 from .reactions import reaction_run
 from .ring import ring_length, ring_pop
 
@@ -66,6 +68,8 @@ def checkpoint_run(base: int) -> int:
     status = 0
     while status == 0 and load(base + INTERRUPT) == 0:
         fetch_remote(base)
+        if get(base + METRICS) != 0:
+            checkpoint_measured(base)
         ring = base + TICKS
         kind = KIND_TICK
         if ring_length(ring) == 0:

@@ -89,6 +89,17 @@ def _monotonic_ns(builder: Any, _values: list[Any]) -> Any:
     return builder.load(result)
 
 
+def _leading_zeros(builder: Any, values: list[Any]) -> Any:
+    return builder.ctlz(values[0], ir.Constant(ir.IntType(1), 1))
+
+
+def _ticks(builder: Any, values: list[Any]) -> Any:
+    if platform.machine().lower() not in ("x86_64", "amd64"):  # elsewhere the counter is not for users, or slow
+        return _monotonic_ns(builder, values)
+    kind = ir.FunctionType(_WORD, [])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.readcyclecounter"), [])
+
+
 def _visit_object(builder: Any, values: list[Any]) -> Any:
     kind = ir.FunctionType(ir.IntType(32), [_WORD, _WORD])  # pointers travel as words
     return builder.sext(builder.call(builder.inttoptr(values[0], kind.as_pointer()), values[1:]), _WORD)
@@ -142,6 +153,8 @@ def _teach_primitives() -> None:
     _teach(atomics.prefetch, types.void, [word], _prefetch)
     _teach(atomics.pause, types.void, [], _pause)
     _teach(atomics.monotonic_ns, word, [], _monotonic_ns)
+    _teach(atomics.leading_zeros, word, [word], _leading_zeros)
+    _teach(atomics.ticks, word, [], _ticks)
     _teach(traverse.visit_object, word, [word, word, word], _visit_object)
     _teach(signals.signal_words, word, [], _signal_words)
 

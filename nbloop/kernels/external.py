@@ -27,15 +27,54 @@ from .layout import (
     H_SELF,
     INTERRUPT,
     KIND_TASK,
+    M_HANDLED,
+    M_OVERLOADS,
+    METRICS,
     OVERLOAD,
+    PRESSED,
+    PRESSURE,
+    PRESSURE_HIGH,
+    PRESSURE_LOW,
+    Q_STAMP,
     READY,
+    STAMPED,
     TURNS,
 )
+from .metrics import count, task_begins
 from .parking import stall
 
 
 @helper
 def phase_external(base: int) -> int:
+    """The phase, and around it a look at how much waits. 0, or LEAVE.
+
+    Before it, because a producer should hear of the high mark before `budget` tasks have run; after it, because the
+    loop may sleep next, and the low mark is what a producer waits for.
+    """
+    if get(base + PRESSURE_HIGH) == 0:
+        return run_external(base)
+    if pressure(base) != 0 or run_external(base) != 0 or pressure(base) != 0:
+        return LEAVE
+    return 0
+
+
+@helper
+def pressure(base: int) -> int:
+    """Call the hook if the backlog has crossed a mark since the last call. 0, or LEAVE. Loop thread."""
+    length = ingress_length(base)
+    if get(base + PRESSED) == 0 and length >= get(base + PRESSURE_HIGH):
+        put(base + PRESSED, 1)
+    elif get(base + PRESSED) != 0 and length <= get(base + PRESSURE_LOW):
+        put(base + PRESSED, 0)
+    else:
+        return 0
+    if call_hook(get(base + PRESSURE)) != 0:
+        return LEAVE
+    return checkpoint(base)
+
+
+@helper
+def run_external(base: int) -> int:
     """Up to `budget` tasks that waited at entry, of the submit queue and of producer handles; one overload call if
     more did. 0, or LEAVE.
     """
@@ -58,6 +97,8 @@ def phase_external(base: int) -> int:
             break
         share -= 1
         left -= 1
+        if word & STAMPED != 0:
+            task_begins(base, word, get(queue + Q_STAMP))
         if invoke_owned(base, word, KIND_TASK) != 0:
             handles_put_back(base, handles)
             return LEAVE
@@ -79,6 +120,8 @@ def phase_external(base: int) -> int:
             if taken < 0:
                 status = LEAVE
                 taken = 0
+            if get(base + METRICS) != 0:
+                count(base, M_HANDLED, taken)
         left -= taken
         if queue_length(order + H_QUEUE) != 0:
             if status == 0 and left <= 0:
@@ -97,10 +140,25 @@ def phase_external(base: int) -> int:
             return LEAVE
     handles_put_back(base, again)
     if overloaded and load(base + INTERRUPT) == 0:
+        if get(base + METRICS) != 0:
+            count(base, M_OVERLOADS, 1)
         if call_hook(get(base + OVERLOAD)) != 0:
             return LEAVE
         return checkpoint(base)
     return 0
+
+
+@helper
+def ingress_length(base: int) -> int:
+    """Tasks that wait in the submit queue and in the handles that are ready. Loop thread: only it takes handles from
+    their stack, which owns them.
+    """
+    length = queue_length(base + EXTERNAL)
+    handle = load(base + READY)
+    while handle != 0:
+        length += queue_length(handle + H_QUEUE)
+        handle = get(handle + H_NEXT_READY)
+    return length
 
 
 @helper
@@ -116,6 +174,8 @@ def handle_drain(base: int, handle: int, budget: int) -> int:
                 stall(base)
             break
         ran += 1
+        if word & STAMPED != 0:
+            task_begins(base, word, get(queue + Q_STAMP))
         if invoke_owned(base, word, KIND_TASK) != 0:
             return LEAVE
         if load(base + INTERRUPT) != 0:

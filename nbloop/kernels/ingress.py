@@ -34,6 +34,7 @@ from .atomics import compare_and_swap, exchange, fetch_add, get, load, load_sc, 
 from .kernel import helper
 from .layout import (
     FULL,
+    M_PACE,
     MINUS,
     OPEN,
     P_NEXT,
@@ -44,13 +45,18 @@ from .layout import (
     Q_GATE,
     Q_HEAD,
     Q_LIMIT,
+    Q_MEASURED,
     Q_POOL,
     Q_SHIFT,
+    Q_STAMP,
     Q_TAIL,
     REFUSED_CLOSED,
     REFUSED_FULL,
     REFUSED_MEMORY,
+    STAMPED,
+    STAMPED_EIGHTH,
 )
+from .metrics import clock, stamp
 from .pool import pool_address, pool_give, pool_take
 
 SLACK = 256  # segments of the directory left unused, so that producers already past the gate still find one
@@ -134,7 +140,11 @@ def queue_push(queue: int, word: int) -> int:
     chunk = queue_segment(queue, ticket)
     if chunk == 0:
         return REFUSED_MEMORY
-    store(queue_cell(chunk, ticket, get(queue + Q_SHIFT)), word)
+    cell = queue_cell(chunk, ticket, get(queue + Q_SHIFT))
+    measured = get(queue + Q_MEASURED)
+    if measured != 0:
+        word |= stamp(measured, cell, get(queue + Q_SHIFT), ticket)
+    store(cell, word)
     return 0
 
 
@@ -182,6 +192,10 @@ def queue_push_many(queue: int, words: int, count: int) -> int:
     if ticket < 0:
         chunks_return(pool, reserve)
         return -ticket
+    measured = get(queue + Q_MEASURED)
+    pace = load(measured + M_PACE) if measured != 0 else 0
+    now = clock(measured) if measured != 0 else 0
+    mark = STAMPED_EIGHTH if pace != 0 else STAMPED
     end = ticket + count
     last = words + (count << 3)
     while words < last:
@@ -205,7 +219,11 @@ def queue_push_many(queue: int, words: int, count: int) -> int:
         while ticket < stop:
             word = get(words)
             put(words, 0)  # moved: from the store on it may be taken, run and gone
-            store(queue_cell(chunk, ticket, shift), word)
+            cell = queue_cell(chunk, ticket, shift)
+            if measured != 0 and ticket & pace == 0:
+                put(cell + (8 << shift), now)
+                word |= mark
+            store(cell, word)
             words += 8
             ticket += 1
     chunks_return(pool, reserve)
@@ -243,9 +261,15 @@ def queue_advance(queue: int) -> None:
 
 @helper
 def queue_take(queue: int) -> int:
-    """The oldest word, whose reference is then the caller's; 0 if there is none *yet*. The consumer only; O(1)."""
+    """The oldest word, whose reference is then the caller's; 0 if there is none *yet*. The consumer only; O(1).
+
+    If it is marked as STAMPED its stamp is kept in the queue's word of that name, since the cell may be gone.
+    """
     word = queue_peek(queue)
     if word != 0:
+        if word & STAMPED != 0 and get(queue + Q_MEASURED) != 0:
+            shift = get(queue + Q_SHIFT)
+            put(queue + Q_STAMP, get(queue_cell(get(queue + Q_CHUNK), get(queue + Q_HEAD), shift) + (8 << shift)))
         queue_advance(queue)
     return word
 

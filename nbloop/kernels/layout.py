@@ -44,9 +44,11 @@ def _words(*names: str) -> dict[str, object]:
 
 # A ticket queue (ingress.py): many producers, one consumer.
 QUEUE = _record(
-    _words("gate", "limit", "directory", "directory_mask", "shift", "pool"),  # read by all, written at construction
+    _words(
+        "gate", "limit", "directory", "directory_mask", "shift", "pool", "measured"
+    ),  # read by all, written at construction
     _words("tail"),  # shared: every producer adds to it
-    _words("head", "chunk", "final"),  # owned by the consumer; `final` is written once, by whoever closes
+    _words("head", "chunk", "final", "stamp"),  # owned by the consumer; `final` is written once, by whoever closes
 )
 
 # Chunks of cells and the stacks they wait in (pool.py).
@@ -118,7 +120,7 @@ STATE = _record(
         "one",
     ),
     # Objects the kernels call or return; owned references, released with the state.
-    _words("none", "report", "refuse", "breathe", "overload", "warn", "make_array", "waker", "renew"),
+    _words("none", "report", "refuse", "breathe", "overload", "warn", "make_array", "waker", "renew", "pressure"),
     _words("stop", "holds"),  # shared: asks for the end after this turn
     _words("sleep", "sleep_deadline"),  # shared: the sleep word (parking.py) and until when
     _words("ready"),  # shared: stack of producer handles with work
@@ -141,13 +143,58 @@ STATE = _record(
         "callbacks",
         "stalls",
         "turns",
+        "metrics",
         "seconds",
         "nanoseconds",
+        "pressure_high",
+        "pressure_low",
+        "pressed",
     ),
     _words("arguments0", "arguments1", "arguments2", "arguments3"),  # scratch for vectorcall, loop thread only
     _words("wakes_sent"),  # shared: counted by whoever wakes
     # counters of parking.py; claimed: wake calls this loop has seen claimed
     _words("spins_won", "spins_lost", "parks", "claimed"),
+)
+
+# What a loop measures of itself (metrics.py), if it does; the histograms are those of histogram.py.
+RATE_SLOTS = 128
+HISTOGRAM_BUCKETS = (36 << 6) + 64
+HISTOGRAM = np.dtype((np.int64, (2 + HISTOGRAM_BUCKETS,)))  # sum, max, counts
+LIVE = _record(
+    _words(
+        "now",  # ticks of the last boundary: the end of a callback or of a sleep
+        "mark",  # ticks up to which idle and busy time are accounted for
+        "group",  # callbacks since `now`
+        "stride",  # callbacks that share a look
+        "typical",  # ns of a short callback
+        "bucket_end",  # ticks at which the bucket of the rate ends
+        "running",  # kind of the callback in progress + 1, 0 for none
+        "callbacks",
+        "errors",
+        "turns",
+        "wakes_sent",
+        "arrived",  # from outside, and taken
+        "handled",  # of them through handles
+        "idle",
+        "busy",
+        "overloads",
+    ),
+    {"current": np.dtype((np.int64, (4,))), "max": np.dtype((np.int64, (4,))), "ema": np.dtype((np.int64, (4,)))}
+    | _words("samples", "microtask_samples", "calm"),
+    {"rate": np.dtype((np.int64, (RATE_SLOTS, 2)))},  # (number of a bucket, callbacks before it)
+    {"latency": HISTOGRAM},
+    {"delay": HISTOGRAM},
+)
+LIVE_BYTES = LIVE.itemsize
+BLOCK = _record(
+    # Written at construction. `tick_base` and `ns_base` are one moment on both clocks.
+    _words("magic", "layout", "pid", "process_start", "cycles", "multiplier", "tick_base", "ns_base", "bucket_ticks")
+    | {"name": np.dtype("S128")},
+    _words("pace"),  # 0, or 7: which tickets are stamped. Read by producers, written by the loop when it changes
+    _words("wanted"),  # written by readers
+    _words("sequence", "published", "published_at"),
+    {"live": LIVE},
+    {"copy": LIVE},
 )
 
 HANDLE = _record(
@@ -204,6 +251,7 @@ def table(words: int) -> npt.NDArray[np.int64]:
 # --- the words, as kernels know them --------------------------------------------------------------------------------
 Q_GATE, Q_LIMIT = offset(QUEUE, "gate"), offset(QUEUE, "limit")
 Q_DIRECTORY, Q_DIRECTORY_MASK = offset(QUEUE, "directory"), offset(QUEUE, "directory_mask")
+Q_MEASURED, Q_STAMP = offset(QUEUE, "measured"), offset(QUEUE, "stamp")  # metrics.py: its block, or 0; a stamp
 Q_SHIFT, Q_POOL, Q_TAIL = offset(QUEUE, "shift"), offset(QUEUE, "pool"), offset(QUEUE, "tail")
 Q_HEAD, Q_CHUNK, Q_FINAL = offset(QUEUE, "head"), offset(QUEUE, "chunk"), offset(QUEUE, "final")
 
@@ -257,6 +305,10 @@ CHECKPOINT_ENDS, FAR_AT = offset(STATE, "checkpoint_ends"), offset(STATE, "far")
 POLLED, DUE, POLL_TIMEOUT = (offset(STATE, n) for n in ("polled", "due", "poll_timeout"))
 SHORT, SPIN_SKIP, SPIN_REST = (offset(STATE, n) for n in ("short", "spin_skip", "spin_rest"))
 CALLBACKS, STALLS, TURNS = offset(STATE, "callbacks"), offset(STATE, "stalls"), offset(STATE, "turns")
+# Backlogs at which `pressure` is called, and whether the last call was for the high one; 0: never
+PRESSURE, PRESSED = offset(STATE, "pressure"), offset(STATE, "pressed")
+PRESSURE_HIGH, PRESSURE_LOW = offset(STATE, "pressure_high"), offset(STATE, "pressure_low")
+METRICS = offset(STATE, "metrics")  # address of what metrics.py measures in; 0: off
 SECONDS, NANOSECONDS = offset(STATE, "seconds"), offset(STATE, "nanoseconds")
 ARGUMENTS = offset(STATE, "arguments0")
 WAKES_SENT, SPINS_WON, SPINS_LOST = (offset(STATE, n) for n in ("wakes_sent", "spins_won", "spins_lost"))
@@ -264,6 +316,20 @@ PARKS, CLAIMED = offset(STATE, "parks"), offset(STATE, "claimed")
 
 H_LOOP, H_SELF = offset(HANDLE, "loop"), offset(HANDLE, "self")
 H_QUEUED, H_NEXT_READY, H_QUEUE = offset(HANDLE, "queued"), offset(HANDLE, "next_ready"), offset(HANDLE, "queue")
+
+M_CYCLES, M_MULTIPLIER, M_BUCKET_TICKS = (offset(BLOCK, n) for n in ("cycles", "multiplier", "bucket_ticks"))
+M_PACE, M_WANTED, M_SEQUENCE = (offset(BLOCK, n) for n in ("pace", "wanted", "sequence"))
+M_PUBLISHED, M_PUBLISHED_AT, M_LIVE, M_COPY = (offset(BLOCK, n) for n in ("published", "published_at", "live", "copy"))
+M_NOW, M_MARK, M_GROUP, M_STRIDE, M_TYPICAL, M_BUCKET_END, M_RUNNING = (
+    offset(BLOCK, "live", n) for n in ("now", "mark", "group", "stride", "typical", "bucket_end", "running")
+)
+M_CALLBACKS, M_ERRORS, M_TURNS, M_WAKES, M_ARRIVED, M_HANDLED, M_IDLE, M_BUSY, M_OVERLOADS = (
+    offset(BLOCK, "live", n)
+    for n in ("callbacks", "errors", "turns", "wakes_sent", "arrived", "handled", "idle", "busy", "overloads")
+)
+M_CURRENT, M_MAX, M_EMA = (offset(BLOCK, "live", n) for n in ("current", "max", "ema"))
+M_SAMPLES, M_MICROTASK_SAMPLES, M_CALM = (offset(BLOCK, "live", n) for n in ("samples", "microtask_samples", "calm"))
+M_RATE, M_LATENCY, M_DELAY = (offset(BLOCK, "live", n) for n in ("rate", "latency", "delay"))
 
 # --- values ---------------------------------------------------------------------------------------------------------
 AWAKE, RUNNING, TERMINATING, TERMINATED = 0, 1, 2, 3  # lifecycle
@@ -280,6 +346,7 @@ REFUSED_DELAY, REFUSED_SLOTS, REFUSED_IDENTIFIER = 6, 7, 8
 
 # What a cell holds: an owned reference (objects are 16-byte aligned) and, in the low bits, how to read it.
 TAG_ARGUMENTS = 1  # the reference is a tuple (callable, *args)
+STAMPED, STAMPED_EIGHTH = 2, 6  # in a queue of tasks: its time lies beside the cell, and counts for 1 or for 8
 KIND_SHIFT = 1
 KIND_TASK, KIND_MICROTASK, KIND_TICK, KIND_INTERNAL, KIND_CLOSE = 0, 1, 2, 3, 4  # what the callable is
 KIND_ARM, KIND_CANCEL, KIND_IMMEDIATE = 5, 6, 7  # the word is a slot number: word >> 4

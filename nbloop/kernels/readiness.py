@@ -57,6 +57,7 @@ from .layout import (
     IO_WATCHES,
     KIND_READINESS,
     LIFECYCLE,
+    METRICS,
     NANOSECONDS,
     NONE,
     PARKS,
@@ -75,6 +76,7 @@ from .layout import (
     TIMERS_AT,
     WRITE,
 )
+from .metrics import callback_begins
 from .parking import FOREVER, fall_asleep, wide_awake
 from .slots import GENERATION_SHIFT, slot_at, slot_free, slot_of, slot_open, slot_take
 from .timers import CANCELLED, STATE_MASK
@@ -167,6 +169,8 @@ def watch_ready(base: int, token: int, events: int) -> int:
     callback = get(record + S_CALLBACK)
     put(io + IO_ARGUMENTS, get(record + S_DESCRIPTOR))
     put(io + IO_ARGUMENTS + 8, get(get(io + IO_MASKS) + (events << 3)))
+    if get(base + METRICS) != 0:
+        callback_begins(base, KIND_READINESS)
     status = called(base, PyObject_Vectorcall(callback, io + IO_ARGUMENTS, 2, 0), callback, KIND_READINESS)
     while True:
         word = load(record + S_WORD)

@@ -129,13 +129,14 @@ def _owned(array: npt.NDArray[np.int64]) -> int:
     return id(array)
 
 
-def _open_queue(state: State, at: int, chunk_size: int, pool: int, limit: int | None) -> None:
+def _open_queue(state: State, at: int, chunk_size: int, pool: int, limit: int | None, measured: int = 0) -> None:
     queue = np.ndarray((1,), QUEUE, buffer=state, offset=at)[0]
     segments = 1 << layout.DIRECTORY_BITS
     queue["directory"] = _table(state, segments)
     queue["directory_mask"] = segments - 1
     queue["shift"] = chunk_size.bit_length() - 1
     queue["pool"] = pool
+    queue["measured"] = measured
     queue["final"] = -1
     queue["gate"] = layout.OPEN if limit is None else layout.EXACT
     queue["limit"] = (segments - 512) * chunk_size if limit is None else limit
@@ -147,10 +148,15 @@ def _hook(state: State, hook: Callable[..., object]) -> int:
 
 
 def make_loop_state(
-    *, chunk_size: int, initial_chunks: int, ingress_limit: int | None, hooks: Mapping[str, Callable[..., object]]
+    *,
+    chunk_size: int,
+    initial_chunks: int,
+    ingress_limit: int | None,
+    hooks: Mapping[str, Callable[..., object]],
+    metrics: npt.NDArray[np.int64] | None = None,
 ) -> LoopState:
     """The state of a loop, with its queues open and empty. `hooks` are the Python functions that kernels call, by
-    word.
+    word; `metrics` is the block that it measures itself in (metrics.py).
     """
     state = make_state(LoopState)
     state.handles = {}
@@ -166,8 +172,13 @@ def make_loop_state(
     pool = record["pool"]
     # Anonymous maps and not np.zeros: the C library keeps freed blocks of this size, and an idle loop should give
     # memory back.
-    slab_bytes = (chunk_size << layout.CHUNKS_PER_SLAB_BITS) * 8
-    pool["chunk_bytes"] = chunk_size * 8
+    chunk_bytes = chunk_size * (8 if metrics is None else 16)  # a stamp beside each cell
+    measured = 0
+    if metrics is not None:
+        state.keep.append(metrics)
+        measured = record["metrics"] = _address(metrics)
+    slab_bytes = chunk_bytes << layout.CHUNKS_PER_SLAB_BITS
+    pool["chunk_bytes"] = chunk_bytes
     pool["make_slab"] = _hook(state, functools.partial(mmap.mmap, -1, slab_bytes, **layout.PRIVATE))
     pool["as_array"] = _hook(state, functools.partial(np.frombuffer, dtype=np.int64))
     pool["slab_limit"] = layout.SLAB_LIMIT
@@ -175,7 +186,7 @@ def make_loop_state(
     for name in ("slabs", "slab_objects", "slab_next"):
         pool[name] = _table(state, layout.SLAB_LIMIT)
     pool_at = base + layout.POOL_AT
-    _open_queue(state, layout.EXTERNAL, chunk_size, pool_at, ingress_limit)
+    _open_queue(state, layout.EXTERNAL, chunk_size, pool_at, ingress_limit, measured)
     _open_queue(state, layout.REMOTE, chunk_size, pool_at, None)
 
     for name in ("ticks", "microtasks", "immediates", "closing", "internal", "checkpoint_ends"):
@@ -209,10 +220,12 @@ def make_handle_state(loop_state: LoopState) -> HandleState:
     record["self"] = id(state)
     record["loop"] = _address(loop_state)
     state.keep.append(loop_state)
-    chunk_size = int(loop_state.record["pool"]["chunk_bytes"]) // 8
+    chunk_size = 1 << int(loop_state.record["external"]["shift"])
     external = loop_state.record["external"]
     limit = int(external["limit"]) if external["gate"] == layout.EXACT else None
-    _open_queue(state, layout.H_QUEUE, chunk_size, _address(loop_state) + layout.POOL_AT, limit)
+    _open_queue(
+        state, layout.H_QUEUE, chunk_size, _address(loop_state) + layout.POOL_AT, limit, int(external["measured"])
+    )
     return state
 
 

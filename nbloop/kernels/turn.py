@@ -18,7 +18,7 @@ from .capi import (
     PyLong_FromLongLong,
 )
 from .checkpoint import checkpoint, invoke_owned
-from .external import phase_external
+from .external import ingress_length, phase_external
 from .heap import heap_pop, heap_trim
 from .ingress import queue_close_if_empty, queue_length, queue_reopen
 from .kernel import NONE as NO_ARGUMENTS
@@ -46,6 +46,7 @@ from .layout import (
     KIND_TIMER,
     LIFECYCLE,
     MAKE_ARRAY,
+    METRICS,
     MICROTASKS,
     P_FREE_CHUNKS,
     PARK_EPOLL,
@@ -76,6 +77,7 @@ from .layout import (
     TURNS,
 )
 from .layout import RUNNING as LOOP_RUNNING
+from .metrics import loop_enters, loop_rests, turn_begins
 from .parking import FOREVER, arrivals, fall_asleep, park
 from .pool import KEEP_CHUNKS, pool_trim
 from .readiness import epoll_look, epoll_sleep, phase_readiness
@@ -316,8 +318,14 @@ def run(self: int, _unused: int) -> int:
     only.
     """
     base = data(self)
+    measured = get(base + METRICS) != 0
+    if measured:
+        loop_enters(base, get(base + POLLED) != 0)
     while True:
-        if checkpoint(base) != 0:
+        status = checkpoint(base)
+        if measured:
+            loop_rests(base)
+        if status != 0:
             return 0
         ended = 0
         if load(base + INTERRUPT) != 0:
@@ -332,10 +340,16 @@ def run(self: int, _unused: int) -> int:
             ended = wait(base)
         if ended != 0:
             return PyLong_FromLongLong(ended)
+        if measured:
+            turn_begins(base, ingress_length(base))
         if checkpoint(base) != 0 or phases(base) != 0 or call_hook(get(base + BREATHE)) != 0:
+            if measured:
+                loop_rests(base)
             return 0
         put(base + TURNS, get(base + TURNS) + 1)
         if exchange(base + STOP, 0) != 0:
+            if measured:
+                loop_rests(base)
             return PyLong_FromLongLong(ENDED_STOP)
 
 
@@ -347,8 +361,14 @@ def drain(self: int, _unused: int) -> int:
     """
     base = data(self)
     put(base + BUDGET, 1 << 62)
+    measured = get(base + METRICS) != 0
+    if measured:
+        loop_enters(base, False)
     while True:
-        if checkpoint(base) != 0:
+        status = checkpoint(base)
+        if measured:
+            loop_rests(base)
+        if status != 0:
             return 0
         if load(base + INTERRUPT) != 0:
             return PyLong_FromLongLong(ENDED_INTERRUPT)
@@ -366,4 +386,6 @@ def drain(self: int, _unused: int) -> int:
             or phase_external(base) != 0
             or call_hook(get(base + BREATHE)) != 0
         ):
+            if measured:
+                loop_rests(base)
             return 0

@@ -1,0 +1,167 @@
+"""A loop's block of figures (`kernels/metrics.py`): made, calibrated, and read into a `Metrics`.
+
+A reader copies the words with a kernel, coherently, and does the arithmetic here, on its own copy. It never waits for
+the loop: a callback that hangs leaves the block at rest, a loop that is busy makes a copy when asked for one.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..kernels import layout, metrics, pack
+from .metrics import Histogram, Metrics, Quantiles, Queues, Running
+
+KINDS = {
+    layout.KIND_TASK: "task",
+    layout.KIND_MICROTASK: "microtask",
+    layout.KIND_TICK: "next-tick",
+    layout.KIND_INTERNAL: "internal task",
+    layout.KIND_CLOSE: "close callback",
+    layout.KIND_IMMEDIATE: "immediate",
+    layout.KIND_TIMER: "timer",
+    layout.KIND_CHECKPOINT_END: "checkpoint end",
+    layout.KIND_READINESS: "readiness callback",
+}
+PATIENCE = 1.0  # seconds; a copy is there within 0.2 ms of processor time
+_ALPHA_BITS = 1 << metrics.EMA_BITS
+
+type Words = npt.NDArray[np.int64]
+
+
+def cycles_count_time() -> bool:
+    """Does the processor's cycle counter run at one rate, on all cores alike, and does the system trust it itself?"""
+    if pack.status.mode != "compiled":
+        return False
+    try:
+        flags = Path("/proc/cpuinfo").read_text().partition("\nflags")[2].partition("\n")[0].split()
+        clocks = Path("/sys/devices/system/clocksource/clocksource0/available_clocksource").read_text().split()
+    except OSError:
+        return False
+    return {"constant_tsc", "nonstop_tsc"} <= set(flags) and "tsc" in clocks  # a system that found it bad removed it
+
+
+class Clock:
+    """The clock that loops measure with, against `time.monotonic_ns`."""
+
+    def __init__(self) -> None:
+        self.cycles = cycles_count_time()
+        self._ticks: Any = metrics.metrics_clock.bind(np.zeros(1, np.int64)) if self.cycles else time.monotonic_ns
+        self.multiplier = 1 << metrics.MULTIPLIER_BITS
+        if self.cycles:
+            first = self.pair()
+            time.sleep(0.01)
+            last = self.pair()
+            self.multiplier = ((last[1] - first[1]) << metrics.MULTIPLIER_BITS) // (last[0] - first[0])
+
+    def pair(self) -> tuple[int, int]:
+        """(ticks, ns) of one moment: the closest of several looks at both."""
+        best = (0, 0, 1 << 62)
+        for _ in range(10):
+            before, ns, after = self._ticks(), time.monotonic_ns(), self._ticks()
+            if after - before < best[2]:
+                best = ((before + after) >> 1, ns, after - before)
+        return best[:2]
+
+
+the_clock = functools.cache(Clock)  # 10 ms, once a process
+
+
+def fill(block: Words, name: str) -> None:
+    """Make a zeroed block ready for a loop. Before the loop has it."""
+    clock = the_clock()
+    record = block.view(layout.BLOCK)[0]
+    record["cycles"] = clock.cycles
+    record["multiplier"] = clock.multiplier
+    record["tick_base"], record["ns_base"] = clock.pair()
+    record["bucket_ticks"] = (metrics.BUCKET_NS << metrics.MULTIPLIER_BITS) // clock.multiplier
+    record["name"] = name.encode()[:127]
+    live = record["live"]
+    live["stride"] = 1
+    live["now"] = live["mark"] = record["tick_base"]
+
+
+def make(name: str) -> Words:
+    """A block in this process's memory; its pages are used as the buckets are."""
+    block = layout.table(layout.BLOCK.itemsize // 8)
+    fill(block, name)
+    return block
+
+
+def copy(block: Words) -> Any:
+    """LIVE at one instant, as a record of its own. Any thread. RuntimeError if there is none to be had: only if the
+    process that wrote it died while it did.
+    """
+    target = np.zeros(layout.LIVE.itemsize // 8, np.int64)
+    read = metrics.metrics_read.bind(block)
+    after = metrics.metrics_published.bind(block)()
+    deadline = time.monotonic() + PATIENCE
+    while not read(target, after):
+        if time.monotonic() > deadline:
+            raise RuntimeError("no coherent copy of the figures: their writer has stopped in the middle of a change")
+        time.sleep(0)
+    return target.view(layout.LIVE)[0]
+
+
+def snapshot(block: Words) -> Metrics:
+    """The figures of a block. Any thread, any process. Some 100 µs."""
+    live = copy(block)
+    record = block.view(layout.BLOCK)[0]
+    multiplier = int(record["multiplier"])
+    ticks, ns = _now(record)
+
+    def seconds(duration: int) -> float:
+        return (int(duration) * multiplier >> metrics.MULTIPLIER_BITS) / 1e9
+
+    running = None
+    if live["running"]:
+        since = ns / 1e9 - seconds(max(0, ticks - int(live["now"])))
+        running = Running(KINDS[int(live["running"]) - 1], since)
+    current, most = ([int(v) for v in live[name]] for name in ("current", "max"))
+    return Metrics(
+        time=ns / 1e9,
+        tps=_rate(live, ticks // int(record["bucket_ticks"])),
+        latency=Quantiles.of(_histogram(live["latency"])),
+        delay=Quantiles.of(_histogram(live["delay"])),
+        queue_current=Queues(*current),
+        queue_max=Queues(*most),
+        queue_ema=Queues(*(float(v) / _ALPHA_BITS for v in live["ema"])),
+        turns=int(live["turns"]),
+        wakes_sent=int(live["wakes_sent"]),
+        wakes_elided=max(0, int(live["arrived"]) - int(live["wakes_sent"])),
+        idle_time=seconds(live["idle"]),
+        busy_time=seconds(live["busy"]),
+        overloads=int(live["overloads"]),
+        callbacks=int(live["callbacks"]) + int(live["group"]),
+        errors=int(live["errors"]),
+        running=running,
+    )
+
+
+def _now(record: Any) -> tuple[int, int]:
+    """(ticks, ns) of one moment on the clock of a block."""
+    if not record["cycles"]:
+        ns = time.monotonic_ns()
+        return ns, ns
+    if the_clock().cycles:
+        return the_clock().pair()
+    ns = time.monotonic_ns()  # kernels as plain Python have no such counter; the writer's calibration has to do
+    gone = ((ns - int(record["ns_base"])) << metrics.MULTIPLIER_BITS) // int(record["multiplier"])
+    return int(record["tick_base"]) + gone, ns
+
+
+def _histogram(words: Words) -> Histogram:
+    return Histogram(words[2:].copy(), int(words[0]), int(words[1]))
+
+
+def _rate(live: Any, now: int) -> float:
+    """Per second over the buckets (now - 100, now]: what has returned since the first of them that had any began."""
+    done = int(live["callbacks"]) - int(live["errors"])
+    numbers, before = live["rate"][:, 0], live["rate"][:, 1]
+    inside = before[(numbers > now - metrics.WINDOW) & (numbers <= now) & (numbers > 0)]
+    return (done - int(inside.min())) / (metrics.WINDOW * metrics.BUCKET_NS / 1e9) if len(inside) else 0.0

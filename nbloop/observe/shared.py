@@ -1,0 +1,212 @@
+"""A loop's figures in a file that other processes of the same user map: who is there, and what does it do just now?
+
+The file *is* the block that the loop measures in (`Loop(metrics="shared")`), so the loop pays nothing more for it, and
+a loop that hangs, or whose process is stopped, can be read as well as any. Files lie in ``$XDG_RUNTIME_DIR/nbloop``, or
+without that in ``nbloop-UID`` under the folder for temporary files: a folder of mode 0700 that must be the user's own,
+and files of mode 0600.
+
+A file is removed when its loop ends and when its process exits. A process that is killed leaves it behind; that nobody
+is there is told by an advisory lock that the writer holds for life, and not by its process id, which may be somebody
+else's by now, or of another container. Who makes or lists files removes those without a lock. POSIX only.
+
+>>> import nbloop
+>>> with nbloop.Loop(name="example", metrics="shared") as loop:
+...     [seen] = [other for other in loops() if other.name == "example"]
+...     seen.pid == os.getpid(), seen.snapshot().errors
+(True, 0)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import mmap
+import os
+import stat
+import tempfile
+import time
+import weakref
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..kernels import layout
+from . import block
+from .block import Words
+from .metrics import Metrics
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment, unused-ignore]
+
+MAGIC = int.from_bytes(b"nbloop\x01", "little")
+SIZE = layout.BLOCK.itemsize
+LAYOUT = int.from_bytes(hashlib.sha256(repr(layout.BLOCK).encode()).digest()[:7], "little")
+
+_numbers = itertools.count(1)
+
+
+def folder() -> Path:
+    """Where this user's files are; made if need be. OSError if it is somebody else's, or open to others."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    place = Path(runtime) / "nbloop" if runtime else Path(tempfile.gettempdir()) / f"nbloop-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        place.mkdir(mode=0o700)
+    found = place.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise PermissionError(f"{place} must be a folder of this user's own that nobody else may enter")
+    return place
+
+
+class SharedBlock:
+    """The writer's side: a block in a file, locked while this lives, removed by `close` and at exit."""
+
+    def __init__(self, name: str) -> None:
+        if fcntl is None:
+            raise NotImplementedError('metrics="shared" needs file locks, which this platform has not; use True')
+        sweep()
+        self.path = folder() / f"{os.getpid()}-{next(_numbers)}-{os.urandom(4).hex()}.metrics"
+        self._pid = os.getpid()
+        # Under another name until it is locked and whole: nobody sees, or sweeps, one that is half made.
+        # Opened twice: a mapping keeps its own opening alive, and a forked child's copy of it would keep the lock.
+        mapped, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=".new-")
+        try:
+            self._fd = os.open(temporary, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except BaseException:
+            os.close(mapped)
+            raise
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            os.ftruncate(mapped, SIZE)
+            self.words: Words = np.frombuffer(mmap.mmap(mapped, SIZE, trackfd=False), np.int64)
+            block.fill(self.words, name)
+            record = self.words.view(layout.BLOCK)[0]
+            record["layout"], record["pid"], record["process_start"] = LAYOUT, self._pid, _process_start()
+            record["magic"] = MAGIC
+            Path(temporary).replace(self.path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            os.close(self._fd)
+            raise
+        finally:
+            os.close(mapped)
+        self.close = weakref.finalize(self, _remove, self.path, self._fd, self._pid)
+        _ours.add(self)
+
+
+def _remove(path: Path, fd: int, pid: int) -> None:
+    if os.getpid() != pid:  # a forked child's copy: see _after_fork
+        return
+    with contextlib.suppress(OSError):
+        path.unlink()
+    os.close(fd)
+
+
+_ours: weakref.WeakSet[SharedBlock] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """The child must not hold its parent's locks."""
+    for one in list(_ours):
+        if one.close.detach() is not None:
+            os.close(one._fd)
+        one.close = lambda: None  # type: ignore[assignment]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _process_start() -> int:
+    """When this process began, in the system's ticks since it started; 0 where there is no way to know."""
+    try:
+        return int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+@dataclass(frozen=True)
+class SharedLoop:
+    """A loop of some process of this user, by its file. What it shows may end at any time."""
+
+    pid: int
+    name: str
+    path: Path
+    process_start: int
+    """In the system's ticks since it started, as in ``/proc/PID/stat``."""
+    _words: Words = field(repr=False, compare=False)
+
+    def snapshot(self) -> Metrics:
+        """As `Loop.metrics`, of that loop; after its end what it last was. Its process is neither stopped nor waited
+        for. RuntimeError if that was killed in the middle of a change. Any thread. Some 100 µs.
+        """
+        return block.snapshot(self._words)
+
+    def alive(self) -> bool:
+        """Is its file still there, and its writer?"""
+        with contextlib.suppress(OSError), self.path.open("rb") as file:
+            return _locked(file.fileno())
+        return False
+
+
+def _locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    return False
+
+
+def loops(pid: int | None = None) -> list[SharedLoop]:
+    """The loops that can be read now, of one process or of all of this user's; files of the dead are removed.
+
+    Those of another version of nbloop, whose blocks mean something else, are left out. Any thread. OSError as
+    `folder`.
+    """
+    found = []
+    sweep()
+    for path in sorted(folder().glob("*.metrics")):
+        if pid is None or path.name.startswith(f"{pid}-"):
+            with contextlib.suppress(OSError, ValueError):  # gone meanwhile, or not a file of this kind
+                found.append(_open(path))
+    return [one for one in found if one is not None]
+
+
+def _open(path: Path) -> SharedLoop | None:
+    fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)  # written to is one word: please make me a copy
+    try:
+        if os.fstat(fd).st_size != SIZE:
+            return None
+        words = np.frombuffer(mmap.mmap(fd, SIZE, trackfd=False), np.int64)
+    finally:
+        os.close(fd)
+    record: Any = words.view(layout.BLOCK)[0]
+    if record["magic"] != MAGIC or record["layout"] != LAYOUT:
+        return None
+    name = bytes(record["name"]).decode(errors="replace")
+    return SharedLoop(int(record["pid"]), name, path, int(record["process_start"]), words)
+
+
+def sweep() -> int:
+    """Remove the files that killed processes have left; how many."""
+    removed = 0
+    for path in folder().glob(".new-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > 60:  # it takes a moment to become whole
+                path.unlink()
+                removed += 1
+    for path in folder().glob("*.metrics"):
+        with contextlib.suppress(OSError):
+            fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                if not _locked(fd):
+                    path.unlink()
+                    removed += 1
+            finally:
+                os.close(fd)
+    return removed
