@@ -23,7 +23,7 @@ from nbloop import Loop
 FOLDER = Path(__file__).parent
 STANDS_FOR = re.compile(r"^     (\w+)\.(\w+) ([0-9a-f]{12})$", re.MULTILINE)
 MEMORY_MIB = 1500  # of one check, at most; the largest needs a quarter
-SECONDS = 100
+SECONDS = 100  # a quiet machine needs 20 for the longest
 
 
 @dataclass(frozen=True)
