@@ -37,8 +37,8 @@ test-gil: ## run the tests on an ordinary CPython, or say why not
 test-nojit: setup ## run the kernels' tests on the kernels as plain Python
 	NUMBA_DISABLE_JIT=1 $(py) -m pytest tests/kernels $(ARGS)
 
-verify: setup ## models of the protocols, races in the kernels; see docs/verification.md for the tools that it needs
-	$(py) -m pytest models races $(ARGS)
+verify: setup ## models of the protocols, races in the kernels, histories; see docs/verification.md for the tools that it needs
+	$(py) -m pytest models races tests/linearizability $(ARGS)
 
 lint: setup ## check style and formatting
 	$(py) -m ruff check

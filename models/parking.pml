@@ -6,12 +6,12 @@
    may also end by itself (a deadline, a signal, a stale wake), which must not confuse the account of claims.
 
    stands for:
-     parking.wake 9a2b2f55243b
+     parking.wake 2106f1cccc55
      parking.arrivals 76d68ee7e40c
      parking.fall_asleep 83aab53110ee
      parking.wide_awake 3a940cddc614
      parking.park a6c64879b6b5
-     turn.wait 4901db8cafe3
+     turn.wait 08cbe94314e0
      methods.send bf962e4f45ec
      life.stop 6075b790727b
    check

@@ -82,7 +82,7 @@ from .layout import (
 from .parking import step_aside, wide_awake
 from .parking import wake as wake_loop
 from .readiness import WATCHED
-from .ring import ring_length, ring_pop
+from .ring import ring_length, ring_pop, ring_seen
 from .slots import slot_of
 from .timers import (
     CANCELLED,
@@ -102,12 +102,12 @@ def alive(self: int, _unused: int) -> int:
         queue_length(base + EXTERNAL) != 0
         or queue_length(base + REMOTE) > load(base + TIMERS_AT + T_COMMANDS)
         or load(base + READY) != 0
-        or ring_length(base + TICKS) != 0
-        or ring_length(base + MICROTASKS) != 0
-        or ring_length(base + IMMEDIATES) != 0
-        or ring_length(base + CLOSING) != 0
-        or ring_length(base + INTERNAL) != 0
-        or ring_length(base + CHECKPOINT_ENDS) != 0
+        or ring_seen(base + TICKS)
+        or ring_seen(base + MICROTASKS)
+        or ring_seen(base + IMMEDIATES)
+        or ring_seen(base + CLOSING)
+        or ring_seen(base + INTERNAL)
+        or ring_seen(base + CHECKPOINT_ENDS)
         or timers_referenced(base) > 0
         or load(base + HOLDS) > 0
     )

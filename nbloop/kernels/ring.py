@@ -20,8 +20,14 @@ SMALL = 1024  # cells that an empty ring keeps
 
 @helper
 def ring_length(ring: int) -> int:
-    """How many words wait. Owner: exact; other threads: a moment old."""
-    return load(ring + R_TAIL) - load(ring + R_HEAD)
+    """How many words wait. Owner."""
+    return get(ring + R_TAIL) - get(ring + R_HEAD)
+
+
+@helper
+def ring_seen(ring: int) -> bool:
+    """Does anything wait, as any thread sees it: a moment old. Both words are written with release stores."""
+    return load(ring + R_TAIL) != load(ring + R_HEAD)
 
 
 @helper

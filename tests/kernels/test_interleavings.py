@@ -154,8 +154,15 @@ def publish_before_ticket(queue: int, word: int) -> int:
         ),
         # the losing chunk is not given back
         (ingress.queue_segment, mutant(ingress.queue_segment, ("pool_give(pool, chunk)", "pass"))),
+        # the chunk is given back one cell too early
+        (ingress.queue_advance, mutant(ingress.queue_advance, ("if (head + 1) &", "if (head + 2) &"))),
+        # a cell is taken and not cleared
+        (
+            ingress.queue_advance,
+            mutant(ingress.queue_advance, ("put(queue_cell(get(queue + Q_CHUNK), head, shift), 0)", "pass")),
+        ),
     ],
-    ids=["publish before ticket", "install without swap", "lost chunk"],
+    ids=["publish before ticket", "install without swap", "lost chunk", "early retirement", "dirty cell"],
 )
 def test_broken_ingress_is_caught(original: Callable[..., Any], bug: Callable[..., Any]) -> None:
     find(QueueModel(), lambda patch: replace(patch, original, bug))

@@ -426,16 +426,32 @@ READ_AFTER_SWAP = mutant(timers.timer_cancel, (READ, ""), (HINT, ""), (AFTER, RE
 FIRE_WITHOUT_SWAP = mutant(
     turn.timer_fire, ("if compare_and_swap(record + S_WORD, word, new):", "if store(record + S_WORD, new) is None:")
 )
+NO_NEW_GENERATION = mutant(timers.slot_open, ("GENERATION_SHIFT) + 1) &", "GENERATION_SHIFT)) &"))
+CANCEL_KEEPS = mutant(timers.timer_cancel, ("    Py_DecRef(callback & POINTER_MASK)\n", ""))
+FIRE_KEEPS = mutant(turn.timer_fire, ("        Py_DecRef(callback & POINTER_MASK)\n", "        pass\n"))
+CANCEL_UNCOUNTED = mutant(timers.timer_cancel, ("fetch_add(timers + T_LIVE_ELSEWHERE, -1)", "pass"))
 
 
 @pytest.mark.parametrize(
     ("original", "broken", "first_seed"),
     [
+        (timers.slot_open, NO_NEW_GENERATION, 0),
+        (timers.timer_cancel, CANCEL_KEEPS, 0),
+        (turn.timer_fire, FIRE_KEEPS, 0),
+        (timers.timer_cancel, CANCEL_UNCOUNTED, 0),
         (timers.timer_cancel, NO_GENERATION, 0),
         (turn.timer_fire, FIRE_WITHOUT_SWAP, 99),
         (timers.timer_cancel, READ_AFTER_SWAP, 39),
     ],
-    ids=["no look at the generation", "fire without swap", "callback read after the swap"],
+    ids=[
+        "no new generation",
+        "cancel keeps the callback",
+        "fire keeps the callback",
+        "cancel not counted",
+        "no look at the generation",
+        "fire without swap",
+        "callback read after the swap",
+    ],
 )
 def test_broken_timer_is_caught(
     monkeypatch: pytest.MonkeyPatch, original: Callable[..., Any], broken: Callable[..., Any], first_seed: int

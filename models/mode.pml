@@ -1,0 +1,183 @@
+/* How a loop sleeps, against the descriptors it watches: FORCED never with descriptors, a descriptor is always seen, and
+   the wake descriptor is never written to after it was closed.
+
+   One thread sets modes, one registers a descriptor and unregisters it again, both under the loop's lock; each then
+   has the loop change over, by the internal queue if it runs. A producer wakes the loop: it claims the sleep, reads how
+   the loop sleeps, and writes, each at its own time. The loop changes over before its next sleep, and when it ends it
+   waits for the wake calls that were claimed.
+
+   stands for:
+     parking.wake 2106f1cccc55
+     parking.wide_awake 3a940cddc614
+     turn.wait 08cbe94314e0
+     readiness.epoll_sleep 25e8dde53395
+     loop.set_fast_path_mode b59e2fad3ffb
+     loop.register_fd e617f50f0a9f
+     loop.unregister_fd b826d2098b0c
+     loop._change_over cb4f679d9908
+     loop._install_parker 1d91c00fd0be
+     loop._finish eeb90a1ac3e4
+   check
+   bug BUG_UNLOCKED: the mode is looked at, and the descriptor registered, without the lock
+   bug BUG_NO_CHANGE_OVER: a first descriptor does not have the loop change over
+   bug BUG_CLOSE_AT_ONCE: the end does not wait for the wake calls that were claimed
+   bug BUG_SENT_EARLY: a wake call is counted before it is made
+*/
+mtype = { FUTEX, EPOLL };
+#define WAKES 2
+
+bool forced, lock;
+byte watches;
+mtype park = FUTEX;               /* what the loop sleeps in next */
+byte changes;                     /* in the internal queue */
+bool task;                        /* the producers' work */
+bool asleep, open = true;         /* the sleep word; the wake descriptor */
+bool futex, eventfd;              /* a wake call has come */
+bool ready;                       /* the descriptor has something to say */
+byte seen, sent, claimed, ended;
+#ifdef BUG_UNLOCKED
+#define LOCK skip
+#else
+#define LOCK atomic { !lock -> lock = true }
+#endif
+#define UNLOCK lock = false
+#define WANTED (watches > 0 -> EPOLL : FUTEX)
+
+inline wake() {
+    atomic {
+        won = asleep;
+        asleep = false
+    };
+    if
+    :: won ->
+        how = park;
+#ifdef BUG_SENT_EARLY
+        sent++;
+#endif
+        if
+        :: how == FUTEX -> futex = true
+        :: else -> d_step { assert(open); eventfd = true }
+        fi;
+#ifndef BUG_SENT_EARLY
+        sent++
+#endif
+    :: else
+    fi
+}
+
+inline change_over() {
+    changes++;
+    wake()
+}
+
+proctype Setter() {
+    bool won, may;
+    byte to;
+    mtype how;
+    for (to : 0 .. 1) {
+        LOCK;
+        may = (to == 1 || watches == 0);
+        if
+        :: may -> forced = !to
+        :: else
+        fi;
+        UNLOCK;
+        if
+        :: may -> change_over()
+        :: else
+        fi;
+        if
+        :: to -> break
+        :: else
+        fi
+    }
+    ended++
+}
+
+proctype Watcher() {
+    bool won, may;
+    mtype how;
+    LOCK;
+    may = !forced;
+    if
+    :: may -> watches++; assert(!forced)
+    :: else
+    fi;
+    UNLOCK;
+    if
+    :: may ->
+#ifndef BUG_NO_CHANGE_OVER
+        change_over();
+#endif
+        ready = true;             /* the system's doing; the loop is to see it */
+        seen > 0;
+        LOCK;
+        watches--;
+        ready = false;
+        UNLOCK;
+        change_over()
+    :: else
+    fi;
+    ended++
+}
+
+proctype Producer() {
+    bool won;
+    mtype how;
+    task = true;
+    wake()            /* the loop may end in the middle of this */
+}
+
+proctype Loop() {
+turn:
+    if
+    :: ended == 2 && changes == 0 && !task -> goto leave
+    :: else
+    fi;
+    do
+    :: changes > 0 ->
+        changes--;
+        LOCK;                     /* _install_parker: what is asked now, not when the change was queued */
+        park = WANTED;
+        UNLOCK
+    :: changes == 0 -> break
+    od;
+    task = false;
+    if
+    :: ready && park == EPOLL -> seen = 1
+    :: else
+    fi;
+    asleep = true;
+    if
+    :: task || changes > 0 || ended == 2 -> goto awake
+    :: else
+    fi;
+    if                            /* sleeping in what was chosen, and in nothing else */
+    :: park == FUTEX -> !asleep || futex || ended == 2; futex = false
+    :: park == EPOLL ->
+        if
+        :: eventfd -> eventfd = false
+        :: ready && seen == 0 -> seen = 1
+        :: ended == 2             /* its deadline */
+        fi
+    :: ended == 2
+    fi;
+awake:
+    atomic {
+        if
+        :: !asleep -> claimed++
+        :: else -> asleep = false
+        fi
+    };
+    goto turn;
+leave:
+#ifndef BUG_CLOSE_AT_ONCE
+    sent >= claimed;
+#endif
+    open = false;
+    assert(watches == 0 || !forced)
+}
+
+init {
+    atomic { run Setter(); run Watcher(); run Producer(); run Loop() }
+}
