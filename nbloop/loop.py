@@ -309,11 +309,13 @@ class Loop(Scheduling):
     def state(self) -> LoopState:
         """Where the loop is in its life, a moment old. Any thread."""
         lifecycle = self._lifecycle()
-        if lifecycle == layout.RUNNING:
-            return LoopState.SLEEPING if self._record["sleep"] else LoopState.RUNNING
-        return {layout.AWAKE: LoopState.AWAKE, layout.TERMINATING: LoopState.TERMINATING}.get(
-            lifecycle, LoopState.TERMINATED
-        )
+        if lifecycle == layout.AWAKE:
+            return LoopState.AWAKE
+        if lifecycle == layout.TERMINATED:
+            return LoopState.TERMINATED
+        if lifecycle == layout.TERMINATING and self._record["remote"]["tail"] < 0:  # the queue that is closed last
+            return LoopState.TERMINATING  # whoever sees this is refused from then on
+        return LoopState.SLEEPING if self._record["sleep"] else LoopState.RUNNING
 
     def run(self) -> None:
         """Run the loop on this thread until `stop()`, `shutdown()`, `close()` or, with `auto_exit`, until nothing
