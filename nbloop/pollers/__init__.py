@@ -55,4 +55,8 @@ def make_poller() -> Poller:
         from .epoll import EpollPoller
 
         return EpollPoller()
+    if sys.platform == "win32":
+        from .iocp import IocpPoller
+
+        return IocpPoller()
     raise OSError(errno.ENOSYS, f"nbloop has no poller for {sys.platform}")
