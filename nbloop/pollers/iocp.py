@@ -94,15 +94,11 @@ def _function(library: Any, name: str, result: Any, *arguments: Any) -> Any:
 _kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
 _ntdll = ctypes.WinDLL("ntdll")
 _winsock = ctypes.WinDLL("ws2_32", use_last_error=True)
-_create_port = _function(
-    _kernel32, "CreateIoCompletionPort", _handle, _handle, _handle, ctypes.c_size_t, _dword
-)
+_create_port = _function(_kernel32, "CreateIoCompletionPort", _handle, _handle, _handle, ctypes.c_size_t, _dword)
 _get_packets = _function(
     _kernel32, "GetQueuedCompletionStatusEx", ctypes.c_int, _handle, _pointer, _dword, _pointer, _dword, ctypes.c_int
 )
-_post = _function(
-    _kernel32, "PostQueuedCompletionStatus", ctypes.c_int, _handle, _dword, ctypes.c_size_t, _pointer
-)
+_post = _function(_kernel32, "PostQueuedCompletionStatus", ctypes.c_int, _handle, _dword, ctypes.c_size_t, _pointer)
 _close_handle = _function(_kernel32, "CloseHandle", ctypes.c_int, _handle)
 _create_file = _function(
     _ntdll, "NtCreateFile", _dword, _pointer, _dword, _pointer, _pointer, _pointer, *[_dword] * 4, _pointer, _dword
@@ -342,6 +338,6 @@ class IocpPoller:
         self._close_handles()
 
     def _close_handles(self) -> None:
-        if self._driver:
+        if self._driver.value:
             _close_handle(self._driver)
         _close_handle(self._port)
