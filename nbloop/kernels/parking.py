@@ -216,8 +216,8 @@ def stall(base: int) -> None:
 @helper
 def step_aside() -> None:
     """Let a producer run that is between ticket and store, or inside numpy, which may have detached it to make it a
-    slab. Attached; detached for 50 µs (on Windows 1 ms, its least): on a build with the GIL who lets go for less has it back before the other
-    has woken.
+    slab. Attached; detached for 50 µs (on Windows for 1 ms, its least): on a build with the GIL who lets go for less
+    has it back before the other has woken.
     """
     thread = PyEval_SaveThread()
     if WINDOWS:
