@@ -8,7 +8,6 @@ interest of 0.
 
 from __future__ import annotations
 
-import errno
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Protocol
@@ -59,4 +58,6 @@ def make_poller() -> Poller:
         from .iocp import IocpPoller
 
         return IocpPoller()
-    raise OSError(errno.ENOSYS, f"nbloop has no poller for {sys.platform}")
+    from .kqueue import KqueuePoller
+
+    return KqueuePoller()
