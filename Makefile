@@ -9,7 +9,7 @@ asv_env = PATH="$(abspath $(VENV))/bin:$$PATH" $(asv)
 asv_python = virtualenv:$$($(py) -c 'import sys; print("%d.%d" % sys.version_info[:2] + sys.abiflags)')
 asv_machine = $(HOME)/.asv-machine.json
 
-.PHONY: help setup demo doctor test test-gil test-nojit verify lint format types doctest bench-smoke bench \
+.PHONY: help setup demo doctor test test-gil test-nojit test-windows verify lint format types doctest bench-smoke bench \
     bench-continuous bench-html peers compare figures clean
 
 help: ## list the targets

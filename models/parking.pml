@@ -6,11 +6,12 @@
    may also end by itself (a deadline, a signal, a stale wake), which must not confuse the account of claims.
 
    stands for:
-     parking.wake 2106f1cccc55
+     parking.wake be35699cddd6
      parking.arrivals 76d68ee7e40c
      parking.fall_asleep 83aab53110ee
      parking.wide_awake 3a940cddc614
-     parking.park a6c64879b6b5
+     parking.sleep_on_word 0d2f1f47140c
+     parking.park 0da6ac819c46
      turn.wait 08cbe94314e0
      methods.send bf962e4f45ec
      life.stop 6075b790727b

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Sequence
 from typing import Protocol
 
-from .kernels.capi import SYS_FUTEX
+from .kernels.capi import SYS_FUTEX, WINDOWS
 
 
 class Parker(Protocol):
@@ -43,4 +43,4 @@ class LockParker:
 
 def futex_available() -> bool:
     """Do the kernels sleep by themselves here? ``NBLOOP_PARK=lock`` says no, to test what other platforms do."""
-    return SYS_FUTEX != 0 and os.environ.get("NBLOOP_PARK") != "lock"
+    return (SYS_FUTEX != 0 or WINDOWS) and os.environ.get("NBLOOP_PARK") != "lock"

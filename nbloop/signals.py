@@ -7,7 +7,8 @@ that a full loop gets it too) to every loop that asked for that signal. The disp
 back when the last of them is removed. `signal.getsignal` does not know of it: it goes on naming the Python handler
 that is out of use meanwhile.
 
-Un-jitted kernels can not be C handlers; then `signal.signal` is used, with its limits.
+Un-jitted kernels can not be C handlers, and Windows forgets a C handler each time it calls one; there `signal.signal`
+is used, with its limits.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from .errors import LoopTerminatedError
+from .kernels.capi import WINDOWS
 from .kernels.signals import on_signal, signal_words_address
 
 
@@ -35,6 +37,7 @@ class Target(Protocol):
 
 type _Handler = tuple[Callable[..., object], tuple[object, ...]]
 
+_NATIVE = bool(on_signal.address) and not WINDOWS  # is the kernel the C handler?
 _lock = threading.RLock()  # re-entrant: a collection inside it may end a loop, which forgets its signals
 _asked: dict[int, weakref.WeakKeyDictionary[Target, _Handler]] = {}
 _before: dict[int, object] = {}  # the disposition to put back: an address, or a Python handler when un-jitted
@@ -90,7 +93,7 @@ def _deliver(number: int) -> None:
 
 def _install(number: int) -> object:
     """Take over a signal; its disposition before."""
-    if not on_signal.address:
+    if not _NATIVE:
         return signal.signal(number, lambda arrived, _frame: _deliver(arrived))
     _start_reader()
     set_handler = ctypes.pythonapi.PyOS_setsig
@@ -114,7 +117,7 @@ def _start_reader() -> int:
     if _pipe is None:
         _pipe = os.pipe()
         os.set_blocking(_pipe[1], False)
-        if on_signal.address:
+        if _NATIVE:
             ctypes.c_int64.from_address(signal_words_address.bind(None)()).value = _pipe[1]
         threading.Thread(target=_read, args=(_pipe[0],), name="nbloop-signals", daemon=True).start()
     return _pipe[1]

@@ -25,6 +25,7 @@ from typing import Any
 
 from .. import Loop, __version__
 from ..kernels import layout, pack
+from ..kernels.capi import WINDOWS
 from ..options import usable_cores
 from ..parkers import futex_available
 from ..pollers import make_poller
@@ -95,7 +96,8 @@ def _sleeping() -> dict[str, Any]:
     """How a loop sleeps, as `make_parker` decides it, and why."""
     found: dict[str, Any] = {}
     if futex_available():
-        found["fast_path"] = {"how": "futex", "why": "the kernels call it themselves, without Python"}
+        how = "WaitOnAddress" if WINDOWS else "futex"
+        found["fast_path"] = {"how": how, "why": "the kernels call it themselves, without Python"}
     elif os.environ.get("NBLOOP_PARK") == "lock":
         found["fast_path"] = {"how": "lock", "why": "NBLOOP_PARK=lock asks for it"}
     else:
@@ -234,7 +236,9 @@ def complaints(facts: dict[str, Any]) -> list[tuple[str, str]]:
         if futex_available() or os.environ.get("NBLOOP_PARK") == "lock":
             found.append(("The loop sleeps on a lock of Python's", "Unset NBLOOP_PARK, which is for testing"))
         else:
-            found.append(("The loop sleeps on a lock of Python's", "Nothing yet: only Linux has the faster way"))
+            found.append(
+                ("The loop sleeps on a lock of Python's", "Nothing yet: only Linux and Windows have the faster way")
+            )
     if clock["source"] in SLOW_CLOCKS or clock["read_ns"] > SLOW_CLOCK_NS:
         found.append(
             (

@@ -8,13 +8,14 @@ un-jitted code calls the same function through ctypes. Two rules make the twins 
   once), so it keeps the exception in `pending` until `PyErr_GetRaisedException` takes it or the method's wrapper
   raises it.
 
-Nothing but CPython's documented API and libc is used, so the compiled object links anywhere the interpreter runs.
+Nothing but CPython's documented API and the system's own functions is used, so the compiled object links anywhere the
+interpreter runs. What differs between systems is in this file: kernels ask ``WINDOWS``, a constant, and the branch of
+another system is gone when they are compiled.
 """
 
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
 import sys
 import threading
@@ -37,7 +38,7 @@ class External:
 
     def address(self) -> int:
         """Where this process has it, for the object loader; 0 if the platform has no such symbol."""
-        library = ctypes.pythonapi if self.name.startswith("Py") else _libc
+        library = ctypes.pythonapi if self.name.startswith("Py") else _system
         try:
             return ctypes.cast(getattr(library, self.name), ctypes.c_void_p).value or 0
         except AttributeError:
@@ -45,7 +46,8 @@ class External:
 
 
 externals: dict[str, External] = {}
-_libc: ctypes.CDLL = ctypes.pythonapi if os.name == "nt" else ctypes.CDLL(None, use_errno=True)
+WINDOWS = sys.platform == "win32"
+_system: ctypes.CDLL = ctypes.CDLL("kernelbase" if WINDOWS else None, use_errno=True)  # x64 has one calling convention
 
 
 class _Pending(threading.local):
@@ -122,13 +124,13 @@ _errno = ctypes.c_int(0)  # of the un-jitted kernel that has just made a system 
 
 
 def _syscall(*values: int) -> int:
-    result = int(_libc.syscall(*(ctypes.c_long(value) for value in values)))
+    result = int(_system.syscall(*(ctypes.c_long(value) for value in values)))
     _errno.value = ctypes.get_errno()
     return result
 
 
 def _write(fd: int, buffer: int, count: int) -> int:
-    return int(_libc.write(ctypes.c_int(fd), ctypes.c_void_p(buffer), ctypes.c_size_t(count)))
+    return int(_system.write(ctypes.c_int(fd), ctypes.c_void_p(buffer), ctypes.c_size_t(count)))
 
 
 _ERRNO = {"darwin": "__error", "win32": "_errno"}.get(sys.platform, "__errno_location")
@@ -139,7 +141,22 @@ def _errno_location() -> int:
 
 
 def _usleep(microseconds: int) -> int:
-    return int(_libc.usleep(ctypes.c_uint(microseconds)))
+    return int(_system.usleep(ctypes.c_uint(microseconds)))
+
+
+def _sleep(milliseconds: int) -> int:
+    _system.Sleep(ctypes.c_int(milliseconds))
+    return 0
+
+
+def _wait_on_address(word: int, unlike: int, size: int, milliseconds: int) -> int:
+    pointers = (ctypes.c_void_p(word), ctypes.c_void_p(unlike), ctypes.c_size_t(size))
+    return int(_system.WaitOnAddress(*pointers, ctypes.c_int(milliseconds)))
+
+
+def _wake_by_address(word: int) -> int:
+    _system.WakeByAddressSingle(ctypes.c_void_p(word))
+    return 0
 
 
 Py_IncRef = _declare("Py_IncRef", VOID, WORD)
@@ -176,6 +193,10 @@ errno_location = _declare(_ERRNO, WORD, twin=_errno_location)
 libc_usleep = _declare("usleep", INT, INT, twin=_usleep)
 # Variadic in C; on x86-64 and AArch64 Linux its integer arguments travel exactly as fixed ones.
 libc_syscall = _declare("syscall", WORD, WORD, WORD, WORD, WORD, WORD, WORD, twin=_syscall)
+# Windows: its futex, with the timeout in ms (-1: none), and its shortest sleep.
+WaitOnAddress = _declare("WaitOnAddress", INT, WORD, WORD, WORD, INT, twin=_wait_on_address)
+WakeByAddressSingle = _declare("WakeByAddressSingle", VOID, WORD, twin=_wake_by_address)
+Sleep = _declare("Sleep", VOID, INT, twin=_sleep)
 
 # --- layout facts of the interpreter that kernels rely on; each is part of the stable object layout -----------------
 OBJECT_HEADER = object.__basicsize__  # a numpy array's data pointer is the first word after it

@@ -94,6 +94,7 @@ def load() -> None:
     except (OSError, RuntimeError) as problem:  # RuntimeError: no home folder
         if not isinstance(problem, FileNotFoundError):
             status.problem = str(problem)
+    _name_symbols()
     pack = _checked(content) if content is not None else None
     status.source = "cache"
     if pack is None:
@@ -155,13 +156,17 @@ def _sweep(folder: Path) -> None:
                 old.unlink()
 
 
+def _name_symbols() -> None:
+    """Tell the object loader where the externals are; also numba's, which links what it compiles."""
+    for name, external in capi.externals.items():
+        # A platform without this symbol never calls it (park mode); any address that links will do.
+        llvm.add_symbol(name, external.address() or capi.externals["PyErr_Clear"].address())
+
+
 def _link(symbols: dict[str, str], code: bytes) -> None:
     """Load the object into the process and give each kernel its entry point."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    for name, external in capi.externals.items():
-        # A platform without this symbol never calls it (park mode); any address that links will do.
-        llvm.add_symbol(name, external.address() or capi.externals["PyErr_Clear"].address())
     machine = llvm.Target.from_default_triple().create_target_machine(jit=True, codemodel="jitdefault")
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))

@@ -8,7 +8,6 @@ interest of 0.
 
 from __future__ import annotations
 
-import errno
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Protocol
@@ -55,4 +54,10 @@ def make_poller() -> Poller:
         from .epoll import EpollPoller
 
         return EpollPoller()
-    raise OSError(errno.ENOSYS, f"nbloop has no poller for {sys.platform}")
+    if sys.platform == "win32":
+        from .iocp import IocpPoller
+
+        return IocpPoller()
+    from .kqueue import KqueuePoller
+
+    return KqueuePoller()

@@ -1,0 +1,222 @@
+"""kqueue (macOS, FreeBSD). Python waits, through ctypes.
+
+A descriptor has up to two entries in a kqueue, one to read and one to write, which speak up on their own; what is
+reported of one descriptor is put together again here, so that a callback hears READ and WRITE in one call, and a
+ONESHOT that has spoken through one entry takes the other with it.
+
+Each change of a watch gives its entries a new *key*, the word that comes back with their events. An event that was
+taken from the system before a change, and is looked at after it, carries an old key and finds nobody; nothing is lost
+by that, because the system looks anew at what is added again. An entry dies with its descriptor, so there is nothing
+that `remove` could leave behind; but `modify` of one that was closed, and whose number is taken again, watches the
+successor.
+
+A user event is the wake call. A kqueue takes regular files, and reports them for ever; they are refused, as elsewhere.
+
+Tested for the layouts, the constants and the flow against a stand-in over epoll (tests/pollers/kevent_double.c), on
+no real kernel yet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import stat
+import sys
+import threading
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ..kernels.layout import EDGE, ERROR, HANGUP, ONESHOT, PARK_POLLER, READ, READY_MOST, WRITE
+
+EVFILT_READ, EVFILT_WRITE = -1, -2
+EV_ADD, EV_DELETE, EV_ONESHOT, EV_CLEAR, EV_RECEIPT = 0x1, 0x2, 0x10, 0x20, 0x40
+EV_ERROR, EV_EOF = 0x4000, 0x8000
+NOTE_TRIGGER = 0x01000000
+FILTERS = ((READ, EVFILT_READ), (WRITE, EVFILT_WRITE))
+
+
+class Darwin(ctypes.Structure):
+    """``struct kevent`` of macOS, 64 bits."""
+
+    user = -10
+    _fields_ = (
+        ("ident", ctypes.c_size_t),
+        ("filter", ctypes.c_int16),
+        ("flags", ctypes.c_uint16),
+        ("fflags", ctypes.c_uint32),
+        ("data", ctypes.c_ssize_t),
+        ("udata", ctypes.c_uint64),
+    )
+
+
+class FreeBSD(ctypes.Structure):
+    """``struct kevent`` of FreeBSD 12 and later, 64 bits."""
+
+    user = -11
+    _fields_ = (*Darwin._fields_, ("ext", ctypes.c_uint64 * 4))
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = (("seconds", ctypes.c_int64), ("nanoseconds", ctypes.c_long))
+
+
+def layout_here() -> Any:
+    """The layout of this system. OSError if it has no kqueue, or another one."""
+    if sys.platform == "darwin":
+        return Darwin
+    if sys.platform.startswith("freebsd"):
+        return FreeBSD
+    raise OSError(errno.ENOSYS, f"nbloop has no poller for {sys.platform}")
+
+
+class _Watch:
+    __slots__ = ("fd", "interest", "key", "token")
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.interest = self.token = self.key = 0
+
+
+class KqueuePoller:
+    """A kqueue; `library` has its system calls, in terms of `event`, a ``struct kevent``."""
+
+    park_mode = PARK_POLLER
+    wake_fd = -1
+
+    def __init__(self, library: ctypes.CDLL | None = None, event: Any = None) -> None:
+        self._event = event or layout_here()
+        library = library or ctypes.CDLL(None, use_errno=True)
+        pointer, number = ctypes.c_void_p, ctypes.c_int
+        self._kevent = library.kevent
+        self._kevent.argtypes = [number, pointer, number, pointer, number, pointer]
+        self._lock = threading.Lock()  # of the tables, against a `wait` that collects; not held while it waits
+        self._watches: dict[int, _Watch] = {}
+        self._keys: dict[int, _Watch] = {}  # by the key of their last change
+        self._last = 0  # key given; 0 is the wake event's
+        self._found = (self._event * READY_MOST)()
+        self.descriptor = self._checked(library.kqueue())
+        try:
+            os.set_inheritable(self.descriptor, False)
+            self._control((self._event.user, EV_ADD | EV_CLEAR, 0, 0, 0))
+        except BaseException:
+            os.close(self.descriptor)
+            raise
+
+    @staticmethod
+    def _checked(result: int) -> int:
+        if result < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, f"kqueue: {os.strerror(number)}")
+        return result
+
+    def _control(self, *changes: tuple[int, int, int, int, int]) -> None:
+        """Make changes (filter, flags, fflags, descriptor, key), all that can be made; OSError of the first that can
+        not, but for the end of what has ended already.
+        """
+        made = (self._event * len(changes))()
+        for entry, (which, flags, fflags, ident, key) in zip(made, changes, strict=True):
+            entry.ident, entry.filter, entry.flags = ident, which, flags | EV_RECEIPT
+            entry.fflags, entry.udata = fflags, key
+        # With EV_RECEIPT each change comes back with its own errno, and no event takes its place.
+        count = self._checked(self._kevent(self.descriptor, made, len(changes), made, len(changes), None))
+        for entry, (_, flags, _, ident, _) in zip(made[:count], changes, strict=False):
+            gone = flags & EV_DELETE and entry.data in (errno.ENOENT, errno.EBADF)
+            if entry.flags & EV_ERROR and entry.data and not gone:
+                raise OSError(entry.data, f"kevent of descriptor {ident}: {os.strerror(entry.data)}")
+
+    def add(self, fd: int, interest: int, token: int) -> None:
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EPERM, f"descriptor {fd} is a regular file, which is always ready")
+        with self._lock:
+            if fd in self._watches:
+                raise FileExistsError(errno.EEXIST, f"descriptor {fd} is watched already")
+            watch = _Watch(fd)
+            self._change(watch, interest, token)
+            self._watches[fd] = watch
+
+    def modify(self, fd: int, interest: int, token: int) -> None:
+        with self._lock:
+            watch = self._watches.get(fd)
+            if watch is None:
+                raise FileNotFoundError(errno.ENOENT, f"descriptor {fd} is not watched")
+            self._change(watch, interest, token)
+
+    def remove(self, fd: int) -> bool:
+        """True, always: what is forgotten here can not speak up again, whoever has closed it."""
+        with self._lock:
+            watch = self._watches.pop(fd, None)
+            if watch is not None:
+                self._keys.pop(watch.key, None)
+                self._control(*self._changes(watch, 0, 0))
+        return True
+
+    def renew(self, watches: Iterable[tuple[int, int, int]]) -> None:
+        """Nothing to do: `remove` leaves nothing behind."""
+
+    def _change(self, watch: _Watch, interest: int, token: int) -> None:
+        """Have a watch report something else from now on; on failure it reports what it did before."""
+        self._last += 1
+        key = self._last
+        try:
+            self._control(*self._changes(watch, interest, key))
+        except BaseException:
+            # What was made of it is undone; if the descriptor is closed there is nothing left to undo.
+            undo = _Watch(watch.fd)
+            undo.interest = interest
+            with contextlib.suppress(OSError):
+                self._control(*self._changes(undo, watch.interest, watch.key))
+            raise
+        self._keys.pop(watch.key, None)
+        self._keys[key] = watch
+        watch.interest, watch.token, watch.key = interest, token, key
+
+    @staticmethod
+    def _changes(watch: _Watch, interest: int, key: int) -> list[tuple[int, int, int, int, int]]:
+        """What takes the entries of a watch from its interest to another."""
+        how = EV_ADD | (EV_CLEAR if interest & EDGE else 0) | (EV_ONESHOT if interest & ONESHOT else 0)
+        changes = []
+        for bit, which in FILTERS:
+            if watch.interest & bit and (not interest & bit or (watch.interest ^ interest) & (EDGE | ONESHOT)):
+                # Also before it is added in another way: an entry keeps the flags that it was made with.
+                changes.append((which, EV_DELETE, 0, watch.fd, 0))
+            if interest & bit:
+                changes.append((which, how, 0, watch.fd, key))
+        return changes
+
+    def wait(self, timeout_ns: int) -> Sequence[tuple[int, int]]:
+        limit = None if timeout_ns < 0 else ctypes.byref(_Timespec(*divmod(timeout_ns, 1_000_000_000)))
+        count = self._kevent(self.descriptor, None, 0, self._found, READY_MOST, limit)
+        if count < 0 and ctypes.get_errno() == errno.EINTR:
+            return ()
+        self._checked(count)
+        together: dict[_Watch, int] = {}
+        with self._lock:
+            for entry in self._found[:count]:
+                watch = self._keys.get(entry.udata)
+                if watch is not None and entry.filter != self._event.user:
+                    together[watch] = together.get(watch, 0) | _events(entry)
+            for watch in together:
+                if watch.interest & ONESHOT:
+                    self._control(*self._changes(watch, 0, 0))
+                    watch.interest = 0
+            return [(watch.token, events) for watch, events in together.items()]
+
+    def wake(self) -> None:
+        self._control((self._event.user, 0, NOTE_TRIGGER, 0, 0))
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # a forked child has no copy
+            os.close(self.descriptor)
+
+
+def _events(entry: Any) -> int:
+    if entry.flags & EV_ERROR:
+        return ERROR
+    events = READ if entry.filter == EVFILT_READ else WRITE
+    if entry.flags & EV_EOF:
+        events |= HANGUP
+        if entry.fflags:  # the socket's error
+            events |= ERROR
+    return events
