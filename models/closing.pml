@@ -11,12 +11,12 @@
      ingress.queue_reopen 6e6a61287b7f
      ingress.queue_tail 0ee8675cf666
      turn.quiet cfe70fa63671
-     turn.drain 951921c75e7b
+     turn.drain 9a5e24a16daa
      life.transition 858912095e74
      life.close_queues 4157372e9824
      life.reopen_queues 6093746c618a
      life.queue_drop d9565dcf1eff
-     methods.refuse b6da42a0f736
+     caller.refuse b6da42a0f736
    check
    check CLOSE
    bug BUG_CLOSE_IN_TWO: a close reads the tail, and marks it a moment later

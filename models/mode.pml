@@ -7,7 +7,7 @@
    waits for the wake calls that were claimed.
 
    stands for:
-     parking.wake 2106f1cccc55
+     parking.wake be35699cddd6
      parking.wide_awake 3a940cddc614
      turn.wait 08cbe94314e0
      readiness.epoll_sleep 25e8dde53395
@@ -16,7 +16,7 @@
      loop.unregister_fd b826d2098b0c
      loop._change_over cb4f679d9908
      loop._install_parker 1d91c00fd0be
-     loop._finish eeb90a1ac3e4
+     loop._finish 6310dd2eb2cd
    check
    bug BUG_UNLOCKED: the mode is looked at, and the descriptor registered, without the lock
    bug BUG_NO_CHANGE_OVER: a first descriptor does not have the loop change over

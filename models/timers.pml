@@ -6,15 +6,15 @@
    back. The heap is a set, since any timer may be due at any moment. With -DINTERVAL the first timer is an interval.
 
    stands for:
-     timers.slot_open c4e0f71238fe
-     timers.slot_of 54e00a69e94d
-     timers.timer_arm_here 8a872c2d52dd
-     timers.timer_arm_elsewhere 8113fbd41e74
-     timers.timer_armed 1f942bc17249
-     timers.timer_removed ff1e452ff190
-     timers.timer_cancel e63ec9dca521
+     slots.slot_open c4e0f71238fe
+     slots.slot_of 54e00a69e94d
+     timers.timer_arm_here dfd52468fc9a
+     timers.timer_arm_elsewhere 34be2fcfefc1
+     timers.timer_armed 0baa5b4e903b
+     timers.timer_removed f50f58030286
+     timers.timer_cancel 0f5e7b8e6f6e
      timers.timer_reference 3d169018e291
-     turn.timer_fire a8c4f13be6dd
+     turn.timer_fire 75a858863152
      turn.interval_ran 1314c7fabdae
      callbacks.fetch_remote ee6952d7509c
    check
