@@ -37,6 +37,13 @@ test-gil: ## run the tests on an ordinary CPython, or say why not
 test-nojit: setup ## run the kernels' tests on the kernels as plain Python
 	NUMBA_DISABLE_JIT=1 $(py) -m pytest tests/kernels $(ARGS)
 
+test-windows: setup ## run what tells of a platform on a Windows Python under Wine, or say why not
+	@if scripts/wine-python --check; then \
+	    scripts/wine-python -m pytest tests/pollers tests/test_parking.py tests/test_timers.py $(ARGS); \
+	else \
+	    echo "SKIPPED: the tests on Windows under Wine, see above"; \
+	fi
+
 verify: setup ## models of the protocols, races in the kernels, histories; see docs/verification.md for the tools that it needs
 	$(py) -m pytest models races tests/linearizability $(ARGS)
 
