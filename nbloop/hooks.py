@@ -1,8 +1,8 @@
 """What the kernels call in Python: to report, to refuse, to raise an overload, to breathe.
 
-Each hook gets the loop or None, because the state that holds the hooks may outlive it. A hook that raises leaves
-`run()`: `report` does so for KeyboardInterrupt and SystemExit. `refuse` is where every refused call's exception is
-made, so that the messages are in one place.
+Each hook gets a weak reference to the loop, because the state that holds the hooks may outlive it. A hook that raises
+leaves `run()`: `report` does so for KeyboardInterrupt and SystemExit. `refuse` is where every refused call's exception
+is made, so that the messages are in one place.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from . import debug
@@ -38,10 +39,17 @@ def breathe() -> None:
     """Nothing, in bytecode: signals, garbage collection, stop-the-world and the GIL's switch are looked at on entry."""
 
 
-def report(loop: Loop | None, error: BaseException, kind: int, what: Any) -> None:
-    """A callback has raised. Raises on what must leave the loop."""
+def report(of: weakref.ref[Loop], error: BaseException, kind: int, what: Any) -> None:
+    """A callback has raised. Raises on what must leave the loop.
+
+    There is no other Python frame between this one and the kernel: one that held the error would be in its traceback.
+    """
     if isinstance(error, (KeyboardInterrupt, SystemExit)):
-        raise error
+        try:
+            raise error
+        finally:  # its traceback keeps this frame, which would keep it, and the callback, until a collection
+            del error, what
+    loop = of()
     callback, args = (what[0], what[1:]) if isinstance(what, tuple) else (what, ())
     context: dict[str, Any] = {"loop": loop, "kind": _KINDS[kind], "callback": callback, "args": args}
     context |= debug.site_of(callback)
@@ -72,7 +80,8 @@ def log(error: BaseException | None, message: str, *args: object, level: int = l
         sys.excepthook(*sys.exc_info())
 
 
-def overload(loop: Loop | None) -> None:
+def overload(of: weakref.ref[Loop]) -> None:
+    loop = of()
     if loop is None or loop._on_overload is None:
         return
     budget = int(loop._record["budget"])
@@ -86,7 +95,8 @@ def overload(loop: Loop | None) -> None:
         log(raised, "on_overload of %s raised", loop.name)
 
 
-def pressure(loop: Loop | None) -> None:
+def pressure(of: weakref.ref[Loop]) -> None:
+    loop = of()
     if loop is None or loop._on_pressure is None:
         return
     try:
@@ -105,13 +115,15 @@ def warn() -> None:
     )
 
 
-def wake_parker(loop: Loop | None) -> None:
+def wake_parker(of: weakref.ref[Loop]) -> None:
+    loop = of()
     if loop is not None and loop._parker is not None:
         loop._parker.wake()
 
 
-def renew(loop: Loop | None) -> None:
+def renew(of: weakref.ref[Loop]) -> None:
     """The poller reports a descriptor that was closed before it was unregistered, and that nobody can name any more."""
+    loop = of()
     if loop is None:
         return
     with loop._lock:
@@ -122,8 +134,9 @@ def renew(loop: Loop | None) -> None:
             log(error, "%s can not renew its poller", loop.name)
 
 
-def refuse(loop: Loop | None, code: int, culprit: object) -> None:
+def refuse(of: weakref.ref[Loop], code: int, culprit: object) -> None:
     """Raise for a refusal; returning means that the call is tried again."""
+    loop = of()
     name = loop.name if loop is not None else "the loop"
     if code == layout.REFUSED_CLOSED:
         if loop is not None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import functools
 import itertools
 import logging
 import os
@@ -170,14 +171,14 @@ class Loop(Scheduling):
             ingress_limit=ingress_limit,
             metrics=self._block,
             hooks={
-                "report": lambda error, kind, what: hooks.report(me(), error, kind, what),
-                "refuse": lambda code, culprit: hooks.refuse(me(), code, culprit),
-                "overload": lambda: hooks.overload(me()),
+                "report": functools.partial(hooks.report, me),
+                "refuse": functools.partial(hooks.refuse, me),
+                "overload": functools.partial(hooks.overload, me),
                 "warn": hooks.warn,
                 "breathe": hooks.breathe,
-                "waker": lambda: hooks.wake_parker(me()),
-                "renew": lambda: hooks.renew(me()),
-                "pressure": lambda: hooks.pressure(me()),
+                "waker": functools.partial(hooks.wake_parker, me),
+                "renew": functools.partial(hooks.renew, me),
+                "pressure": functools.partial(hooks.pressure, me),
             },
         )
         record = self._record = self._state.record
