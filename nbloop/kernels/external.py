@@ -25,6 +25,7 @@ from .layout import (
     H_QUEUE,
     H_QUEUED,
     H_SELF,
+    H_WAITING,
     INTERRUPT,
     KIND_TASK,
     M_HANDLED,
@@ -81,12 +82,24 @@ def run_external(base: int) -> int:
     queue = base + EXTERNAL
     budget = get(base + BUDGET)
     waiting = queue_length(queue)
-    handles = exchange(base + READY, 0) if load(base + READY) != 0 else 0
-    share = min(waiting, budget)
-    if handles != 0 and waiting >= budget:  # neither kind starves the other; a budget of 1 goes to each in its turn
-        share = (budget + (get(base + TURNS) & 1)) >> 1
     left = budget
-    overloaded = waiting > share
+    share = min(waiting, budget)
+    order = 0
+    if load(base + READY) != 0:
+        # The stack is last in, first out: reversed once, so that handles are served in the order in which they became
+        # ready. What each holds now is what this turn may run of it; what a callback adds waits for the next.
+        handle = exchange(base + READY, 0)
+        if waiting >= budget:  # neither kind starves the other; a budget of 1 goes to each in its turn
+            share = (budget + (get(base + TURNS) & 1)) >> 1
+        while handle != 0:
+            below = get(handle + H_NEXT_READY)
+            held = queue_length(handle + H_QUEUE)
+            put(handle + H_WAITING, held)
+            waiting += held
+            put(handle + H_NEXT_READY, order)
+            order = handle
+            handle = below
+    overloaded = waiting > budget
     while share > 0 and load(base + INTERRUPT) == 0:
         word = queue_take(queue)
         if word == 0:
@@ -100,39 +113,33 @@ def run_external(base: int) -> int:
         if word & STAMPED != 0:
             task_begins(base, word, get(queue + Q_STAMP))
         if invoke_owned(base, word, KIND_TASK) != 0:
-            handles_put_back(base, handles)
+            handles_put_back(base, order)
             return LEAVE
-    # The stack is last in, first out: reversed once, so that handles are served in the order in which they became
-    # ready.
-    order = 0
-    while handles != 0:
-        below = get(handles + H_NEXT_READY)
-        put(handles + H_NEXT_READY, order)
-        order = handles
-        handles = below
     again = 0  # handles that ran and have more: next turn, behind those that this turn does not come to
+    last = 0
     while order != 0:
         below = get(order + H_NEXT_READY)
         status = 0
         taken = left
         if load(base + INTERRUPT) == 0:
-            taken = handle_drain(base, order, left)
+            taken = handle_drain(base, order, min(get(order + H_WAITING), left))
             if taken < 0:
                 status = LEAVE
                 taken = 0
             if get(base + METRICS) != 0:
                 count(base, M_HANDLED, taken)
         left -= taken
-        if queue_length(order + H_QUEUE) != 0:
-            if status == 0 and left <= 0:
-                overloaded = True
-            if taken > 0:
-                put(order + H_NEXT_READY, again)
+        if queue_length(order + H_QUEUE) == 0:
+            handle_rest(base, order)
+        elif taken > 0:
+            put(order + H_NEXT_READY, 0)
+            if again == 0:
                 again = order
             else:
-                handle_ready(base, order)  # still in `queued` state: it goes back with its reference
+                put(last + H_NEXT_READY, order)
+            last = order
         else:
-            handle_rest(base, order)
+            handle_ready(base, order)  # still in `queued` state: it goes back with its reference
         order = below
         if status != 0:
             handles_put_back(base, order)
@@ -162,10 +169,9 @@ def ingress_length(base: int) -> int:
 
 
 @helper
-def handle_drain(base: int, handle: int, budget: int) -> int:
-    """Run what waited in a handle's queue at entry, up to `budget`. How many ran, or LEAVE. Loop thread."""
+def handle_drain(base: int, handle: int, count: int) -> int:
+    """Run so many of the tasks in a handle's queue. How many ran, or LEAVE. Loop thread."""
     queue = handle + H_QUEUE
-    count = min(queue_length(queue), budget)
     ran = 0
     while ran < count:
         word = queue_take(queue)

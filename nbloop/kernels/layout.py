@@ -198,7 +198,9 @@ BLOCK = _record(
 )
 
 HANDLE = _record(
-    _words("loop", "self"),  # address of the loop's state, and of this handle's state object
+    # The address of the loop's state, and of this handle's state object; the loop's own note of how much waits.
+    _words("loop", "self"),
+    _words("waiting"),
     _words("queued", "next_ready"),  # shared with the loop: is this handle in the ready stack, and what lies under it
     {"queue": QUEUE},
 )
@@ -314,7 +316,7 @@ ARGUMENTS = offset(STATE, "arguments0")
 WAKES_SENT, SPINS_WON, SPINS_LOST = (offset(STATE, n) for n in ("wakes_sent", "spins_won", "spins_lost"))
 PARKS, CLAIMED = offset(STATE, "parks"), offset(STATE, "claimed")
 
-H_LOOP, H_SELF = offset(HANDLE, "loop"), offset(HANDLE, "self")
+H_LOOP, H_SELF, H_WAITING = (offset(HANDLE, n) for n in ("loop", "self", "waiting"))
 H_QUEUED, H_NEXT_READY, H_QUEUE = offset(HANDLE, "queued"), offset(HANDLE, "next_ready"), offset(HANDLE, "queue")
 
 M_CYCLES, M_MULTIPLIER, M_BUCKET_TICKS = (offset(BLOCK, n) for n in ("cycles", "multiplier", "bucket_ticks"))
