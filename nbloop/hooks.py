@@ -7,6 +7,7 @@ is made, so that the messages are in one place.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import time
@@ -49,7 +50,17 @@ def report(of: weakref.ref[Loop], error: BaseException, kind: int, what: Any) ->
             raise error
         finally:  # its traceback keeps this frame, which would keep it, and the callback, until a collection
             del error, what
-    loop = of()
+    try:
+        _tell(of(), error, kind, what)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # no memory to report with, say: a callback that raises never stops the loop
+        with contextlib.suppress(Exception):
+            sys.excepthook(*sys.exc_info())
+
+
+def _tell(loop: Loop | None, error: BaseException, kind: int, what: Any) -> None:
+    """To `on_error`, or to the logger."""
     callback, args = (what[0], what[1:]) if isinstance(what, tuple) else (what, ())
     context: dict[str, Any] = {"loop": loop, "kind": _KINDS[kind], "callback": callback, "args": args}
     context |= debug.site_of(callback)

@@ -64,7 +64,7 @@ from .layout import (
 from .parking import wake as wake_loop
 from .ring import ring_push
 from .slots import slot_at, slot_free, slot_open, slot_take, slot_take_here
-from .timers import QUEUED, STATE_MASK
+from .timers import QUEUED, STATE_MASK, immediate_cancel
 
 MOST_NS = 4.0e18  # 126 years: a deadline stays far from the end of 64-bit nanoseconds
 
@@ -285,7 +285,10 @@ def schedule_immediate(self: int, arguments: int, count: int) -> int:
         if status == 0:
             if not here:
                 wake_loop(base)
-            return PyLong_FromLongLong(identifier)
+            number = PyLong_FromLongLong(identifier)
+            if number == 0:  # no memory for the id: an immediate that nobody can name is not stored
+                immediate_cancel(base, identifier)
+            return number
         if slot >= 0:
             record = slot_at(timers, slot)
             store(record + S_WORD, load(record + S_WORD) & ~STATE_MASK)

@@ -94,7 +94,10 @@ def arm(base: int, word: int, delay: int, period: int, clamp: int, culprit: int)
         else:
             identifier = timer_arm_elsewhere(base, word, monotonic_ns() + delay, period, clamp)
         if identifier > 0:
-            return PyLong_FromLongLong(identifier)
+            number = PyLong_FromLongLong(identifier)
+            if number == 0:  # no memory for the id: a timer that nobody can name is not stored
+                timer_cancel(base, identifier, on_loop_thread(base))
+            return number
         if refuse(base, -identifier, culprit) != 0:
             Py_DecRef(word & POINTER_MASK)
             return 0
