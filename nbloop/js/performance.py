@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,15 +23,16 @@ class PerformanceEntry:
 class Performance:
     """Marks and measures since its making. Every method from any thread."""
 
-    def __init__(self) -> None:
-        self._origin = time.monotonic_ns()
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock  # in seconds
+        self._origin = clock()
         self.time_origin = time.time_ns() / 1e6
         self._entries: list[PerformanceEntry] = []
         self._lock = threading.Lock()
 
     def now(self) -> float:
         """Milliseconds since the time origin; never goes back."""
-        return (time.monotonic_ns() - self._origin) / 1e6
+        return (self._clock() - self._origin) * 1e3
 
     def mark(self, name: str, *, detail: Any = None, start_time: float | None = None) -> PerformanceEntry:
         """Remember a moment: now, or `start_time`."""

@@ -39,7 +39,7 @@ class JS:
             raise TypeError(f"on_unhandled_rejection must be callable or None, not {on_unhandled_rejection!r}")
         self.loop = loop
         self.debug = loop.debug
-        self.performance = Performance()
+        self.performance = Performance(loop.now)
         self.rejections = Rejections(self, on_unhandled_rejection)
         self._state = loop._state
         self._view = view_of(self)

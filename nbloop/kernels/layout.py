@@ -118,12 +118,15 @@ STATE = _record(
         "wake_fd",
         "spin_max",
         "one",
+        "virtual",
+        "autojump",
     ),
     # Objects the kernels call or return; owned references, released with the state.
     _words("none", "report", "refuse", "breathe", "overload", "warn", "make_array", "waker", "renew", "pressure"),
     _words("stop", "holds"),  # shared: asks for the end after this turn
     _words("sleep", "sleep_deadline"),  # shared: the sleep word (parking.py) and until when
     _words("ready"),  # shared: stack of producer handles with work
+    _words("virtual_now"),  # shared: the time of a loop with a virtual clock (clock.py)
     {"external": QUEUE},
     {"remote": QUEUE},
     {"pool": POOL},
@@ -297,6 +300,7 @@ NONE, REPORT, REFUSE = offset(STATE, "none"), offset(STATE, "report"), offset(ST
 BREATHE, OVERLOAD, WARN = offset(STATE, "breathe"), offset(STATE, "overload"), offset(STATE, "warn")
 MAKE_ARRAY, WAKER, RENEW = (offset(STATE, n) for n in ("make_array", "waker", "renew"))
 IO_AT = offset(STATE, "io")
+VIRTUAL, AUTOJUMP, VIRTUAL_NOW = (offset(STATE, n) for n in ("virtual", "autojump", "virtual_now"))
 STOP, HOLDS, SLEEP, SLEEP_DEADLINE, READY = (
     offset(STATE, n) for n in ("stop", "holds", "sleep", "sleep_deadline", "ready")
 )

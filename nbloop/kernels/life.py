@@ -8,7 +8,7 @@ truly, and what it looks at is consistent, if empty.
 from __future__ import annotations
 
 from .agenda import agenda_clear
-from .atomics import compare_and_swap, exchange, fetch_add, get, load, monotonic_ns, put, store, store_sc
+from .atomics import compare_and_swap, exchange, fetch_add, get, load, put, store, store_sc
 from .caller import on_loop_thread
 from .capi import (
     Py_DecRef,
@@ -18,6 +18,7 @@ from .capi import (
     PyLong_FromLongLong,
     PyThreadState_GetUnchecked,
 )
+from .clock import FOREVER, clock_jump, loop_ns
 from .ingress import (
     chunks_reserve,
     chunks_return,
@@ -44,6 +45,7 @@ from .layout import (
     INTERRUPT,
     IO_AT,
     IO_READY_COUNT,
+    IO_READY_DONE,
     IO_WATCHES,
     KIND_ARM,
     KIND_SHIFT,
@@ -63,6 +65,7 @@ from .layout import (
     S_CALLBACK,
     S_DESCRIPTOR,
     S_WORD,
+    SLEEP_DEADLINE,
     SLOT_BITS,
     SLOTS_PER_SLAB_BITS,
     STOP,
@@ -78,8 +81,9 @@ from .layout import (
     TERMINATED,
     TICKS,
     TIMERS_AT,
+    VIRTUAL_NOW,
 )
-from .parking import step_aside, wide_awake
+from .parking import arrivals, step_aside, wide_awake
 from .parking import wake as wake_loop
 from .readiness import WATCHED
 from .ring import ring_length, ring_pop, ring_seen
@@ -141,7 +145,15 @@ def wake(self: int, _unused: int) -> int:
 @kernel(NO_ARGUMENTS)
 def now(self: int, _unused: int) -> int:
     """The loop's clock in seconds."""
-    return PyFloat_FromDouble(monotonic_ns() / 1e9)
+    return PyFloat_FromDouble(loop_ns(data(self)) / 1e9)
+
+
+@kernel(ONE)
+def clock_advance(self: int, ns: int) -> int:
+    """Move a virtual clock. Any thread."""
+    base = data(self)
+    fetch_add(base + VIRTUAL_NOW, PyLong_AsLongLong(ns))
+    return get(base + NONE)
 
 
 @kernel(NO_ARGUMENTS)
@@ -183,6 +195,8 @@ def release(self: int, _unused: int) -> int:
 def awaken(self: int, _unused: int) -> int:
     """After Python has slept for the loop: end the announced sleep. Owner only."""
     base = data(self)
+    if get(base + IO_AT + IO_READY_DONE) >= get(base + IO_AT + IO_READY_COUNT) and not arrivals(base):
+        clock_jump(base, load(base + SLEEP_DEADLINE), FOREVER)  # the parker returns when it is woken, or late enough
     wide_awake(base)
     return get(base + NONE)
 

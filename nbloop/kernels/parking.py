@@ -47,6 +47,7 @@ from .capi import (
     libc_usleep,
     libc_write,
 )
+from .clock import FOREVER, clock_jump, sleep_ns
 from .ingress import queue_length
 from .kernel import helper
 from .layout import (
@@ -80,7 +81,6 @@ from .layout import (
 )
 
 IS_AWAKE, IS_ASLEEP = 0, 1
-FOREVER = (1 << 63) - 1
 SPIN_REST_MOST = 64  # short sleeps to sit out, at most, after spins that saw nothing
 
 
@@ -153,7 +153,7 @@ def spin(base: int, deadline: int) -> bool:
     if get(base + SPIN_SKIP) > 0:
         put(base + SPIN_SKIP, get(base + SPIN_SKIP) - 1)
         return False
-    until = min(monotonic_ns() + most, deadline)
+    until = monotonic_ns() + min(most, sleep_ns(base, deadline))
     while True:
         for _ in range(32):
             if arrivals(base):
@@ -179,12 +179,15 @@ def park(base: int, deadline: int) -> None:
     thread = PyEval_SaveThread()
     if not spin(base, deadline) and fall_asleep(base, deadline):
         start = monotonic_ns()
-        left = FOREVER if deadline == FOREVER else deadline - start
+        left = sleep_ns(base, deadline)
         if left > 0:
             put(base + PARKS, get(base + PARKS) + 1)
             sleep_on_word(base, left)
+        slept = monotonic_ns() - start
+        if not arrivals(base):
+            clock_jump(base, deadline, slept)
         wide_awake(base)
-        put(base + SHORT, 1 if monotonic_ns() - start < 4 * get(base + SPIN_MAX) else 0)
+        put(base + SHORT, 1 if slept < 4 * get(base + SPIN_MAX) else 0)
     PyEval_RestoreThread(thread)
 
 

@@ -38,6 +38,7 @@ from .capi import (
     libc_syscall,
 )
 from .checkpoint import checkpoint
+from .clock import clock_jump, sleep_ns
 from .kernel import MANY, ONE, data, helper, kernel
 from .layout import (
     ERROR,
@@ -77,7 +78,7 @@ from .layout import (
     WRITE,
 )
 from .metrics import callback_begins
-from .parking import FOREVER, fall_asleep, wide_awake
+from .parking import FOREVER, arrivals, fall_asleep, wide_awake
 from .slots import GENERATION_SHIFT, slot_at, slot_free, slot_of, slot_open, slot_take
 from .timers import CANCELLED, STATE_MASK
 
@@ -260,9 +261,8 @@ def epoll_sleep(base: int, deadline: int) -> int:
     put(base + PARKS, get(base + PARKS) + 1)
     poller = get(io + IO_POLLER)
     events = get(io + IO_EVENTS)
-    left = FOREVER
-    if deadline != FOREVER:
-        left = max(0, deadline - monotonic_ns())
+    start = monotonic_ns()
+    left = sleep_ns(base, deadline)
     thread = PyEval_SaveThread()
     if left == FOREVER:
         count = libc_syscall(SYS_EPOLL_PWAIT, poller, events, READY_MOST, -1, 0)
@@ -273,6 +273,8 @@ def epoll_sleep(base: int, deadline: int) -> int:
         put(base + NANOSECONDS, left % 1000000000)
         count = libc_syscall(SYS_EPOLL_PWAIT2, poller, events, READY_MOST, base + SECONDS, 0)
     status = epoll_collect(base, count)  # before anything else can change errno
+    if count == 0 and not arrivals(base):
+        clock_jump(base, deadline, monotonic_ns() - start)
     wide_awake(base)
     PyEval_RestoreThread(thread)
     return status

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from . import layout
 from .capi import Py_IncRef
+from .far import GRAIN_MASK
 from .heap import SMALL_HEAP
 from .kernel import Kernel, data
 from .layout import FAR, HANDLE, LINE, POOL, QUEUE, RING, STATE, TIMERS, table
@@ -204,6 +205,7 @@ def make_loop_state(
     heap = np.empty(2 * capacity + 16, np.int64)
     timers["heap"], timers["heap_array"] = ((_address(heap) + 63) & ~63) + 48, _owned(heap)
     timers["capacity"] = capacity
+    record["far"]["horizon"] = GRAIN_MASK  # the last ns of a bucket, as always: a virtual clock begins at 0
     record["far"]["buckets"] = _table(state, layout.BUCKET_COUNT * layout.BUCKET_BYTES // 8)
     if not warm.bind(state)(initial_chunks):
         raise MemoryError(f"no memory for initial_chunks={initial_chunks}")

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from .atomics import get, load, monotonic_ns, prefetch, put
+from .atomics import get, load, prefetch, put
 from .callbacks import fetch_remote
 from .caller import on_loop_thread, refuse
 from .capi import (
@@ -19,6 +19,7 @@ from .capi import (
     PyLong_FromLongLong,
     PySequence_Tuple,
 )
+from .clock import loop_ns
 from .far import far_begin
 from .ingress import queue_length
 from .kernel import MANY, ONE, data, helper, kernel
@@ -86,13 +87,13 @@ def arm(base: int, word: int, delay: int, period: int, clamp: int, culprit: int)
         elif on_loop_thread(base):
             if queue_length(base + REMOTE) != 0:
                 fetch_remote(base)
-            now = monotonic_ns()
+            now = loop_ns(base)
             if get(base + FAR_AT + F_COUNT) == 0:
                 far_begin(base, now)
             deadline = due_after(now, delay, get(base + TIMERS_AT + T_NESTING), clamp)
             identifier = timer_arm_here(base, word, deadline, period, clamp)
         else:
-            identifier = timer_arm_elsewhere(base, word, monotonic_ns() + delay, period, clamp)
+            identifier = timer_arm_elsewhere(base, word, loop_ns(base) + delay, period, clamp)
         if identifier > 0:
             number = PyLong_FromLongLong(identifier)
             if number == 0:  # no memory for the id: a timer that nobody can name is not stored

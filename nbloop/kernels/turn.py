@@ -11,13 +11,14 @@ entry; what is added meanwhile waits for the next turn, so no phase can starve t
 from __future__ import annotations
 
 from .agenda import agenda_due, agenda_insert, agenda_next
-from .atomics import compare_and_swap, exchange, fetch_add, get, load, load_sc, monotonic_ns, put, store
+from .atomics import compare_and_swap, exchange, fetch_add, get, load, load_sc, put, store
 from .callbacks import LEAVE, call_hook, invoke
 from .capi import (
     Py_DecRef,
     PyLong_FromLongLong,
 )
 from .checkpoint import checkpoint, invoke_owned
+from .clock import loop_ns, sleep_ns
 from .external import ingress_length, phase_external
 from .heap import heap_pop, heap_trim
 from .ingress import queue_close_if_empty, queue_length, queue_reopen
@@ -139,7 +140,7 @@ def phase_timers(base: int) -> int:
     timers = base + TIMERS_AT
     if get(timers + T_SIZE) == 0 and get(base + FAR_AT + F_COUNT) == 0:
         return 0
-    now = monotonic_ns()
+    now = loop_ns(base)
     newest = (get(timers + T_SEQUENCE) + 1) << SLOT_BITS
     while load(base + INTERRUPT) == 0:
         order = agenda_due(base, now)
@@ -182,7 +183,7 @@ def timer_fire(base: int, slot: int) -> int:
         slot_free_here(timers, slot)
     else:
         clamp = flags & 1
-        deadline = due_after(monotonic_ns(), period, nesting, clamp)
+        deadline = due_after(loop_ns(base), period, nesting, clamp)
         # It can not fail: if no bucket has room, the heap has, from which an entry was just taken.
         agenda_insert(base, slot, record, deadline, nesting_flags(nesting + 1, clamp))
     put(timers + T_NESTING, nesting)
@@ -271,7 +272,7 @@ def wait(base: int) -> int:
     if get(io + IO_READY_DONE) < get(io + IO_READY_COUNT):
         return 0  # a callback of the last poll has left `run()`; the others of that poll come first
     deadline = next_deadline(base) if idle(base) and not arrivals(base) else 0
-    if deadline == 0 or (deadline != FOREVER and deadline <= monotonic_ns()):
+    if deadline == 0 or (deadline != FOREVER and deadline <= loop_ns(base)):
         if load(io + IO_WATCHES) == 0:
             return 0
         if mode == PARK_EPOLL:
@@ -290,7 +291,8 @@ def wait(base: int) -> int:
     if not fall_asleep(base, deadline):
         return 0
     put(base + PARKS, get(base + PARKS) + 1)
-    put(base + POLL_TIMEOUT, -1 if deadline == FOREVER else max(0, deadline - monotonic_ns()))
+    left = sleep_ns(base, deadline)
+    put(base + POLL_TIMEOUT, -1 if left == FOREVER else left)
     put(base + POLLED, 1)
     return ENDED_PARK
 

@@ -1,0 +1,68 @@
+"""For tests of programs that use timers: a clock that stands until it is moved, so that nothing has to sleep.
+
+Idea (trio's MockClock): the loop compares its deadlines with a word instead of the system's clock. `advance` moves the
+word and wakes the loop; with `autojump` a loop that has had nothing to do for so long moves it itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+
+from .errors import LoopTerminatedError
+from .kernels import life
+from .loop import Loop, LoopState
+
+MOST = 4e9  # seconds; as a timer's delay
+
+
+class VirtualClock:
+    """The clock of one loop, from 0 on: `loop.now()`, timers, intervals, and all that is built on them follow it.
+
+    It takes a loop that has not been run and has no timer yet, else ValueError. `autojump` is how many seconds of real
+    time the loop has to be idle for the clock to jump to its next deadline: 0 for at once, None for never.
+    Callbacks that work for long, and worker threads (`promisify`), take no virtual time: where other threads submit,
+    give `autojump` more than they need.
+
+    >>> loop = Loop(auto_exit=True)
+    >>> clock = VirtualClock(loop, autojump=0)
+    >>> _ = loop.schedule_timer(3600, lambda: print("an hour later:", loop.now()))
+    >>> loop.run()
+    an hour later: 3600.0
+    """
+
+    def __init__(self, loop: Loop, *, autojump: float | None = None) -> None:
+        if not isinstance(loop, Loop):
+            raise TypeError(f"loop must be an nbloop.Loop, not {loop!r}")
+        jump = -1 if autojump is None else _nanoseconds("autojump", autojump)
+        record = loop._record
+        if record["virtual"] or loop.state is not LoopState.AWAKE or record["turns"] or loop.alive():
+            raise ValueError(f"{loop.name} must be new: not run yet, nothing scheduled, and without a virtual clock")
+        self.loop = loop
+        record["autojump"] = jump
+        record["virtual"] = 1
+        self._advance = life.clock_advance.bind(loop._state)
+
+    def now(self) -> float:
+        """Seconds since the clock was made; as `loop.now()`. Any thread."""
+        return self.loop.now()
+
+    def advance(self, seconds: float) -> None:
+        """Move the clock on, and wake the loop: what is then due runs, earliest deadline first. Any thread, also from a
+        callback; does not wait for what runs. ValueError for what is negative or not finite.
+        """
+        self._advance(_nanoseconds("seconds", seconds))
+        with contextlib.suppress(LoopTerminatedError):
+            self.loop.submit_internal(_look)  # a loop that is just going to sleep sees this, and then the clock
+
+
+def _look() -> None:
+    """For the loop to look at its clock again."""
+
+
+def _nanoseconds(name: str, seconds: float) -> int:
+    if not isinstance(seconds, (int, float)) or isinstance(seconds, bool):
+        raise TypeError(f"{name} must be a number of seconds, not {seconds!r}")
+    if not 0 <= seconds <= MOST:
+        raise ValueError(f"{name} must be from 0 to {MOST:g} seconds, not {seconds!r}")
+    return math.ceil(seconds * 1e9)
