@@ -60,7 +60,7 @@ def _look() -> None:
     """For the loop to look at its clock again."""
 
 
-def _nanoseconds(name: str, seconds: float) -> int:
+def _nanoseconds(name: str, seconds: object) -> int:
     if not isinstance(seconds, (int, float)) or isinstance(seconds, bool):
         raise TypeError(f"{name} must be a number of seconds, not {seconds!r}")
     if not 0 <= seconds <= MOST:

@@ -11,6 +11,7 @@ the number of stale entries of the heap. Everything here belongs to the loop thr
 from __future__ import annotations
 
 from .atomics import get, load, prefetch, put, store
+from .clock import FOREVER
 from .far import (
     AHEAD,
     GRAIN_MASK,
@@ -50,7 +51,6 @@ from .layout import (
     T_STALE,
     TIMERS_AT,
 )
-from .parking import FOREVER
 from .slots import slot_at
 
 FEW = 128  # timers of a bucket that go to the heap at once, however wide it is

@@ -37,7 +37,7 @@ def sleep_ns(base: int, deadline: int) -> int:
 
 @helper
 def clock_jump(base: int, deadline: int, idle: int) -> None:
-    """After `idle` ns of real time in which nothing came: a virtual clock that jumps goes to `deadline`. Loop thread."""
+    """Nothing has come for `idle` ns of real time: a virtual clock that jumps goes to `deadline`. Loop thread."""
     if get(base + VIRTUAL) == 0 or get(base + AUTOJUMP) < 0 or deadline == FOREVER or idle < get(base + AUTOJUMP):
         return
     now = load(base + VIRTUAL_NOW)

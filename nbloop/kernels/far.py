@@ -29,6 +29,7 @@ life; and 1 KiB for each bucket with a single timer.
 from __future__ import annotations
 
 from .atomics import first_bit, get, last_bit, load, prefetch, put
+from .clock import FOREVER
 from .kernel import helper
 from .layout import (
     B_CHUNK,
@@ -56,7 +57,6 @@ from .layout import (
     SLOT_LIMIT,
     TIMERS_AT,
 )
-from .parking import FOREVER
 from .pool import pool_address, pool_give, pool_take
 from .slots import slot_at
 

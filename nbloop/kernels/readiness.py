@@ -38,7 +38,7 @@ from .capi import (
     libc_syscall,
 )
 from .checkpoint import checkpoint
-from .clock import clock_jump, sleep_ns
+from .clock import FOREVER, clock_jump, sleep_ns
 from .kernel import MANY, ONE, data, helper, kernel
 from .layout import (
     ERROR,
@@ -78,7 +78,7 @@ from .layout import (
     WRITE,
 )
 from .metrics import callback_begins
-from .parking import FOREVER, arrivals, fall_asleep, wide_awake
+from .parking import arrivals, fall_asleep, wide_awake
 from .slots import GENERATION_SHIFT, slot_at, slot_free, slot_of, slot_open, slot_take
 from .timers import CANCELLED, STATE_MASK
 

@@ -29,6 +29,7 @@ from __future__ import annotations
 from .agenda import agenda_insert, agenda_remove
 from .atomics import compare_and_swap, fetch_add, get, load, load_sc, prefetch, put, store
 from .capi import Py_DecRef
+from .clock import FOREVER
 from .ingress import queue_length, queue_push
 from .kernel import helper
 from .layout import (
@@ -54,7 +55,7 @@ from .layout import (
     T_UNREFERENCED,
     TIMERS_AT,
 )
-from .parking import FOREVER, IS_ASLEEP, wake
+from .parking import IS_ASLEEP, wake
 from .slots import GENERATION_SHIFT, slot_at, slot_free, slot_free_here, slot_of, slot_open, slot_take, slot_take_here
 
 SPENT, PENDING, ARMED, RUNNING, CANCELLED, QUEUED = 0, 1, 2, 3, 4, 5  # QUEUED: an immediate

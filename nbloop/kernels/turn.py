@@ -18,7 +18,7 @@ from .capi import (
     PyLong_FromLongLong,
 )
 from .checkpoint import checkpoint, invoke_owned
-from .clock import loop_ns, sleep_ns
+from .clock import FOREVER, loop_ns, sleep_ns
 from .external import ingress_length, phase_external
 from .heap import heap_pop, heap_trim
 from .ingress import queue_close_if_empty, queue_length, queue_reopen
@@ -79,7 +79,7 @@ from .layout import (
 )
 from .layout import RUNNING as LOOP_RUNNING
 from .metrics import loop_enters, loop_rests, turn_begins
-from .parking import FOREVER, arrivals, fall_asleep, park
+from .parking import arrivals, fall_asleep, park
 from .pool import KEEP_CHUNKS, pool_trim
 from .readiness import epoll_look, epoll_sleep, phase_readiness
 from .ring import ring_length, ring_pop, ring_trim
