@@ -8,6 +8,7 @@ first lives, which make what is made once.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import random
@@ -84,10 +85,8 @@ def life(seconds: float, chance: random.Random, totals: Counter[str]) -> None:
                 except FastPathIncompatibleError:
                     continue
         finally:
-            try:
+            with contextlib.suppress(FDNotRegisteredError):
                 loop.unregister_fd(a.fileno())
-            except FDNotRegisteredError:
-                pass
             for one in pair:
                 one.close()
 
@@ -101,9 +100,8 @@ def life(seconds: float, chance: random.Random, totals: Counter[str]) -> None:
 
     def guarded(function: Any, *args: Any) -> None:
         try:
-            function(*args)
-        except NbloopError:
-            pass  # the end has come meanwhile
+            with contextlib.suppress(NbloopError):  # the end has come meanwhile
+                function(*args)
         except BaseException as error:
             errors.append(error)
 
