@@ -1,4 +1,4 @@
-"""`make soak SECONDS=60`: everything at once, one loop's life after another, and then a look at what has been left behind.
+"""`make soak SECONDS=60`: everything at once, one life of a loop after another, and then a look at what is left behind.
 
 Each life: producers of all kinds, timers armed and cancelled on two threads, sockets, promises and worker threads,
 changes of mode, signals, stop and run again; ended by shutdown() or close() while all of that goes on. Fails if what
