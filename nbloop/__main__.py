@@ -1,4 +1,4 @@
-"""``python -m nbloop``: the arguments of `demo` and `doctor`.
+"""``python -m nbloop``: the arguments of `demo`, `doctor` and `top`.
 
 Problem: a command line has to be quick, and to fail in one clear line. Idea: only the chosen command is imported, and
 what a user can get wrong (a file that is not there, a count of none, a closed pipe, Ctrl-C) ends in a message and a
@@ -56,6 +56,17 @@ def make_parser() -> argparse.ArgumentParser:
         description="What of this machine and this Python the loop can use, and what would make it slow.",
     )
     doctor.add_argument("--json", action="store_true", help="the same facts as JSON")
+
+    top = commands.add_parser(
+        "top",
+        help="show the figures of running loops, live, even of one that hangs",
+        description='Every loop of this user that was made with metrics="shared" (or under NBLOOP_METRICS=shared): '
+        "what it is in, rates, depths, delays. Its process is not asked, so one that hangs is shown as well. Ctrl-C "
+        "ends it.",
+    )
+    top.add_argument("pid", type=_count, nargs="?", metavar="PID", help="only the loops of this process")
+    top.add_argument("--once", action="store_true", help="one look, as a table; status 1 if there is no loop")
+    top.add_argument("--json", action="store_true", help="one look, as JSON; status 1 if there is no loop")
     return parser
 
 
@@ -72,6 +83,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from .cli import doctor
 
             return doctor.main(as_json=options.json)
+        if options.command == "top":
+            from .cli import top
+
+            return top.main(options.pid, once=options.once, as_json=options.json)
         parser.print_help()
         return 0
     except KeyboardInterrupt:

@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from .js.promisify import Workers
     from .observe import Metrics
     from .observe.shared import SharedBlock
+    from .observe.watchdog import Blockage, Watchdog
 
 
 type ErrorHandler = Callable[[BaseException, dict[str, Any]], object]
@@ -160,6 +161,7 @@ class Loop(Scheduling):
         self._finisher: threading.Thread | None = None
         self._workers: Workers | None = None
         self._forked = False
+        self._runner = 0  # identifier of the thread that runs or finishes the loop, or did last
 
         self._shared: SharedBlock | None = None
         self._block = None if (measuring := check_metrics(metrics)) is False else self._make_block(measuring)
@@ -252,6 +254,18 @@ class Loop(Scheduling):
         from .observe import block
 
         return block.snapshot(self._block)
+
+    def watch(self, threshold: float, on_blocked: Callable[[Blockage], object] | None = None) -> Watchdog:
+        """Be told of a callback that does not return within `threshold` seconds (0.001 to 1e6), while it still runs.
+
+        ``on_blocked(blockage)`` (`nbloop.observe.watchdog.Blockage`) is called once for each blockage, on a thread of
+        the watchdog; by default the ``nbloop`` logger is told. A handler that raises is logged. The loop does nothing
+        for it. Ends with the loop, or with the watchdog's `stop`. Any thread. Raises TypeError, ValueError.
+        """
+        self._check_fork()
+        from .observe.watchdog import Watchdog
+
+        return Watchdog(self, threshold, on_blocked)
 
     def promisify(self, function: Callable[..., Any], /, *args: object) -> Promise[Any]:
         """Run ``function(*args)`` on a worker thread; a promise for its outcome, which always settles (`nbloop.js`).
@@ -362,6 +376,7 @@ class Loop(Scheduling):
             self._leave()
 
     def _turn_until_end(self) -> None:
+        self._runner = threading.get_ident()
         turns = turn.run.bind(self._state)
         while True:
             ended = turns()
@@ -546,6 +561,7 @@ class Loop(Scheduling):
         """Drain, unless closing; then release everything. The owner's thread, lifecycle TERMINATING."""
         if self._ended.is_set():
             return
+        self._runner = threading.get_ident()
         self._refuse_new()
         drain = turn.drain.bind(self._state)
         while not self._closing and drain() == turn.ENDED_DRAINED:

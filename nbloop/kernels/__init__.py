@@ -1,8 +1,20 @@
 """Everything compiled: atomics, C-API, memory layout, queues, timers, parking, the turn. Importing this loads the
 kernels."""
 
-from . import js, life, methods, metrics, pack, reactions, signals, timer_methods, traverse, turn
+from . import frames, js, life, methods, metrics, pack, reactions, signals, timer_methods, traverse, turn
 
 pack.load()
 
-__all__ = ["js", "life", "methods", "metrics", "pack", "reactions", "signals", "timer_methods", "traverse", "turn"]
+__all__ = [
+    "frames",
+    "js",
+    "life",
+    "methods",
+    "metrics",
+    "pack",
+    "reactions",
+    "signals",
+    "timer_methods",
+    "traverse",
+    "turn",
+]

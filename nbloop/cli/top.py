@@ -1,0 +1,175 @@
+"""`nbloop top`: every measured loop of this user, live, also of a process that hangs.
+
+Problem: who is stuck can not answer. Idea: loops made with ``metrics="shared"`` measure in files; this reads them, and
+asks nobody. Rates are over the time between two looks; with only one look they are the loop's own, over 10 s.
+
+It shows loops of this version of nbloop and of this user only, and none on systems without file locks.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from ..observe import Metrics, shared
+from ..observe.server import plain
+
+PERIOD = 1.0  # seconds between two looks
+COLUMNS = (
+    "loop",
+    "pid",
+    "state",
+    "for",
+    "callbacks/s",
+    "waiting",
+    "most",
+    "delay p50",
+    "delay p99",
+    "run p99",
+    "busy",
+    "errors",
+)
+UNCERTAIN = 0.001  # a callback this short is not worth naming
+
+
+class Look:
+    """One loop at one moment, and what it was at the look before."""
+
+    def __init__(self, loop: shared.SharedLoop, now: Metrics, before: Metrics | None) -> None:
+        self.loop = loop
+        self.now = now
+        passed = now.time - before.time if before is not None else 0.0
+        if before is not None and passed > 0:
+            self.rate = (now.callbacks - before.callbacks) / passed
+            self.busy = self._share(now.busy_time - before.busy_time, now.idle_time - before.idle_time)
+        else:
+            self.rate = now.tps
+            self.busy = self._share(now.busy_time, now.idle_time)
+
+    def _share(self, busy: float, idle: float) -> float | None:
+        return busy / (busy + idle) if busy + idle > 0 else None
+
+    @property
+    def running_for(self) -> float | None:
+        """Seconds that the callback in progress has taken; None if there is none."""
+        running = self.now.running
+        return None if running is None else max(0.0, self.now.time - running.since)
+
+    def facts(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "pid": self.loop.pid,
+            "name": self.loop.name,
+            "running_for": self.running_for,
+            "callbacks_per_second": self.rate,
+            "busy": self.busy,
+            "metrics": plain(self.now) | {"running": plain(self.now.running)},
+        }
+
+    def row(self) -> list[str]:
+        """For the table, as `COLUMNS` says."""
+        running, took = self.now.running, self.running_for
+        named = running is not None and took is not None and took >= UNCERTAIN
+        return [
+            self.loop.name,
+            str(self.loop.pid),
+            f"in a {running.kind}" if named and running else "turning" if running else "resting",
+            duration(took) if named and took is not None else "",
+            f"{self.rate:,.0f}",
+            f"{self.now.queue_current.ingress:,}",
+            f"{self.now.queue_max.ingress:,}",
+            duration(self.now.delay.p50),
+            duration(self.now.delay.p99),
+            duration(self.now.latency.p99),
+            "" if self.busy is None else f"{self.busy:.0%}",
+            f"{self.now.errors:,}",
+        ]
+
+
+def duration(seconds: float) -> str:
+    """With three digits and a unit.
+
+    >>> duration(0.0000123), duration(0.25), duration(75)
+    ('12.3 µs', '250 ms', '75 s')
+    """
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}" if seconds < 1000 else f"{seconds:,.0f} s"
+    return f"{seconds * 1e9:.0f} ns"
+
+
+class Looker:
+    """Takes looks, and remembers each loop's last."""
+
+    def __init__(self, pid: int | None) -> None:
+        self._pid = pid
+        self._before: dict[str, Metrics] = {}
+
+    def look(self) -> list[Look]:
+        """All loops there are now. One whose process dies under it is left out."""
+        looks = []
+        for loop in shared.loops(self._pid):
+            try:
+                now = loop.snapshot()
+            except RuntimeError:  # killed in the middle of a change
+                continue
+            looks.append(Look(loop, now, self._before.get(loop.path.name)))
+        self._before = {look.loop.path.name: look.now for look in looks}
+        return looks
+
+
+def main(pid: int | None, *, once: bool, as_json: bool) -> int:
+    """Show the loops until Ctrl-C, or once, once where there is no terminal; 0, or 1 if that one look finds none."""
+    if importlib.util.find_spec("fcntl") is None:
+        print("nbloop: loops can not be read from outside on this system: it has no file locks", file=sys.stderr)
+        return 1
+    looker = Looker(pid)
+    if as_json:
+        looks = looker.look()
+        print(json.dumps([look.facts() for look in looks], indent=2))
+        return 0 if looks else 1
+    if once or not sys.stdout.isatty():
+        from .screen import make_screen
+
+        looks = looker.look()
+        if looks:
+            make_screen().table(COLUMNS, [look.row() for look in looks])
+        else:
+            print(_none(pid))
+        return 0 if looks else 1
+    return _live(looker, pid)
+
+
+def _none(pid: int | None) -> str:
+    whose = "this user has" if pid is None else f"process {pid} has"
+    return f'{whose} no loop that can be read: Loop(metrics="shared"), or NBLOOP_METRICS=shared for all of a process'
+
+
+def _live(looker: Looker, pid: int | None) -> int:
+    try:
+        from rich.live import Live
+    except ImportError:
+        print("nbloop: the live view needs rich (pip install nbloop[top]); --once does not", file=sys.stderr)
+        return 1
+    with Live(auto_refresh=False, screen=True) as live:
+        while True:
+            looks = looker.look()
+            live.update(_table([look.row() for look in looks]) if looks else _none(pid), refresh=True)
+            time.sleep(PERIOD)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> Any:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold")
+    for i, column in enumerate(COLUMNS):
+        table.add_column(column, justify="left" if i in (0, 2) else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(Text, row), style="bold red" if row[2].startswith("in a") else "")
+    return table

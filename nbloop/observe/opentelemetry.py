@@ -1,0 +1,78 @@
+"""A loop's figures for OpenTelemetry (``pip install nbloop[opentelemetry]``).
+
+    instrument(loop)                 # the global meter provider; or instrument(loop, provider)
+
+Instruments are observable: read when a reader collects, and never by the loop. The API has no observable histogram, so
+durations are quantiles, a gauge with the attribute ``quantile``, beside a counter of the durations' number and sum.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation, get_meter_provider
+
+from .metrics import Metrics
+
+if TYPE_CHECKING:
+    from ..loop import Loop
+
+type Take = Callable[[Metrics], Iterable[tuple[float, dict[str, str | float]]]]
+
+_COUNTERS = ("callbacks", "errors", "turns", "wakes_sent", "wakes_elided", "overloads")
+_QUEUES = ("ingress", "internal", "microtask", "immediate")
+_QUANTILES = (0.5, 0.9, 0.95, 0.99)
+
+
+def instrument(loop: Loop, provider: MeterProvider | None = None) -> None:
+    """Make instruments for a loop that measures; ValueError if it does not. They end with the loop, which they do not
+    keep. Any thread.
+    """
+    if loop.metrics() is None:
+        raise ValueError(f"{loop.name} does not measure: make it with metrics=True")
+    meter = (provider or get_meter_provider()).get_meter("nbloop")
+    look = functools.partial(_observe, weakref.ref(loop))
+    for name in _COUNTERS:
+        meter.create_observable_counter(f"nbloop.{name}", [look(_one(name))])
+    for name in ("idle_time", "busy_time"):
+        meter.create_observable_counter(f"nbloop.{name}", [look(_one(name))], unit="s")
+    for name in ("latency", "delay"):
+        meter.create_observable_counter(f"nbloop.{name}.count", [look(_count(name))])
+        meter.create_observable_counter(f"nbloop.{name}.sum", [look(_sum(name))], unit="s")
+        meter.create_observable_gauge(f"nbloop.{name}", [look(_quantiles(name))], unit="s")
+    meter.create_observable_gauge("nbloop.queue.depth", [look(_depths)])
+
+
+def _observe(of: weakref.ref[Loop], take: Take) -> Callable[[CallbackOptions], Iterable[Observation]]:
+    def observe(_options: CallbackOptions) -> Iterable[Observation]:
+        loop = of()
+        figures = loop.metrics() if loop is not None else None
+        if loop is None or figures is None:
+            return
+        for value, attributes in take(figures):
+            yield Observation(value, {"loop": loop.name, **attributes})
+
+    return observe
+
+
+def _one(name: str) -> Take:
+    return lambda figures: [(getattr(figures, name), {})]
+
+
+def _count(name: str) -> Take:
+    return lambda figures: [(getattr(figures, name).count, {})]
+
+
+def _sum(name: str) -> Take:
+    return lambda figures: [(getattr(figures, name).histogram.sum, {})]
+
+
+def _quantiles(name: str) -> Take:
+    return lambda figures: [(getattr(figures, name).histogram.quantile(q), {"quantile": q}) for q in _QUANTILES]
+
+
+def _depths(figures: Metrics) -> Iterable[tuple[float, dict[str, str | float]]]:
+    return [(getattr(figures.queue_current, queue), {"queue": queue}) for queue in _QUEUES]

@@ -1,0 +1,86 @@
+"""A loop's figures for Prometheus, through `prometheus_client` (``pip install nbloop[prometheus]``).
+
+    prometheus_client.REGISTRY.register(LoopCollector(loop))
+
+Durations are histograms, with a bucket for each power of two of nanoseconds: those bounds are bounds of the loop's own
+histogram too, so each count is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from .metrics import Histogram
+
+if TYPE_CHECKING:
+    from ..loop import Loop
+
+POWERS = range(10, 35)  # 1 µs to 17 s
+
+_COUNTERS = {
+    "callbacks": "Callbacks that have ended",
+    "errors": "Callbacks that raised",
+    "turns": "Turns of the loop",
+    "wakes_sent": "System calls made to wake the loop",
+    "wakes_elided": "Tasks and commands from outside that needed no wake of their own",
+    "overloads": "Turns in which more waited than ingress_budget",
+}
+_SECONDS = {"idle_time": "Sleeping, looking around before it, or polling", "busy_time": "Turning, callbacks included"}
+
+
+class LoopCollector(Collector):
+    """Collects from loops that measure; one that does not (or has been forked away) is left out. Any thread."""
+
+    def __init__(self, *loops: Loop) -> None:
+        self._loops = loops
+
+    def collect(self) -> Iterator[Metric]:
+        """All families, each with one sample a loop, labelled with its name."""
+        taken = [(loop.name, figures) for loop in self._loops if (figures := loop.metrics()) is not None]
+        for name, text in _COUNTERS.items():
+            family = CounterMetricFamily(f"nbloop_{name}", text, labels=["loop"])
+            for loop, figures in taken:
+                family.add_metric([loop], getattr(figures, name))
+            yield family
+        for name, text in _SECONDS.items():
+            family = CounterMetricFamily(f"nbloop_{name.removesuffix('_time')}_seconds", text, labels=["loop"])
+            for loop, figures in taken:
+                family.add_metric([loop], getattr(figures, name))
+            yield family
+        for name, text in (("latency", "Run time of callbacks"), ("delay", "From submit to start of tasks")):
+            histograms = HistogramMetricFamily(f"nbloop_{name}_seconds", text, labels=["loop"])
+            for loop, figures in taken:
+                histogram = getattr(figures, name).histogram
+                histograms.add_metric([loop], buckets(histogram), sum_value=histogram.sum)
+            yield histograms
+        depths = GaugeMetricFamily("nbloop_queue_depth", "Waiting at the start of a turn", labels=["loop", "queue"])
+        most = GaugeMetricFamily("nbloop_queue_depth_max", "The most that ever waited then", labels=["loop", "queue"])
+        for loop, figures in taken:
+            for queue in ("ingress", "internal", "microtask", "immediate"):
+                depths.add_metric([loop, queue], getattr(figures.queue_current, queue))
+                most.add_metric([loop, queue], getattr(figures.queue_max, queue))
+        yield depths
+        yield most
+        running = GaugeMetricFamily(
+            "nbloop_running_seconds", "How long the callback in progress has run, 0 for none", labels=["loop"]
+        )
+        for loop, figures in taken:
+            running.add_metric([loop], figures.time - figures.running.since if figures.running else 0.0)
+        yield running
+
+
+def buckets(histogram: Histogram) -> list[tuple[str, float]]:
+    """(upper bound in seconds, how many are not longer), cumulative, as Prometheus has them."""
+    bounds = [((1 << power) - 1) / 1e9 for power in POWERS]
+    found, total, rest = [], 0, histogram.buckets()
+    at = 0
+    for bound in bounds:
+        while at < len(rest) and rest[at][0] <= bound:
+            total += rest[at][1]
+            at += 1
+        found.append((repr(bound), float(total)))
+    return [*found, ("+Inf", float(histogram.count))]

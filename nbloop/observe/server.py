@@ -1,0 +1,213 @@
+"""A loop's window for a browser, ``go tool pprof`` and Prometheus: a debug server on the loopback interface.
+
+====================================  =============================================================================
+``/``                                 one page that shows depth, delay and throughput as they move
+``/metrics``                          Prometheus's text (501 without the package prometheus-client)
+``/debug/vars``                       `Loop.metrics` as JSON
+``/debug/pprof/profile?seconds=30``   a CPU profile of all threads, for ``go tool pprof URL``
+``/debug/pprof/heap``                 what tracemalloc has traced (409 if it is not tracing)
+``/healthz``                          200 if the loop runs a task within a second, else 503
+====================================  =============================================================================
+
+Stacks and file names are not for others. So it listens on 127.0.0.1 only, and answers nobody whose Host is another
+name (a page elsewhere whose name was made to resolve to 127.0.0.1: DNS rebinding) or whose Origin is another page. The
+page loads nothing from outside, and its policy allows nothing but itself.
+
+HTTP is the standard library's; a request has a thread, so a profile of 30 s keeps nobody waiting, nor the loop.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import math
+import re
+import threading
+import urllib.parse
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, Self
+
+from ..errors import NbloopError
+from . import heap, profile
+
+if TYPE_CHECKING:
+    from ..loop import Loop
+
+MOST_SECONDS = 300.0
+HEALTHY = 1.0  # seconds within which a task has to run
+
+
+class DebugServer:
+    """Serves one loop until `close`; a context manager. Made by `nbloop.observe.serve`."""
+
+    def __init__(self, loop: Loop, port: int) -> None:
+        if isinstance(port, bool) or not isinstance(port, int):
+            raise TypeError(f"port must be an int, not {port!r}")
+        if not 0 <= port <= 65535:
+            raise ValueError(f"port must be from 0 to 65535, not {port}")
+        self._server = _Server(loop, port)
+        self.port: int = self._server.server_address[1]
+        self.url = f"http://127.0.0.1:{self.port}/"
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name=f"{loop.name}-debug", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop listening; requests in progress end by themselves. Again does nothing. Any thread."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, loop: Loop, port: int) -> None:
+        self.loop = loop
+        super().__init__(("127.0.0.1", port), _Handler)
+        names = [f"{name}:{self.server_address[1]}" for name in ("127.0.0.1", "localhost")]
+        self.hosts = {*names, *(name.partition(":")[0] for name in names if self.server_address[1] == 80)}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    server_version = "nbloop"
+    sys_version = ""
+    timeout = 30
+
+    def do_GET(self) -> None:
+        if self.headers.get_all("Host", []) not in [[host] for host in self.server.hosts]:
+            self._answer(403, "this server is called 127.0.0.1 or localhost\n")
+            return
+        if any(
+            origin.removeprefix("http://") not in self.server.hosts for origin in self.headers.get_all("Origin", [])
+        ):
+            self._answer(403, "not for other pages\n")
+            return
+        path, _, query = self.path.partition("?")
+        page = _PAGES.get(path)
+        if page is None:
+            self._answer(404, "".join(f"{known}\n" for known in _PAGES))
+            return
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the client has left
+            page(self, urllib.parse.parse_qs(query))
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: a page that asks twice a second would fill the log."""
+
+    def _answer(self, status: int, content: str | bytes, kind: str = "text/plain; charset=utf-8", **more: str) -> None:
+        body = content.encode() if isinstance(content, str) else content
+        self.send_response(status)
+        for name, value in {
+            "Content-Type": kind,
+            "Content-Length": str(len(body)),
+            "Cache-Control": "no-store",
+            "X-Content-Type-Options": "nosniff",
+            "Content-Security-Policy": "default-src 'none'",
+            **{name.replace("_", "-"): value for name, value in more.items()},
+        }.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _page(self, _query: dict[str, list[str]]) -> None:
+        html, policy = _document()
+        self._answer(200, html, "text/html; charset=utf-8", Content_Security_Policy=policy)
+
+    def _metrics(self, _query: dict[str, list[str]]) -> None:
+        if importlib.util.find_spec("prometheus_client") is None:
+            self._answer(501, "pip install nbloop[prometheus]\n")
+            return
+        import prometheus_client
+
+        from .prometheus import LoopCollector
+
+        registry = prometheus_client.CollectorRegistry()
+        registry.register(LoopCollector(self.server.loop))
+        self._answer(200, prometheus_client.generate_latest(registry), prometheus_client.CONTENT_TYPE_LATEST)
+
+    def _vars(self, _query: dict[str, list[str]]) -> None:
+        self._answer(200, json.dumps(variables(self.server.loop)), "application/json")
+
+    def _profile(self, query: dict[str, list[str]]) -> None:
+        try:
+            seconds = float(query.get("seconds", ["30"])[-1])
+        except ValueError:
+            seconds = math.nan
+        if not 0 < seconds <= MOST_SECONDS:
+            self._answer(400, f"seconds must be a number above 0, at most {MOST_SECONDS:.0f}\n")
+            return
+        content = profile.profile(seconds).pprof()
+        self._answer(200, content, "application/octet-stream", Content_Disposition='attachment; filename="cpu.pb.gz"')
+
+    def _heap(self, _query: dict[str, list[str]]) -> None:
+        try:
+            content = heap.heap()
+        except RuntimeError as error:
+            self._answer(409, f"{error}\n")
+            return
+        self._answer(200, content, "application/octet-stream", Content_Disposition='attachment; filename="heap.pb.gz"')
+
+    def _health(self, _query: dict[str, list[str]]) -> None:
+        ran = threading.Event()
+        try:
+            self.server.loop.submit(ran.set)
+        except NbloopError as error:
+            self._answer(503, f"{error}\n")
+            return
+        if ran.wait(HEALTHY):
+            self._answer(200, "ok\n")
+        else:
+            self._answer(503, f"{self.server.loop.name} has not run a task within {HEALTHY} s\n")
+
+
+_PAGES = {
+    "/": _Handler._page,
+    "/metrics": _Handler._metrics,
+    "/debug/vars": _Handler._vars,
+    "/debug/pprof/profile": _Handler._profile,
+    "/debug/pprof/heap": _Handler._heap,
+    "/healthz": _Handler._health,
+}
+
+
+def _document() -> tuple[str, str]:
+    """The page, and the policy that allows its own script and style, and no others."""
+    html = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+
+    def allowed(tag: str) -> str:
+        (content,) = re.findall(f"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
+        return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
+
+    policy = (
+        f"default-src 'none'; connect-src 'self'; script-src {allowed('script')}; style-src {allowed('style')}; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return html, policy
+
+
+def variables(loop: Loop) -> dict[str, Any]:
+    """A loop's name, state and figures as what JSON can hold; ``metrics`` is None if it does not measure."""
+    figures = loop.metrics()
+    return {"name": loop.name, "state": loop.state.value, "metrics": None if figures is None else plain(figures)}
+
+
+def plain(figures: Any) -> Any:
+    """A dataclass of figures as dictionaries and numbers, histograms left out."""
+    if not dataclasses.is_dataclass(figures):
+        return figures
+    names = [field.name for field in dataclasses.fields(figures)]
+    return {name: plain(getattr(figures, name)) for name in names if name != "histogram"}

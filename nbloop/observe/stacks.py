@@ -1,0 +1,102 @@
+"""What every thread executes at this moment, also on a free-threaded Python.
+
+Problem: `sys._current_frames` gives each thread's innermost frame; its callers are found by following `f_back`, and by
+then the thread runs on. Without a GIL that reads frames while they are popped and reused: looking at two threads that
+call and return all the time crashed CPython 3.13t within two minutes. Idea: follow the callers while the world is
+stopped. The one public function that stops it around one of ours is `PyUnstable_GC_VisitObjects`; ours is a kernel
+(`nbloop.kernels.frames`), which ends the visit at its first object. A look at 7 threads takes
+0.1 ms, and they stand still for a part of it.
+
+It loses when a thread is in a long call of C code that neither comes back to bytecode nor detaches: stopping the world
+waits for it, and so do all other threads, as with any garbage collection.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR
+from types import CodeType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..kernels import frames
+
+DEPTH = 500  # calls of a thread that are followed, at least
+AGAIN = 5  # looks, if a generator has just yielded
+_SUSPENDS = CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR
+
+_visit: Any = ctypes.pythonapi.PyUnstable_GC_VisitObjects  # keeps the thread attached, as the function wants it
+_visit.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+_visit.restype = None
+_release: Any = ctypes.pythonapi.Py_DecRef
+_release.argtypes = [ctypes.c_void_p]
+_release.restype = None
+
+
+class Call(NamedTuple):
+    """One call of a stack: which code, and the line that it executes."""
+
+    code: CodeType
+    line: int
+
+    def __str__(self) -> str:
+        return f'File "{self.code.co_filename}", line {self.line}, in {self.code.co_qualname}'
+
+
+type Stack = tuple[Call, ...]
+"""The calls of a thread, innermost first."""
+
+
+def capture(ask: tuple[CodeType, str] | None = None) -> dict[int, tuple[Stack, list[object]]]:
+    """Each thread's stack, by its identifier, the caller's own included; all stacks are of one moment.
+
+    `ask` is a code and the name of one of its arguments, which it never deletes: the values that these have in the
+    calls of that code come with the stack, innermost first; ValueError if it is none. Stacks of more than
+    some 500 calls lose the outermost. Any thread; not a signal handler. O(calls); see above for what it may wait for.
+    """
+    if ask is not None and ask[1] not in ask[0].co_varnames[: ask[0].co_argcount]:
+        raise ValueError(f"{ask[1]!r} is no argument of {ask[0].co_qualname}")
+    for _ in range(AGAIN):
+        found = _look(ask)
+        # One that was innermost when the frames were taken, and has yielded before the world stood still, has no
+        # callers any more. A thread's outermost call is none of these otherwise.
+        if not any(calls and calls[-1].code.co_flags & _SUSPENDS for calls, _ in found.values()):
+            break
+    return found
+
+
+def _look(ask: tuple[CodeType, str] | None) -> dict[int, tuple[Stack, list[object]]]:
+    innermost = sys._current_frames()
+    words = frames.FRAMES + len(innermost) * (2 + (DEPTH + 1) * frames.ROW)
+    table = np.zeros(words, np.int64)
+    table[frames.GIVEN], table[frames.WORDS] = len(innermost), words
+    if ask is not None:
+        table[frames.ASKED_CODE], table[frames.ASKED_NAME] = id(ask[0]), id(ask[1])
+    table[frames.FRAMES : frames.FRAMES + len(innermost)] = [id(frame) for frame in innermost.values()]
+    if frames.frames_visit.address:
+        _visit(frames.frames_visit.address, table.ctypes.data)
+    else:  # kernels as plain Python, for debuggers: nothing stops the world, and nobody profiles that
+        frames.frames_visit.function(0, table.ctypes.data)
+    rows = iter(table[frames.FRAMES + len(innermost) : table[frames.USED]].tolist())
+    found: dict[int, tuple[Stack, list[object]]] = {}
+    for thread in innermost:
+        calls: list[Call] = []
+        answers: list[object] = []
+        while frame := next(rows):
+            code, line, variable = next(rows), next(rows), next(rows)
+            _release(frame)
+            if code:
+                calls.append(Call(_owned(code), line))
+            if variable:
+                answers.append(_owned(variable))
+        found[thread] = tuple(calls), answers
+    return found
+
+
+def _owned(address: int) -> Any:
+    """The object that an owned reference refers to; the reference is given up for the result's own."""
+    value = ctypes.py_object.from_buffer(ctypes.c_void_p(address)).value
+    _release(address)
+    return value

@@ -1,0 +1,155 @@
+"""Telling of a loop that is blocked, while it is still blocked.
+
+Problem: one callback that does not return stops everything that the loop does, and the loop itself can not say so.
+Idea: a thread of its own looks a few times in each `threshold` at the loop's heartbeat, its counts of callbacks and
+turns. If they stand still for so long while the loop is running, awake and neither looking around for work nor
+waiting in a poller, one callback is to blame; the stack of the loop's thread says which. A look is three loads; the
+loop does nothing for it.
+
+It loses on a callback that is in C code without letting go of its thread state: the report comes, but the stack has to
+wait (`stacks.py`) and every thread with it, so it is taken only after the first words were said. With the GIL such a
+callback holds up the watchdog too.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+import time
+import traceback
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import debug
+from ..kernels import layout
+from . import stacks
+from .stacks import Call, Stack
+
+if TYPE_CHECKING:
+    from ..loop import Loop
+
+logger = logging.getLogger("nbloop")
+
+_LOOP = str(Path(debug.__file__).with_name("loop.py"))
+LOOKS = 4  # in each threshold: a blockage is told of at most a quarter late
+
+
+@dataclass(frozen=True)
+class Blockage:
+    """A loop has been in one callback for longer than the watchdog's threshold."""
+
+    loop: str
+    """Its name."""
+    thread: int
+    """Identifier of the thread that runs it."""
+    blocked_for: float
+    """Seconds; up to a quarter of the threshold too few."""
+    _look: Callable[[], tuple[Stack, list[object]]] = field(repr=False, compare=False)
+    _seen: list[BlockedIn] = field(default_factory=list, repr=False, compare=False)
+
+    def look(self) -> BlockedIn:
+        """Where the loop is: taken at the first call, and kept. Waits for a thread that is in C code without letting
+        go, and so do all others meanwhile; see this module.
+        """
+        if not self._seen:
+            stack, scheduled = self._look()
+            self._seen.append(BlockedIn.of(stack, scheduled))
+        return self._seen[0]
+
+
+@dataclass(frozen=True)
+class BlockedIn:
+    """What a blocked loop was found in."""
+
+    stack: Stack
+    """Of the loop's thread, innermost call first."""
+    callback: Call | None
+    """The callback's own call; None if it is no Python function, or has returned meanwhile."""
+    scheduled: Any
+    """With ``debug=True`` the callback itself, else None."""
+    scheduled_at: traceback.StackSummary | None
+    """With ``debug=True`` where it was scheduled, else None."""
+
+    @classmethod
+    def of(cls, stack: Stack, scheduled: list[object]) -> BlockedIn:
+        """From the loop's thread's stack, and the remembered callbacks in it, innermost first."""
+        mine = [i for i, call in enumerate(stack) if call.code.co_filename in (_LOOP, debug.__file__)]
+        callback = stack[mine[0] - 1] if mine and mine[0] > 0 else None
+        site = debug.site_of(scheduled[0]) if scheduled else {}
+        return cls(stack, callback, site.get("callback"), site.get("scheduled_at"))
+
+
+class Watchdog:
+    """Watches one loop from a daemon thread, until `stop` or the loop's end; made by `Loop.watch`."""
+
+    def __init__(self, loop: Loop, threshold: float, on_blocked: Callable[[Blockage], object] | None) -> None:
+        if isinstance(threshold, bool) or not isinstance(threshold, (int, float)):
+            raise TypeError(f"threshold must be a number of seconds, not {threshold!r}")
+        if not 0.001 <= threshold <= 1e6:
+            raise ValueError(f"threshold must be from 0.001 to 1e6 seconds, not {threshold!r}")
+        if on_blocked is not None and not callable(on_blocked):
+            raise TypeError(f"on_blocked must be callable or None, not {on_blocked!r}")
+        self._threshold = threshold
+        self._on_blocked = on_blocked or log
+        self._stop = threading.Event()
+        # The thread must not keep the loop: who forgets a loop ends it.
+        self._thread = threading.Thread(
+            target=self._watch, args=(weakref.ref(loop),), name=f"{loop.name}-watchdog", daemon=True
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Watch no longer. When this returns no handler is called any more, but for one that calls this. Any thread."""
+        self._stop.set()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _watch(self, of: weakref.ref[Loop]) -> None:
+        last, since, told = None, time.monotonic(), False
+        while not self._stop.wait(self._threshold / LOOKS):
+            loop = of()
+            if loop is None or loop._ended.is_set():
+                return
+            now = time.monotonic()
+            beat = heartbeat(loop)
+            if beat is None or beat != last:
+                last, since, told = beat, now, False
+            elif now - since >= self._threshold and not told:
+                told = True
+                self._tell(Blockage(loop.name, beat[0], now - since, functools.partial(_look, beat[0])))
+            del loop
+
+    def _tell(self, blockage: Blockage) -> None:
+        try:
+            self._on_blocked(blockage)
+        except Exception:
+            logger.exception("on_blocked of %s raised", blockage.loop)
+
+
+def heartbeat(loop: Loop) -> tuple[int, int, int] | None:
+    """(thread, callbacks, turns) of a loop that may be in a callback; None of one that certainly is not."""
+    record = loop._record
+    if int(record["lifecycle"]) not in (layout.RUNNING, layout.TERMINATING) or record["sleep"]:
+        return None
+    if not record["owner"]:
+        return None
+    return loop._runner, int(record["callbacks"]), int(record["turns"])
+
+
+def _look(thread: int) -> tuple[Stack, list[object]]:
+    return stacks.capture(ask=(debug.Sited.__call__.__code__, "self")).get(thread, ((), []))
+
+
+def log(blockage: Blockage) -> None:
+    """Two messages to the logger ``nbloop``: that it is blocked, and, which may have to wait, where."""
+    logger.warning("%s has been in one callback for %.3g s", blockage.loop, blockage.blocked_for)
+    seen = blockage.look()
+    lines = [f"{blockage.loop} is blocked in {seen.scheduled or seen.callback or 'a callback that is no Python code'}"]
+    lines += [f"  {call}" for call in reversed(seen.stack)]
+    if seen.scheduled_at is not None:
+        lines += ["scheduled at", *(line.rstrip() for line in seen.scheduled_at.format())]
+    logger.warning("\n".join(lines))

@@ -1,0 +1,54 @@
+"""What OpenTelemetry's own reader collects is what the loop says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+
+from nbloop import Loop
+from nbloop.observe.opentelemetry import instrument
+
+pytestmark = pytest.mark.parallel_threads(1)
+
+
+def collected(reader: InMemoryMetricReader) -> dict[str, list[Any]]:
+    data = reader.get_metrics_data()
+    if data is None:
+        return {}
+    metrics = [m for r in data.resource_metrics for scope in r.scope_metrics for m in scope.metrics]
+    return {metric.name: list(metric.data.data_points) for metric in metrics}
+
+
+def test_the_reader_collects_the_loop_s_figures(make_loop: Callable[..., Loop], turns: Any) -> None:
+    reader = InMemoryMetricReader()
+    loop = make_loop(name="told", metrics=True)
+    instrument(loop, MeterProvider([reader]))
+    for _ in range(70):
+        loop.submit(int)
+    turns(loop)
+    figures: Any = loop.metrics()
+    seen = collected(reader)
+    assert [(p.value, dict(p.attributes)) for p in seen["nbloop.callbacks"]] == [(70, {"loop": "told"})]
+    assert seen["nbloop.latency.count"][0].value == figures.latency.count == 70
+    assert seen["nbloop.latency.sum"][0].value == figures.latency.histogram.sum
+    quantiles = {p.attributes["quantile"]: p.value for p in seen["nbloop.delay"]}
+    assert quantiles == {q: figures.delay.histogram.quantile(q) for q in (0.5, 0.9, 0.95, 0.99)}
+    assert {p.attributes["queue"]: p.value for p in seen["nbloop.queue.depth"]}["ingress"] == 70
+
+
+def test_it_does_not_keep_the_loop() -> None:
+    reader = InMemoryMetricReader()
+    loop = Loop(metrics=True)
+    instrument(loop, MeterProvider([reader]))
+    assert "nbloop.turns" in collected(reader)
+    del loop
+    assert not any(collected(reader).values())
+
+
+def test_a_loop_that_does_not_measure_is_refused(loop: Loop) -> None:
+    with pytest.raises(ValueError, match="metrics=True"):
+        instrument(loop)

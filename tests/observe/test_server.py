@@ -1,0 +1,244 @@
+"""The debug server, asked as its users ask it: by http.client, by Prometheus's own parser, and by a browser."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import shutil
+import subprocess
+import threading
+import tracemalloc
+from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pprof_schema import decode
+from prometheus_client.parser import text_string_to_metric_families
+
+from nbloop import Loop
+from nbloop.observe import Histogram, serve
+from nbloop.observe.prometheus import buckets
+from nbloop.observe.server import DebugServer
+
+pytestmark = pytest.mark.parallel_threads(1)  # sockets, a browser, profiles of the process
+
+DONE = 1234
+
+
+@pytest.fixture
+def measured() -> Iterator[Loop]:
+    """A loop that has run some tasks and has been quiet since."""
+    with Loop(name='named "x"', metrics=True) as loop:
+        for _ in range(DONE - 1):
+            loop.submit(int)
+        over = threading.Event()
+        loop.submit(over.set)
+        assert over.wait(30)
+        yield loop
+
+
+@pytest.fixture
+def server(measured: Loop) -> Iterator[DebugServer]:
+    with serve(measured) as server:
+        yield server
+
+
+type Ask = Callable[..., tuple[int, dict[str, str], bytes]]
+
+
+@pytest.fixture
+def ask(server: DebugServer) -> Ask:
+    def ask(path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+        connection.request(method, path, headers=headers)
+        answer = connection.getresponse()
+        body = answer.read()
+        connection.close()
+        return answer.status, dict(answer.getheaders()), body
+
+    return ask
+
+
+def test_vars_are_the_loop_s_metrics(ask: Ask, measured: Loop, wait_for: Any) -> None:
+    wait_for(lambda: measured.metrics().callbacks == DONE)
+    status, headers, body = ask("/debug/vars")
+    assert (status, headers["Content-Type"]) == (200, "application/json")
+    seen = json.loads(body)
+    assert seen["name"] == measured.name
+    assert seen["metrics"]["callbacks"] == DONE
+    assert seen["metrics"]["delay"]["count"] == measured.metrics().delay.count
+    assert "histogram" not in seen["metrics"]["delay"]
+
+
+def test_metrics_are_read_by_prometheus_parser(ask: Ask, measured: Loop, wait_for: Any) -> None:
+    wait_for(lambda: measured.metrics().callbacks == DONE)
+    status, _, body = ask("/metrics")
+    assert status == 200
+    families = {family.name: family for family in text_string_to_metric_families(body.decode())}
+    (callbacks,) = families["nbloop_callbacks"].samples
+    assert (callbacks.value, callbacks.labels) == (DONE, {"loop": measured.name})
+    for name in ("latency", "delay"):
+        samples = families[f"nbloop_{name}_seconds"].samples
+        counts = [sample.value for sample in samples if sample.name.endswith("_bucket")]
+        assert counts == sorted(counts)
+        figures = getattr(measured.metrics(), name)
+        assert counts[-1] == figures.count > 0
+        (total,) = [sample.value for sample in samples if sample.name.endswith("_sum")]
+        assert total == pytest.approx(figures.histogram.sum)
+    assert {s.labels["queue"] for s in families["nbloop_queue_depth"].samples} == {
+        "ingress",
+        "internal",
+        "microtask",
+        "immediate",
+    }
+
+
+def test_prometheus_buckets_are_exact() -> None:
+    histogram = Histogram()
+    durations = [0, 1023, 1024, 2047, 2048, 10**6, 2**34 - 1, 2**34]  # ns
+    for ns in durations:
+        histogram.add(ns / 1e9)
+    for bound, count in buckets(histogram)[:-1]:
+        assert count == sum(ns / 1e9 <= float(bound) for ns in durations), bound
+    assert buckets(histogram)[-1] == ("+Inf", len(durations))
+
+
+def test_profile_and_heap_are_pprof(ask: Ask) -> None:
+    status, _, body = ask("/debug/pprof/profile?seconds=0.1")
+    assert status == 200
+    message, samples = decode(body)
+    assert message.duration_nanos >= 100_000_000
+    assert any(labels["thread"] == "MainThread" for _, _, labels in samples)
+    if not tracemalloc.is_tracing():
+        assert ask("/debug/pprof/heap")[0] == 409
+        tracemalloc.start()
+        try:
+            status, _, body = ask("/debug/pprof/heap")
+        finally:
+            tracemalloc.stop()
+        assert status == 200
+        decode(body)
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "301", "nan", "inf", "x", ""])
+def test_bad_seconds(ask: Ask, seconds: str) -> None:
+    query = f"?seconds={seconds}" if seconds else "?seconds=%20"
+    assert ask("/debug/pprof/profile" + query)[0] == 400
+
+
+def test_health(ask: Ask, measured: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ask("/healthz")[::2] == (200, b"ok\n")
+    monkeypatch.setattr("nbloop.observe.server.HEALTHY", 0.05)
+    let_go = threading.Event()
+    measured.submit(let_go.wait, 30)
+    assert ask("/healthz")[0] == 503
+    let_go.set()
+    measured.shutdown()
+    assert ask("/healthz")[0] == 503
+    assert json.loads(ask("/debug/vars")[2])["state"] == "terminated"
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:{port}", "127.0.0.1", "localhost:1", "", "127.0.0.1:{port}@x"]
+)
+def test_another_host_is_refused(ask: Ask, server: DebugServer, host: str) -> None:
+    for path in ("/", "/debug/vars", "/debug/pprof/profile?seconds=30", "/nothing"):
+        status, _, body = ask(path, Host=host.format(port=server.port))
+        assert status == 403
+        assert b"named" not in body
+
+
+def test_another_origin_is_refused_and_its_own_is_not(ask: Ask, server: DebugServer) -> None:
+    for origin in ("http://evil.example", "null", f"https://127.0.0.1:{server.port}", "http://localhost"):
+        assert ask("/debug/vars", Origin=origin)[0] == 403
+    for name in ("localhost", "127.0.0.1"):
+        own = f"{name}:{server.port}"
+        assert ask("/debug/vars", Host=own, Origin=f"http://{own}")[0] == 200
+
+
+def test_other_methods_and_paths(ask: Ask) -> None:
+    assert ask("/", method="POST")[0] == 501
+    status, _, body = ask("/debug/nothing")
+    assert status == 404
+    assert b"/debug/vars" in body
+    assert ask("/..%2f..%2fetc/passwd")[0] == 404
+
+
+def test_the_page_loads_nothing_from_elsewhere(ask: Ask) -> None:
+    status, headers, body = ask("/")
+    assert status == 200
+    policy = headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none';")
+    assert "unsafe" not in policy
+    assert "frame-ancestors 'none'" in policy
+    text = body.decode()
+
+    found: list[tuple[str, str | None]] = []
+
+    class Links(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            found.extend(one for one in attrs if one[0] in ("src", "href", "style") or one[0].startswith("on"))
+
+    Links().feed(text)
+    assert found == []
+    assert "://" not in text
+
+
+def test_a_loop_that_does_not_measure(loop: Loop) -> None:
+    with serve(loop) as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+        connection.request("GET", "/debug/vars")
+        assert json.loads(connection.getresponse().read())["metrics"] is None
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    ("port", "error"), [("80", TypeError), (True, TypeError), (-1, ValueError), (65536, ValueError)]
+)
+def test_bad_port(loop: Loop, port: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="port must be"):
+        serve(loop, port)
+
+
+def test_closing_gives_the_port_back(loop: Loop) -> None:
+    server = serve(loop)
+    server.close()
+    server.close()
+    with serve(loop, server.port) as again:
+        assert again.port == server.port
+
+
+def test_a_browser_shows_the_loop_s_numbers(server: DebugServer, measured: Loop, tmp_path: Path, wait_for: Any) -> None:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("chromium is not installed: what the page shows is not looked at")
+    wait_for(lambda: measured.metrics().callbacks == DONE)
+    done = subprocess.run(
+        [
+            chromium,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--virtual-time-budget=3000",
+            "--window-size=900,900",
+            f"--screenshot={tmp_path / 'page.png'}",
+            "--dump-dom",
+            server.url,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=True,
+    )
+    shown = dict(re.findall(r'id="(\w+)">([^<]*)<', done.stdout))
+    assert shown["trouble"] == ""
+    assert shown["name"].replace("&quot;", '"') == measured.name
+    assert shown["callbacks"] == str(DONE)
+    assert shown["turns"] == str(measured.metrics().turns)
+    assert len(re.search(r'<polyline points="([^"]*)"', done.stdout)[1].split()) >= 2
+    assert (tmp_path / "page.png").stat().st_size > 5000

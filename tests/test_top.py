@@ -1,0 +1,144 @@
+"""`nbloop top` sees loops of other processes: busy, hanging, and gone."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [
+    pytest.mark.parallel_threads(1),
+    pytest.mark.skipif(sys.platform == "win32", reason="loops are read through files with locks"),
+]
+
+HANGING = """
+import sys, threading, nbloop
+loop = nbloop.Loop(name="stuck", metrics="shared")
+loop.start()
+for _ in range(99):
+    loop.submit(int)
+def hang():
+    print("hanging", flush=True)
+    sys.stdin.read()
+loop.submit(hang)
+threading.Event().wait(60)
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> dict[str, str]:
+    tmp_path.chmod(0o700)
+    return os.environ | {"XDG_RUNTIME_DIR": str(tmp_path), "PYTHONIOENCODING": "utf-8"}
+
+
+@pytest.fixture
+def hanging(place: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HANGING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=place
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"hanging\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def top(place: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "nbloop", "top", *arguments],
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+        env=place,
+        check=False,
+    )
+
+
+def test_a_hanging_loop_is_seen_with_what_it_is_in(place: dict[str, str], hanging: subprocess.Popen[bytes]) -> None:
+    done = top(place, "--json", str(hanging.pid))
+    assert done.returncode == 0, done.stderr
+    (seen,) = json.loads(done.stdout)
+    assert (seen["pid"], seen["name"]) == (hanging.pid, "stuck")
+    assert seen["metrics"]["callbacks"] == 99
+    assert seen["metrics"]["running"]["kind"] == "task"
+    again = json.loads(top(place, "--json").stdout)[0]
+    assert again["running_for"] > seen["running_for"] > 0
+    done = top(place, "--once")
+    assert done.returncode == 0
+    assert "stuck" in done.stdout
+    assert "in a task" in done.stdout
+
+
+def test_a_stopped_process_is_seen_too(place: dict[str, str], hanging: subprocess.Popen[bytes]) -> None:
+    os.kill(hanging.pid, signal.SIGSTOP)
+    try:
+        assert json.loads(top(place, "--json").stdout)[0]["name"] == "stuck"
+    finally:
+        os.kill(hanging.pid, signal.SIGCONT)
+
+
+def test_a_killed_process_is_gone_and_so_is_its_file(
+    place: dict[str, str], hanging: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    assert list(tmp_path.rglob("*.metrics"))
+    hanging.kill()
+    hanging.wait(30)
+    done = top(place, "--json")
+    assert (done.returncode, json.loads(done.stdout)) == (1, [])
+    assert not list(tmp_path.rglob("*.metrics"))
+    done = top(place, "--once", str(hanging.pid))
+    assert done.returncode == 1
+    assert f"process {hanging.pid} has no loop" in done.stdout
+
+
+def test_the_live_view_moves_and_ends_with_ctrl_c(place: dict[str, str], hanging: subprocess.Popen[bytes]) -> None:
+    pytest.importorskip("rich")
+    code = "import sys, nbloop.cli.top as t; t.PERIOD = 0.05; import nbloop.__main__ as m; sys.exit(m.main(['top']))"
+    terminal, inside = os.openpty()
+    environment = place | {"COLUMNS": "200", "LINES": "40", "TERM": "xterm"}
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=inside, stderr=subprocess.PIPE, env=environment)
+    os.close(inside)
+    try:
+        seen = b""
+        while seen.count(b"stuck") < 3:
+            assert select.select([terminal], [], [], 30)[0], seen
+            seen += os.read(terminal, 65536)
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(OSError):  # EIO: the other side has closed
+            while select.select([terminal], [], [], 30)[0] and os.read(terminal, 65536):
+                pass
+        _, errors = process.communicate(timeout=30)
+        assert process.returncode == 130, errors
+        assert b"in a task" in seen
+    finally:
+        process.kill()
+        process.communicate()
+        os.close(terminal)
+
+
+def test_rates_are_between_two_looks(
+    place: dict[str, str], monkeypatch: pytest.MonkeyPatch, make_loop: Callable[..., Any], wait_for: Any
+) -> None:
+    from nbloop.cli.top import Looker
+
+    monkeypatch.setenv("XDG_RUNTIME_DIR", place["XDG_RUNTIME_DIR"])
+    loop = make_loop(name="rated", metrics="shared")
+    loop.start()
+    looker = Looker(os.getpid())
+    (first,) = looker.look()
+    for _ in range(500):
+        loop.submit(int)
+    wait_for(lambda: loop.metrics().callbacks == 500)
+    (second,) = looker.look()
+    passed = second.now.time - first.now.time
+    assert second.rate == pytest.approx(500 / passed)
+    assert 0 <= second.busy <= 1
