@@ -136,13 +136,13 @@ def phase_immediates(base: int) -> int:
 
 @helper
 def phase_timers(base: int) -> int:
-    """Run the timers that are due now and were armed before this phase. 0, or LEAVE."""
+    """Run the timers that are due now and were armed before this phase; none once the end has begun. 0, or LEAVE."""
     timers = base + TIMERS_AT
     if get(timers + T_SIZE) == 0 and get(base + FAR_AT + F_COUNT) == 0:
         return 0
     now = loop_ns(base)
     newest = (get(timers + T_SEQUENCE) + 1) << SLOT_BITS
-    while load(base + INTERRUPT) == 0:
+    while load(base + INTERRUPT) == 0 and load(base + LIFECYCLE) == LOOP_RUNNING:
         order = agenda_due(base, now)
         if order < 0 or order >= newest:
             break
