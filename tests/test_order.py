@@ -253,6 +253,20 @@ def overloaded_loop(make_loop, mode, **options):
     return loop, ran, overloads
 
 
+def test_a_checkpoints_end_waits_for_microtasks(loop, turns):
+    """One at a time: the microtasks and next-ticks that it queues come before the next."""
+    log = []
+
+    def end(name):
+        log.append(name)
+        loop.schedule_microtask(log.append, f"microtask of {name}")
+        loop.schedule_next_tick(log.append, f"tick of {name}")
+
+    loop.submit(lambda: [loop.schedule_checkpoint_end(end, name) for name in "ab"])
+    turns(loop)
+    assert log == ["a", "tick of a", "microtask of a", "b", "tick of b", "microtask of b"]
+
+
 @pytest.mark.parametrize("put", ["task", "producer", "many"])
 def test_budget(make_loop, mode, turns, put):
     """contract: Overload: what is over the budget waits, and on_overload is called once in each
