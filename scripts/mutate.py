@@ -44,10 +44,11 @@ def copy_tree(folder: Path) -> None:
 
 def run_tests(folder: Path, tests: Iterable[str], compiled: bool, first: bool) -> tuple[int, str]:
     """pytest's exit status, negative for a signal, and what it said."""
-    environment = os.environ | {"PYTHONPATH": str(folder), "NBLOOP_CACHE_DIR": str(folder / "cache")}
+    path = f"{folder}{os.pathsep}{folder / 'tests' / 'kernels'}"
+    environment = os.environ | {"PYTHONPATH": path, "NBLOOP_CACHE_DIR": str(folder / "cache")}
     environment["NUMBA_DISABLE_JIT"] = "0" if compiled else "1"
     command = [sys.executable, "-P", "-m", "pytest", "-q", "-k", "not caught", f"--timeout={TEST_SECONDS}"]
-    command += ["-p", "no:cacheprovider", "--hypothesis-seed=0", *(["-x"] if first else []), *tests]
+    command += ["-p", "no:cacheprovider", "-p", "no_shrinking", "--hypothesis-seed=0", *(["-x"] if first else []), *tests]
     with subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
@@ -63,7 +64,7 @@ def reason(said: str) -> str:
     """The test that failed first, in a word."""
     for line in said.splitlines():
         if line.startswith(("FAILED ", "ERROR ")):
-            return line.split(" - ")[0].rpartition("::")[2]
+            return line.split(" - ")[0].partition("::")[2]
     return "a hang" if "Timeout" in said or said == "hung" else "a crash"
 
 
