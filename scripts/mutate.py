@@ -48,7 +48,15 @@ def run_tests(folder: Path, tests: Iterable[str], compiled: bool, first: bool) -
     environment = os.environ | {"PYTHONPATH": path, "NBLOOP_CACHE_DIR": str(folder / "cache")}
     environment["NUMBA_DISABLE_JIT"] = "0" if compiled else "1"
     command = [sys.executable, "-P", "-m", "pytest", "-q", "-k", "not caught", f"--timeout={TEST_SECONDS}"]
-    command += ["-p", "no:cacheprovider", "-p", "no_shrinking", "--hypothesis-seed=0", *(["-x"] if first else []), *tests]
+    command += [
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no_shrinking",
+        "--hypothesis-seed=0",
+        *(["-x"] if first else []),
+        *tests,
+    ]
     with subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:

@@ -165,7 +165,7 @@ class SleepModel:
 @pytest.mark.parametrize("submits", [1, 2])
 def test_sleep_and_wake(submits: int) -> None:
     """Never asleep with work queued and no wake-up on its way; at most one wake-up a sleep."""
-    search(SleepModel(submits), 40)
+    search(SleepModel(submits), 40, seeds=(11,) if submits == 2 else ())
 
 
 SWAP = "not compare_and_swap(base + SLEEP, IS_ASLEEP, IS_AWAKE)"
@@ -361,7 +361,7 @@ def handle_rests_and_works() -> None:
 
 def test_handle_rests_and_works() -> None:
     """A handle with work is announced, or its producer is about to announce it."""
-    search(handle_rests_and_works, 40)
+    search(handle_rests_and_works, 40, seeds=(11,))
 
 
 def rests_without_another_look(base: int, handle: int) -> None:
@@ -469,7 +469,7 @@ def test_timer_word(monkeypatch: pytest.MonkeyPatch) -> None:
     counted(monkeypatch)
     search(TimerModel(), 20)
     monkeypatch.setattr(slots, "SPARES_MOST", 0)  # a freed slot is every thread's at once
-    search(TimerModel(), 20)
+    search(TimerModel(), 20, seeds=(39, 99))
 
 
 READ = "        callback = load(record + S_CALLBACK)\n"
