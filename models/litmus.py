@@ -46,7 +46,7 @@ WEAKER = {
 
 @dataclass(frozen=True)
 class Access:
-    """One atomic access of a test: the verb, the line that it quotes, and the least order that is enough for it."""
+    """One access of a test: the verb, the line that it quotes, and the least order that is enough for it."""
 
     verb: str
     module: str
@@ -79,8 +79,8 @@ class Litmus:
         return [(code.rstrip(), comment.strip()) for code, _, comment in parts]
 
     @cached_property
-    def accesses(self) -> list[Access]:
-        """All but the plain ones, in the order of the text."""
+    def quoted(self) -> list[Access]:
+        """All that quote a kernel, in the order of the text; what a caller of the kernels does, plainly, does not."""
         found = []
         for code, comment in self.lines:
             verbs = [call[1] for call in CALL.finditer(code)]
@@ -89,10 +89,17 @@ class Litmus:
             quote = QUOTE.fullmatch(comment)
             assert len(verbs) == 1, f"{self.path.name}: more than one access in a line: {code}"
             assert comment, f"{self.path.name}: says not what it stands for: {code}"
-            if VERBS[verbs[0]][1]:
-                assert quote, f"{self.path.name}: quotes no kernel: {code}"
-                found.append(Access(verbs[0], quote[1], quote[2], quote[3], quote[4] or VERBS[verbs[0]][1]))
+            order = VERBS[verbs[0]][1]
+            if quote:
+                found.append(Access(verbs[0], quote[1], quote[2], quote[3], quote[4] or order))
+            else:
+                assert not order, f"{self.path.name}: quotes no kernel: {code}"
         return found
+
+    @property
+    def accesses(self) -> list[Access]:
+        """The atomic ones."""
+        return [access for access in self.quoted if VERBS[access.verb][1]]
 
     def program(self, orders: list[str]) -> str:
         """In C, with these orders of the atomic accesses."""

@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
 
 @files
 def test_quotes_the_kernels_as_they_are(test: Litmus) -> None:
-    for access in test.accesses:
+    for access in test.quoted:
         assert f"{access.verb}(" in access.quote, f"{access.quote} is no {access.verb}"
         assert access.quote in access.source(), f"not in {access.module}.{access.function}: {access.quote}"
 
