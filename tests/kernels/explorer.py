@@ -80,7 +80,6 @@ MODULES: tuple[ModuleType, ...] = (
 )
 SEED = int(os.environ.get("NBLOOP_SEED", "1"))
 FACTOR = float(os.environ.get("NBLOOP_SCHEDULES", "1"))
-FIND = 50  # schedules of a seed that `find` tries
 STEPS = [name for name, value in vars(steps).items() if isinstance(value, FunctionType)]
 USERS = [(module, name, value) for module in MODULES for name, value in vars(module).items() if callable(value)]
 
@@ -131,29 +130,19 @@ def _options() -> dict[str, Any]:
     return {"granularity": "line", "include": [steps.__file__], "patch_modules": False, "patch_time": False}
 
 
-def search(model: Model, schedules: int = 200, seeds: tuple[int, ...] = ()) -> None:
-    """No schedule breaks the model, as far as was looked; so many of each strategy, and again where `find` has found a
-    planted bug that few schedules show: its `seeds`.
-    """
+def search(model: Model, schedules: int = 200) -> None:
+    """No schedule breaks the model, as far as was looked; so many of each strategy."""
     with stepwise():
-        looks: list[tuple[it.Strategy, int, int]] = [
-            (strategy, SEED, int(schedules * FACTOR))
-            for strategy in (it.RandomStrategy(), it.PCTStrategy(depth=3), it.DFSStrategy(max_preemptions=2))
-        ]
-        looks += [(_strategy(seed), seed, FIND) for seed in seeds]
-        for strategy, seed, iterations in looks:
+        for strategy in (it.RandomStrategy(), it.PCTStrategy(depth=3), it.DFSStrategy(max_preemptions=2)):
             try:
-                result = it.explore(model, iterations=iterations, seed=seed, strategy=strategy, **_options())
+                result = it.explore(
+                    model, iterations=int(schedules * FACTOR), seed=SEED, strategy=strategy, **_options()
+                )
             except it.InterleaveError as error:
                 if error.failure is not None:
                     print("schedule:", error.failure.schedule.to_json())
                 raise
-            print(f"{type(strategy).__name__}: {result.schedules_run} schedules, seed {seed}, {result.elapsed:.1f} s")
-
-
-def _strategy(seed: int) -> it.Strategy:
-    """How `find` looks with a seed: which strategy is the quick one differs from bug to bug."""
-    return it.PCTStrategy(depth=3) if seed % 2 else it.RandomStrategy()
+            print(f"{type(strategy).__name__}: {result.schedules_run} schedules, seed {SEED}, {result.elapsed:.1f} s")
 
 
 def find(model: Model, plant: Plant, first_seed: int = 0) -> it.Failure:
@@ -163,10 +152,10 @@ def find(model: Model, plant: Plant, first_seed: int = 0) -> it.Failure:
     """
     with stepwise() as patch:
         plant(patch)
-        for seed in range(first_seed, first_seed + 60):
-            strategy = _strategy(seed)
+        for seed in range(first_seed, first_seed + 60):  # which strategy is the quick one differs from bug to bug
+            strategy = it.PCTStrategy(depth=3) if seed % 2 else it.RandomStrategy()
             result = it.explore(
-                model, iterations=FIND, seed=seed, strategy=strategy, raise_on_failure=False, **_options()
+                model, iterations=50, seed=seed, strategy=strategy, raise_on_failure=False, **_options()
             )
             if result.failure is not None:
                 break

@@ -178,3 +178,17 @@ def test_delays_are_rounded_up() -> None:
     base = rig.Memory().base
     asked = {0.0: 0, -1.0: 0, 0.1: 1, 1.0: 1, 1.5: 2, 7: 7}
     assert {delay: timer_methods.nanoseconds(base, id(delay), 1.0) for delay in asked} == asked
+
+
+def test_a_stale_id_is_nobodys_reference() -> None:
+    """The slot that the id names belongs to another timer by now, which stays as it is."""
+    loop = Loop()
+    stale = loop.schedule_timer(0, list)
+    turn(loop)
+    others = [loop.schedule_timer(NEVER, list) for _ in range(2000)]
+    assert stale & (layout.SLOT_LIMIT - 1) in {other & (layout.SLOT_LIMIT - 1) for other in others}
+    assert not loop.unref_timer(stale)
+    assert all(loop.unref_timer(other) for other in others)
+    assert not loop.ref_timer(stale)
+    assert not loop.alive()
+    loop.close()
