@@ -347,3 +347,14 @@ def test_raising_overload_callback(make_loop, mode, turns, caplog):
     turns(loop, 2)
     assert ran == [1, 2]
     assert [record.exc_info[1].args for record in caplog.records] == [("from on_overload",)]
+
+
+def test_a_budget_of_one_is_everybodys(make_loop, turns):
+    """contract: under overload `submit` and producer handles get half of the budget each: of one, every second turn."""
+    loop, log = make_loop(ingress_budget=1), []
+    handle = loop.producer()
+    for _ in range(8):
+        loop.submit(log.append, "submit")
+        handle.submit(log.append, "handle")
+    turns(loop, 8)
+    assert log.count("submit") == log.count("handle") == 4
