@@ -71,3 +71,29 @@ want_packages() {
     step "apt-get install ${missing[*]}" \
         env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends "${missing[@]}"
 }
+
+# use_suite SUITE KIND: enter a new folder ($work) below $cache with an apt state of its own for that release of Debian,
+# KIND deb or deb-src: the system's sources, lists and cache are neither needed nor changed. $apt is the command.
+# shellcheck disable=SC2154,SC2034 # cache comes from, and apt goes to, the script
+use_suite() {
+    local codename mirror keyring
+    # The mirror is the one that the system's own apt uses for its release, by whichever of its names.
+    codename=$(. /etc/os-release && printf '%s' "${VERSION_CODENAME:-}")
+    # shellcheck disable=SC2016 # apt's variables, not the shell's
+    mirror=$(apt-get indextargets --format '$(RELEASE) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' |
+        awk -v name="$codename" '$2 == "main" && ($1 == name || $1 ~ /^((old)*stable|testing|unstable|sid)$/) {
+            print $3; exit }')
+    [[ -n $mirror ]] || die "apt's configuration names no Debian mirror for '$codename'"
+    for keyring in /usr/share/keyrings/debian-archive-keyring.{gpg,pgp}; do
+        if [[ -f $keyring ]]; then break; fi
+    done
+    # Same file system as what is made in it, so that the last step is a rename and what is killed leaves nothing half made.
+    work=$(mktemp -d "$cache/tmp.XXXXXX")
+    cd "$work" || die "$work is gone"
+    mkdir -p lists/partial cache/archives/partial
+    : >status
+    printf '%s [signed-by=%s] %s %s main\n' "$2" "$keyring" "$mirror" "$1" >sources.list
+    apt=(apt-get -q -o "Dir::Etc::SourceList=$work/sources.list" -o Dir::Etc::SourceParts=-
+        -o "Dir::State::Lists=$work/lists" -o "Dir::State::status=$work/status" -o "Dir::Cache=$work/cache"
+        -o APT::Sandbox::User=root)
+}

@@ -253,6 +253,20 @@ def overloaded_loop(make_loop, mode, **options):
     return loop, ran, overloads
 
 
+def test_a_checkpoints_end_waits_for_microtasks(loop, turns):
+    """One at a time: the microtasks and next-ticks that it queues come before the next."""
+    log = []
+
+    def end(name):
+        log.append(name)
+        loop.schedule_microtask(log.append, f"microtask of {name}")
+        loop.schedule_next_tick(log.append, f"tick of {name}")
+
+    loop.submit(lambda: [loop.schedule_checkpoint_end(end, name) for name in "ab"])
+    turns(loop)
+    assert log == ["a", "tick of a", "microtask of a", "b", "tick of b", "microtask of b"]
+
+
 @pytest.mark.parametrize("put", ["task", "producer", "many"])
 def test_budget(make_loop, mode, turns, put):
     """contract: Overload: what is over the budget waits, and on_overload is called once in each
@@ -333,3 +347,14 @@ def test_raising_overload_callback(make_loop, mode, turns, caplog):
     turns(loop, 2)
     assert ran == [1, 2]
     assert [record.exc_info[1].args for record in caplog.records] == [("from on_overload",)]
+
+
+def test_a_budget_of_one_is_everybodys(make_loop, turns):
+    """contract: under overload `submit` and producer handles get half of the budget each: of one, every second turn."""
+    loop, log = make_loop(ingress_budget=1), []
+    handle = loop.producer()
+    for _ in range(8):
+        loop.submit(log.append, "submit")
+        handle.submit(log.append, "handle")
+    turns(loop, 8)
+    assert log.count("submit") == log.count("handle") == 4

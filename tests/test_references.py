@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import weakref
+from functools import partial
 
 import pytest
+import waiting
 
 from nbloop import Loop, LoopOverloadedError, LoopTerminatedError
 
@@ -81,6 +83,22 @@ def test_run(loop, turns, tracked, released, put):
         assert tracked.alive in (1, 3)  # a batch has no arguments
         turns(loop)
         released()
+
+
+def test_results_are_let_go_of(loop, turns):
+    """What a callback returns is nobody's."""
+    made = []
+
+    def callback():
+        result = type("Result", (), {})()
+        made.append(weakref.ref(result))
+        return result
+
+    for schedule in (loop.submit, loop.schedule_microtask, loop.schedule_immediate, partial(loop.schedule_timer, 0)):
+        schedule(callback)
+    turns(loop, 2)
+    assert len(made) == 4
+    waiting.wait_for(lambda: gc.collect() >= 0 and all(result() is None for result in made))
 
 
 @each_put

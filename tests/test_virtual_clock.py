@@ -178,3 +178,14 @@ def test_advance_after_the_end(clock):
     clock.loop.close()
     clock.advance(1)
     assert clock.now() == 1
+
+
+def test_a_timer_of_the_timer_phase_waits(make_loop, turns):
+    """Also when no time has gone by since the phase began: it is the next turn's."""
+    loop, log = make_loop(), []
+    VirtualClock(loop)
+    loop.schedule_timer(0, lambda: loop.schedule_timer(0, log.append, "next"))
+    turns(loop)
+    assert log == []
+    turns(loop)
+    assert log == ["next"]

@@ -21,6 +21,7 @@ from typing import Any
 import interleave_test as it
 import pytest
 import steps
+from mutants import planted
 
 from nbloop.kernels import (
     agenda,
@@ -94,13 +95,23 @@ def replace(patch: pytest.MonkeyPatch, original: Callable[..., Any], function: C
         patch.setattr(module, name, function)
 
 
+def _gone(problem: LookupError) -> Callable[..., Any]:
+    def gone(*_: object) -> Any:
+        raise problem
+
+    return gone
+
+
 def mutant(function: Callable[..., Any], *edits: tuple[str, str]) -> Callable[..., Any]:
-    """A copy of `function` with a bug: each edit replaces a text that its source has exactly once."""
+    """A copy of `function` with a bug: each edit replaces a text that its source has exactly once.
+
+    If it has not any more, the copy says so when it is called: one test fails then, and its module can be collected.
+    """
     source = textwrap.dedent(inspect.getsource(function)).partition("def ")
-    text = "def " + source[2]
-    for old, new in edits:
-        assert text.count(old) == 1, f"{function.__name__} has changed: plant this bug anew ({old!r})"
-        text = text.replace(old, new)
+    try:
+        text = "def " + planted(source[2], *edits, where=function.__name__)
+    except LookupError as changed:
+        return _gone(changed)
     made: dict[str, Any] = {}
     exec(compile(text, "<mutant>", "exec"), function.__globals__, made)
     return made[function.__name__]

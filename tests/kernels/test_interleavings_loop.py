@@ -184,6 +184,28 @@ def test_broken_sleep_is_caught(submits: int, plant: Plant, first_seed: int) -> 
     find(SleepModel(submits), plant, first_seed)
 
 
+@pytest.mark.parametrize(
+    "arrives",
+    [
+        lambda world: world.submit(len, ()),
+        lambda world: world.memory.method(kernels["schedule_microtask"])(len, ()),
+        lambda world: world.memory.method(kernels["interrupt"])(1),
+        lambda world: world.memory.method(life.transition)(layout.RUNNING, layout.TERMINATING),
+        lambda world: world.stop(),
+        lambda world: world.record.__setitem__("ready", 1),
+    ],
+    ids=["external", "remote", "interrupt", "lifecycle", "stop", "handle"],
+)
+def test_whatever_has_come_prevents_the_sleep(arrives: Callable[[World], object]) -> None:
+    """The look between announcing a sleep and sleeping is at everything that another thread can leave."""
+    world = World()
+    assert parking.fall_asleep(world.base, parking.FOREVER)
+    parking.wide_awake(world.base)
+    arrives(world)
+    assert not parking.fall_asleep(world.base, parking.FOREVER)
+    assert int(world.record["sleep"]) == parking.IS_AWAKE
+
+
 def stop_a_sleeper() -> None:
     """`stop()` from another thread ends a loop that has nothing else to do."""
     with it.no_interleave():
@@ -265,6 +287,38 @@ def closes_after_a_look(queue: int) -> bool:
 
 def test_broken_quiet_is_caught() -> None:
     find(quiet_against_submit, bug(turn.queue_close_if_empty, closes_after_a_look))
+
+
+def quiet_against_remote_work() -> None:
+    """As `quiet_against_submit`, for an immediate from another thread: the submit queue is closed first, and has to be
+    open again if the loop goes on for the immediate's sake.
+    """
+    with it.no_interleave():
+        world = World(auto_exit=True)
+        end = world.memory.method(life.transition)
+        schedule = world.memory.method(kernels["schedule_immediate"])
+
+    def task() -> None:
+        assert atomics.get(world.base + layout.EXTERNAL + layout.Q_TAIL) >= 0, "closed, and the loop goes on"
+        world.done.append(None)
+
+    def produce() -> None:
+        try:
+            schedule(task)
+        except RuntimeError:
+            world.refused += 1
+
+    def loop() -> None:
+        assert world.run() == turn.ENDED_QUIET
+        assert end(layout.RUNNING, layout.TERMINATING)
+
+    together(produce, loop)
+    with it.no_interleave():
+        assert len(world.done) + world.refused == 1
+
+
+def test_quiet_against_remote_work() -> None:
+    search(quiet_against_remote_work, 60)
 
 
 # --- producer handles -----------------------------------------------------------------------------
@@ -460,3 +514,49 @@ def test_broken_timer_is_caught(
     # a freed slot is every thread's at once: that is where these bugs bite
     monkeypatch.setattr(slots, "SPARES_MOST", 0)
     find(TimerModel(), bug(original, broken), first_seed)
+
+
+def test_interval_cancelled_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In its own callback: True, and the loop lets go of callback and slot once, afterwards."""
+    counted(monkeypatch)
+    world, ledger, answers = World(), Ledger(), []
+    TimerModel.ledger = ledger
+
+    def callback() -> None:
+        assert ledger.held[id(callback)] == 1
+        answers.extend([world.cancel_timer(interval), world.cancel_timer(interval)])
+        assert ledger.held[id(callback)] == 1, "released while it runs"
+
+    ledger.held = {id(callback): 0}
+    interval = world.memory.method(kernels["schedule_interval"])(0, callback)
+    for _ in range(2):
+        world.stop()
+        world.run()
+    assert answers == [True, False]
+    assert ledger.held == {id(callback): 0}
+
+
+# --- the instant between two steps, made by hand: few schedules of a search come there -------------
+
+
+def test_a_sleep_is_claimed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who saw the loop asleep, and finds that somebody else has claimed the wake call, makes none."""
+    world = World()
+    monkeypatch.setattr(parking, "load_sc", lambda _address: parking.IS_ASLEEP)
+    assert not parking.wake(world.base)
+    assert world.futex.wakes == world.record["wakes_sent"] == 0
+
+
+def test_a_handle_with_a_late_submit_does_not_rest() -> None:
+    """A submit that saw the handle still announced is seen by the loop, which announces it itself."""
+    world = World()
+    handle = Handle(world)
+    address = handle.words.ctypes.data
+    record = handle.words.view(layout.HANDLE)[0]
+    record["queued"] = 1
+    assert external.queue_length(address + layout.H_QUEUE) == 0
+    handle.submit(len, ())
+    assert world.record["ready"] == 0
+    external.handle_rest(world.base, address)
+    assert world.record["ready"] == address
+    assert record["queued"] == 1

@@ -141,3 +141,19 @@ def test_generation_is_in_the_token() -> None:
     assert first & (layout.SLOT_LIMIT - 1) == second & (layout.SLOT_LIMIT - 1)
     assert (second >> layout.SLOT_BITS) - (first >> layout.SLOT_BITS) == 1
     assert close(second)
+
+
+def test_whole_milliseconds_are_rounded_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system has no finer timeout a sleep ends after its deadline, never before."""
+    asked: list[int] = []
+
+    def syscall(_number: int, _poller: int, _events: int, _most: int, timeout: int, _unused: int) -> int:
+        asked.append(timeout)
+        return 0
+
+    monkeypatch.setattr(readiness, "libc_syscall", syscall)
+    monkeypatch.setattr(readiness, "sleep_ns", lambda base, deadline: deadline)
+    world = World()
+    for left in (0, 1, 999_999, 1_000_000, 1_000_001):
+        assert readiness.epoll_sleep(world.base, left) == 0
+    assert asked == [0, 1, 1, 1, 2]

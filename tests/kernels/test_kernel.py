@@ -6,6 +6,7 @@ import gc
 import inspect
 import math
 import pydoc
+import re
 import subprocess
 import sys
 import weakref
@@ -15,8 +16,8 @@ from typing import Any
 import pytest
 
 import nbloop
+from nbloop.kernels import atomics, pack, timer_methods
 from nbloop.kernels import kernel as kernel_module
-from nbloop.kernels import pack, timer_methods
 from nbloop.kernels.kernel import MANY, NONE, ONE, TwinMethod, kernel
 from nbloop.loop import Producer
 
@@ -166,6 +167,35 @@ def test_plain_python_and_builtin_do_the_same(caplog: pytest.LogCaptureFixture) 
     assert [record.message for record in caplog.records], "the callback that raised was not reported"
     for builtin, plain in zip(*results, strict=True):
         assert builtin == plain
+
+
+@compiled_only
+@pytest.mark.parametrize(
+    ("verb", "arguments", "instruction"),
+    [
+        ("get", 1, r"= load i64, ptr "),
+        ("load", 1, r"= load atomic i64, ptr .* acquire, align 8"),
+        ("load_sc", 1, r"= load atomic i64, ptr .* seq_cst, align 8"),
+        ("put", 2, r"  store i64 %arg.*, ptr "),
+        ("store", 2, r"store atomic i64 .* release, align 8"),
+        ("store_sc", 2, r"store atomic i64 .* seq_cst, align 8"),
+        ("fetch_add", 2, r"atomicrmw add ptr .* seq_cst"),
+        ("exchange", 2, r"atomicrmw xchg ptr .* seq_cst"),
+        ("compare_and_swap", 3, r"cmpxchg ptr .* seq_cst acquire"),
+    ],
+)
+def test_memory_orders(verb: str, arguments: int, instruction: str) -> None:
+    """Each verb is the one instruction that its docstring says: what every protocol and its proof rest on."""
+    import numba
+
+    from nbloop.kernels import compiler
+
+    compiler._teach_primitives()
+    names = ", ".join("abc"[:arguments])
+    caller = eval(f"lambda {names}: verb({names})", {"verb": getattr(atomics, verb)})
+    compiled = numba.njit([(numba.int64,) * arguments], no_cpython_wrapper=True)(caller)
+    (text,) = compiled.inspect_llvm().values()
+    assert re.search(instruction, text), text
 
 
 def test_method_keeps_the_memory_alive() -> None:

@@ -115,3 +115,32 @@ class PoolMachine(RuleBasedStateMachine):
 
 TestPool = PoolMachine.TestCase
 TestPool.settings = rig.settings(rig.MACHINE, max_examples=15, stateful_step_count=25)
+
+
+def test_trim_keeps_so_many_and_their_numbers_are_used_again() -> None:
+    """After a burst just `KEEP_CHUNKS` stay; the next burst takes the numbers of the slabs that were released."""
+    memory = rig.Memory(chunk_size=CELLS)
+    slabs = KEEP_CHUNKS // PER_SLAB + 3
+    for _ in range(3):
+        taken = [pool_take(memory.pool) for _ in range(slabs * PER_SLAB)]
+        assert sorted(taken) == list(range(slabs * PER_SLAB))
+        for chunk in taken:
+            pool_give(memory.pool, chunk)
+        assert pool_trim(memory.pool) == 3
+        assert memory.record["pool"]["free_chunks"] == KEEP_CHUNKS
+        addresses = rig.table(int(memory.record["pool"]["slabs"]), slabs)
+        assert (addresses != 0).sum() == KEEP_CHUNKS // PER_SLAB
+
+
+def test_a_slab_without_a_number_is_let_go_of() -> None:
+    """At the limit of slabs a take is refused, and its array is nobody's."""
+    memory = rig.Memory(chunk_size=CELLS)
+    memory.record["pool"]["slab_limit"] = 2
+    taken = [pool_take(memory.pool) for _ in range(2 * PER_SLAB)]
+    assert min(taken) >= 0
+    living = memory.slabs.living()
+    assert pool_take(memory.pool) == -1
+    assert memory.slabs.living() == living
+    assert memory.record["pool"]["slab_count"] == 2
+    pool_give(memory.pool, taken[0])
+    assert pool_take(memory.pool) == taken[0]

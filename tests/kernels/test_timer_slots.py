@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from nbloop import Loop
+from nbloop.kernels import layout, slots, timer_methods
+from nbloop.kernels.atomics import put
 
 NEVER = 3600.0
 HERE, ELSEWHERE = "from a callback", "from another thread"
@@ -156,4 +158,41 @@ def test_equal_deadlines_fire_in_scheduling_order(cancelled: bool) -> None:
         assert all(loop.cancel_timers(ids[::3]))
     turn(loop)
     assert fired == [i for i in range(200) if not cancelled or i % 3]
+    loop.close()
+
+
+def test_no_id_is_zero() -> None:
+    """Not even after the last generation of slot 0, when generations begin anew."""
+    memory = rig.Memory()
+    slot = slots.slot_take(memory.timers)
+    assert slot == 0
+    record = slots.slot_at(memory.timers, slot)
+    last = slots.slot_open(memory.timers, slot, 8, 1)
+    assert last > 0
+    put(record + layout.S_WORD, slots.GENERATION_MASK << slots.GENERATION_SHIFT)
+    assert slots.slot_open(memory.timers, slot, 8, 1) == last
+
+
+def test_delays_are_rounded_up() -> None:
+    """A delay of any part of a ns is one ns: never early."""
+    base = rig.Memory().base
+    asked = {0.0: 0, -1.0: 0, 0.1: 1, 1.0: 1, 1.5: 2, 7: 7}
+    assert {delay: timer_methods.nanoseconds(base, id(delay), 1.0) for delay in asked} == asked
+
+
+def test_a_stale_id_is_nobodys_reference() -> None:
+    """The slot that the id names belongs to another timer by now, which stays as it is."""
+    loop = Loop()
+    stale = loop.schedule_timer(0, list)
+    turn(loop)
+    others: list[int] = []
+    loop.submit(
+        lambda: others.extend(loop.schedule_timer(NEVER, list) for _ in range(10))
+    )  # there slots come back first
+    turn(loop)
+    assert stale & (layout.SLOT_LIMIT - 1) in {other & (layout.SLOT_LIMIT - 1) for other in others}
+    assert not loop.unref_timer(stale)
+    assert all(loop.unref_timer(other) for other in others)
+    assert not loop.ref_timer(stale)
+    assert not loop.alive()
     loop.close()
