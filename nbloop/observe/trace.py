@@ -66,9 +66,9 @@ def trace(events: list[Event], loop: str, thread: int) -> dict[str, Any]:
             made.append({"name": event.kind, "cat": "loop", "ph": "i", "s": "t", **common, "args": _args(event)})
     for number, (source, target) in enumerate(flows):
         if source.start <= target.start:  # else the clocks of two cores differ by more than the callback took
-            common = {"name": source.event.kind, "cat": "flow", "id": number, "pid": pid}
-            made.append({**common, "ph": "s", "ts": source.start / 1e3, "tid": tids[source.event.thread]})
-            made.append({**common, "ph": "f", "bp": "e", "ts": target.start / 1e3, "tid": tids[target.event.thread]})
+            flow = {"name": source.event.kind, "cat": "flow", "id": number, "pid": pid}
+            made.append({**flow, "ph": "s", "ts": source.start / 1e3, "tid": tids[source.event.thread]})
+            made.append({**flow, "ph": "f", "bp": "e", "ts": target.start / 1e3, "tid": tids[target.event.thread]})
     made.sort(key=lambda one: (one["ts"], "XCisf".index(one["ph"]), -one.get("dur", 0)))
     return {
         "displayTimeUnit": "ns",
