@@ -11,7 +11,7 @@
      ingress.queue_reopen 6e6a61287b7f
      ingress.queue_tail 0ee8675cf666
      turn.quiet cfe70fa63671
-     turn.drain 9a5e24a16daa
+     turn.drain abd56d261d93
      life.transition 858912095e74
      life.close_queues 4157372e9824
      life.reopen_queues 6093746c618a

@@ -10,8 +10,8 @@
    stands for:
      ingress.queue_draw 79cd50e1fdc2
      ingress.queue_segment 73cb986cc4a7
-     ingress.queue_push aee3758fdf37
-     ingress.queue_push_many c47c85794b90
+     ingress.queue_push d502aaf20b68
+     ingress.queue_push_many 6bb5dbd64984
      ingress.queue_peek 3c5570e026fe
      ingress.queue_advance 80f626049918
      ingress.queue_retire 4f4dd5d4d865

@@ -7,7 +7,7 @@
    waits for the wake calls that were claimed.
 
    stands for:
-     parking.wake be35699cddd6
+     parking.wake 84f88a5dd6c8
      parking.wide_awake 3a940cddc614
      turn.wait 08cbe94314e0
      readiness.epoll_sleep 25e8dde53395

@@ -6,7 +6,7 @@
    may also end by itself (a deadline, a signal, a stale wake), which must not confuse the account of claims.
 
    stands for:
-     parking.wake be35699cddd6
+     parking.wake 84f88a5dd6c8
      parking.arrivals 76d68ee7e40c
      parking.fall_asleep 83aab53110ee
      parking.wide_awake 3a940cddc614

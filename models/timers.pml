@@ -8,15 +8,15 @@
    stands for:
      slots.slot_open c4e0f71238fe
      slots.slot_of 54e00a69e94d
-     timers.timer_arm_here dfd52468fc9a
-     timers.timer_arm_elsewhere 34be2fcfefc1
+     timers.timer_arm_here 714db461f600
+     timers.timer_arm_elsewhere 5c3f01ee679a
      timers.timer_armed 0baa5b4e903b
      timers.timer_removed f50f58030286
-     timers.timer_cancel 0f5e7b8e6f6e
+     timers.timer_cancel bd5f53cbce78
      timers.timer_reference 3d169018e291
      turn.timer_fire 75a858863152
      turn.interval_ran 1314c7fabdae
-     callbacks.fetch_remote ee6952d7509c
+     callbacks.fetch_remote a00cd0219e34
    check
    check INTERVAL
    bug BUG_NO_GENERATION: a cancel does not look at the generation

@@ -53,6 +53,7 @@ from .options import (
     check_metrics,
     check_mode,
     check_pressure,
+    check_recorder,
     check_timeout,
     usable_cores,
 )
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from .js import Promise
     from .js.promisify import Workers
     from .observe import Metrics
+    from .observe.recorder import Recorder
     from .observe.shared import SharedBlock
     from .observe.watchdog import Blockage, Watchdog
 
@@ -102,7 +104,8 @@ class Loop(Scheduling):
     (`nbloop.observe.shared`), by default what the environment variable NBLOOP_METRICS says (``1`` or ``shared``), or
     else False; `on_pressure("high")`, called on the loop once when `pressure_high` tasks wait in the submit queue and
     ready producer handles together (default: 8 * `ingress_budget`, at most `ingress_limit`), and `on_pressure("low")`
-    once when no more than `pressure_low` do (default: half of that), so that producers can slow down.
+    once when no more than `pressure_low` do (default: half of that), so that producers can slow down; `recorder`, a
+    power of two from 64 to 16,777,216, how many of the last events are remembered (`Loop.recorder`), by default none.
 
     >>> loop = Loop(auto_exit=True)
     >>> loop.submit(print, "hello from the loop")
@@ -128,6 +131,7 @@ class Loop(Scheduling):
         on_pressure: Callable[[Literal["high", "low"]], object] | None = None,
         pressure_high: int | None = None,
         pressure_low: int | None = None,
+        recorder: int | None = None,
     ) -> None:
         check_mode("fast_path_mode", fast_path_mode)
         check_callable("on_overload", on_overload)
@@ -140,6 +144,7 @@ class Loop(Scheduling):
         if ingress_limit is not None:
             check_int("ingress_limit", ingress_limit, 1, (layout.CHUNK_LIMIT - 512) * chunk_size)
         marks = check_pressure(on_pressure, pressure_high, pressure_low, ingress_budget, ingress_limit)
+        check_recorder(recorder)
         for option, value in (("auto_exit", auto_exit), ("clamp_nested_timers", clamp_nested_timers), ("debug", debug)):
             if not isinstance(value, bool):
                 raise TypeError(f"{option} must be True or False, not {value!r}")
@@ -166,12 +171,19 @@ class Loop(Scheduling):
         self._shared: SharedBlock | None = None
         self._block = None if (measuring := check_metrics(metrics)) is False else self._make_block(measuring)
 
+        self._recorder: Recorder | None = None
+        if recorder is not None:
+            from .observe.recorder import Recorder
+
+            self._recorder = Recorder(recorder, self.name)
+
         me = weakref.ref(self)  # the hooks live in the state, which the loop keeps: they must not keep the loop
         self._state = make_loop_state(
             chunk_size=chunk_size,
             initial_chunks=initial_chunks,
             ingress_limit=ingress_limit,
             metrics=self._block,
+            recorder=None if self._recorder is None else self._recorder._words,
             hooks={
                 "report": functools.partial(hooks.report, me),
                 "refuse": functools.partial(hooks.refuse, me),
@@ -266,6 +278,11 @@ class Loop(Scheduling):
         from .observe.watchdog import Watchdog
 
         return Watchdog(self, threshold, on_blocked)
+
+    @property
+    def recorder(self) -> Recorder | None:
+        """The loop's flight recorder (`nbloop.observe.recorder.Recorder`); None without ``recorder=``. Any thread."""
+        return self._recorder
 
     def promisify(self, function: Callable[..., Any], /, *args: object) -> Promise[Any]:
         """Run ``function(*args)`` on a worker thread; a promise for its outcome, which always settles (`nbloop.js`).
@@ -371,6 +388,10 @@ class Loop(Scheduling):
         try:
             with _signals.interruptible(self):
                 self._turn_until_end()
+        except BaseException:
+            if self._recorder is not None:
+                self._recorder._run_raised()
+            raise
         finally:
             self._transition(layout.RUNNING, layout.AWAKE)
             self._leave()
@@ -580,6 +601,8 @@ class Loop(Scheduling):
         with self._lock:
             self._watches.close()
         _signals.forget(self)
+        if self._recorder is not None:
+            self._recorder._loop_ended()
         if self._shared is not None:
             self._shared.close()
         _live.discard(self)

@@ -49,6 +49,16 @@ def check_metrics(value: object) -> bool | Literal["shared"]:
     raise TypeError(f'metrics must be True, False, None or "shared", not {value!r}')
 
 
+def check_recorder(value: object) -> None:
+    """How many entries the flight recorder has."""
+    if value is None:
+        return
+    check_int("recorder", value, 64, 1 << 24)
+    assert isinstance(value, int)
+    if value & (value - 1):
+        raise ValueError(f"recorder must be a power of two from 64 to {1 << 24}, or None, not {value}")
+
+
 def check_pressure(
     on_pressure: object, high: int | None, low: int | None, budget: int, limit: int | None
 ) -> tuple[int, int]:

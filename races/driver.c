@@ -149,6 +149,11 @@ word PyObject_Vectorcall(word at, word arguments, word count, word names) {
 NEVER(word, PyErr_GetRaisedException, void)
 NEVER(word, PySequence_Tuple, word at)
 NEVER(word, PyList_New, word count)
+NEVER(word, PyDict_Size, word at)
+NEVER(int, PyDict_SetItem, word at, word key, word value)
+NEVER(word, PyUnicode_FromString, word text)
+NEVER(word, PyFunction_GetCode, word at)
+NEVER(word, PyThread_get_thread_ident, void)
 NEVER(int, PyObject_VisitManagedDict, word at, word visit, word argument)
 
 /* --- a loop's state, as state.py makes it ------------------------------------------------------------------------- */

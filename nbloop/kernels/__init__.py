@@ -1,7 +1,7 @@
 """Everything compiled: atomics, C-API, memory layout, queues, timers, parking, the turn. Importing this loads the
 kernels."""
 
-from . import frames, js, life, methods, metrics, pack, reactions, signals, timer_methods, traverse, turn
+from . import frames, js, life, methods, metrics, pack, reactions, recorder, signals, timer_methods, traverse, turn
 
 pack.load()
 
@@ -13,6 +13,7 @@ __all__ = [
     "metrics",
     "pack",
     "reactions",
+    "recorder",
     "signals",
     "timer_methods",
     "traverse",

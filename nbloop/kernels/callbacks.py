@@ -42,9 +42,9 @@ from .layout import (
     KIND_SHIFT,
     KIND_TICK,
     MAKE_ARRAY,
-    METRICS,
     MICROTASKS,
     NONE,
+    OBSERVED,
     POINTER_MASK,
     REMOTE,
     REPORT,
@@ -53,7 +53,7 @@ from .layout import (
     TICKS,
     TIMERS_AT,
 )
-from .metrics import callback_begins, callback_ended
+from .observed import callback_begins, callback_ended, command_moved, observe_boundary
 from .ring import ring_push
 from .timers import (
     timer_armed,
@@ -105,8 +105,8 @@ def call_word(word: int) -> int:
 @helper
 def invoke(base: int, word: int, kind: int) -> int:
     """Run one callback. The reference stays the caller's. 0, or LEAVE. Loop thread."""
-    if get(base + METRICS) != 0:
-        callback_begins(base, kind)
+    if get(base + OBSERVED) != 0:
+        callback_begins(base, word, kind)
     return called(base, call_word(word), word, kind)
 
 
@@ -114,16 +114,18 @@ def invoke(base: int, word: int, kind: int) -> int:
 def called(base: int, result: int, word: int, kind: int) -> int:
     """After the call of a callback that returned `result`, or 0 with an exception set. 0, or LEAVE."""
     status = 0
-    if get(base + METRICS) != 0:
+    if get(base + OBSERVED) != 0:
         callback_ended(base, result == 0)
     if result == 0:
         status = report(base, word, kind)
+        observe_boundary(base)
     elif result != get(base + NONE):  # which is immortal: most callbacks return it
         Py_DecRef(result)
     count = get(base + CALLBACKS) + 1
     put(base + CALLBACKS, count)
     if count & (BREATH - 1) == 0 and status == 0:
         status = call_hook(get(base + BREATHE))
+        observe_boundary(base)
     return status
 
 
@@ -165,6 +167,8 @@ def fetch_remote(base: int) -> None:
             return
         if kind == KIND_ARM or kind == KIND_CANCEL:
             fetch_add(base + TIMERS_AT + T_COMMANDS, -1)
+        if get(base + OBSERVED) != 0:
+            command_moved(base, kind)
         queue_advance(queue)
 
 

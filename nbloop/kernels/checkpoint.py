@@ -17,8 +17,8 @@ from .layout import (
     KIND_CHECKPOINT_END,
     KIND_MICROTASK,
     KIND_TICK,
-    METRICS,
     MICROTASKS,
+    OBSERVED,
     POINTER_MASK,
     Q_HEAD,
     Q_TAIL,
@@ -29,7 +29,7 @@ from .layout import (
     TIMERS_AT,
     WARN,
 )
-from .metrics import checkpoint_measured
+from .observed import checkpoint_begins
 from .reactions import reaction_run
 from .ring import ring_length, ring_pop
 
@@ -68,8 +68,8 @@ def checkpoint_run(base: int) -> int:
     status = 0
     while status == 0 and load(base + INTERRUPT) == 0:
         fetch_remote(base)
-        if get(base + METRICS) != 0:
-            checkpoint_measured(base)
+        if get(base + OBSERVED) != 0:
+            checkpoint_begins(base)
         ring = base + TICKS
         kind = KIND_TICK
         if ring_length(ring) == 0:

@@ -29,8 +29,8 @@ from .layout import (
     INTERRUPT,
     KIND_TASK,
     M_HANDLED,
-    M_OVERLOADS,
     METRICS,
+    OBSERVED,
     OVERLOAD,
     PRESSED,
     PRESSURE,
@@ -39,9 +39,11 @@ from .layout import (
     Q_STAMP,
     READY,
     STAMPED,
+    SUBJECT,
     TURNS,
 )
 from .metrics import count, task_begins
+from .observed import overload_begins
 from .parking import stall
 
 
@@ -80,6 +82,7 @@ def run_external(base: int) -> int:
     more did. 0, or LEAVE.
     """
     queue = base + EXTERNAL
+    put(base + SUBJECT, queue)
     budget = get(base + BUDGET)
     waiting = queue_length(queue)
     left = budget
@@ -147,8 +150,8 @@ def run_external(base: int) -> int:
             return LEAVE
     handles_put_back(base, again)
     if overloaded and load(base + INTERRUPT) == 0:
-        if get(base + METRICS) != 0:
-            count(base, M_OVERLOADS, 1)
+        if get(base + OBSERVED) != 0:
+            overload_begins(base)
         if call_hook(get(base + OVERLOAD)) != 0:
             return LEAVE
         return checkpoint(base)
@@ -172,6 +175,7 @@ def ingress_length(base: int) -> int:
 def handle_drain(base: int, handle: int, count: int) -> int:
     """Run so many of the tasks in a handle's queue. How many ran, or LEAVE. Loop thread."""
     queue = handle + H_QUEUE
+    put(base + SUBJECT, queue)
     ran = 0
     while ran < count:
         word = queue_take(queue)

@@ -46,6 +46,7 @@ from .layout import (
     Q_HEAD,
     Q_LIMIT,
     Q_MEASURED,
+    Q_OBSERVED,
     Q_POOL,
     Q_SHIFT,
     Q_STAMP,
@@ -58,6 +59,7 @@ from .layout import (
 )
 from .metrics import clock, stamp
 from .pool import pool_address, pool_give, pool_take
+from .recorder import push_recorded
 
 SLACK = 256  # segments of the directory left unused, so that producers already past the gate still find one
 
@@ -141,11 +143,18 @@ def queue_push(queue: int, word: int) -> int:
     if chunk == 0:
         return REFUSED_MEMORY
     cell = queue_cell(chunk, ticket, get(queue + Q_SHIFT))
-    measured = get(queue + Q_MEASURED)
-    if measured != 0:
-        word |= stamp(measured, cell, get(queue + Q_SHIFT), ticket)
+    if get(queue + Q_OBSERVED) != 0:
+        word |= push_begins(queue, cell, ticket)
     store(cell, word)
     return 0
+
+
+@helper
+def push_begins(queue: int, cell: int, ticket: int) -> int:
+    """Stamp and record a push, as is wanted; the mark for its word. The ticket's owner, before the word is stored."""
+    push_recorded(queue, ticket, 1)
+    measured = get(queue + Q_MEASURED)
+    return stamp(measured, cell, get(queue + Q_SHIFT), ticket) if measured != 0 else 0
 
 
 @helper
@@ -192,6 +201,7 @@ def queue_push_many(queue: int, words: int, count: int) -> int:
     if ticket < 0:
         chunks_return(pool, reserve)
         return -ticket
+    push_recorded(queue, ticket, count)
     measured = get(queue + Q_MEASURED)
     pace = load(measured + M_PACE) if measured != 0 else 0
     now = clock(measured) if measured != 0 else 0
@@ -206,6 +216,7 @@ def queue_push_many(queue: int, words: int, count: int) -> int:
                 chunks_return(pool, reserve)
                 return -ticket
             end = ticket + count
+            push_recorded(queue, ticket, count)
         at = queue_entry(queue, ticket)
         entry = load(at)
         if entry <= 0 and entry != ~(ticket >> shift) and reserve >= 0:

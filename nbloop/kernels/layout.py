@@ -44,9 +44,11 @@ def _words(*names: str) -> dict[str, object]:
 
 # A ticket queue (ingress.py): many producers, one consumer.
 QUEUE = _record(
+    # read by all, written at construction
     _words(
-        "gate", "limit", "directory", "directory_mask", "shift", "pool", "measured"
-    ),  # read by all, written at construction
+        *("gate", "limit", "directory", "directory_mask", "shift", "pool"),
+        *("observed", "measured", "recorder", "number"),
+    ),
     _words("tail"),  # shared: every producer adds to it
     _words("head", "chunk", "final", "stamp"),  # owned by the consumer; `final` is written once, by whoever closes
 )
@@ -120,6 +122,8 @@ STATE = _record(
         "one",
         "virtual",
         "autojump",
+        "metrics",
+        "recorder",
     ),
     # Objects the kernels call or return; owned references, released with the state.
     _words("none", "report", "refuse", "breathe", "overload", "warn", "make_array", "waker", "renew", "pressure"),
@@ -146,12 +150,13 @@ STATE = _record(
         "callbacks",
         "stalls",
         "turns",
-        "metrics",
+        "observed",
         "seconds",
         "nanoseconds",
         "pressure_high",
         "pressure_low",
         "pressed",
+        "subject",
     ),
     _words("arguments0", "arguments1", "arguments2", "arguments3"),  # scratch for vectorcall, loop thread only
     _words("wakes_sent"),  # shared: counted by whoever wakes
@@ -198,6 +203,30 @@ BLOCK = _record(
     _words("sequence", "published", "published_at"),
     {"live": LIVE},
     {"copy": LIVE},
+)
+
+# A flight recorder (recorder.py): this, and behind it a power of two of entries.
+KNOWN = 512  # callables whose name needs no look at the table of names
+RECORDER = _record(
+    # Written at construction. `tick_base` and `ns_base` are one moment on both clocks.
+    _words("cycles", "mask", "names", "function_type", "method_type", "builtin_type", "tick_base", "ns_base"),
+    _words("head"),  # shared: everybody who records adds to it
+    _words("lost"),  # shared
+    _words(
+        "boundary",  # ticks of the last boundary: the end of a callback or of a sleep
+        "rested",  # ticks at which the last turn ended
+        "parks",  # sleeps that have been recorded
+        "thread",  # identifier of the thread that runs the loop, or did last
+        "running",  # callbacks before the one in progress, and its kind + 1 in the low byte; 0 for none
+        "subject",
+        "what",
+        "value",
+    ),
+    {"known": np.dtype((np.int64, (KNOWN,)))},
+)
+# One entry; a 64-byte line.
+ENTRY = np.dtype(
+    [(name, np.int64) for name in ("sequence", "time", "duration", "thread", "kind", "subject", "what", "value")]
 )
 
 HANDLE = _record(
@@ -257,6 +286,8 @@ def table(words: int) -> npt.NDArray[np.int64]:
 Q_GATE, Q_LIMIT = offset(QUEUE, "gate"), offset(QUEUE, "limit")
 Q_DIRECTORY, Q_DIRECTORY_MASK = offset(QUEUE, "directory"), offset(QUEUE, "directory_mask")
 Q_MEASURED, Q_STAMP = offset(QUEUE, "measured"), offset(QUEUE, "stamp")  # metrics.py: its block, or 0; a stamp
+# recorder.py: where to, or 0, and what the queue is called there; is there a block or a recorder?
+Q_RECORDER, Q_NUMBER, Q_OBSERVED = (offset(QUEUE, n) for n in ("recorder", "number", "observed"))
 Q_SHIFT, Q_POOL, Q_TAIL = offset(QUEUE, "shift"), offset(QUEUE, "pool"), offset(QUEUE, "tail")
 Q_HEAD, Q_CHUNK, Q_FINAL = offset(QUEUE, "head"), offset(QUEUE, "chunk"), offset(QUEUE, "final")
 
@@ -314,7 +345,9 @@ CALLBACKS, STALLS, TURNS = offset(STATE, "callbacks"), offset(STATE, "stalls"), 
 # Backlogs at which `pressure` is called, and whether the last call was for the high one; 0: never
 PRESSURE, PRESSED = offset(STATE, "pressure"), offset(STATE, "pressed")
 PRESSURE_HIGH, PRESSURE_LOW = offset(STATE, "pressure_high"), offset(STATE, "pressure_low")
-METRICS = offset(STATE, "metrics")  # address of what metrics.py measures in; 0: off
+# Addresses of what metrics.py measures in and recorder.py writes to; 0: off. Not 0 if either is on.
+METRICS, RECORDER_AT, OBSERVED = offset(STATE, "metrics"), offset(STATE, "recorder"), offset(STATE, "observed")
+SUBJECT = offset(STATE, "subject")  # where the next callback comes from: a queue, or the id of a timer or a watch
 SECONDS, NANOSECONDS = offset(STATE, "seconds"), offset(STATE, "nanoseconds")
 ARGUMENTS = offset(STATE, "arguments0")
 WAKES_SENT, SPINS_WON, SPINS_LOST = (offset(STATE, n) for n in ("wakes_sent", "spins_won", "spins_lost"))
@@ -337,6 +370,19 @@ M_CURRENT, M_MAX, M_EMA = (offset(BLOCK, "live", n) for n in ("current", "max", 
 M_SAMPLES, M_MICROTASK_SAMPLES, M_CALM = (offset(BLOCK, "live", n) for n in ("samples", "microtask_samples", "calm"))
 M_RATE, M_LATENCY, M_DELAY = (offset(BLOCK, "live", n) for n in ("rate", "latency", "delay"))
 
+K_CYCLES, K_MASK, K_NAMES, K_HEAD, K_LOST = (offset(RECORDER, n) for n in ("cycles", "mask", "names", "head", "lost"))
+K_FUNCTION_TYPE, K_METHOD_TYPE, K_BUILTIN_TYPE = (
+    offset(RECORDER, n) for n in ("function_type", "method_type", "builtin_type")
+)
+K_BOUNDARY, K_RESTED, K_PARKS, K_THREAD, K_RUNNING, K_SUBJECT, K_WHAT, K_VALUE, K_KNOWN = (
+    offset(RECORDER, n)
+    for n in ("boundary", "rested", "parks", "thread", "running", "subject", "what", "value", "known")
+)
+K_ENTRIES = RECORDER.itemsize
+N_TIME, N_DURATION, N_THREAD, N_KIND, N_SUBJECT, N_WHAT, N_VALUE = (
+    offset(ENTRY, n) for n in ("time", "duration", "thread", "kind", "subject", "what", "value")
+)
+
 # --- values ---------------------------------------------------------------------------------------------------------
 AWAKE, RUNNING, TERMINATING, TERMINATED = 0, 1, 2, 3  # lifecycle
 OPEN, EXACT, FULL = 0, 1, 2  # gate of a queue
@@ -358,6 +404,11 @@ KIND_TASK, KIND_MICROTASK, KIND_TICK, KIND_INTERNAL, KIND_CLOSE = 0, 1, 2, 3, 4 
 KIND_ARM, KIND_CANCEL, KIND_IMMEDIATE = 5, 6, 7  # the word is a slot number: word >> 4
 # only in reports; in the remote queue kind 0, where no task is, means the end of a checkpoint
 KIND_TIMER, KIND_CHECKPOINT_END, KIND_READINESS = 8, 9, 10
+# What an entry of the recorder tells of; smaller numbers are the KIND_x of a callback that has run.
+EVENT_SUBMIT, EVENT_MOVE, EVENT_ARM, EVENT_CANCEL, EVENT_SLEEP, EVENT_WAKE = 16, 17, 18, 19, 20, 21
+EVENT_OVERLOAD, EVENT_TURN, EVENT_CHECKPOINT = 22, 23, 24
+PLACE_BITS = 16  # of a place, ``position << PLACE_BITS | number``: which queue or ring the position is in
+NUMBER_EXTERNAL, NUMBER_REMOTE, NUMBER_RINGS, NUMBER_HANDLES = 1, 2, 8, 32  # a ring's: its kind added
 # A microtask that is a reaction (reactions.py). Not among the low bits, of which the remote queue needs all four: no
 # address that user space has on any 64-bit platform reaches this one.
 TAG_REACTION = 1 << 62

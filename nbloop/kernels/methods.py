@@ -49,6 +49,7 @@ from .layout import (
     MICROTASKS,
     NONE,
     POINTER_MASK,
+    RECORDER_AT,
     REFUSED_ARGUMENTS,
     REFUSED_CALLABLE,
     REFUSED_CLOSED,
@@ -62,6 +63,7 @@ from .layout import (
     TIMERS_AT,
 )
 from .parking import wake as wake_loop
+from .recorder import ring_recorded
 from .ring import ring_push
 from .slots import slot_at, slot_free, slot_open, slot_take, slot_take_here
 from .timers import QUEUED, STATE_MASK, immediate_cancel
@@ -132,6 +134,8 @@ def schedule(base: int, arguments: int, count: int, ring: int, kind: int, at_che
     else:
         status = 1
     if status == 0:
+        if get(base + RECORDER_AT) != 0:
+            ring_recorded(base, kind)
         return get(base + NONE)
     refuse(base, REFUSED_CLOSED if status > 0 else REFUSED_MEMORY, culprit)
     Py_DecRef(word & POINTER_MASK)
@@ -280,6 +284,8 @@ def schedule_immediate(self: int, arguments: int, count: int) -> int:
                     fetch_remote(base)
                 if ring_push(base + IMMEDIATES, get(base + MAKE_ARRAY), slot) != 0:
                     status = REFUSED_MEMORY
+                elif get(base + RECORDER_AT) != 0:
+                    ring_recorded(base, KIND_IMMEDIATE)
             else:
                 status = queue_push(base + REMOTE, (slot << 4) | (KIND_IMMEDIATE << KIND_SHIFT))
         if status == 0:

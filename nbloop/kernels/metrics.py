@@ -128,13 +128,13 @@ def change(block: int) -> None:
 
 
 @helper
-def callback_begins(base: int, kind: int) -> None:
+def callback_measured(base: int, kind: int) -> None:
     """Say what runs. Loop thread, metrics on."""
     store(get(base + METRICS) + M_RUNNING, kind + 1)
 
 
 @helper
-def callback_ended(base: int, failed: bool) -> None:
+def callback_timed(base: int, failed: bool) -> None:
     """Count the callback, and if its group is full, time it. Loop thread, metrics on."""
     block = get(base + METRICS)
     group = get(block + M_GROUP) + 1
@@ -230,7 +230,7 @@ def checkpoint_measured(base: int) -> None:
 
 
 @helper
-def loop_enters(base: int, slept: bool) -> None:
+def measure_enters(base: int, slept: bool) -> None:
     """`run` or `drain` begins: what went by outside is nobody's time, or, if Python has slept for the loop, idle time.
     Loop thread, metrics on.
     """
@@ -245,7 +245,7 @@ def loop_enters(base: int, slept: bool) -> None:
 
 
 @helper
-def loop_rests(base: int) -> None:
+def measure_rests(base: int) -> None:
     """A turn has ended; the loop sleeps or leaves. Loop thread, metrics on."""
     block = get(base + METRICS)
     change(block)
@@ -269,7 +269,7 @@ def totals(base: int, block: int) -> None:
 
 
 @helper
-def turn_begins(base: int, ingress: int) -> None:
+def measure_turn(base: int, ingress: int) -> None:
     """The loop is back from its sleep, with `ingress` tasks waiting. Loop thread, metrics on."""
     block = get(base + METRICS)
     now = clock(block)

@@ -52,6 +52,7 @@ from .ingress import queue_length
 from .kernel import helper
 from .layout import (
     CLAIMED,
+    EVENT_WAKE,
     EXTERNAL,
     INTERRUPT,
     LIFECYCLE,
@@ -62,6 +63,7 @@ from .layout import (
     PARK_MODE,
     PARKS,
     READY,
+    RECORDER_AT,
     REMOTE,
     SECONDS,
     SHORT,
@@ -79,6 +81,7 @@ from .layout import (
     WAKER,
     WAKES_SENT,
 )
+from .recorder import event
 
 IS_AWAKE, IS_ASLEEP = 0, 1
 SPIN_REST_MOST = 64  # short sleeps to sit out, at most, after spins that saw nothing
@@ -91,6 +94,9 @@ def wake(base: int) -> bool:
     """
     if load_sc(base + SLEEP) == IS_AWAKE or not compare_and_swap(base + SLEEP, IS_ASLEEP, IS_AWAKE):
         return False
+    recorder = get(base + RECORDER_AT)
+    if recorder != 0:
+        event(recorder, EVENT_WAKE, 0, 0)
     mode = load(base + PARK_MODE)
     if mode == PARK_FUTEX:
         if WINDOWS:

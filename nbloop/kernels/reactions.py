@@ -62,16 +62,16 @@ from .kernel import NONE as NO_ARGUMENTS
 from .layout import (
     KIND_MICROTASK,
     KIND_SHIFT,
-    METRICS,
     MICROTASKS,
     NONE,
+    OBSERVED,
     POINTER_MASK,
     REFUSED_MEMORY,
     REMOTE,
     TAG_REACTION,
     offset,
 )
-from .metrics import callback_begins
+from .observed import callback_begins
 from .parking import wake as wake_loop
 
 # The words of a view: constants of the interpreter, types, names, and the Python functions that kernels call.
@@ -322,8 +322,8 @@ def reaction_run(base: int, word: int) -> int:
     put(reaction + E_ON_REJECTED, 0)
     handler = on_fulfilled if fulfilled else on_rejected
     status = 0
-    if get(base + METRICS) != 0:
-        callback_begins(base, KIND_MICROTASK)
+    if get(base + OBSERVED) != 0:
+        callback_begins(base, handler if handler != 0 else reaction, KIND_MICROTASK)
     if handler == 0:
         if seen:
             Py_IncRef(argument)

@@ -58,9 +58,9 @@ from .layout import (
     IO_WATCHES,
     KIND_READINESS,
     LIFECYCLE,
-    METRICS,
     NANOSECONDS,
     NONE,
+    OBSERVED,
     PARKS,
     READ,
     READY_MOST,
@@ -74,10 +74,11 @@ from .layout import (
     SECONDS,
     SLOT_BITS,
     SLOT_LIMIT,
+    SUBJECT,
     TIMERS_AT,
     WRITE,
 )
-from .metrics import callback_begins
+from .observed import callback_begins
 from .parking import arrivals, fall_asleep, wide_awake
 from .slots import GENERATION_SHIFT, slot_at, slot_free, slot_of, slot_open, slot_take
 from .timers import CANCELLED, STATE_MASK
@@ -170,8 +171,9 @@ def watch_ready(base: int, token: int, events: int) -> int:
     callback = get(record + S_CALLBACK)
     put(io + IO_ARGUMENTS, get(record + S_DESCRIPTOR))
     put(io + IO_ARGUMENTS + 8, get(get(io + IO_MASKS) + (events << 3)))
-    if get(base + METRICS) != 0:
-        callback_begins(base, KIND_READINESS)
+    put(base + SUBJECT, token)
+    if get(base + OBSERVED) != 0:
+        callback_begins(base, callback, KIND_READINESS)
     status = called(base, PyObject_Vectorcall(callback, io + IO_ARGUMENTS, 2, 0), callback, KIND_READINESS)
     while True:
         word = load(record + S_WORD)

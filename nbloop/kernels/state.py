@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import mmap
 import sys
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,7 @@ class LoopState(State):
     """
 
     handles: dict[int, weakref.ref[State]]
+    handle_numbers: Iterator[int]
 
     kind = STATE
     finaliser = destroy
@@ -130,14 +132,17 @@ def _owned(array: npt.NDArray[np.int64]) -> int:
     return id(array)
 
 
-def _open_queue(state: State, at: int, chunk_size: int, pool: int, limit: int | None, measured: int = 0) -> None:
+def _open_queue(
+    state: State, at: int, chunk_size: int, pool: int, limit: int | None, number: int, measured: int, recorder: int
+) -> None:
     queue = np.ndarray((1,), QUEUE, buffer=state, offset=at)[0]
     segments = 1 << layout.DIRECTORY_BITS
     queue["directory"] = _table(state, segments)
     queue["directory_mask"] = segments - 1
     queue["shift"] = chunk_size.bit_length() - 1
     queue["pool"] = pool
-    queue["measured"] = measured
+    queue["number"], queue["measured"], queue["recorder"] = number, measured, recorder
+    queue["observed"] = measured != 0 or recorder != 0
     queue["final"] = -1
     queue["gate"] = layout.OPEN if limit is None else layout.EXACT
     queue["limit"] = (segments - 512) * chunk_size if limit is None else limit
@@ -155,12 +160,15 @@ def make_loop_state(
     ingress_limit: int | None,
     hooks: Mapping[str, Callable[..., object]],
     metrics: npt.NDArray[np.int64] | None = None,
+    recorder: npt.NDArray[np.int64] | None = None,
 ) -> LoopState:
     """The state of a loop, with its queues open and empty. `hooks` are the Python functions that kernels call, by
-    word; `metrics` is the block that it measures itself in (metrics.py).
+    word; `metrics` is the block that it measures itself in (metrics.py), `recorder` the ring that it records in
+    (recorder.py).
     """
     state = make_state(LoopState)
     state.handles = {}
+    state.handle_numbers = itertools.count()
     record = state.record
     base = _address(state)
     record["self"] = id(state)
@@ -178,6 +186,11 @@ def make_loop_state(
     if metrics is not None:
         state.keep.append(metrics)
         measured = record["metrics"] = _address(metrics)
+    recorded = 0
+    if recorder is not None:
+        state.keep.append(recorder)
+        recorded = record["recorder"] = _address(recorder)
+    record["observed"] = measured != 0 or recorded != 0
     slab_bytes = chunk_bytes << layout.CHUNKS_PER_SLAB_BITS
     pool["chunk_bytes"] = chunk_bytes
     pool["make_slab"] = _hook(state, functools.partial(mmap.mmap, -1, slab_bytes, **layout.PRIVATE))
@@ -187,8 +200,8 @@ def make_loop_state(
     for name in ("slabs", "slab_objects", "slab_next"):
         pool[name] = _table(state, layout.SLAB_LIMIT)
     pool_at = base + layout.POOL_AT
-    _open_queue(state, layout.EXTERNAL, chunk_size, pool_at, ingress_limit, measured)
-    _open_queue(state, layout.REMOTE, chunk_size, pool_at, None)
+    _open_queue(state, layout.EXTERNAL, chunk_size, pool_at, ingress_limit, layout.NUMBER_EXTERNAL, measured, recorded)
+    _open_queue(state, layout.REMOTE, chunk_size, pool_at, None, layout.NUMBER_REMOTE, 0, recorded)
 
     for name in ("ticks", "microtasks", "immediates", "closing", "internal", "checkpoint_ends"):
         ring = record[name]
@@ -225,9 +238,12 @@ def make_handle_state(loop_state: LoopState) -> HandleState:
     chunk_size = 1 << int(loop_state.record["external"]["shift"])
     external = loop_state.record["external"]
     limit = int(external["limit"]) if external["gate"] == layout.EXACT else None
-    _open_queue(
-        state, layout.H_QUEUE, chunk_size, _address(loop_state) + layout.POOL_AT, limit, int(external["measured"])
+    number = layout.NUMBER_HANDLES + next(loop_state.handle_numbers) % (
+        (1 << layout.PLACE_BITS) - layout.NUMBER_HANDLES
     )
+    measured, recorder = int(external["measured"]), int(external["recorder"])
+    pool = _address(loop_state) + layout.POOL_AT
+    _open_queue(state, layout.H_QUEUE, chunk_size, pool, limit, number, measured, recorder)
     return state
 
 

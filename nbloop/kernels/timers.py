@@ -33,10 +33,13 @@ from .clock import FOREVER
 from .ingress import queue_length, queue_push
 from .kernel import helper
 from .layout import (
+    EVENT_ARM,
+    EVENT_CANCEL,
     KIND_ARM,
     KIND_CANCEL,
     KIND_SHIFT,
     POINTER_MASK,
+    RECORDER_AT,
     REFUSED_SLOTS,
     REMOTE,
     S_CALLBACK,
@@ -56,6 +59,7 @@ from .layout import (
     TIMERS_AT,
 )
 from .parking import IS_ASLEEP, wake
+from .recorder import event
 from .slots import GENERATION_SHIFT, slot_at, slot_free, slot_free_here, slot_of, slot_open, slot_take, slot_take_here
 
 SPENT, PENDING, ARMED, RUNNING, CANCELLED, QUEUED = 0, 1, 2, 3, 4, 5  # QUEUED: an immediate
@@ -91,7 +95,10 @@ def timer_arm_here(base: int, callback: int, deadline: int, period: int, clamp: 
         slot_free_here(timers, slot)
         return -REFUSED_SLOTS
     store(timers + T_LIVE_HERE, get(timers + T_LIVE_HERE) + 1)
-    return slot_open(timers, slot, callback, ARMED)
+    identifier = slot_open(timers, slot, callback, ARMED)
+    if get(base + RECORDER_AT) != 0:
+        event(get(base + RECORDER_AT), EVENT_ARM, identifier, deadline)
+    return identifier
 
 
 @helper
@@ -107,6 +114,8 @@ def timer_arm_elsewhere(base: int, callback: int, deadline: int, period: int, cl
     store(record + S_ORDER, nesting_flags(1, clamp))  # the loop may look whether a stale entry is this slot's
     fetch_add(timers + T_LIVE_ELSEWHERE, 1)
     identifier = slot_open(timers, slot, callback, PENDING)
+    if get(base + RECORDER_AT) != 0:  # now, because it may fire as soon as it is pushed
+        event(get(base + RECORDER_AT), EVENT_ARM, identifier, deadline)
     fetch_add(timers + T_COMMANDS, 1)
     status = queue_push(base + REMOTE, (slot << 4) | (KIND_ARM << KIND_SHIFT))
     if status != 0:  # nobody knows the id yet, so nobody can have cancelled it
@@ -114,6 +123,8 @@ def timer_arm_elsewhere(base: int, callback: int, deadline: int, period: int, cl
         fetch_add(timers + T_LIVE_ELSEWHERE, -1)
         store(record + S_WORD, load(record + S_WORD) & ~STATE_MASK)
         slot_free(timers, slot)
+        if get(base + RECORDER_AT) != 0:
+            event(get(base + RECORDER_AT), EVENT_CANCEL, identifier, 0)
         return -status
     wake_for(base, deadline)
     return identifier
@@ -179,6 +190,8 @@ def timer_cancel(base: int, identifier: int, here: bool) -> bool:
         prefetch(callback & POINTER_MASK)  # to be released at the end
         if compare_and_swap(record + S_WORD, word, word & ~STATE_MASK & ~UNREFERENCED | CANCELLED):
             break
+    if get(base + RECORDER_AT) != 0:
+        event(get(base + RECORDER_AT), EVENT_CANCEL, identifier, 0)
     if word & UNREFERENCED:
         fetch_add(timers + T_UNREFERENCED, -1)
     if here:

@@ -47,8 +47,8 @@ from .layout import (
     KIND_TIMER,
     LIFECYCLE,
     MAKE_ARRAY,
-    METRICS,
     MICROTASKS,
+    OBSERVED,
     P_FREE_CHUNKS,
     PARK_EPOLL,
     PARK_FUTEX,
@@ -68,6 +68,7 @@ from .layout import (
     SLOT_BITS,
     SLOT_LIMIT,
     STOP,
+    SUBJECT,
     T_LIVE_HERE,
     T_NESTING,
     T_SEQUENCE,
@@ -78,12 +79,12 @@ from .layout import (
     TURNS,
 )
 from .layout import RUNNING as LOOP_RUNNING
-from .metrics import loop_enters, loop_rests, turn_begins
+from .observed import loop_enters, loop_rests, turn_begins
 from .parking import arrivals, fall_asleep, park
 from .pool import KEEP_CHUNKS, pool_trim
 from .readiness import epoll_look, epoll_sleep, phase_readiness
 from .ring import ring_length, ring_pop, ring_trim
-from .slots import slot_at, slot_free_here
+from .slots import GENERATION_SHIFT, slot_at, slot_free_here
 from .timers import (
     ARMED,
     CANCELLED,
@@ -187,6 +188,7 @@ def timer_fire(base: int, slot: int) -> int:
         # It can not fail: if no bucket has room, the heap has, from which an entry was just taken.
         agenda_insert(base, slot, record, deadline, nesting_flags(nesting + 1, clamp))
     put(timers + T_NESTING, nesting)
+    put(base + SUBJECT, (word >> GENERATION_SHIFT) << SLOT_BITS | slot)
     status = invoke(base, callback, KIND_TIMER)
     put(timers + T_NESTING, 0)
     if period < 0:
@@ -320,12 +322,12 @@ def run(self: int, _unused: int) -> int:
     only.
     """
     base = data(self)
-    measured = get(base + METRICS) != 0
-    if measured:
+    observed = get(base + OBSERVED) != 0
+    if observed:
         loop_enters(base, get(base + POLLED) != 0)
     while True:
         status = checkpoint(base)
-        if measured:
+        if observed:
             loop_rests(base)
         if status != 0:
             return 0
@@ -342,15 +344,15 @@ def run(self: int, _unused: int) -> int:
             ended = wait(base)
         if ended != 0:
             return PyLong_FromLongLong(ended)
-        if measured:
+        if observed:
             turn_begins(base, ingress_length(base))
         if checkpoint(base) != 0 or phases(base) != 0 or call_hook(get(base + BREATHE)) != 0:
-            if measured:
+            if observed:
                 loop_rests(base)
             return 0
         put(base + TURNS, get(base + TURNS) + 1)
         if exchange(base + STOP, 0) != 0:
-            if measured:
+            if observed:
                 loop_rests(base)
             return PyLong_FromLongLong(ENDED_STOP)
 
@@ -363,12 +365,12 @@ def drain(self: int, _unused: int) -> int:
     """
     base = data(self)
     put(base + BUDGET, 1 << 62)
-    measured = get(base + METRICS) != 0
-    if measured:
+    observed = get(base + OBSERVED) != 0
+    if observed:
         loop_enters(base, False)
     while True:
         status = checkpoint(base)
-        if measured:
+        if observed:
             loop_rests(base)
         if status != 0:
             return 0
@@ -388,6 +390,6 @@ def drain(self: int, _unused: int) -> int:
             or phase_external(base) != 0
             or call_hook(get(base + BREATHE)) != 0
         ):
-            if measured:
+            if observed:
                 loop_rests(base)
             return 0

@@ -167,3 +167,19 @@ class Reactions:
                 self.log.append((handler, value))
                 outcome, value = handler % 2 == 0, value + handler
             self.settle(reaction.child, outcome, value)
+
+
+class Recorder:
+    """Everything that was ever recorded, of which the last `entries` are remembered."""
+
+    def __init__(self, entries: int) -> None:
+        self.entries = entries
+        self.all: list[tuple[int, ...]] = []
+
+    def record(self, *words: int) -> None:
+        self.all.append(words)
+
+    def remembered(self) -> list[tuple[int, tuple[int, ...]]]:
+        """(number, words), oldest first."""
+        first = max(0, len(self.all) - self.entries)
+        return list(enumerate(self.all))[first:]

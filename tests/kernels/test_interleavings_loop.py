@@ -494,8 +494,8 @@ CANCEL_UNCOUNTED = mutant(timers.timer_cancel, ("fetch_add(timers + T_LIVE_ELSEW
         (turn.timer_fire, FIRE_KEEPS, 0),
         (timers.timer_cancel, CANCEL_UNCOUNTED, 0),
         (timers.timer_cancel, NO_GENERATION, 0),
-        (turn.timer_fire, FIRE_WITHOUT_SWAP, 99),
-        (timers.timer_cancel, READ_AFTER_SWAP, 39),
+        (turn.timer_fire, FIRE_WITHOUT_SWAP, 139),
+        (timers.timer_cancel, READ_AFTER_SWAP, 63),
     ],
     ids=[
         "no new generation",

@@ -10,7 +10,7 @@ import rig
 
 from nbloop.kernels import layout
 from nbloop.kernels.atomics import get, put
-from nbloop.kernels.layout import BUCKET, FAR, HANDLE, LINE, POOL, QUEUE, RING, SLOT, STATE, TIMERS, offset
+from nbloop.kernels.layout import BUCKET, ENTRY, FAR, HANDLE, LINE, POOL, QUEUE, RING, SLOT, STATE, TIMERS, offset
 
 # Each group has one kind of writer: everybody, only the loop thread, or nobody once the state is made.
 SHARED_IN_QUEUE = [("tail",), ("head",), ("gate",)]
@@ -95,6 +95,7 @@ def test_constants_are_the_offsets_of_the_dtypes() -> None:
         "F_": FAR,
         "B_": BUCKET,
         "H_": HANDLE,
+        "N_": ENTRY,
     }.items():
         for name, value in vars(layout).items():
             if name.startswith(prefix):
@@ -106,6 +107,7 @@ def test_constants_are_the_offsets_of_the_dtypes() -> None:
         "far": "FAR_AT",
         "io": "IO_AT",
         "one": "ONE_WORD",
+        "recorder": "RECORDER_AT",
         "arguments0": "ARGUMENTS",
     }
     for field in STATE.names or ():

@@ -1,0 +1,108 @@
+"""What the loop tells those who look on: its figures (metrics.py) and its flight recorder (recorder.py).
+
+A loop that nobody observes must not pay for each of them, so the hot path tests one word, `OBSERVED`, which is set when
+either is on, and comes here then. Everything here is for the loop's thread.
+"""
+
+from __future__ import annotations
+
+from .atomics import get
+from .kernel import helper
+from .layout import KIND_ARM, KIND_CANCEL, M_OVERLOADS, METRICS, RECORDER_AT
+from .metrics import (
+    callback_measured,
+    callback_timed,
+    checkpoint_measured,
+    count,
+    measure_enters,
+    measure_rests,
+    measure_turn,
+)
+from .recorder import (
+    boundary_moved,
+    move_recorded,
+    record_checkpoint,
+    record_enters,
+    record_overload,
+    record_rests,
+    record_turn,
+    run_begins,
+    run_ends,
+)
+
+
+@helper
+def callback_begins(base: int, word: int, kind: int) -> None:
+    """A callback, the tagged reference `word`, is about to be called."""
+    if get(base + METRICS) != 0:
+        callback_measured(base, kind)
+    if get(base + RECORDER_AT) != 0:
+        run_begins(base, word, kind)
+
+
+@helper
+def callback_ended(base: int, failed: bool) -> None:
+    """It has returned, or raised."""
+    if get(base + METRICS) != 0:
+        callback_timed(base, failed)
+    if get(base + RECORDER_AT) != 0:
+        run_ends(base, failed)
+
+
+@helper
+def observe_boundary(base: int) -> None:
+    """The loop has called something of its own: what is observed next begins now."""
+    if get(base + RECORDER_AT) != 0:
+        boundary_moved(base)
+
+
+@helper
+def command_moved(base: int, kind: int) -> None:
+    """What another thread has scheduled was put into its ring."""
+    if get(base + RECORDER_AT) != 0 and kind != KIND_ARM and kind != KIND_CANCEL:
+        move_recorded(base, kind)
+
+
+@helper
+def checkpoint_begins(base: int) -> None:
+    """A checkpoint has something to do."""
+    if get(base + METRICS) != 0:
+        checkpoint_measured(base)
+    if get(base + RECORDER_AT) != 0:
+        record_checkpoint(base)
+
+
+@helper
+def loop_enters(base: int, slept: bool) -> None:
+    """`run` or `drain` begins."""
+    if get(base + METRICS) != 0:
+        measure_enters(base, slept)
+    if get(base + RECORDER_AT) != 0:
+        record_enters(base, slept)
+
+
+@helper
+def loop_rests(base: int) -> None:
+    """A turn has ended; the loop sleeps or leaves."""
+    if get(base + METRICS) != 0:
+        measure_rests(base)
+    if get(base + RECORDER_AT) != 0:
+        record_rests(base)
+
+
+@helper
+def turn_begins(base: int, ingress: int) -> None:
+    """The loop is back from its sleep, with `ingress` tasks waiting."""
+    if get(base + METRICS) != 0:
+        measure_turn(base, ingress)
+    if get(base + RECORDER_AT) != 0:
+        record_turn(base, ingress)
+
+
+@helper
+def overload_begins(base: int) -> None:
+    """More waited than a turn takes."""
+    if get(base + METRICS) != 0:
+        count(base, M_OVERLOADS, 1)
+    if get(base + RECORDER_AT) != 0:
+        record_overload(base)

@@ -1,0 +1,254 @@
+"""What a loop did last: its flight recorder, read at any time, and written to a file when something goes wrong.
+
+A reader copies the entries that are whole with a kernel (`kernels/recorder.py`) and does everything else on its copy;
+the loop does not wait, and need not be alive. With the GIL a callback that hangs in C code without letting go of it
+holds up every other thread, and so the reader; on a free-threaded build it does not.
+
+>>> import nbloop
+>>> loop = nbloop.Loop(recorder=1024, auto_exit=True)
+>>> loop.submit(len, "four")
+>>> loop.run()
+>>> [(event.kind, event.name) for event in loop.recorder.events() if event.kind in ("submit", "task")]
+[('submit', None), ('task', 'len')]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import hooks, signals
+from ..kernels import layout, metrics, recorder
+from .block import KINDS, Words, the_clock
+from .trace import trace
+
+_KINDS = KINDS | {
+    layout.EVENT_SUBMIT: "submit",
+    layout.EVENT_MOVE: "move",
+    layout.EVENT_ARM: "arm",
+    layout.EVENT_CANCEL: "cancel",
+    layout.EVENT_SLEEP: "sleep",
+    layout.EVENT_WAKE: "wake",
+    layout.EVENT_OVERLOAD: "overload",
+    layout.EVENT_TURN: "turn",
+    layout.EVENT_CHECKPOINT: "checkpoint",
+}
+_BATCH = 4096  # entries that a kernel copies at once: 0.2 ms in which the world can not be stopped
+_LONG = 100_000_000  # ns between two looks at both clocks that tell their rates better than the calibration does
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One entry of a recorder."""
+
+    number: int
+    """How many were recorded before it; of the callback in progress -1."""
+    time: float
+    """When, or when it began: seconds on the clock of `time.monotonic`."""
+    duration: float
+    """Seconds, of a callback (until now, of the one in progress) or a ``sleep``; else 0."""
+    thread: int
+    """`threading.get_ident` of who did it."""
+    kind: str
+    """A callback's, or ``submit move arm cancel sleep wake overload turn checkpoint``."""
+    subject: int
+    """What it is about: the id of a timer (``timer arm cancel``) or immediate (``cancel``), a watch's token
+    (``readiness callback``), how many tasks wait (``turn``) or microtasks and next-ticks (``checkpoint``). Of any other
+    callback its place, ``position << 16 | queue``, which is that of its ``submit``, or the one to which a ``move`` has
+    taken it from there.
+    """
+    name: str | None
+    """Of a callback: the qualified name of its code or its type."""
+    value: int
+    """How many were submitted, from `subject` on (``submit``); the place it came to (``move``); the deadline in ns
+    (``arm``); the descriptor (``readiness callback``); how many internal tasks wait (``turn``); else 0.
+    """
+    failed: bool = False
+    """The callback has raised."""
+    immediates: int = 0
+    """How many wait (``turn``)."""
+
+
+class Recorder:
+    """A loop's flight recorder (`Loop.recorder`). Every method from any thread, also while the loop hangs or after its
+    end; not in signal handlers, which is what `dump_on` is for.
+    """
+
+    def __init__(self, entries: int, name: str) -> None:
+        self._name = name
+        self._entries = entries
+        self._names: dict[int, Any] = {}
+        # A map begins on a page, and so do entries on lines of their own.
+        self._words: Words = layout.table((layout.RECORDER.itemsize + entries * layout.ENTRY.itemsize) // 8)
+        record = self._record = self._words[: layout.RECORDER.itemsize // 8].view(layout.RECORDER)[0]
+        clock = the_clock()
+        record["cycles"] = clock.cycles
+        record["mask"] = entries - 1
+        record["names"] = id(self._names)
+        record["function_type"] = id(types.FunctionType)
+        record["method_type"] = id(types.MethodType)
+        record["builtin_type"] = id(types.BuiltinFunctionType)
+        record["tick_base"], record["ns_base"] = clock.pair()
+        record["boundary"] = record["rested"] = record["tick_base"]
+        self._read = recorder.recorder_read.bind(self._words)
+        self._head = recorder.recorder_head.bind(self._words)
+        self._running = recorder.recorder_running.bind(self._words)
+        self._when_raised: Path | None = None
+        self._target: _OnSignal | None = None
+        self._signal = 0
+
+    @property
+    def entries(self) -> int:
+        """How many events are remembered."""
+        return self._entries
+
+    @property
+    def lost(self) -> int:
+        """Events not written, because their thread was held up for as long as the ring takes to come round."""
+        return int(self._record["lost"])
+
+    def events(self) -> list[Event]:
+        """What is remembered, oldest first by number, and at the end the callback in progress, if there is one.
+
+        An entry that is being written just now is not among them. Some 2 µs an event.
+        """
+        head = self._head(None)
+        batches = []
+        for first in range(max(0, head - self._entries), head, _BATCH):
+            batch = np.zeros((_BATCH, layout.ENTRY.itemsize // 8), np.int64)
+            batches.append(batch[: self._read(batch, first, min(_BATCH, head - first))])
+        running = np.zeros(5, np.int64)
+        hangs = self._running(running) != 0
+        names = self._names.copy()
+        when = self._seconds()
+        rows: list[list[int]] = np.concatenate(batches).tolist() if batches else []
+        events = [_event(row, when, names) for row in rows]
+        if hangs:
+            kind, since, subject, what, value = (int(word) for word in running)
+            row = [
+                -1,
+                since,
+                max(0, when.now - since),
+                int(self._record["thread"]),
+                (kind & 255) - 1,
+                subject,
+                what,
+                value,
+            ]
+            events.append(_event(row, when, names))
+        return events
+
+    def trace(self) -> dict[str, Any]:
+        """The events as a Chrome trace (`nbloop.observe.trace`), which `json.dump` takes."""
+        return trace(self.events(), self._name, int(self._record["thread"]))
+
+    def dump(self, path: str | os.PathLike[str]) -> None:
+        """Write `trace` to a file, as JSON; who opens it sees all of it or what was there before. Raises OSError."""
+        path = Path(path)
+        part = path.with_name(f".{path.name}-{os.getpid()}-{threading.get_ident()}")
+        try:
+            with part.open("w") as file:
+                json.dump(self.trace(), file, separators=(",", ":"))
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def dump_on(self, path: str | os.PathLike[str], *, signal: int | None = None, exception: bool = True) -> None:
+        """From now on write the trace to `path` by itself: with `exception` when `run()` raises, and at each arrival of
+        `signal`, on a thread of its own, so also while the loop hangs. Replaces what was asked for before.
+
+        A dump that fails is logged. The signal is given back when the loop ends. TypeError or ValueError for what is no
+        signal that can be caught.
+        """
+        path = Path(path)
+        if not isinstance(exception, bool):
+            raise TypeError(f"exception must be True or False, not {exception!r}")
+        target = None
+        if signal is not None:
+            target = _OnSignal()
+            signals.add(target, signal, self._dump_or_log, (path,))
+        self._loop_ended()
+        self._target = target
+        self._when_raised = path if exception else None
+
+    def _dump_or_log(self, path: Path) -> None:
+        try:
+            self.dump(path)
+        except OSError as error:
+            hooks.log(error, "the recorder of %s can not be written to %s", self._name, path)
+
+    def _run_raised(self) -> None:
+        if self._when_raised is not None:
+            self._dump_or_log(self._when_raised)
+
+    def _loop_ended(self) -> None:
+        if self._target is not None:
+            signals.forget(self._target)
+            self._target = None
+
+    def _seconds(self) -> _Clock:
+        return _Clock(int(self._record["tick_base"]), int(self._record["ns_base"]))
+
+
+class _OnSignal:
+    """To whom nbloop.signals delivers: each dump has a thread of its own, because other signals are not to wait."""
+
+    def submit_internal(self, callback: Callable[..., object], *args: object) -> None:
+        threading.Thread(target=callback, args=args, name="nbloop-recorder", daemon=True).start()
+
+
+class _Clock:
+    """From the recorder's ticks to seconds: two looks at both clocks, a long time apart, tell how they differ."""
+
+    def __init__(self, ticks: int, ns: int) -> None:
+        clock = the_clock()
+        self.now, self._ns = clock.pair()
+        self._rate = clock.multiplier / (1 << metrics.MULTIPLIER_BITS)  # ns a tick
+        if self._ns - ns > _LONG:
+            self._rate = (self._ns - ns) / (self.now - ticks)
+
+    def time(self, ticks: int) -> float:
+        return (self._ns - self.duration_ns(self.now - ticks)) / 1e9
+
+    def duration_ns(self, ticks: int) -> float:
+        return ticks * self._rate
+
+
+def _event(row: list[int], clock: _Clock, names: dict[int, Any]) -> Event:
+    number, ticks, duration, thread, kind, subject, what, value = row
+    failed = False
+    immediates = 0
+    if kind < layout.EVENT_SUBMIT:
+        failed = bool(value & 1)
+        value >>= 1
+    elif kind == layout.EVENT_TURN:
+        immediates = what
+    return Event(
+        number=number,
+        time=clock.time(ticks),
+        duration=clock.duration_ns(duration) / 1e9,
+        thread=thread,
+        kind=_KINDS[kind],
+        subject=subject,
+        name=_name(names.get(what)) if kind < layout.EVENT_SUBMIT else None,
+        value=value,
+        failed=failed,
+        immediates=immediates,
+    )
+
+
+def _name(entered: Any) -> str | None:
+    """Of what the kernels have entered: a code, a type, or a built-in's own name."""
+    if isinstance(entered, types.CodeType):
+        return entered.co_qualname
+    if isinstance(entered, type):
+        return entered.__qualname__
+    return entered  # type: ignore[no-any-return]

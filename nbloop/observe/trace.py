@@ -1,0 +1,180 @@
+"""A recorder's events in the trace-event format that Perfetto (https://ui.perfetto.dev) and chrome://tracing open.
+
+One track a thread: callbacks and sleeps of the loop's, submits, timers' arms and cancels of all. Arrows (flows) lead
+from a submit or an arm to the callback that it has led to; counters show how much waited. The format is described in
+Google's "Trace Event Format"; what is used of it are complete events (X), instants (i), counters (C), flows (s, f) and
+names (M). Times are µs from the first event; `otherData` says when that was on the clock of `time.monotonic`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from ..kernels.layout import PLACE_BITS
+
+if TYPE_CHECKING:
+    from .recorder import Event
+
+MARK = 100  # ns: a submit is recorded as a moment, and drawn as long as this if nothing follows sooner
+_MOMENTS = {"submit", "arm"}
+_INSTANTS = {"cancel", "wake", "overload"}
+_COUNTERS = {"turn", "checkpoint"}
+
+
+@dataclass(slots=True)
+class _Slice:
+    """Something on a track that lasts: integer ns, so that neighbours and parents compare exactly."""
+
+    event: Event
+    start: int
+    end: int
+
+
+def trace(events: list[Event], loop: str, thread: int) -> dict[str, Any]:
+    """The trace of a loop with the name `loop` that `thread` runs. Its events are sorted by time."""
+    began = min((event.time for event in events), default=0.0)
+    pid = os.getpid()
+    tids = _tracks(events, thread)
+    runs: list[_Slice] = []
+    moments: list[_Slice] = []
+    others: list[_Slice] = []
+    for event in events:
+        start = round((event.time - began) * 1e9)
+        slice = _Slice(event, start, max(start, round((event.time + event.duration - began) * 1e9)))
+        (moments if event.kind in _MOMENTS else others if event.kind in _INSTANTS | _COUNTERS else runs).append(slice)
+    flows = list(_flows(runs, moments, [event for event in events if event.kind == "move"]))
+    runs = [run for run in runs if run.event.kind != "move"]
+    _set_apart(runs, moments)
+
+    made = [_complete(slice, pid, tids[slice.event.thread]) for slice in (*runs, *moments)]
+    for other in others:
+        event = other.event
+        common = {"ts": other.start / 1e3, "pid": pid, "tid": tids[event.thread]}
+        if event.kind == "turn":
+            waits = {"external": event.subject, "internal": event.value, "immediates": event.immediates}
+            made.append({"name": "waiting", "ph": "C", **common, "args": waits})
+        elif event.kind == "checkpoint":
+            made.append({"name": "microtasks", "ph": "C", **common, "args": {"microtasks": event.subject}})
+        else:
+            made.append({"name": event.kind, "cat": "loop", "ph": "i", "s": "t", **common, "args": _args(event)})
+    for number, (source, target) in enumerate(flows):
+        if source.start <= target.start:  # else the clocks of two cores differ by more than the callback took
+            flow = {"name": source.event.kind, "cat": "flow", "id": number, "pid": pid}
+            made.append({**flow, "ph": "s", "ts": source.start / 1e3, "tid": tids[source.event.thread]})
+            made.append({**flow, "ph": "f", "bp": "e", "ts": target.start / 1e3, "tid": tids[target.event.thread]})
+    made.sort(key=lambda one: (one["ts"], "XCisf".index(one["ph"]), -one.get("dur", 0)))
+    return {
+        "displayTimeUnit": "ns",
+        "otherData": {"loop": loop, "began": began},
+        "traceEvents": [*_names(pid, loop, thread, tids), *made],
+    }
+
+
+def _tracks(events: list[Event], loop_thread: int) -> dict[int, int]:
+    """A small number for each thread, the loop's first: the viewers take 32 bits, and an identifier has 64."""
+    tids = {loop_thread: 1}
+    for event in events:
+        tids.setdefault(event.thread, len(tids) + 1)
+    return tids
+
+
+def _names(pid: int, loop: str, loop_thread: int, tids: dict[int, int]) -> Iterator[dict[str, Any]]:
+    yield {"name": "process_name", "ph": "M", "ts": 0, "pid": pid, "tid": 0, "args": {"name": f"nbloop {loop}"}}
+    alive = {thread.ident: thread.name for thread in threading.enumerate()}
+    for thread, tid in tids.items():
+        name = f"loop {loop}" if thread == loop_thread else alive.get(thread, f"thread {thread:#x}")
+        common = {"ph": "M", "ts": 0, "pid": pid, "tid": tid}
+        yield {"name": "thread_name", **common, "args": {"name": name}}
+        yield {"name": "thread_sort_index", **common, "args": {"sort_index": tid}}
+
+
+def _flows(runs: list[_Slice], moments: list[_Slice], moves: list[Event]) -> Iterator[tuple[_Slice, _Slice]]:
+    """Which submit or arm has led to which callback. No callback began before it was submitted: its slice, which begins
+    where the one before it ended, is made to begin no earlier.
+    """
+    moved = {move.value: move.subject for move in moves}
+    armed = {moment.event.subject: moment for moment in moments if moment.event.kind == "arm"}
+    submits: defaultdict[int, list[tuple[int, int, _Slice]]] = defaultdict(list)  # by queue: first, end, which
+    for moment in moments:
+        if moment.event.kind == "submit":
+            first = moment.event.subject >> PLACE_BITS
+            queue = moment.event.subject & ((1 << PLACE_BITS) - 1)
+            submits[queue].append((first, first + moment.event.value, moment))
+    for ranges in submits.values():
+        ranges.sort(key=lambda one: one[:2])
+    for run in runs:
+        source = None
+        if run.event.kind == "timer":
+            source = armed.pop(run.event.subject, None)  # of an interval its first callback
+        elif run.event.kind not in ("readiness callback", "sleep", "move"):
+            place = moved.get(run.event.subject, run.event.subject)
+            position, ranges = place >> PLACE_BITS, submits[place & ((1 << PLACE_BITS) - 1)]
+            at = bisect_right(ranges, position, key=lambda one: one[0]) - 1
+            if at >= 0 and position < ranges[at][1]:
+                source = ranges[at][2]
+        if source is not None:
+            run.start = min(max(run.start, source.start), run.end)
+            yield source, run
+
+
+def _set_apart(runs: list[_Slice], moments: list[_Slice]) -> None:
+    """Make the slices of a track nest: callbacks do not overlap, and a moment ends before what follows it, and within
+    the callback that it is in.
+    """
+    tracks: defaultdict[int, tuple[list[_Slice], list[_Slice]]] = defaultdict(lambda: ([], []))
+    for run in runs:
+        tracks[run.event.thread][0].append(run)
+    for moment in moments:
+        tracks[moment.event.thread][1].append(moment)
+    for outer, inner in tracks.values():
+        outer.sort(key=lambda run: (run.start, run.end))
+        inner.sort(key=lambda moment: moment.start)
+        for one, following in pairwise(outer):
+            one.end = min(one.end, following.start)
+        starts = [run.start for run in outer]
+        for i, moment in enumerate(inner):
+            moment.end = moment.start + MARK
+            if i + 1 < len(inner):
+                moment.end = min(moment.end, inner[i + 1].start)
+            at = bisect_right(starts, moment.start)
+            if at < len(outer):
+                moment.end = min(moment.end, outer[at].start)
+            if at > 0 and moment.start < outer[at - 1].end:
+                moment.end = min(moment.end, outer[at - 1].end)
+
+
+def _complete(slice: _Slice, pid: int, tid: int) -> dict[str, Any]:
+    event = slice.event
+    return {
+        "name": event.name or event.kind,
+        "cat": event.kind,
+        "ph": "X",
+        "ts": slice.start / 1e3,
+        "dur": (slice.end - slice.start) / 1e3,
+        "pid": pid,
+        "tid": tid,
+        "args": _args(event),
+    }
+
+
+def _args(event: Event) -> dict[str, Any]:
+    """What a click on it shows."""
+    args: dict[str, Any] = {"number": event.number}
+    if event.number < 0:
+        args["state"] = "in progress"
+    if event.failed:
+        args["raised"] = True
+    if event.kind in ("timer", "arm", "cancel"):
+        args["id"] = event.subject
+    if event.kind == "submit":
+        args["count"] = event.value
+    if event.kind == "readiness callback":
+        args["fd"] = event.value
+    return args
