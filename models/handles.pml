@@ -9,8 +9,8 @@
      external.handle_ready 0478b9b8c100
      external.handle_rest 15bfd94d0c10
      external.handles_put_back 1e54b4492840
-     external.handle_drain 6df921bf5d8e
-     external.run_external 9ddf47e7f7f8
+     external.handle_drain ab22da7b275e
+     external.run_external 46e10fc89eae
    check
    bug BUG_REST_BLIND: a handle is laid to rest without another look at its queue
    bug BUG_ANNOUNCE_STORE: `queued` is looked at and stored, and not swapped

@@ -9,14 +9,14 @@
    stands for:
      parking.wake 84f88a5dd6c8
      parking.wide_awake 3a940cddc614
-     turn.wait 08cbe94314e0
-     readiness.epoll_sleep 25e8dde53395
+     turn.wait 6ead8393ef6b
+     readiness.epoll_sleep 5abaa74d8323
      loop.set_fast_path_mode b59e2fad3ffb
      loop.register_fd e617f50f0a9f
      loop.unregister_fd b826d2098b0c
      loop._change_over cb4f679d9908
      loop._install_parker 1d91c00fd0be
-     loop._finish 6310dd2eb2cd
+     loop._finish 351b5b4976fb
    check
    bug BUG_UNLOCKED: the mode is looked at, and the descriptor registered, without the lock
    bug BUG_NO_CHANGE_OVER: a first descriptor does not have the loop change over

@@ -11,8 +11,8 @@
      parking.fall_asleep 83aab53110ee
      parking.wide_awake 3a940cddc614
      parking.sleep_on_word 0d2f1f47140c
-     parking.park 0da6ac819c46
-     turn.wait 08cbe94314e0
+     parking.park 1a9ac47deedf
+     turn.wait 6ead8393ef6b
      methods.send bf962e4f45ec
      life.stop 6075b790727b
    check

@@ -14,7 +14,7 @@
      timers.timer_removed f50f58030286
      timers.timer_cancel bd5f53cbce78
      timers.timer_reference 3d169018e291
-     turn.timer_fire 75a858863152
+     turn.timer_fire 832334880705
      turn.interval_ran 1314c7fabdae
      callbacks.fetch_remote a00cd0219e34
    check
