@@ -155,6 +155,16 @@ NEVER(word, PyUnicode_FromString, word text)
 NEVER(word, PyFunction_GetCode, word at)
 NEVER(word, PyThread_get_thread_ident, void)
 NEVER(int, PyObject_VisitManagedDict, word at, word visit, word argument)
+NEVER(word, PyType_GenericAlloc, word type, word count)
+NEVER(int, PyList_Append, word at, word item)
+NEVER(int, PyList_SetItem, word at, word index, word item)
+NEVER(int, PyUnicode_Compare, word at, word other)
+NEVER(void, PyErr_WriteUnraisable, word at)
+NEVER(void, PyErr_BadInternalCall, void)
+NEVER(word, PyFrame_GetBack, word at)
+NEVER(word, PyFrame_GetCode, word at)
+NEVER(int, PyFrame_GetLineNumber, word at)
+NEVER(word, PyFrame_GetVar, word at, word name)
 
 /* --- a loop's state, as state.py makes it ------------------------------------------------------------------------- */
 
@@ -215,14 +225,12 @@ static void open_loop(word chunk) {
     W(timers_next) = table(SLOT_LIMIT);
     W(timers_slabs) = table(SLOT_SLAB_LIMIT);
     W(timers_slab_objects) = table(SLOT_SLAB_LIMIT);
-    object *heap = array_of(8 * (2 * 64 + 16)), *positions = array_of(8 * 1024);
+    object *heap = array_of(8 * (2 * SMALL_HEAP + 16));
     W(timers_heap) = ((heap->first + 63) & ~63LL) + 48;
     W(timers_heap_array) = (word)heap;
-    W(timers_capacity) = 64;
-    memset((void *)positions->first, 0xff, 8 * 1024);
-    W(timers_positions) = positions->first;
-    W(timers_positions_array) = (word)positions;
-    W(timers_positions_capacity) = 1024;
+    W(timers_capacity) = SMALL_HEAP;
+    W(far_horizon) = GRAIN_MASK;
+    W(far_buckets) = table(BUCKET_COUNT * BUCKET_BYTES / 8);
 }
 
 typedef struct { object *self; char *state; } handle;
@@ -469,7 +477,7 @@ int main(int count, char **arguments) {
     word trimmed = 0;                          /* slabs that were given back: numbers in use without memory */
     for (word i = 0; i < W(pool_slab_count); i++) trimmed += ((word *)W(pool_slabs))[i] == 0;
     kernel_destroy(self, 0);
-    word left = atomic_load(&living) - (hooks_living - 6 - 2);   /* destroy lets go of six rings, heap and positions */
+    word left = atomic_load(&living) - (hooks_living - 6 - 1);   /* destroy lets go of six rings and the heap */
     if (!strcmp(play, "handles")) left -= THREADS;
     CHECK(left == 0);
     printf("%s: ran %ld, armed %ld, fired %ld, cancelled %ld, refused %ld, parks %ld, wakes %ld, stalls %ld, trimmed %ld\n", play,

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from nbloop.kernels import capi, layout
+from nbloop.kernels.far import GRAIN_MASK
+from nbloop.kernels.heap import SMALL_HEAP
 from nbloop.kernels.kernel import kernels
 
 
@@ -29,6 +31,7 @@ def header() -> str:
         name: value for name, value in vars(layout).items() if isinstance(value, int) and name.isupper() and value >= 0
     }
     words |= {"OBJECT_HEADER": capi.OBJECT_HEADER, "TUPLE_ITEMS": capi.TUPLE_ITEMS}
+    words |= {"SMALL_HEAP": SMALL_HEAP, "GRAIN_MASK": GRAIN_MASK}
     words |= offsets(layout.STATE, 0, "STATE") | offsets(layout.HANDLE, 0, "HANDLE")
     words |= {"STATE_BYTES": layout.STATE.itemsize, "HANDLE_BYTES": layout.HANDLE.itemsize}
     return "".join(f"#define {name} {value}LL\n" for name, value in words.items())

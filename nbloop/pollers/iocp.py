@@ -32,7 +32,7 @@ from typing import Any
 from ..kernels.layout import EDGE, ERROR, HANGUP, ONESHOT, PARK_POLLER, READ, READY_MOST, WRITE
 
 if sys.platform != "win32":
-    raise ImportError("completion ports are Windows'")
+    raise ImportError("completion ports are Windows'", name="ctypes.WinDLL")
 
 # States of a socket that a poll waits for.
 RECEIVE, SEND, DISCONNECT, ABORT, LOCAL_CLOSE, ACCEPT, CONNECT_FAIL = 0x1, 0x4, 0x8, 0x10, 0x20, 0x80, 0x100
