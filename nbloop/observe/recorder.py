@@ -146,9 +146,12 @@ class Recorder:
             events.append(_event(row, when, names))
         return events
 
-    def trace(self) -> dict[str, Any]:
-        """The events as a Chrome trace (`nbloop.observe.trace`), which `json.dump` takes."""
-        return trace(self.events(), self._name, int(self._record["thread"]))
+    def trace(self, since: float = 0.0) -> dict[str, Any]:
+        """The events as a Chrome trace (`nbloop.observe.trace`), which `json.dump` takes; only those that had not ended
+        at `since`, on the clock of `time.monotonic`.
+        """
+        events = [event for event in self.events() if event.time + event.duration >= since]
+        return trace(events, self._name, int(self._record["thread"]))
 
     def dump(self, path: str | os.PathLike[str]) -> None:
         """Write `trace` to a file, as JSON; who opens it sees all of it or what was there before. Raises OSError."""

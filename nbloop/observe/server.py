@@ -6,6 +6,7 @@
 ``/debug/vars``                       `Loop.metrics` as JSON
 ``/debug/pprof/profile?seconds=30``   a CPU profile of all threads, for ``go tool pprof URL``
 ``/debug/pprof/heap``                 what tracemalloc has traced (409 if it is not tracing)
+``/debug/trace?seconds=5``            what the loop does meanwhile, for ui.perfetto.dev (409 without ``recorder=``)
 ``/healthz``                          200 if the loop runs a task within a second, else 503
 ====================================  =============================================================================
 
@@ -27,6 +28,7 @@ import json
 import math
 import re
 import threading
+import time
 import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
@@ -143,15 +145,33 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(200, json.dumps(variables(self.server.loop)), "application/json")
 
     def _profile(self, query: dict[str, list[str]]) -> None:
+        seconds = self._seconds(query, "30")
+        if seconds is not None:
+            content = profile.profile(seconds).pprof()
+            self._answer(200, content, "application/octet-stream", Content_Disposition=_saved_as("cpu.pb.gz"))
+
+    def _trace(self, query: dict[str, list[str]]) -> None:
+        recorder = self.server.loop.recorder
+        if recorder is None:
+            self._answer(409, "this loop has no flight recorder: Loop(recorder=65536)\n")
+            return
+        seconds = self._seconds(query, "5")
+        if seconds is not None:
+            began = time.monotonic()
+            time.sleep(seconds)
+            content = json.dumps(recorder.trace(began))
+            self._answer(200, content, "application/json", Content_Disposition=_saved_as("trace.json"))
+
+    def _seconds(self, query: dict[str, list[str]], default: str) -> float | None:
+        """For how long; None if that was answered with an error."""
         try:
-            seconds = float(query.get("seconds", ["30"])[-1])
+            seconds = float(query.get("seconds", [default])[-1])
         except ValueError:
             seconds = math.nan
-        if not 0 < seconds <= MOST_SECONDS:
-            self._answer(400, f"seconds must be a number above 0, at most {MOST_SECONDS:.0f}\n")
-            return
-        content = profile.profile(seconds).pprof()
-        self._answer(200, content, "application/octet-stream", Content_Disposition='attachment; filename="cpu.pb.gz"')
+        if 0 < seconds <= MOST_SECONDS:
+            return seconds
+        self._answer(400, f"seconds must be a number above 0, at most {MOST_SECONDS:.0f}\n")
+        return None
 
     def _heap(self, _query: dict[str, list[str]]) -> None:
         try:
@@ -159,7 +179,7 @@ class _Handler(BaseHTTPRequestHandler):
         except RuntimeError as error:
             self._answer(409, f"{error}\n")
             return
-        self._answer(200, content, "application/octet-stream", Content_Disposition='attachment; filename="heap.pb.gz"')
+        self._answer(200, content, "application/octet-stream", Content_Disposition=_saved_as("heap.pb.gz"))
 
     def _health(self, _query: dict[str, list[str]]) -> None:
         ran = threading.Event()
@@ -180,8 +200,13 @@ _PAGES = {
     "/debug/vars": _Handler._vars,
     "/debug/pprof/profile": _Handler._profile,
     "/debug/pprof/heap": _Handler._heap,
+    "/debug/trace": _Handler._trace,
     "/healthz": _Handler._health,
 }
+
+
+def _saved_as(name: str) -> str:
+    return f'attachment; filename="{name}"'
 
 
 def _document() -> tuple[str, str]:

@@ -123,6 +123,25 @@ def test_profile_and_heap_are_pprof(ask: Ask) -> None:
         decode(body)
 
 
+def test_trace_is_of_its_seconds(ask: Ask, wait_for: Any) -> None:
+    assert ask("/debug/trace?seconds=0.1")[0] == 409  # it records nothing
+    with Loop(recorder=1024) as recording, serve(recording) as server:
+        ran = threading.Event()
+        recording.submit(ran.set)
+        wait_for(ran)
+        period = recording.schedule_interval(0.01, int)
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+        connection.request("GET", "/debug/trace?seconds=0.2")
+        answer = connection.getresponse()
+        trace = json.loads(answer.read())
+        connection.close()
+        recording.cancel_timer(period)
+    assert answer.status == 200
+    kinds = [event["cat"] for event in trace["traceEvents"] if event["ph"] == "X"]
+    assert kinds.count("timer") >= 5
+    assert "task" not in kinds, "what ran before is not of these seconds"
+
+
 @pytest.mark.parametrize("seconds", ["0", "-1", "301", "nan", "inf", "x", ""])
 def test_bad_seconds(ask: Ask, seconds: str) -> None:
     query = f"?seconds={seconds}" if seconds else "?seconds=%20"
