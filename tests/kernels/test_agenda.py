@@ -50,6 +50,8 @@ class AgendaMachine(RuleBasedStateMachine):
     @rule(span=st.sampled_from(SPANS), part=st.integers(0, 16), count=st.sampled_from([1, 1, 3, 20]))
     def insert(self, span: int, part: int, count: int) -> None:
         deadline = self.now + span * part // 16
+        if deadline >= 1 << 63:  # the loop takes delays of 126 years, and its clock does not reach as many
+            return
         for _ in range(count):
             slot = slot_take(self.timers)
             if slot < 0:
