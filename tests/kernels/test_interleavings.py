@@ -211,7 +211,22 @@ def reactions_model() -> None:
         promise._view = view
         mine = [[Eventual() for _ in range(2)] for _ in range(2)]
         name = {id(reaction): (who, n) for who, added in enumerate(mine) for n, reaction in enumerate(added)}
+        # A planted bug loses count of references, and the collector would follow what it leaves behind: none of these
+        # is ever freed, and in the end they refer to nothing.
+        words = [id(one) for one in (promise, *mine[0], *mine[1])]
+        for one in words * 8:
+            Py_IncRef(one)
+    try:
+        settle_and_add(memory, base, promise, mine, name)
+    finally:
+        for one in words:
+            put(one + reactions.E_LINK, 0)
+            put(one + reactions.E_REACTIONS, 0)
 
+
+def settle_and_add(
+    memory: rig.Memory, base: int, promise: Eventual, mine: list[list[Eventual]], name: dict[int, tuple[int, int]]
+) -> None:
     def add(who: int) -> None:
         for reaction in mine[who]:
             Py_IncRef(id(reaction))
