@@ -12,13 +12,14 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import crossing, descriptors, peers, report, workloads
-from .drive import Asyncio, Driven, Nbloop
+from . import crossing, descriptors, report, workloads
+from .compare import beside
+from .drive import Nbloop
 from .measure import Probe, Rounds, Sample, interleave
 
 
@@ -37,22 +38,9 @@ ROUNDS = 25
 BUDGET = 6.0  # seconds for one size of one question
 
 
-@contextlib.contextmanager
-def _loops(started: bool = False) -> Iterator[list[Driven]]:
-    loops: list[Driven] = [Nbloop(), Asyncio(), *peers.uvloops()]
-    try:
-        for driven in loops:
-            if started:
-                driven.start()
-        yield loops
-    finally:
-        for driven in loops:
-            driven.close()
-
-
 def _tasks(size: int, rounds: int) -> Rounds:
     """Submitted by a callback of the loop, run after it: ns for both, for one task."""
-    with _loops() as loops:
+    with beside() as loops:
         # A peer needs some 200 bytes a task: at ten million, the machine would be measured instead.
         taking_part = loops if size <= 1_000_000 else loops[:1]
         values = interleave(rounds, [workloads.burst(of.name, of, of.soon, size) for of in taking_part], warm=1)
@@ -61,7 +49,7 @@ def _tasks(size: int, rounds: int) -> Rounds:
 
 def _timers(size: int, rounds: int) -> Rounds:
     """Scheduled, cancelled, fired among as many others with random deadlines."""
-    with _loops() as loops:
+    with beside() as loops:
         taking_part = loops if size <= 100_000 else [of for of in loops if of.name != "asyncio"]
         return interleave(rounds, [workloads.Timers(of.name, of, size) for of in taking_part], warm=int(size < 100_000))
 
@@ -70,7 +58,7 @@ def _descriptors(size: int, rounds: int) -> Rounds:
     """One ready and the others idle; all of them ready: ns from an event to the end of its callback."""
     values: Rounds = {}
     for what, ready, idle in (("1 ready", 1, size - 1), ("all ready", size, 0)):
-        with descriptors.eventfds(ready, idle) as fds, _loops() as loops, contextlib.ExitStack() as watched:
+        with descriptors.eventfds(ready, idle) as fds, beside() as loops, contextlib.ExitStack() as watched:
             probes = [descriptors.Ready(f"{of.name}, {what}", of, fds, calls=max(2000, ready)) for of in loops]
             for probe in probes:
                 watched.callback(probe.close)
@@ -80,7 +68,7 @@ def _descriptors(size: int, rounds: int) -> Rounds:
 
 def _producers(size: int, rounds: int) -> Rounds:
     """Threads that share 50,000 tasks, until the last has run: ns a task."""
-    with _loops(started=True) as loops:
+    with beside(started=True) as loops:
         ours = loops[0]
         assert isinstance(ours, Nbloop)
 

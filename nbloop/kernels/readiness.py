@@ -84,7 +84,6 @@ from .slots import GENERATION_SHIFT, slot_at, slot_free, slot_of, slot_open, slo
 from .timers import CANCELLED, STATE_MASK
 
 WATCHED, DISPATCHING = 6, 7  # states of a slot, beside those of timers
-REPORTED = READ | WRITE | ERROR | HANGUP
 EPOLLIN, EPOLLOUT, EPOLLERR, EPOLLHUP, EPOLLRDHUP = 1, 4, 8, 16, 0x2000
 
 
