@@ -6,17 +6,17 @@
    tail too, and never counts.
 
    stands for:
-     ingress.queue_close 3cdce7d9f016
-     ingress.queue_close_if_empty 96897328fd4d
-     ingress.queue_reopen 6e6a61287b7f
-     ingress.queue_tail 0ee8675cf666
-     turn.quiet cfe70fa63671
-     turn.drain abd56d261d93
-     life.transition 858912095e74
-     life.close_queues 4157372e9824
-     life.reopen_queues 6093746c618a
-     life.queue_drop d9565dcf1eff
-     caller.refuse b6da42a0f736
+     ingress.queue_close 06858668a1db
+     ingress.queue_close_if_empty 7bd24fbe2ad1
+     ingress.queue_reopen 3f39c058cdfe
+     ingress.queue_tail 80bc1a2ead2e
+     turn.quiet 58474cda741b
+     turn.drain e0d2770462d6
+     life.transition 1cdd2934c5d9
+     life.close_queues 81662c94170d
+     life.reopen_queues cffd396ca1b8
+     life.queue_drop 31a79fa93de7
+     caller.refuse f7bbd99e6e55
    check
    check CLOSE
    bug BUG_CLOSE_IN_TWO: a close reads the tail, and marks it a moment later

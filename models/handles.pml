@@ -5,12 +5,12 @@
    back. Work that nobody announced is a loop that sleeps for ever, an invalid end state.
 
    stands for:
-     methods.announce d2b23574daef
-     external.handle_ready 0478b9b8c100
-     external.handle_rest 15bfd94d0c10
-     external.handles_put_back 1e54b4492840
-     external.handle_drain ab22da7b275e
-     external.run_external 46e10fc89eae
+     methods.announce f28bf7c656ab
+     external.handle_ready bfe64f5387ad
+     external.handle_rest 9c4c39f4a6c6
+     external.handles_put_back b0cdd77c259c
+     external.handle_drain b0baae76ca68
+     external.run_external 34f1cc991870
    check
    bug BUG_REST_BLIND: a handle is laid to rest without another look at its queue
    bug BUG_ANNOUNCE_STORE: `queued` is looked at and stored, and not swapped

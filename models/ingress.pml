@@ -8,16 +8,18 @@
    words as one batch and brings the chunks along. The pool is pool.pml's matter: here a chunk is free or not.
 
    stands for:
-     ingress.queue_draw 79cd50e1fdc2
-     ingress.queue_segment 73cb986cc4a7
-     ingress.queue_push d502aaf20b68
-     ingress.queue_push_many 6bb5dbd64984
-     ingress.queue_peek 3c5570e026fe
-     ingress.queue_advance 80f626049918
-     ingress.queue_retire 4f4dd5d4d865
-     ingress.queue_skip 60dafd78e50f
-     ingress.queue_cell 73e9955fb2fa
-     ingress.queue_entry 22f383d37882
+     ingress.queue_draw 38f29a461db5
+     ingress.queue_draw_exactly 0fff805461a1
+     ingress.queue_segment c3c234653a85
+     ingress.queue_install 49abd9490c15
+     ingress.queue_push e9117bbb8e52
+     ingress.queue_push_many e2f7bab1133d
+     ingress.queue_peek 74be356b8fb4
+     ingress.queue_advance ef1d4ca1e485
+     ingress.queue_retire dc8ae55f2150
+     ingress.queue_skip 4034bef7c8dc
+     ingress.queue_cell 2e7ff1d9db55
+     ingress.queue_entry 3a9ce712f760
    check
    check MEMORY
    check BATCH

@@ -7,10 +7,11 @@
    waits for the wake calls that were claimed.
 
    stands for:
-     parking.wake 84f88a5dd6c8
-     parking.wide_awake 3a940cddc614
-     turn.wait 6ead8393ef6b
-     readiness.epoll_sleep 5abaa74d8323
+     parking.wake 14e27c34c48b
+     parking.wake_sleeper 779c2883a807
+     parking.wide_awake 386ca27eb4c2
+     turn.wait 11258c5a44b6
+     readiness.epoll_sleep 9afb1655d973
      loop.set_fast_path_mode b59e2fad3ffb
      loop.register_fd e617f50f0a9f
      loop.unregister_fd b826d2098b0c

@@ -6,15 +6,16 @@
    may also end by itself (a deadline, a signal, a stale wake), which must not confuse the account of claims.
 
    stands for:
-     parking.wake 84f88a5dd6c8
-     parking.arrivals 76d68ee7e40c
-     parking.fall_asleep 83aab53110ee
-     parking.wide_awake 3a940cddc614
-     parking.sleep_on_word 0d2f1f47140c
-     parking.park 1a9ac47deedf
-     turn.wait 6ead8393ef6b
-     methods.send bf962e4f45ec
-     life.stop 6075b790727b
+     parking.wake 14e27c34c48b
+     parking.wake_sleeper 779c2883a807
+     parking.arrivals 917cea6b464d
+     parking.fall_asleep 9f27cd9c8994
+     parking.wide_awake 386ca27eb4c2
+     parking.sleep_on_word 5042a25779be
+     parking.park 71817ac9e44b
+     turn.wait 11258c5a44b6
+     methods.send 223891fa572b
+     life.stop 3d6c84035938
    check
    check EARLY
    bug BUG_LOOK_FIRST: the loop looks, and then announces

@@ -5,14 +5,14 @@
    of a link is what the counter is for.
 
    stands for:
-     stack.stack_pop 54e2808c9ebc
-     stack.stack_push d985f4bd890c
-     pool.pool_take e571d8aa90c2
-     pool.pool_give 4c59058241ea
-     pool.pool_trim a5b20b0b1c1a
-     pool.pool_address 37809e2f9b6a
-     ingress.chunks_reserve b96cbf545f20
-     ingress.chunks_return 3134589b8957
+     stack.stack_pop 54d784ce1caf
+     stack.stack_push 287348e88b2e
+     pool.pool_take 370293cdca7c
+     pool.pool_give 95d6fd324ba7
+     pool.pool_trim f69406b3e29f
+     pool.pool_address d1e08aa2144f
+     ingress.chunks_reserve 3a6258140f08
+     ingress.chunks_return 1faea3dbda49
    check
    check TRIM
    bug BUG_NO_COUNTER: the head's counter stands still (ABA)

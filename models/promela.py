@@ -54,7 +54,8 @@ MODELS = [Model(path) for path in sorted(FOLDER.glob("*.pml"))]
 
 def stamp(module: str, name: str) -> str:
     """Twelve digits that change with what a kernel function, or a method of `Loop`, does, and not with its layout,
-    comments or docstring.
+    comments or docstring,
+    and not with where it is inlined.
     """
     if module == "loop":
         function = getattr(Loop, name)
@@ -64,6 +65,7 @@ def stamp(module: str, name: str) -> str:
         assert function.__module__ == f"nbloop.kernels.{module}", f"{name} is defined in {function.__module__}"
     node = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
     assert isinstance(node, ast.FunctionDef)
+    node.decorator_list.clear()
     if ast.get_docstring(node) is not None:
         del node.body[0]
     return hashlib.sha256(ast.unparse(node).encode()).hexdigest()[:12]

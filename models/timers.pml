@@ -6,17 +6,17 @@
    back. The heap is a set, since any timer may be due at any moment. With -DINTERVAL the first timer is an interval.
 
    stands for:
-     slots.slot_open c4e0f71238fe
-     slots.slot_of 54e00a69e94d
-     timers.timer_arm_here 714db461f600
-     timers.timer_arm_elsewhere 5c3f01ee679a
-     timers.timer_armed 0baa5b4e903b
-     timers.timer_removed f50f58030286
-     timers.timer_cancel bd5f53cbce78
-     timers.timer_reference 3d169018e291
-     turn.timer_fire 832334880705
-     turn.interval_ran 1314c7fabdae
-     callbacks.fetch_remote a00cd0219e34
+     slots.slot_open efbeaa121a9b
+     slots.slot_of d096f057c8b1
+     timers.timer_arm_here d29fc1c5824b
+     timers.timer_arm_elsewhere 68500a1d158d
+     timers.timer_armed 8c99d9182d5b
+     timers.timer_removed 2acde3061716
+     timers.timer_cancel e8a07afc2273
+     timers.timer_reference 8ce1b38d2a0e
+     turn.timer_fire e49200486e85
+     turn.interval_ran 9f1a6e939463
+     callbacks.fetch_remote 8fa1f9a34473
    check
    check INTERVAL
    bug BUG_NO_GENERATION: a cancel does not look at the generation

@@ -36,7 +36,8 @@ enum kind { NOTHING, TRUTH, INTEGER, REAL, TUPLE, LIST, ARRAY, CALLBACK, MAKE_SL
 typedef struct object {
     _Atomic word refs;
     word kind;
-    char header[OBJECT_HEADER - 16];
+    char header[OBJECT_HEADER - 24];
+    const char *type;            /* the last word of a header: what can be called has tp_call in its type */
     word first;                  /* array: data; tuple and list: size */
     word second;                 /* list: address of its items */
     union { word value; double real; };
@@ -45,11 +46,13 @@ typedef struct object {
     word data[4];                /* a callback's own */
 } object;
 
+static const char others[TYPE_CALL + 8], callables[TYPE_CALL + 8] = {[TYPE_CALL] = 1};
 static _Atomic word living;      /* objects that are not freed yet */
 
 static object *make(enum kind kind, word items) {
     object *made = calloc(1, sizeof(object) + 8 * items);
     made->kind = kind;
+    made->type = kind == CALLBACK ? callables : others;
     atomic_store_explicit(&made->refs, 1, memory_order_relaxed);
     atomic_fetch_add_explicit(&living, 1, memory_order_relaxed);
     return made;

@@ -30,7 +30,7 @@ def header() -> str:
     words = {
         name: value for name, value in vars(layout).items() if isinstance(value, int) and name.isupper() and value >= 0
     }
-    words |= {"OBJECT_HEADER": capi.OBJECT_HEADER, "TUPLE_ITEMS": capi.TUPLE_ITEMS}
+    words |= {"OBJECT_HEADER": capi.OBJECT_HEADER, "TUPLE_ITEMS": capi.TUPLE_ITEMS, "TYPE_CALL": capi.TYPE_CALL}
     words |= {"SMALL_HEAP": SMALL_HEAP, "GRAIN_MASK": GRAIN_MASK}
     words |= offsets(layout.STATE, 0, "STATE") | offsets(layout.HANDLE, 0, "HANDLE")
     words |= {"STATE_BYTES": layout.STATE.itemsize, "HANDLE_BYTES": layout.HANDLE.itemsize}

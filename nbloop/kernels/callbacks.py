@@ -23,7 +23,7 @@ from .capi import (
     PyObject_Vectorcall,
 )
 from .ingress import queue_advance, queue_length, queue_peek
-from .kernel import helper
+from .kernel import apart, inlined
 from .layout import (
     ARGUMENTS,
     BREATHE,
@@ -64,7 +64,7 @@ BREATH = 64  # callbacks between two breaths
 LEAVE = -1  # an exception is set and `run` has to return 0
 
 
-@helper
+@apart
 def report(base: int, word: int, kind: int) -> int:
     """Hand the raised exception and its callback to the loop's reporter. 0, or LEAVE if that raised."""
     error = PyErr_GetRaisedException()
@@ -81,7 +81,7 @@ def report(base: int, word: int, kind: int) -> int:
     return 0
 
 
-@helper
+@apart
 def call_hook(hook: int) -> int:
     """Call a Python function of the loop's own without arguments. 0, or LEAVE if it raised."""
     result = PyObject_CallNoArgs(hook)
@@ -91,7 +91,7 @@ def call_hook(hook: int) -> int:
     return 0
 
 
-@helper
+@inlined
 def call_word(word: int) -> int:
     """Call what a tagged reference means: a callable, or a tuple (callable, *args). A new reference, or 0."""
     target = word & POINTER_MASK
@@ -102,7 +102,7 @@ def call_word(word: int) -> int:
     return PyObject_CallNoArgs(target)
 
 
-@helper
+@inlined
 def invoke(base: int, word: int, kind: int) -> int:
     """Run one callback. The reference stays the caller's. 0, or LEAVE. Loop thread."""
     if get(base + OBSERVED) != 0:
@@ -110,7 +110,7 @@ def invoke(base: int, word: int, kind: int) -> int:
     return called(base, call_word(word), word, kind)
 
 
-@helper
+@inlined
 def called(base: int, result: int, word: int, kind: int) -> int:
     """After the call of a callback that returned `result`, or 0 with an exception set. 0, or LEAVE."""
     status = 0
@@ -129,7 +129,7 @@ def called(base: int, result: int, word: int, kind: int) -> int:
     return status
 
 
-@helper
+@apart
 def fetch_remote(base: int) -> None:
     """Move what other threads left in the remote queue to where it belongs. Loop thread.
 
@@ -172,7 +172,7 @@ def fetch_remote(base: int) -> None:
         queue_advance(queue)
 
 
-@helper
+@inlined
 def due_push(base: int, ring: int, word: int) -> int:
     """Append to a ring that checkpoints run; `due` counts what is in all of them. 0, or -1 for no memory. Loop
     thread.

@@ -18,17 +18,17 @@ from .capi import (
     PyThreadState_GetUnchecked,
     PyTuple_New,
 )
-from .kernel import helper
+from .kernel import apart, inlined
 from .layout import OWNER, REFUSE
 
 
-@helper
+@inlined
 def on_loop_thread(base: int) -> bool:
     """Is the caller the thread inside `run()`? Its thread state's address is the owner word; 2 ns."""
     return load(base + OWNER) == PyThreadState_GetUnchecked()
 
 
-@helper
+@apart
 def refuse(base: int, code: int, culprit: int) -> int:
     """Raise for `code`: -1 with the exception set; 0 means that the call is to be tried again."""
     number = PyLong_FromLongLong(code)

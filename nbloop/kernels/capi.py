@@ -209,6 +209,10 @@ Sleep = _declare("Sleep", VOID, INT, twin=_sleep)
 
 # --- layout facts of the interpreter that kernels rely on; each is part of the stable object layout -----------------
 OBJECT_HEADER = object.__basicsize__  # a numpy array's data pointer is the first word after it
+OBJECT_TYPE = OBJECT_HEADER - 8  # an object's type is the last word of its header
+TYPE_CALL = (
+    OBJECT_HEADER + 8 + 13 * 8
+)  # tp_call, after ob_size and 13 fields: what PyCallable_Check looks at, 2 ns less
 TUPLE_ITEMS = tuple.__basicsize__  # address of a tuple's first item: its header ends where the items begin
 
 FUTEX_NUMBERS = {"x86_64": 202, "aarch64": 98}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from .atomics import get, load, put
 from .callbacks import call_hook, fetch_remote, invoke
 from .capi import Py_DecRef
-from .kernel import helper
+from .kernel import helper, inlined
 from .layout import (
     CHECKPOINT_ENDS,
     DUE,
@@ -36,7 +36,7 @@ from .ring import ring_length, ring_pop
 CHECKPOINT_WARNING = 100_000
 
 
-@helper
+@inlined
 def invoke_owned(base: int, word: int, kind: int) -> int:
     """`invoke`, release the reference, then the microtask checkpoint that follows every callback. 0, or LEAVE."""
     status = invoke(base, word, kind)
@@ -46,7 +46,7 @@ def invoke_owned(base: int, word: int, kind: int) -> int:
     return checkpoint(base)
 
 
-@helper
+@inlined
 def checkpoint(base: int) -> int:
     """All next-ticks, then all microtasks, again until both are empty; then what waits for that end. 0, or LEAVE.
     Loop thread.

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -26,7 +27,7 @@ from numba.core.typing.templates import AbstractTemplate, infer_global
 from numba.extending import lower_builtin, register_jitable
 
 from . import atomics, capi, signals, traverse
-from .kernel import KEYWORDS, MANY, SIGNAL, TRAVERSE, Kernel, helpers
+from .kernel import KEYWORDS, MANY, SIGNAL, TRAVERSE, Kernel, attributes, helpers
 
 _WORD = ir.IntType(64)
 _TYPES: dict[str, Any] = {capi.WORD: types.int64, capi.REAL: types.float64, capi.INT: types.intc, capi.VOID: types.void}
@@ -178,16 +179,22 @@ def _teach_externals() -> None:
 def compile_kernels(kernels: list[Kernel]) -> tuple[dict[str, str], bytes]:
     """Compile all kernels: entry symbols by kernel name, and the object file that defines them.
 
-    Numba optimises each library as far as -O1 only: the whole is optimised in the end anyway, and this takes half of
-    the time.
+    Numba does not optimise its libraries: the whole is optimised in the end anyway, it takes half of the time, and what
+    is inlined is not decided before `inlined` and `apart` are known.
     """
     settings: Any = config
-    level, settings.OPT = settings.OPT, settings._OptLevel(1)
+    level, settings.OPT = settings.OPT, settings._OptLevel(0)
     try:
         symbols, whole, machine = link_kernels(kernels)
     finally:
         settings.OPT = level
     return symbols, machine.emit_object(whole)
+
+
+def _mangled(function: FunctionType) -> str:
+    """How the symbols of a function begin that Numba compiles: Itanium's mangling of its qualified name."""
+    parts = [*function.__module__.split("."), function.__name__]
+    return "_ZN" + "".join(f"{len(part)}{part}" for part in parts)
 
 
 def link_kernels(kernels: list[Kernel]) -> tuple[dict[str, str], Any, Any]:
@@ -214,9 +221,13 @@ def link_kernels(kernels: list[Kernel]) -> tuple[dict[str, str], Any, Any]:
         symbols[kernel.name] = compiled._wrapper_name
         whole.link_in(llvm.parse_assembly(compiled._library.get_llvm_str()))
     entries = set(symbols.values())
+    told = {_mangled(function): names for function, names in attributes.items()}
+    told |= {_mangled(kernel.function): ("alwaysinline",) for kernel in kernels}  # into the entry of its C signature
     for function in whole.functions:
         if not function.is_declaration and function.name not in entries:
             function.linkage = "internal"
+            for name in told.get(function.name.partition("B")[0], ()):  # B: the version of what is compiled
+                function.add_function_attribute(name)
     for variable in whole.global_variables:
         if not variable.is_declaration:
             variable.linkage = "internal"

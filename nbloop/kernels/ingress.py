@@ -31,7 +31,7 @@ queue each for that reason.
 from __future__ import annotations
 
 from .atomics import compare_and_swap, exchange, fetch_add, get, load, load_sc, pause, put, store
-from .kernel import helper
+from .kernel import apart, helper, inlined
 from .layout import (
     FULL,
     M_PACE,
@@ -64,7 +64,7 @@ from .recorder import push_recorded
 SLACK = 256  # segments of the directory left unused, so that producers already past the gate still find one
 
 
-@helper
+@inlined
 def queue_cell(chunk: int, ticket: int, shift: int) -> int:
     """Address of a ticket's cell: chunk of 2**shift cells, consecutive tickets on consecutive 64-byte lines,
     wrapping.
@@ -74,18 +74,27 @@ def queue_cell(chunk: int, ticket: int, shift: int) -> int:
     return chunk + (((at & ((1 << lines_bits) - 1)) << 3 | at >> lines_bits) << 3)
 
 
-@helper
+@inlined
 def queue_entry(queue: int, ticket: int) -> int:
     """Address of the directory entry of a ticket's segment."""
     segment = ticket >> get(queue + Q_SHIFT)
     return get(queue + Q_DIRECTORY) + ((segment & get(queue + Q_DIRECTORY_MASK)) << 3)
 
 
-@helper
+@inlined
 def queue_segment(queue: int, ticket: int) -> int:
     """Address of the chunk for a ticket that the caller drew, installing one if it is the first to come; 0 if void.
     Lock-free.
     """
+    entry = load(queue_entry(queue, ticket))
+    if entry <= 0:
+        return queue_install(queue, ticket)
+    return pool_address(get(queue + Q_POOL), entry - 1)
+
+
+@apart
+def queue_install(queue: int, ticket: int) -> int:
+    """`queue_segment` for the first to come."""
     at = queue_entry(queue, ticket)
     void = ~(ticket >> get(queue + Q_SHIFT))
     entry = load(at)
@@ -104,20 +113,27 @@ def queue_segment(queue: int, ticket: int) -> int:
     return pool_address(pool, entry - 1)
 
 
-@helper
+@inlined
 def queue_draw(queue: int, count: int) -> int:
     """Draw `count` consecutive tickets; the first is returned, or -REFUSED_x and nothing was drawn. Any thread."""
     shift = get(queue + Q_SHIFT)
-    if load(queue + Q_GATE) == OPEN and count <= 1 << shift:
-        ticket = fetch_add(queue + Q_TAIL, count)
-        if ticket < 0:
-            return -REFUSED_CLOSED
-        if ticket >> shift != (ticket - count) >> shift:  # looked at once per segment: is the directory filling up?
-            backlog = ticket - load(queue + Q_HEAD)
-            if (backlog >> shift) > get(queue + Q_DIRECTORY_MASK) + 1 - 2 * SLACK:
-                compare_and_swap(queue + Q_GATE, OPEN, FULL)
-        return ticket
-    # a limit to keep exactly, the end of the directory near, or a batch that might reach it: look first, then swap
+    if load(queue + Q_GATE) != OPEN or count > 1 << shift:
+        return queue_draw_exactly(queue, count)
+    ticket = fetch_add(queue + Q_TAIL, count)
+    if ticket < 0:
+        return -REFUSED_CLOSED
+    if ticket >> shift != (ticket - count) >> shift:  # looked at once per segment: is the directory filling up?
+        backlog = ticket - load(queue + Q_HEAD)
+        if (backlog >> shift) > get(queue + Q_DIRECTORY_MASK) + 1 - 2 * SLACK:
+            compare_and_swap(queue + Q_GATE, OPEN, FULL)
+    return ticket
+
+
+@apart
+def queue_draw_exactly(queue: int, count: int) -> int:
+    """`queue_draw` with a limit to keep exactly, the end of the directory near, or a batch that might reach it: look
+    first, then swap.
+    """
     while True:
         ticket = load(queue + Q_TAIL)
         if ticket < 0:
@@ -131,7 +147,7 @@ def queue_draw(queue: int, count: int) -> int:
             return ticket
 
 
-@helper
+@inlined
 def queue_push(queue: int, word: int) -> int:
     """Store one tagged reference, which the queue then owns. 0, or REFUSED_x and it is still the caller's. Any
     thread.
@@ -149,7 +165,7 @@ def queue_push(queue: int, word: int) -> int:
     return 0
 
 
-@helper
+@apart
 def push_begins(queue: int, cell: int, ticket: int) -> int:
     """Stamp and record a push, as is wanted; the mark for its word. The ticket's owner, before the word is stored."""
     push_recorded(queue, ticket, 1)
@@ -241,7 +257,7 @@ def queue_push_many(queue: int, words: int, count: int) -> int:
     return 0
 
 
-@helper
+@inlined
 def queue_peek(queue: int) -> int:
     """The oldest word, without taking it; 0 if there is none *yet*. The consumer only; O(1)."""
     while True:
@@ -259,7 +275,7 @@ def queue_peek(queue: int) -> int:
         return load(queue_cell(chunk, head, get(queue + Q_SHIFT)))
 
 
-@helper
+@inlined
 def queue_advance(queue: int) -> None:
     """Take what `queue_peek` has just shown: its reference is now the caller's. The consumer only; O(1)."""
     head = get(queue + Q_HEAD)
@@ -270,7 +286,7 @@ def queue_advance(queue: int) -> None:
     store(queue + Q_HEAD, head + 1)
 
 
-@helper
+@inlined
 def queue_take(queue: int) -> int:
     """The oldest word, whose reference is then the caller's; 0 if there is none *yet*. The consumer only; O(1).
 
@@ -285,7 +301,7 @@ def queue_take(queue: int) -> int:
     return word
 
 
-@helper
+@apart
 def queue_retire(queue: int, ticket: int) -> None:
     """Put the chunk of `ticket`, all of whose cells were taken, back into the pool. The consumer only."""
     at = queue_entry(queue, ticket)
@@ -296,7 +312,7 @@ def queue_retire(queue: int, ticket: int) -> None:
         pool_give(get(queue + Q_POOL), entry - 1)
 
 
-@helper
+@apart
 def queue_skip(queue: int, head: int) -> None:
     """Step over the refused tickets of a void segment. The consumer only."""
     shift = get(queue + Q_SHIFT)
@@ -305,7 +321,7 @@ def queue_skip(queue: int, head: int) -> None:
     store(queue + Q_HEAD, min(tail, end))
 
 
-@helper
+@inlined
 def queue_tail(queue: int) -> int:
     """How many tickets were accepted so far. Any thread; sequentially consistent, for the sleep protocol."""
     while True:
@@ -318,7 +334,7 @@ def queue_tail(queue: int) -> int:
         pause()  # between the two stores of a close or of a reopening
 
 
-@helper
+@inlined
 def queue_length(queue: int) -> int:
     """Tasks accepted and not yet taken. Any thread (for others than the consumer, a moment old)."""
     return queue_tail(queue) - load(queue + Q_HEAD)

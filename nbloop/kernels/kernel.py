@@ -37,6 +37,7 @@ SIGNAL = 0  # not a method: a C signal handler, void(int)
 TRAVERSE = -1  # not a method: a type's tp_traverse, int(PyObject *, visitproc, void *)
 
 helpers: list[FunctionType] = []  # functions that kernels call, in order of declaration
+attributes: dict[FunctionType, tuple[str, ...]] = {}  # of helpers: what LLVM is told of them, as it names it
 kernels: dict[str, Kernel] = {}
 
 
@@ -45,6 +46,25 @@ def helper[F: Callable[..., Any]](function: F) -> F:
     assert isinstance(function, FunctionType)
     helpers.append(function)
     return function
+
+
+def inlined[F: Callable[..., Any]](function: F) -> F:
+    """A `helper` of which each caller has its own copy: the path that every submit and every callback takes.
+
+    LLVM's own judgement goes by size, and what a hot path says of rare cases counts in it. A call costs more than its
+    jump, since results travel through memory: with these marks a submit costs 1.4 E instead of 1.85, and a task of
+    `submit_many` 9 ns instead of 17.
+    """
+    assert isinstance(function, FunctionType)
+    attributes[function] = ("alwaysinline",)
+    return helper(function)
+
+
+def apart[F: Callable[..., Any]](function: F) -> F:
+    """A `helper` that is never copied into its callers: what happens rarely stays out of the way of what is hot."""
+    assert isinstance(function, FunctionType)
+    attributes[function] = ("noinline", "cold")
+    return helper(function)
 
 
 def kernel(arity: int) -> Callable[[Callable[..., int | None]], Kernel]:
@@ -62,7 +82,7 @@ def kernel(arity: int) -> Callable[[Callable[..., int | None]], Kernel]:
     return declare
 
 
-@helper
+@inlined
 def data(self: int) -> int:
     """Address of the first element of the array object at `self`."""
     return get(self + OBJECT_HEADER)

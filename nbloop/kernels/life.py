@@ -346,15 +346,12 @@ def destroy(self: int, _unused: int) -> int:
     release_all(base)
     queue_return_chunk(base + EXTERNAL)
     queue_return_chunk(base + REMOTE)
-    for ring in (
-        base + TICKS,
-        base + MICROTASKS,
-        base + IMMEDIATES,
-        base + CLOSING,
-        base + INTERNAL,
-        base + CHECKPOINT_ENDS,
-    ):
-        release_array(ring + R_ARRAY)
+    release_array(base + TICKS + R_ARRAY)
+    release_array(base + MICROTASKS + R_ARRAY)
+    release_array(base + IMMEDIATES + R_ARRAY)
+    release_array(base + CLOSING + R_ARRAY)
+    release_array(base + INTERNAL + R_ARRAY)
+    release_array(base + CHECKPOINT_ENDS + R_ARRAY)
     release_array(timers + T_HEAP_ARRAY)
     slabs = exchange(timers + T_SLOT_COUNT, 0) >> SLOTS_PER_SLAB_BITS
     store(timers + T_FREE, 0)

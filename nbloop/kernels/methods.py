@@ -11,10 +11,11 @@ from .callbacks import due_push, fetch_remote
 from .caller import on_loop_thread, refuse
 from .capi import (
     OBJECT_HEADER,
+    OBJECT_TYPE,
     TUPLE_ITEMS,
+    TYPE_CALL,
     Py_DecRef,
     Py_IncRef,
-    PyCallable_Check,
     PyLong_FromLongLong,
     PySequence_List,
     PyTuple_New,
@@ -26,7 +27,7 @@ from .ingress import (
     queue_push,
     queue_push_many,
 )
-from .kernel import MANY, ONE, data, helper, kernel
+from .kernel import MANY, ONE, apart, data, helper, inlined, kernel
 from .kernel import NONE as NO_ARGUMENTS
 from .layout import (
     CHECKPOINT_ENDS,
@@ -71,15 +72,21 @@ from .timers import QUEUED, STATE_MASK, immediate_cancel
 MOST_NS = 4.0e18  # 126 years: a deadline stays far from the end of 64-bit nanoseconds
 
 
-@helper
+@inlined
 def pack(base: int, callback: int, rest: int, count: int) -> int:
     """An owned tagged reference for `callback` with `count` arguments at `rest`, or 0 with an exception set."""
-    if PyCallable_Check(callback) == 0:
+    if get(get(callback + OBJECT_TYPE) + TYPE_CALL) == 0:
         refuse(base, REFUSED_CALLABLE, callback)
         return 0
-    if count <= 0:
-        Py_IncRef(callback)
-        return callback
+    if count > 0:
+        return pack_arguments(callback, rest, count)
+    Py_IncRef(callback)
+    return callback
+
+
+@apart
+def pack_arguments(callback: int, rest: int, count: int) -> int:
+    """`pack` for a callback with arguments."""
     packed = PyTuple_New(count + 1)
     if packed == 0:
         return 0
@@ -92,7 +99,7 @@ def pack(base: int, callback: int, rest: int, count: int) -> int:
     return packed | TAG_ARGUMENTS
 
 
-@helper
+@inlined
 def pack_all(base: int, arguments: int, count: int) -> int:
     """`pack` for ``callback, *args`` at `arguments`, where the callback may be missing."""
     if count == 0:
@@ -101,7 +108,7 @@ def pack_all(base: int, arguments: int, count: int) -> int:
     return pack(base, get(arguments), arguments + 8, count - 1)
 
 
-@helper
+@inlined
 def send(base: int, queue: int, word: int, culprit: int) -> int:
     """Push an owned word and wake the loop: None, or 0 with an exception set and the reference released. Any thread."""
     while True:
@@ -114,7 +121,7 @@ def send(base: int, queue: int, word: int, culprit: int) -> int:
             return 0
 
 
-@helper
+@inlined
 def schedule(base: int, arguments: int, count: int, ring: int, kind: int, at_checkpoint: bool) -> int:
     """Into a ring on the loop thread, as a command from any other; what runs `at_checkpoint` also while the loop
     ends.
@@ -164,7 +171,7 @@ def send_many(base: int, queue: int, iterable: int) -> int:
     first = get(items + OBJECT_HEADER + 8)
     for i in range(count):
         item = get(first + (i << 3))
-        if PyCallable_Check(item) == 0:
+        if get(get(item + OBJECT_TYPE) + TYPE_CALL) == 0:
             refuse(base, REFUSED_CALLABLE, item)
             Py_DecRef(items)
             return -1
@@ -190,7 +197,7 @@ def submit_many(self: int, iterable: int) -> int:
     return PyLong_FromLongLong(count)
 
 
-@helper
+@inlined
 def announce(handle: int) -> None:
     """After a handle's push: if the loop does not know of it yet, put it on the ready stack and wake the loop."""
     if load_sc(handle + H_QUEUED) == 0 and exchange(handle + H_QUEUED, 1) == 0:

@@ -28,7 +28,7 @@ from __future__ import annotations
 from .atomics import get, load, monotonic_ns, put, store, ticks
 from .capi import PyLong_AsLongLong, PyLong_FromLongLong
 from .histogram import histogram_add
-from .kernel import MANY, data, helper, kernel
+from .kernel import MANY, apart, data, helper, kernel
 from .layout import (
     DUE,
     EXTERNAL,
@@ -193,7 +193,7 @@ def rate_turns(block: int, now: int) -> None:
     store(block + M_BUCKET_END, (number + 1) * period)
 
 
-@helper
+@apart
 def task_begins(base: int, word: int, stamped: int) -> None:
     """A task whose delay is measured is about to run. Loop thread, metrics on."""
     block = get(base + METRICS)

@@ -7,7 +7,7 @@ either is on, and comes here then. Everything here is for the loop's thread.
 from __future__ import annotations
 
 from .atomics import get
-from .kernel import helper
+from .kernel import apart
 from .layout import KIND_ARM, KIND_CANCEL, M_OVERLOADS, METRICS, RECORDER_AT
 from .metrics import (
     callback_measured,
@@ -31,7 +31,7 @@ from .recorder import (
 )
 
 
-@helper
+@apart
 def callback_begins(base: int, word: int, kind: int) -> None:
     """A callback, the tagged reference `word`, is about to be called."""
     if get(base + METRICS) != 0:
@@ -40,7 +40,7 @@ def callback_begins(base: int, word: int, kind: int) -> None:
         run_begins(base, word, kind)
 
 
-@helper
+@apart
 def callback_ended(base: int, failed: bool) -> None:
     """It has returned, or raised."""
     if get(base + METRICS) != 0:
@@ -49,21 +49,21 @@ def callback_ended(base: int, failed: bool) -> None:
         run_ends(base, failed)
 
 
-@helper
+@apart
 def observe_boundary(base: int) -> None:
     """The loop has called something of its own: what is observed next begins now."""
     if get(base + RECORDER_AT) != 0:
         boundary_moved(base)
 
 
-@helper
+@apart
 def command_moved(base: int, kind: int) -> None:
     """What another thread has scheduled was put into its ring."""
     if get(base + RECORDER_AT) != 0 and kind != KIND_ARM and kind != KIND_CANCEL:
         move_recorded(base, kind)
 
 
-@helper
+@apart
 def checkpoint_begins(base: int) -> None:
     """A checkpoint has something to do."""
     if get(base + METRICS) != 0:
@@ -72,7 +72,7 @@ def checkpoint_begins(base: int) -> None:
         record_checkpoint(base)
 
 
-@helper
+@apart
 def loop_enters(base: int, slept: bool) -> None:
     """`run` or `drain` begins."""
     if get(base + METRICS) != 0:
@@ -81,7 +81,7 @@ def loop_enters(base: int, slept: bool) -> None:
         record_enters(base, slept)
 
 
-@helper
+@apart
 def loop_rests(base: int) -> None:
     """A turn has ended; the loop sleeps or leaves."""
     if get(base + METRICS) != 0:
@@ -90,7 +90,7 @@ def loop_rests(base: int) -> None:
         record_rests(base)
 
 
-@helper
+@apart
 def turn_begins(base: int, ingress: int) -> None:
     """The loop is back from its sleep, with `ingress` tasks waiting."""
     if get(base + METRICS) != 0:
@@ -99,7 +99,7 @@ def turn_begins(base: int, ingress: int) -> None:
         record_turn(base, ingress)
 
 
-@helper
+@apart
 def overload_begins(base: int) -> None:
     """More waited than a turn takes."""
     if get(base + METRICS) != 0:

@@ -49,7 +49,7 @@ from .capi import (
 )
 from .clock import FOREVER, clock_jump, sleep_ns
 from .ingress import queue_length
-from .kernel import helper
+from .kernel import apart, helper, inlined
 from .layout import (
     CLAIMED,
     EVENT_WAKE,
@@ -87,12 +87,18 @@ IS_AWAKE, IS_ASLEEP = 0, 1
 SPIN_REST_MOST = 64  # short sleeps to sit out, at most, after spins that saw nothing
 
 
-@helper
+@inlined
 def wake(base: int) -> bool:
     """Wake the loop if it sleeps; tell whether this call did. Any thread, async-signal-safe but for PARK_PYTHON; one
     load if awake.
     """
-    if load_sc(base + SLEEP) == IS_AWAKE or not compare_and_swap(base + SLEEP, IS_ASLEEP, IS_AWAKE):
+    return load_sc(base + SLEEP) != IS_AWAKE and wake_sleeper(base)
+
+
+@apart
+def wake_sleeper(base: int) -> bool:
+    """`wake` for a loop that was seen asleep: who swaps the sleep word claims the one wake call."""
+    if not compare_and_swap(base + SLEEP, IS_ASLEEP, IS_AWAKE):
         return False
     recorder = get(base + RECORDER_AT)
     if recorder != 0:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from .atomics import fetch_add, get, load, put, store
 from .capi import Py_DecRef, PyErr_Clear, PyLong_FromLongLong, PyObject_CallNoArgs, PyObject_CallOneArg
-from .kernel import data, helper
+from .kernel import data, helper, inlined
 from .layout import (
     CHUNKS_PER_SLAB_BITS,
     P_AS_ARRAY,
@@ -55,7 +55,7 @@ def words_array(make_array: int, words: int) -> int:
     return array
 
 
-@helper
+@inlined
 def pool_address(pool: int, chunk: int) -> int:
     """Where a chunk's cells are. `chunk` must be the caller's, or in a queue whose consumer the caller is."""
     slab = load(get(pool + P_SLABS) + ((chunk >> CHUNKS_PER_SLAB_BITS) << 3))

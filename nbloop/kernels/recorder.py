@@ -35,7 +35,7 @@ from .capi import (
     PyThread_get_thread_ident,
     PyUnicode_FromString,
 )
-from .kernel import MANY, ONE, data, helper, kernel
+from .kernel import MANY, ONE, apart, data, helper, kernel
 from .layout import (
     CALLBACKS,
     CHECKPOINT_ENDS,
@@ -192,7 +192,7 @@ def push_recorded(queue: int, ticket: int, count: int) -> None:
         event(recorder, EVENT_SUBMIT, ticket << PLACE_BITS | get(queue + Q_NUMBER), count)
 
 
-@helper
+@apart
 def ring_recorded(base: int, kind: int) -> None:
     """The loop's thread has put something into a ring; kind 0 there is the end of a checkpoint. Recorder on."""
     kind = KIND_CHECKPOINT_END if kind == KIND_TASK else kind

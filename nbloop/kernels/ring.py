@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from .atomics import get, load, put, store
 from .capi import Py_DecRef
-from .kernel import data, helper
+from .kernel import apart, data, helper, inlined
 from .layout import R_ARRAY, R_CELLS, R_HEAD, R_MASK, R_TAIL
 from .pool import words_array
 
 SMALL = 1024  # cells that an empty ring keeps
 
 
-@helper
+@inlined
 def ring_length(ring: int) -> int:
     """How many words wait. Owner."""
     return get(ring + R_TAIL) - get(ring + R_HEAD)
@@ -30,7 +30,7 @@ def ring_seen(ring: int) -> bool:
     return load(ring + R_TAIL) != load(ring + R_HEAD)
 
 
-@helper
+@inlined
 def ring_push(ring: int, make_array: int, word: int) -> int:
     """Append. 0, or -1 if it is full and there is no memory for a larger array. Owner; amortised O(1)."""
     tail = get(ring + R_TAIL)
@@ -44,7 +44,7 @@ def ring_push(ring: int, make_array: int, word: int) -> int:
     return 0
 
 
-@helper
+@inlined
 def ring_pop(ring: int) -> int:
     """Take the oldest word; the ring must not be empty. Owner; O(1)."""
     head = get(ring + R_HEAD)
@@ -53,7 +53,7 @@ def ring_pop(ring: int) -> int:
     return word
 
 
-@helper
+@apart
 def ring_resize(ring: int, make_array: int, cells: int) -> int:
     """Move to an array of `cells` words, a power of two no smaller than the length. 0, or -1 and nothing changed.
     Owner.

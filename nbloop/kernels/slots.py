@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from .atomics import fetch_add, get, load, put, store
 from .capi import Py_DecRef, PyErr_Clear, PyObject_CallNoArgs
-from .kernel import data, helper
+from .kernel import data, helper, inlined
 from .layout import (
     S_CALLBACK,
     S_PLACE,
@@ -37,7 +37,7 @@ PER_SLAB = 1 << SLOTS_PER_SLAB_BITS
 SPARES_MOST = 1024  # slots that the loop's thread keeps for itself
 
 
-@helper
+@inlined
 def slot_at(timers: int, slot: int) -> int:
     """Address of a slot's record."""
     return load(get(timers + T_SLABS) + ((slot >> SLOTS_PER_SLAB_BITS) << 3)) + (slot & (PER_SLAB - 1)) * SLOT_BYTES
@@ -74,7 +74,7 @@ def slot_free(timers: int, slot: int) -> None:
     stack_push(timers + T_FREE, get(timers + T_NEXT), slot, slot)
 
 
-@helper
+@inlined
 def slot_take_here(timers: int) -> int:
     """`slot_take` on the loop's thread: from its own stack of spare slots if it can, which saves the
     compare-and-swap.
@@ -87,7 +87,7 @@ def slot_take_here(timers: int) -> int:
     return spare - 1
 
 
-@helper
+@inlined
 def slot_free_here(timers: int, slot: int) -> None:
     """`slot_free` on the loop's thread: kept as a spare, unless there are `SPARES_MOST`."""
     if get(timers + T_SPARES) >= SPARES_MOST:
@@ -98,7 +98,7 @@ def slot_free_here(timers: int, slot: int) -> None:
     put(timers + T_SPARES, get(timers + T_SPARES) + 1)
 
 
-@helper
+@inlined
 def slot_open(timers: int, slot: int, callback: int, state: int) -> int:
     """Start a slot's next generation; its id is returned. The slot's owner; the reference `callback` goes to the
     slot.

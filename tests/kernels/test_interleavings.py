@@ -149,11 +149,11 @@ def publish_before_ticket(queue: int, word: int) -> int:
         (ingress.queue_push, publish_before_ticket),
         # two producers install a chunk each, and one of them is forgotten with what it holds
         (
-            ingress.queue_segment,
-            mutant(ingress.queue_segment, ("compare_and_swap(at, entry, new)", "store(at, new) is None")),
+            ingress.queue_install,
+            mutant(ingress.queue_install, ("compare_and_swap(at, entry, new)", "store(at, new) is None")),
         ),
         # the losing chunk is not given back
-        (ingress.queue_segment, mutant(ingress.queue_segment, ("pool_give(pool, chunk)", "pass"))),
+        (ingress.queue_install, mutant(ingress.queue_install, ("pool_give(pool, chunk)", "pass"))),
         # the chunk is given back one cell too early
         (ingress.queue_advance, mutant(ingress.queue_advance, ("if (head + 1) &", "if (head + 2) &"))),
         # a cell is taken and not cleared
