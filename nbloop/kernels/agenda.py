@@ -28,7 +28,7 @@ from .far import (
     far_remove,
 )
 from .heap import heap_insert, heap_pop, heap_reserve, heap_up
-from .kernel import helper
+from .kernel import apart, helper, inlined
 from .layout import (
     B_COUNT,
     B_NEXT,
@@ -56,7 +56,7 @@ from .slots import slot_at
 FEW = 128  # timers of a bucket that go to the heap at once, however wide it is
 
 
-@helper
+@inlined
 def agenda_insert(base: int, slot: int, record: int, deadline: int, flags: int) -> int:
     """Enter a timer: after all others of the same deadline. 0, or -1 if there is no memory and nothing changed.
     Amortised O(1) if it is far, else O(log near ones).
@@ -91,7 +91,7 @@ def agenda_remove(base: int, record: int) -> None:
         agenda_sweep(timers)
 
 
-@helper
+@apart
 def agenda_sweep(timers: int) -> None:
     """Build the heap anew without its stale entries, in place. O(n): on average an entry rises by less than a level."""
     heap = get(timers + T_HEAP)
@@ -105,7 +105,7 @@ def agenda_sweep(timers: int) -> None:
     put(timers + T_STALE, 0)
 
 
-@helper
+@inlined
 def agenda_prune(timers: int) -> None:
     """Pop stale entries until the heap's first is live."""
     while get(timers + T_SIZE) != 0 and not entry_live(timers, get(get(timers + T_HEAP) + 8)):
@@ -113,7 +113,7 @@ def agenda_prune(timers: int) -> None:
         put(timers + T_STALE, get(timers + T_STALE) - 1)
 
 
-@helper
+@inlined
 def agenda_due(base: int, now: int) -> int:
     """Make the earliest timer the heap's first, if it is due; the order of its entry, or -1 if none is."""
     timers = base + TIMERS_AT
@@ -134,7 +134,7 @@ def agenda_due(base: int, now: int) -> int:
             return -1
 
 
-@helper
+@apart
 def agenda_advance(base: int, now: int) -> int:
     """Move the horizon: to the first bucket that is not empty, if that has begun, which is opened; else up to `now`.
     0, or -1 if there is no memory, and then it has to be called again before anything else is due.

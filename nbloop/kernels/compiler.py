@@ -219,7 +219,9 @@ def link_kernels(kernels: list[Kernel]) -> tuple[dict[str, str], Any, Any]:
             signature = types.intc(types.intp, types.intp, types.intp)
         compiled: Any = cfunc(signature, **_OPTIONS)(kernel.function)
         symbols[kernel.name] = compiled._wrapper_name
-        whole.link_in(llvm.parse_assembly(compiled._library.get_llvm_str()))
+        # Numba marks one call of each module `noinline`, the entry's of the function itself, for tracebacks of its own.
+        text = compiled._library.get_llvm_str().replace("{ noinline }", "{ nounwind }")
+        whole.link_in(llvm.parse_assembly(text))
     entries = set(symbols.values())
     told = {_mangled(function): names for function, names in attributes.items()}
     told |= {_mangled(kernel.function): ("alwaysinline",) for kernel in kernels}  # into the entry of its C signature

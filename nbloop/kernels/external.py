@@ -17,7 +17,7 @@ from .capi import (
 )
 from .checkpoint import checkpoint, invoke_owned
 from .ingress import queue_length, queue_take
-from .kernel import helper
+from .kernel import apart, helper
 from .layout import (
     BUDGET,
     EXTERNAL,
@@ -217,7 +217,7 @@ def handle_rest(base: int, handle: int) -> None:
     Py_DecRef(get(handle + H_SELF))
 
 
-@helper
+@apart
 def handles_put_back(base: int, handle: int) -> None:
     """Return a chain of ready handles that this turn did not come to."""
     while handle != 0:

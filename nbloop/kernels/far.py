@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from .atomics import first_bit, get, last_bit, load, prefetch, put
 from .clock import FOREVER
-from .kernel import helper
+from .kernel import helper, inlined
 from .layout import (
     B_CHUNK,
     B_COUNT,
@@ -74,7 +74,7 @@ def far_begin(base: int, now: int) -> None:
     put(base + FAR_AT + F_HORIZON, max(get(base + FAR_AT + F_HORIZON), now | GRAIN_MASK))
 
 
-@helper
+@inlined
 def bucket_at(base: int, bucket: int) -> int:
     """Address of a bucket's record."""
     return get(base + FAR_AT + F_BUCKETS) + bucket * BUCKET_BYTES
@@ -208,7 +208,7 @@ def far_remove(base: int, record: int) -> None:
         put(bucket + B_LOOSE, 1)
 
 
-@helper
+@inlined
 def entry_live(timers: int, order: int) -> bool:
     """Does an entry's slot still have its sequence number?"""
     return (load(slot_at(timers, order & (SLOT_LIMIT - 1)) + S_ORDER) ^ order) >> SLOT_BITS == 0

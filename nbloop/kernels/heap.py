@@ -14,14 +14,14 @@ from __future__ import annotations
 
 from .atomics import get, put, store
 from .capi import Py_DecRef
-from .kernel import data, helper
+from .kernel import apart, data, helper, inlined
 from .layout import T_CAPACITY, T_HEAP, T_HEAP_ARRAY, T_SIZE
 from .pool import words_array
 
 SMALL_HEAP = 64  # entries that an empty heap has room for
 
 
-@helper
+@inlined
 def heap_place(heap: int, at: int, deadline: int, order: int) -> None:
     """Write entry `at`."""
     entry = heap + (at << 4)
@@ -29,7 +29,7 @@ def heap_place(heap: int, at: int, deadline: int, order: int) -> None:
     put(entry + 8, order)
 
 
-@helper
+@inlined
 def heap_up(heap: int, at: int, deadline: int, order: int) -> None:
     """Fill the hole at `at` with an entry that may belong nearer the root. O(log n)."""
     while at > 0:
@@ -46,7 +46,7 @@ def heap_up(heap: int, at: int, deadline: int, order: int) -> None:
     heap_place(heap, at, deadline, order)
 
 
-@helper
+@inlined
 def heap_before(deadline: int, order: int, other: int, other_order: int) -> bool:
     """Is the first entry before the second? Without a branch: which child is first can not be predicted, and a wrong
     guess costs 5 ns.
@@ -92,7 +92,7 @@ def heap_hole_down(heap: int, size: int) -> int:
         at = first
 
 
-@helper
+@inlined
 def heap_pop(timers: int) -> None:
     """Take out the first entry; there must be one. O(log n)."""
     heap = get(timers + T_HEAP)
@@ -103,7 +103,7 @@ def heap_pop(timers: int) -> None:
         heap_up(heap, heap_hole_down(heap, size), deadline, order)
 
 
-@helper
+@apart
 def heap_resize(timers: int, make_array: int, capacity: int) -> int:
     """Move to an array with room for `capacity` entries, no fewer than there are. 0, or -1 and nothing changed."""
     array = words_array(make_array, 2 * capacity + 16)
@@ -120,7 +120,7 @@ def heap_resize(timers: int, make_array: int, capacity: int) -> int:
     return 0
 
 
-@helper
+@inlined
 def heap_reserve(timers: int, make_array: int, count: int) -> int:
     """Make room for `count` more entries. 0, or -1 for no memory. Amortised O(1)."""
     needed = get(timers + T_SIZE) + count
@@ -146,7 +146,7 @@ def heap_base(address: int) -> int:
     return ((address + 63) & ~63) + 48
 
 
-@helper
+@inlined
 def heap_insert(timers: int, deadline: int, order: int) -> None:
     """Add an entry; `heap_reserve` has made room. O(log n), on average O(1)."""
     size = get(timers + T_SIZE)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from .atomics import get
 from .caller import refuse
-from .kernel import MANY, data, helper, kernel
+from .kernel import MANY, data, inlined, kernel
 from .layout import NONE, REFUSED_ARGUMENTS
 from .methods import pack
 from .timer_methods import arm, nanoseconds
 
 
-@helper
+@inlined
 def arm_milliseconds(base: int, arguments: int, count: int, repeat: bool) -> int:
     """A timer or interval from ``callback, ms=0, *args``."""
     if count == 0:

@@ -221,7 +221,7 @@ def sleep_on_word(base: int, left: int) -> None:
     libc_syscall(SYS_FUTEX, base + SLEEP, FUTEX_WAIT_PRIVATE, IS_ASLEEP, timeout, 0)
 
 
-@helper
+@apart
 def stall(base: int) -> None:
     """A producer has drawn a ticket and not stored yet: let it run. Loop thread, attached; detached while it waits."""
     put(base + STALLS, get(base + STALLS) + 1)

@@ -57,7 +57,7 @@ from .capi import (
     PyUnicode_Compare,
 )
 from .ingress import queue_length, queue_push
-from .kernel import KEYWORDS, MANY, ONE, data, helper, kernel
+from .kernel import KEYWORDS, MANY, ONE, data, helper, inlined, kernel
 from .kernel import NONE as NO_ARGUMENTS
 from .layout import (
     KIND_MICROTASK,
@@ -239,7 +239,7 @@ def queue_reaction(view: int, settled: int, reaction: int) -> None:
     Py_DecRef(reaction)
 
 
-@helper
+@inlined
 def settle(view: int, eventual: int, outcome: int, value: int) -> None:
     """Write the outcome and queue all reactions, in order. The reference of `value` moves in. Only by who alone may
     settle it, and holds it; any thread. O(reactions).

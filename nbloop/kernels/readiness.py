@@ -39,7 +39,7 @@ from .capi import (
 )
 from .checkpoint import checkpoint
 from .clock import FOREVER, clock_jump, sleep_ns
-from .kernel import MANY, ONE, data, helper, kernel
+from .kernel import MANY, ONE, apart, data, helper, inlined, kernel
 from .layout import (
     ERROR,
     HANGUP,
@@ -138,7 +138,7 @@ def watch_close(self: int, token: int) -> int:
     return PyBool_FromLong(0)
 
 
-@helper
+@apart
 def watch_release(timers: int, record: int, slot: int) -> None:
     """Let go of what a closed watch owned. Whoever closed it, alone."""
     callback = get(record + S_CALLBACK)
@@ -148,7 +148,7 @@ def watch_release(timers: int, record: int, slot: int) -> None:
     Py_DecRef(callback)
 
 
-@helper
+@inlined
 def watch_ready(base: int, token: int, events: int) -> int:
     """Run the callback of a token, if it still is to hear of these events. 0, or LEAVE. Loop thread."""
     timers = base + TIMERS_AT

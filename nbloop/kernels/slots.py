@@ -112,7 +112,7 @@ def slot_open(timers: int, slot: int, callback: int, state: int) -> int:
     return (generation << SLOT_BITS) | slot
 
 
-@helper
+@inlined
 def slot_of(timers: int, identifier: int) -> int:
     """Address of the slot that an id names, if such a slot was ever used, or 0. Any thread."""
     slot = identifier & (SLOT_LIMIT - 1)

@@ -22,7 +22,7 @@ from .capi import (
 from .clock import loop_ns
 from .far import far_begin
 from .ingress import queue_length
-from .kernel import MANY, ONE, data, helper, kernel
+from .kernel import MANY, ONE, data, helper, inlined, kernel
 from .layout import (
     CLAMP,
     F_COUNT,
@@ -104,7 +104,7 @@ def arm(base: int, word: int, delay: int, period: int, clamp: int, culprit: int)
             return 0
 
 
-@helper
+@inlined
 def arm_seconds(base: int, arguments: int, count: int, repeat: bool) -> int:
     """A timer or interval from ``delay, callback, *args``."""
     if count < 2:
@@ -131,7 +131,7 @@ def schedule_interval(self: int, arguments: int, count: int) -> int:
     return arm_seconds(data(self), arguments, count, True)
 
 
-@helper
+@inlined
 def identifier_of(base: int, number: int) -> int:
     """The id as an integer; 0, which no timer has, for a number that can be none; -1 with TypeError set if it is not
     an int.

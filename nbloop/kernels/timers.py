@@ -31,7 +31,7 @@ from .atomics import compare_and_swap, fetch_add, get, load, load_sc, prefetch, 
 from .capi import Py_DecRef
 from .clock import FOREVER
 from .ingress import queue_length, queue_push
-from .kernel import helper
+from .kernel import helper, inlined
 from .layout import (
     EVENT_ARM,
     EVENT_CANCEL,
@@ -68,7 +68,7 @@ WAKE_BACKLOG = 1024  # commands that may wait while the loop sleeps
 CLAMP_LEVEL, CLAMP_NS = 5, 4_000_000  # HTML, timer initialisation steps: nesting level greater than 5, less than 4 ms
 
 
-@helper
+@inlined
 def due_after(now: int, delay: int, nesting: int, clamp: int) -> int:
     """The deadline for a delay of ns; with `clamp`, of the sixth nesting level and deeper not under 4 ms (HTML)."""
     if clamp != 0 and nesting > CLAMP_LEVEL and delay < CLAMP_NS:
@@ -76,13 +76,13 @@ def due_after(now: int, delay: int, nesting: int, clamp: int) -> int:
     return now + delay
 
 
-@helper
+@inlined
 def nesting_flags(nesting: int, clamp: int) -> int:
     """What a slot remembers of both: of levels beyond the one that clamps it need not know how many."""
     return min(nesting, CLAMP_LEVEL + 1) << 1 | (1 if clamp != 0 else 0)
 
 
-@helper
+@inlined
 def timer_arm_here(base: int, callback: int, deadline: int, period: int, clamp: int) -> int:
     """Arm on the loop thread, at once. The id, or -REFUSED_x and the callback is still the caller's."""
     timers = base + TIMERS_AT
@@ -167,7 +167,7 @@ def timer_removed(base: int, slot: int) -> None:
     slot_free_here(timers, slot)
 
 
-@helper
+@inlined
 def timer_cancel(base: int, identifier: int, here: bool) -> bool:
     """True: it will never run (again). False: unknown, started, or cancelled already. Any thread; `here` on the loop
     thread.

@@ -23,7 +23,7 @@ from .external import ingress_length, phase_external
 from .heap import heap_pop, heap_trim
 from .ingress import queue_close_if_empty, queue_length, queue_reopen
 from .kernel import NONE as NO_ARGUMENTS
-from .kernel import data, helper, kernel
+from .kernel import data, helper, inlined, kernel
 from .layout import (
     AUTO_EXIT,
     BREATHE,
@@ -152,7 +152,7 @@ def phase_timers(base: int) -> int:
     return 0
 
 
-@helper
+@inlined
 def timer_fire(base: int, slot: int) -> int:
     """Run the heap's first timer, of `slot`, unless somebody cancelled it. 0, or LEAVE.
 
@@ -200,7 +200,7 @@ def timer_fire(base: int, slot: int) -> int:
     return checkpoint(base)
 
 
-@helper
+@inlined
 def interval_ran(base: int, slot: int) -> None:
     """After an interval's callback: RUNNING -> ARMED, or, if it was cancelled meanwhile, let go of all of it."""
     record = slot_at(base + TIMERS_AT, slot)
