@@ -242,6 +242,9 @@ def link_kernels(kernels: list[Kernel]) -> tuple[dict[str, str], Any, Any]:
     )
     builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
     builder.getModulePassManager().run(whole, builder)
+    left = [f.name for f in whole.functions if any(b"alwaysinline" in words for words in f.attributes)]
+    if left:
+        raise RuntimeError(f"kernels say that these are inlined, and they were not: {left}")
     undefined = {f.name for f in whole.functions if f.is_declaration and not f.name.startswith("llvm.")}
     unknown = undefined - set(capi.externals)
     if unknown:
