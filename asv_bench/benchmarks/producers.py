@@ -1,5 +1,7 @@
 """How much gets through when several threads submit at once?"""
 
+from contextlib import ExitStack, closing
+
 from asv_bench import crossing, peers
 from asv_bench.drive import Call, Driven, Nbloop
 
@@ -42,9 +44,10 @@ class ProducersTimed:
     timeout = 120
 
     def setup(self, loop: str, producers: int) -> None:
+        self.resources = ExitStack()  # asv tears down even what could not be set up
         if loop == "uvloop" and not peers.installed("uvloop"):
             raise NotImplementedError  # asv: not applicable
-        self.driven: Driven = peers.Uvloop() if loop == "uvloop" else Nbloop()
+        self.driven: Driven = self.resources.enter_context(closing(peers.Uvloop() if loop == "uvloop" else Nbloop()))
         self.driven.start()
         entrance = crossing.entrance(self.driven)
         if loop == "nbloop handles":
@@ -53,7 +56,7 @@ class ProducersTimed:
         self.race = crossing.race("race", entrance, producers, TASKS)
 
     def teardown(self, _loop: str, _producers: int) -> None:
-        self.driven.close()
+        self.resources.close()
 
     def _handle(self) -> Call:
         assert isinstance(self.driven, Nbloop)
