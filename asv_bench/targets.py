@@ -87,6 +87,7 @@ TARGETS = {
     "fd.idle": Target("descriptor: the same with 9,999 idle ones beside it, in terms of the one alone", "x", 1.05),
     "echo": Target("echo of 64 bytes over 100 TCP connections, both ends on the loop", "x", 1.5, at_least=True),
     "event": Target("eventfd written by another thread → callback → back, loop asleep", "x", 1),
+    "event.row": Target("eventfd written by another thread → callback → back, one after the other", "ns", 16_800),
     "hop": Target("hop to a sleeping loop and back", "x", 0.5),
     "hop.locks": Target("hop to a sleeping loop and back, in terms of two threads with two locks", "x"),
     "hop.spinning": Target("hop to a spinning loop and back, on two cores", "x", 0.05),

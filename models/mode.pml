@@ -11,7 +11,8 @@
      parking.wake_sleeper 779c2883a807
      parking.wide_awake 386ca27eb4c2
      turn.wait 11258c5a44b6
-     readiness.epoll_sleep 9afb1655d973
+     readiness.epoll_sleep b601ced7e03c
+     readiness.epoll_block d8b200a0962c
      loop.set_fast_path_mode b59e2fad3ffb
      loop.register_fd e617f50f0a9f
      loop.unregister_fd b826d2098b0c

@@ -12,7 +12,7 @@
      parking.fall_asleep 9f27cd9c8994
      parking.wide_awake 386ca27eb4c2
      parking.sleep_on_word 5042a25779be
-     parking.park 71817ac9e44b
+     parking.park 877eaf070c5e
      turn.wait 11258c5a44b6
      methods.send 223891fa572b
      life.stop 3d6c84035938

@@ -10,7 +10,8 @@ Spinning first: a thread that futex puts to sleep costs 3-19 µs to get back, on
 loop whose last sleep was short looks around for up to `spin_max` before the next. It learns whether that pays: a spin
 that saw nothing makes it sit out one short sleep, the next such two, then four, up to `SPIN_REST_MOST`; one that saw
 something starts anew. So two loops that hand work to each other spin, two that share a core (where the other can not
-even run while one spins) waste a spin in 64 sleeps, and an idle loop never spins. `spin_max` is 0 on one core.
+even run while one spins) waste a spin in 64 sleeps, and an idle loop never spins. `spin_max` is 0 on one core. A loop
+with descriptors looks at those too (readiness.py).
 
 Everything that waits is detached (PyEval_SaveThread): an attached waiter would stop the world's garbage collection.
 """
@@ -84,6 +85,7 @@ from .layout import (
 from .recorder import event
 
 IS_AWAKE, IS_ASLEEP = 0, 1
+SPIN_LOOKS = 32  # at the queues, between two looks at the clock
 SPIN_REST_MOST = 64  # short sleeps to sit out, at most, after spins that saw nothing
 
 
@@ -157,28 +159,49 @@ def wide_awake(base: int) -> None:
 
 
 @helper
-def spin(base: int, deadline: int) -> bool:
-    """Look for arrivals for a while, if that is worth it; True if some came. Loop thread, detached."""
+def spin_limit(base: int, deadline: int) -> int:
+    """Until when (ns of monotonic_ns) to look around before a sleep; 0 if that is not worth it. Loop thread."""
     most = get(base + SPIN_MAX)
     if most == 0 or get(base + SHORT) == 0:
-        return False
+        return 0
     if get(base + SPIN_SKIP) > 0:
         put(base + SPIN_SKIP, get(base + SPIN_SKIP) - 1)
-        return False
-    until = monotonic_ns() + min(most, sleep_ns(base, deadline))
-    while True:
-        for _ in range(32):
+        return 0
+    return monotonic_ns() + min(most, sleep_ns(base, deadline))
+
+
+@helper
+def spin_ended(base: int, won: bool) -> bool:
+    """Learn from a spin whether it saw something; that is returned. Loop thread."""
+    if won:
+        put(base + SPINS_WON, get(base + SPINS_WON) + 1)
+        put(base + SPIN_REST, 0)
+    else:
+        rest = min(SPIN_REST_MOST, max(1, 2 * get(base + SPIN_REST)))
+        put(base + SPIN_REST, rest)
+        put(base + SPIN_SKIP, rest)
+        put(base + SPINS_LOST, get(base + SPINS_LOST) + 1)
+    return won
+
+
+@helper
+def spin(base: int, deadline: int) -> bool:
+    """Look for arrivals for a while, if that is worth it; True if some came. Loop thread, detached."""
+    until = spin_limit(base, deadline)
+    while until != 0:
+        for _ in range(SPIN_LOOKS):
             if arrivals(base):
-                put(base + SPINS_WON, get(base + SPINS_WON) + 1)
-                put(base + SPIN_REST, 0)
-                return True
+                return spin_ended(base, True)
             pause()
         if monotonic_ns() >= until:
-            rest = min(SPIN_REST_MOST, max(1, 2 * get(base + SPIN_REST)))
-            put(base + SPIN_REST, rest)
-            put(base + SPIN_SKIP, rest)
-            put(base + SPINS_LOST, get(base + SPINS_LOST) + 1)
-            return False
+            return spin_ended(base, False)
+    return False
+
+
+@helper
+def slept_for(base: int, slept: int) -> None:
+    """A sleep has ended that took so many ns: was it so short that a spin before the next may spare it? Loop thread."""
+    put(base + SHORT, 1 if slept < 4 * get(base + SPIN_MAX) else 0)
 
 
 @helper
@@ -199,7 +222,7 @@ def park(base: int, deadline: int) -> None:
         if not arrivals(base):
             clock_jump(base, deadline, slept)
         wide_awake(base)
-        put(base + SHORT, 1 if slept < 4 * get(base + SPIN_MAX) else 0)
+        slept_for(base, slept)
     PyEval_RestoreThread(thread)
 
 

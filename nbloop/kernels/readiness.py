@@ -17,7 +17,7 @@ readiness is followed by a read or a write of known size: that is two system cal
 
 from __future__ import annotations
 
-from .atomics import compare_and_swap, exchange, fetch_add, get, get_half, load, monotonic_ns, put, store
+from .atomics import compare_and_swap, exchange, fetch_add, get, get_half, load, monotonic_ns, pause, put, store
 from .callbacks import LEAVE, call_hook, called
 from .caller import refuse
 from .capi import (
@@ -79,7 +79,7 @@ from .layout import (
     WRITE,
 )
 from .observed import callback_begins
-from .parking import arrivals, fall_asleep, wide_awake
+from .parking import SPIN_LOOKS, arrivals, fall_asleep, slept_for, spin_ended, spin_limit, wide_awake
 from .slots import GENERATION_SHIFT, slot_at, slot_free, slot_of, slot_open, slot_take
 from .timers import CANCELLED, STATE_MASK
 
@@ -242,7 +242,7 @@ def epoll_collect(base: int, count: int) -> int:
 
 @helper
 def epoll_look(base: int) -> int:
-    """What is ready now, without waiting, so attached. 0, or -1 and `error` says why."""
+    """What is ready now, without waiting. 0, or -1 and `error` says why."""
     io = base + IO_AT
     return epoll_collect(
         base, libc_syscall(SYS_EPOLL_PWAIT, get(io + IO_POLLER), get(io + IO_EVENTS), READY_MOST, 0, 0)
@@ -250,21 +250,53 @@ def epoll_look(base: int) -> int:
 
 
 @helper
+def epoll_spin(base: int, deadline: int) -> int:
+    """`spin` with descriptors, which only a system call can see: it is made between two looks at the clock. 1 if it saw
+    something, 0 if not, -1 and `error` says why. Loop thread, detached.
+    """
+    until = spin_limit(base, deadline)
+    while until != 0:
+        for _ in range(SPIN_LOOKS):
+            if arrivals(base):
+                spin_ended(base, True)
+                return 1 if epoll_look(base) == 0 else -1
+            pause()
+        if epoll_look(base) != 0:
+            return -1
+        if get(base + IO_AT + IO_READY_COUNT) != 0:
+            spin_ended(base, True)
+            return 1
+        if monotonic_ns() >= until:
+            spin_ended(base, False)
+            return 0
+    return 0
+
+
+@helper
 def epoll_sleep(base: int, deadline: int) -> int:
-    """Sleep until a descriptor is ready, the loop is woken, or the deadline. 0, or -1 and `error` says why. Attached;
-    detached while it sleeps.
+    """Wait until a descriptor is ready, the loop is woken, or the deadline. 0, or -1 and `error` says why. Attached;
+    detached meanwhile.
+    """
+    thread = PyEval_SaveThread()
+    status = epoll_spin(base, deadline)
+    if status == 0:
+        status = epoll_block(base, deadline) if fall_asleep(base, deadline) else epoll_look(base)
+    PyEval_RestoreThread(thread)
+    return min(status, 0)
+
+
+@helper
+def epoll_block(base: int, deadline: int) -> int:
+    """The sleep itself, announced already; the loop is awake again afterwards. 0, or -1 and `error` says why. Detached.
 
     A timeout in whole ms, all that systems before Linux 5.11 have, is rounded up: no timer fires early.
     """
     io = base + IO_AT
-    if not fall_asleep(base, deadline):
-        return epoll_look(base)
     put(base + PARKS, get(base + PARKS) + 1)
     poller = get(io + IO_POLLER)
     events = get(io + IO_EVENTS)
     start = monotonic_ns()
     left = sleep_ns(base, deadline)
-    thread = PyEval_SaveThread()
     if left == FOREVER:
         count = libc_syscall(SYS_EPOLL_PWAIT, poller, events, READY_MOST, -1, 0)
     elif get(io + IO_FINE) == 0:
@@ -274,10 +306,11 @@ def epoll_sleep(base: int, deadline: int) -> int:
         put(base + NANOSECONDS, left % 1000000000)
         count = libc_syscall(SYS_EPOLL_PWAIT2, poller, events, READY_MOST, base + SECONDS, 0)
     status = epoll_collect(base, count)  # before anything else can change errno
+    slept = monotonic_ns() - start
     if count == 0 and not arrivals(base):
-        clock_jump(base, deadline, monotonic_ns() - start)
+        clock_jump(base, deadline, slept)
     wide_awake(base)
-    PyEval_RestoreThread(thread)
+    slept_for(base, slept)
     return status
 
 

@@ -13,8 +13,9 @@ import rig  # noqa: E402
 from explorer import Plant, find, mutant, replace, search, together  # noqa: E402
 from test_interleavings_loop import Ledger, World, in_world  # noqa: E402
 
-from nbloop.kernels import callbacks, layout, readiness, turn  # noqa: E402
+from nbloop.kernels import callbacks, layout, parking, readiness, turn  # noqa: E402
 from nbloop.kernels.atomics import put  # noqa: E402
+from nbloop.kernels.clock import FOREVER  # noqa: E402
 
 
 class WatchModel:
@@ -141,6 +142,64 @@ def test_generation_is_in_the_token() -> None:
     assert first & (layout.SLOT_LIMIT - 1) == second & (layout.SLOT_LIMIT - 1)
     assert (second >> layout.SLOT_BITS) - (first >> layout.SLOT_BITS) == 1
     assert close(second)
+
+
+@pytest.mark.parametrize(
+    ("answers", "status", "won", "lost", "sleeps"),
+    [
+        ([0, 0, 1], 0, 1, 0, 0),
+        ([-1], -1, 0, 0, 0),
+        ([0, 0, 0, 0], 0, 0, 1, 1),
+    ],
+    ids=["an event comes", "the poller fails", "nothing comes"],
+)
+def test_spin_looks_at_descriptors(
+    monkeypatch: pytest.MonkeyPatch, answers: list[int], status: int, won: int, lost: int, sleeps: int
+) -> None:
+    """A loop whose last sleep was short looks at its descriptors too before the next; what a look reports is kept."""
+    world = World()
+    asked: list[int] = []
+    table, buffer = rig.np.zeros(8, rig.np.int64), rig.np.zeros(64, rig.np.uint8)
+    buffer[0] = readiness.EPOLLIN
+    buffer[readiness.EPOLL_DATA] = 77  # the token
+
+    def syscall(_number: int, _poller: int, _events: int, _most: int, timeout: int, _unused: int) -> int:
+        asked.append(timeout)
+        return answers[len(asked) - 1] if len(asked) <= len(answers) else 0
+
+    monkeypatch.setattr(readiness, "libc_syscall", syscall)
+    monkeypatch.setattr(readiness, "SPIN_LOOKS", 1)
+    clock = iter(range(0, 10**6, 20_000))
+    for module in (readiness, parking):
+        monkeypatch.setattr(module, "monotonic_ns", lambda: next(clock))
+    io = world.record["io"]
+    io["events"], io["ready"] = buffer.ctypes.data, table.ctypes.data
+    world.record["spin_max"], world.record["short"] = 50_000, 1
+    assert readiness.epoll_sleep(world.base, FOREVER) == status
+    assert (int(world.record["spins_won"]), int(world.record["spins_lost"])) == (won, lost)
+    assert int(world.record["parks"]) == sleeps == asked.count(-1)
+    assert int(io["ready_count"]) == won
+    assert table[: 2 * won].tolist() == [77, layout.READ][: 2 * won]
+    if lost:
+        assert int(world.record["spin_skip"]) == 1, "it sits out the next short sleep"
+
+
+def test_spin_with_descriptors_sees_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What came through a queue ends the spin, and the descriptors are looked at once, for the turn to come."""
+    world = World()
+    asked: list[int] = []
+
+    def syscall(_number: int, _poller: int, _events: int, _most: int, timeout: int, _unused: int) -> int:
+        asked.append(timeout)
+        return 0
+
+    monkeypatch.setattr(readiness, "libc_syscall", syscall)
+    world.record["spin_max"], world.record["short"] = 50_000, 1
+    world.submit(len, ())
+    assert readiness.epoll_sleep(world.base, FOREVER) == 0
+    assert asked == [0]
+    assert int(world.record["spins_won"]) == 1
+    assert int(world.record["sleep"]) == parking.IS_AWAKE
 
 
 def test_whole_milliseconds_are_rounded_up(monkeypatch: pytest.MonkeyPatch) -> None:
