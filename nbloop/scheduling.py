@@ -1,5 +1,5 @@
-"""What schedules and cancels: built-in methods made by the kernels. The functions here are their signatures and their
-documentation; an instance gets the built-in in their place (kernels/kernel.py).
+"""What schedules and cancels, and the clock: built-in methods made by the kernels. The functions here are their
+signatures and their documentation; an instance gets the built-in in their place (kernels/kernel.py).
 """
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from .kernels import methods, timer_methods
+from .kernels import life, methods, timer_methods
 from .kernels.kernel import bound
 
 if TYPE_CHECKING:
@@ -142,6 +142,11 @@ class Scheduling:
     def unref_timer(self, id: int, /) -> bool:
         """Make a live timer not keep an `auto_exit` loop alive; False if it is not live. Any thread. O(1)."""
         return False  # pragma: no cover
+
+    @bound(life.now)
+    def now(self) -> float:
+        """Seconds on the loop's clock, which is `time.monotonic`'s. Any thread."""
+        return 0.0  # pragma: no cover
 
 
 class Producer:

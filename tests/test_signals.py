@@ -68,17 +68,23 @@ def test_ctrl_c_loses_nothing(run_script):
         import os, signal, threading
         from nbloop import Loop
 
-        loop, ran = Loop(), []
+        def kill():
+            begun.wait()
+            os.kill(os.getpid(), signal.SIGINT)
+
+        loop, ran, begun = Loop(), [], threading.Event()
+        threading.Thread(target=kill).start()
+        loop.submit(begun.set)
         for i in range(300_000):
             loop.submit(ran.append, i)
         loop.submit(loop.stop)
-        interrupts = 0
-        threading.Timer(0.0005, os.kill, (os.getpid(), signal.SIGINT)).start()
-        while len(ran) < 300_000:
-            try:
+        try:
+            while True:
                 loop.run()
-            except KeyboardInterrupt:
-                interrupts += 1
+        except KeyboardInterrupt:
+            pass
+        while len(ran) < 300_000:
+            loop.run()
         assert ran == list(range(300_000))
         """
     )

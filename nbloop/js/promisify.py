@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import LoopTerminatedError
 from ..kernels import life
-from ..loop import LoopState
+from ..lifecycle import LoopState
 from .promise import Promise
 from .view import JS
 
