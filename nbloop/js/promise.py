@@ -6,7 +6,7 @@ Source: ECMAScript 2025, 27.2 (names of its abstract operations are cited where 
 Problem: interleavings of promise chains are observable, so each step must take the *number* of microtasks that the
 standard says; and on free-threaded Python `resolve` and `then` may be called by different threads at once. Idea: what
 every promise does, which is to settle once and to queue reactions in order, is compiled and works on the instance's
-own slots (kernels/reactions.py has the protocol). Here is what is JavaScript's: what a promise may be resolved with
+own slots (kernels/settling.py has the protocol). Here is what is JavaScript's: what a promise may be resolved with
 besides a plain value, who is told of a rejection, and what becomes of handlers when the loop has ended. The kernels
 call these functions when they meet such a case, so none of them is on the way of a chain of plain values.
 
