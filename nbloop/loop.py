@@ -237,7 +237,7 @@ class Loop(Descriptors):
 
     def remove_signal_handler(self, sig: int, /) -> bool:
         """Undo `add_signal_handler`; the last loop to do so gives the signal back its old meaning. False: there was
-        none. Any thread.
+        none. Any thread. Raises TypeError for what is no number.
         """
         self._check_fork()
         return _signals.remove(self, sig)

@@ -234,6 +234,8 @@ class TestAddSignalHandler:
             loop.add_signal_handler(*arguments)
         for number in (signal.SIGUSR1, signal.SIGKILL):
             assert loop.remove_signal_handler(number) is False
+        with pytest.raises(TypeError, match="sig must be a signal number, not 'SIGUSR1'"):
+            loop.remove_signal_handler("SIGUSR1")
 
     def test_sigint(self, run_script):
         """While a loop asks for SIGINT it raises no KeyboardInterrupt; afterwards it does again."""

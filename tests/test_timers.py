@@ -58,7 +58,7 @@ def test_due_at_once(loop, turns, delay):
 
 
 @pytest.mark.parametrize(
-    "delay", [float("nan"), float("inf"), -float("inf"), 4.1e9, -4.1e9, 10**400, -(10**400)], ids=lambda d: str(d)[:8]
+    "delay", [float("nan"), float("inf"), -float("inf"), 4.1e9, 1e300, 10**400, -(10**400)], ids=lambda d: str(d)[:8]
 )
 @pytest.mark.parametrize("schedule", ["schedule_timer", "schedule_interval"])
 def test_not_a_delay(loop, schedule, delay):
@@ -66,6 +66,16 @@ def test_not_a_delay(loop, schedule, delay):
     with pytest.raises(ValueError, match="finite"):
         getattr(loop, schedule)(delay, int)
     assert not loop.alive()
+
+
+def test_the_longest_delay_and_the_shortest(loop, turns):
+    """contract: more than 4e9 is refused, and not 4e9; zero or negative, however far: the next timer phase."""
+    ran = []
+    assert loop.cancel_timer(loop.schedule_timer(4e9, int))
+    for delay in (-4.1e9, -1e300):
+        loop.schedule_timer(delay, ran.append, delay)
+    turns(loop)
+    assert ran == [-4.1e9, -1e300]
 
 
 @pytest.mark.parametrize("delay", [None, "1", [], 1j], ids=repr)

@@ -197,7 +197,9 @@ def _made(promise: Promise[Any], frames: int = 1) -> None:
 
 
 def _misused(instance: object) -> None:
-    raise TypeError(f"a method of {type(instance).__name__} takes fewer arguments, or none of this name")
+    if isinstance(instance, Resolver):
+        raise TypeError("a resolving function takes one argument, or none")
+    raise TypeError("then takes two arguments at most, on_fulfilled and on_rejected")
 
 
 def view_of(js: JS) -> View:

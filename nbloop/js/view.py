@@ -127,4 +127,6 @@ class JS:
         """
         if not isinstance(coroutine, Coroutine):
             raise TypeError(f"spawn takes a coroutine, not {coroutine!r}")
+        if signal is not None and not isinstance(signal, AbortSignal):
+            raise TypeError(f"signal must be an AbortSignal or None, not {signal!r}")
         return spawn(self, coroutine, signal)
