@@ -100,8 +100,8 @@ class Scheduling:
 
         Earliest deadline first, equal deadlines in scheduling order. A delay of 0 or less means the next timer phase;
         a timer added in a timer phase waits for the next turn. The id is valid before the callback can start. Any
-        thread. O(log n) on the loop's thread, O(1) on others, and a sleeping loop is woken only if this deadline is
-        its earliest.
+        thread. O(1), amortised, for one that is not due soon, else O(log n) of those that are; a sleeping loop is woken
+        only if this deadline is its earliest.
 
         Raises ValueError for NaN, infinities and more than 4e9 seconds, TypeError for what is no number, otherwise as
         `submit`.
@@ -122,7 +122,7 @@ class Scheduling:
         """True: that timer or interval will never run (again). False: unknown, started or cancelled already.
 
         Definite at once, from any thread: before `run`, while running, in its own callback. The callback is released.
-        O(log n) on the loop's thread, O(1) on others. TypeError if `id` is no int.
+        O(1), amortised. TypeError if `id` is no int.
         """
         return False  # pragma: no cover
 
