@@ -177,4 +177,9 @@ def refuse(of: weakref.ref[Loop], code: int, culprit: object) -> None:
         if isinstance(culprit, int):
             return  # an int that no id can be: unknown
         raise TypeError(f"id must be an int, as the scheduling call returned it, not {culprit!r}")
-    raise MemoryError(f"{name} has no memory, or no number, for one more callback; nothing was stored")
+    if code == layout.REFUSED_SLOTS:
+        raise MemoryError(
+            f"{name} has no memory for one more timer, immediate or descriptor, or {layout.SLOT_LIMIT:,} of them"
+            " already; nothing was stored"
+        )
+    raise MemoryError(f"{name} has no memory for one more callback; nothing was stored")
