@@ -20,6 +20,7 @@ import contextlib
 import logging
 import threading
 import traceback
+from collections import deque
 from collections.abc import Awaitable, Callable, Generator
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
@@ -282,7 +283,7 @@ class Rejections:
     def __init__(self, js: JS, report: Callable[[Any, Promise[Any]], object] | None) -> None:
         self._js = js
         self._report = report
-        self._noted: list[Promise[Any]] = []
+        self._noted: deque[Promise[Any]] = deque()
 
     def note(self, promise: Promise[Any]) -> None:
         """A promise was rejected that has no handler yet. Any thread."""
@@ -293,7 +294,7 @@ class Rejections:
     def _notify(self) -> None:
         """At the end of a checkpoint (HTML, 'notify about rejected promises')."""
         while self._noted:
-            promise = self._noted.pop(0)
+            promise = self._noted.popleft()
             if hasattr(promise, "_handled"):
                 continue
             promise._handled = True  # reported: a handler added later changes nothing
