@@ -234,6 +234,9 @@ class Loop(Descriptors):
         if self._lifecycle() >= layout.TERMINATING:
             raise LoopTerminatedError(f"{self.name} takes no signals: it has terminated or is about to")
         _signals.add(self, sig, callback, args)
+        if self._lifecycle() == layout.TERMINATED:  # its end may have come before this, and has forgotten its signals
+            _signals.forget(self)
+            raise LoopTerminatedError(f"{self.name} takes no signals: it has terminated")
 
     def remove_signal_handler(self, sig: int, /) -> bool:
         """Undo `add_signal_handler`; the last loop to do so gives the signal back its old meaning. False: there was

@@ -73,12 +73,15 @@ def remove(target: Target, number: int) -> bool:
     _check_number(number)
     with _lock:
         wanted = _asked.get(number)
-        if wanted is None or wanted.pop(target, None) is None:
+        if wanted is None:
             return False
-        if not wanted:
+        found = wanted.pop(target, None) is not None
+        if (
+            not wanted
+        ):  # also if nothing was found: of a target in a cycle the collector clears the weak reference first
             del _asked[number]
             _restore(number, _before.pop(number))
-        return True
+        return found
 
 
 def forget(target: Target) -> None:

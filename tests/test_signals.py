@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -9,7 +10,7 @@ import time
 
 import pytest
 
-from nbloop import LoopTerminatedError
+from nbloop import Loop, LoopTerminatedError, signals
 
 CTRL_C = """
 import functools, os, signal, threading, time
@@ -212,6 +213,36 @@ class TestAddSignalHandler:
             assert loop.remove_signal_handler(signal.SIGUSR1) is False
         finally:
             signal.signal(signal.SIGUSR1, old)
+
+    def test_forgotten_loop_in_a_cycle(self, wait_for):
+        """contract: a forgotten loop is closed; the signal has its old meaning again, whoever found the loop."""
+        seen = []
+        old = signal.signal(signal.SIGUSR1, lambda *_: seen.append("old"))
+        try:
+            loop = Loop()
+            loop.itself = loop
+            loop.add_signal_handler(signal.SIGUSR1, seen.append, "loop")
+            del loop
+            gc.collect()
+            hit()
+            wait_for(lambda: seen)
+            assert seen == ["old"]
+        finally:
+            signal.signal(signal.SIGUSR1, old)
+
+    def test_added_while_the_loop_ends(self, monkeypatch):
+        """contract: LoopTerminatedError, and the signal has its old meaning: also if the end comes in between."""
+        loop = Loop()
+        add = signals.add
+
+        def late(*arguments):
+            loop.close()
+            add(*arguments)
+
+        monkeypatch.setattr(signals, "add", late)
+        with pytest.raises(LoopTerminatedError):
+            loop.add_signal_handler(signal.SIGUSR1, int)
+        assert signal.SIGUSR1 not in signals._asked
 
     @pytest.mark.parametrize(
         ("arguments", "error"),
