@@ -13,6 +13,7 @@ import contextlib
 import time
 from typing import Any
 
+from . import debug as _debug
 from .errors import FastPathIncompatibleError, LoopTerminatedError
 from .kernels import layout
 from .lifecycle import Lifecycle
@@ -81,6 +82,8 @@ class Descriptors(Lifecycle):
             self._check_descriptors_allowed()
             if self._mode is FastPathMode.FORCED:
                 raise FastPathIncompatibleError(f"{self.name} is forced to the fast path, which sees no descriptors")
+            if self.debug:
+                (callback,) = _debug.sited([callback])
             self._watches.register(fd, interest, callback)
             first = len(self._watches) == 1
         if first:

@@ -64,6 +64,7 @@ class LoopState(enum.Enum):
 class Lifecycle(Scheduling):
     """The part of a `Loop` that is its life."""
 
+    debug: bool
     _recorder: Recorder | None
     _shared: SharedBlock | None
 

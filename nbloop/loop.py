@@ -220,7 +220,10 @@ class Loop(Descriptors):
             self._check_fork()
             if self._lifecycle() >= layout.TERMINATING:
                 raise LoopTerminatedError(f"{self.name} takes no new producers: it has terminated or is about to")
-            return Producer(self, make_handle_state(self._state))
+            handle = Producer(self, make_handle_state(self._state))
+        if self.debug:
+            _debug.remember_sites(handle)
+        return handle
 
     def add_signal_handler(self, sig: int, callback: Callback, /, *args: object) -> None:
         """Submit ``callback(*args)`` for each arrival of a signal, whichever thread this loop runs in; replaces an
