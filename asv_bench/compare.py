@@ -297,7 +297,7 @@ def promises(plan: Plan) -> Iterator[Row]:
             javascript.all_resolved("all", ours, js),
             javascript.gather_done("gather", theirs),
             javascript.timeouts("timeout", ours, js),
-            javascript.call_laters("call_later", theirs),
+            workloads.timer_pairs("call_later", theirs, javascript.PENDING),
         ],
     )
     ours.close()

@@ -19,11 +19,11 @@ from nbloop.js.promise import Promise
 
 from .drive import Asyncio, Nbloop
 from .measure import Probe, clock, each, loop_cost, nothing
+from .workloads import arm_and_cancel, until_end
 
 CHAIN = 10  # handlers in a chain
 ITEMS = 100  # promises for `all`
 REPEAT = 20  # chains, or calls of `all`, in a round
-PAIRS = 1000  # timeouts in a round
 PENDING = 1000  # timers that wait meanwhile
 
 
@@ -48,27 +48,20 @@ def _in_turn(label: str, ours: Nbloop, begin: Callable[[Callable[[Any], None]], 
     is called.
     """
 
-    def probe() -> Mapping[str, float]:
+    def all_runs(end: Callable[..., object]) -> None:
         left = times
-        marks: list[int] = []
 
-        def start() -> None:
-            marks.append(clock())
-            begin(end)
-
-        def end(_outcome: Any) -> None:
+        def next_run(outcome: Any) -> None:
             nonlocal left
             left -= 1
             if left:
-                begin(end)
+                begin(next_run)
             else:
-                marks.append(clock())
-                ours.stop()
+                end(outcome)
 
-        ours.run(start)
-        return {label: (marks[1] - marks[0]) / times}
+        begin(next_run)
 
-    return probe
+    return lambda: {label: until_end(ours, all_runs) / times}
 
 
 def same(value: Any) -> Any:
@@ -133,49 +126,10 @@ def gather_done(label: str, theirs: Asyncio, items: int = ITEMS, times: int = RE
     return _coroutine(label, theirs, work, times)
 
 
-def timeouts(label: str, ours: Nbloop, js: JS, pending: int = PENDING, count: int = PAIRS) -> Probe:
-    """`set_timeout` and `clear_timeout` of the id that it returned: ns for both, the loop's cost off."""
+def timeouts(label: str, ours: Nbloop, js: JS, pending: int = PENDING) -> Probe:
+    """`set_timeout` and `clear_timeout` of the id that it returned: what `workloads.timer_pairs` is to the loop's own
+    timers, and to asyncio's.
+    """
     for delay in np.random.default_rng(1).uniform(1e6, 2e6, pending).tolist():
         js.set_timeout(nothing, delay)
-    schedule, clear = js.set_timeout, js.clear_timeout
-
-    def probe() -> Mapping[str, float]:
-        costs: list[float] = []
-
-        def begin() -> None:
-            base = loop_cost()
-            start = clock()
-            for _ in repeat(None, count):
-                clear(schedule(nothing, 1000))
-            costs.append((clock() - start) / count - base)
-            ours.stop()
-
-        ours.run(begin)
-        return {label: costs[0]}
-
-    return probe
-
-
-def call_laters(label: str, theirs: Asyncio, pending: int = PENDING, count: int = PAIRS) -> Probe:
-    """`timeouts` with `call_later` and `cancel`. Cancelled handles stay in asyncio's heap until the loop's next turn,
-    whose time is not counted: to its advantage.
-    """
-    for delay in np.random.default_rng(1).uniform(1e3, 2e3, pending).tolist():
-        theirs.later(delay, nothing)
-    schedule, cancel = theirs.later, theirs.cancel
-
-    def probe() -> Mapping[str, float]:
-        costs: list[float] = []
-
-        def begin() -> None:
-            base = loop_cost()
-            start = clock()
-            for _ in repeat(None, count):
-                cancel(schedule(1, nothing))
-            costs.append((clock() - start) / count - base)
-            theirs.stop()
-
-        theirs.run(begin)
-        return {label: costs[0]}
-
-    return probe
+    return arm_and_cancel(label, ours, js.set_timeout, js.clear_timeout, nothing, 1000)

@@ -17,7 +17,8 @@ from .errors import (
     ReentrantCloseError,
     ReentrantRunError,
 )
-from .loop import Loop, LoopState
+from .lifecycle import LoopState
+from .loop import Loop
 from .options import FastPathMode
 from .readiness import IOEvents
 from .scheduling import Producer

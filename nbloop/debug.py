@@ -6,11 +6,12 @@ and not the default.
 
 from __future__ import annotations
 
+import functools
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-_SCHEDULING = {
+_SCHEDULING = {  # of a loop, a producer handle or the JavaScript view: which argument is the callback
     "submit": 0,
     "submit_internal": 0,
     "schedule_microtask": 0,
@@ -20,7 +21,10 @@ _SCHEDULING = {
     "schedule_close": 0,
     "schedule_timer": 1,
     "schedule_interval": 1,
+    "set_timeout": 0,
+    "set_interval": 0,
 }
+_MANY = "submit_many"  # its argument is an iterable of callbacks
 
 
 class Sited:
@@ -39,26 +43,36 @@ class Sited:
         return repr(self.callback)
 
 
-def remember_sites(loop: Any) -> None:
-    """Put a remembering function in front of each of the loop's scheduling methods."""
+def remember_sites(target: Any) -> None:
+    """Put a remembering function in front of each scheduling method that `target`'s type has."""
     for name, position in _SCHEDULING.items():
-        loop.__dict__[name] = _remembering(getattr(loop, name), position)
+        if hasattr(type(target), name):
+            target.__dict__[name] = _remembering(getattr(target, name), position)
+    if hasattr(type(target), _MANY):
+        target.__dict__[_MANY] = _remembering_many(getattr(target, _MANY))
 
 
 def _remembering(method: Callable[..., Any], position: int) -> Callable[..., Any]:
-    def schedule(*args: Any) -> Any:
-        if len(args) > position and callable(args[position]):
-            site = traceback.extract_stack()[:-1]
-            args = (
-                *args[:position],
-                Sited(args[position], traceback.StackSummary.from_list(site)),
-                *args[position + 1 :],
-            )
-        return method(*args)
+    @functools.wraps(method)
+    def schedule(*args: Any, **named: Any) -> Any:
+        return method(*args[:position], *sited(args[position : position + 1]), *args[position + 1 :], **named)
 
-    schedule.__name__ = method.__name__
-    schedule.__doc__ = method.__doc__
     return schedule
+
+
+def _remembering_many(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def schedule(*args: Any) -> Any:
+        return method(*(sited(callbacks) for callbacks in args))
+
+    return schedule
+
+
+def sited(callbacks: Iterable[Any]) -> list[Any]:
+    """Those that are callable remember the call of the scheduling method in progress."""
+    frames = [frame for frame in traceback.extract_stack() if frame.filename != __file__]
+    site = traceback.StackSummary.from_list(frames)
+    return [Sited(callback, site) if callable(callback) else callback for callback in callbacks]
 
 
 def site_of(callback: object) -> dict[str, Any]:

@@ -162,13 +162,24 @@ def refuse(of: weakref.ref[Loop], code: int, culprit: object) -> None:
     if code == layout.REFUSED_CALLABLE:
         raise TypeError(f"callback must be callable, not {culprit!r}")
     if code == layout.REFUSED_ARGUMENTS:
-        raise TypeError("a required argument is missing: callback, and before it a delay or period where there is one")
-    if code == layout.REFUSED_DELAY:
+        raise TypeError("the argument callback is missing")
+    if code == layout.REFUSED_TIMER:
+        raise TypeError("an argument is missing: first a delay or period in seconds, then a callback")
+    if code in (layout.REFUSED_DELAY, layout.REFUSED_MILLISECONDS):
+        which = "delay or period must be a{} number of seconds{}, not {!r}"
+        if code == layout.REFUSED_MILLISECONDS:
+            which = "ms must be a{} number of milliseconds{}, not {!r}"
         if isinstance(culprit, (int, float)) or hasattr(culprit, "__float__"):
-            raise ValueError(f"delay or period must be a finite number of seconds, at most 4e9, not {culprit!r}")
-        raise TypeError(f"delay or period must be a number of seconds, not {culprit!r}")
+            most = "4e9" if code == layout.REFUSED_DELAY else "4e12"
+            raise ValueError(which.format(" finite", f", at most {most}", culprit))
+        raise TypeError(which.format("", "", culprit))
     if code == layout.REFUSED_IDENTIFIER:
         if isinstance(culprit, int):
             return  # an int that no id can be: unknown
         raise TypeError(f"id must be an int, as the scheduling call returned it, not {culprit!r}")
-    raise MemoryError(f"{name} has no memory, or no number, for one more callback; nothing was stored")
+    if code == layout.REFUSED_SLOTS:
+        raise MemoryError(
+            f"{name} has no memory for one more timer, immediate or descriptor, or {layout.SLOT_LIMIT:,} of them"
+            " already; nothing was stored"
+        )
+    raise MemoryError(f"{name} has no memory for one more callback; nothing was stored")

@@ -1,50 +1,27 @@
-"""The loop: public names over the kernels, and who may run, stop and end it.
+"""The loop: its options, and what it is made of.
 
 Problem: the hot path is compiled and knows nothing of Python's manners; users want clear errors, graceful ends,
-signals that work. Idea: everything a callback's life needs (submit, run, cancel) is a built-in method made by the
-kernels and reached without a Python frame; what happens once in a loop's life (run, stop, shutdown, close) is the
-plain Python of this file, and meets the kernels in two words. The *owner* word says which thread is inside `run`; the
-*lifecycle* word only ever moves forward (but for `stop`, which takes RUNNING back to AWAKE)::
-
-    AWAKE <--stop-- RUNNING       shutdown, close, auto-exit: --> TERMINATING --> TERMINATED
-          --run-->
-
-Whoever moves it to TERMINATING closes the queues in the same call; whoever owns the loop then finishes it: the thread
-in `run()`, or, if there is none, a thread made for it. `interrupt` is the third word: looked at after each callback,
-it makes the kernel leave for `close()` and in a forked child.
+signals that work. Idea: three layers of one object, each in a file of its own. Everything that a callback needs
+(submit, cancel) is a built-in method made by the kernels and reached without a Python frame (`scheduling.py`); who may
+run and end a loop is plain Python over three words of the kernels' memory (`lifecycle.py`); so is how it sleeps, and
+what it watches meanwhile (`descriptors.py`). Here they get their memory, and what else hangs on a loop: handles,
+signals, workers, figures.
 """
 
 from __future__ import annotations
 
-import contextlib
-import enum
 import functools
 import itertools
-import logging
-import os
-import sys
-import threading
-import time
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 from . import debug as _debug
 from . import hooks
 from . import signals as _signals
-from .errors import (
-    FastPathIncompatibleError,
-    ForkedLoopError,
-    LoopAlreadyRunningError,
-    LoopOverloadedError,
-    LoopTerminatedError,
-    NbloopError,
-    PollerFailedError,
-    ReentrantCloseError,
-    ReentrantRunError,
-)
-from .kernels import layout, life, turn
-from .kernels.kernel import bound
+from .descriptors import Descriptors
+from .errors import LoopOverloadedError, LoopTerminatedError
+from .kernels import layout
 from .kernels.state import make_handle_state, make_loop_state
 from .options import (
     FastPathMode,
@@ -54,19 +31,14 @@ from .options import (
     check_mode,
     check_pressure,
     check_recorder,
-    check_timeout,
     usable_cores,
 )
-from .parkers import LockParker, Parker, futex_available
-from .readiness import IOEvents, ReadyCallback, Watches, check_descriptor, check_events
-from .scheduling import Callback, Producer, Scheduling
+from .scheduling import Callback, Producer
 
 if TYPE_CHECKING:
     from .js import Promise
-    from .js.promisify import Workers
     from .observe import Metrics
     from .observe.recorder import Recorder
-    from .observe.shared import SharedBlock
     from .observe.watchdog import Blockage, Watchdog
 
 
@@ -77,17 +49,7 @@ SPIN_MOST = 50_000  # ns; longer than the 3-19 µs a sleep costs, short enough t
 _numbers = itertools.count(1)  # of loops without a name
 
 
-class LoopState(enum.Enum):
-    """Where a loop is in its life. `AWAKE`: not running (yet, or any more after `stop()`), and taking work."""
-
-    AWAKE = "awake"
-    RUNNING = "running"
-    SLEEPING = "sleeping"
-    TERMINATING = "terminating"
-    TERMINATED = "terminated"
-
-
-class Loop(Scheduling):
+class Loop(Descriptors):
     """An event loop that any number of threads submit to and one thread runs.
 
     Every method may be called from any thread unless it says otherwise; those that schedule are also safe in signal
@@ -151,34 +113,21 @@ class Loop(Scheduling):
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name must be a str or None, not {name!r}")
 
-        self.name = name if name is not None else f"nbloop-{next(_numbers)}"
+        name = name if name is not None else f"nbloop-{next(_numbers)}"
         self.debug = debug
         self._on_overload = on_overload
         self._on_error = on_error
         self._on_pressure = on_pressure
-        self._mode = fast_path_mode
-        self._parker: Parker | None = None
-        self._lock_parker = LockParker()
-        # re-entrant for signal handlers; construction of handles and finishers; nothing that a callback's life needs
-        self._lock = threading.RLock()
-        self._ended = threading.Event()
-        self._closing = False
-        self._finisher: threading.Thread | None = None
-        self._workers: Workers | None = None
-        self._forked = False
-        self._runner = 0  # identifier of the thread that runs or finishes the loop, or did last
-
-        self._shared: SharedBlock | None = None
-        self._block = None if (measuring := check_metrics(metrics)) is False else self._make_block(measuring)
-
-        self._recorder: Recorder | None = None
+        self._shared = None
+        self._block = None if (measuring := check_metrics(metrics)) is False else self._make_block(name, measuring)
+        self._recorder = None
         if recorder is not None:
             from .observe.recorder import Recorder
 
-            self._recorder = Recorder(recorder, self.name)
+            self._recorder = Recorder(recorder, name)
 
         me = weakref.ref(self)  # the hooks live in the state, which the loop keeps: they must not keep the loop
-        self._state = make_loop_state(
+        state = make_loop_state(
             chunk_size=chunk_size,
             initial_chunks=initial_chunks,
             ingress_limit=ingress_limit,
@@ -195,64 +144,25 @@ class Loop(Scheduling):
                 "pressure": functools.partial(hooks.pressure, me),
             },
         )
-        record = self._record = self._state.record
+        record = state.record
         record["budget"] = ingress_budget
         record["pressure_high"], record["pressure_low"] = marks
         record["auto_exit"] = auto_exit
         record["clamp"] = clamp_nested_timers
         record["spin_max"] = SPIN_MOST if usable_cores() > 1 else 0
-        self._acquire = life.acquire.bind(self._state)
-        self._release = life.release.bind(self._state)
-        self._transition = life.transition.bind(self._state)
-        self._watches = Watches(self._state)
-        if fast_path_mode is FastPathMode.DISABLED:
-            self._watches.open_poller()
-        self._install_parker()
+        super().__init__(name, state, fast_path_mode)
         if debug:
             _debug.remember_sites(self)
-        _live.add(self)
 
-    @bound(life.alive)
-    def alive(self) -> bool:
-        """Is there anything to run, but for unreferenced timers? Any thread; a moment old when others submit
-        meanwhile. O(1).
-        """
-        return False  # pragma: no cover
-
-    @bound(life.wake)
-    def wake(self) -> bool:
-        """Wake the loop if it sleeps; whether this call did. Nothing needs it: every submit does. Any thread. One
-        load if awake.
-        """
-        return False  # pragma: no cover
-
-    @bound(life.stop)
-    def stop(self) -> None:
-        """Ask `run()` to return after the turn in progress (without one: after the first turn of the next `run`,
-        which will not wait).
-
-        What is queued stays queued, and the loop can be run again. Any thread, signal handlers included. O(1).
-        """
-
-    @bound(life.now)
-    def now(self) -> float:
-        """Seconds on the loop's clock, which is `time.monotonic`'s. Any thread."""
-        return 0.0  # pragma: no cover
-
-    @bound(life.is_loop_thread)
-    def is_loop_thread(self) -> bool:
-        """Is the calling thread the one inside `run()`? Any thread. O(1)."""
-        return False  # pragma: no cover
-
-    def _make_block(self, measuring: bool | Literal["shared"]) -> Any:
+    def _make_block(self, name: str, measuring: bool | Literal["shared"]) -> Any:
         if measuring == "shared":  # imported here: who does not measure does not pay for it
             from .observe.shared import SharedBlock
 
-            self._shared = SharedBlock(self.name)
+            self._shared = SharedBlock(name)
             return self._shared.words
         from .observe import block
 
-        return block.make(self.name)
+        return block.make(name)
 
     def metrics(self) -> Metrics | None:
         """The loop's figures at one instant, detached from it (`nbloop.observe.Metrics`); None without ``metrics=``.
@@ -295,9 +205,7 @@ class Loop(Scheduling):
             raise TypeError(f"function must be callable, not {function!r}")
         with self._lock:
             if self._workers is None:
-                from .js.promisify import (
-                    Workers,  # the one place where the loop knows of the view above it: a name of its own
-                )
+                from .js.promisify import Workers  # the one place where the loop knows of the view above it
 
                 self._workers = Workers(self)
         return self._workers.run(function, args)
@@ -312,7 +220,10 @@ class Loop(Scheduling):
             self._check_fork()
             if self._lifecycle() >= layout.TERMINATING:
                 raise LoopTerminatedError(f"{self.name} takes no new producers: it has terminated or is about to")
-            return Producer(self, make_handle_state(self._state))
+            handle = Producer(self, make_handle_state(self._state))
+        if self.debug:
+            _debug.remember_sites(handle)
+        return handle
 
     def add_signal_handler(self, sig: int, callback: Callback, /, *args: object) -> None:
         """Submit ``callback(*args)`` for each arrival of a signal, whichever thread this loop runs in; replaces an
@@ -326,450 +237,13 @@ class Loop(Scheduling):
         if self._lifecycle() >= layout.TERMINATING:
             raise LoopTerminatedError(f"{self.name} takes no signals: it has terminated or is about to")
         _signals.add(self, sig, callback, args)
+        if self._lifecycle() == layout.TERMINATED:  # its end may have come before this, and has forgotten its signals
+            _signals.forget(self)
+            raise LoopTerminatedError(f"{self.name} takes no signals: it has terminated")
 
     def remove_signal_handler(self, sig: int, /) -> bool:
         """Undo `add_signal_handler`; the last loop to do so gives the signal back its old meaning. False: there was
-        none. Any thread.
+        none. Any thread. Raises TypeError for what is no number.
         """
         self._check_fork()
         return _signals.remove(self, sig)
-
-    # --- running
-    # ---------------------------------------------------------------------------------------------------------
-
-    @property
-    def state(self) -> LoopState:
-        """Where the loop is in its life, a moment old. Any thread."""
-        lifecycle = self._lifecycle()
-        if lifecycle == layout.AWAKE:
-            return LoopState.AWAKE
-        if lifecycle == layout.TERMINATED:
-            return LoopState.TERMINATED
-        if lifecycle == layout.TERMINATING and self._record["remote"]["tail"] < 0:  # the queue that is closed last
-            return LoopState.TERMINATING  # whoever sees this is refused from then on
-        return LoopState.SLEEPING if self._record["sleep"] else LoopState.RUNNING
-
-    def run(self) -> None:
-        """Run the loop on this thread until `stop()`, `shutdown()`, `close()` or, with `auto_exit`, until nothing
-        referenced is left.
-
-        Raises `LoopAlreadyRunningError`, `ReentrantRunError` (from its own callback), `LoopTerminatedError`.
-        KeyboardInterrupt and SystemExit from a callback, and Ctrl-C on the main thread, leave it; what was accepted
-        stays queued, and the loop can be run again.
-        """
-        self._enter()
-        self._turn_and_leave()
-
-    def _enter(self) -> None:
-        """Become the owner of a loop that is AWAKE, or say why not."""
-        self._check_fork()
-        while held := self._acquire():
-            if held == 2:
-                raise ReentrantRunError(f"{self.name}.run() was called from one of its own callbacks")
-            if self._lifecycle() == layout.RUNNING:
-                raise LoopAlreadyRunningError(f"{self.name} is run by another thread")
-            if self._lifecycle() != layout.AWAKE:
-                break  # whoever holds it finishes it
-            time.sleep(0)  # held for a moment only: another run() comes or goes, or the mode changes
-        if held or not self._transition(layout.AWAKE, layout.RUNNING):
-            if not held:
-                self._leave()
-            raise LoopTerminatedError(f"{self.name} can not be run: it has terminated or is about to")
-
-    def _leave(self) -> None:
-        """Give the loop up. If it is to end and has not, because an exception or this very visit was in the way,
-        somebody must.
-        """
-        self._release()
-        if self._lifecycle() == layout.TERMINATING:
-            self._ensure_finisher()
-
-    def _turn_and_leave(self) -> None:
-        try:
-            with _signals.interruptible(self):
-                self._turn_until_end()
-        except BaseException:
-            if self._recorder is not None:
-                self._recorder._run_raised()
-            raise
-        finally:
-            self._transition(layout.RUNNING, layout.AWAKE)
-            self._leave()
-
-    def _turn_until_end(self) -> None:
-        self._runner = threading.get_ident()
-        turns = turn.run.bind(self._state)
-        while True:
-            ended = turns()
-            if ended == turn.ENDED_PARK:
-                self._park()
-            elif ended == turn.ENDED_LOOK:
-                self._look()
-            elif ended == turn.ENDED_BROKEN:
-                number = int(self._record["io"]["error"])
-                self._end_broken(OSError(number, os.strerror(number)))
-            elif ended == turn.ENDED_STOP:
-                if self._transition(layout.RUNNING, layout.AWAKE):
-                    return
-            elif ended == turn.ENDED_QUIET:
-                if self._quiet_for_good():
-                    self._finish()
-                    return
-            else:  # interrupted, or asked to end
-                self._check_fork()
-                self._finish()
-                return
-
-    def _park(self) -> None:
-        """Sleep for the kernels, which have announced it."""
-        try:
-            self._look()
-        finally:
-            life.awaken.bind(self._state)()
-
-    def _look(self) -> None:
-        """Wait outside the kernels, for as long as they say."""
-        assert self._parker is not None
-        try:
-            found = self._parker.wait(int(self._record["poll_timeout"]))
-        except OSError as error:
-            self._end_broken(error)
-        else:
-            self._watches.collect(found)
-
-    def _end_broken(self, error: OSError) -> NoReturn:
-        """The poller fails: looking again would spin, so the loop ends, and says why. What was accepted is run."""
-        hooks.log(error, "%s can not poll any more and ends", self.name, level=logging.CRITICAL)
-        self._begin_end()
-        self._finish()
-        raise PollerFailedError(error.errno, f"{self.name} can not poll any more and has ended: {error}") from error
-
-    def _quiet_for_good(self) -> bool:
-        """Auto-exit: the kernel found nothing left and closed the queues; so do the handles, unless one has work
-        after all.
-        """
-        with self._lock:
-            handles = self._live_handles()
-            waiting = sum(life.producer_close.bind(handle)() for handle in handles)
-            if not waiting:
-                self._transition(layout.RUNNING, layout.TERMINATING)
-                return True
-            for handle in handles:
-                life.producer_reopen.bind(handle)()
-            life.reopen_queues.bind(self._state)()
-        if self._lifecycle() != layout.RUNNING:  # a shutdown() in the middle of this: its close may have been undone
-            self._refuse_new()
-        return False
-
-    def start(self) -> threading.Thread:
-        """Run the loop in a thread of its own, made here; returns once it runs. Raises what `run` would.
-
-        The thread is a daemon: at the interpreter's exit a loop that nobody shut down is not waited for.
-        """
-        entered = threading.Event()
-        failure: list[NbloopError] = []
-
-        def body() -> None:
-            try:
-                self._enter()
-            except NbloopError as error:
-                failure.append(error)
-                return
-            finally:
-                entered.set()
-            self._turn_and_leave()
-
-        if self.is_loop_thread():
-            raise ReentrantRunError(f"{self.name}.start() was called from one of its own callbacks")
-        thread = threading.Thread(target=body, name=self.name, daemon=True)
-        thread.start()
-        entered.wait()
-        if failure:
-            thread.join()
-            raise failure[0]
-        return thread
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.shutdown()
-
-    # --- ending
-    # ----------------------------------------------------------------------------------------------------------
-
-    def shutdown(self, timeout: float | None = None) -> None:
-        """End gracefully: refuse new work, run what was accepted, then release the rest; returns when that is done.
-
-        Run are the immediates, close callbacks, internal and external tasks that were accepted, with the microtasks
-        they queue; timers are not. From a callback it only requests the end and returns. A loop that was never run is
-        finished on a thread of its own. Any number of threads may call it, any number of times. Raises TimeoutError
-        after `timeout` seconds; the end goes on.
-        """
-        if timeout is not None:
-            check_timeout(timeout)
-        self._check_fork()
-        self._begin_end()
-        if self.is_loop_thread():
-            return
-        self._ensure_finisher()
-        if not self._ended.wait(timeout):
-            raise TimeoutError(f"{self.name} has not ended within {timeout} s; the shutdown goes on")
-
-    def close(self) -> None:
-        """End at once: the callback in progress ends, the rest is dropped and its references released; returns when
-        that is done.
-
-        Not from the loop's own callbacks (`ReentrantCloseError`). Any other thread; idempotent.
-        """
-        self._check_fork()
-        if self.is_loop_thread():
-            raise ReentrantCloseError(f"{self.name}.close() was called from one of its own callbacks; use shutdown()")
-        self._closing = True
-        self._begin_end()
-        life.interrupt.bind(self._state)(1)
-        if self._acquire() == 0:
-            try:
-                self._finish()
-            finally:
-                self._release()
-        else:
-            self._ensure_finisher()
-        self._ended.wait()
-
-    def _begin_end(self) -> None:
-        """Move to TERMINATING and refuse new work, from whichever stage this is."""
-        while self._lifecycle() < layout.TERMINATING:  # again, if a run() or a stop() came between the two
-            if not self._transition(layout.RUNNING, layout.TERMINATING):
-                self._transition(layout.AWAKE, layout.TERMINATING)
-        self._refuse_new()
-
-    def _refuse_new(self) -> None:
-        life.close_queues.bind(self._state)()
-        with self._lock:
-            for handle in self._live_handles():
-                life.producer_close.bind(handle)()
-
-    def _live_handles(self) -> list[Any]:
-        return [handle for handle in (held() for held in list(self._state.handles.values())) if handle is not None]
-
-    def _ensure_finisher(self) -> None:
-        """If nobody runs a loop that is to end, make a thread that ends it."""
-        with self._lock:
-            finishing = self._finisher is not None and self._finisher.is_alive()
-            if self._ended.is_set() or finishing or self._record["owner"]:
-                return
-            self._finisher = threading.Thread(target=self._finish_elsewhere, name=f"{self.name}-finisher", daemon=True)
-            self._finisher.start()
-
-    def _finish_elsewhere(self) -> None:
-        # a run() that is just finding out that it came too late, or one that finishes itself
-        while self._acquire() != 0:
-            if self._ended.wait(0.001):
-                return
-        try:
-            while not self._ended.is_set():
-                try:
-                    self._finish()
-                # there is no run() that these could leave, and the rest is owed
-                except (KeyboardInterrupt, SystemExit) as error:
-                    hooks.log(error, "%s: a callback asked to leave run() while the loop ended without one", self.name)
-        finally:
-            self._release()
-
-    def _finish(self) -> None:
-        """Drain, unless closing; then release everything. The owner's thread, lifecycle TERMINATING."""
-        if self._ended.is_set():
-            return
-        self._runner = threading.get_ident()
-        self._refuse_new()
-        drain = turn.drain.bind(self._state)
-        while not self._closing and drain() == turn.ENDED_DRAINED:
-            if any(life.producer_close.bind(handle)() for handle in self._live_handles()):
-                time.sleep(0)  # a handle's producer is between its ticket and its announcement
-            elif self._workers is None or not self._workers.finish(closing=False):
-                break
-        if self._closing and self._workers is not None:
-            self._workers.finish(closing=True)
-        life.drop.bind(self._state)()
-        for handle in self._live_handles():
-            life.producer_drop.bind(handle)()
-        self._transition(layout.TERMINATING, layout.TERMINATED)
-        while int(self._record["wakes_sent"]) < int(self._record["claimed"]):
-            time.sleep(0)  # a wake call is on its way to the descriptor that is closed next
-        with self._lock:
-            self._watches.close()
-        _signals.forget(self)
-        if self._recorder is not None:
-            self._recorder._loop_ended()
-        if self._shared is not None:
-            self._shared.close()
-        _live.discard(self)
-        self._ended.set()
-
-    def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        # Forgotten while methods taken from it live on: they keep the state, so what is queued has to be dropped here.
-        if not finalizing() and "_transition" in self.__dict__ and not self._forked and not self._ended.is_set():
-            self.close()
-
-    # --- the fast path
-    # ---------------------------------------------------------------------------------------------------
-
-    @property
-    def fast_path_mode(self) -> FastPathMode:
-        """The mode last set. Any thread."""
-        return self._mode
-
-    def set_fast_path_mode(self, mode: FastPathMode) -> None:
-        """Change how the loop sleeps, at run time. Any thread; the loop changes over before its next sleep, and loses
-        nothing.
-
-        Raises TypeError for what is no `FastPathMode`, `FastPathIncompatibleError` for FORCED while descriptors are
-        registered, `LoopTerminatedError` after the end, OSError if there is no descriptor left for a poller; in each
-        case the mode stays.
-        """
-        check_mode("mode", mode)
-        self._check_fork()
-        with self._lock:
-            if mode is FastPathMode.FORCED and len(self._watches):
-                raise FastPathIncompatibleError(
-                    f"{self.name} watches {len(self._watches)} descriptors: the fast path can not be forced"
-                )
-            if self._lifecycle() >= layout.TERMINATING:
-                raise LoopTerminatedError(f"{self.name} has terminated or is about to")
-            if mode is FastPathMode.DISABLED:
-                self._watches.open_poller()
-            self._mode = mode
-        self._change_over()
-
-    def _change_over(self) -> None:
-        """Have the loop sleep as mode and descriptors ask from now on: at once if nobody runs it, else before its next
-        sleep.
-        """
-        while not self.is_loop_thread():
-            if self._acquire() == 0:
-                try:
-                    self._install_parker()
-                finally:
-                    self._leave()
-                return
-            if self._lifecycle() != layout.AWAKE:  # it runs: only its own thread may change how it sleeps
-                with contextlib.suppress(LoopTerminatedError):  # it has slept for the last time
-                    self.submit_internal(self._install_parker)
-                return
-            time.sleep(0)
-        self._install_parker()
-
-    def _install_parker(self) -> None:
-        """Sleep as the mode and the descriptors ask. The owner only, awake.
-
-        A wake that was claimed before and comes late goes to the old place or the new one: the sleep that it was for
-        is over, and another is at most ended early.
-        """
-        with self._lock:
-            poller = self._watches.poller
-            if poller is not None and (self._mode is FastPathMode.DISABLED or len(self._watches)):
-                self._parker, self._record["park_mode"] = poller, poller.park_mode
-            elif futex_available():
-                self._parker, self._record["park_mode"] = None, layout.PARK_FUTEX
-            else:
-                self._parker, self._record["park_mode"] = self._lock_parker, layout.PARK_PYTHON
-
-    # --- descriptors
-
-    def register_fd(self, fd: int, events: IOEvents | int, callback: ReadyCallback) -> None:
-        """Run ``callback(fd, events)`` on the loop's thread whenever the descriptor is ready for what `events` asks.
-
-        Level-triggered: as long as it is ready, once in each turn; `IOEvents.EDGE` and `IOEvents.ONESHOT` change that.
-        ERROR and HANGUP are reported unasked, unless `events` is 0, which mutes. A microtask checkpoint follows each
-        callback; one that raises goes to `on_error`, and the watch stays. A registered descriptor keeps an `auto_exit`
-        loop alive. Any thread; a loop that is just waiting sees it at once. O(1); a system call or two.
-
-        Raises `FDAlreadyRegisteredError`, `FDOutOfRangeError`, `FastPathIncompatibleError` while the fast path is
-        forced, TypeError or ValueError for what is no descriptor, events or callback, OSError from the system (EPERM
-        for a regular file, EBADF, ENOSPC, EMFILE), `LoopTerminatedError`; in each case nothing is registered.
-
-        A descriptor is to be unregistered before it is closed. Closed first, it is silent, and its number stays taken
-        here until `unregister_fd`; whoever has that number by then is not touched.
-        """
-        fd, interest = check_descriptor(fd), check_events(events)
-        if not callable(callback):
-            raise TypeError(f"callback must be callable, not {callback!r}")
-        with self._lock:
-            self._check_descriptors_allowed()
-            if self._mode is FastPathMode.FORCED:
-                raise FastPathIncompatibleError(f"{self.name} is forced to the fast path, which sees no descriptors")
-            self._watches.register(fd, interest, callback)
-            first = len(self._watches) == 1
-        if first:
-            self._change_over()
-
-    def modify_fd(self, fd: int, events: IOEvents | int) -> None:
-        """Change what a registered descriptor is watched for; 0 mutes it, and a ONESHOT is armed anew.
-
-        What was collected before and is not asked for any more is not delivered. Any thread. O(1), one system call.
-        Raises `FDNotRegisteredError`, OSError from the system (and then nothing has changed), otherwise as
-        `register_fd`.
-        """
-        fd, interest = check_descriptor(fd), check_events(events)
-        with self._lock:
-            self._check_descriptors_allowed()
-            self._watches.modify(fd, interest)
-
-    def unregister_fd(self, fd: int) -> None:
-        """Watch a descriptor no longer. When this returns no callback of it starts any more, also none whose event was
-        collected already; one in progress on the loop's thread goes on.
-
-        From its own callback, another one, another thread. O(1), one system call. Raises `FDNotRegisteredError`,
-        also after the loop has ended.
-        """
-        fd = check_descriptor(fd)
-        with self._lock:
-            self._check_fork()
-            self._watches.unregister(fd)
-            last = len(self._watches) == 0
-        if last:
-            self._change_over()
-
-    def _check_descriptors_allowed(self) -> None:
-        self._check_fork()
-        if self._lifecycle() >= layout.TERMINATING:
-            raise LoopTerminatedError(f"{self.name} watches no descriptors: it has terminated or is about to")
-
-    # --- refusals
-    # --------------------------------------------------------------------------------------------------------
-
-    def _lifecycle(self) -> int:
-        return int(self._record["lifecycle"])
-
-    def _check_fork(self) -> None:
-        if self._forked:
-            raise ForkedLoopError(f"{self.name} belongs to the process that made it; make a new Loop after os.fork()")
-
-    def __repr__(self) -> str:
-        return f"<nbloop.Loop {self.name} {'forked' if self._forked else self.state.value}>"
-
-
-# --- fork -----------------------------------------------------------------------------------------------------------
-
-_live: weakref.WeakSet[Loop] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    """Make every inherited loop refuse: its thread stayed in the parent, and its descriptors are shared with it."""
-    for loop in list(_live):
-        loop._forked = True
-        loop._lock = threading.RLock()  # the parent's other threads may have held it
-        for name, face in (vars(Scheduling) | vars(Loop)).items():
-            if hasattr(face, "__wrapped__") and not isinstance(face, property):
-                loop.__dict__[name] = lambda *_args, _loop=loop: _loop._check_fork()
-        # the sleeper is in the parent, and its wake descriptor is shared: nobody here may write to it
-        loop._record["sleep"] = 0
-        life.interrupt.bind(loop._state)(1)
-        loop._refuse_new()
-        loop._watches.close()  # this process's copies: the parent's stay as they are
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,5 +1,5 @@
-"""What schedules and cancels: built-in methods made by the kernels. The functions here are their signatures and their
-documentation; an instance gets the built-in in their place (kernels/kernel.py).
+"""What schedules and cancels, and the clock: built-in methods made by the kernels. The functions here are their
+signatures and their documentation; an instance gets the built-in in their place (kernels/kernel.py).
 """
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from .kernels import methods, timer_methods
+from .kernels import life, methods, timer_methods
 from .kernels.kernel import bound
 
 if TYPE_CHECKING:
@@ -100,8 +100,8 @@ class Scheduling:
 
         Earliest deadline first, equal deadlines in scheduling order. A delay of 0 or less means the next timer phase;
         a timer added in a timer phase waits for the next turn. The id is valid before the callback can start. Any
-        thread. O(log n) on the loop's thread, O(1) on others, and a sleeping loop is woken only if this deadline is
-        its earliest.
+        thread. O(1), amortised, for one that is not due soon, else O(log n) of those that are; a sleeping loop is woken
+        only if this deadline is its earliest.
 
         Raises ValueError for NaN, infinities and more than 4e9 seconds, TypeError for what is no number, otherwise as
         `submit`.
@@ -122,7 +122,7 @@ class Scheduling:
         """True: that timer or interval will never run (again). False: unknown, started or cancelled already.
 
         Definite at once, from any thread: before `run`, while running, in its own callback. The callback is released.
-        O(log n) on the loop's thread, O(1) on others. TypeError if `id` is no int.
+        O(1), amortised. TypeError if `id` is no int.
         """
         return False  # pragma: no cover
 
@@ -142,6 +142,11 @@ class Scheduling:
     def unref_timer(self, id: int, /) -> bool:
         """Make a live timer not keep an `auto_exit` loop alive; False if it is not live. Any thread. O(1)."""
         return False  # pragma: no cover
+
+    @bound(life.now)
+    def now(self) -> float:
+        """Seconds on the loop's clock, which is `time.monotonic`'s. Any thread."""
+        return 0.0  # pragma: no cover
 
 
 class Producer:

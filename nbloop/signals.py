@@ -51,8 +51,7 @@ def add(target: Target, number: int, callback: Callable[..., object], args: tupl
 
     ValueError for what is no signal's number or can not be caught; un-jitted also off the main thread.
     """
-    if isinstance(number, bool) or not isinstance(number, int):
-        raise TypeError(f"sig must be a signal number, not {number!r}")
+    _check_number(number)
     if not callable(callback):
         raise TypeError(f"callback must be callable, not {callback!r}")
     if number not in signal.valid_signals():
@@ -64,16 +63,25 @@ def add(target: Target, number: int, callback: Callable[..., object], args: tupl
         _asked[number][target] = (callback, args)
 
 
+def _check_number(number: object) -> None:
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise TypeError(f"sig must be a signal number, not {number!r}")
+
+
 def remove(target: Target, number: int) -> bool:
     """Undo `add`; False if there was nothing to undo. Any thread (un-jitted: the main one)."""
+    _check_number(number)
     with _lock:
         wanted = _asked.get(number)
-        if wanted is None or wanted.pop(target, None) is None:
+        if wanted is None:
             return False
-        if not wanted:
+        found = wanted.pop(target, None) is not None
+        if (
+            not wanted
+        ):  # also if nothing was found: of a target in a cycle the collector clears the weak reference first
             del _asked[number]
             _restore(number, _before.pop(number))
-        return True
+        return found
 
 
 def forget(target: Target) -> None:

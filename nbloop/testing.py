@@ -11,7 +11,8 @@ import math
 
 from .errors import LoopTerminatedError
 from .kernels import life
-from .loop import Loop, LoopState
+from .lifecycle import LoopState
+from .loop import Loop
 
 MOST = 4e9  # seconds; as a timer's delay
 

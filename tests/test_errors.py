@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import socket
 import traceback
+import weakref
 
 import pytest
 
 import nbloop
-from nbloop import FastPathMode, Loop, LoopState
+from nbloop import FastPathMode, IOEvents, Loop, LoopState
+from nbloop.js import JS
 
 # How to schedule one callback of each kind, and what on_error calls it.
 KINDS = {
@@ -208,7 +212,7 @@ def test_base_exceptions(make_loop, turns):
     assert errors == [Odd, GeneratorExit, StopIteration, MemoryError]
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if " of a " not in kind])
+@each_kind
 def test_debug(make_loop, turns, kind):
     """contract: debug: on_error is told where a callback was scheduled, and gets it itself."""
     contexts = []
@@ -220,8 +224,43 @@ def test_debug(make_loop, turns, kind):
     the_place()
     turns(loop)
     (context,) = contexts
-    assert (context["callback"], context["args"]) == (fail, (1,))
+    if kind != "task of a batch":
+        assert (context["callback"], context["args"]) == (fail, (1,))
     assert "the_place" in {frame.name for frame in context["scheduled_at"]}
+
+
+def test_debug_of_descriptors_and_of_the_javascript_view(make_loop):
+    """contract: debug: the same for callbacks of descriptors, and for timers in milliseconds."""
+    places = []
+    loop = make_loop(
+        debug=True, on_error=lambda _, context: places.append({frame.name for frame in context["scheduled_at"]})
+    )
+    js = JS(loop)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+
+        def the_place():
+            js.set_timeout(fail)
+            loop.register_fd(ours.fileno(), IOEvents.WRITE | IOEvents.ONESHOT, callback=fail)
+            js.set_timeout(loop.stop, 1)
+
+        the_place()
+        loop.run()
+        loop.unregister_fd(ours.fileno())
+    assert len(places) == 2
+    assert all("the_place" in names for names in places)
+
+
+def test_debug_does_not_keep_a_loop():
+    """contract: a forgotten loop is closed at once; what remembers is no cycle."""
+    loop = Loop(debug=True)
+    handle, gone = loop.producer(), weakref.ref(loop)
+    gc.disable()
+    try:
+        del loop, handle
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_debug_changes_nothing_else(make_loop, turns):

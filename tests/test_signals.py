@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -9,7 +10,7 @@ import time
 
 import pytest
 
-from nbloop import LoopTerminatedError
+from nbloop import Loop, LoopTerminatedError, signals
 
 CTRL_C = """
 import functools, os, signal, threading, time
@@ -68,17 +69,23 @@ def test_ctrl_c_loses_nothing(run_script):
         import os, signal, threading
         from nbloop import Loop
 
-        loop, ran = Loop(), []
+        def kill():
+            begun.wait()
+            os.kill(os.getpid(), signal.SIGINT)
+
+        loop, ran, begun = Loop(), [], threading.Event()
+        threading.Thread(target=kill).start()
+        loop.submit(begun.set)
         for i in range(300_000):
             loop.submit(ran.append, i)
         loop.submit(loop.stop)
-        interrupts = 0
-        threading.Timer(0.0005, os.kill, (os.getpid(), signal.SIGINT)).start()
-        while len(ran) < 300_000:
-            try:
+        try:
+            while True:
                 loop.run()
-            except KeyboardInterrupt:
-                interrupts += 1
+        except KeyboardInterrupt:
+            pass
+        while len(ran) < 300_000:
+            loop.run()
         assert ran == list(range(300_000))
         """
     )
@@ -207,6 +214,36 @@ class TestAddSignalHandler:
         finally:
             signal.signal(signal.SIGUSR1, old)
 
+    def test_forgotten_loop_in_a_cycle(self, wait_for):
+        """contract: a forgotten loop is closed; the signal has its old meaning again, whoever found the loop."""
+        seen = []
+        old = signal.signal(signal.SIGUSR1, lambda *_: seen.append("old"))
+        try:
+            loop = Loop()
+            loop.itself = loop
+            loop.add_signal_handler(signal.SIGUSR1, seen.append, "loop")
+            del loop
+            gc.collect()
+            hit()
+            wait_for(lambda: seen)
+            assert seen == ["old"]
+        finally:
+            signal.signal(signal.SIGUSR1, old)
+
+    def test_added_while_the_loop_ends(self, monkeypatch):
+        """contract: LoopTerminatedError, and the signal has its old meaning: also if the end comes in between."""
+        loop = Loop()
+        add = signals.add
+
+        def late(*arguments):
+            loop.close()
+            add(*arguments)
+
+        monkeypatch.setattr(signals, "add", late)
+        with pytest.raises(LoopTerminatedError):
+            loop.add_signal_handler(signal.SIGUSR1, int)
+        assert signal.SIGUSR1 not in signals._asked
+
     @pytest.mark.parametrize(
         ("arguments", "error"),
         [
@@ -228,6 +265,8 @@ class TestAddSignalHandler:
             loop.add_signal_handler(*arguments)
         for number in (signal.SIGUSR1, signal.SIGKILL):
             assert loop.remove_signal_handler(number) is False
+        with pytest.raises(TypeError, match="sig must be a signal number, not 'SIGUSR1'"):
+            loop.remove_signal_handler("SIGUSR1")
 
     def test_sigint(self, run_script):
         """While a loop asks for SIGINT it raises no KeyboardInterrupt; afterwards it does again."""

@@ -97,6 +97,8 @@ def test_every_scheduling_call_checks_its_callback(loop, name, arguments):
         call(*arguments)
     with pytest.raises(TypeError, match="callable"):
         call(*arguments, "not callable")
+    with pytest.raises(TypeError, match=rf"{name}\(\) takes"):
+        call(*arguments, callback=int)
     assert not loop.alive()
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import itertools
 import random
+import socket
 import threading
 import time
 
 import pytest
 
-from nbloop import FastPathMode
+from nbloop import FastPathMode, IOEvents
 
 
 def test_never_early(loop):
@@ -58,7 +59,7 @@ def test_due_at_once(loop, turns, delay):
 
 
 @pytest.mark.parametrize(
-    "delay", [float("nan"), float("inf"), -float("inf"), 4.1e9, -4.1e9, 10**400, -(10**400)], ids=lambda d: str(d)[:8]
+    "delay", [float("nan"), float("inf"), -float("inf"), 4.1e9, 1e300, 10**400, -(10**400)], ids=lambda d: str(d)[:8]
 )
 @pytest.mark.parametrize("schedule", ["schedule_timer", "schedule_interval"])
 def test_not_a_delay(loop, schedule, delay):
@@ -66,6 +67,40 @@ def test_not_a_delay(loop, schedule, delay):
     with pytest.raises(ValueError, match="finite"):
         getattr(loop, schedule)(delay, int)
     assert not loop.alive()
+
+
+def test_the_longest_delay_and_the_shortest(loop, turns):
+    """contract: more than 4e9 is refused, and not 4e9; zero or negative, however far: the next timer phase."""
+    ran = []
+    assert loop.cancel_timer(loop.schedule_timer(4e9, int))
+    for delay in (-4.1e9, -1e300):
+        loop.schedule_timer(delay, ran.append, delay)
+    turns(loop)
+    assert ran == [-4.1e9, -1e300]
+
+
+def test_no_more_than_there_are_ids(loop, turns):
+    """contract: 4,194,304 timers, immediates and descriptors at once; then MemoryError, and nothing was stored."""
+    schedule = loop.schedule_timer
+    first = schedule(1000, int)
+    for _ in range((1 << 22) - 1):
+        schedule(1000, int)
+    reader, writer = socket.socketpair()
+    with reader, writer:
+        for refused in (
+            lambda: schedule(0, pytest.fail),
+            lambda: loop.schedule_interval(0, pytest.fail),
+            lambda: loop.schedule_immediate(pytest.fail),
+            lambda: loop.register_fd(writer.fileno(), IOEvents.WRITE, pytest.fail),
+        ):
+            with pytest.raises(MemoryError, match="4,194,304 of them already; nothing was stored"):
+                refused()
+        turns(loop)
+        assert loop.cancel_timer(first)
+        ran = []
+        loop.submit(lambda: loop.schedule_immediate(ran.append, "as one has gone"))
+        turns(loop, 2)
+    assert ran == ["as one has gone"]
 
 
 @pytest.mark.parametrize("delay", [None, "1", [], 1j], ids=repr)

@@ -120,7 +120,7 @@ class Timeouts(_View):
         """Decides whether that is 5 times as fast as `call_later` + `cancel`."""
         return times_asyncio(
             javascript.timeouts("nbloop", self.ours, self.js, pending),
-            javascript.call_laters("asyncio", self.theirs, pending),
+            workloads.timer_pairs("asyncio", self.theirs, pending),
             rounds=20,
         )
 

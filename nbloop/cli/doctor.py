@@ -108,7 +108,7 @@ def _sleeping() -> dict[str, Any]:
         found["poll_mode"] = {"how": "none", "why": str(error)}
     else:
         kernels = poller.park_mode == layout.PARK_EPOLL
-        why = f"{sys.platform}'s; {'the kernels wait in it' if kernels else 'Python waits in it, through ctypes'}"
+        why = f"{platform.system()}'s; {'the kernels wait in it' if kernels else 'Python waits in it, through ctypes'}"
         found["poll_mode"] = {"how": type(poller).__name__.removesuffix("Poller").lower(), "why": why}
         poller.close()
     loop = Loop(name="doctor")

@@ -92,6 +92,9 @@ class AbortSignal(EventTarget):
         signal').
         """
         given = list(signals)
+        for source in given:
+            if not isinstance(source, AbortSignal):
+                raise TypeError(f"signals must be of AbortSignals, not {source!r}")
         signal = cls()
         for source in given:
             if source._aborted:

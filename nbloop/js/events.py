@@ -16,10 +16,16 @@ from typing import Any
 logger = logging.getLogger("nbloop")
 
 
+def check_name(argument: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{argument} must be a str, not {value!r}")
+
+
 class Event:
     """Something that has happened, of a `type`."""
 
     def __init__(self, type: str, *, cancelable: bool = False, bubbles: bool = False) -> None:
+        check_name("type", type)
         self.type = type
         self.cancelable = cancelable
         self.bubbles = bubbles
@@ -77,6 +83,7 @@ class EventTarget:
         """Call ``callback(event)`` for events of a type, in order of addition; the same callback is added once (DOM
         2.7, 'add an event listener').
         """
+        check_name("type", type)
         if not callable(callback):
             raise TypeError(f"callback must be callable, not {callback!r}")
         with self._listeners_lock:
@@ -100,6 +107,8 @@ class EventTarget:
 
         A listener that raises is reported to the logger, and the next is called.
         """
+        if not isinstance(event, Event):
+            raise TypeError(f"event must be an Event, not {event!r}")
         event.target = self
         event._stopped = False
         for entry in self._listeners:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from .events import check_name
+
 
 @dataclass(frozen=True)
 class PerformanceEntry:
@@ -36,6 +38,7 @@ class Performance:
 
     def mark(self, name: str, *, detail: Any = None, start_time: float | None = None) -> PerformanceEntry:
         """Remember a moment: now, or `start_time`."""
+        check_name("name", name)
         entry = PerformanceEntry(name, "mark", self.now() if start_time is None else start_time, 0.0, detail)
         with self._lock:
             self._entries.append(entry)
@@ -48,6 +51,7 @@ class Performance:
 
         LookupError for a name that was never marked (User Timing: a SyntaxError).
         """
+        check_name("name", name)
         until = self.now() if end is None else self._moment(end)
         begin = 0.0 if start is None else self._moment(start)
         entry = PerformanceEntry(name, "measure", begin, until - begin, detail)

@@ -6,7 +6,7 @@ Source: ECMAScript 2025, 27.2 (names of its abstract operations are cited where 
 Problem: interleavings of promise chains are observable, so each step must take the *number* of microtasks that the
 standard says; and on free-threaded Python `resolve` and `then` may be called by different threads at once. Idea: what
 every promise does, which is to settle once and to queue reactions in order, is compiled and works on the instance's
-own slots (kernels/reactions.py has the protocol). Here is what is JavaScript's: what a promise may be resolved with
+own slots (kernels/settling.py has the protocol). Here is what is JavaScript's: what a promise may be resolved with
 besides a plain value, who is told of a rejection, and what becomes of handlers when the loop has ended. The kernels
 call these functions when they meet such a case, so none of them is on the way of a chain of plain values.
 
@@ -20,6 +20,7 @@ import contextlib
 import logging
 import threading
 import traceback
+from collections import deque
 from collections.abc import Awaitable, Callable, Generator
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
@@ -197,7 +198,9 @@ def _made(promise: Promise[Any], frames: int = 1) -> None:
 
 
 def _misused(instance: object) -> None:
-    raise TypeError(f"a method of {type(instance).__name__} takes fewer arguments, or none of this name")
+    if isinstance(instance, Resolver):
+        raise TypeError("a resolving function takes one argument, or none")
+    raise TypeError("then takes two arguments at most, on_fulfilled and on_rejected")
 
 
 def view_of(js: JS) -> View:
@@ -280,7 +283,7 @@ class Rejections:
     def __init__(self, js: JS, report: Callable[[Any, Promise[Any]], object] | None) -> None:
         self._js = js
         self._report = report
-        self._noted: list[Promise[Any]] = []
+        self._noted: deque[Promise[Any]] = deque()
 
     def note(self, promise: Promise[Any]) -> None:
         """A promise was rejected that has no handler yet. Any thread."""
@@ -291,7 +294,7 @@ class Rejections:
     def _notify(self) -> None:
         """At the end of a checkpoint (HTML, 'notify about rejected promises')."""
         while self._noted:
-            promise = self._noted.pop(0)
+            promise = self._noted.popleft()
             if hasattr(promise, "_handled"):
                 continue
             promise._handled = True  # reported: a handler added later changes nothing

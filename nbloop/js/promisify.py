@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import LoopTerminatedError
 from ..kernels import life
-from ..loop import LoopState
+from ..lifecycle import LoopState
 from .promise import Promise
 from .view import JS
 
@@ -47,15 +47,21 @@ class Workers:
     def run(self, function: Callable[..., Any], args: tuple[object, ...]) -> Promise[Any]:
         """Start one. Any thread."""
         promise: Promise[Any] = Promise(self._js)
+        refusal: Exception = LoopTerminatedError("the loop has terminated or is about to")
         with self._lock:
             loop = self._loop()
             ending = loop is None or loop.state in (LoopState.TERMINATING, LoopState.TERMINATED)
             if not self._ended and not ending:
                 self._pending[id(promise)] = promise
                 self._hold(1)
-                self._pool.submit(self._work, promise, function, args)
-                return promise
-        promise._reject(LoopTerminatedError("the loop has terminated or is about to"))
+                try:
+                    self._pool.submit(self._work, promise, function, args)
+                    return promise
+                except RuntimeError as error:  # no thread to be had, or the interpreter ends
+                    del self._pending[id(promise)]  # should a worker take it all the same, its outcome is dropped
+                    self._hold(-1)
+                    refusal = error
+        promise._reject(refusal)
         return promise
 
     def _work(self, promise: Promise[Any], function: Callable[..., Any], args: tuple[object, ...]) -> None:

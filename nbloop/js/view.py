@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any
 
+from .. import debug
 from ..kernels import js as kernels
 from ..kernels.eventual import Resolver
 from ..kernels.kernel import bound
@@ -48,6 +49,8 @@ class JS:
         self.set_immediate = loop.schedule_immediate
         self.queue_microtask = loop.schedule_microtask
         self.next_tick = loop.schedule_next_tick
+        if loop.debug:
+            debug.remember_sites(self)
 
     @bound(kernels.set_timeout)
     def set_timeout(self, callback: Callback, ms: float = 0, /, *args: object) -> int:
@@ -127,4 +130,6 @@ class JS:
         """
         if not isinstance(coroutine, Coroutine):
             raise TypeError(f"spawn takes a coroutine, not {coroutine!r}")
+        if signal is not None and not isinstance(signal, AbortSignal):
+            raise TypeError(f"signal must be an AbortSignal or None, not {signal!r}")
         return spawn(self, coroutine, signal)

@@ -1,7 +1,21 @@
 """Everything compiled: atomics, C-API, memory layout, queues, timers, parking, the turn. Importing this loads the
 kernels."""
 
-from . import frames, js, life, methods, metrics, pack, reactions, recorder, signals, timer_methods, traverse, turn
+from . import (
+    frames,
+    js,
+    life,
+    methods,
+    metrics,
+    pack,
+    reactions,
+    recorder,
+    settling,
+    signals,
+    timer_methods,
+    traverse,
+    turn,
+)
 
 pack.load()
 
@@ -14,6 +28,7 @@ __all__ = [
     "pack",
     "reactions",
     "recorder",
+    "settling",
     "signals",
     "timer_methods",
     "traverse",

@@ -1,4 +1,4 @@
-"""The Python faces of what reactions.py works on: `Eventual`, `Resolver`, `Places`, and the `View` that they share.
+"""The Python faces of what settling.py and reactions.py work on: `Eventual`, `Resolver`, `Places`, and their `View`.
 
 As `state.py` is for a loop's words: made here, worked on by kernels, which must have been loaded by now.
 """
@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from . import reactions
+from . import reactions, settling
 from .kernel import method
-from .reactions import PLAIN_TYPES, VIEW, EventualWords, PlacesWords, ResolverWords
+from .settling import PLAIN_TYPES, VIEW, EventualWords, PlacesWords, ResolverWords
 
 
 class View(np.ndarray):
@@ -33,15 +33,15 @@ class Eventual(EventualWords):
         is. A handler is a callable of one argument, `Places`, or None; what it returns or raises is dropped. O(1).
         """
 
-    @method(reactions.fulfill)
+    @method(settling.fulfill)
     def _fulfill(self, value: Any, /) -> None:
         """FulfillPromise (27.2.1.4). The caller alone may settle it. O(reactions)."""
 
-    @method(reactions.resolve)
+    @method(settling.resolve)
     def _resolve(self, value: Any, /) -> None:
         """The body of a promise resolve function (27.2.1.3.2). The caller alone may settle it."""
 
-    @method(reactions.reject)
+    @method(settling.reject)
     def _reject(self, reason: Any, /) -> None:
         """RejectPromise (27.2.1.7). The caller alone may settle it."""
 
@@ -55,11 +55,11 @@ class Resolver(ResolverWords):
         self._eventual = eventual
         self._view = eventual._view
 
-    @method(reactions.decide_resolve)
+    @method(settling.decide_resolve)
     def resolve(self, value: Any = None, /) -> None:
         """Resolve with `value`, unless it is resolved already."""
 
-    @method(reactions.decide_reject)
+    @method(settling.decide_reject)
     def reject(self, reason: Any = None, /) -> None:
         """Reject with `reason`, unless it is resolved already."""
 

@@ -182,7 +182,14 @@ class _Face:
         if instance is None:
             return self._function
         method = self._of.bind(instance._state, self._function)
+        if getattr(type(instance), self.__name__) is not self._function:
+            return method  # for a subclass's method of this name, which must go on being found itself
         return instance.__dict__.setdefault(self.__name__, method)
+
+
+def faces(kind: type) -> list[str]:
+    """The names of a class under which its instances have built-ins."""
+    return [name for each in kind.__mro__ for name, value in vars(each).items() if isinstance(value, _Face)]
 
 
 def method[F: Callable[..., Any]](of: Kernel) -> Callable[[F], F]:

@@ -95,8 +95,6 @@ from .timers import (
     timers_referenced,
 )
 
-MOST_NS = 4.0e18  # 126 years: a deadline stays far from the end of 64-bit nanoseconds
-
 
 @kernel(NO_ARGUMENTS)
 def alive(self: int, _unused: int) -> int:

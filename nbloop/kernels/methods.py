@@ -69,8 +69,6 @@ from .ring import ring_push
 from .slots import slot_at, slot_free, slot_open, slot_take, slot_take_here
 from .timers import QUEUED, STATE_MASK, immediate_cancel
 
-MOST_NS = 4.0e18  # 126 years: a deadline stays far from the end of 64-bit nanoseconds
-
 
 @inlined
 def pack(base: int, callback: int, rest: int, count: int) -> int:

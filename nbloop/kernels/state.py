@@ -59,7 +59,7 @@ class State(np.ndarray):
         return np.ndarray((1,), self.kind, buffer=self)[0]  # a view of a view would be checked field by field: 10 µs
 
 
-class LoopState(State):
+class LoopWords(State):
     """The state of a loop.
 
     `handles` are the states of its producers by id, held weakly. They are kept here and not by the `Loop`, which may
@@ -67,6 +67,7 @@ class LoopState(State):
     loop has closed its handles.
     """
 
+    __qualname__ = "Loop"  # what Python calls its methods by: "Loop.submit() takes no keyword arguments"
     handles: dict[int, weakref.ref[State]]
     handle_numbers: Iterator[int]
 
@@ -75,9 +76,10 @@ class LoopState(State):
     self_at = layout.SELF // 8
 
 
-class HandleState(State):
+class HandleWords(State):
     """The state of a producer handle."""
 
+    __qualname__ = "Producer"
     kind = HANDLE
     finaliser = producer_destroy
     self_at = layout.H_SELF // 8
@@ -100,8 +102,8 @@ def _show_to_collector(kind: type[State], traverse: Kernel) -> None:
         word.value = traverse.address
 
 
-_show_to_collector(LoopState, traverse_loop)
-_show_to_collector(HandleState, traverse_handle)
+_show_to_collector(LoopWords, traverse_loop)
+_show_to_collector(HandleWords, traverse_handle)
 
 
 def make_state[S: State](kind: type[S]) -> S:
@@ -161,12 +163,12 @@ def make_loop_state(
     hooks: Mapping[str, Callable[..., object]],
     metrics: npt.NDArray[np.int64] | None = None,
     recorder: npt.NDArray[np.int64] | None = None,
-) -> LoopState:
+) -> LoopWords:
     """The state of a loop, with its queues open and empty. `hooks` are the Python functions that kernels call, by
     word; `metrics` is the block that it measures itself in (metrics.py), `recorder` the ring that it records in
     (recorder.py).
     """
-    state = make_state(LoopState)
+    state = make_state(LoopWords)
     state.handles = {}
     state.handle_numbers = itertools.count()
     record = state.record
@@ -225,9 +227,9 @@ def make_loop_state(
     return state
 
 
-def make_handle_state(loop_state: LoopState) -> HandleState:
+def make_handle_state(loop_state: LoopWords) -> HandleWords:
     """The state of a producer handle; it keeps the loop's state, whose pool it shares, alive."""
-    state = make_state(HandleState)
+    state = make_state(HandleWords)
     handles = loop_state.handles
     key = id(state)
     handles[key] = weakref.ref(state, lambda _gone: handles.pop(key, None))

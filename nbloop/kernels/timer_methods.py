@@ -30,10 +30,11 @@ from .layout import (
     LIFECYCLE,
     NONE,
     POINTER_MASK,
-    REFUSED_ARGUMENTS,
     REFUSED_CLOSED,
     REFUSED_DELAY,
     REFUSED_IDENTIFIER,
+    REFUSED_MILLISECONDS,
+    REFUSED_TIMER,
     REMOTE,
     T_NESTING,
     TERMINATING,
@@ -59,14 +60,15 @@ def nanoseconds(base: int, number: int, unit: float) -> int:
     """A Python number of units of so many ns as ns, rounded up so that nothing is early; at least 0. -1 with an
     exception set.
     """
+    refused = REFUSED_DELAY if unit == 1e9 else REFUSED_MILLISECONDS
     amount = PyFloat_AsDouble(number)
     if amount == -1.0 and PyErr_Occurred() != 0:
         PyErr_Clear()
-        refuse(base, REFUSED_DELAY, number)
+        refuse(base, refused, number)
         return -1
     exact = amount * unit
-    if not (-MOST_NS < exact < MOST_NS):  # also false for NaN
-        refuse(base, REFUSED_DELAY, number)
+    if amount - amount != 0.0 or exact > MOST_NS:  # infinite, not a number, or too far
+        refuse(base, refused, number)
         return -1
     if exact <= 0.0:
         return 0
@@ -108,7 +110,7 @@ def arm(base: int, word: int, delay: int, period: int, clamp: int, culprit: int)
 def arm_seconds(base: int, arguments: int, count: int, repeat: bool) -> int:
     """A timer or interval from ``delay, callback, *args``."""
     if count < 2:
-        refuse(base, REFUSED_ARGUMENTS, get(base + NONE))
+        refuse(base, REFUSED_TIMER, get(base + NONE))
         return 0
     delay = nanoseconds(base, get(arguments), 1e9)
     if delay < 0:

@@ -7,7 +7,7 @@ processor clock, so that waiting is told from working. Cost: a look at 7 threads
 0.1 ms, so 1 % at 100 Hz.
 
 It loses on what is shorter than the period and not often: a sampler sees in proportion, not each call. Time inside
-kernels counts for the Python function that called them: `Loop.run`.
+kernels counts for the Python function that called them: `Loop.run`, or one that it called.
 """
 
 from __future__ import annotations

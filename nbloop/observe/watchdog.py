@@ -21,10 +21,9 @@ import traceback
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import debug
+from .. import debug, lifecycle
 from ..kernels import layout
 from . import stacks
 from .stacks import Call, Stack
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("nbloop")
 
-_LOOP = str(Path(debug.__file__).with_name("loop.py"))
 LOOKS = 4  # in each threshold: a blockage is told of at most a quarter late
 
 
@@ -77,7 +75,7 @@ class BlockedIn:
     @classmethod
     def of(cls, stack: Stack, scheduled: list[object]) -> BlockedIn:
         """From the loop's thread's stack, and the remembered callbacks in it, innermost first."""
-        mine = [i for i, call in enumerate(stack) if call.code.co_filename in (_LOOP, debug.__file__)]
+        mine = [i for i, call in enumerate(stack) if call.code.co_filename in (lifecycle.__file__, debug.__file__)]
         callback = stack[mine[0] - 1] if mine and mine[0] > 0 else None
         site = debug.site_of(scheduled[0]) if scheduled else {}
         return cls(stack, callback, site.get("callback"), site.get("scheduled_at"))

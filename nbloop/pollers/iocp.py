@@ -25,11 +25,11 @@ from __future__ import annotations
 import ctypes
 import errno
 import sys
-import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from ..kernels.layout import EDGE, ERROR, HANGUP, ONESHOT, PARK_POLLER, READ, READY_MOST, WRITE
+from ..kernels.layout import EDGE, ERROR, HANGUP, ONESHOT, READ, READY_MOST, WRITE
+from .table import TablePoller
 
 if sys.platform != "win32":
     raise ImportError("completion ports are Windows'", name="ctypes.WinDLL")
@@ -183,15 +183,11 @@ class _Operation:
         return ctypes.addressof(self.memory)
 
 
-class IocpPoller:
+class IocpPoller(TablePoller[_Watch]):
     """A completion port, and the driver's handle that polls are made on."""
 
-    park_mode = PARK_POLLER
-    descriptor = wake_fd = -1
-
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # of the tables, against a `wait` that arms and collects; not held while it waits
-        self._watches: dict[int, _Watch] = {}
+        super().__init__()
         self._operations: dict[int, _Operation] = {}  # by the address of their memory; each has a packet to come
         self._due: dict[_Watch, None] = {}  # to be polled when the loop waits next
         self._packets = (_Packet * READY_MOST)()
@@ -209,35 +205,14 @@ class IocpPoller:
             self._close_handles()
             raise
 
-    def add(self, fd: int, interest: int, token: int) -> None:
-        with self._lock:
-            if fd in self._watches:
-                raise FileExistsError(errno.EEXIST, f"descriptor {fd} is watched already")
-            watch = _Watch(_base_handle(fd))
-            self._change(watch, interest, token)
-            self._watches[fd] = watch
+    def _new(self, fd: int) -> _Watch:
+        return _Watch(_base_handle(fd))
 
-    def modify(self, fd: int, interest: int, token: int) -> None:
-        with self._lock:
-            watch = self._watches.get(fd)
-            if watch is None:
-                raise FileNotFoundError(errno.ENOENT, f"descriptor {fd} is not watched")
-            self._change(watch, interest, token)
-
-    def remove(self, fd: int) -> bool:
-        """True, always: what is forgotten here can not speak up again, whoever has closed it."""
-        with self._lock:
-            watch = self._watches.pop(fd, None)
-            if watch is not None:
-                self._due.pop(watch, None)
-                self._abandon(watch)
-        return True
-
-    def renew(self, watches: Iterable[tuple[int, int, int]]) -> None:
-        """Nothing to do: `remove` leaves nothing behind."""
+    def _forget(self, watch: _Watch) -> None:
+        self._due.pop(watch, None)
+        self._abandon(watch)
 
     def _change(self, watch: _Watch, interest: int, token: int) -> None:
-        """Poll for something else from now on, also while the loop waits; on failure nothing has changed."""
         if interest & EDGE:
             raise OSError(errno.EOPNOTSUPP, "IOEvents.EDGE: Windows reports the state of a socket, not its changes")
         before = (watch.interest, watch.token, watch.operation)

@@ -24,11 +24,11 @@ import errno
 import os
 import stat
 import sys
-import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from ..kernels.layout import EDGE, ERROR, HANGUP, ONESHOT, PARK_POLLER, READ, READY_MOST, WRITE
+from ..kernels.layout import EDGE, ERROR, HANGUP, ONESHOT, READ, READY_MOST, WRITE
+from .table import TablePoller
 
 EVFILT_READ, EVFILT_WRITE = -1, -2
 EV_ADD, EV_DELETE, EV_ONESHOT, EV_CLEAR, EV_RECEIPT = 0x1, 0x2, 0x10, 0x20, 0x40
@@ -79,20 +79,16 @@ class _Watch:
         self.interest = self.token = self.key = 0
 
 
-class KqueuePoller:
+class KqueuePoller(TablePoller[_Watch]):
     """A kqueue; `library` has its system calls, in terms of `event`, a ``struct kevent``."""
 
-    park_mode = PARK_POLLER
-    wake_fd = -1
-
     def __init__(self, library: ctypes.CDLL | None = None, event: Any = None) -> None:
+        super().__init__()
         self._event = event or layout_here()
         library = library or ctypes.CDLL(None, use_errno=True)
         pointer, number = ctypes.c_void_p, ctypes.c_int
         self._kevent = library.kevent
         self._kevent.argtypes = [number, pointer, number, pointer, number, pointer]
-        self._lock = threading.Lock()  # of the tables, against a `wait` that collects; not held while it waits
-        self._watches: dict[int, _Watch] = {}
         self._keys: dict[int, _Watch] = {}  # by the key of their last change
         self._last = 0  # key given; 0 is the wake event's
         self._found = (self._event * READY_MOST)()
@@ -126,37 +122,16 @@ class KqueuePoller:
             if entry.flags & EV_ERROR and entry.data and not gone:
                 raise OSError(entry.data, f"kevent of descriptor {ident}: {os.strerror(entry.data)}")
 
-    def add(self, fd: int, interest: int, token: int) -> None:
+    def _new(self, fd: int) -> _Watch:
         if stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError(errno.EPERM, f"descriptor {fd} is a regular file, which is always ready")
-        with self._lock:
-            if fd in self._watches:
-                raise FileExistsError(errno.EEXIST, f"descriptor {fd} is watched already")
-            watch = _Watch(fd)
-            self._change(watch, interest, token)
-            self._watches[fd] = watch
+        return _Watch(fd)
 
-    def modify(self, fd: int, interest: int, token: int) -> None:
-        with self._lock:
-            watch = self._watches.get(fd)
-            if watch is None:
-                raise FileNotFoundError(errno.ENOENT, f"descriptor {fd} is not watched")
-            self._change(watch, interest, token)
-
-    def remove(self, fd: int) -> bool:
-        """True, always: what is forgotten here can not speak up again, whoever has closed it."""
-        with self._lock:
-            watch = self._watches.pop(fd, None)
-            if watch is not None:
-                self._keys.pop(watch.key, None)
-                self._control(*self._changes(watch, 0, 0))
-        return True
-
-    def renew(self, watches: Iterable[tuple[int, int, int]]) -> None:
-        """Nothing to do: `remove` leaves nothing behind."""
+    def _forget(self, watch: _Watch) -> None:
+        self._keys.pop(watch.key, None)
+        self._control(*self._changes(watch, 0, 0))
 
     def _change(self, watch: _Watch, interest: int, token: int) -> None:
-        """Have a watch report something else from now on; on failure it reports what it did before."""
         self._last += 1
         key = self._last
         try:

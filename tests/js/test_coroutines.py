@@ -268,6 +268,18 @@ def test_spawn_takes_coroutines(js, thing):
         js.spawn(thing)
 
 
+def test_spawn_follows_signals_only(js):
+    """contract: TypeError, and the coroutine has not begun."""
+
+    async def never():
+        raise AssertionError
+
+    coroutine = never()
+    with pytest.raises(TypeError, match="signal must be an AbortSignal or None, not 5"):
+        js.spawn(coroutine, signal=5)
+    coroutine.close()
+
+
 # --- abort -----------------------------------------------------------------------------------------------------------
 
 

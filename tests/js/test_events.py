@@ -88,6 +88,16 @@ def test_a_listener_is_callable(target):
             target.add_event_listener("x", thing)
 
 
+def test_what_is_no_event_and_no_type(target):
+    """contract: TypeError that names the argument."""
+    with pytest.raises(TypeError, match="type must be a str, not 5"):
+        Event(5)
+    with pytest.raises(TypeError, match="type must be a str, not 5"):
+        target.add_event_listener(5, print)
+    with pytest.raises(TypeError, match="event must be an Event, not 5"):
+        target.dispatch_event(5)
+
+
 def test_removal(target):
     """WPT dom/events/EventTarget-removeEventListener.any.js: by type and callback; unknown ones: nothing."""
     heard = []

@@ -86,6 +86,14 @@ def test_measure_backwards(performance):
     assert performance.measure("m", 10, 4).duration == -6
 
 
+def test_names_are_strings(performance):
+    """contract: TypeError; nothing is remembered."""
+    for remember in (performance.mark, performance.measure):
+        with pytest.raises(TypeError, match="name must be a str, not 5"):
+            remember(5)
+    assert performance.get_entries() == []
+
+
 def test_measure_of_an_unknown_mark(performance):
     """WPT user-timing/measure-exceptions.html: a SyntaxError there, a LookupError here; nothing is remembered."""
     performance.mark("a")

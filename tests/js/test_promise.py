@@ -149,8 +149,13 @@ def test_arguments_of_the_view(page, js):
         with pytest.raises(TypeError, match="id must be an int"):
             clear("1")
         assert clear(1 << 40) is False
-    with pytest.raises(TypeError, match="number"):
+    with pytest.raises(TypeError, match="ms must be a number of milliseconds, not 'soon'"):
         js.set_timeout(print, "soon")
+    for wrong in (lambda: js.resolve(1).then(1, 2, 3), lambda: js.resolve(1).then(on_settled=print)):
+        with pytest.raises(TypeError, match="then takes two arguments at most, on_fulfilled and on_rejected"):
+            wrong()
+    with pytest.raises(TypeError, match="a resolving function takes one argument"):
+        js.with_resolvers()[1](1, 2)
     for delay in (float("nan"), float("inf")):
         with pytest.raises(ValueError, match="finite"):
             js.set_timeout(print, delay)

@@ -233,6 +233,25 @@ def test_a_dropped_outcome_is_released(page, js):
     wait_for(lambda: gc.collect() is not None and reference() is None)
 
 
+def test_without_a_thread_to_be_had(monkeypatch):
+    """contract: promisify always settles; a call without a worker neither keeps the loop alive nor holds up its end."""
+    loop = Loop(auto_exit=True)
+
+    def exhausted(_thread):
+        raise RuntimeError("can't start new thread")
+
+    def begin():
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", exhausted)
+            reasons.append(loop.promisify(int))
+        loop.promisify(int).then(reasons.append)
+
+    reasons = []
+    loop.submit(begin)
+    loop.run()
+    assert [repr(reason) for reason in reasons] == ['<Promise rejected RuntimeError("can\'t start new thread")>', "0"]
+
+
 def test_called_from_a_handler_and_elsewhere(page):
     """contract: any thread, callbacks and workers included."""
     first = page.loop.promisify(lambda: page.loop.promisify(lambda: 5))

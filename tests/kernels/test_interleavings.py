@@ -15,7 +15,7 @@ it = pytest.importorskip("interleave_test", reason="interleave-test is not insta
 import rig  # noqa: E402
 from explorer import find, mutant, replace, search, together  # noqa: E402
 
-from nbloop.kernels import ingress, layout, reactions, stack  # noqa: E402
+from nbloop.kernels import ingress, layout, settling, stack  # noqa: E402
 from nbloop.kernels.atomics import put  # noqa: E402
 from nbloop.kernels.capi import Py_DecRef, Py_IncRef  # noqa: E402
 from nbloop.kernels.eventual import Eventual, make_view  # noqa: E402
@@ -198,7 +198,7 @@ def test_broken_close_is_caught(original: Callable[..., Any], bug: Callable[...,
     find(QueueModel(closing=True), lambda patch: replace(patch, original, bug))
 
 
-# --- reactions.py ---------------------------------------------------------------------------------
+# --- settling.py ---------------------------------------------------------------------------------
 
 
 def reactions_model() -> None:
@@ -220,8 +220,8 @@ def reactions_model() -> None:
         settle_and_add(memory, base, promise, mine, name)
     finally:
         for one in words:
-            put(one + reactions.E_LINK, 0)
-            put(one + reactions.E_REACTIONS, 0)
+            put(one + settling.E_LINK, 0)
+            put(one + settling.E_REACTIONS, 0)
 
 
 def settle_and_add(
@@ -230,10 +230,10 @@ def settle_and_add(
     def add(who: int) -> None:
         for reaction in mine[who]:
             Py_IncRef(id(reaction))
-            reactions.attach(base, id(promise), id(reaction))
+            settling.attach(base, id(promise), id(reaction))
 
     def settle() -> None:
-        reactions.settle(base, id(promise), id(True), id(None))
+        settling.settle(base, id(promise), id(True), id(None))
 
     together(lambda: add(0), settle, lambda: add(1))
     with it.no_interleave():
@@ -258,28 +258,28 @@ def test_reactions() -> None:
 def test_a_settler_that_does_not_go_round_again_is_caught() -> None:
     """What was added while it queued is never queued."""
     bug = mutant(
-        reactions.settle,
+        settling.settle,
         (
             "if compare_and_swap(eventual + E_REACTIONS, busy, drained):",
             "if exchange(eventual + E_REACTIONS, drained):",
         ),
     )
-    find(reactions_model, lambda patch: replace(patch, reactions.settle, bug))
+    find(reactions_model, lambda patch: replace(patch, settling.settle, bug))
 
 
 def test_a_reaction_that_looks_at_the_outcome_is_caught() -> None:
     """It overtakes what the settler has still to queue."""
-    bug = mutant(reactions.attach, ("head == get(view + V_DRAINED)", "load(eventual + E_OUTCOME) != 0"))
-    find(reactions_model, lambda patch: replace(patch, reactions.attach, bug))
+    bug = mutant(settling.attach, ("head == get(view + V_DRAINED)", "load(eventual + E_OUTCOME) != 0"))
+    find(reactions_model, lambda patch: replace(patch, settling.attach, bug))
 
 
 def test_a_push_that_does_not_compare_is_caught() -> None:
     """Of two that add at once one is lost."""
     bug = mutant(
-        reactions.attach,
+        settling.attach,
         (
             "if compare_and_swap(eventual + E_REACTIONS, head, reaction):",
             "if exchange(eventual + E_REACTIONS, reaction) >= 0:",
         ),
     )
-    find(reactions_model, lambda patch: replace(patch, reactions.attach, bug))
+    find(reactions_model, lambda patch: replace(patch, settling.attach, bug))

@@ -19,7 +19,7 @@ import nbloop
 from nbloop.kernels import atomics, pack, timer_methods
 from nbloop.kernels import kernel as kernel_module
 from nbloop.kernels.kernel import MANY, NONE, ONE, TwinMethod, kernel
-from nbloop.loop import Producer
+from nbloop.scheduling import Producer
 
 FACES = {
     name: face
@@ -64,6 +64,24 @@ def test_help(loop: nbloop.Loop) -> None:
 
 
 @compiled_only
+def test_a_subclass_can_extend_a_method() -> None:
+    """Also from the second call on: the built-in that `super()` finds must not take the override's place."""
+
+    class Counting(nbloop.Loop):
+        count = 0
+
+        def submit(self, callback: Any, /, *args: object) -> None:
+            self.count += 1
+            super().submit(callback, *args)
+
+    loop = Counting(auto_exit=True)
+    ran: list[int] = []
+    for number in range(3):
+        loop.submit(ran.append, number)
+    loop.run()
+    assert (loop.count, ran) == (3, [0, 1, 2])
+
+
 def test_is_a_builtin(loop: nbloop.Loop) -> None:
     """No Python frame, no descriptor: looked up once, then an attribute of the instance."""
     assert inspect.isbuiltin(loop.submit)

@@ -1,5 +1,5 @@
-"""reactions.py, through the faces of eventual.py on a loop that makes one turn at a time: against a naive twin, and
-what it lets go of on every path.
+"""settling.py and reactions.py, through the faces of eventual.py on a loop that makes one turn at a time: against a
+naive twin, and what they let go of on every path.
 """
 
 from __future__ import annotations

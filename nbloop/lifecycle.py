@@ -1,0 +1,424 @@
+"""Who may run, stop and end a loop, and what a fork leaves of it.
+
+Problem: any thread may call `run`, `stop`, `shutdown` and `close` at any moment, also from callbacks; yet one thread
+runs the loop, its end happens once, and what was accepted before it runs. Idea: all of this meets in three words of
+the kernels' memory. The *owner* word says which thread is inside `run`; the *lifecycle* word only ever moves forward
+(but for `stop`, which takes RUNNING back to AWAKE)::
+
+    AWAKE <--stop-- RUNNING       shutdown, close, auto-exit: --> TERMINATING --> TERMINATED
+          --run-->
+
+Whoever moves it to TERMINATING closes the queues in the same call; whoever owns the loop then finishes it: the thread
+in `run()`, or, if there is none, a thread made for it. `interrupt` is the third word: looked at after each callback,
+it makes the kernel leave for `close()` and in a forked child.
+
+What happens once in a loop's life is plain Python, here; what happens for each callback is in the kernels.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import os
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn, Self
+
+from . import hooks
+from . import signals as _signals
+from .errors import (
+    ForkedLoopError,
+    LoopAlreadyRunningError,
+    LoopTerminatedError,
+    NbloopError,
+    PollerFailedError,
+    ReentrantCloseError,
+    ReentrantRunError,
+)
+from .kernels import layout, life, turn
+from .kernels.kernel import bound, faces
+from .options import check_timeout
+from .parkers import Parker
+from .readiness import Watches
+from .scheduling import Scheduling
+
+if TYPE_CHECKING:
+    from .js.promisify import Workers
+    from .observe.recorder import Recorder
+    from .observe.shared import SharedBlock
+
+
+class LoopState(enum.Enum):
+    """Where a loop is in its life. `AWAKE`: not running (yet, or any more after `stop()`), and taking work."""
+
+    AWAKE = "awake"
+    RUNNING = "running"
+    SLEEPING = "sleeping"
+    TERMINATING = "terminating"
+    TERMINATED = "terminated"
+
+
+class Lifecycle(Scheduling):
+    """The part of a `Loop` that is its life."""
+
+    debug: bool
+    _recorder: Recorder | None
+    _shared: SharedBlock | None
+
+    def __init__(self, name: str, state: Any) -> None:
+        self.name = name
+        self._state = state
+        self._record = state.record
+        # re-entrant for signal handlers; construction of handles and finishers; nothing that a callback's life needs
+        self._lock = threading.RLock()
+        self._ended = threading.Event()
+        self._closing = False
+        self._finisher: threading.Thread | None = None
+        self._forked = False
+        self._runner = 0  # identifier of the thread that runs or finishes the loop, or did last
+        self._workers: Workers | None = None
+        self._parker: Parker | None = None
+        self._watches = Watches(state)
+        self._acquire = life.acquire.bind(state)
+        self._release = life.release.bind(state)
+        self._transition = life.transition.bind(state)
+        _live.add(self)
+
+    @property
+    def state(self) -> LoopState:
+        """Where the loop is in its life, a moment old. Any thread."""
+        lifecycle = self._lifecycle()
+        if lifecycle == layout.AWAKE:
+            return LoopState.AWAKE
+        if lifecycle == layout.TERMINATED:
+            return LoopState.TERMINATED
+        if lifecycle == layout.TERMINATING and self._record["remote"]["tail"] < 0:  # the queue that is closed last
+            return LoopState.TERMINATING  # whoever sees this is refused from then on
+        return LoopState.SLEEPING if self._record["sleep"] else LoopState.RUNNING
+
+    @bound(life.alive)
+    def alive(self) -> bool:
+        """Is there anything to run, but for unreferenced timers? Any thread; a moment old when others submit
+        meanwhile. O(1).
+        """
+        return False  # pragma: no cover
+
+    @bound(life.is_loop_thread)
+    def is_loop_thread(self) -> bool:
+        """Is the calling thread the one inside `run()`? Any thread. O(1)."""
+        return False  # pragma: no cover
+
+    def run(self) -> None:
+        """Run the loop on this thread until `stop()`, `shutdown()`, `close()` or, with `auto_exit`, until nothing
+        referenced is left.
+
+        Raises `LoopAlreadyRunningError`, `ReentrantRunError` (from its own callback), `LoopTerminatedError`.
+        KeyboardInterrupt and SystemExit from a callback, and Ctrl-C on the main thread, leave it; what was accepted
+        stays queued, and the loop can be run again.
+        """
+        self._enter()
+        self._turn_and_leave()
+
+    @bound(life.stop)
+    def stop(self) -> None:
+        """Ask `run()` to return after the turn in progress (without one: after the first turn of the next `run`,
+        which will not wait).
+
+        What is queued stays queued, and the loop can be run again. Any thread, signal handlers included. O(1).
+        """
+
+    @bound(life.wake)
+    def wake(self) -> bool:
+        """Wake the loop if it sleeps; whether this call did. Nothing needs it: every submit does. Any thread. One
+        load if awake.
+        """
+        return False  # pragma: no cover
+
+    def _enter(self) -> None:
+        """Become the owner of a loop that is AWAKE, or say why not."""
+        self._check_fork()
+        while held := self._acquire():
+            if held == 2:
+                raise ReentrantRunError(f"{self.name}.run() was called from one of its own callbacks")
+            if self._lifecycle() == layout.RUNNING:
+                raise LoopAlreadyRunningError(f"{self.name} is run by another thread")
+            if self._lifecycle() != layout.AWAKE:
+                break  # whoever holds it finishes it
+            time.sleep(0)  # held for a moment only: another run() comes or goes, or the mode changes
+        if held or not self._transition(layout.AWAKE, layout.RUNNING):
+            if not held:
+                self._leave()
+            raise LoopTerminatedError(f"{self.name} can not be run: it has terminated or is about to")
+
+    def _leave(self) -> None:
+        """Give the loop up. If it is to end and has not, because an exception or this very visit was in the way,
+        somebody must.
+        """
+        self._release()
+        if self._lifecycle() == layout.TERMINATING:
+            self._ensure_finisher()
+
+    def _turn_and_leave(self) -> None:
+        try:
+            with _signals.interruptible(self):
+                self._turn_until_end()
+        except BaseException:
+            if self._recorder is not None:
+                self._recorder._run_raised()
+            raise
+        finally:
+            self._transition(layout.RUNNING, layout.AWAKE)
+            self._leave()
+
+    def _turn_until_end(self) -> None:
+        self._runner = threading.get_ident()
+        turns = turn.run.bind(self._state)
+        while True:
+            ended = turns()
+            if ended == turn.ENDED_PARK:
+                self._park()
+            elif ended == turn.ENDED_LOOK:
+                self._look()
+            elif ended == turn.ENDED_BROKEN:
+                number = int(self._record["io"]["error"])
+                self._end_broken(OSError(number, os.strerror(number)))
+            elif ended == turn.ENDED_STOP:
+                if self._transition(layout.RUNNING, layout.AWAKE):
+                    return
+            elif ended == turn.ENDED_QUIET:
+                if self._quiet_for_good():
+                    self._finish()
+                    return
+            else:  # interrupted, or asked to end
+                self._check_fork()
+                self._finish()
+                return
+
+    def _park(self) -> None:
+        """Sleep for the kernels, which have announced it."""
+        try:
+            self._look()
+        finally:
+            life.awaken.bind(self._state)()
+
+    def _look(self) -> None:
+        """Wait outside the kernels, for as long as they say."""
+        assert self._parker is not None
+        try:
+            found = self._parker.wait(int(self._record["poll_timeout"]))
+        except OSError as error:
+            self._end_broken(error)
+        else:
+            self._watches.collect(found)
+
+    def _end_broken(self, error: OSError) -> NoReturn:
+        """The poller fails: looking again would spin, so the loop ends, and says why. What was accepted is run."""
+        hooks.log(error, "%s can not poll any more and ends", self.name, level=logging.CRITICAL)
+        self._begin_end()
+        self._finish()
+        raise PollerFailedError(error.errno, f"{self.name} can not poll any more and has ended: {error}") from error
+
+    def _quiet_for_good(self) -> bool:
+        """Auto-exit: the kernel found nothing left and closed the queues; so do the handles, unless one has work
+        after all.
+        """
+        with self._lock:
+            handles = self._live_handles()
+            waiting = sum(life.producer_close.bind(handle)() for handle in handles)
+            if not waiting:
+                self._transition(layout.RUNNING, layout.TERMINATING)
+                return True
+            for handle in handles:
+                life.producer_reopen.bind(handle)()
+            life.reopen_queues.bind(self._state)()
+        if self._lifecycle() != layout.RUNNING:  # a shutdown() in the middle of this: its close may have been undone
+            self._refuse_new()
+        return False
+
+    def start(self) -> threading.Thread:
+        """Run the loop in a thread of its own, made here; returns once it runs. Raises what `run` would.
+
+        The thread is a daemon: at the interpreter's exit a loop that nobody shut down is not waited for.
+        """
+        entered = threading.Event()
+        failure: list[NbloopError] = []
+
+        def body() -> None:
+            try:
+                self._enter()
+            except NbloopError as error:
+                failure.append(error)
+                return
+            finally:
+                entered.set()
+            self._turn_and_leave()
+
+        if self.is_loop_thread():
+            raise ReentrantRunError(f"{self.name}.start() was called from one of its own callbacks")
+        thread = threading.Thread(target=body, name=self.name, daemon=True)
+        thread.start()
+        entered.wait()
+        if failure:
+            thread.join()
+            raise failure[0]
+        return thread
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.shutdown()
+
+    # --- ending
+    # ----------------------------------------------------------------------------------------------------------
+
+    def shutdown(self, timeout: float | None = None) -> None:
+        """End gracefully: refuse new work, run what was accepted, then release the rest; returns when that is done.
+
+        Run are the immediates, close callbacks, internal and external tasks that were accepted, with the microtasks
+        they queue; timers are not. From a callback it only requests the end and returns. A loop that was never run is
+        finished on a thread of its own. Any number of threads may call it, any number of times. Raises TimeoutError
+        after `timeout` seconds; the end goes on.
+        """
+        if timeout is not None:
+            check_timeout(timeout)
+        self._check_fork()
+        self._begin_end()
+        if self.is_loop_thread():
+            return
+        self._ensure_finisher()
+        if not self._ended.wait(timeout):
+            raise TimeoutError(f"{self.name} has not ended within {timeout} s; the shutdown goes on")
+
+    def close(self) -> None:
+        """End at once: the callback in progress ends, the rest is dropped and its references released; returns when
+        that is done.
+
+        Not from the loop's own callbacks (`ReentrantCloseError`). Any other thread; idempotent.
+        """
+        self._check_fork()
+        if self.is_loop_thread():
+            raise ReentrantCloseError(f"{self.name}.close() was called from one of its own callbacks; use shutdown()")
+        self._closing = True
+        self._begin_end()
+        life.interrupt.bind(self._state)(1)
+        if self._acquire() == 0:
+            try:
+                self._finish()
+            finally:
+                self._release()
+        else:
+            self._ensure_finisher()
+        self._ended.wait()
+
+    def _begin_end(self) -> None:
+        """Move to TERMINATING and refuse new work, from whichever stage this is."""
+        while self._lifecycle() < layout.TERMINATING:  # again, if a run() or a stop() came between the two
+            if not self._transition(layout.RUNNING, layout.TERMINATING):
+                self._transition(layout.AWAKE, layout.TERMINATING)
+        self._refuse_new()
+
+    def _refuse_new(self) -> None:
+        life.close_queues.bind(self._state)()
+        with self._lock:
+            for handle in self._live_handles():
+                life.producer_close.bind(handle)()
+
+    def _live_handles(self) -> list[Any]:
+        return [handle for handle in (held() for held in list(self._state.handles.values())) if handle is not None]
+
+    def _ensure_finisher(self) -> None:
+        """If nobody runs a loop that is to end, make a thread that ends it."""
+        with self._lock:
+            finishing = self._finisher is not None and self._finisher.is_alive()
+            if self._ended.is_set() or finishing or self._record["owner"]:
+                return
+            self._finisher = threading.Thread(target=self._finish_elsewhere, name=f"{self.name}-finisher", daemon=True)
+            self._finisher.start()
+
+    def _finish_elsewhere(self) -> None:
+        # a run() that is just finding out that it came too late, or one that finishes itself
+        while self._acquire() != 0:
+            if self._ended.wait(0.001):
+                return
+        try:
+            while not self._ended.is_set():
+                try:
+                    self._finish()
+                # there is no run() that these could leave, and the rest is owed
+                except (KeyboardInterrupt, SystemExit) as error:
+                    hooks.log(error, "%s: a callback asked to leave run() while the loop ended without one", self.name)
+        finally:
+            self._release()
+
+    def _finish(self) -> None:
+        """Drain, unless closing; then release everything. The owner's thread, lifecycle TERMINATING."""
+        if self._ended.is_set():
+            return
+        self._runner = threading.get_ident()
+        self._refuse_new()
+        drain = turn.drain.bind(self._state)
+        while not self._closing and drain() == turn.ENDED_DRAINED:
+            if any(life.producer_close.bind(handle)() for handle in self._live_handles()):
+                time.sleep(0)  # a handle's producer is between its ticket and its announcement
+            elif self._workers is None or not self._workers.finish(closing=False):
+                break
+        if self._closing and self._workers is not None:
+            self._workers.finish(closing=True)
+        life.drop.bind(self._state)()
+        for handle in self._live_handles():
+            life.producer_drop.bind(handle)()
+        self._transition(layout.TERMINATING, layout.TERMINATED)
+        while int(self._record["wakes_sent"]) < int(self._record["claimed"]):
+            time.sleep(0)  # a wake call is on its way to the descriptor that is closed next
+        with self._lock:
+            self._watches.close()
+        _signals.forget(self)
+        if self._recorder is not None:
+            self._recorder._loop_ended()
+        if self._shared is not None:
+            self._shared.close()
+        _live.discard(self)
+        self._ended.set()
+
+    def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # Forgotten while methods taken from it live on: they keep the state, so what is queued has to be dropped here.
+        if not finalizing() and "_transition" in self.__dict__ and not self._forked and not self._ended.is_set():
+            self.close()
+
+    def _lifecycle(self) -> int:
+        return int(self._record["lifecycle"])
+
+    def _check_fork(self) -> None:
+        if self._forked:
+            raise ForkedLoopError(f"{self.name} belongs to the process that made it; make a new Loop after os.fork()")
+
+    def __repr__(self) -> str:
+        return f"<nbloop.Loop {self.name} {'forked' if self._forked else self.state.value}>"
+
+
+# --- fork -----------------------------------------------------------------------------------------------------------
+
+_live: weakref.WeakSet[Lifecycle] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    """Make every inherited loop refuse: its thread stayed in the parent, and its descriptors are shared with it."""
+    for loop in list(_live):
+        loop._forked = True
+        loop._lock = threading.RLock()  # the parent's other threads may have held it
+        for name in faces(type(loop)):
+            loop.__dict__[name] = lambda *_args, _loop=loop: _loop._check_fork()
+        # the sleeper is in the parent, and its wake descriptor is shared: nobody here may write to it
+        loop._record["sleep"] = 0
+        life.interrupt.bind(loop._state)(1)
+        loop._refuse_new()
+        loop._watches.close()  # this process's copies: the parent's stay as they are
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

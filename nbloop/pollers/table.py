@@ -1,0 +1,59 @@
+"""What is common to pollers whose system does not keep the token: a table of what is watched, and its lock."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+
+from ..kernels.layout import PARK_POLLER
+
+
+class TablePoller[Watch](ABC):
+    """Changes one watch at a time, under a lock that `wait` takes only while it collects, never while it waits."""
+
+    park_mode = PARK_POLLER
+    descriptor = wake_fd = -1
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._watches: dict[int, Watch] = {}
+
+    @abstractmethod
+    def _new(self, fd: int) -> Watch:
+        """A watch of a descriptor, for nothing yet. OSError for one that can not be watched."""
+
+    @abstractmethod
+    def _change(self, watch: Watch, interest: int, token: int) -> None:
+        """Have it report something else from now on, also while the loop waits; on failure nothing has changed."""
+
+    @abstractmethod
+    def _forget(self, watch: Watch) -> None:
+        """Have it report nothing any more, whether its descriptor is open or not."""
+
+    def add(self, fd: int, interest: int, token: int) -> None:
+        with self._lock:
+            if fd in self._watches:
+                raise FileExistsError(errno.EEXIST, f"descriptor {fd} is watched already")
+            watch = self._new(fd)
+            self._change(watch, interest, token)
+            self._watches[fd] = watch
+
+    def modify(self, fd: int, interest: int, token: int) -> None:
+        with self._lock:
+            watch = self._watches.get(fd)
+            if watch is None:
+                raise FileNotFoundError(errno.ENOENT, f"descriptor {fd} is not watched")
+            self._change(watch, interest, token)
+
+    def remove(self, fd: int) -> bool:
+        """True, always: what is forgotten here can not speak up again, whoever has closed it."""
+        with self._lock:
+            watch = self._watches.pop(fd, None)
+            if watch is not None:
+                self._forget(watch)
+        return True
+
+    def renew(self, watches: Iterable[tuple[int, int, int]]) -> None:  # noqa: B027 - the same for all of them
+        """Nothing to do: `remove` leaves nothing behind."""
