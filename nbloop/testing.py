@@ -50,9 +50,11 @@ class VirtualClock:
 
     def advance(self, seconds: float) -> None:
         """Move the clock on, and wake the loop: what is then due runs, earliest deadline first. Any thread, also from a
-        callback; does not wait for what runs. ValueError for what is negative or not finite.
+        callback; does not wait for what runs. ValueError for what is negative or not finite, and for what would move
+        it beyond 2**63 ns, 292 years, where its time ends; the clock is then where it was.
         """
-        self._advance(_nanoseconds("seconds", seconds))
+        if not self._advance(_nanoseconds("seconds", seconds)):
+            raise ValueError(f"seconds must not move the clock, now {self.now():g}, beyond 9.2e9 seconds: {seconds!r}")
         with contextlib.suppress(LoopTerminatedError):
             self.loop.submit_internal(_look)  # a loop that is just going to sleep sees this, and then the clock
 

@@ -480,6 +480,33 @@ class Dying:
             self.log.append("refused")
 
 
+@pytest.mark.parametrize("end", ["close", "shutdown"])
+@pytest.mark.parametrize("schedule", ["schedule_microtask", "schedule_next_tick", "schedule_checkpoint_end"])
+def test_release_that_schedules_for_a_checkpoint_at_the_end(make_loop, wait_for, end, schedule):
+    """There will be none: what is released last, on the loop's own thread, is refused too, and nothing is kept."""
+    loop, log, watch = make_loop(), [], weakref.WeakSet()
+
+    class Late:
+        def __call__(self):
+            log.append("ran")
+
+        def __del__(self):
+            task = Task()
+            watch.add(task)
+            try:
+                getattr(loop, schedule)(task)
+            except LoopTerminatedError:
+                log.append("refused")
+
+    for _ in range(20):
+        loop.schedule_timer(3600, Late())
+    getattr(loop, end)()
+    gc.collect()
+    wait_for(lambda: log == ["refused"] * 20)
+    assert not loop.alive()
+    wait_for(lambda: not len(watch))
+
+
 @pytest.mark.parametrize("end", ["run", "cancel", "close", "shutdown"])
 def test_release_that_schedules(make_loop, turns, wait_for, end):
     """A reference let go of, by running, cancelling or dropping, calls the loop that lets go of it."""

@@ -157,6 +157,47 @@ def test_bad_advance(clock, seconds):
         clock.advance("1")
 
 
+def test_time_ends(make_loop, turns):
+    """After 292 years: the clock does not go beyond, and no deadline wraps into the past."""
+    loop, ran = make_loop(), []
+    clock = VirtualClock(loop)
+    for _ in range(2):
+        clock.advance(4e9)
+    with pytest.raises(ValueError, match=r"seconds must not move the clock, now 8e\+09, beyond 9\.2e9"):
+        clock.advance(4e9)
+    assert clock.now() == 8e9
+    loop.schedule_timer(4e9, ran.append, "last")  # at the end of time, which is earlier than asked for
+    loop.schedule_timer(1, ran.append, "first")
+    turns(loop, 3)
+    assert ran == []
+    clock.advance(2)
+    turns(loop)
+    assert ran == ["first"]
+    clock.advance(1.2e9)
+    turns(loop)
+    assert ran == ["first"]
+    clock.advance(((1 << 63) - 2) / 1e9 - clock.now() - 1e-5)  # as near as a float comes
+    turns(loop)
+    assert ran == ["first"]
+    assert loop.cancel_timer(loop.schedule_interval(4e9, int))
+
+
+def test_jumps_to_the_end_of_time(make_loop):
+    """With autojump an interval gets there by itself, and the loop can still be left."""
+    loop, at = make_loop(auto_exit=True), []
+    VirtualClock(loop, autojump=0)
+
+    def tick():
+        at.append(loop.now())
+        if len(at) == 5:
+            assert loop.cancel_timer(interval)
+
+    interval = loop.schedule_interval(4e9, tick)
+    loop.run()
+    assert at[:2] == [4e9, 8e9]
+    assert at[2:] == [((1 << 63) - 2) / 1e9] * 3
+
+
 def test_only_a_new_loop(make_loop, turns):
     """A loop with another clock, with timers, that was run or has ended has no use for it; and only a Loop has."""
     used, timed, ended, twice = make_loop(), make_loop(), make_loop(), make_loop()

@@ -117,8 +117,15 @@ class Promise[T](Eventual):
 
 def _follow(promise: Promise[Any], resolution: Any) -> None:
     """The body of a promise resolve function (27.2.1.3.2) for what is of no plain type. The caller alone may settle
-    this promise.
+    this promise. What takes a job to find out is never known when the loop has ended: then it is rejected.
     """
+    try:
+        _look_into(promise, resolution)
+    except LoopTerminatedError as error:
+        promise._reject(error)
+
+
+def _look_into(promise: Promise[Any], resolution: Any) -> None:
     if resolution is promise:
         promise._reject(TypeError("a promise can not be resolved with itself"))
         return
@@ -288,8 +295,11 @@ class Rejections:
     def note(self, promise: Promise[Any]) -> None:
         """A promise was rejected that has no handler yet. Any thread."""
         self._noted.append(promise)
-        with contextlib.suppress(LoopTerminatedError):
+        try:
             self._js.loop.schedule_checkpoint_end(self._notify)
+        except LoopTerminatedError:  # nobody will be told, so nothing is to be kept
+            with contextlib.suppress(ValueError):  # told meanwhile, at the last checkpoint
+                self._noted.remove(promise)
 
     def _notify(self) -> None:
         """At the end of a checkpoint (HTML, 'notify about rejected promises')."""

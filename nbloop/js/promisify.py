@@ -98,6 +98,7 @@ class Workers:
             pending = list(self._pending.values())
             if closing:
                 self._pending.clear()
+                self._hold(-len(pending))
         if closing and pending:
             # On the loop's own thread microtasks are still taken, and then dropped: elsewhere what follows is
             # rejected too.

@@ -12,7 +12,7 @@ consistent and nothing lost.
 
 from __future__ import annotations
 
-from .atomics import fetch_add, get, put
+from .atomics import fetch_add, get, load, put
 from .capi import (
     OBJECT_HEADER,
     TUPLE_ITEMS,
@@ -33,6 +33,7 @@ from .layout import (
     DUE,
     IMMEDIATES,
     INTERNAL,
+    INTERRUPT,
     KIND_ARM,
     KIND_CANCEL,
     KIND_CLOSE,
@@ -174,9 +175,11 @@ def fetch_remote(base: int) -> None:
 
 @inlined
 def due_push(base: int, ring: int, word: int) -> int:
-    """Append to a ring that checkpoints run; `due` counts what is in all of them. 0, or -1 for no memory. Loop
-    thread.
+    """Append to a ring that checkpoints run; `due` counts what is in all of them. 0, -1 for no memory, or 1 if there
+    will be no checkpoint: `close()` has begun, or what is left is being released. Loop thread.
     """
+    if load(base + INTERRUPT) != 0:
+        return 1
     status = ring_push(ring, get(base + MAKE_ARRAY), word)
     put(base + DUE, get(base + DUE) + 1 + status)
     return status

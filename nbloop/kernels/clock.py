@@ -12,6 +12,7 @@ from .kernel import helper
 from .layout import AUTOJUMP, VIRTUAL, VIRTUAL_NOW
 
 FOREVER = (1 << 63) - 1
+LAST = FOREVER - 1  # the end of time, 292 years: no deadline is later, and no virtual clock goes beyond
 
 
 @helper

@@ -18,7 +18,7 @@ from .capi import (
     PyLong_FromLongLong,
     PyThreadState_GetUnchecked,
 )
-from .clock import FOREVER, clock_jump, loop_ns
+from .clock import FOREVER, LAST, clock_jump, loop_ns
 from .ingress import (
     chunks_reserve,
     chunks_return,
@@ -148,10 +148,15 @@ def now(self: int, _unused: int) -> int:
 
 @kernel(ONE)
 def clock_advance(self: int, ns: int) -> int:
-    """Move a virtual clock. Any thread."""
+    """Move a virtual clock, unless that would be beyond the end of time; whether it was. Any thread."""
     base = data(self)
-    fetch_add(base + VIRTUAL_NOW, PyLong_AsLongLong(ns))
-    return get(base + NONE)
+    step = PyLong_AsLongLong(ns)
+    now = load(base + VIRTUAL_NOW)
+    while now <= LAST - step:
+        if compare_and_swap(base + VIRTUAL_NOW, now, now + step):
+            return PyBool_FromLong(1)
+        now = load(base + VIRTUAL_NOW)
+    return PyBool_FromLong(0)
 
 
 @kernel(NO_ARGUMENTS)
@@ -289,6 +294,7 @@ def release_all(base: int) -> None:
     Python code: what that code tries to schedule is refused, and what it cancels is answered truly.
     """
     timers = base + TIMERS_AT
+    store_sc(base + INTERRUPT, 1)  # the loop's own thread could still schedule for a checkpoint
     queue_drop(base + EXTERNAL, False)
     queue_drop(base + REMOTE, True)
     ring_drop(base + TICKS)

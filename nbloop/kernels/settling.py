@@ -52,6 +52,7 @@ from .layout import (
     KIND_SHIFT,
     MICROTASKS,
     NONE,
+    REFUSED_CLOSED,
     REFUSED_MEMORY,
     REMOTE,
     TAG_REACTION,
@@ -207,9 +208,10 @@ def queue_reaction(view: int, settled: int, reaction: int) -> None:
         if on_loop_thread(base):
             if queue_length(base + REMOTE) != 0:
                 fetch_remote(base)  # what returned elsewhere before this call began comes first
-            if due_push(base, base + MICROTASKS, reaction | TAG_REACTION) == 0:
+            status = due_push(base, base + MICROTASKS, reaction | TAG_REACTION)
+            if status == 0:
                 return
-            status = REFUSED_MEMORY
+            status = REFUSED_CLOSED if status > 0 else REFUSED_MEMORY
         else:
             status = queue_push(base + REMOTE, reaction | TAG_REACTION | (KIND_MICROTASK << KIND_SHIFT))
             if status == 0:

@@ -95,7 +95,7 @@ def arm(base: int, word: int, delay: int, period: int, clamp: int, culprit: int)
             deadline = due_after(now, delay, get(base + TIMERS_AT + T_NESTING), clamp)
             identifier = timer_arm_here(base, word, deadline, period, clamp)
         else:
-            identifier = timer_arm_elsewhere(base, word, loop_ns(base) + delay, period, clamp)
+            identifier = timer_arm_elsewhere(base, word, due_after(loop_ns(base), delay, 0, 0), period, clamp)
         if identifier > 0:
             number = PyLong_FromLongLong(identifier)
             if number == 0:  # no memory for the id: a timer that nobody can name is not stored

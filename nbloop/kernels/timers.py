@@ -29,7 +29,7 @@ from __future__ import annotations
 from .agenda import agenda_insert, agenda_remove
 from .atomics import compare_and_swap, fetch_add, get, load, load_sc, prefetch, put, store
 from .capi import Py_DecRef
-from .clock import FOREVER
+from .clock import FOREVER, LAST
 from .ingress import queue_length, queue_push
 from .kernel import helper, inlined
 from .layout import (
@@ -70,10 +70,13 @@ CLAMP_LEVEL, CLAMP_NS = 5, 4_000_000  # HTML, timer initialisation steps: nestin
 
 @inlined
 def due_after(now: int, delay: int, nesting: int, clamp: int) -> int:
-    """The deadline for a delay of ns; with `clamp`, of the sixth nesting level and deeper not under 4 ms (HTML)."""
+    """The deadline for a delay of ns; with `clamp`, of the sixth nesting level and deeper not under 4 ms (HTML).
+
+    At most LAST, which only a virtual clock comes near: a sum that wrapped would be in the past, and due at once.
+    """
     if clamp != 0 and nesting > CLAMP_LEVEL and delay < CLAMP_NS:
         delay = CLAMP_NS
-    return now + delay
+    return min(now, LAST - delay) + delay
 
 
 @inlined

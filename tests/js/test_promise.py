@@ -474,6 +474,28 @@ def test_after_the_end(make_page):
         page.js.queue_microtask(print)
 
 
+def test_resolved_with_a_promise_after_the_end(make_page):
+    """What that one says takes a job to find out, which no loop will run: rejected, and nobody is left waiting."""
+    page = make_page()
+    other = page.js.resolve(1)
+    promise, resolve, _ = page.js.with_resolvers()
+    thenable, resolve_with_thenable, _ = page.js.with_resolvers()
+    page.loop.close()
+    resolve(other)
+    resolve_with_thenable(type("Thenable", (), {"then": lambda *_: None})())
+    for one in (promise, thenable):
+        assert repr(one).startswith("<Promise rejected LoopTerminatedError")
+
+
+def test_rejections_after_the_end_are_let_go_of(make_page, wait_for):
+    """Nobody is told of them any more, so the view does not remember them either."""
+    page = make_page()
+    page.loop.close()
+    watch = weakref.ref(page.js.reject(ValueError()))
+    gc.collect()
+    wait_for(lambda: watch() is None)
+
+
 def test_a_long_chain_after_the_end(make_page):
     """To the end of a chain of any length."""
     page = make_page()

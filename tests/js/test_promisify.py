@@ -160,6 +160,7 @@ def test_close_rejects(make_page):
     gate.set()
     assert ran == []
     assert promise.state == "rejected"
+    assert not page.loop.alive()
 
 
 @pytest.mark.parametrize("end", ["close", "shutdown"])
