@@ -9,7 +9,7 @@ asv_env = PATH="$(abspath $(VENV))/bin:$$PATH" $(asv)
 asv_python = virtualenv:$$($(py) -c 'import sys; print("%d.%d" % sys.version_info[:2] + sys.abiflags)')
 asv_machine = $(HOME)/.asv-machine.json
 
-.PHONY: help setup demo doctor test test-gil test-nojit test-windows verify mutate soak lint format types doctest bench-smoke bench \
+.PHONY: help setup demo doctor test test-gil test-nojit test-checked test-windows verify mutate soak lint format types doctest bench-smoke bench \
     bench-continuous bench-html peers compare figures clean
 
 help: ## list the targets
@@ -36,6 +36,10 @@ test-gil: ## run the tests on an ordinary CPython, or say why not
 
 test-nojit: setup ## run the kernels' tests on the kernels as plain Python
 	NUMBA_DISABLE_JIT=1 $(py) -m pytest tests/kernels $(ARGS)
+
+test-checked: setup ## run random programs and some tests with every address checked that a kernel touches
+	NUMBA_DISABLE_JIT=1 PYTHONPATH=tests/kernels $(py) -m pytest -p checked tests/fuzz tests/test_order.py tests/test_timers.py \
+	    tests/test_readiness.py tests/js/test_promise.py $(ARGS)
 
 test-windows: setup ## run what tells of a platform on a Windows Python under Wine, or say why not
 	@if scripts/wine-python --check; then \

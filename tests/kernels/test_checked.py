@@ -1,0 +1,127 @@
+"""checked.py finds an index that is out of bounds, memory that was given back, and nothing where nothing is wrong.
+
+In a process of its own: from then on every kernel there is plain Python, and checked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+
+# What a bug is, where, and what shows it: the play that touches what is not there.
+PLANTED = {
+    "a ring that forgets to wrap": ("ring.ring_push", "(tail & get(ring + R_MASK)) << 3", "tail << 3", "rings"),
+    "a ring that takes itself for larger": ("ring.ring_resize", "R_MASK, cells - 1", "R_MASK, 2 * cells - 1", "rings"),
+    "a slot of the next slab": (
+        "slots.slot_at",
+        "slot & (PER_SLAB - 1)",
+        "slot & (PER_SLAB - 1) | PER_SLAB",
+        "timers",
+    ),
+    "a heap with too little room": ("heap.heap_reserve", "needed <= capacity", "needed <= 2 * capacity", "timers"),
+    "a chunk of the next slab": ("pool.pool_address", "(chunk & (PER_SLAB - 1))", "chunk", "burst"),
+    "a chunk that is longer": ("far.bucket_grow", "address + get(pool + P_CHUNK_BYTES)", "address + (1 << 20)", "far"),
+    "a slab that was given back": (
+        "pool.pool_trim",
+        "store(get(pool + P_SLABS) + (slab << 3), 0)\n            Py_DecRef(array)",
+        "Py_DecRef(array)\n            put(load(get(pool + P_SLABS) + (slab << 3)), 0)",
+        "burst",
+    ),
+    "an argument too many": ("methods.pack", "get(rest + (i << 3))", "get(rest + ((i + 1) << 3))", "tasks"),
+}
+
+PLAY = """
+    import json, sys
+    import checked
+    import nbloop, nbloop.js
+    checked.install()
+    import explorer, pytest
+    from nbloop.testing import VirtualClock
+
+    def turns(loop, n=1):
+        for _ in range(n):
+            loop.stop()
+            loop.run()
+
+    def tasks(loop):
+        for i in range(300):
+            loop.submit(int, i)
+        loop.submit_many([int] * 100)
+        turns(loop, 2)
+
+    def rings(loop):
+        for _ in range(2):
+            loop.submit(lambda: [loop.schedule_microtask(int) for _ in range(3000)])
+            turns(loop)
+
+    def timers(loop):
+        loop.submit(lambda: [loop.schedule_timer(0, int) for _ in range(1500)])
+        turns(loop, 3)
+
+    def far(loop):
+        loop.submit(lambda: [loop.schedule_timer(3600, int) for _ in range(2000)])
+        turns(loop)
+
+    def burst(loop):
+        loop.submit_many([int] * 20_000)
+        turns(loop, 21)
+        loop.schedule_timer(0.3, loop.stop)
+        loop.run()  # sleeps, and gives memory back first
+
+    def plant(place, old, new):
+        module, name = place.split(".")
+        original = getattr(sys.modules[f"nbloop.kernels.{module}"], name)
+        return original, explorer.mutant(original, (old, new))
+
+    found = {}
+    for bug, (place, old, new, play) in {None: (None, None, None, None), **PLANTED}.items():
+        with pytest.MonkeyPatch.context() as patch:
+            if bug:
+                explorer.replace(patch, *plant(place, old, new))
+            before = len(checked.checker.problems)
+            loop = nbloop.Loop(chunk_size=16)
+            try:
+                for one in (tasks, rings, timers, far, burst) if bug is None else (globals()[play],):
+                    one(loop)
+            except checked.OutOfBounds:
+                pass
+            found[str(bug)] = checked.checker.problems[before:][:1]
+            loop._state.whole = False  # a state that a bug has been at is not to be followed any more
+            loop._ended.set()
+    print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    """What was out of bounds without a bug, and with each."""
+    path = os.pathsep.join([str(HERE.parents[1]), str(HERE), os.environ.get("PYTHONPATH", "")])
+    code = f"PLANTED = {PLANTED!r}\n" + textwrap.dedent(PLAY)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        env=os.environ | {"NUMBA_DISABLE_JIT": "1", "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_all_within_bounds(found: dict[str, Any]) -> None:
+    assert found["None"] == []
+
+
+@pytest.mark.parametrize("bug", PLANTED)
+def test_planted_is_caught(found: dict[str, Any], bug: str) -> None:
+    assert found[bug], "nobody noticed"
