@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 import signal
 import threading
@@ -25,6 +26,8 @@ from typing import Protocol
 from .errors import LoopTerminatedError
 from .kernels.capi import WINDOWS
 from .kernels.signals import on_signal, signal_words_address
+
+logger = logging.getLogger("nbloop")
 
 
 class Target(Protocol):
@@ -95,8 +98,19 @@ def _deliver(number: int) -> None:
     with _lock:
         wanted = list(_asked.get(number, {}).items())
     for target, (callback, args) in wanted:
-        with contextlib.suppress(LoopTerminatedError):
-            target.submit_internal(callback, *args)  # which has no limit: a full loop gets its signal too
+        _hand(target, callback, *args)
+
+
+def _hand(target: Target, callback: Callable[..., object], *args: object) -> None:
+    """Submit to one loop, which may have ended. Without memory that loop does not get it; the reader is everybody's,
+    and goes on.
+    """
+    try:
+        target.submit_internal(callback, *args)  # which has no limit: a full loop gets its signal too
+    except LoopTerminatedError:
+        pass
+    except MemoryError as error:
+        logger.error("a signal did not reach %r", target, exc_info=error)
 
 
 def _install(number: int) -> object:
@@ -134,8 +148,7 @@ def _start_reader() -> int:
 def _read(descriptor: int) -> None:
     while arrived := os.read(descriptor, 256):
         for target in _interruptible:
-            with contextlib.suppress(LoopTerminatedError):
-                target.submit_internal(_look_at_signals)
+            _hand(target, _look_at_signals)
         for number in arrived:
             _deliver(number)
 

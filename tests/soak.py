@@ -1,9 +1,14 @@
 """`make soak SECONDS=60`: everything at once, one life of a loop after another, and then a look at what is left behind.
+`make soak SECONDS=600` is the long one: ten minutes, and no fewer than 500 lives.
 
 Each life: producers of all kinds, timers armed and cancelled on two threads, sockets, promises and worker threads,
 changes of mode, signals, stop and run again; ended by shutdown() or close() while all of that goes on. Fails if what
-was accepted is not what ran (after a shutdown), or if descriptors, threads, objects or memory have grown since the
-first lives, which make what is made once.
+was accepted is not what ran (after a shutdown), or if descriptors, threads, objects, states, mappings or memory have
+grown since the first lives, which make what is made once.
+
+Beside them one loop lives all the time, as a program's would, and is asked every few milliseconds how long a task takes
+to its thread and how late a timer is. Fails if the p99 of either, in the median of ten-second windows, is more than
+twice in the last third what it was in the first, and by more than 2 ms.
 """
 
 from __future__ import annotations
@@ -14,25 +19,43 @@ import os
 import random
 import signal
 import socket
+import statistics
 import sys
 import threading
 import time
 from collections import Counter
 from typing import Any
 
-from nbloop import FastPathIncompatibleError, FastPathMode, FDNotRegisteredError, IOEvents, Loop, NbloopError
+from nbloop import (
+    FastPathIncompatibleError,
+    FastPathMode,
+    FDNotRegisteredError,
+    IOEvents,
+    Loop,
+    LoopOverloadedError,
+    NbloopError,
+)
 from nbloop.js import JS
+from nbloop.kernels.state import State
 
 WARM = 8  # lives before the first look
 RSS_MOST = 32 << 20  # growth that allocators may keep
 OBJECTS_MOST = 2000
+MAPPINGS_MOST = 50  # arenas of threads; a life has some forty of its own
+LIVES_A_SECOND = 500 / 600  # at least
+WINDOW = 10.0  # seconds of the steady loop's figures that are one p99
+DRIFT, DRIFT_SECONDS = 2.0, 0.002
 
 
 def census() -> Counter[str]:
     gc.collect()
     with open("/proc/self/statm") as statm:
         resident = int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    with open("/proc/self/maps") as maps:
+        mappings = sum(1 for _ in maps)
     return Counter(
+        states=sum(isinstance(one, State) for one in gc.get_objects()),
+        mappings=mappings,
         descriptors=len(os.listdir("/proc/self/fd")),
         threads=threading.active_count(),
         objects=len(gc.get_objects()),
@@ -41,7 +64,8 @@ def census() -> Counter[str]:
 
 
 def life(seconds: float, chance: random.Random, totals: Counter[str]) -> None:
-    loop = Loop(chunk_size=chance.choice([16, 128]), ingress_budget=chance.choice([4, 1024]), on_error=lambda *_: None)
+    sizes = {"chunk_size": chance.choice([16, 128]), "ingress_budget": chance.choice([4, 1024])}
+    loop = Loop(**sizes, ingress_limit=100_000, on_error=lambda *_: None)
     js, ran, stop = JS(loop, on_unhandled_rejection=lambda *_: None), Counter[int](), threading.Event()
     accepted, errors = Counter[int](), []
 
@@ -50,11 +74,15 @@ def life(seconds: float, chance: random.Random, totals: Counter[str]) -> None:
 
     def produce(who: int, door: Any) -> None:
         while not stop.is_set():
-            if who % 3 == 0:
-                accepted[who] += door.submit_many([lambda: mark(who)] * 50)
-            else:
-                door.submit(mark, who)
-                accepted[who] += 1
+            try:
+                if who % 3 == 0:
+                    accepted[who] += door.submit_many([lambda: mark(who)] * 50)
+                else:
+                    door.submit(mark, who)
+                    accepted[who] += 1
+            except LoopOverloadedError:
+                totals["refused by a full queue"] += 1
+                time.sleep(0.001)
             if who % 2:
                 time.sleep(0)
 
@@ -136,22 +164,86 @@ def life(seconds: float, chance: random.Random, totals: Counter[str]) -> None:
     totals["tasks"] += ran.total()
 
 
+class Steady:
+    """A loop that lives as long as the soak, and how quick it is: p99s of the hop and of a timer's delay, by window."""
+
+    def __init__(self) -> None:
+        self.loop = Loop(metrics=True, recorder=1024)
+        self.js = JS(self.loop)
+        self.windows: list[tuple[float, float]] = []
+        self._hops: list[float] = []
+        self._lates: list[float] = []
+        self._end = threading.Event()
+        self._runner = self.loop.start()
+        self._prober = threading.Thread(target=self._probe)
+        self._prober.start()
+
+    def _probe(self) -> None:
+        closes = time.monotonic() + WINDOW
+        while not self._end.wait(0.003):
+            fired, hopped = threading.Event(), threading.Event()
+            self.loop.schedule_timer(0.001, self._note, self._lates, self.loop.now() + 0.001, fired)
+            self.loop.submit(self._note, self._hops, self.loop.now(), hopped)
+            self.js.all([self.js.resolve(1), self.js.sleep(1)]).then(len)
+            assert all(self.loop.cancel_timers([self.loop.schedule_timer(60, int) for _ in range(20)]))
+            assert hopped.wait(30)
+            assert fired.wait(30)
+            if time.monotonic() >= closes:
+                self.windows.append((p99(self._hops), p99(self._lates)))
+                self._hops.clear()
+                self._lates.clear()
+                closes = time.monotonic() + WINDOW
+
+    def _note(self, times: list[float], since: float, done: threading.Event) -> None:
+        times.append(self.loop.now() - since)
+        done.set()
+
+    def finish(self) -> list[str]:
+        """What has drifted."""
+        self._end.set()
+        self._prober.join()
+        self.loop.shutdown()
+        self._runner.join()
+        third = len(self.windows) // 3
+        drifted = []
+        for at, name in enumerate(("hop", "timer")):
+            if third == 0:
+                continue
+            early, late = (
+                statistics.median(window[at] for window in some)
+                for some in (self.windows[:third], self.windows[-third:])
+            )
+            print(f"p99 of {name:5} {early * 1e6:>10,.0f} us -> {late * 1e6:>10,.0f} us, {len(self.windows)} windows")
+            if late > DRIFT * early and late - early > DRIFT_SECONDS:
+                drifted.append(f"p99 of {name}")
+        return drifted
+
+
+def p99(values: list[float]) -> float:
+    return sorted(values)[len(values) * 99 // 100]
+
+
 def main(seconds: float, seed: int) -> None:
     print(f"soak: {seconds:.0f} s, seed {seed}", flush=True)
     chance, totals = random.Random(seed), Counter[str]()
+    steady = Steady()
     until = time.monotonic() + seconds
     before = Counter[str]()
-    while time.monotonic() < until or totals["lives"] <= WARM:
+    while time.monotonic() < until or totals["lives"] <= max(WARM, seconds * LIVES_A_SECOND):
         if totals["lives"] == WARM:
             before = census()
+        if totals["lives"] % 100 == 99:
+            print(f"{totals['lives'] + 1} lives:", dict(census()), flush=True)
         life(min(0.3, seconds / 20), chance, totals)
     after = census()
+    drifted = steady.finish()
     print(", ".join(f"{name} {count:,}" for name, count in totals.items()))
     for name, count in after.items():
         print(f"{name:12} {before[name]:>13,} -> {count:>13,}")
-    grown = {"descriptors": 0, "threads": 0, "objects": OBJECTS_MOST, "resident": RSS_MOST}
+    grown = {"states": 0, "mappings": MAPPINGS_MOST, "descriptors": 0, "threads": 0}
+    grown |= {"objects": OBJECTS_MOST, "resident": RSS_MOST}
     leaks = [name for name, most in grown.items() if after[name] - before[name] > most]
-    sys.exit(f"soak: grown: {', '.join(leaks)}" if leaks else 0)
+    sys.exit(f"soak: grown: {', '.join(leaks + drifted)}" if leaks + drifted else 0)
 
 
 if __name__ == "__main__":

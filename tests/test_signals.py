@@ -183,6 +183,26 @@ class TestAddSignalHandler:
         with loop:
             wait_for(lambda: counter.calls)
 
+    def test_no_memory(self, make_loop, wait_for, caplog):
+        """One loop has no memory to take it: that is logged, the others get it, and so does it the next time."""
+        poor, rich, hits = make_loop(name="poor"), make_loop(), []
+        submit_internal, failing = poor.submit_internal, [True]
+
+        def internal(*arguments):
+            if failing:
+                raise MemoryError(failing.pop())
+            submit_internal(*arguments)
+
+        poor.__dict__["submit_internal"] = internal
+        poor.add_signal_handler(signal.SIGUSR1, hits.append, "poor")
+        rich.add_signal_handler(signal.SIGUSR1, hits.append, "rich")
+        with poor, rich:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            wait_for(lambda: hits == ["rich"])
+            os.kill(os.getpid(), signal.SIGUSR1)
+            wait_for(lambda: sorted(hits) == ["poor", "rich", "rich"])
+        assert "did not reach <nbloop.Loop poor" in caplog.text
+
     def test_old_meaning_comes_back(self, loop, wait_for):
         """The last to remove gives the signal back to the Python handler from before."""
         seen, old = [], signal.getsignal(signal.SIGUSR1)
