@@ -38,8 +38,7 @@ test-nojit: setup ## run the kernels' tests on the kernels as plain Python
 	NUMBA_DISABLE_JIT=1 $(py) -m pytest tests/kernels $(ARGS)
 
 test-checked: setup ## run random programs and some tests with every address checked that a kernel touches
-	NUMBA_DISABLE_JIT=1 PYTHONPATH=tests/kernels $(py) -m pytest -p checked tests/fuzz tests/test_order.py tests/test_timers.py \
-	    tests/test_readiness.py tests/js/test_promise.py $(ARGS)
+	NUMBA_DISABLE_JIT=1 PYTHONPATH=tests/kernels $(py) -m pytest -p checked tests/fuzz tests/test_readiness.py tests/js/test_aplus.py $(ARGS)
 
 test-windows: setup ## run what tells of a platform on a Windows Python under Wine, or say why not
 	@if scripts/wine-python --check; then \

@@ -1,9 +1,11 @@
-/* Drives the compiled kernels with real threads under ThreadSanitizer, with as much of CPython as they call.
+/* Drives the compiled kernels with real threads under ThreadSanitizer or AddressSanitizer, with as much of CPython as
+   they call.
 
    kernels.ll and layout.h come from instrument.py. An object here is what the kernels look into: a header, then a
    numpy array's data pointer, or a tuple's size and items. References are counted, and the last one frees the object,
    so that a kernel that lets go too early is a heap-use-after-free, and one that never does is counted at the end.
-   What a callback touches is plain memory: that its submit happens before its run is the kernels' to ensure. */
+   What a callback touches is plain memory: that its submit happens before its run is the kernels' to ensure. Each array
+   is an allocation of its own, so that AddressSanitizer knows where it ends; TOO_SHORT makes some that much too small. */
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <stdatomic.h>
@@ -81,9 +83,13 @@ void Py_DecRef(word at) {
     atomic_fetch_sub_explicit(&living, 1, memory_order_relaxed);
 }
 
+#ifndef TOO_SHORT
+#define TOO_SHORT 0
+#endif
+
 static object *array_of(word bytes) {
     object *made = make(ARRAY, 0);
-    made->memory = calloc(1, bytes);
+    made->memory = calloc(1, bytes - TOO_SHORT);
     made->first = (word)made->memory;
     return made;
 }

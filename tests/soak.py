@@ -14,6 +14,7 @@ twice in the last third what it was in the first, and by more than 2 ms.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import gc
 import os
 import random
@@ -153,7 +154,9 @@ def life(seconds: float, chance: random.Random, totals: Counter[str]) -> None:
     stop.set()
     for thread in [*threads, runner]:
         thread.join(30)
-        assert not thread.is_alive(), f"{thread} hangs"
+        if thread.is_alive():
+            faulthandler.dump_traceback()
+            sys.exit(f"soak: {thread} hangs; {loop}, {'shut down' if gracefully else 'closed'}")
     assert not errors, errors
     # A batch is counted by its producer after it was accepted; refused ones raise before they are.
     if gracefully:

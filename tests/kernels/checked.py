@@ -1,7 +1,7 @@
 """Bounds checks for kernels that have no array indices: each address that one touches lies inside memory that is alive.
 
 Numba's own (``NUMBA_BOUNDSCHECK=1``) checks the indices of arrays, and kernels have none: the object file is the same
-to the byte (races/test_memory.py). What they have is addresses, and every access is one of atomics.py's verbs; so,
+to the byte (races/test_races.py). What they have is addresses, and every access is one of atomics.py's verbs; so,
 with kernels run as plain Python, the verbs look each address up before they use it.
 
 Known are the arrays that a state is made of or its kernels make (forgotten when the array dies, so that a slab that
@@ -9,7 +9,8 @@ was given back is out of bounds too), and the objects that pass through a kernel
 and what it takes a reference of, until it gives up the last. What no kernel has been seen to hold is asked of the
 collector, and remembered; so of Python's objects this says where they begin and end, and not always whether they live.
 
-A pytest plugin: ``NUMBA_DISABLE_JIT=1 pytest -p checked tests/fuzz`` (``make test-checked``).
+A pytest plugin: ``NUMBA_DISABLE_JIT=1 pytest -p checked tests/fuzz`` (``make test-checked``). Not for tests that queue
+objects by the ten thousand: it knows the last 20,000, and to ask the collector takes milliseconds.
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ import nbloop.readiness
 from nbloop.kernels import atomics, capi, eventual, kernel, pack, signals, state
 from nbloop.kernels.capi import OBJECT_HEADER
 
+MAKERS = (
+    *("PyTuple_New", "PySequence_Tuple", "PySequence_List", "PyList_New", "PyType_GenericAlloc"),
+    *("PyObject_CallNoArgs", "PyObject_CallOneArg", "PyObject_Vectorcall"),
+)
 PAGE = 4096
 OBJECTS_MOST = 20_000  # then all are forgotten, and asked for again
 WIDTHS = dict.fromkeys(
@@ -246,7 +251,7 @@ def install() -> None:
         raise pytest.UsageError("addresses can be checked only with NUMBA_DISABLE_JIT=1")
     for name, width in WIDTHS.items():
         replace(getattr(atomics, name), _checking(name, getattr(atomics, name), width))
-    for name in ("PyTuple_New", "PySequence_Tuple", "PySequence_List", "PyList_New", "PyType_GenericAlloc"):
+    for name in MAKERS:
         replace(getattr(capi, name), _making(getattr(capi, name)))
     replace(capi.Py_IncRef, _holding(capi.Py_IncRef))
     replace(capi.Py_DecRef, _releasing(capi.Py_DecRef))
