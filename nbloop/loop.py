@@ -46,6 +46,7 @@ from .errors import (
 from .kernels import layout, life, turn
 from .kernels.kernel import bound
 from .kernels.state import make_handle_state, make_loop_state
+from .lock import CountingLock
 from .options import (
     FastPathMode,
     check_callable,
@@ -153,6 +154,7 @@ class Loop(Scheduling):
 
         self.name = name if name is not None else f"nbloop-{next(_numbers)}"
         self.debug = debug
+        self._made = time.monotonic_ns()
         self._on_overload = on_overload
         self._on_error = on_error
         self._on_pressure = on_pressure
@@ -160,7 +162,7 @@ class Loop(Scheduling):
         self._parker: Parker | None = None
         self._lock_parker = LockParker()
         # re-entrant for signal handlers; construction of handles and finishers; nothing that a callback's life needs
-        self._lock = threading.RLock()
+        self._lock = CountingLock()
         self._ended = threading.Event()
         self._closing = False
         self._finisher: threading.Thread | None = None
@@ -760,7 +762,7 @@ def _after_fork_in_child() -> None:
     """Make every inherited loop refuse: its thread stayed in the parent, and its descriptors are shared with it."""
     for loop in list(_live):
         loop._forked = True
-        loop._lock = threading.RLock()  # the parent's other threads may have held it
+        loop._lock = CountingLock()  # the parent's other threads may have held it
         for name, face in (vars(Scheduling) | vars(Loop)).items():
             if hasattr(face, "__wrapped__") and not isinstance(face, property):
                 loop.__dict__[name] = lambda *_args, _loop=loop: _loop._check_fork()

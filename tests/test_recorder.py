@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import copy
 import json
 import os
@@ -16,8 +17,8 @@ import trace_format
 from waiting import PATIENCE, elsewhere, together, wait_for
 
 from nbloop import IOEvents
-from nbloop.kernels import pack
-from nbloop.observe import block, recorder
+from nbloop.kernels import layout, pack
+from nbloop.observe import recorder
 
 compiled = pytest.mark.skipif(pack.status.mode != "compiled", reason="C signal handlers need compiled kernels")
 
@@ -65,7 +66,11 @@ def test_each_kind_of_callback(make_loop, turns, pair, measured):
             loop.schedule_next_tick(int)
             loop.schedule_checkpoint_end(str)
 
+    class Abstract(abc.ABC):  # noqa: B024 - a class of another class than `type`
+        pass
+
     loop.submit(Callable().bound)
+    loop.submit(Abstract)
     loop.submit_many([fail, Callable()])
     loop.producer().submit(dict, ())
     loop.submit_internal(list)
@@ -76,21 +81,22 @@ def test_each_kind_of_callback(make_loop, turns, pair, measured):
     b.send(b"x")
     turns(loop, 2)
     loop.unregister_fd(a.fileno())
-    ran = [event for event in loop.recorder.events() if event.kind in block.KINDS.values()]
+    ran = [event for event in loop.recorder.events() if event.kind in layout.KIND_NAMES.values()]
     names = {(event.kind, event.name) for event in ran}
     cls = "test_each_kind_of_callback.<locals>.Callable"
     assert names >= {
         ("task", f"{cls}.bound"),
         ("microtask", "len"),
-        ("next-tick", "type"),
-        ("checkpoint end", "type"),
+        ("next-tick", "int"),
+        ("checkpoint end", "str"),
         ("task", "fail"),
         ("task", cls),
-        ("task", "type"),
-        ("internal task", "type"),
-        ("close callback", "type"),
-        ("immediate", "type"),
-        ("timer", "type"),
+        ("task", "dict"),
+        ("task", "test_each_kind_of_callback.<locals>.Abstract"),
+        ("internal task", "list"),
+        ("close callback", "set"),
+        ("immediate", "tuple"),
+        ("timer", "frozenset"),
         ("readiness callback", cls),
     }
     assert [event.name for event in ran if event.failed] == ["fail"]

@@ -17,17 +17,6 @@ import numpy.typing as npt
 from ..kernels import layout, metrics, pack
 from .metrics import Histogram, Metrics, Quantiles, Queues, Running
 
-KINDS = {
-    layout.KIND_TASK: "task",
-    layout.KIND_MICROTASK: "microtask",
-    layout.KIND_TICK: "next-tick",
-    layout.KIND_INTERNAL: "internal task",
-    layout.KIND_CLOSE: "close callback",
-    layout.KIND_IMMEDIATE: "immediate",
-    layout.KIND_TIMER: "timer",
-    layout.KIND_CHECKPOINT_END: "checkpoint end",
-    layout.KIND_READINESS: "readiness callback",
-}
 PATIENCE = 1.0  # seconds; a copy is there within 0.2 ms of processor time
 _ALPHA_BITS = 1 << metrics.EMA_BITS
 
@@ -121,7 +110,7 @@ def snapshot(block: Words) -> Metrics:
     running = None
     if live["running"]:
         since = ns / 1e9 - seconds(max(0, ticks - int(live["now"])))
-        running = Running(KINDS[int(live["running"]) - 1], since)
+        running = Running(layout.KIND_NAMES[int(live["running"]) - 1], since)
     current, most = ([int(v) for v in live[name]] for name in ("current", "max"))
     return Metrics(
         time=ns / 1e9,
