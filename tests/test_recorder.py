@@ -348,6 +348,13 @@ def test_the_checker_finds_what_is_wrong(make_loop, turns):
         assert one["tid"] == other["tid"]
         one["dur"] = round(other["ts"] + other["dur"] / 2 - one["ts"], 3)
 
+    def behind_another_slice(trace):
+        """An arrow that Perfetto binds to an instant, the last that it has read on this track."""
+        events = trace["traceEvents"]
+        at = events.index(first(trace, "s"))
+        common = {key: events[at][key] for key in ("ts", "pid", "tid")}
+        events.insert(at, {"name": "wake", "cat": "loop", "ph": "i", "s": "t", "args": {}, **common})
+
     breaks = [
         lambda t: drop(t, "f"),
         lambda t: drop(t, "s"),
@@ -363,6 +370,8 @@ def test_the_checker_finds_what_is_wrong(make_loop, turns):
         lambda t: first(t, "f").update(id=10**6),
         lambda t: first(t, "s").update(name="else"),
         lambda t: t["traceEvents"].reverse(),
+        lambda t: first(t, "X").update(ts=1.001),  # which Perfetto takes for 1000 ns
+        behind_another_slice,
     ]
     for broken in breaks:
         bad = copy.deepcopy(good)
