@@ -99,16 +99,18 @@ def copy(block: Words) -> Any:
 
 def snapshot(block: Words) -> Metrics:
     """The figures of a block. Any thread, any process. Some 100 µs."""
-    live = copy(block)
     record = block.view(layout.BLOCK)[0]
     multiplier = int(record["multiplier"])
-    ticks, ns = _now(record)
+    ticks, ns = _now(record)  # before the copy: what of a callback in progress counts as busy then never shrinks
+    live = copy(block)
 
     def seconds(duration: int) -> float:
         return (int(duration) * multiplier >> metrics.MULTIPLIER_BITS) / 1e9
 
     running = None
+    busy = int(live["busy"])
     if live["running"]:
+        busy += max(0, ticks - int(live["mark"]))
         since = ns / 1e9 - seconds(max(0, ticks - int(live["now"])))
         running = Running(layout.KIND_NAMES[int(live["running"]) - 1], since)
     current, most = ([int(v) for v in live[name]] for name in ("current", "max"))
@@ -124,7 +126,7 @@ def snapshot(block: Words) -> Metrics:
         wakes_sent=int(live["wakes_sent"]),
         wakes_elided=max(0, int(live["arrived"]) - int(live["wakes_sent"])),
         idle_time=seconds(live["idle"]),
-        busy_time=seconds(live["busy"]),
+        busy_time=seconds(busy),
         overloads=int(live["overloads"]),
         callbacks=int(live["callbacks"]) + int(live["group"]),
         errors=int(live["errors"]),
