@@ -314,7 +314,11 @@ def test_a_browser_shows_the_loop_s_numbers(server: DebugServer, measured: Loop,
     shown = dict(re.findall(r'id="(\w+)">([^<]*)<', done.stdout))
     assert shown["trouble"] == ""
     assert shown["name"].replace("&quot;", '"') == measured.name
-    assert shown["callbacks"] == str(DONE)
-    assert shown["turns"] == str(measured.metrics().turns)
+    assert shown["callbacks"] == f"{DONE:,}"
+    assert shown["turns"] == f"{measured.metrics().turns:,}"
+    met = totals(measured)
+    for name, value in (("parks", met.parks), ("lock_waits", 0), ("retries", met.retries.total)):
+        assert shown[name] == f"{value:,}"
+    assert float(shown["asleep"].removesuffix(" %")) > 90
     assert len(re.search(r'<polyline points="([^"]*)"', done.stdout)[1].split()) >= 2
     assert (tmp_path / "page.png").stat().st_size > 5000
