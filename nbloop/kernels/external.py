@@ -192,7 +192,7 @@ def handle_drain(base: int, handle: int, count: int) -> int:
     return ran
 
 
-@helper
+@apart
 def handle_ready(base: int, handle: int) -> None:
     """Put a handle, whose reference the stack then owns, on the ready stack. Any thread; pushed anywhere, emptied as
     a whole: no ABA.
