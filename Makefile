@@ -94,9 +94,10 @@ peers: setup ## install what compare can set nbloop beside, and what draws the f
 compare: setup ## compare with asyncio, and with what of uvloop, trio, Node.js is installed (see peers)
 	$(py) -m asv_bench.compare $(ARGS)
 
-figures: peers ## measure all, write the tables of README.md and docs/figures.md and the plots of docs/scale.md
+figures: peers ## measure all, write the tables and pictures of README.md and docs/
 	$(py) -m asv_bench.compare --readme README.md --md docs/figures.md $(ARGS)
 	$(py) -m asv_bench.scale --images docs/images --md docs/scale.md
+	$(py) -m asv_bench.tuning --images docs/images --md docs/performance-tuning.md
 
 $(asv_machine): | setup
 	$(asv) machine --yes >/dev/null

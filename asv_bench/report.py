@@ -294,7 +294,7 @@ BRIEF = (
     "life",
     "import.warm",
 )
-BEGIN, END = "<!-- figures: written by make figures -->", "<!-- end of figures -->"
+BEGIN, END = "<!-- figures: {} -->", "<!-- end of figures -->"
 
 
 def brief(rows: Sequence[Row]) -> str:
@@ -309,10 +309,10 @@ def brief(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write(file: Path, table: str) -> None:
+def write(file: Path, table: str, which: str = "written by make figures") -> None:
     """Put a table between the two marks of a file that has them; any other file is (over)written with it."""
     text = file.read_text(encoding="utf-8") if file.exists() else ""
-    before, begin, rest = text.partition(BEGIN)
+    before, begin, rest = text.partition(BEGIN.format(which))
     _, end, after = rest.partition(END)
     file.write_text(f"{before}{begin}\n{table}{end}{after}" if begin and end else table, encoding="utf-8")
 

@@ -137,25 +137,34 @@ STROKES = {"cancel": "--", "fire": ":", "all ready": "--", "handles": "--"}
 
 
 def plot(name: str, series: Mapping[str, Sequence[Sequence[float]]], folder: Path) -> Path:
-    """Draw a question's numbers into ``folder/NAME.svg``: the same file for the same numbers."""
+    """Draw a question's numbers into ``folder/NAME.svg``."""
+    question = QUESTIONS[name]
+
+    def picture(axes: Any) -> None:
+        for label, points in series.items():
+            sizes, medians, lows, highs = zip(*points, strict=True)
+            colour = next((of for start, of in COLOURS.items() if label.startswith(start)), "black")
+            stroke = next((of for end, of in STROKES.items() if label.endswith(end)), "-")
+            axes.plot(sizes, medians, stroke, color=colour, marker=".", label=label)
+            axes.fill_between(sizes, lows, highs, color=colour, alpha=0.15, linewidth=0)
+        axes.set(title=question.title, xlabel=question.growing, ylabel="ns for one", xscale="log", yscale="log")
+        if max(question.sizes) < 100:
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter("{x:g}")
+
+    return draw(name, picture, folder)
+
+
+def draw(name: str, picture: Callable[[Any], None], folder: Path) -> Path:
+    """Have `picture` draw on axes, into ``folder/NAME.svg``: the same file for the same numbers."""
     import matplotlib
 
     matplotlib.use("svg")
     matplotlib.rcParams |= {"svg.hashsalt": name, "svg.fonttype": "none", "font.size": 10}
     from matplotlib import pyplot
 
-    question = QUESTIONS[name]
     figure, axes = pyplot.subplots(figsize=(7.2, 4.6), layout="constrained")
-    for label, points in series.items():
-        sizes, medians, lows, highs = zip(*points, strict=True)
-        colour = next((of for start, of in COLOURS.items() if label.startswith(start)), "black")
-        stroke = next((of for end, of in STROKES.items() if label.endswith(end)), "-")
-        axes.plot(sizes, medians, stroke, color=colour, marker=".", label=label)
-        axes.fill_between(sizes, lows, highs, color=colour, alpha=0.15, linewidth=0)
-    axes.set(title=question.title, xlabel=question.growing, ylabel="ns for one", xscale="log", yscale="log")
-    if max(question.sizes) < 100:
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter("{x:g}")
+    picture(axes)
     axes.grid(which="major", alpha=0.3)
     figure.legend(fontsize="small", frameon=False, ncols=4, loc="outside lower center")
     folder.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@
    tail too, and never counts.
 
    stands for:
-     ingress.queue_close 06858668a1db
+     ingress.queue_close d8c69837e19d
      ingress.queue_close_if_empty 7bd24fbe2ad1
      ingress.queue_reopen 3f39c058cdfe
      ingress.queue_tail 80bc1a2ead2e

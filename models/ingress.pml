@@ -9,11 +9,11 @@
 
    stands for:
      ingress.queue_draw 38f29a461db5
-     ingress.queue_draw_exactly 0fff805461a1
+     ingress.queue_draw_exactly f99699f076e4
      ingress.queue_segment c3c234653a85
-     ingress.queue_install 49abd9490c15
+     ingress.queue_install 85b494b9953d
      ingress.queue_push e9117bbb8e52
-     ingress.queue_push_many e2f7bab1133d
+     ingress.queue_push_many 0a91d0876d4c
      ingress.queue_peek 74be356b8fb4
      ingress.queue_advance ef1d4ca1e485
      ingress.queue_retire dc8ae55f2150

@@ -9,7 +9,7 @@
    stands for:
      parking.wake 14e27c34c48b
      parking.wake_sleeper 779c2883a807
-     parking.wide_awake 386ca27eb4c2
+     parking.wide_awake c13caad69401
      turn.wait 11258c5a44b6
      readiness.epoll_sleep b601ced7e03c
      readiness.epoll_block d8b200a0962c

@@ -9,8 +9,8 @@
      parking.wake 14e27c34c48b
      parking.wake_sleeper 779c2883a807
      parking.arrivals 917cea6b464d
-     parking.fall_asleep 9f27cd9c8994
-     parking.wide_awake 386ca27eb4c2
+     parking.fall_asleep 0cc9f47ee33c
+     parking.wide_awake c13caad69401
      parking.sleep_on_word 5042a25779be
      parking.park 877eaf070c5e
      turn.wait 11258c5a44b6

@@ -5,8 +5,8 @@
    of a link is what the counter is for.
 
    stands for:
-     stack.stack_pop 54d784ce1caf
-     stack.stack_push 287348e88b2e
+     stack.stack_pop cffb8f3671c2
+     stack.stack_push 11da6868b4fa
      pool.pool_take 370293cdca7c
      pool.pool_give 95d6fd324ba7
      pool.pool_trim f69406b3e29f

@@ -10,12 +10,12 @@
      slots.slot_of d096f057c8b1
      timers.timer_arm_here d29fc1c5824b
      timers.timer_arm_elsewhere 68500a1d158d
-     timers.timer_armed 8c99d9182d5b
+     timers.timer_armed 1487393aa61b
      timers.timer_removed 2acde3061716
-     timers.timer_cancel e8a07afc2273
-     timers.timer_reference 8ce1b38d2a0e
-     turn.timer_fire e49200486e85
-     turn.interval_ran 9f1a6e939463
+     timers.timer_cancel 2e2624a7ca84
+     timers.timer_reference 77e7fc74ca04
+     turn.timer_fire d204068375b3
+     turn.interval_ran 1f4c8afcccdd
      callbacks.fetch_remote 8fa1f9a34473
    check
    check INTERVAL

@@ -23,18 +23,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("nbloop")
 
-_KINDS = {
-    layout.KIND_TASK: "task",
-    layout.KIND_MICROTASK: "microtask",
-    layout.KIND_TICK: "next-tick",
-    layout.KIND_INTERNAL: "internal task",
-    layout.KIND_CLOSE: "close callback",
-    layout.KIND_IMMEDIATE: "immediate",
-    layout.KIND_TIMER: "timer",
-    layout.KIND_CHECKPOINT_END: "checkpoint end",
-    layout.KIND_READINESS: "readiness",
-}
-
 
 def breathe() -> None:
     """Nothing, in bytecode: signals, garbage collection, stop-the-world and the GIL's switch are looked at on entry."""
@@ -62,7 +50,7 @@ def report(of: weakref.ref[Loop], error: BaseException, kind: int, what: Any) ->
 def _tell(loop: Loop | None, error: BaseException, kind: int, what: Any) -> None:
     """To `on_error`, or to the logger."""
     callback, args = (what[0], what[1:]) if isinstance(what, tuple) else (what, ())
-    context: dict[str, Any] = {"loop": loop, "kind": _KINDS[kind], "callback": callback, "args": args}
+    context: dict[str, Any] = {"loop": loop, "kind": layout.KIND_NAMES[kind], "callback": callback, "args": args}
     context |= debug.site_of(callback)
     message = "%s %r of %s raised"
     name = loop.name if loop is not None else "a forgotten loop"

@@ -40,6 +40,7 @@ from .errors import (
 )
 from .kernels import layout, life, turn
 from .kernels.kernel import bound, faces
+from .lock import CountingLock
 from .options import check_timeout
 from .parkers import Parker
 from .readiness import Watches
@@ -73,7 +74,7 @@ class Lifecycle(Scheduling):
         self._state = state
         self._record = state.record
         # re-entrant for signal handlers; construction of handles and finishers; nothing that a callback's life needs
-        self._lock = threading.RLock()
+        self._lock = CountingLock()
         self._ended = threading.Event()
         self._closing = False
         self._finisher: threading.Thread | None = None
@@ -410,7 +411,7 @@ def _after_fork_in_child() -> None:
     """Make every inherited loop refuse: its thread stayed in the parent, and its descriptors are shared with it."""
     for loop in list(_live):
         loop._forked = True
-        loop._lock = threading.RLock()  # the parent's other threads may have held it
+        loop._lock = CountingLock()  # the parent's other threads may have held it
         for name in faces(type(loop)):
             loop.__dict__[name] = lambda *_args, _loop=loop: _loop._check_fork()
         # the sleeper is in the parent, and its wake descriptor is shared: nobody here may write to it

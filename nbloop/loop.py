@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import time
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
@@ -115,6 +116,7 @@ class Loop(Descriptors):
 
         name = name if name is not None else f"nbloop-{next(_numbers)}"
         self.debug = debug
+        self._made = time.monotonic_ns()
         self._on_overload = on_overload
         self._on_error = on_error
         self._on_pressure = on_pressure

@@ -397,7 +397,7 @@ class Reference:
             interest = watch.interest & (READ | WRITE)
             events &= interest | ERROR | HANGUP
             if self.watches.get(watch.fd) is watch and interest and events:
-                self._call_and_check((watch.callback, (watch.fd, IOEvents(events))), "readiness")
+                self._call_and_check((watch.callback, (watch.fd, IOEvents(events))), "readiness callback")
 
     def _external(self) -> None:
         """The submit queue, then the handles in the order in which they became ready: what waits now, and no more."""

@@ -596,7 +596,7 @@ def test_raising_callback(make_loop, turns, pair, seen):
     loop.register_fd(c.fileno(), READ, seen)
     turns(loop, 2)
     assert [error.args for error, _ in errors] == [(a.fileno(),)] * 2
-    assert errors[0][1]["kind"] == "readiness"
+    assert errors[0][1]["kind"] == "readiness callback"
     assert errors[0][1]["callback"] is callback
     assert len(seen.calls) == 2
 

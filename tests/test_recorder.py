@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import abc
 import copy
+import dataclasses
 import json
 import os
 import signal
@@ -13,11 +15,14 @@ from collections import Counter
 
 import pytest
 import trace_format
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from waiting import PATIENCE, elsewhere, together, wait_for
 
-from nbloop import IOEvents
-from nbloop.kernels import pack
-from nbloop.observe import block, recorder
+from nbloop import IOEvents, Loop
+from nbloop.kernels import layout, pack
+from nbloop.observe import recorder
+from nbloop.observe.trace import trace as made_of
 
 compiled = pytest.mark.skipif(pack.status.mode != "compiled", reason="C signal handlers need compiled kernels")
 
@@ -65,7 +70,11 @@ def test_each_kind_of_callback(make_loop, turns, pair, measured):
             loop.schedule_next_tick(int)
             loop.schedule_checkpoint_end(str)
 
+    class Abstract(abc.ABC):  # noqa: B024 - a class of another class than `type`
+        pass
+
     loop.submit(Callable().bound)
+    loop.submit(Abstract)
     loop.submit_many([fail, Callable()])
     loop.producer().submit(dict, ())
     loop.submit_internal(list)
@@ -76,21 +85,22 @@ def test_each_kind_of_callback(make_loop, turns, pair, measured):
     b.send(b"x")
     turns(loop, 2)
     loop.unregister_fd(a.fileno())
-    ran = [event for event in loop.recorder.events() if event.kind in block.KINDS.values()]
+    ran = [event for event in loop.recorder.events() if event.kind in layout.KIND_NAMES.values()]
     names = {(event.kind, event.name) for event in ran}
     cls = "test_each_kind_of_callback.<locals>.Callable"
     assert names >= {
         ("task", f"{cls}.bound"),
         ("microtask", "len"),
-        ("next-tick", "type"),
-        ("checkpoint end", "type"),
+        ("next-tick", "int"),
+        ("checkpoint end", "str"),
         ("task", "fail"),
         ("task", cls),
-        ("task", "type"),
-        ("internal task", "type"),
-        ("close callback", "type"),
-        ("immediate", "type"),
-        ("timer", "type"),
+        ("task", "dict"),
+        ("task", "test_each_kind_of_callback.<locals>.Abstract"),
+        ("internal task", "list"),
+        ("close callback", "set"),
+        ("immediate", "tuple"),
+        ("timer", "frozenset"),
         ("readiness callback", cls),
     }
     assert [event.name for event in ran if event.failed] == ["fail"]
@@ -342,6 +352,13 @@ def test_the_checker_finds_what_is_wrong(make_loop, turns):
         assert one["tid"] == other["tid"]
         one["dur"] = round(other["ts"] + other["dur"] / 2 - one["ts"], 3)
 
+    def behind_another_slice(trace):
+        """An arrow that Perfetto binds to an instant, the last that it has read on this track."""
+        events = trace["traceEvents"]
+        at = events.index(first(trace, "s"))
+        common = {key: events[at][key] for key in ("ts", "pid", "tid")}
+        events.insert(at, {"name": "wake", "cat": "loop", "ph": "i", "s": "t", "args": {}, **common})
+
     breaks = [
         lambda t: drop(t, "f"),
         lambda t: drop(t, "s"),
@@ -357,12 +374,32 @@ def test_the_checker_finds_what_is_wrong(make_loop, turns):
         lambda t: first(t, "f").update(id=10**6),
         lambda t: first(t, "s").update(name="else"),
         lambda t: t["traceEvents"].reverse(),
+        lambda t: first(t, "X").update(ts=1.001),  # which Perfetto takes for 1000 ns
+        behind_another_slice,
     ]
     for broken in breaks:
         bad = copy.deepcopy(good)
         broken(bad)
         with pytest.raises((AssertionError, KeyError)):
             trace_format.check(bad)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_clocks_that_jump_or_differ_make_a_valid_trace(data):
+    """Each event's time is off, as on a core whose counter is another's no more; a viewer takes the trace still."""
+    loop = Loop(recorder=256, on_error=lambda *_: None)
+    loop.submit(lambda: [loop.submit(int), loop.schedule_timer(0, int), loop.schedule_microtask(int)])
+    elsewhere(lambda: [loop.submit(fail), loop.schedule_immediate(int)])
+    for _ in range(3):
+        loop.stop()
+        loop.run()
+    events = loop.recorder.events()
+    thread = int(loop.recorder._record["thread"])
+    loop.close()
+    seconds = st.sampled_from([0.0, 1e-9, -1e-9, 1e-7, -1e-7, 1e-5, -1e-5, 1.0, -1.0, 1e5])
+    shifted = [dataclasses.replace(event, time=max(0.0, event.time + data.draw(seconds))) for event in events]
+    trace_format.check(made_of(shifted, "jumps", thread))
 
 
 def test_batches(make_loop, turns, monkeypatch):

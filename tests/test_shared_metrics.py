@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import stat
@@ -17,7 +18,8 @@ from nbloop import Loop
 if sys.platform == "win32":
     pytest.skip("POSIX only", allow_module_level=True)
 
-from nbloop.observe import shared
+from nbloop.kernels import layout
+from nbloop.observe import block, shared
 
 HANGS = """
 import nbloop, threading
@@ -80,6 +82,65 @@ def test_a_killed_process_leaves_nothing_to_trip_over(hanging, place):
         assert [one.name for one in shared.loops()] == ["next"]
     assert list(place.iterdir()) == []
     assert seen.snapshot().running.kind == "timer"  # what it was last
+
+
+BUSY = """
+import nbloop, threading
+loop = nbloop.Loop(metrics="shared", name="busy")
+loop.schedule_interval(0.001, int)
+def produce():
+    while True:
+        loop.submit_many([int] * 1000)
+threading.Thread(target=produce, daemon=True).start()
+loop.schedule_timer(0.02, lambda: print("busy", flush=True))
+loop.run()
+"""
+
+
+def test_processes_killed_at_any_moment(place):
+    """While they change their figures all the time: what is left can be read or not, and troubles nobody."""
+    for _ in range(5):
+        with subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE, text=True) as program:
+            assert program.stdout.readline() == "busy\n"
+            (seen,) = shared.loops()  # and not those of its predecessors
+            seen.snapshot()
+            program.kill()
+        assert not seen.alive()
+        with contextlib.suppress(RuntimeError):  # it was in the middle of a change, and no copy was asked for
+            assert seen.snapshot().callbacks > 0
+    with Loop(metrics="shared", name="next") as loop:
+        assert [one.name for one in shared.loops()] == ["next"]
+        assert loop.metrics().errors == 0
+    assert list(place.iterdir()) == []
+
+
+def test_a_process_killed_in_the_middle_of_a_change(place, monkeypatch):
+    """Its sequence is odd for ever: readers say so, and `top` shows the others."""
+    from nbloop.cli.top import Looker
+
+    monkeypatch.setattr(block, "PATIENCE", 0.05)
+    with Loop(metrics="shared", name="torn") as loop, Loop(metrics="shared", name="whole"):
+        record = loop._block.view(layout.BLOCK)[0]
+        wait_for(lambda: record["sequence"] % 2 == 0 and loop.state.value == "sleeping")
+        record["sequence"] += 1
+        torn = next(one for one in shared.loops() if one.name == "torn")
+        with pytest.raises(RuntimeError, match="no coherent copy"):
+            torn.snapshot()
+        assert [look.loop.name for look in Looker(None).look()] == ["whole"]
+        record["sequence"] += 1
+        assert torn.snapshot().errors == 0
+
+
+def test_a_file_that_was_never_finished_is_removed(place):
+    """By whoever comes a minute later; until then it may be one that is just being made."""
+    with Loop(metrics="shared"):
+        half = place / ".new-killed"
+        half.write_bytes(b"half")
+        assert len(shared.loops()) == 1
+        assert half.exists()
+        os.utime(half, (time.time() - 61, time.time() - 61))
+        assert len(shared.loops()) == 1
+        assert not half.exists()
 
 
 def test_only_the_user_may_read(place):

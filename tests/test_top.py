@@ -9,6 +9,8 @@ import select
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -141,4 +143,44 @@ def test_rates_are_between_two_looks(
     (second,) = looker.look()
     passed = second.now.time - first.now.time
     assert second.rate == pytest.approx(500 / passed)
-    assert 0 <= second.busy <= 1
+    assert 0 < second.busy < 1
+    inside, go = threading.Event(), threading.Event()
+    loop.submit(lambda: (inside.set(), go.wait(30)))
+    wait_for(inside)
+    looker.look()
+    (hanging,) = looker.look()
+    assert (hanging.busy, hanging.rate) == (pytest.approx(1.0, abs=0.01), 0)
+    go.set()
+    wait_for(lambda: loop.metrics().running is None)
+    looker.look()
+    time.sleep(0.01)
+    (resting,) = looker.look()
+    assert resting.busy == pytest.approx(0.0, abs=0.01)
+
+
+def test_a_loop_that_has_only_slept_is_not_busy(
+    place: dict[str, str], monkeypatch: pytest.MonkeyPatch, make_loop: Callable[..., Any], asleep: Any
+) -> None:
+    """At the first look too, when its sleep has not ended yet."""
+    from nbloop.cli.top import Looker
+
+    monkeypatch.setenv("XDG_RUNTIME_DIR", place["XDG_RUNTIME_DIR"])
+    loop = make_loop(metrics="shared")
+    loop.start()
+    asleep(loop)
+    time.sleep(0.05)
+    (only,) = Looker(os.getpid()).look()
+    assert only.busy < 0.9
+
+
+def test_a_narrow_terminal_has_fewer_columns_and_whole_names() -> None:
+    from nbloop.cli.top import COLUMNS, fitting
+
+    row = ["a loop's name", "4194304", "in a readiness callback", "1,234 s", *["999,999"] * (len(COLUMNS) - 4)]
+    widths = [3 + max(len(cell), len(name)) for cell, name in zip(row, COLUMNS, strict=True)]
+    assert fitting([row], 200) == list(range(len(COLUMNS)))
+    for room in (60, 80, 100, 120):
+        kept = fitting([row], room)
+        assert kept == sorted(kept)
+        assert {0, 1, 2, 3, 4} <= set(kept)  # name, process, state, for how long, rate
+        assert sum(widths[i] for i in kept) <= room or len(kept) == 5

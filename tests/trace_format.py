@@ -1,4 +1,12 @@
-"""What the trace-event format demands, checked strictly: of a trace that viewers merely put up with nothing is sure."""
+"""What the trace-event format demands, checked strictly: of a trace that viewers merely put up with nothing is sure.
+
+And what Perfetto makes of it: `imported` does what its JSON importer does (in src/trace_processor/importers:
+json/json_trace_tokenizer.cc, CoerceToTs in json/, common/slice_tracker.cc, common/flow_tracker.cc). Events are sorted
+by time, stably, and time is ``int64(ts * 1000.0)``, *cut off*: 1.001 is 1000 ns. A slice that overlaps another one by
+that one ns is dropped without a word. An instant is a slice without length. A flow is bound to whatever slice of its
+track was put on the stack last, whether that one has ended or not. Perfetto itself is not run here: its package on PyPI
+downloads the program that imports.
+"""
 
 from __future__ import annotations
 
@@ -43,6 +51,9 @@ def check(trace: Any) -> None:
             assert all(type(v) is int and v >= 0 for v in event["args"].values()), event
     _check_nesting(timed)
     _check_flows(timed)
+    for source, target in imported(timed):
+        assert source["cat"] in ("submit", "arm"), f"an arrow begins at {source}"
+        assert target["cat"] not in ("submit", "arm", "loop"), f"an arrow ends at {target}"
 
 
 def _check_names(events: list[dict[str, Any]]) -> None:
@@ -104,3 +115,39 @@ def _check_flows(events: list[dict[str, Any]]) -> None:
             assert event["bp"] == "e", event
             assert (start["name"], start["cat"]) == (event["name"], event["cat"]), event
     assert begun == {}, "flows without an end"
+
+
+def _perfetto_ns(microseconds: float) -> int:
+    ns = int(microseconds * 1000.0)
+    assert ns == round(microseconds * 1000), f"{microseconds!r} µs becomes {ns} ns"
+    return ns
+
+
+def imported(events: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The flows that Perfetto has in the end, as (slice, slice); fails where it would drop a slice or a flow."""
+    stacks: defaultdict[int, list[tuple[int, int, dict[str, Any]]]] = defaultdict(list)
+    open_flows: dict[tuple[str, str, int], dict[str, Any]] = {}
+    flows = []
+    for event in sorted(events, key=lambda event: _perfetto_ns(event["ts"])):
+        start = _perfetto_ns(event["ts"])
+        stack = stacks[event["tid"]]
+        if event["ph"] in "Xi":
+            length = _perfetto_ns(event.get("dur", 0))
+            for began, ended, other in reversed(stack[:]):
+                if ended < start or (ended == start and not (began == ended and length == 0)):
+                    stack.pop()
+                else:
+                    assert not start < ended < start + length, f"dropped: {event} overlaps {other}"
+            stack.append((start, start + length, event))
+        elif event["ph"] in "sf":
+            assert stack, f"dropped: {event} has no slice"
+            began, _, slice = stack[-1]
+            assert slice["ph"] == "X", f"{event} is bound to {slice}"
+            assert began == start, f"{event} is bound to {slice}"
+            key = (event["cat"], event["name"], event["id"])
+            if event["ph"] == "s":
+                open_flows[key] = slice
+            else:
+                flows.append((open_flows.pop(key), slice))
+    assert open_flows == {}, "flows without an end"
+    return flows

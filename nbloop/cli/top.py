@@ -33,7 +33,17 @@ COLUMNS = (
     "busy",
     "errors",
 )
+DISPENSABLE = (
+    "most",
+    "delay p50",
+    "run p99",
+    "errors",
+    "delay p99",
+    "busy",
+    "waiting",
+)  # where there is no room for it
 UNCERTAIN = 0.001  # a callback this short is not worth naming
+TOO_LONG = 1.0  # and one this long is to be seen at once
 
 
 class Look:
@@ -45,13 +55,12 @@ class Look:
         passed = now.time - before.time if before is not None else 0.0
         if before is not None and passed > 0:
             self.rate = (now.callbacks - before.callbacks) / passed
-            self.busy = self._share(now.busy_time - before.busy_time, now.idle_time - before.idle_time)
+            busy = now.busy_time - before.busy_time
         else:
             self.rate = now.tps
-            self.busy = self._share(now.busy_time, now.idle_time)
-
-    def _share(self, busy: float, idle: float) -> float | None:
-        return busy / (busy + idle) if busy + idle > 0 else None
+            busy, passed = now.busy_time, now.time - loop.made
+        # Not of busy and idle time: a sleep counts when it ends, and that may be hours from now
+        self.busy = min(1.0, busy / passed) if passed > 0 else 0.0
 
     @property
     def running_for(self) -> float | None:
@@ -85,7 +94,7 @@ class Look:
             duration(self.now.delay.p50),
             duration(self.now.delay.p99),
             duration(self.now.latency.p99),
-            "" if self.busy is None else f"{self.busy:.0%}",
+            f"{self.busy:.0%}",
             f"{self.now.errors:,}",
         ]
 
@@ -158,18 +167,32 @@ def _live(looker: Looker, pid: int | None) -> int:
     with Live(auto_refresh=False, screen=True) as live:
         while True:
             looks = looker.look()
-            live.update(_table([look.row() for look in looks]) if looks else _none(pid), refresh=True)
+            live.update(_table(looks, live.console.width) if looks else _none(pid), refresh=True)
             time.sleep(PERIOD)
 
 
-def _table(rows: Sequence[Sequence[str]]) -> Any:
+def fitting(rows: Sequence[Sequence[str]], room: int) -> list[int]:
+    """Which of `COLUMNS` fit into so many cells, three beside each one's content; the dispensable ones go first."""
+    widths = [3 + max(map(len, column)) for column in zip(COLUMNS, *rows, strict=True)]
+    kept = list(range(len(COLUMNS)))
+    for name in DISPENSABLE:
+        if sum(widths[i] for i in kept) <= room:
+            break
+        kept.remove(COLUMNS.index(name))
+    return kept
+
+
+def _table(looks: Sequence[Look], width: int) -> Any:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
+    rows = [look.row() for look in looks]
+    kept = fitting(rows, width)
     table = Table(box=box.SIMPLE_HEAD, header_style="bold")
-    for i, column in enumerate(COLUMNS):
-        table.add_column(column, justify="left" if i in (0, 2) else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*map(Text, row), style="bold red" if row[2].startswith("in a") else "")
+    for i in kept:
+        table.add_column(COLUMNS[i], justify="left" if i in (0, 2) else "right", no_wrap=True)
+    for look, row in zip(looks, rows, strict=True):
+        stuck = (look.running_for or 0.0) >= TOO_LONG
+        table.add_row(*(Text(row[i]) for i in kept), style="bold red" if stuck else "")
     return table

@@ -186,6 +186,7 @@ PyErr_WriteUnraisable = _declare("PyErr_WriteUnraisable", VOID, WORD, twin=_writ
 PyDict_Size = _declare("PyDict_Size", WORD, WORD)
 PyDict_SetItem = _declare("PyDict_SetItem", INT, WORD, WORD, WORD)
 PyUnicode_FromString = _declare("PyUnicode_FromString", WORD, WORD)
+PyType_GetFlags = _declare("PyType_GetFlags", WORD, WORD)
 PyFunction_GetCode = _declare("PyFunction_GetCode", WORD, WORD)  # a borrowed reference
 PyErr_BadInternalCall = _declare("PyErr_BadInternalCall", VOID)
 PyEval_SaveThread = _declare("PyEval_SaveThread", WORD, twin=_save_thread)

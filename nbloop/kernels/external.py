@@ -10,7 +10,7 @@ so that a handle dropped by its user lives until it is drained.
 
 from __future__ import annotations
 
-from .atomics import compare_and_swap, exchange, get, load, put, store_sc
+from .atomics import compare_and_swap, exchange, fetch_add, get, load, put, store_sc
 from .callbacks import LEAVE, call_hook
 from .capi import (
     Py_DecRef,
@@ -26,10 +26,9 @@ from .layout import (
     H_QUEUED,
     H_SELF,
     H_WAITING,
+    HANDLED,
     INTERRUPT,
     KIND_TASK,
-    M_HANDLED,
-    METRICS,
     OBSERVED,
     OVERLOAD,
     PRESSED,
@@ -38,11 +37,12 @@ from .layout import (
     PRESSURE_LOW,
     Q_STAMP,
     READY,
+    READY_RETRIES,
     STAMPED,
     SUBJECT,
     TURNS,
 )
-from .metrics import count, task_begins
+from .metrics import task_begins
 from .observed import overload_begins
 from .parking import stall
 
@@ -129,8 +129,7 @@ def run_external(base: int) -> int:
             if taken < 0:
                 status = LEAVE
                 taken = 0
-            if get(base + METRICS) != 0:
-                count(base, M_HANDLED, taken)
+            put(base + HANDLED, get(base + HANDLED) + taken)
         left -= taken
         if queue_length(order + H_QUEUE) == 0:
             handle_rest(base, order)
@@ -193,7 +192,7 @@ def handle_drain(base: int, handle: int, count: int) -> int:
     return ran
 
 
-@helper
+@apart
 def handle_ready(base: int, handle: int) -> None:
     """Put a handle, whose reference the stack then owns, on the ready stack. Any thread; pushed anywhere, emptied as
     a whole: no ABA.
@@ -203,6 +202,7 @@ def handle_ready(base: int, handle: int) -> None:
         put(handle + H_NEXT_READY, top)
         if compare_and_swap(base + READY, top, handle):
             return
+        fetch_add(base + READY_RETRIES, 1)
 
 
 @helper

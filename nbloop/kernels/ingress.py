@@ -48,6 +48,7 @@ from .layout import (
     Q_MEASURED,
     Q_OBSERVED,
     Q_POOL,
+    Q_RETRIES,
     Q_SHIFT,
     Q_STAMP,
     Q_TAIL,
@@ -105,6 +106,7 @@ def queue_install(queue: int, ticket: int) -> int:
         if compare_and_swap(at, entry, new):
             entry = new
         else:
+            fetch_add(queue + Q_RETRIES, 1)
             if chunk >= 0:
                 pool_give(pool, chunk)
             entry = load(at)
@@ -145,6 +147,7 @@ def queue_draw_exactly(queue: int, count: int) -> int:
             compare_and_swap(queue + Q_GATE, FULL, OPEN)
         if compare_and_swap(queue + Q_TAIL, ticket, ticket + count):
             return ticket
+        fetch_add(queue + Q_RETRIES, 1)
 
 
 @inlined
@@ -239,6 +242,8 @@ def queue_push_many(queue: int, words: int, count: int) -> int:
             below = load(get(pool + P_NEXT) + (reserve << 3))
             if compare_and_swap(at, entry, reserve + 1):
                 reserve = below
+            else:
+                fetch_add(queue + Q_RETRIES, 1)
         chunk = queue_segment(queue, ticket)
         stop = min(end, ((ticket >> shift) + 1) << shift)
         if chunk == 0:
@@ -360,6 +365,7 @@ def queue_close(queue: int) -> None:
         if compare_and_swap(queue + Q_TAIL, tail, tail | MINUS):
             store(queue + Q_FINAL, tail)
             return
+        fetch_add(queue + Q_RETRIES, 1)
 
 
 @helper

@@ -49,7 +49,7 @@ QUEUE = _record(
         *("gate", "limit", "directory", "directory_mask", "shift", "pool"),
         *("observed", "measured", "recorder", "number"),
     ),
-    _words("tail"),  # shared: every producer adds to it
+    _words("tail", "retries"),  # shared: every producer adds to it; swaps of this queue's words that had to be repeated
     _words("head", "chunk", "final", "stamp"),  # owned by the consumer; `final` is written once, by whoever closes
 )
 
@@ -57,8 +57,8 @@ QUEUE = _record(
 POOL = _record(
     # read-mostly
     _words("slabs", "slab_objects", "next", "slab_next", "chunk_bytes", "make_slab", "as_array", "slab_limit"),
-    _words("free"),  # shared: stack of chunk numbers
-    _words("free_slabs", "slab_count"),  # shared: stack of slab numbers, and the first never used
+    _words("free", "free_retries"),  # shared: stack of chunk numbers
+    _words("free_slabs", "free_slabs_retries", "slab_count"),  # shared: stack of slab numbers, the first never used
     _words("free_chunks"),  # shared: how many chunks wait in `free`, for the decision to give memory back
 )
 
@@ -68,7 +68,8 @@ RING = np.dtype([(name, np.int64) for name in ("cells", "mask", "head", "tail", 
 # Timers (timers.py): slots that any thread may arm or cancel, and the heap (heap.py) of those due soon.
 TIMERS = _record(
     _words("slabs", "slab_objects", "next", "make_slab"),  # read-mostly
-    _words("free", "slot_count"),  # shared: stack of slot numbers, and the first never used
+    # shared: stack of slot numbers, and the first never used; its retries are also those of the slots' own words
+    _words("free", "retries", "slot_count"),
     # Shared: balance of other threads' arms and cancels; slots that do not count; timer commands in the remote queue.
     _words("live_elsewhere", "unreferenced", "commands"),
     # Owned by the loop thread: the heap, and how many of its entries are of timers that were cancelled.
@@ -129,7 +130,7 @@ STATE = _record(
     _words("none", "report", "refuse", "breathe", "overload", "warn", "make_array", "waker", "renew", "pressure"),
     _words("stop", "holds"),  # shared: asks for the end after this turn
     _words("sleep", "sleep_deadline"),  # shared: the sleep word (parking.py) and until when
-    _words("ready"),  # shared: stack of producer handles with work
+    _words("ready", "ready_retries"),  # shared: stack of producer handles with work
     _words("virtual_now"),  # shared: the time of a loop with a virtual clock (clock.py)
     {"external": QUEUE},
     {"remote": QUEUE},
@@ -157,11 +158,12 @@ STATE = _record(
         "pressure_low",
         "pressed",
         "subject",
+        "handled",
     ),
     _words("arguments0", "arguments1", "arguments2", "arguments3"),  # scratch for vectorcall, loop thread only
     _words("wakes_sent"),  # shared: counted by whoever wakes
-    # counters of parking.py; claimed: wake calls this loop has seen claimed
-    _words("spins_won", "spins_lost", "parks", "claimed"),
+    # counters of parking.py; claimed: wake calls this loop has seen claimed; parked, stalled: ns
+    _words("spins_won", "spins_lost", "parks", "claimed", "parked", "stalled"),
 )
 
 # What a loop measures of itself (metrics.py), if it does; the histograms are those of histogram.py.
@@ -182,7 +184,6 @@ LIVE = _record(
         "turns",
         "wakes_sent",
         "arrived",  # from outside, and taken
-        "handled",  # of them through handles
         "idle",
         "busy",
         "overloads",
@@ -289,6 +290,7 @@ Q_MEASURED, Q_STAMP = offset(QUEUE, "measured"), offset(QUEUE, "stamp")  # metri
 # recorder.py: where to, or 0, and what the queue is called there; is there a block or a recorder?
 Q_RECORDER, Q_NUMBER, Q_OBSERVED = (offset(QUEUE, n) for n in ("recorder", "number", "observed"))
 Q_SHIFT, Q_POOL, Q_TAIL = offset(QUEUE, "shift"), offset(QUEUE, "pool"), offset(QUEUE, "tail")
+Q_RETRIES = offset(QUEUE, "retries")
 Q_HEAD, Q_CHUNK, Q_FINAL = offset(QUEUE, "head"), offset(QUEUE, "chunk"), offset(QUEUE, "final")
 
 P_SLABS, P_SLAB_OBJECTS = offset(POOL, "slabs"), offset(POOL, "slab_objects")
@@ -317,7 +319,7 @@ S_WORD, S_CALLBACK, S_DEADLINE = offset(SLOT, "word"), offset(SLOT, "callback"),
 S_PERIOD, S_ORDER, S_PLACE = offset(SLOT, "period"), offset(SLOT, "order"), offset(SLOT, "place")
 T_COMMANDS = offset(TIMERS, "commands")
 T_SPARE, T_SPARES = offset(TIMERS, "spare"), offset(TIMERS, "spares")
-T_STALE = offset(TIMERS, "stale")
+T_STALE, T_RETRIES = offset(TIMERS, "stale"), offset(TIMERS, "retries")
 
 F_HORIZON, F_COUNT, F_OPENING = offset(FAR, "horizon"), offset(FAR, "count"), offset(FAR, "opening")
 F_BUCKETS, F_LEVEL0 = offset(FAR, "buckets"), offset(FAR, "level0")
@@ -347,11 +349,13 @@ PRESSURE, PRESSED = offset(STATE, "pressure"), offset(STATE, "pressed")
 PRESSURE_HIGH, PRESSURE_LOW = offset(STATE, "pressure_high"), offset(STATE, "pressure_low")
 # Addresses of what metrics.py measures in and recorder.py writes to; 0: off. Not 0 if either is on.
 METRICS, RECORDER_AT, OBSERVED = offset(STATE, "metrics"), offset(STATE, "recorder"), offset(STATE, "observed")
+HANDLED = offset(STATE, "handled")  # tasks that came through handles, and were taken
 SUBJECT = offset(STATE, "subject")  # where the next callback comes from: a queue, or the id of a timer or a watch
 SECONDS, NANOSECONDS = offset(STATE, "seconds"), offset(STATE, "nanoseconds")
 ARGUMENTS = offset(STATE, "arguments0")
 WAKES_SENT, SPINS_WON, SPINS_LOST = (offset(STATE, n) for n in ("wakes_sent", "spins_won", "spins_lost"))
-PARKS, CLAIMED = offset(STATE, "parks"), offset(STATE, "claimed")
+PARKS, CLAIMED, PARKED, STALLED = (offset(STATE, n) for n in ("parks", "claimed", "parked", "stalled"))
+READY_RETRIES = offset(STATE, "ready_retries")
 
 H_LOOP, H_SELF, H_WAITING = (offset(HANDLE, n) for n in ("loop", "self", "waiting"))
 H_QUEUED, H_NEXT_READY, H_QUEUE = offset(HANDLE, "queued"), offset(HANDLE, "next_ready"), offset(HANDLE, "queue")
@@ -362,9 +366,9 @@ M_PUBLISHED, M_PUBLISHED_AT, M_LIVE, M_COPY = (offset(BLOCK, n) for n in ("publi
 M_NOW, M_MARK, M_GROUP, M_STRIDE, M_TYPICAL, M_BUCKET_END, M_RUNNING = (
     offset(BLOCK, "live", n) for n in ("now", "mark", "group", "stride", "typical", "bucket_end", "running")
 )
-M_CALLBACKS, M_ERRORS, M_TURNS, M_WAKES, M_ARRIVED, M_HANDLED, M_IDLE, M_BUSY, M_OVERLOADS = (
+M_CALLBACKS, M_ERRORS, M_TURNS, M_WAKES, M_ARRIVED, M_IDLE, M_BUSY, M_OVERLOADS = (
     offset(BLOCK, "live", n)
-    for n in ("callbacks", "errors", "turns", "wakes_sent", "arrived", "handled", "idle", "busy", "overloads")
+    for n in ("callbacks", "errors", "turns", "wakes_sent", "arrived", "idle", "busy", "overloads")
 )
 M_CURRENT, M_MAX, M_EMA = (offset(BLOCK, "live", n) for n in ("current", "max", "ema"))
 M_SAMPLES, M_MICROTASK_SAMPLES, M_CALM = (offset(BLOCK, "live", n) for n in ("samples", "microtask_samples", "calm"))
@@ -404,6 +408,18 @@ KIND_TASK, KIND_MICROTASK, KIND_TICK, KIND_INTERNAL, KIND_CLOSE = 0, 1, 2, 3, 4 
 KIND_ARM, KIND_CANCEL, KIND_IMMEDIATE = 5, 6, 7  # the word is a slot number: word >> 4
 # only in reports; in the remote queue kind 0, where no task is, means the end of a checkpoint
 KIND_TIMER, KIND_CHECKPOINT_END, KIND_READINESS = 8, 9, 10
+# What callbacks are called: in `on_error`'s context, metrics and traces.
+KIND_NAMES = {
+    KIND_TASK: "task",
+    KIND_MICROTASK: "microtask",
+    KIND_TICK: "next-tick",
+    KIND_INTERNAL: "internal task",
+    KIND_CLOSE: "close callback",
+    KIND_IMMEDIATE: "immediate",
+    KIND_TIMER: "timer",
+    KIND_CHECKPOINT_END: "checkpoint end",
+    KIND_READINESS: "readiness callback",
+}
 # What an entry of the recorder tells of; smaller numbers are the KIND_x of a callback that has run.
 EVENT_SUBMIT, EVENT_MOVE, EVENT_ARM, EVENT_CANCEL, EVENT_SLEEP, EVENT_WAKE = 16, 17, 18, 19, 20, 21
 EVENT_OVERLOAD, EVENT_TURN, EVENT_CHECKPOINT = 22, 23, 24

@@ -74,6 +74,7 @@ from .layout import (
     T_HEAP_ARRAY,
     T_LIVE_ELSEWHERE,
     T_LIVE_HERE,
+    T_RETRIES,
     T_SLAB_OBJECTS,
     T_SLOT_COUNT,
     T_SPARE,
@@ -321,6 +322,7 @@ def release_all(base: int) -> None:
                 if descriptor != 0:
                     Py_DecRef(descriptor)
                 break
+            fetch_add(timers + T_RETRIES, 1)
     store(timers + T_LIVE_HERE, 0)
     store(timers + T_LIVE_ELSEWHERE, 0)
     store(timers + T_UNREFERENCED, 0)

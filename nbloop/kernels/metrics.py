@@ -32,6 +32,7 @@ from .kernel import MANY, apart, data, helper, kernel
 from .layout import (
     DUE,
     EXTERNAL,
+    HANDLED,
     IMMEDIATES,
     INTERNAL,
     LIVE_BYTES,
@@ -48,7 +49,6 @@ from .layout import (
     M_EMA,
     M_ERRORS,
     M_GROUP,
-    M_HANDLED,
     M_IDLE,
     M_LATENCY,
     M_LIVE,
@@ -264,7 +264,7 @@ def totals(base: int, block: int) -> None:
     store(block + M_WAKES, load(base + WAKES_SENT))
     store(
         block + M_ARRIVED,
-        get(base + EXTERNAL + Q_HEAD) + get(base + REMOTE + Q_HEAD) + get(block + M_HANDLED),
+        get(base + EXTERNAL + Q_HEAD) + get(base + REMOTE + Q_HEAD) + get(base + HANDLED),
     )
 
 

@@ -62,6 +62,7 @@ from .layout import (
     PARK_EPOLL,
     PARK_FUTEX,
     PARK_MODE,
+    PARKED,
     PARKS,
     READY,
     RECORDER_AT,
@@ -75,6 +76,7 @@ from .layout import (
     SPIN_SKIP,
     SPINS_LOST,
     SPINS_WON,
+    STALLED,
     STALLS,
     STOP,
     TERMINATING,
@@ -145,17 +147,21 @@ def fall_asleep(base: int, deadline: int) -> bool:
     if arrivals(base):
         wide_awake(base)
         return False
+    # One word for what has passed and what still does: less the beginning of a sleep it is negative until its end.
+    store(base + PARKED, get(base + PARKED) - monotonic_ns())
     return True
 
 
 @helper
 def wide_awake(base: int) -> None:
-    """End a sleep from inside, and count whether somebody has claimed the wake call for it: that call may still be on
-    its way, to a descriptor that must stay open until `wakes_sent` says that all that were claimed are done. Loop
-    thread.
+    """End a sleep from inside, account for its time, and count whether somebody has claimed the wake call for it: that
+    call may still be on its way, to a descriptor that must stay open until `wakes_sent` says that all that were claimed
+    are done. Loop thread.
     """
     if exchange(base + SLEEP, IS_AWAKE) == IS_AWAKE:
         put(base + CLAIMED, get(base + CLAIMED) + 1)
+    if get(base + PARKED) < 0:
+        store(base + PARKED, get(base + PARKED) + monotonic_ns())
 
 
 @helper
@@ -248,7 +254,9 @@ def sleep_on_word(base: int, left: int) -> None:
 def stall(base: int) -> None:
     """A producer has drawn a ticket and not stored yet: let it run. Loop thread, attached; detached while it waits."""
     put(base + STALLS, get(base + STALLS) + 1)
+    start = monotonic_ns()
     step_aside()
+    put(base + STALLED, get(base + STALLED) + monotonic_ns() - start)
 
 
 @helper

@@ -75,6 +75,7 @@ from .layout import (
     SLOT_BITS,
     SLOT_LIMIT,
     SUBJECT,
+    T_RETRIES,
     TIMERS_AT,
     WRITE,
 )
@@ -135,6 +136,7 @@ def watch_close(self: int, token: int) -> int:
             fetch_add(base + IO_AT + IO_WATCHES, -1)
             watch_release(timers, record, identifier & (SLOT_LIMIT - 1))
             return PyBool_FromLong(1)
+        fetch_add(timers + T_RETRIES, 1)
     return PyBool_FromLong(0)
 
 
@@ -182,6 +184,7 @@ def watch_ready(base: int, token: int, events: int) -> int:
             break
         if compare_and_swap(record + S_WORD, word, word & ~STATE_MASK | WATCHED):
             break
+        fetch_add(timers + T_RETRIES, 1)
     if status != 0:
         return status
     return checkpoint(base)

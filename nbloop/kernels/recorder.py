@@ -12,8 +12,9 @@ overwritten or not written yet, and skipped. A writer that was descheduled for s
 its place finds a greater or an odd value, drops its event and counts it in `lost`: nobody ever waits.
 
 What a callback is called: a callable's address may be somebody else's by the time anybody reads it. So its *code* (a
-function's code, a built-in's definition, else the type) is entered in a dict, which keeps it alive, at its first call:
-before the call, so that one that hangs is known. 512 words remember which are in, so most callbacks cost one compare.
+function's code, a built-in's definition, a class itself, else the type) is entered in a dict, which keeps it alive, at
+its first call: before the call, so that one that hangs is known. 512 words remember which are in, so most callbacks
+cost one compare.
 
 It loses when many threads submit at once, since the ring's head is one line that they all pass around; and by naming
 `functools.partial` only by that.
@@ -33,6 +34,7 @@ from .capi import (
     PyLong_AsLongLong,
     PyLong_FromLongLong,
     PyThread_get_thread_ident,
+    PyType_GetFlags,
     PyUnicode_FromString,
 )
 from .kernel import MANY, ONE, apart, data, helper, kernel
@@ -106,6 +108,7 @@ from .ring import ring_length
 ENTRY_BITS = 6
 AHEAD = 4  # entries: a place that is claimed has been on its way for as long
 NAMES_MOST = 4096
+TYPE_SUBCLASS = 1 << 31  # Py_TPFLAGS_TYPE_SUBCLASS: of a type whose instances are types
 
 
 @helper
@@ -229,6 +232,8 @@ def name_of(recorder: int, word: int) -> int:
         key = PyFunction_GetCode(target)
     elif kind == get(recorder + K_BUILTIN_TYPE):
         key = get(target + OBJECT_HEADER)  # its PyMethodDef, which begins with the name
+    elif PyType_GetFlags(kind) & TYPE_SUBCLASS != 0:
+        key = target  # a class that is called: not its metaclass
     known = recorder + K_KNOWN + (((key >> 4) & (KNOWN - 1)) << 3)
     if get(known) != key:
         put(known, key)

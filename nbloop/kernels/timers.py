@@ -55,6 +55,7 @@ from .layout import (
     T_LIVE_ELSEWHERE,
     T_LIVE_HERE,
     T_NESTING,
+    T_RETRIES,
     T_UNREFERENCED,
     TIMERS_AT,
 )
@@ -158,6 +159,7 @@ def timer_armed(base: int, slot: int) -> int:
             return 0
         if compare_and_swap(record + S_WORD, word, word & ~STATE_MASK | ARMED):
             return 0
+        fetch_add(base + TIMERS_AT + T_RETRIES, 1)
 
 
 @helper
@@ -193,6 +195,7 @@ def timer_cancel(base: int, identifier: int, here: bool) -> bool:
         prefetch(callback & POINTER_MASK)  # to be released at the end
         if compare_and_swap(record + S_WORD, word, word & ~STATE_MASK & ~UNREFERENCED | CANCELLED):
             break
+        fetch_add(timers + T_RETRIES, 1)
     if get(base + RECORDER_AT) != 0:
         event(get(base + RECORDER_AT), EVENT_CANCEL, identifier, 0)
     if word & UNREFERENCED:
@@ -234,6 +237,7 @@ def timer_reference(base: int, identifier: int, referenced: bool) -> bool:
         if compare_and_swap(record + S_WORD, word, new):
             fetch_add(timers + T_UNREFERENCED, -1 if referenced else 1)
             return True
+        fetch_add(timers + T_RETRIES, 1)
 
 
 @helper

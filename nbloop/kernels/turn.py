@@ -71,6 +71,7 @@ from .layout import (
     SUBJECT,
     T_LIVE_HERE,
     T_NESTING,
+    T_RETRIES,
     T_SEQUENCE,
     T_SIZE,
     T_UNREFERENCED,
@@ -175,6 +176,7 @@ def timer_fire(base: int, slot: int) -> int:
         new = word & ~STATE_MASK | RUNNING if period >= 0 else word & ~STATE_MASK & ~UNREFERENCED
         if compare_and_swap(record + S_WORD, word, new):
             break
+        fetch_add(timers + T_RETRIES, 1)
     heap_pop(timers)
     store(record + S_ORDER, 0)
     if period < 0:
@@ -213,6 +215,7 @@ def interval_ran(base: int, slot: int) -> None:
             return
         if compare_and_swap(record + S_WORD, word, word & ~STATE_MASK | ARMED):
             return
+        fetch_add(base + TIMERS_AT + T_RETRIES, 1)
 
 
 @helper

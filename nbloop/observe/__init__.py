@@ -1,7 +1,7 @@
 """Looking at loops: figures, from inside the process or from another one; profiles; a debug server.
 
-What only some need is imported where it is used: `profile` (processor time), `heap`, `watchdog`, `server`, `shared`,
-`prometheus`.
+What only some need is imported where it is used: `profile` (processor time), `heap`, `contention`, `watchdog`,
+`server`, `shared`, `prometheus`, `opentelemetry`.
 """
 
 from __future__ import annotations

@@ -17,17 +17,6 @@ import numpy.typing as npt
 from ..kernels import layout, metrics, pack
 from .metrics import Histogram, Metrics, Quantiles, Queues, Running
 
-KINDS = {
-    layout.KIND_TASK: "task",
-    layout.KIND_MICROTASK: "microtask",
-    layout.KIND_TICK: "next-tick",
-    layout.KIND_INTERNAL: "internal task",
-    layout.KIND_CLOSE: "close callback",
-    layout.KIND_IMMEDIATE: "immediate",
-    layout.KIND_TIMER: "timer",
-    layout.KIND_CHECKPOINT_END: "checkpoint end",
-    layout.KIND_READINESS: "readiness callback",
-}
 PATIENCE = 1.0  # seconds; a copy is there within 0.2 ms of processor time
 _ALPHA_BITS = 1 << metrics.EMA_BITS
 
@@ -110,18 +99,20 @@ def copy(block: Words) -> Any:
 
 def snapshot(block: Words) -> Metrics:
     """The figures of a block. Any thread, any process. Some 100 µs."""
-    live = copy(block)
     record = block.view(layout.BLOCK)[0]
     multiplier = int(record["multiplier"])
-    ticks, ns = _now(record)
+    ticks, ns = _now(record)  # before the copy: what of a callback in progress counts as busy then never shrinks
+    live = copy(block)
 
     def seconds(duration: int) -> float:
         return (int(duration) * multiplier >> metrics.MULTIPLIER_BITS) / 1e9
 
     running = None
+    busy = int(live["busy"])
     if live["running"]:
+        busy += max(0, ticks - int(live["mark"]))
         since = ns / 1e9 - seconds(max(0, ticks - int(live["now"])))
-        running = Running(KINDS[int(live["running"]) - 1], since)
+        running = Running(layout.KIND_NAMES[int(live["running"]) - 1], since)
     current, most = ([int(v) for v in live[name]] for name in ("current", "max"))
     return Metrics(
         time=ns / 1e9,
@@ -135,7 +126,7 @@ def snapshot(block: Words) -> Metrics:
         wakes_sent=int(live["wakes_sent"]),
         wakes_elided=max(0, int(live["arrived"]) - int(live["wakes_sent"])),
         idle_time=seconds(live["idle"]),
-        busy_time=seconds(live["busy"]),
+        busy_time=seconds(busy),
         overloads=int(live["overloads"]),
         callbacks=int(live["callbacks"]) + int(live["group"]),
         errors=int(live["errors"]),

@@ -200,9 +200,10 @@ class Metrics:
     it.
     """
     idle_time: float
-    """Sleeping, looking around before it, or polling."""
+    """Sleeping, looking around before it, or polling. Counted when it ends: a loop that sleeps just now has had more.
+    """
     busy_time: float
-    """Turning, callbacks included."""
+    """Turning, callbacks included, also the one in progress."""
     overloads: int
     """Turns in which more waited than `ingress_budget`."""
     callbacks: int

@@ -8,19 +8,22 @@ durations are quantiles, a gauge with the attribute ``quantile``, beside a count
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import weakref
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation, get_meter_provider
 
+from ..errors import ForkedLoopError
+from .contention import Contention, Retries, totals
 from .metrics import Metrics
 
 if TYPE_CHECKING:
     from ..loop import Loop
 
-type Take = Callable[[Metrics], Iterable[tuple[float, dict[str, str | float]]]]
+type Take[Figures] = Callable[[Figures], Iterable[tuple[float, dict[str, str | float]]]]
 
 _COUNTERS = ("callbacks", "errors", "turns", "wakes_sent", "wakes_elided", "overloads")
 _QUEUES = ("ingress", "internal", "microtask", "immediate")
@@ -34,7 +37,9 @@ def instrument(loop: Loop, provider: MeterProvider | None = None) -> None:
     if loop.metrics() is None:
         raise ValueError(f"{loop.name} does not measure: make it with metrics=True")
     meter = (provider or get_meter_provider()).get_meter("nbloop")
-    look = functools.partial(_observe, weakref.ref(loop))
+    of = weakref.ref(loop)
+    look = functools.partial(_observe, of, type(loop).metrics)
+    look_at_contention = functools.partial(_observe, of, totals)
     for name in _COUNTERS:
         meter.create_observable_counter(f"nbloop.{name}", [look(_one(name))])
     for name in ("idle_time", "busy_time"):
@@ -44,13 +49,25 @@ def instrument(loop: Loop, provider: MeterProvider | None = None) -> None:
         meter.create_observable_counter(f"nbloop.{name}.sum", [look(_sum(name))], unit="s")
         meter.create_observable_gauge(f"nbloop.{name}", [look(_quantiles(name))], unit="s")
     meter.create_observable_gauge("nbloop.queue.depth", [look(_depths)])
+    for name in ("parks", "stalls", "lock_waits"):
+        meter.create_observable_counter(f"nbloop.{name}", [look_at_contention(_one(name))])
+    for name in ("parked_time", "stalled_time", "lock_time"):
+        meter.create_observable_counter(f"nbloop.{name}", [look_at_contention(_one(name))], unit="s")
+    meter.create_observable_counter("nbloop.retries", [look_at_contention(_retries)])
 
 
-def _observe(of: weakref.ref[Loop], take: Take) -> Callable[[CallbackOptions], Iterable[Observation]]:
+def _observe[Figures](
+    of: weakref.ref[Loop], read: Callable[[Loop], Figures | None], take: Take[Figures]
+) -> Callable[[CallbackOptions], Iterable[Observation]]:
     def observe(_options: CallbackOptions) -> Iterable[Observation]:
         loop = of()
-        figures = loop.metrics() if loop is not None else None
-        if loop is None or figures is None:
+        if loop is None:
+            return
+        try:
+            figures = read(loop)
+        except ForkedLoopError:  # a child with a reader of its own
+            return
+        if figures is None:
             return
         for value, attributes in take(figures):
             yield Observation(value, {"loop": loop.name, **attributes})
@@ -58,21 +75,25 @@ def _observe(of: weakref.ref[Loop], take: Take) -> Callable[[CallbackOptions], I
     return observe
 
 
-def _one(name: str) -> Take:
+def _one(name: str) -> Take[Any]:
     return lambda figures: [(getattr(figures, name), {})]
 
 
-def _count(name: str) -> Take:
+def _count(name: str) -> Take[Metrics]:
     return lambda figures: [(getattr(figures, name).count, {})]
 
 
-def _sum(name: str) -> Take:
+def _sum(name: str) -> Take[Metrics]:
     return lambda figures: [(getattr(figures, name).histogram.sum, {})]
 
 
-def _quantiles(name: str) -> Take:
+def _quantiles(name: str) -> Take[Metrics]:
     return lambda figures: [(getattr(figures, name).histogram.quantile(q), {"quantile": q}) for q in _QUANTILES]
 
 
 def _depths(figures: Metrics) -> Iterable[tuple[float, dict[str, str | float]]]:
     return [(getattr(figures.queue_current, queue), {"queue": queue}) for queue in _QUEUES]
+
+
+def _retries(seen: Contention) -> Iterable[tuple[float, dict[str, str | float]]]:
+    return [(getattr(seen.retries, one.name), {"of": one.name}) for one in dataclasses.fields(Retries)]

@@ -8,13 +8,16 @@ histogram too, so each count is exact.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from .metrics import Histogram
+from ..errors import ForkedLoopError
+from .contention import Contention, Retries, totals
+from .metrics import Histogram, Metrics
 
 if TYPE_CHECKING:
     from ..loop import Loop
@@ -29,6 +32,16 @@ _COUNTERS = {
     "wakes_elided": "Tasks and commands from outside that needed no wake of their own",
     "overloads": "Turns in which more waited than ingress_budget",
 }
+_CONTENTION = {
+    "parks": "How often the loop went to sleep",
+    "stalls": "Waits of the loop for a producer between ticket and store",
+    "lock_waits": "Waits for the loop's lock",
+}
+_WAITING = {
+    "parked_time": ("parked", "Asleep"),
+    "stalled_time": ("stalled", "The loop waiting for a producer between ticket and store"),
+    "lock_time": ("lock", "Threads waiting for the loop's lock"),
+}
 _SECONDS = {"idle_time": "Sleeping, looking around before it, or polling", "busy_time": "Turning, callbacks included"}
 
 
@@ -40,7 +53,8 @@ class LoopCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """All families, each with one sample a loop, labelled with its name."""
-        taken = [(loop.name, figures) for loop in self._loops if (figures := loop.metrics()) is not None]
+        measuring = [(loop, figures) for loop in self._loops if (figures := _measured(loop)) is not None]
+        taken = [(loop.name, figures) for loop, figures in measuring]
         for name, text in _COUNTERS.items():
             family = CounterMetricFamily(f"nbloop_{name}", text, labels=["loop"])
             for loop, figures in taken:
@@ -51,6 +65,7 @@ class LoopCollector(Collector):
             for loop, figures in taken:
                 family.add_metric([loop], getattr(figures, name))
             yield family
+        yield from _contention([(loop.name, totals(loop)) for loop, _ in measuring])
         for name, text in (("latency", "Run time of callbacks"), ("delay", "From submit to start of tasks")):
             histograms = HistogramMetricFamily(f"nbloop_{name}_seconds", text, labels=["loop"])
             for loop, figures in taken:
@@ -71,6 +86,33 @@ class LoopCollector(Collector):
         for loop, figures in taken:
             running.add_metric([loop], figures.time - figures.running.since if figures.running else 0.0)
         yield running
+
+
+def _measured(loop: Loop) -> Metrics | None:
+    try:
+        return loop.metrics()
+    except ForkedLoopError:  # a child that serves its own figures, from a registry that it inherited
+        return None
+
+
+def _contention(loops: Sequence[tuple[str, Contention]]) -> Iterator[Metric]:
+    for name, text in _CONTENTION.items():
+        family = CounterMetricFamily(f"nbloop_{name}", text, labels=["loop"])
+        for loop, seen in loops:
+            family.add_metric([loop], getattr(seen, name))
+        yield family
+    for field, (name, text) in _WAITING.items():
+        family = CounterMetricFamily(f"nbloop_{name}_seconds", text, labels=["loop"])
+        for loop, seen in loops:
+            family.add_metric([loop], getattr(seen, field))
+        yield family
+    retries = CounterMetricFamily(
+        "nbloop_retries", "Compare-and-swaps that another thread has spoiled", labels=["loop", "of"]
+    )
+    for loop, seen in loops:
+        for one in dataclasses.fields(Retries):
+            retries.add_metric([loop, one.name], getattr(seen.retries, one.name))
+    yield retries
 
 
 def buckets(histogram: Histogram) -> list[tuple[str, float]]:

@@ -27,10 +27,10 @@ import numpy as np
 
 from .. import hooks, signals
 from ..kernels import layout, metrics, recorder
-from .block import KINDS, Words, the_clock
+from .block import Words, the_clock
 from .trace import trace
 
-_KINDS = KINDS | {
+_KINDS = layout.KIND_NAMES | {
     layout.EVENT_SUBMIT: "submit",
     layout.EVENT_MOVE: "move",
     layout.EVENT_ARM: "arm",

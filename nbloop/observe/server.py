@@ -6,6 +6,7 @@
 ``/debug/vars``                       `Loop.metrics` as JSON
 ``/debug/pprof/profile?seconds=30``   a CPU profile of all threads, for ``go tool pprof URL``
 ``/debug/pprof/heap``                 what tracemalloc has traced (409 if it is not tracing)
+``/debug/contention?seconds=5``       wakes, sleeps, repeated swaps, waits for a lock meanwhile, as JSON
 ``/debug/trace?seconds=5``            what the loop does meanwhile, for ui.perfetto.dev (409 without ``recorder=``)
 ``/healthz``                          200 if the loop runs a task within a second, else 503
 ====================================  =============================================================================
@@ -35,7 +36,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Self
 
 from ..errors import NbloopError
-from . import heap, profile
+from . import contention, heap, profile
 
 if TYPE_CHECKING:
     from ..loop import Loop
@@ -150,6 +151,17 @@ class _Handler(BaseHTTPRequestHandler):
             content = profile.profile(seconds).pprof()
             self._answer(200, content, "application/octet-stream", Content_Disposition=_saved_as("cpu.pb.gz"))
 
+    def _contention(self, query: dict[str, list[str]]) -> None:
+        seconds = self._seconds(query, "5")
+        if seconds is not None:
+            try:
+                seen = contention.contention(self.server.loop, seconds)
+            except NbloopError as error:
+                self._answer(503, f"{error}\n")
+                return
+            content = {"name": self.server.loop.name, "contention": plain(seen), "per_second": seen.per_second()}
+            self._answer(200, json.dumps(content), "application/json")
+
     def _trace(self, query: dict[str, list[str]]) -> None:
         recorder = self.server.loop.recorder
         if recorder is None:
@@ -200,6 +212,7 @@ _PAGES = {
     "/debug/vars": _Handler._vars,
     "/debug/pprof/profile": _Handler._profile,
     "/debug/pprof/heap": _Handler._heap,
+    "/debug/contention": _Handler._contention,
     "/debug/trace": _Handler._trace,
     "/healthz": _Handler._health,
 }
@@ -227,7 +240,12 @@ def _document() -> tuple[str, str]:
 def variables(loop: Loop) -> dict[str, Any]:
     """A loop's name, state and figures as what JSON can hold; ``metrics`` is None if it does not measure."""
     figures = loop.metrics()
-    return {"name": loop.name, "state": loop.state.value, "metrics": None if figures is None else plain(figures)}
+    return {
+        "name": loop.name,
+        "state": loop.state.value,
+        "metrics": None if figures is None else plain(figures),
+        "contention": plain(contention.totals(loop)),
+    }
 
 
 def plain(figures: Any) -> Any:

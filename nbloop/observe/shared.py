@@ -138,6 +138,8 @@ class SharedLoop:
     path: Path
     process_start: int
     """In the system's ticks since it started, as in ``/proc/PID/stat``."""
+    made: float
+    """When, on the clock of `time.monotonic`."""
     _words: Words = field(repr=False, compare=False)
 
     def snapshot(self) -> Metrics:
@@ -189,7 +191,7 @@ def _open(path: Path) -> SharedLoop | None:
     if record["magic"] != MAGIC or record["layout"] != LAYOUT:
         return None
     name = bytes(record["name"]).decode(errors="replace")
-    return SharedLoop(int(record["pid"]), name, path, int(record["process_start"]), words)
+    return SharedLoop(int(record["pid"]), name, path, int(record["process_start"]), int(record["ns_base"]) / 1e9, words)
 
 
 def sweep() -> int:

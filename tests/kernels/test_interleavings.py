@@ -30,8 +30,8 @@ CHUNK = 16
 def stack_model() -> None:
     """Two threads pop and push back in different orders: an index has one owner, and none is lost."""
     with it.no_interleave():
-        words = rig.np.zeros(4, rig.np.int64)
-        head, links = words.ctypes.data, words.ctypes.data + 8
+        words = rig.np.zeros(5, rig.np.int64)  # the head, its count of retries, the links
+        head, links = words.ctypes.data, words.ctypes.data + 16
         for index in range(3):
             stack.stack_push(head, links, index, index)
     owned: set[int] = set()

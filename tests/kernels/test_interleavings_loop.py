@@ -175,7 +175,7 @@ SWAP = "not compare_and_swap(base + SLEEP, IS_ASLEEP, IS_AWAKE)"
     ("submits", "plant", "first_seed"),
     [
         (1, bug(FALL_ASLEEP, looks_before_it_announces), 1),
-        (2, bug(parking.wake_sleeper, mutant(parking.wake_sleeper, (SWAP, "store(base + SLEEP, 0)"))), 11),
+        (2, bug(parking.wake_sleeper, mutant(parking.wake_sleeper, (SWAP, "store(base + SLEEP, 0)"))), 7),
         (1, bug(parking.arrivals, mutant(parking.arrivals, ("queue_length(base + EXTERNAL) != 0", "False"))), 0),
     ],
     ids=["look before the announcement", "claim without swap", "forgotten queue"],

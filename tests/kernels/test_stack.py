@@ -21,9 +21,9 @@ class StackMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.words = (ctypes.c_int64 * (SIZE + 1))()
+        self.words = (ctypes.c_int64 * (SIZE + 2))()  # the head, its count of retries, the links
         self.head = ctypes.addressof(self.words)
-        self.links = self.head + 8
+        self.links = self.head + 16
         self.naive = naive.Stack()
         self.owned = list(range(SIZE))
         self.pops = 0
@@ -41,7 +41,7 @@ class StackMachine(RuleBasedStateMachine):
         """The caller links the chain, but for its last, which the push links to what was there."""
         chain, self.owned = self.owned[:count], self.owned[count:]
         for upper, lower in pairwise(chain):
-            self.words[1 + upper] = lower + 1
+            self.words[2 + upper] = lower + 1
         stack_push(self.head, self.links, chain[0], chain[-1])
         self.naive.push(*chain)
 
@@ -72,10 +72,11 @@ TestStack.settings = rig.MACHINE
 
 def test_counter_wraps_and_the_head_stays_positive() -> None:
     """After 2**31 pops the counter starts again, and never reaches the sign bit."""
-    words = (ctypes.c_int64 * 3)()
+    words = (ctypes.c_int64 * 4)()
     head = ctypes.addressof(words)
     words[0] = COUNTER_MASK
-    stack_push(head, head + 8, 1, 1)
-    assert stack_pop(head, head + 8) == 1
+    stack_push(head, head + 16, 1, 1)
+    assert stack_pop(head, head + 16) == 1
     assert words[0] == 0
-    assert stack_pop(head, head + 8) == -1
+    assert words[1] == 0
+    assert stack_pop(head, head + 16) == -1

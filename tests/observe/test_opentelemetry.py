@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +12,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from nbloop import Loop
+from nbloop.observe.contention import totals
 from nbloop.observe.opentelemetry import instrument
 
 pytestmark = pytest.mark.parallel_threads(1)
@@ -38,6 +41,12 @@ def test_the_reader_collects_the_loop_s_figures(make_loop: Callable[..., Loop], 
     quantiles = {p.attributes["quantile"]: p.value for p in seen["nbloop.delay"]}
     assert quantiles == {q: figures.delay.histogram.quantile(q) for q in (0.5, 0.9, 0.95, 0.99)}
     assert {p.attributes["queue"]: p.value for p in seen["nbloop.queue.depth"]}["ingress"] == 70
+    met = totals(loop)
+    for name in ("parks", "stalls", "lock_waits", "parked_time", "stalled_time", "lock_time"):
+        assert [(p.value, dict(p.attributes)) for p in seen[f"nbloop.{name}"]] == [
+            (getattr(met, name), {"loop": "told"})
+        ]
+    assert {p.attributes["of"]: p.value for p in seen["nbloop.retries"]} == dataclasses.asdict(met.retries)
 
 
 def test_it_does_not_keep_the_loop() -> None:
@@ -52,3 +61,16 @@ def test_it_does_not_keep_the_loop() -> None:
 def test_a_loop_that_does_not_measure_is_refused(loop: Loop) -> None:
     with pytest.raises(ValueError, match="metrics=True"):
         instrument(loop)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_child_tells_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """Of a loop that stayed with its parent."""
+    reader = InMemoryMetricReader()
+    loop = Loop(metrics=True)
+    instrument(loop, MeterProvider([reader]))
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if not any(collected(reader).values()) and not caplog.records else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert any(collected(reader).values())

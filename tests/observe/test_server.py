@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import http.client
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 import threading
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
@@ -20,7 +25,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from nbloop import Loop
 from nbloop.observe import Histogram, serve
-from nbloop.observe.prometheus import buckets
+from nbloop.observe.contention import totals
+from nbloop.observe.prometheus import LoopCollector, buckets
 from nbloop.observe.server import DebugServer
 
 pytestmark = pytest.mark.parallel_threads(1)  # sockets, a browser, profiles of the process
@@ -142,6 +148,57 @@ def test_trace_is_of_its_seconds(ask: Ask, wait_for: Any) -> None:
     assert "task" not in kinds, "what ran before is not of these seconds"
 
 
+def test_contention_is_of_its_seconds(ask: Ask, measured: Loop, wait_for: Any, asleep: Any) -> None:
+    asleep(measured)
+    wait_for(lambda: totals(measured).parks > 0)
+    before = totals(measured)
+    status, headers, body = ask("/debug/contention?seconds=0.1")
+    assert (status, headers["Content-Type"]) == (200, "application/json")
+    seen = json.loads(body)
+    assert seen["name"] == measured.name
+    assert seen["contention"]["seconds"] >= 0.1
+    assert seen["contention"]["parked_time"] == pytest.approx(seen["contention"]["seconds"], abs=1e-3)
+    assert seen["contention"]["wakes_sent"] == seen["contention"]["parks"] == 0
+    assert seen["contention"]["retries"] == {"submit": 0, "remote": 0, "producers": 0, "chunks": 0, "slots": 0}
+    assert seen["per_second"]["parked_time"] == pytest.approx(1.0, abs=0.01)
+    all_of_it = json.loads(ask("/debug/vars")[2])["contention"]
+    assert all_of_it["parks"] == before.parks
+    assert all_of_it["wakes_sent"] + all_of_it["wakes_elided"] == DONE
+
+
+def test_prometheus_has_contention(ask: Ask, measured: Loop, asleep: Any, wait_for: Any) -> None:
+    asleep(measured)
+    with measured._lock:  # one wait for it
+        waiter = threading.Thread(target=measured.producer)
+        waiter.start()
+        wait_for(lambda: "lock.py" in str(sys._current_frames().get(waiter.ident or 0)))
+        time.sleep(0.005)
+    waiter.join()
+    seen = totals(measured)
+    families = {f.name: f.samples for f in text_string_to_metric_families(ask("/metrics")[2].decode())}
+    for name in ("parks", "stalls", "lock_waits"):
+        assert [s.value for s in families[f"nbloop_{name}"]] == [getattr(seen, name)]
+    assert seen.lock_waits == 1
+    assert families["nbloop_parked_seconds"][0].value >= seen.parked_time > 0
+    assert families["nbloop_lock_seconds"][0].value == seen.lock_time
+    assert {s.labels["of"]: s.value for s in families["nbloop_retries"]} == dataclasses.asdict(seen.retries)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_child_collects_its_own_loops_only() -> None:
+    """From a registry that it has inherited."""
+    inherited = Loop(metrics=True, name="the parent's")
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            own = Loop(metrics=True, name="the child's")
+            families = list(LoopCollector(inherited, own).collect())
+            loops = {sample.labels["loop"] for family in families for sample in family.samples}
+            os._exit(0 if loops == {"the child's"} else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 @pytest.mark.parametrize("seconds", ["0", "-1", "301", "nan", "inf", "x", ""])
 def test_bad_seconds(ask: Ask, seconds: str) -> None:
     query = f"?seconds={seconds}" if seconds else "?seconds=%20"
@@ -257,7 +314,11 @@ def test_a_browser_shows_the_loop_s_numbers(server: DebugServer, measured: Loop,
     shown = dict(re.findall(r'id="(\w+)">([^<]*)<', done.stdout))
     assert shown["trouble"] == ""
     assert shown["name"].replace("&quot;", '"') == measured.name
-    assert shown["callbacks"] == str(DONE)
-    assert shown["turns"] == str(measured.metrics().turns)
+    assert shown["callbacks"] == f"{DONE:,}"
+    assert shown["turns"] == f"{measured.metrics().turns:,}"
+    met = totals(measured)
+    for name, value in (("parks", met.parks), ("lock_waits", 0), ("retries", met.retries.total)):
+        assert shown[name] == f"{value:,}"
+    assert float(shown["asleep"].removesuffix(" %")) > 90
     assert len(re.search(r'<polyline points="([^"]*)"', done.stdout)[1].split()) >= 2
     assert (tmp_path / "page.png").stat().st_size > 5000
