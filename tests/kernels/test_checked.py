@@ -36,7 +36,7 @@ PLANTED = {
         "Py_DecRef(array)\n            put(load(get(pool + P_SLABS) + (slab << 3)), 0)",
         "burst",
     ),
-    "an argument too many": ("methods.pack", "get(rest + (i << 3))", "get(rest + ((i + 1) << 3))", "tasks"),
+    "an argument too many": ("methods.pack_arguments", "get(rest + (i << 3))", "get(rest + ((i + 1) << 3))", "tasks"),
 }
 
 PLAY = """
