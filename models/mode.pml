@@ -14,7 +14,7 @@
      readiness.epoll_sleep b601ced7e03c
      readiness.epoll_block d8b200a0962c
      loop.set_fast_path_mode b59e2fad3ffb
-     loop.register_fd e617f50f0a9f
+     loop.register_fd 50ba0b7d4aa5
      loop.unregister_fd b826d2098b0c
      loop._change_over cb4f679d9908
      loop._install_parker 1d91c00fd0be
