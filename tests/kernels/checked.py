@@ -129,7 +129,7 @@ class Checker:
             self.arrays.remove(self.gone.popleft())
 
     def object(self, address: int) -> int:
-        """A live object's memory; that of a list's items too, and of a method's function."""
+        """A live object's memory; that of its type, of a list's items, and of a method's function too."""
         if address == 0:
             return 0
         what = ctypes.cast(address, ctypes.py_object).value
@@ -138,6 +138,7 @@ class Checker:
             if len(self.objects.starts) > OBJECTS_MOST:
                 self.objects = Regions()
             self.objects.add(address, size)
+            self.objects.add(id(type(what)), object.__sizeof__(type(what)))  # whether it can be called
             if isinstance(what, list) and what:
                 items = ctypes.c_ssize_t.from_address(address + OBJECT_HEADER + 8).value
                 self.objects.add(items, 8 * len(what))
