@@ -104,11 +104,13 @@ def life(seconds: float, chance: random.Random, totals: Counter[str]) -> None:
     def watch() -> None:
         pair = socket.socketpair()
         a, b = pair
+        b.setblocking(False)  # a loop that is kept from running for long does not read
         try:
             while not stop.is_set():
                 try:
                     loop.register_fd(a.fileno(), IOEvents.READ, lambda fd, _: os.read(fd, 64))
-                    b.send(b"x")
+                    with contextlib.suppress(BlockingIOError):
+                        b.send(b"x")
                     time.sleep(0.001)
                     loop.unregister_fd(a.fileno())
                 except FastPathIncompatibleError:
