@@ -181,9 +181,10 @@ class World:
         return among[self.byte() % len(among)]
 
     def task(self, kind: str, most: int = 1) -> Task:
-        self.fates.append(Fate(kind))
-        self.fates[-1].most = most
-        return Task(self, self.fates[-1], dying=self.byte() % 16 == 15)
+        fate = Fate(kind)
+        fate.most = most
+        self.fates.append(fate)
+        return Task(self, fate, dying=self.byte() % 16 == 15)
 
     def tasks(self, kind: str) -> Iterator[Task]:
         """For `submit_many`, which must have all of them or none: the program may go on between two."""

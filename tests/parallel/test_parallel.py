@@ -11,7 +11,6 @@ import os
 import signal
 import socket
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -29,14 +28,20 @@ PATIENCE = waiting.PATIENCE
 pytestmark = [pytest.mark.force_parallel_threads(THREADS)]
 
 
+class Books(dict[object, list[Any]]):
+    """Lists by key. Of a defaultdict two threads that ask for a key at once may get a list each, and one is lost."""
+
+    def __missing__(self, key: object) -> list[Any]:
+        return self.setdefault(key, [])
+
+
 class Shared:
     """A loop that runs, and what was sent to it by each thread and by all; `ran` belongs to the loop's thread."""
 
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
         self.js = JS(loop, on_unhandled_rejection=lambda *_: None)
-        self.ran: defaultdict[object, list[Any]] = defaultdict(list)
-        self.sent: defaultdict[object, list[Any]] = defaultdict(list)
+        self.ran, self.sent = Books(), Books()
         self.errors: list[BaseException] = []
         self.ids: list[int] = []
         self.cancelled: list[int] = []
