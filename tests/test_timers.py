@@ -588,7 +588,7 @@ def test_earlier_timer_wakes_a_sleeping_loop(loop, mode, asleep, wait_for):
     ran = []
     with loop:
         loop.schedule_timer(600, ran.append, "late")
-        wait_for(lambda: int(loop._record["far"]["count"]) == 1)
+        wait_for(lambda: int(loop._record["timers"]["commands"]) == 0)
         asleep(loop)
         before = int(loop._record["wakes_sent"])
         later = [loop.schedule_timer(601 + i, ran.append, "later") for i in range(50)]
