@@ -13,6 +13,7 @@ from pathlib import Path
 
 import nbloop
 
+sys.path.append(str(Path(__file__).parents[1]))  # for asv_bench, which the guide uses as a reader at the root can
 FENCE = re.compile(r"^ *(```|~~~).*$", re.MULTILINE)
 
 
