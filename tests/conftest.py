@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +18,9 @@ import pytest
 import waiting
 
 from nbloop import FastPathMode, IOEvents, Loop, LoopState
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell without job control has it for what runs behind it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
