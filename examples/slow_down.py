@@ -4,7 +4,9 @@ Without backpressure the queue grows for as long as the producer runs. `ingress_
 says when its backlog crosses a mark, and the producer waits on an event meanwhile: nothing is refused, nothing is
 lost, and memory stays bounded by the high mark and what producers submit between two turns.
 
-    python examples/slow_down.py [TASKS]
+    python examples/slow_down.py [WAITS]
+
+It ends when the producer has waited that often.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import threading
 
 import nbloop
 
-TASKS = int(sys.argv[1]) if len(sys.argv) > 1 else 200_000
+WAITS = int(sys.argv[1]) if len(sys.argv) > 1 else 20
 
 go_on = threading.Event()
 go_on.set()
@@ -37,9 +39,10 @@ def work(n: int) -> None:
     done += n > 0 and sum(range(1_000)) > 0
 
 
-waits = most = 0
+n = waits = 0
 with nbloop.Loop(on_pressure=on_pressure, pressure_high=4_000, pressure_low=500, metrics=True) as loop:
-    for n in range(1, TASKS + 1):
+    while waits < WAITS:
+        n += 1
         loop.submit(work, n)
         if not go_on.is_set():
             waits += 1
@@ -47,6 +50,6 @@ with nbloop.Loop(on_pressure=on_pressure, pressure_high=4_000, pressure_low=500,
 
 figures = loop.metrics()
 assert figures is not None  # it was asked for
-assert done == TASKS
+assert done == n
 assert crossings == ["high", "low"] * (len(crossings) // 2)
 print(f"{done} tasks done, the producer waited {waits} times; at most {figures.queue_max.ingress} waited at once")

@@ -126,11 +126,14 @@ def test_tail(tmp_path):
 
 
 def test_slow_down():
-    """All is done, the producer has waited, and the queue stayed within reach of the mark."""
+    """All is done, the producer is made to wait again and again, and no wait lets all tasks pile up.
+
+    How many tasks that takes is the machine's affair: a loop's thread that is not given a core for 20 ms finds 100,000.
+    """
     done = subprocess.run(
-        [sys.executable, EXAMPLES / "slow_down.py", "100000"], capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, EXAMPLES / "slow_down.py", "5"], capture_output=True, text=True, timeout=120, check=True
     )
     words = done.stdout.split()
-    assert words[:3] == ["100000", "tasks", "done,"]
-    assert int(words[words.index("waited") + 1]) > 0
-    assert int(words[words.index("most") + 1]) < 100_000
+    assert words[1:3] == ["tasks", "done,"]
+    assert int(words[words.index("waited") + 1]) == 5
+    assert int(words[words.index("most") + 1]) < int(words[0])
