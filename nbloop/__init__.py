@@ -3,6 +3,8 @@
 Importing this never turns the GIL on, and imports numba only if the kernels have to be compiled (once per machine).
 """
 
+from typing import TYPE_CHECKING, Any
+
 from .errors import (
     FastPathIncompatibleError,
     FDAlreadyRegisteredError,
@@ -23,9 +25,14 @@ from .options import FastPathMode
 from .readiness import IOEvents
 from .scheduling import Producer
 
+if TYPE_CHECKING:
+    from .aio import EventLoop, EventLoopPolicy, new_event_loop, run
+
 __version__ = "0.1.0"
 
 __all__ = [
+    "EventLoop",
+    "EventLoopPolicy",
     "FDAlreadyRegisteredError",
     "FDNotRegisteredError",
     "FDOutOfRangeError",
@@ -43,4 +50,15 @@ __all__ = [
     "Producer",
     "ReentrantCloseError",
     "ReentrantRunError",
+    "new_event_loop",
+    "run",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """asyncio's view of the loop, imported when it is asked for: asyncio alone takes longer to import than nbloop."""
+    if name in ("EventLoop", "EventLoopPolicy", "new_event_loop", "run"):
+        from . import aio
+
+        return getattr(aio, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -152,13 +152,15 @@ def refuse(of: weakref.ref[Loop], code: int, culprit: object) -> None:
     if code == layout.REFUSED_ARGUMENTS:
         raise TypeError("the argument callback is missing")
     if code == layout.REFUSED_TIMER:
-        raise TypeError("an argument is missing: first a delay or period in seconds, then a callback")
-    if code in (layout.REFUSED_DELAY, layout.REFUSED_MILLISECONDS):
+        raise TypeError("an argument is missing: first a delay, period or deadline in seconds, then a callback")
+    if code in (layout.REFUSED_DELAY, layout.REFUSED_DEADLINE, layout.REFUSED_MILLISECONDS):
         which = "delay or period must be a{} number of seconds{}, not {!r}"
-        if code == layout.REFUSED_MILLISECONDS:
+        if code == layout.REFUSED_DEADLINE:
+            which = "deadline must be a{} number of seconds{}, not {!r}"
+        elif code == layout.REFUSED_MILLISECONDS:
             which = "ms must be a{} number of milliseconds{}, not {!r}"
         if isinstance(culprit, (int, float)) or hasattr(culprit, "__float__"):
-            most = "4e9" if code == layout.REFUSED_DELAY else "4e12"
+            most = "4e12" if code == layout.REFUSED_MILLISECONDS else "4e9"
             raise ValueError(which.format(" finite", f", at most {most}", culprit))
         raise TypeError(which.format("", "", culprit))
     if code == layout.REFUSED_IDENTIFIER:

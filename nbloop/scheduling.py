@@ -108,6 +108,17 @@ class Scheduling:
         """
         return 0  # pragma: no cover
 
+    @bound(timer_methods.schedule_timer_at)
+    def schedule_timer_at(self, deadline: float, callback: Callback, /, *args: object) -> int:
+        """Run ``callback(*args)`` once, no earlier than `deadline`, in seconds on the clock of `now`; an id for
+        `cancel_timer`.
+
+        For what is to happen at one moment, or at moments whose order matters: two calls of `schedule_timer` count
+        from two readings of the clock. A deadline that has passed means the next timer phase. Otherwise as
+        `schedule_timer`.
+        """
+        return 0  # pragma: no cover
+
     @bound(timer_methods.schedule_interval)
     def schedule_interval(self, period: float, callback: Callback, /, *args: object) -> int:
         """Run ``callback(*args)`` every `period` seconds, each time counted from the start of the one before; an id

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from .atomics import get
 from .caller import refuse
+from .clock import loop_ns
 from .kernel import MANY, data, inlined, kernel
-from .layout import NONE, REFUSED_ARGUMENTS
+from .layout import NONE, REFUSED_ARGUMENTS, REFUSED_MILLISECONDS
 from .methods import pack
 from .timer_methods import arm, nanoseconds
 
@@ -18,13 +19,13 @@ def arm_milliseconds(base: int, arguments: int, count: int, repeat: bool) -> int
         return 0
     delay = 0
     if count > 1:
-        delay = nanoseconds(base, get(arguments + 8), 1e6)
+        delay = nanoseconds(base, get(arguments + 8), 1e6, REFUSED_MILLISECONDS)
         if delay < 0:
             return 0
     word = pack(base, get(arguments), arguments + 16, count - 2)
     if word == 0:
         return 0
-    return arm(base, word, delay, delay if repeat else -1, 1, get(arguments))
+    return arm(base, word, loop_ns(base), delay, delay if repeat else -1, 1, get(arguments))
 
 
 @kernel(MANY)

@@ -31,9 +31,9 @@ from .layout import (
     NONE,
     POINTER_MASK,
     REFUSED_CLOSED,
+    REFUSED_DEADLINE,
     REFUSED_DELAY,
     REFUSED_IDENTIFIER,
-    REFUSED_MILLISECONDS,
     REFUSED_TIMER,
     REMOTE,
     T_NESTING,
@@ -56,11 +56,10 @@ AHEAD = 8  # of many timers to cancel, how far ahead slots are prefetched: a col
 
 
 @helper
-def nanoseconds(base: int, number: int, unit: float) -> int:
+def nanoseconds(base: int, number: int, unit: float, refused: int) -> int:
     """A Python number of units of so many ns as ns, rounded up so that nothing is early; at least 0. -1 with an
-    exception set.
+    exception set, which `refused` names.
     """
-    refused = REFUSED_DELAY if unit == 1e9 else REFUSED_MILLISECONDS
     amount = PyFloat_AsDouble(number)
     if amount == -1.0 and PyErr_Occurred() != 0:
         PyErr_Clear()
@@ -79,9 +78,9 @@ def nanoseconds(base: int, number: int, unit: float) -> int:
 
 
 @helper
-def arm(base: int, word: int, delay: int, period: int, clamp: int, culprit: int) -> int:
-    """A timer or interval for an owned word: its id, or 0 with an exception set and the reference released. Any
-    thread.
+def arm(base: int, word: int, now: int, delay: int, period: int, clamp: int, culprit: int) -> int:
+    """A timer or interval for an owned word, due `delay` after `now`: its id, or 0 with an exception set and the
+    reference released. Any thread.
     """
     while True:
         if load(base + LIFECYCLE) >= TERMINATING:
@@ -89,13 +88,12 @@ def arm(base: int, word: int, delay: int, period: int, clamp: int, culprit: int)
         elif on_loop_thread(base):
             if queue_length(base + REMOTE) != 0:
                 fetch_remote(base)
-            now = loop_ns(base)
             if get(base + FAR_AT + F_COUNT) == 0:
                 far_begin(base, now)
             deadline = due_after(now, delay, get(base + TIMERS_AT + T_NESTING), clamp)
             identifier = timer_arm_here(base, word, deadline, period, clamp)
         else:
-            identifier = timer_arm_elsewhere(base, word, due_after(loop_ns(base), delay, 0, 0), period, clamp)
+            identifier = timer_arm_elsewhere(base, word, due_after(now, delay, 0, 0), period, clamp)
         if identifier > 0:
             number = PyLong_FromLongLong(identifier)
             if number == 0:  # no memory for the id: a timer that nobody can name is not stored
@@ -112,19 +110,38 @@ def arm_seconds(base: int, arguments: int, count: int, repeat: bool) -> int:
     if count < 2:
         refuse(base, REFUSED_TIMER, get(base + NONE))
         return 0
-    delay = nanoseconds(base, get(arguments), 1e9)
+    delay = nanoseconds(base, get(arguments), 1e9, REFUSED_DELAY)
     if delay < 0:
         return 0
     word = pack_all(base, arguments + 8, count - 1)
     if word == 0:
         return 0
-    return arm(base, word, delay, delay if repeat else -1, get(base + CLAMP), get(arguments + 8))
+    return arm(base, word, loop_ns(base), delay, delay if repeat else -1, get(base + CLAMP), get(arguments + 8))
 
 
 @kernel(MANY)
 def schedule_timer(self: int, arguments: int, count: int) -> int:
     """One shot."""
     return arm_seconds(data(self), arguments, count, False)
+
+
+@kernel(MANY)
+def schedule_timer_at(self: int, arguments: int, count: int) -> int:
+    """One shot, from ``deadline, callback, *args``: what is given as one deadline is one, which a delay counted from
+    two readings of the clock would not be.
+    """
+    base = data(self)
+    if count < 2:
+        refuse(base, REFUSED_TIMER, get(base + NONE))
+        return 0
+    deadline = nanoseconds(base, get(arguments), 1e9, REFUSED_DEADLINE)
+    if deadline < 0:
+        return 0
+    word = pack_all(base, arguments + 8, count - 1)
+    if word == 0:
+        return 0
+    now = loop_ns(base)
+    return arm(base, word, now, max(0, deadline - now), -1, get(base + CLAMP), get(arguments + 8))
 
 
 @kernel(MANY)

@@ -63,7 +63,6 @@ def test_help(loop: nbloop.Loop) -> None:
     assert str(inspect.signature(loop.cancel_timer)).startswith("(id")
 
 
-@compiled_only
 def test_a_subclass_can_extend_a_method() -> None:
     """Also from the second call on: the built-in that `super()` finds must not take the override's place."""
 
@@ -82,6 +81,7 @@ def test_a_subclass_can_extend_a_method() -> None:
     assert (loop.count, ran) == (3, [0, 1, 2])
 
 
+@compiled_only
 def test_is_a_builtin(loop: nbloop.Loop) -> None:
     """No Python frame, no descriptor: looked up once, then an attribute of the instance."""
     assert inspect.isbuiltin(loop.submit)

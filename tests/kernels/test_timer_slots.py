@@ -177,7 +177,7 @@ def test_delays_are_rounded_up() -> None:
     """A delay of any part of a ns is one ns: never early."""
     base = rig.Memory().base
     asked = {0.0: 0, -1.0: 0, 0.1: 1, 1.0: 1, 1.5: 2, 7: 7}
-    assert {delay: timer_methods.nanoseconds(base, id(delay), 1.0) for delay in asked} == asked
+    assert {delay: timer_methods.nanoseconds(base, id(delay), 1.0, layout.REFUSED_DELAY) for delay in asked} == asked
 
 
 def test_a_stale_id_is_nobodys_reference() -> None:

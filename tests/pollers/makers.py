@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import ctypes.util
 import functools
+import os
 import shutil
 import subprocess
 import sys
@@ -84,6 +86,19 @@ class KqueueDouble(kqueue.KqueuePoller):
         super().close()
 
 
+class Libkqueue(kqueue.Darwin):
+    """``struct kevent`` of libkqueue, which has macOS's layout and FreeBSD's numbers."""
+
+    user = kqueue.FreeBSD.user
+
+
+def libkqueue() -> str | None:
+    """Where libkqueue is, an implementation of kqueue over Linux's own calls that others have written and use. Hardly
+    a distribution has it still: NBLOOP_LIBKQUEUE names one that was built from its source.
+    """
+    return os.environ.get("NBLOOP_LIBKQUEUE") or ctypes.util.find_library("kqueue")
+
+
 MAKERS: dict[str, Callable[[], Any]] = {}
 if sys.platform == "win32":
     MAKERS["iocp"] = _iocp
@@ -91,5 +106,7 @@ elif sys.platform == "linux":
     MAKERS["epoll"] = KernelWaits
     MAKERS["kqueue double Darwin"] = lambda: KqueueDouble("Darwin")
     MAKERS["kqueue double FreeBSD"] = lambda: KqueueDouble("FreeBSD")
+    if found := libkqueue():
+        MAKERS["libkqueue"] = lambda: kqueue.KqueuePoller(ctypes.CDLL(found, use_errno=True), Libkqueue)
 else:
     MAKERS["kqueue"] = kqueue.KqueuePoller

@@ -1,0 +1,107 @@
+"""Run one module of CPython's own asyncio tests with nbloop's loop in the place of asyncio's::
+
+    python conformance/cpython.py test_events
+
+The tests are those of the interpreter that runs this. Wherever one makes a loop of asyncio's, by name or through the
+policy, it gets an `nbloop.EventLoop`; what a test says of its loop is then said of ours. Left out are the tests of how
+asyncio's own loop does it, each for a reason given here; one of these that does not exist any more is an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import sys
+import unittest
+from collections.abc import Iterator
+from typing import Any
+
+import nbloop
+
+# Modules of `test.test_asyncio` that make loops. The others try proactors, Windows and plain data structures.
+MODULES = (
+    "test_base_events",
+    "test_buffered_proto",
+    "test_context",
+    "test_eager_task_factory",
+    "test_events",
+    "test_futures",
+    "test_futures2",
+    "test_locks",
+    "test_pep492",
+    "test_queues",
+    "test_runners",
+    "test_selector_events",
+    "test_sendfile",
+    "test_server",
+    "test_sock_lowlevel",
+    "test_ssl",
+    "test_sslproto",
+    "test_staggered",
+    "test_streams",
+    "test_subprocess",
+    "test_taskgroups",
+    "test_tasks",
+    "test_threads",
+    "test_timeouts",
+    "test_unix_events",
+    "test_waitfor",
+)
+
+NO_SELF_PIPE = "asks for the pair of sockets by which asyncio's loop wakes itself; ours wakes by futex or eventfd"
+ONE_SELECTOR = "the same tests with another of asyncio's selectors; ours has one place to wait in"
+MOCKED_SIGNALS = "replaces the module `signal` that asyncio's loop calls; ours does not call it (see tests/aio)"
+EXCLUDED = {
+    "test_events.EPollEventLoopTests.test_internal_fds": NO_SELF_PIPE,
+    "test_events.PollEventLoopTests": ONE_SELECTOR,
+    "test_events.SelectEventLoopTests": ONE_SELECTOR,
+    "test_unix_events.SelectorEventLoopSignalTests": MOCKED_SIGNALS,
+}
+
+
+class Stand(nbloop.EventLoop):
+    """In the place of `asyncio.SelectorEventLoop`, which is told which selector to use."""
+
+    def __init__(self, selector: Any = None) -> None:
+        if selector is not None:
+            selector.close()
+        super().__init__()
+
+
+def available() -> bool:
+    """Does this interpreter have the tests of its library?"""
+    return importlib.util.find_spec("test") is not None and importlib.util.find_spec("test.test_asyncio") is not None
+
+
+def each(suite: unittest.TestSuite) -> Iterator[unittest.TestCase]:
+    for test in suite:
+        if isinstance(test, unittest.TestSuite):
+            yield from each(test)
+        else:
+            yield test
+
+
+def main(module: str) -> int:
+    asyncio.SelectorEventLoop = asyncio.EventLoop = Stand  # type: ignore[misc]
+    asyncio.DefaultEventLoopPolicy._loop_factory = Stand  # type: ignore[attr-defined]
+    loaded = unittest.defaultTestLoader.loadTestsFromName(f"test.test_asyncio.{module}")
+    excluded = {name: 0 for name in EXCLUDED if name.split(".")[0] == module}
+    suite = unittest.TestSuite()
+    for test in each(loaded):
+        name = test.id().removeprefix("test.test_asyncio.")
+        if found := [one for one in excluded if name == one or name.startswith(one + ".")]:
+            excluded[found[0]] += 1
+        else:
+            suite.addTest(test)
+    result = unittest.TextTestRunner().run(suite)
+    for name, count in excluded.items():
+        print(f"left out: {count} of {name}: {EXCLUDED[name]}")
+    if stale := [name for name, count in excluded.items() if count == 0]:
+        print(f"there is no such test to leave out: {', '.join(stale)}")
+        return 1
+    print(f"{result.testsRun} run, {len(result.skipped)} skipped by CPython, {len(result.failures)} failures")
+    return 0 if result.wasSuccessful() and result.testsRun else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

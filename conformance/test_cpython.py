@@ -1,0 +1,28 @@
+"""CPython's own asyncio tests, each module in a process of its own, on nbloop's loop (cpython.py)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import cpython
+import pytest
+
+if not cpython.available():
+    pytest.skip("this Python was installed without its own tests", allow_module_level=True)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("module", cpython.MODULES)
+def test_module(module):
+    done = subprocess.run(
+        [sys.executable, cpython.__file__, module],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    print(done.stdout)
+    assert done.returncode == 0, done.stderr[-10_000:]

@@ -1,0 +1,267 @@
+"""`asyncio.AbstractEventLoop` on nbloop's core.
+
+Problem: an asyncio program is written against some hundred methods: transports, TLS, subprocesses, resolvers, workers.
+Idea: nearly all of that is asyncio's own Python, well kept, and asks a loop for six things only: to call soon, from
+another thread too, to call at a time, to watch a descriptor, to run and to stop. So this is asyncio's selector loop
+with those six replaced. What asyncio does in Python for each callback (a deque, a heap, a selector's list, a byte
+through a socket to wake up) is one call of a kernel here::
+
+    call_soon, call_soon_threadsafe   submit: one queue, one order over all threads, a wake only if the loop sleeps
+    call_at, call_later               a timer that submits the handle when it is due
+    add_reader, add_writer            a watch that submits the handle when it is ready (selector.py)
+    run_forever, stop                 the core's run and stop
+
+Order is asyncio's: one queue, first in, first out. Timers and descriptors do not call but submit, so what became ready
+earlier runs earlier, as there. When it loses: what is left is Python, and a program whose time goes into asyncio's
+transports gains little.
+
+New over asyncio: `call_soon_threadsafe` makes no system call while the loop is awake; a handle may be cancelled from
+any thread; a cancelled timer is gone at once; signals reach a loop in any thread; `core` has metrics, a watchdog, a
+recorder, a virtual clock for tests, and the rest of `nbloop.Loop`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import signal
+from asyncio import base_events as _base_events
+from asyncio import format_helpers
+from collections.abc import Callable
+from contextvars import Context, copy_context
+from sys import _getframe
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..errors import LoopTerminatedError
+from ..loop import Loop
+from .handles import Handle, TimerHandle, run
+from .selector import Selector
+
+base_events: Any = _base_events  # its stubs do not name what is wanted of it
+
+FAR = 4e9  # s on the clock, 127 years: the core's last deadline stands for all that are later
+WHOLE_QUEUE = 1 << 40  # tasks in a turn: asyncio's turn, too, runs all that is ready when it begins
+
+
+class EventLoop(asyncio.SelectorEventLoop):
+    """An asyncio event loop. Everything that `asyncio.AbstractEventLoop` has; what is not said here is asyncio's.
+
+    Thread-safe are `call_soon_threadsafe`, `stop`, and `cancel` of the handles. `call_soon` and `call_at` are checked
+    for their thread in debug mode only, as asyncio's, and do no harm from another one.
+    """
+
+    _closed = True  # until it is made: one whose options are refused has nothing to close
+
+    if TYPE_CHECKING:  # asyncio's, which its stubs do not name
+        _debug: bool
+        _stopping: bool
+        _current_handle: asyncio.Handle | None
+
+        def _check_closed(self) -> None: ...
+        def _check_thread(self) -> None: ...
+        def _check_callback(self, callback: object, method: str) -> None: ...
+        def _run_forever_setup(self) -> None: ...
+        def _run_forever_cleanup(self) -> None: ...
+
+    def __init__(
+        self,
+        *,
+        name: str | None = None,
+        metrics: bool | Literal["shared"] | None = None,
+        recorder: int | None = None,
+    ) -> None:
+        self._core = Loop(
+            name=name, metrics=metrics, recorder=recorder, ingress_budget=WHOLE_QUEUE, on_error=self._task_raised
+        )
+        self._submit = self._core.submit
+        self.time = self._core.now  # type: ignore[method-assign] # no Python frame
+        self._signals: dict[int, Handle] = {}
+        super().__init__(Selector(self._core, self._add_callback))
+
+    @property
+    def core(self) -> Loop:
+        """The `nbloop.Loop` that this one is a view of: its figures, watchdog, recorder, and its other ways in. To run,
+        stop and close is the asyncio loop's own affair.
+        """
+        return self._core
+
+    # --- scheduling
+
+    def call_soon(  # type: ignore[override]
+        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
+        """Run ``callback(*args)`` after all that is ready already. O(1)."""
+        handle = Handle(callback, args, self, copy_context() if context is None else context)
+        if self._debug:
+            self._check_thread()
+            self._note(handle, callback, "call_soon")
+        try:
+            self._enqueue(handle)
+        except LoopTerminatedError:
+            self._check_closed()
+            raise
+        return handle
+
+    def call_soon_threadsafe(  # type: ignore[override]
+        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
+        """`call_soon` from any thread, signal handlers included. It wakes the loop only if that sleeps."""
+        handle = Handle(callback, args, self, copy_context() if context is None else context)
+        if self._debug:
+            self._note(handle, callback, "call_soon_threadsafe")
+        try:
+            self._enqueue(handle)
+        except LoopTerminatedError:
+            self._check_closed()
+            raise
+        return handle
+
+    def call_later(  # type: ignore[override]
+        self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """Run ``callback(*args)`` once, no earlier than `delay` seconds from now."""
+        if delay is None:
+            raise TypeError("delay must be a number of seconds, not None")
+        timer = self.call_at(self.time() + delay, callback, *args, context=context)
+        if self._debug:
+            self._forget_frame(timer)
+        return timer
+
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """Run ``callback(*args)`` once, no earlier than `when` on the clock of `time`."""
+        if when is None:
+            raise TypeError("when must be a number of seconds, not None")
+        timer = TimerHandle(when, callback, args, self, copy_context() if context is None else context)
+        if self._debug:
+            self._check_thread()
+            self._note(timer, callback, "call_at")
+        try:
+            timer._scheduled = self._core.schedule_timer_at(min(when, FAR), self._enqueue, timer)
+        except LoopTerminatedError:
+            self._check_closed()
+            raise
+        return timer
+
+    def _timer_handle_cancelled(self, handle: TimerHandle) -> None:
+        self._core.cancel_timer(handle._scheduled)
+
+    def _add_callback(self, handle: asyncio.Handle) -> None:
+        self._submit(self._run, handle)
+
+    # --- running
+
+    def run_forever(self) -> None:
+        """Run until `stop`. What is ready by then has run; what that made ready waits for the next run."""
+        self._run_forever_setup()
+        try:
+            self._core.run()
+        finally:
+            self._core._record["stop"] = 0  # one that an exception has overtaken: asyncio forgets it, too
+            self._run_forever_cleanup()
+
+    def stop(self) -> None:
+        """Have `run_forever` return after the turn in progress, or after the first one of the next. Any thread."""
+        super().stop()
+        self._core.stop()
+
+    def close(self) -> None:
+        """Forget all that is scheduled, and give back what the loop holds of the system. Not while it runs."""
+        if self.is_running():
+            raise RuntimeError("Cannot close a running event loop")
+        if not self.is_closed():
+            super().close()
+            self._core.close()
+            self._signals.clear()
+
+    # --- signals
+
+    def add_signal_handler(  # type: ignore[override]
+        self, sig: int, callback: Callable[..., object], *args: Any
+    ) -> None:
+        """Run ``callback(*args)`` for each arrival of a signal. Any thread, whichever thread the loop runs in."""
+        if asyncio.iscoroutinefunction(callback) or asyncio.iscoroutine(callback):
+            raise TypeError("coroutines cannot be used with add_signal_handler()")
+        self._check_signal(sig)
+        self._check_closed()
+        handle = Handle(callback, args, self, copy_context())
+        try:
+            self._core.add_signal_handler(sig, self._signal_arrived, sig)
+        except ValueError as error:
+            raise RuntimeError(f"sig {sig} cannot be caught") from error
+        self._signals[sig] = handle
+
+    def remove_signal_handler(self, sig: int) -> bool:
+        """Undo `add_signal_handler`; the signal gets back the meaning that it had before. False: there was none."""
+        self._check_signal(sig)
+        return self._signals.pop(sig, None) is not None and self._core.remove_signal_handler(sig)
+
+    def _signal_arrived(self, sig: int) -> None:
+        handle = self._signals.get(sig)
+        if handle is not None:
+            self._add_callback(handle)
+
+    @staticmethod
+    def _check_signal(sig: object) -> None:
+        if not isinstance(sig, int):
+            raise TypeError(f"sig must be an int, not {sig!r}")
+        if sig not in signal.valid_signals():
+            raise ValueError(f"invalid signal number {sig}")
+
+    # --- what went wrong, and debug mode
+
+    def _callback_raised(
+        self, handle: Any, callback: Callable[..., object], args: tuple[Any, ...], error: BaseException
+    ) -> None:
+        called = format_helpers._format_callback_source(callback, args)
+        context = {"message": f"Exception in callback {called}", "exception": error, "handle": handle}
+        if handle._source_traceback:
+            context["source_traceback"] = handle._source_traceback
+        self.call_exception_handler(context)
+
+    def _task_raised(self, error: BaseException, context: dict[str, Any]) -> None:
+        """What was given to the core and not to asyncio has raised."""
+        message = f"Exception in {context['kind']} {context['callback']!r}"
+        self.call_exception_handler({"message": message, "exception": error})
+
+    def _note(self, handle: Any, callback: object, method: str) -> None:
+        """Debug mode: check what is scheduled, and remember where."""
+        self._check_callback(callback, method)
+        handle._source_traceback = format_helpers.extract_stack(_getframe(2))
+
+    @staticmethod
+    def _forget_frame(handle: Any) -> None:
+        """The innermost frame that was noted is one of this class: a method that calls another."""
+        if handle._source_traceback:
+            del handle._source_traceback[-1]
+
+    def set_debug(self, enabled: bool) -> None:
+        """asyncio's debug mode: what is scheduled is checked, where is remembered, and slow callbacks are logged."""
+        super().set_debug(enabled)
+        self._run = self._run_in_debug if enabled else run
+        # A handle of ours is called by the core itself; the debug mode puts a frame in between.
+        self._enqueue = functools.partial(self._submit, self._run_in_debug) if enabled else self._submit
+
+    def _run_in_debug(self, handle: asyncio.Handle) -> None:
+        start = self.time()
+        self._current_handle = handle
+        try:
+            run(handle)
+        finally:
+            self._current_handle = None
+        took = self.time() - start
+        if took >= self.slow_callback_duration:
+            base_events.logger.warning("Executing %s took %.3f seconds", base_events._format_handle(handle), took)
+        del handle  # as in `run`
+
+    # --- a wake is the core's affair: no pair of sockets
+
+    def _make_self_pipe(self) -> None:
+        pass
+
+    def _close_self_pipe(self) -> None:
+        pass
+
+    def _write_to_self(self) -> None:
+        pass

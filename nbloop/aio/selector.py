@@ -1,0 +1,74 @@
+"""asyncio's table of readers and writers, kept where its transports look for it, over the core's descriptors.
+
+asyncio waits in a selector; here the loop waits, and the selector is only the table. What is ready is put at the end
+of the loop's queue and not called at once, because that is asyncio's order: what became ready earlier runs earlier.
+"""
+
+from __future__ import annotations
+
+import selectors
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from ..loop import Loop
+from ..readiness import IOEvents
+
+READ, WRITE = int(IOEvents.READ), int(IOEvents.WRITE)
+FOR_READER = int(IOEvents.READ | IOEvents.HANGUP | IOEvents.ERROR)
+FOR_WRITER = int(IOEvents.WRITE | IOEvents.ERROR)
+HANGUP = int(IOEvents.HANGUP)
+
+
+def _interest(events: int) -> int:
+    return (READ if events & selectors.EVENT_READ else 0) | (WRITE if events & selectors.EVENT_WRITE else 0)
+
+
+class Selector(selectors._BaseSelectorImpl):
+    """The descriptors of one loop; the data of each is its pair (reader, writer) of handles."""
+
+    _fd_to_key: dict[int, selectors.SelectorKey]  # asyncio's stubs do not name it
+
+    def __init__(self, core: Loop, add_callback: Callable[[Any], None]) -> None:
+        super().__init__()
+        self._core = core
+        self._add_callback = add_callback
+
+    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        key = super().register(fileobj, events, data)
+        try:
+            self._core.register_fd(key.fd, _interest(events), self._ready)
+        except BaseException:
+            super().unregister(fileobj)
+            raise
+        return key
+
+    def unregister(self, fileobj: Any) -> selectors.SelectorKey:
+        key = super().unregister(fileobj)
+        self._core.unregister_fd(key.fd)
+        return key
+
+    def modify(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        key = self.get_key(fileobj)
+        if events != key.events:
+            try:
+                self._core.modify_fd(key.fd, _interest(events))
+            except BaseException:  # closed, and its number given to another: as asyncio's own, it is forgotten
+                self.unregister(fileobj)
+                raise
+        key = key._replace(events=events, data=data)
+        self._fd_to_key[key.fd] = key
+        return key
+
+    def _ready(self, fd: int, events: int) -> None:
+        key = self._fd_to_key.get(fd)
+        if key is None:
+            return
+        reader, writer = key.data
+        if reader is not None and events & FOR_READER:
+            self._add_callback(reader)
+        # The end of what the peer sends is the reader's; without one, HANGUP is the end of both directions.
+        if writer is not None and (events & FOR_WRITER or (events & HANGUP and reader is None)):
+            self._add_callback(writer)
+
+    def select(self, timeout: float | None = None) -> NoReturn:
+        raise NotImplementedError("nbloop waits for descriptors itself: this selector is the table of them")

@@ -1,0 +1,612 @@
+"""`nbloop.aio`: what CPython's own tests (conformance/) do not ask. They are the contract of all else."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import math
+import os
+import selectors
+import signal
+import socket
+import sys
+import threading
+import time
+import weakref
+
+import pytest
+from waiting import PATIENCE
+
+import nbloop
+from nbloop import LoopState
+from nbloop.testing import VirtualClock
+
+
+@pytest.fixture
+def aio():
+    """A loop of asyncio's kind, closed at the end."""
+    loop = nbloop.new_event_loop()
+    yield loop
+    loop.close()
+
+
+@pytest.fixture
+def running(aio):
+    """That loop, running in another thread, with the errors that were reported to it in `aio.errors`."""
+    aio.errors = []
+    aio.set_exception_handler(lambda _loop, context: aio.errors.append(context))
+    thread = threading.Thread(target=aio.run_forever)
+    thread.start()
+    yield aio
+    aio.stop()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+
+
+# --- the ways in
+
+
+def test_run():
+    """`nbloop.run` is `asyncio.run` on a loop of ours, which is closed afterwards."""
+
+    async def main():
+        await asyncio.sleep(0)
+        return asyncio.get_running_loop()
+
+    loop = nbloop.run(main())
+    assert isinstance(loop, nbloop.EventLoop)
+    assert loop.is_closed()
+    assert loop.core.state is LoopState.TERMINATED
+
+
+def test_run_refuses():
+    """What asyncio.run refuses; options of the core with its own errors."""
+
+    async def main():
+        coroutine = asyncio.sleep(0)
+        with pytest.raises(RuntimeError, match="running event loop"):
+            nbloop.run(coroutine)
+        coroutine.close()
+
+    nbloop.run(main())
+    with pytest.raises(ValueError, match="coroutine"):
+        nbloop.run(print)
+    coroutine = asyncio.sleep(0)
+    with pytest.raises(TypeError, match="metrics"):
+        nbloop.run(coroutine, metrics=3)
+    coroutine.close()
+
+
+def test_policy():
+    """The policy makes our loops for whoever asks asyncio for one."""
+    policy = nbloop.EventLoopPolicy()
+    loop = policy.new_event_loop()
+    assert isinstance(loop, nbloop.EventLoop)
+    loop.close()
+
+
+def test_names_are_imported_when_asked_for(run_script):
+    """`import nbloop` alone does not import asyncio; the names are there."""
+    code = """
+        import sys, nbloop
+        assert "asyncio" not in sys.modules
+        nbloop.run, nbloop.new_event_loop, nbloop.EventLoop, nbloop.EventLoopPolicy
+        assert "asyncio" in sys.modules
+        assert not hasattr(nbloop, "nothing")
+        if hasattr(sys, "_is_gil_enabled") and not __import__("sysconfig").get_config_var("Py_GIL_DISABLED"):
+            sys.exit()
+        assert not sys._is_gil_enabled()
+    """
+    run_script(code)
+
+
+def test_core_is_measured():
+    """The core of an asyncio program has the figures of any other."""
+
+    async def main():
+        for _ in range(100):
+            await asyncio.sleep(0)
+        return asyncio.get_running_loop().core.metrics()
+
+    figures = nbloop.run(main(), metrics=True)
+    assert 100 <= figures.callbacks < 200
+    assert figures.errors == 0
+
+
+# --- order
+
+
+def test_order(aio):
+    """One queue: callbacks of both calls, of due timers and of ready descriptors run in the order in which they became
+    ready.
+    """
+    a, b = socket.socketpair()
+    ran = []
+    aio.call_soon(ran.append, 1)
+    aio.call_soon_threadsafe(ran.append, 2)
+    aio.call_later(0, ran.append, 4)  # is looked at in the next turn
+    aio.add_reader(a, lambda: (ran.append(5), aio.remove_reader(a), aio.stop()))
+    b.send(b"x")
+    aio.call_soon(ran.append, 3)
+    aio.run_forever()
+    assert ran[:3] == [1, 2, 3]
+    assert sorted(ran[3:]) == [4, 5]
+    a.close()
+    b.close()
+
+
+def test_equal_deadlines(aio):
+    """Timers of one deadline run in the order in which they were made, earlier deadlines first."""
+    ran = []
+    when = aio.time() + 0.01
+    for number in range(100):
+        aio.call_at(when + (number % 2) * 0.001, ran.append, number)
+    aio.call_at(when + 0.002, aio.stop)
+    aio.run_forever()
+    assert ran == [*range(0, 100, 2), *range(1, 100, 2)]
+
+
+def test_stop_ends_the_turn(aio):
+    """What was ready when the turn began runs, what it made ready is left for the next run."""
+    ran = []
+
+    def first():
+        aio.stop()
+        aio.call_soon(ran.append, "next run")
+
+    aio.call_soon(first)
+    for number in range(3000):
+        aio.call_soon(ran.append, number)
+    aio.run_forever()
+    assert ran == list(range(3000))
+    aio.call_soon(aio.stop)
+    aio.run_forever()
+    assert ran[-1] == "next run"
+
+
+def test_stop_overtaken_by_an_exception(aio):
+    """A stop that was asked for when an exception left the loop does not end the next run."""
+
+    def leave():
+        aio.stop()
+        raise KeyboardInterrupt
+
+    aio.call_soon(leave)
+    with pytest.raises(KeyboardInterrupt):
+        aio.run_forever()
+    done = aio.create_future()
+    aio.call_later(0.01, done.set_result, "waited")
+    assert aio.run_until_complete(done) == "waited"
+
+
+def test_nothing_is_lost_when_an_exception_leaves(aio):
+    """SystemExit from a callback reaches the caller; what waits behind it runs in the next run."""
+    ran = []
+    aio.call_soon(sys.exit, 3)
+    aio.call_soon(ran.append, 1)
+    with pytest.raises(SystemExit):
+        aio.run_forever()
+    aio.call_soon(aio.stop)
+    aio.run_forever()
+    assert ran == [1]
+
+
+# --- threads
+
+
+def test_threadsafe_storm(running, together):
+    """Many threads at once: every callback runs once, each thread's in its order; the loop sleeps and is woken."""
+    threads, each = 8, 2_000
+    ran = [[] for _ in range(threads)]
+
+    def produce(number):
+        for n in range(each):
+            running.call_soon_threadsafe(ran[number].append, n)
+            if n % 500 == 0:
+                asyncio.run_coroutine_threadsafe(asyncio.sleep(0), running).result(PATIENCE)
+
+    assert together(threads, produce) == [None] * threads
+    asyncio.run_coroutine_threadsafe(asyncio.sleep(0), running).result(PATIENCE)
+    assert ran == [list(range(each))] * threads
+    assert running.errors == []
+
+
+def test_cancel_from_any_thread(running, together):
+    """A handle that other threads cancel while it runs is run with its arguments or not at all."""
+    ran = []
+    handles = []
+    for _ in range(200):
+        handles[:] = [running.call_soon_threadsafe(ran.append, n) for n in range(50)]
+        together(2, lambda number: [handle.cancel() for handle in handles[number::2]])
+    asyncio.run_coroutine_threadsafe(asyncio.sleep(0), running).result(PATIENCE)
+    assert running.errors == []
+    assert all(isinstance(n, int) for n in ran)
+
+
+def test_idle_loop_has_no_descriptor(aio, descriptors):
+    """Without descriptors to watch the loop has none: no pair of sockets, no epoll; it sleeps on a futex."""
+    before = descriptors()
+    other = nbloop.new_event_loop()
+    assert descriptors() == before
+    other.run_until_complete(asyncio.sleep(0.001))
+    assert [one for one in descriptors() if "socket" in one] == [one for one in before if "socket" in one]
+    other.close()
+
+
+def test_closed(aio):
+    """A closed loop refuses as asyncio's does, from every way in."""
+    aio.close()
+    for call in (
+        lambda: aio.call_soon(print),
+        lambda: aio.call_soon_threadsafe(print),
+        lambda: aio.call_later(1, print),
+        lambda: aio.call_at(1, print),
+        lambda: aio.add_reader(0, print),
+        lambda: aio.add_signal_handler(signal.SIGTERM, print),
+        aio.run_forever,
+    ):
+        with pytest.raises(RuntimeError, match="Event loop is closed"):
+            call()
+    aio.close()
+
+
+def test_close_races_with_call_soon_threadsafe(together):
+    """Whoever calls while the loop closes is served or told that it is closed."""
+    for _ in range(30):
+        loop = nbloop.new_event_loop()
+        started = threading.Barrier(2)
+
+        def produce(_number, loop=loop, started=started):
+            started.wait(PATIENCE)
+            try:
+                while True:
+                    loop.call_soon_threadsafe(print)
+            except RuntimeError as error:
+                return str(error)
+
+        def close(loop=loop, started=started):
+            started.wait(PATIENCE)
+            loop.close()
+
+        told, _ = together(2, lambda number: produce(number) if number == 0 else close())
+        assert told == "Event loop is closed"
+
+
+# --- timers
+
+
+def test_cancelled_timer_is_gone(aio):
+    """Cancelling releases the callback at once, however far its deadline."""
+
+    class Held:
+        pass
+
+    held = Held()
+    gone = weakref.ref(held)
+    timer = aio.call_later(1e6, print, held)
+    assert not timer.cancelled()
+    del held
+    timer.cancel()
+    gc.collect()
+    assert timer.cancelled()
+    assert gone() is None
+    assert not aio.core.alive()
+
+
+def test_delays(aio):
+    """Negative and infinite delays are what asyncio makes of them; NaN and None are refused, and nothing is stored."""
+    far = [aio.call_later(math.inf, print), aio.call_at(math.inf, print), aio.call_later(1e300, print)]
+    done = aio.create_future()
+    aio.call_later(-5, done.set_result, 1)
+    assert aio.run_until_complete(done) == 1
+    for timer in far:
+        timer.cancel()
+    with pytest.raises(ValueError, match="deadline"):
+        aio.call_later(math.nan, print)
+    with pytest.raises(TypeError, match="delay"):
+        aio.call_later(None, print)
+    with pytest.raises(TypeError, match="when"):
+        aio.call_at(None, print)
+    assert not aio.core.alive()
+
+
+def test_timer_is_never_early(aio):
+    """By an independent clock."""
+    for delay in (0.0001, 0.001, 0.0123):
+        start = time.monotonic()
+        aio.run_until_complete(asyncio.sleep(delay))
+        assert time.monotonic() - start >= delay
+
+
+def test_virtual_clock(aio):
+    """With a virtual clock that jumps, an hour's sleep takes no time, and timeouts come in their order."""
+    VirtualClock(aio.core, autojump=0)
+
+    async def main():
+        start = aio.time()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(3600):
+                await asyncio.sleep(7200)
+        return aio.time() - start
+
+    began = time.monotonic()
+    assert aio.run_until_complete(main()) == pytest.approx(3600)
+    assert time.monotonic() - began < PATIENCE
+
+
+# --- descriptors
+
+
+def test_both_directions_of_one_descriptor(aio):
+    """Reader and writer of one descriptor come and go by themselves."""
+    a, b = socket.socketpair()
+    a.setblocking(False)
+    ran = []
+
+    def write():
+        ran.append("w")
+        aio.remove_writer(a)
+        b.send(b"x")
+
+    def read():
+        ran.append(("r", a.recv(10)))
+        assert aio.remove_reader(a)
+        aio.stop()
+
+    aio.add_reader(a, read)
+    aio.add_writer(a, write)
+    aio.run_forever()
+    assert ran == ["w", ("r", b"x")]
+    assert not aio.remove_reader(a)
+    assert not aio.remove_writer(a)
+    a.close()
+    b.close()
+
+
+def test_hang_up_reaches_a_writer(aio):
+    """A writer without a reader is told of the end of the connection."""
+    r, w = os.pipe()
+    os.set_blocking(w, False)
+    try:
+        while True:
+            os.write(w, bytes(65536))
+    except BlockingIOError:
+        pass
+    aio.add_writer(w, aio.stop)
+    aio.call_soon(os.close, r)
+    aio.run_forever()
+    aio.remove_writer(w)
+    os.close(w)
+
+
+def test_regular_file_is_refused(aio, tmp_path):
+    """With the system's error, and nothing is left behind."""
+    with (tmp_path / "file").open("wb") as file:
+        for _ in range(2):
+            with pytest.raises(PermissionError):
+                aio.add_reader(file, print)
+        assert not aio.remove_reader(file)
+
+
+def test_closed_while_watched(aio):
+    """A descriptor that was closed before it was removed: its number can be watched again, of another file."""
+    a, b = socket.socketpair()
+    number = a.fileno()
+    aio.add_reader(number, pytest.fail, "of the closed one")
+    a.close()
+    aio.remove_reader(number)
+    r, w = os.pipe()
+    if r != number:
+        os.dup2(r, number)
+        os.close(r)
+    aio.add_reader(number, aio.stop)
+    os.write(w, b"x")
+    aio.run_forever()
+    aio.remove_reader(number)
+    for one in (number, w):
+        os.close(one)
+    b.close()
+
+
+def test_selector_is_only_a_table(aio):
+    """asyncio's transports look descriptors up there; to wait there is refused."""
+    r, w = os.pipe()
+    aio.add_reader(r, print)
+    assert aio._selector.get_key(r).events == selectors.EVENT_READ
+    with pytest.raises(NotImplementedError):
+        aio._selector.select(0)
+    aio.remove_reader(r)
+    os.close(r)
+    os.close(w)
+
+
+# --- signals, contexts, errors
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals to send to oneself")
+def test_signal_reaches_a_loop_in_another_thread(running, wait_for):
+    """asyncio's needs the main thread; and the signal's old meaning comes back."""
+    arrived = []
+    before = signal.getsignal(signal.SIGUSR1)
+    running.add_signal_handler(signal.SIGUSR1, arrived.append, 1)
+    for count in range(1, 4):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        wait_for(lambda count=count: len(arrived) == count)
+    assert running.remove_signal_handler(signal.SIGUSR1)
+    assert not running.remove_signal_handler(signal.SIGUSR1)
+    assert signal.getsignal(signal.SIGUSR1) == before
+
+
+def test_signals_refused(aio):
+    with pytest.raises(RuntimeError, match="cannot be caught"):
+        aio.add_signal_handler(signal.SIGKILL, print)
+    with pytest.raises(ValueError, match="signal number"):
+        aio.add_signal_handler(12345, print)
+    with pytest.raises(TypeError, match="int"):
+        aio.add_signal_handler("SIGTERM", print)
+    with pytest.raises(TypeError, match="coroutines"):
+        aio.add_signal_handler(signal.SIGTERM, asyncio.sleep)
+    assert not aio.remove_signal_handler(signal.SIGTERM)
+
+
+def test_ctrl_c(run_script):
+    """Ctrl-C cancels the main task, which may clean up, and is KeyboardInterrupt for the caller."""
+    code = """
+        import asyncio, os, signal, threading, nbloop
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        seen = []
+        async def main():
+            threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                seen.append("cancelled")
+                raise
+        try:
+            nbloop.run(main())
+        except KeyboardInterrupt:
+            print(seen)
+    """
+    assert run_script(code) == "['cancelled']\n"
+
+
+def test_context(aio):
+    """A callback runs in the context that was given, or in a copy of the caller's."""
+    of = contextvars.ContextVar("of", default="nobody")
+    seen = []
+
+    def look():
+        seen.append(of.get())
+        of.set("callback")
+
+    of.set("caller")
+    given = contextvars.copy_context()
+    given.run(of.set, "given")
+    aio.call_soon(look)
+    aio.call_soon(look, context=given)
+    aio.call_later(0, look, context=given)
+    aio.call_later(0.001, aio.stop)
+    aio.run_forever()
+    assert seen == ["caller", "given", "callback"]
+    assert of.get() == "caller"
+    of.set("nobody")
+
+
+def test_error_of_a_callback(aio):
+    """The exception handler is told of the handle; the loop goes on; what was given to the core is reported too."""
+    told = []
+    aio.set_exception_handler(lambda _loop, context: told.append(context))
+    handle = aio.call_soon(divmod, 1, 0)
+    aio.core.submit(divmod, 2, 0)
+    aio.call_soon(aio.stop)
+    aio.run_forever()
+    first, second = told
+    assert first["handle"] is handle
+    assert "divmod" in first["message"]
+    assert isinstance(first["exception"], ZeroDivisionError)
+    assert "divmod" in second["message"]
+    assert isinstance(second["exception"], ZeroDivisionError)
+
+
+def test_debug(aio, caplog):
+    """Debug mode logs the slow, checks the thread, refuses coroutine functions, and remembers where."""
+    aio.set_debug(True)
+    aio.slow_callback_duration = 0.01
+    aio.call_soon(time.sleep, 0.02)
+    aio.call_later(0, time.sleep, 0.02)
+    timer = aio.call_later(0.05, aio.stop)
+    assert timer._source_traceback[-1].name == "test_debug"
+    aio.run_forever()
+    slow = [record.getMessage() for record in caplog.records if "Executing" in record.getMessage()]
+    assert len(slow) == 2
+    with pytest.raises(TypeError, match="coroutines"):
+        aio.call_soon(asyncio.sleep)
+    aio.set_debug(False)
+    assert aio.call_soon(print)._source_traceback is None
+
+
+def test_debug_wrong_thread(running, elsewhere):
+    """Debug mode: `call_soon` from a thread that is not the loop's."""
+    running.call_soon_threadsafe(running.set_debug, True)
+    asyncio.run_coroutine_threadsafe(asyncio.sleep(0), running).result(PATIENCE)
+    with pytest.raises(RuntimeError, match="Non-thread-safe"):
+        running.call_soon(print)
+
+
+def test_collected():
+    """A closed loop is collected, with its core."""
+    loop = nbloop.new_event_loop()
+    loop.call_later(100, print)
+    loop.run_until_complete(asyncio.sleep(0))
+    gone = weakref.ref(loop.core)
+    loop.close()
+    del loop
+    gc.collect()
+    assert gone() is None
+
+
+def test_not_closed():
+    """Whoever forgets a loop without closing it is told, as by asyncio, and it is closed."""
+    loop = nbloop.new_event_loop()
+    core = loop.core
+    with pytest.warns(ResourceWarning, match="unclosed event loop"):
+        loop.__del__()
+    assert core.state is LoopState.TERMINATED
+
+
+@pytest.mark.parametrize("what", ["streams", "subprocess", "executor", "datagram"])
+def test_what_asyncio_brings(what, tmp_path):
+    """The rest of asyncio works on it, and leaves no descriptor behind."""
+
+    async def streams():
+        async def serve(reader, writer):
+            writer.write((await reader.readline()).upper())
+            await writer.drain()
+            writer.close()
+            await writer.wait_closed()
+
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+
+            async def ask(number):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(b"line %d\n" % number)
+                answer = await reader.readline()
+                writer.close()
+                await writer.wait_closed()
+                return answer
+
+            assert await asyncio.gather(*map(ask, range(20))) == [b"LINE %d\n" % n for n in range(20)]
+
+    async def subprocess():
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            "print(input()[::-1])",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert (await process.communicate(b"abc\n"))[0].strip() == b"cba"
+        assert process.returncode == 0
+
+    async def executor():
+        loop = asyncio.get_running_loop()
+        assert await asyncio.gather(*(loop.run_in_executor(None, pow, 2, n) for n in range(50))) == [
+            2**n for n in range(50)
+        ]
+
+    async def datagram():
+        loop = asyncio.get_running_loop()
+        got = loop.create_future()
+
+        class Protocol(asyncio.DatagramProtocol):
+            def datagram_received(self, data, addr):
+                got.set_result(data)
+
+        transport, _ = await loop.create_datagram_endpoint(Protocol, local_addr=("127.0.0.1", 0))
+        transport.sendto(b"hello", transport.get_extra_info("sockname"))
+        assert await got == b"hello"
+        transport.close()
+
+    nbloop.run({"streams": streams, "subprocess": subprocess, "executor": executor, "datagram": datagram}[what]())
