@@ -20,8 +20,8 @@ from pathlib import Path
 
 from nbloop.js import JS
 
-from . import crossing, descriptors, javascript, peers, report, subprocesses, workloads
-from .drive import Asyncio, Driven, Nbloop
+from . import coroutines, crossing, descriptors, javascript, peers, report, subprocesses, workloads
+from .drive import Asyncio, Driven, Nbloop, NbloopAio
 from .measure import Probe, Rounds, Sample, interleave, ratios, yardstick
 from .report import Row
 from .targets import TARGETS
@@ -338,6 +338,47 @@ def node(plan: Plan) -> Iterator[Row]:
         else:
             judged = Sample.of(ratios(times, values[f"node {name}"]))
             yield Row(f"js.{name}", "ns", Sample.of(times), asyncio, judged, samples(values, Node=f"node {name}"))
+
+
+def _asyncios() -> list[Asyncio]:
+    """asyncio's interface on nbloop, on asyncio, and on uvloop if it is installed."""
+    return [NbloopAio(), Asyncio(), *peers.uvloops()]
+
+
+@group("aio.soon", "aio.timer", "aio.switch", "aio.streams")
+def aio(plan: Plan) -> Iterator[Row]:
+    """What an asyncio program does on the loop's own thread."""
+    loops = _asyncios()
+    groups: dict[str, list[Probe]] = {
+        "soon": [workloads.burst(of.name, of, of.soon) for of in loops],
+        "timer": [workloads.timer_pairs(of.name, of) for of in loops],
+        "switch": [coroutines.switches(of.name, of) for of in loops],
+        "streams": [coroutines.Streams(of.name, of) for of in loops],
+    }
+    for what, probes in groups.items():
+        values = interleave(plan.rounds // (5 if what == "streams" else 2), probes)
+        run = "+run" if what == "soon" else ""
+        names = {"uvloop": f"uvloop{run}"}
+        yield row_of_ratio(f"aio.{what}", values, f"nbloop.aio{run}", f"asyncio{run}", faster=True, **names)
+    for of in loops:
+        of.close()
+
+
+@group("aio.race.1", "aio.race.4", "aio.hop")
+def aio_from_threads(plan: Plan) -> Iterator[Row]:
+    """The same loops, and what other threads give them."""
+    loops = _asyncios()
+    for of in loops:
+        of.start()
+    for producers in (1, 4):
+        values = interleave(plan.race_rounds, [_race(of.name, of, producers, plan.race_tasks) for of in loops], warm=1)
+        label = f"{{}} {producers}"
+        ours, theirs, others = (label.format(name) for name in ("nbloop.aio", "asyncio", "uvloop"))
+        yield row_of_ratio(f"aio.race.{producers}", values, ours, theirs, faster=True, uvloop=others)
+    values = interleave(plan.rounds // 2, [crossing.hop(of.name, of) for of in loops])
+    yield row_of_ratio("aio.hop", values, "nbloop.aio", "asyncio", faster=True, uvloop="uvloop")
+    for of in loops:
+        of.close()
 
 
 @group("timer.elsewhere", "timer.elsewhere.waking")

@@ -126,3 +126,12 @@ class Asyncio:
             self.loop.call_soon_threadsafe(self.loop.stop)
             self.thread.join()
         self.loop.close()
+
+
+class NbloopAio(Asyncio):
+    """asyncio's interface on nbloop's core (`nbloop.aio`)."""
+
+    name = "nbloop.aio"
+
+    def make(self) -> asyncio.AbstractEventLoop:
+        return nbloop.new_event_loop()

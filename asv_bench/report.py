@@ -290,6 +290,8 @@ BRIEF = (
     "hop.spinning",
     "js.chain.asyncio",
     "js.all",
+    "aio.switch",
+    "aio.race.1",
     "memory.each",
     "life",
     "import.warm",

@@ -76,6 +76,13 @@ TARGETS = {
     ),
     "js.microtask": Target("js: queue_microtask, schedule + run, in terms of Node's", "x", 1),
     "js.immediate": Target("js: set_immediate, schedule + run, in terms of Node's", "x", 1),
+    "aio.soon": Target("nbloop.aio: call_soon + run", "x"),
+    "aio.timer": Target("nbloop.aio: call_later + cancel", "x"),
+    "aio.switch": Target("nbloop.aio: a task gives way and is resumed, 100 in turn", "x"),
+    "aio.streams": Target("nbloop.aio: a line over TCP and back through streams, 20 connections", "x"),
+    "aio.race.1": Target("nbloop.aio: call_soon_threadsafe → run, 1 producer", "x"),
+    "aio.race.4": Target("nbloop.aio: call_soon_threadsafe → run, 4 producers", "x"),
+    "aio.hop": Target("nbloop.aio: hop to a sleeping loop and back", "x"),
     "timer.elsewhere": Target(
         "timer schedule + cancel from another thread, loop asleep until an earlier one", "ns", 1100
     ),

@@ -33,7 +33,7 @@ import pytest
 
 import nbloop.readiness
 from nbloop.kernels import atomics, capi, eventual, kernel, pack, signals, state
-from nbloop.kernels.capi import OBJECT_HEADER
+from nbloop.kernels.capi import OBJECT_HEADER, TUPLE_ITEMS
 
 MAKERS = (
     *("PyTuple_New", "PySequence_Tuple", "PySequence_List", "PyList_New", "PyType_GenericAlloc"),
@@ -128,6 +128,11 @@ class Checker:
         while self.gone:
             self.arrays.remove(self.gone.popleft())
 
+    @staticmethod
+    def items(address: int) -> int:
+        """Where a list's are."""
+        return ctypes.c_ssize_t.from_address(address + OBJECT_HEADER + 8).value
+
     def object(self, address: int) -> int:
         """A live object's memory; that of its type, of a list's items, and of a method's function too."""
         if address == 0:
@@ -140,10 +145,19 @@ class Checker:
             self.objects.add(address, size)
             self.objects.add(id(type(what)), object.__sizeof__(type(what)))  # whether it can be called
             if isinstance(what, list) and what:
-                items = ctypes.c_ssize_t.from_address(address + OBJECT_HEADER + 8).value
-                self.objects.add(items, 8 * len(what))
+                self.objects.add(self.items(address), 8 * len(what))
         if isinstance(what, types.MethodType):
             self.object(id(what.__func__))
+        return address
+
+    def made(self, address: int) -> int:
+        """An object that a kernel has made, and what it holds: of strings and numbers the collector knows nothing."""
+        if self.object(address):
+            what = ctypes.cast(address, ctypes.py_object).value
+            if isinstance(what, (tuple, list)):
+                for at in range(len(what)):
+                    start = address + TUPLE_ITEMS if isinstance(what, tuple) else self.items(address)
+                    self.object(ctypes.c_ssize_t.from_address(start + 8 * at).value)
         return address
 
     def given(self, address: int) -> None:
@@ -191,7 +205,7 @@ def _checking(name: str, verb: Callable[..., Any], width: int) -> Callable[..., 
 def _making(function: Callable[..., int]) -> Callable[..., int]:
     @functools.wraps(function)
     def making(*values: int) -> int:
-        return checker.object(function(*values))
+        return checker.made(function(*values))
 
     return making
 

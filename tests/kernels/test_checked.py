@@ -56,6 +56,8 @@ PLAY = """
         for i in range(300):
             loop.submit(int, i)
         loop.submit_many([int] * 100)
+        with pytest.raises(TypeError):  # of a string the collector knows nothing
+            loop.submit_many([int, "never seen " + str(id(loop))])
         turns(loop, 2)
 
     def rings(loop):
