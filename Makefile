@@ -9,7 +9,7 @@ asv_env = PATH="$(abspath $(VENV))/bin:$$PATH" $(asv)
 asv_python = virtualenv:$$($(py) -c 'import sys; print("%d.%d" % sys.version_info[:2] + sys.abiflags)')
 asv_machine = $(HOME)/.asv-machine.json
 
-.PHONY: help setup demo doctor test test-gil test-nojit test-checked test-windows verify mutate soak lint format types doctest bench-smoke bench \
+.PHONY: help setup demo doctor test test-gil test-nojit test-checked test-windows test-asyncio verify mutate soak lint format types doctest bench-smoke bench \
     bench-continuous bench-html peers compare figures clean
 
 help: ## list the targets
@@ -46,6 +46,9 @@ test-windows: setup ## run what tells of a platform on a Windows Python under Wi
 	else \
 	    echo "SKIPPED: the tests on Windows under Wine, see above"; \
 	fi
+
+test-asyncio: setup ## run CPython's own asyncio tests on nbloop's asyncio loop
+	$(py) -m pytest conformance $(ARGS)
 
 verify: setup ## models of the protocols, races in the kernels, histories; see docs/verification.md for the tools that it needs
 	$(py) -m pytest models races tests/linearizability $(ARGS)

@@ -1,0 +1,66 @@
+"""What an asyncio program does all day, on any loop of asyncio's kind: switch between tasks, talk through streams.
+
+As in `workloads`, each function makes a probe, of one thread, which is the loop's. Callbacks, timers and hops of these
+loops are measured by the probes for all loops; here is what only coroutines do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from .drive import Asyncio
+from .measure import Probe, clock
+
+MESSAGE = bytes(63) + b"\n"
+
+
+def switches(label: str, driven: Asyncio, tasks: int = 100, times: int = 20) -> Probe:
+    """ns for a task to give way and be resumed (``await asyncio.sleep(0)``), a number of tasks in turn."""
+
+    async def one() -> None:
+        for _ in range(times):
+            await asyncio.sleep(0)
+
+    async def main() -> float:
+        start = clock()
+        await asyncio.gather(*(one() for _ in range(tasks)))
+        return (clock() - start) / (tasks * times)
+
+    return lambda: {label: driven.loop.run_until_complete(main())}
+
+
+class Streams:
+    """A probe: ns for a line of 64 bytes to a server and back through asyncio's streams, both ends on the loop."""
+
+    def __init__(self, label: str, driven: Asyncio, connections: int = 20, times: int = 10) -> None:
+        self.label, self.driven, self.connections, self.times = label, driven, connections, times
+
+    def __call__(self) -> Mapping[str, float]:
+        return {self.label: self.driven.loop.run_until_complete(self._main())}
+
+    @staticmethod
+    async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while line := await reader.readline():
+            writer.write(line)
+        writer.close()
+        await writer.wait_closed()
+
+    async def _main(self) -> float:
+        async with await asyncio.start_server(self._serve, "127.0.0.1", 0) as server:
+            address = server.sockets[0].getsockname()
+            ends = [await asyncio.open_connection(*address) for _ in range(self.connections)]
+
+            async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                for _ in range(self.times):
+                    writer.write(MESSAGE)
+                    await reader.readline()
+
+            await asyncio.gather(*(talk(*end) for end in ends))  # what is made at first is made
+            start = clock()
+            await asyncio.gather(*(talk(*end) for end in ends))
+            took = clock() - start
+            for _, writer in ends:
+                writer.close()
+                await writer.wait_closed()
+        return took / (self.connections * self.times)
