@@ -13,10 +13,12 @@ from typing import Any, NoReturn
 from ..loop import Loop
 from ..readiness import IOEvents
 
-READ, WRITE = int(IOEvents.READ), int(IOEvents.WRITE)
-FOR_READER = int(IOEvents.READ | IOEvents.HANGUP | IOEvents.ERROR)
-FOR_WRITER = int(IOEvents.WRITE | IOEvents.ERROR)
-HANGUP = int(IOEvents.HANGUP)
+READ, WRITE, ERROR, HANGUP = (int(one) for one in (IOEvents.READ, IOEvents.WRITE, IOEvents.ERROR, IOEvents.HANGUP))
+
+# Who is told, by what was reported: a table, because `&` of an enum.IntFlag is Python, 2.7 us.
+READER = [bool(events & (READ | HANGUP | ERROR)) for events in range(16)]
+WRITER = [bool(events & (WRITE | ERROR)) for events in range(16)]
+WRITER_ALONE = [bool(events & (WRITE | ERROR | HANGUP)) for events in range(16)]  # to whom else would a HANGUP be told
 
 
 def _interest(events: int) -> int:
@@ -64,10 +66,13 @@ class Selector(selectors._BaseSelectorImpl):
         if key is None:
             return
         reader, writer = key.data
-        if reader is not None and events & FOR_READER:
-            self._add_callback(reader)
-        # The end of what the peer sends is the reader's; without one, HANGUP is the end of both directions.
-        if writer is not None and (events & FOR_WRITER or (events & HANGUP and reader is None)):
+        if reader is None:
+            told = WRITER_ALONE
+        else:
+            told = WRITER  # the end of what the peer sends is the reader's
+            if READER[events]:
+                self._add_callback(reader)
+        if writer is not None and told[events]:
             self._add_callback(writer)
 
     def select(self, timeout: float | None = None) -> NoReturn:
