@@ -12,8 +12,8 @@ successor.
 
 A user event is the wake call. A kqueue takes regular files, and reports them for ever; they are refused, as elsewhere.
 
-Tested for the layouts, the constants and the flow against a stand-in over epoll (tests/pollers/kevent_double.c), on
-no real kernel yet.
+Tested for the layouts, the constants and the flow against a stand-in over epoll (tests/pollers/kevent_double.c) and
+against libkqueue, where NBLOOP_LIBKQUEUE says where that is; on no real kernel yet.
 """
 
 from __future__ import annotations
@@ -153,8 +153,9 @@ class KqueuePoller(TablePoller[_Watch]):
         how = EV_ADD | (EV_CLEAR if interest & EDGE else 0) | (EV_ONESHOT if interest & ONESHOT else 0)
         changes = []
         for bit, which in FILTERS:
-            if watch.interest & bit and (not interest & bit or (watch.interest ^ interest) & (EDGE | ONESHOT)):
-                # Also before it is added in another way: an entry keeps the flags that it was made with.
+            if watch.interest & bit:
+                # Also before it is added again: an entry keeps the flags that it was made with, and of one that is
+                # added twice libkqueue keeps the first key.
                 changes.append((which, EV_DELETE, 0, watch.fd, 0))
             if interest & bit:
                 changes.append((which, how, 0, watch.fd, key))

@@ -237,7 +237,7 @@ def test_reset(poller, tcp):
     assert (token, events & (ERROR | HANGUP)) == (TOKEN, ERROR | HANGUP)
 
 
-def test_refused_connection(poller):
+def test_refused_connection(poller, make_poller):
     """A connection that nobody takes: ERROR; SO_ERROR says which."""
     with socket.socket() as nobody, socket.socket() as client:
         nobody.bind(("127.0.0.1", 0))  # not listening
@@ -247,7 +247,8 @@ def test_refused_connection(poller):
         poller.add(client.fileno(), WRITE, TOKEN)
         ((token, events),) = wait(poller)
         assert (token, events & (WRITE | ERROR)) == (TOKEN, WRITE | ERROR)
-        assert client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED
+        if make_poller.kind != "libkqueue":  # which has asked already, and who asks takes it away
+            assert client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED
         poller.remove(client.fileno())
 
 

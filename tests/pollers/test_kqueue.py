@@ -66,14 +66,14 @@ def test_numbers():
 
 
 def test_one_change_for_each_entry(poller, changes, pair):
-    """Only the entries that an interest needs are made, and only those are removed that there are."""
+    """Only the entries that an interest needs are made, anew, and only those are removed that there are."""
     add, delete = kqueue.EV_ADD, kqueue.EV_DELETE
     read, write = kqueue.EVFILT_READ, kqueue.EVFILT_WRITE
     a, _b = pair()
     steps = [
         (READ, [(read, add)]),
-        (READ | WRITE, [(read, add), (write, add)]),
-        (WRITE, [(read, delete), (write, add)]),
+        (READ | WRITE, [(read, delete), (read, add), (write, add)]),
+        (WRITE, [(read, delete), (write, delete), (write, add)]),
         (WRITE | EDGE, [(write, delete), (write, add | kqueue.EV_CLEAR)]),
         (READ | ONESHOT, [(read, add | kqueue.EV_ONESHOT), (write, delete)]),
         (0, [(read, delete)]),
