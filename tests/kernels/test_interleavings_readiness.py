@@ -147,16 +147,19 @@ def test_generation_is_in_the_token() -> None:
 @pytest.mark.parametrize(
     ("answers", "status", "won", "lost", "sleeps"),
     [
+        ([1], 0, 1, 0, 0),
         ([0, 0, 1], 0, 1, 0, 0),
         ([-1], -1, 0, 0, 0),
         ([0, 0, 0, 0], 0, 0, 1, 1),
     ],
-    ids=["an event comes", "the poller fails", "nothing comes"],
+    ids=["an event is there", "an event comes", "the poller fails", "nothing comes"],
 )
 def test_spin_looks_at_descriptors(
     monkeypatch: pytest.MonkeyPatch, answers: list[int], status: int, won: int, lost: int, sleeps: int
 ) -> None:
-    """A loop whose last sleep was short looks at its descriptors too before the next; what a look reports is kept."""
+    """A loop whose last sleep was short looks at its descriptors too before the next, and at them first; what a look
+    reports is kept.
+    """
     world = World()
     asked: list[int] = []
     table, buffer = rig.np.zeros(8, rig.np.int64), rig.np.zeros(64, rig.np.uint8)
@@ -169,6 +172,8 @@ def test_spin_looks_at_descriptors(
 
     monkeypatch.setattr(readiness, "libc_syscall", syscall)
     monkeypatch.setattr(readiness, "SPIN_LOOKS", 1)
+    pauses: list[int] = []
+    monkeypatch.setattr(readiness, "pause", lambda: pauses.append(1))
     clock = iter(range(0, 10**6, 20_000))
     for module in (readiness, parking):
         monkeypatch.setattr(module, "monotonic_ns", lambda: next(clock))
@@ -179,6 +184,8 @@ def test_spin_looks_at_descriptors(
     assert (int(world.record["spins_won"]), int(world.record["spins_lost"])) == (won, lost)
     assert int(world.record["parks"]) == sleeps == asked.count(-1)
     assert int(io["ready_count"]) == won
+    if won:
+        assert len(pauses) == len(asked) - 1
     assert table[: 2 * won].tolist() == [77, layout.READ][: 2 * won]
     if lost:
         assert int(world.record["spin_skip"]) == 1, "it sits out the next short sleep"
