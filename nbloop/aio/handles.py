@@ -4,6 +4,9 @@ asyncio's constructor asks the loop for its debug mode and looks for a context; 
 `call_soon` costs 0.75 of itself. Cancelling stays asyncio's. As the mark is set before callback and arguments are
 taken away, and looked at after they were read, a handle may be cancelled from any thread: it runs with what it was
 given, or not at all.
+
+A task needs no handle. asyncio's tasks are C, schedule each of their steps through `call_soon`, and drop what it
+returns; where that is seen to be the caller, its step goes to the core as it is, without a Python frame on its way.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextvars import Context
+from types import BuiltinFunctionType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,6 +34,36 @@ def run(handle: asyncio.Handle) -> None:
     except BaseException as error:
         of._loop._callback_raised(of, callback, args, error)
     del handle, of, callback, args  # the exception may be kept, and its traceback keeps this frame
+
+
+def _type_of_steps() -> type:
+    """Of the object that is a C task's next step, which only its call of `call_soon` can show. A Python task has none:
+    its steps are methods, and get handles.
+    """
+    seen: list[Any] = []
+
+    class Loop:
+        def get_debug(self) -> bool:
+            return False
+
+        def call_soon(self, callback: object, *_args: object, **_context: object) -> None:
+            seen.append(callback)
+
+    async def nothing() -> None: ...
+
+    coroutine = nothing()
+    task: Any = asyncio.Task(coroutine, loop=Loop())  # type: ignore[arg-type]
+    task._log_destroy_pending = False
+    coroutine.close()
+    return type(seen.pop())
+
+
+Step = _type_of_steps()
+
+
+def is_wakeup(callback: object) -> bool:
+    """Is this what a C task has a future call when that is done?"""
+    return type(callback) is BuiltinFunctionType and callback.__name__ == "TaskWakeup"
 
 
 class Handle(asyncio.Handle):

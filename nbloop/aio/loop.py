@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import LoopTerminatedError
 from ..loop import Loop
-from .handles import Handle, TimerHandle, run
+from .handles import Handle, Step, TimerHandle, is_wakeup, run
 from .selector import Selector
 
 base_events: Any = _base_events  # its stubs do not name what is wanted of it
@@ -77,6 +77,7 @@ class EventLoop(asyncio.SelectorEventLoop):
         self.time = self._core.now  # type: ignore[method-assign] # no Python frame
         self._signals: dict[int, Handle] = {}
         super().__init__(Selector(self._core, self._add_callback))
+        self._unseen = Handle(Handle.cancel, (), self, copy_context())  # for a caller that does not look at it
 
     @property
     def core(self) -> Loop:
@@ -91,6 +92,13 @@ class EventLoop(asyncio.SelectorEventLoop):
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.Handle:
         """Run ``callback(*args)`` after all that is ready already. O(1)."""
+        if context is not None and (type(callback) is Step or is_wakeup(callback)) and not self._debug:
+            try:
+                self._submit(context.run, callback, *args)
+            except LoopTerminatedError:
+                self._check_closed()
+                raise
+            return self._unseen
         handle = Handle(callback, args, self, copy_context() if context is None else context)
         if self._debug:
             self._check_thread()

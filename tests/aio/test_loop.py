@@ -192,6 +192,67 @@ def test_nothing_is_lost_when_an_exception_leaves(aio):
     assert ran == [1]
 
 
+@pytest.mark.parametrize("debug", [False, True])
+def test_tasks(aio, debug):
+    """Tasks in turn, their steps and wake-ups in the order of asyncio's; each in its own context."""
+    aio.set_debug(debug)
+    of = contextvars.ContextVar("of")
+    ran = []
+
+    async def one(name, future):
+        of.set(name)
+        ran.append(name + "1")
+        await asyncio.sleep(0)
+        ran.append(of.get() + "2")
+        ran.append(await future)
+        ran.append(of.get() + "3")
+
+    async def main():
+        first, second = aio.create_future(), aio.create_future()
+        tasks = [aio.create_task(one("a", first)), aio.create_task(one("b", second))]
+        aio.call_soon(ran.append, "soon")
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        second.set_result("second")
+        first.set_result("first")
+        await asyncio.gather(*tasks)
+
+    aio.run_until_complete(main())
+    assert ran == ["a1", "b1", "soon", "a2", "b2", "second", "b3", "first", "a3"]
+    assert of.get("nothing") == "nothing"
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_exception_of_a_task_that_leaves(aio, error):
+    """SystemExit and KeyboardInterrupt of a task leave the loop, which goes on where it was."""
+
+    async def leave():
+        await asyncio.sleep(0)
+        raise error
+
+    async def other():
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return "done"
+
+    task, going_on = aio.create_task(leave()), aio.create_task(other())
+    with pytest.raises(error):
+        aio.run_forever()
+    assert aio.run_until_complete(going_on) == "done"
+    with pytest.raises(error):
+        task.result()
+
+
+def test_python_tasks(aio):
+    """Tasks that are written in Python are scheduled as any other callback."""
+
+    async def one():
+        await asyncio.sleep(0)
+        return 1
+
+    assert aio.run_until_complete(asyncio.tasks._PyTask(one(), loop=aio)) == 1
+
+
 # --- threads
 
 
