@@ -3,8 +3,9 @@
 
 Each life: producers of all kinds, timers armed and cancelled on two threads, sockets, promises and worker threads,
 changes of mode, signals, stop and run again; ended by shutdown() or close() while all of that goes on. Fails if what
-was accepted is not what ran (after a shutdown), or if descriptors, threads, objects, states, mappings or memory have
-grown since the first lives, which make what is made once.
+was accepted is not what ran (after a shutdown), or if descriptors, threads, objects, states or mappings have grown
+since the first lives, which make what is made once; or resident memory, which goes up and down with the longest queues
+of late, in the median of the last third of all lives over that of the first.
 
 Beside them one loop lives all the time, as a program's would, and is asked every few milliseconds how long a task takes
 to its thread and how late a timer is. Fails if the p99 of either, in the median of ten-second windows, is more than
@@ -40,7 +41,7 @@ from nbloop.js import JS
 from nbloop.kernels.state import State
 
 WARM = 8  # lives before the first look
-RSS_MOST = 32 << 20  # growth that allocators may keep
+RSS_MOST = 32 << 20  # bytes of growth between thirds
 OBJECTS_MOST = 2000
 MAPPINGS_MOST = 50  # arenas of threads; a life has some forty of its own
 LIVES_A_SECOND = 500 / 600  # at least
@@ -48,10 +49,20 @@ WINDOW = 10.0  # seconds of the steady loop's figures that are one p99
 DRIFT, DRIFT_SECONDS = 2.0, 0.002
 
 
+def resident() -> int:
+    """Bytes of memory that this process has."""
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def thirds(values: list[Any]) -> tuple[list[Any], list[Any]]:
+    """The first and the last, or all and all of what is too few."""
+    third = len(values) // 3 or len(values)
+    return values[:third], values[-third:]
+
+
 def census() -> Counter[str]:
     gc.collect()
-    with open("/proc/self/statm") as statm:
-        resident = int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     with open("/proc/self/maps") as maps:
         mappings = sum(1 for _ in maps)
     return Counter(
@@ -60,7 +71,7 @@ def census() -> Counter[str]:
         descriptors=len(os.listdir("/proc/self/fd")),
         threads=threading.active_count(),
         objects=len(gc.get_objects()),
-        resident=resident,
+        resident=resident(),
     )
 
 
@@ -209,15 +220,9 @@ class Steady:
         self._prober.join()
         self.loop.shutdown()
         self._runner.join()
-        third = len(self.windows) // 3
         drifted = []
-        for at, name in enumerate(("hop", "timer")):
-            if third == 0:
-                continue
-            early, late = (
-                statistics.median(window[at] for window in some)
-                for some in (self.windows[:third], self.windows[-third:])
-            )
+        for at, name in enumerate(("hop", "timer") if self.windows else ()):
+            early, late = (statistics.median(window[at] for window in some) for some in thirds(self.windows))
             print(f"p99 of {name:5} {early * 1e6:>10,.0f} us -> {late * 1e6:>10,.0f} us, {len(self.windows)} windows")
             if late > DRIFT * early and late - early > DRIFT_SECONDS:
                 drifted.append(f"p99 of {name}")
@@ -234,20 +239,27 @@ def main(seconds: float, seed: int) -> None:
     steady = Steady()
     until = time.monotonic() + seconds
     before = Counter[str]()
+    sizes: list[int] = []
     while time.monotonic() < until or totals["lives"] <= max(WARM, seconds * LIVES_A_SECOND):
         if totals["lives"] == WARM:
             before = census()
         if totals["lives"] % 100 == 99:
             print(f"{totals['lives'] + 1} lives:", dict(census()), flush=True)
         life(min(0.3, seconds / 20), chance, totals)
+        if totals["lives"] >= WARM:
+            sizes.append(resident())
     after = census()
     drifted = steady.finish()
     print(", ".join(f"{name} {count:,}" for name, count in totals.items()))
     for name, count in after.items():
         print(f"{name:12} {before[name]:>13,} -> {count:>13,}")
     grown = {"states": 0, "mappings": MAPPINGS_MOST, "descriptors": 0, "threads": 0}
-    grown |= {"objects": OBJECTS_MOST, "resident": RSS_MOST}
+    grown |= {"objects": OBJECTS_MOST}
     leaks = [name for name, most in grown.items() if after[name] - before[name] > most]
+    early, late = (int(statistics.median(some)) for some in thirds(sizes))
+    print(f"resident, medians of thirds {early:,} -> {late:,}, {len(sizes)} lives")
+    if late - early > RSS_MOST:
+        leaks.append("resident memory")
     sys.exit(f"soak: grown: {', '.join(leaks + drifted)}" if leaks + drifted else 0)
 
 
