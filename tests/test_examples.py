@@ -137,3 +137,12 @@ def test_slow_down():
     assert words[1:3] == ["tasks", "done,"]
     assert int(words[words.index("waited") + 1]) == 5
     assert int(words[words.index("most") + 1]) < int(words[0])
+
+
+def test_blocked_asyncio():
+    """The watchdog names the coroutine that blocks the loop, and the program goes on."""
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "blocked_asyncio.py"], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.startswith("blocked for 0.")
+    assert "in forgetful, line" in done.stdout
