@@ -28,7 +28,7 @@ from __future__ import annotations
 from .atomics import get, load, monotonic_ns, put, store, ticks
 from .capi import PyLong_AsLongLong, PyLong_FromLongLong
 from .histogram import histogram_add
-from .kernel import MANY, apart, data, helper, kernel
+from .kernel import MANY, apart, data, helper, inlined, kernel
 from .layout import (
     DUE,
     EXTERNAL,
@@ -127,22 +127,27 @@ def change(block: int) -> None:
     store(block + M_SEQUENCE, get(block + M_SEQUENCE) + 1)
 
 
-@helper
-def callback_measured(base: int, kind: int) -> None:
-    """Say what runs. Loop thread, metrics on."""
-    store(get(base + METRICS) + M_RUNNING, kind + 1)
+@inlined
+def callback_measured(block: int, kind: int) -> None:
+    """Say what runs. Loop thread."""
+    store(block + M_RUNNING, kind + 1)
 
 
-@helper
-def callback_timed(base: int, failed: bool) -> None:
-    """Count the callback, and if its group is full, time it. Loop thread, metrics on."""
-    block = get(base + METRICS)
+@inlined
+def callback_shares(block: int, failed: bool) -> bool:
+    """Count the callback as one of a group that goes on, if it is. Loop thread."""
     group = get(block + M_GROUP) + 1
-    if group < get(block + M_STRIDE) and not failed:
-        store(block + M_GROUP, group)
-        return
-    change(block)
+    if group >= get(block + M_STRIDE) or failed:
+        return False
     store(block + M_GROUP, group)
+    return True
+
+
+@apart
+def callback_timed(block: int, failed: bool) -> None:
+    """Count the callback as the last of its group, and look at the clock. Loop thread."""
+    change(block)
+    store(block + M_GROUP, get(block + M_GROUP) + 1)
     group_ends(block, clock(block))
     if failed:
         store(block + M_ERRORS, get(block + M_ERRORS) + 1)

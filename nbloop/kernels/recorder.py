@@ -260,7 +260,7 @@ def name_add(names: int, key: int, builtin: bool) -> None:
 # --- the loop's thread ------------------------------------------------------------------------------------------------
 
 
-@helper
+@apart
 def run_begins(base: int, word: int, kind: int) -> None:
     """Say what runs from now on, as a seqlock of which `running` is the sequence: it is 0, or of this call alone."""
     recorder = get(base + RECORDER_AT)
@@ -280,7 +280,7 @@ def run_begins(base: int, word: int, kind: int) -> None:
     store(recorder + K_RUNNING, get(base + CALLBACKS) << 8 | (kind + 1))
 
 
-@helper
+@apart
 def run_ends(base: int, failed: bool) -> None:
     """Record the callback: from the last boundary to now. The low bit of its value: it has raised."""
     recorder = get(base + RECORDER_AT)
