@@ -13,10 +13,8 @@ if not cpython.available():
     pytest.skip("this Python was installed without its own tests", allow_module_level=True)
 
 
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("module", cpython.MODULES)
-def test_module(module):
-    done = subprocess.run(
+def run(module):
+    return subprocess.run(
         [sys.executable, cpython.__file__, module],
         cwd=Path(__file__).parent,
         capture_output=True,
@@ -24,5 +22,15 @@ def test_module(module):
         timeout=280,
         check=False,
     )
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("module", cpython.MODULES)
+def test_module(module):
+    """Some of these tests count on time: what fails is run again, as CPython's own runner does on its machines."""
+    done = run(module)
+    if done.returncode != 0:
+        print(done.stderr[-10_000:])
+        done = run(module)
     print(done.stdout)
     assert done.returncode == 0, done.stderr[-10_000:]
