@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import signal
 import sys
 import unittest
 from collections.abc import Iterator
@@ -82,6 +83,10 @@ def each(suite: unittest.TestSuite) -> Iterator[unittest.TestCase]:
 
 
 def main(module: str) -> int:
+    if (
+        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ):  # as a shell without job control has it for what runs behind it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     asyncio.SelectorEventLoop = asyncio.EventLoop = Stand  # type: ignore[misc]
     asyncio.DefaultEventLoopPolicy._loop_factory = Stand  # type: ignore[attr-defined]
     loaded = unittest.defaultTestLoader.loadTestsFromName(f"test.test_asyncio.{module}")
