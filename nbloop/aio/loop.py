@@ -86,7 +86,7 @@ class EventLoop(asyncio.SelectorEventLoop):
         """
         return self._core
 
-    # --- scheduling
+    # --- scheduling: alike, and each written out, because one more Python frame is a tenth of what they take
 
     def call_soon(  # type: ignore[override]
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
