@@ -20,6 +20,7 @@ _SCHEDULING = {  # of a loop, a producer handle or the JavaScript view: which ar
     "schedule_immediate": 0,
     "schedule_close": 0,
     "schedule_timer": 1,
+    "schedule_timer_at": 1,
     "schedule_interval": 1,
     "set_timeout": 0,
     "set_interval": 0,

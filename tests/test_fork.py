@@ -51,7 +51,8 @@ def every_call(loop, handle):
     for name, args in {
         "submit": (int,), "submit_many": ([int],), "submit_internal": (int,), "schedule_microtask": (int,),
         "schedule_next_tick": (int,), "schedule_immediate": (int,), "schedule_close": (int,),
-        "schedule_timer": (0, int), "schedule_interval": (1, int), "cancel_timer": (1,), "cancel_timers": ([1],),
+        "schedule_timer": (0, int), "schedule_timer_at": (0, int),
+        "schedule_interval": (1, int), "cancel_timer": (1,), "cancel_timers": ([1],),
         "cancel_immediate": (1,), "ref_timer": (1,), "unref_timer": (1,), "alive": (), "wake": (), "stop": (),
         "now": (), "is_loop_thread": (), "producer": (), "run": (), "start": (), "__enter__": (), "shutdown": (),
         "close": (), "set_fast_path_mode": (FastPathMode.FORCED,), "add_signal_handler": (10, int),

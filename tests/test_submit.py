@@ -88,6 +88,7 @@ def test_not_callable(loop, turns, entrance, wrong):
         ("schedule_close", ()),
         ("schedule_timer", (1,)),
         ("schedule_interval", (1,)),
+        ("schedule_timer_at", (1,)),
     ],
 )
 def test_every_scheduling_call_checks_its_callback(loop, name, arguments):

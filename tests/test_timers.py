@@ -631,3 +631,40 @@ def test_many_timers(loop, wait_for):
         wait_for(lambda: len(early) == 6000)
         assert not loop.alive()
     assert not any(early)
+
+
+def test_deadlines(loop, turns):
+    """contract: schedule_timer_at: equal deadlines in order, one that has passed in the next phase, none early."""
+    ran = []
+    soon = loop.now() + 0.01
+    for number in range(50):
+        loop.schedule_timer_at(soon, ran.append, number)
+    loop.schedule_timer_at(soon - 1e-6, ran.append, "before")
+    cancelled = loop.schedule_timer_at(soon, ran.append, "never")
+    assert loop.cancel_timer(cancelled)
+    loop.schedule_timer_at(soon, lambda: ran.append(loop.now() >= soon))
+    loop.schedule_timer_at(soon + 1e-6, loop.stop)
+    loop.schedule_timer_at(-1, ran.append, "past")
+    turns(loop)
+    assert ran == ["past"]
+    loop.run()
+    assert ran == ["past", "before", *range(50), True]
+
+
+@pytest.mark.parametrize("deadline", [float("nan"), float("inf"), 5e9])
+def test_no_deadline(loop, deadline):
+    """What can be no deadline is named, and nothing is stored."""
+    with pytest.raises(ValueError, match="deadline"):
+        loop.schedule_timer_at(deadline, int)
+    with pytest.raises(TypeError, match="deadline"):
+        loop.schedule_timer_at("soon", int)
+    assert not loop.alive()
+
+
+def test_site_of_a_deadline(make_loop):
+    """Debug mode remembers where a timer with a deadline was scheduled, as of all others."""
+    told = []
+    loop = make_loop(debug=True, auto_exit=True, on_error=lambda error, context: told.append(context))
+    loop.schedule_timer_at(0, divmod, 1, 0)
+    loop.run()
+    assert "test_site_of_a_deadline" in str(told[0]["scheduled_at"])
