@@ -28,6 +28,7 @@ from numba.extending import lower_builtin, register_jitable
 
 from . import atomics, capi, signals, traverse
 from .kernel import KEYWORDS, MANY, SIGNAL, TRAVERSE, Kernel, attributes, helpers
+from .processor import processor
 
 _WORD = ir.IntType(64)
 _TYPES: dict[str, Any] = {capi.WORD: types.int64, capi.REAL: types.float64, capi.INT: types.intc, capi.VOID: types.void}
@@ -233,9 +234,10 @@ def link_kernels(kernels: list[Kernel]) -> tuple[dict[str, str], Any, Any]:
     for variable in whole.global_variables:
         if not variable.is_declaration:
             variable.linkage = "internal"
+    cpu, features = processor()
     machine = llvm.Target.from_default_triple().create_target_machine(
-        cpu=llvm.get_host_cpu_name(),
-        features=llvm.get_host_cpu_features().flatten(),
+        cpu=cpu,
+        features=features,
         opt=3,
         jit=True,
         codemodel="jitdefault",

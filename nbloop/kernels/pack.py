@@ -30,6 +30,7 @@ import llvmlite.binding as llvm
 
 from . import capi
 from .kernel import kernels
+from .processor import processor
 
 STALE_SECONDS = 90 * 24 * 3600  # made anew in 20 s if it was still wanted
 
@@ -73,8 +74,7 @@ def pack_key() -> str:
         sysconfig.get_config_var("SOABI") or sys.implementation.cache_tag,
         importlib.metadata.version("numba"),
         importlib.metadata.version("llvmlite"),
-        llvm.get_host_cpu_name(),
-        llvm.get_host_cpu_features().flatten(),
+        *processor(),
     ]
     digest.update("\0".join(map(str, facts)).encode())
     return digest.hexdigest()[:32]

@@ -18,6 +18,7 @@ import pytest
 
 from nbloop.kernels import pack
 from nbloop.kernels.kernel import kernels
+from nbloop.kernels.processor import processor
 
 compiled_only = pytest.mark.skipif(
     pack.status.mode != "compiled", reason="kernels run as plain Python: nothing is packed"
@@ -110,7 +111,19 @@ def test_key_changes_with_versions_and_processor(monkeypatch: pytest.MonkeyPatch
     keys.add(pack.pack_key())
     monkeypatch.setattr(pack.llvm, "get_host_cpu_name", lambda: "another")
     keys.add(pack.pack_key())
-    assert len(keys) == 3
+    monkeypatch.setenv("NUMBA_CPU_NAME", "generic")
+    keys.add(pack.pack_key())
+    monkeypatch.setenv("NUMBA_CPU_FEATURES", "+avx2")
+    keys.add(pack.pack_key())
+    assert len(keys) == 5
+
+
+def test_a_named_processor_has_no_features_of_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NUMBA_CPU_FEATURES", raising=False)
+    monkeypatch.delenv("NUMBA_CPU_NAME", raising=False)
+    assert processor() == (pack.llvm.get_host_cpu_name(), pack.llvm.get_host_cpu_features().flatten())
+    monkeypatch.setenv("NUMBA_CPU_NAME", "generic")
+    assert processor() == ("generic", "")
 
 
 # --- the file -------------------------------------------------------------------------------------
