@@ -32,7 +32,7 @@ METHOD_MANY(schedule_microtask) METHOD_MANY(schedule_next_tick) METHOD_MANY(prod
 
 /* --- objects ------------------------------------------------------------------------------------------------------ */
 
-enum kind { NOTHING, TRUTH, INTEGER, REAL, TUPLE, LIST, ARRAY, CALLBACK, MAKE_SLAB, MAKE_ARRAY_HOOK, MAKE_SLOTS, AS_ARRAY,
+enum kind { NOTHING, TRUTH, INTEGER, REAL, TUPLE, LIST, ARRAY, CALLBACK, MAKE_SLAB, MAKE_ARRAY_HOOK, AS_ARRAY,
             BREATHE_HOOK, REFUSE_HOOK, BUFFER };
 
 typedef struct object {
@@ -138,7 +138,6 @@ word PyObject_CallNoArgs(word at) {
     switch (called->kind) {
     case CALLBACK: called->run(called); return (word)&nothing;
     case MAKE_SLAB: return (word)array_of(slab_bytes);
-    case MAKE_SLOTS: return (word)array_of((SLOT_BYTES << SLOTS_PER_SLAB_BITS) + 64);
     case BREATHE_HOOK: return (word)&nothing;
     }
     FAIL("called: an object of kind %ld", (long)called->kind);
@@ -231,7 +230,7 @@ static void open_loop(word chunk) {
         S(R_MASK) = 1023;
         S(R_ARRAY) = (word)cells;
     }
-    W(timers_make_slab) = hook(MAKE_SLOTS);
+    W(timers_make_slab) = hook(MAKE_ARRAY_HOOK);
     W(timers_next) = table(SLOT_LIMIT);
     W(timers_slabs) = table(SLOT_SLAB_LIMIT);
     W(timers_slab_objects) = table(SLOT_SLAB_LIMIT);

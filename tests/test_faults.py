@@ -55,11 +55,10 @@ class Memory:
         self.left = sys.maxsize
         self.asked = 0
         record = loop._record
-        slots = (layout.SLOT_BYTES << layout.SLOTS_PER_SLAB_BITS) // 8 + 8
         slab = int(record["pool"]["chunk_bytes"]) << layout.CHUNKS_PER_SLAB_BITS
         for where, make in (
             (record["pool"], functools.partial(mmap.mmap, -1, slab, **layout.PRIVATE)),
-            (record["timers"], functools.partial(np.zeros, slots, np.int64)),
+            (record["timers"], functools.partial(np.zeros, dtype=np.int64)),
         ):
             where["make_slab"] = self._hook(loop, make)
         record["make_array"] = self._hook(loop, functools.partial(np.empty, dtype=np.int64))

@@ -41,8 +41,8 @@ KEEP_CHUNKS = 8 * PER_SLAB  # half a megabyte at the default chunk size: 65,536 
 
 @helper
 def words_array(make_array: int, words: int) -> int:
-    """A new array of `words` uninitialised words, an owned reference; 0 if there is no memory (no exception is left
-    set).
+    """A new array of `words` words, zeroed if `make_array` does that, an owned reference; 0 if there is no memory (no
+    exception is left set).
     """
     number = PyLong_FromLongLong(words)
     if number == 0:

@@ -1,17 +1,22 @@
 """Slots: where the callable of a timer, an immediate or a watched descriptor waits, under a number and a generation.
 
-A slot is 64 bytes in an array of 1,024; it never moves, and its array lives as long as the loop, so any thread may
+A slot is 64 bytes in a slab of 1,024; it never moves, and its memory lives as long as the loop, so any thread may
 look at any slot that was ever used. Free ones wait in a lock-free stack (stack.py), and up to `SPARES_MOST` in one of
 the loop thread's own. An id is ``generation << SLOT_BITS | slot``, and the slot's word holds the generation too: of a
 slot that is used again they differ, so a stale id is unknown, never somebody else's (until 2**41 uses of one slot).
 What else the word means is its user's: `timers.py` has the states.
+
+A slab is an array, or, once there are many, one of 64 parts of a large one, for which numpy asks the system for huge
+pages. Of a million slots used in random order each costs a walk through the page tables besides its own cache miss, on
+a virtual machine through two sets of them; in huge pages cancelling takes 0.8 times as long. The first slabs are small,
+because a few timers should not cost 4 MiB.
 """
 
 from __future__ import annotations
 
 from .atomics import fetch_add, get, load, put, store
-from .capi import Py_DecRef, PyErr_Clear, PyObject_CallNoArgs
-from .kernel import data, helper, inlined
+from .capi import Py_DecRef
+from .kernel import apart, data, helper, inlined
 from .layout import (
     S_CALLBACK,
     S_PLACE,
@@ -29,11 +34,13 @@ from .layout import (
     T_SPARE,
     T_SPARES,
 )
+from .pool import words_array
 from .stack import stack_pop, stack_push
 
 GENERATION_SHIFT = 4
 GENERATION_MASK = (1 << (63 - SLOT_BITS)) - 1
 PER_SLAB = 1 << SLOTS_PER_SLAB_BITS
+MANY = 64 * PER_SLAB  # slots: an array of 4 MiB, the least for which numpy asks for huge pages
 SPARES_MOST = 1024  # slots that the loop's thread keeps for itself
 
 
@@ -47,24 +54,31 @@ def slot_at(timers: int, slot: int) -> int:
 def slot_take(timers: int) -> int:
     """A free slot's number, or -1 if there is no memory or no number left. Any thread; O(1)."""
     slot = stack_pop(timers + T_FREE, get(timers + T_NEXT))
-    if slot >= 0:
-        return slot
-    array = PyObject_CallNoArgs(get(timers + T_MAKE_SLAB))
+    return slot if slot >= 0 else slots_make(timers)
+
+
+@apart
+def slots_make(timers: int) -> int:
+    """`slot_take` when no free one is left: as many as an array has, all but the first of them into the stack."""
+    made = load(timers + T_SLOT_COUNT)
+    count = MANY if made >= MANY and made + MANY <= SLOT_LIMIT else PER_SLAB
+    array = words_array(get(timers + T_MAKE_SLAB), count * (SLOT_BYTES >> 3) + 8)
     if array == 0:
-        PyErr_Clear()
         return -1
-    first = fetch_add(timers + T_SLOT_COUNT, PER_SLAB)
-    if first >= SLOT_LIMIT:
-        fetch_add(timers + T_SLOT_COUNT, -PER_SLAB)
+    first = fetch_add(timers + T_SLOT_COUNT, count)
+    if first + count > SLOT_LIMIT:
+        fetch_add(timers + T_SLOT_COUNT, -count)
         Py_DecRef(array)
         return -1
+    address = (data(array) + 63) & ~63
     slab = first >> SLOTS_PER_SLAB_BITS
-    put(get(timers + T_SLAB_OBJECTS) + (slab << 3), array)
-    store(get(timers + T_SLABS) + (slab << 3), (data(array) + 63) & ~63)
+    put(get(timers + T_SLAB_OBJECTS) + (slab << 3), array)  # the others of a large array own nothing
+    for part in range(count >> SLOTS_PER_SLAB_BITS):
+        store(get(timers + T_SLABS) + ((slab + part) << 3), address + part * PER_SLAB * SLOT_BYTES)
     table = get(timers + T_NEXT)
-    for slot in range(first + 1, first + PER_SLAB - 1):
+    for slot in range(first + 1, first + count - 1):
         store(table + (slot << 3), slot + 2)
-    stack_push(timers + T_FREE, table, first + 1, first + PER_SLAB - 1)
+    stack_push(timers + T_FREE, table, first + 1, first + count - 1)
     return first
 
 

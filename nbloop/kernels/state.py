@@ -211,8 +211,7 @@ def make_loop_state(
         ring["cells"], ring["mask"], ring["array"] = _address(cells), SMALL - 1, _owned(cells)
 
     timers = record["timers"]
-    slot_words = (layout.SLOT_BYTES << layout.SLOTS_PER_SLAB_BITS) // 8 + 8
-    timers["make_slab"] = _hook(state, functools.partial(np.zeros, slot_words, np.int64))
+    timers["make_slab"] = _hook(state, functools.partial(np.zeros, dtype=np.int64))
     timers["next"] = _table(state, layout.SLOT_LIMIT)
     for name in ("slabs", "slab_objects"):
         timers[name] = _table(state, layout.SLOT_SLAB_LIMIT)

@@ -81,7 +81,7 @@ class Memory:
         self.timers = self.base + layout.TIMERS_AT
         self.record["external"]["pool"] = self.record["remote"]["pool"] = self.pool
         self.slabs = Allocator((chunk_size << layout.CHUNKS_PER_SLAB_BITS) + 8)
-        self.slots = Allocator((layout.SLOT_BYTES << layout.SLOTS_PER_SLAB_BITS) // 8 + 8)
+        self.slots = Allocator()
         self.arrays = Allocator()
         self.record["pool"]["make_slab"] = id(self.slabs)
         self.record["pool"]["as_array"] = id(_same)

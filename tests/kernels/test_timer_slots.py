@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import weakref
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from nbloop import Loop
 from nbloop.kernels import layout, slots, timer_methods
-from nbloop.kernels.atomics import put
+from nbloop.kernels.atomics import get, put
 
 NEVER = 3600.0
 HERE, ELSEWHERE = "from a callback", "from another thread"
@@ -194,5 +195,62 @@ def test_a_stale_id_is_nobodys_reference() -> None:
     assert not loop.unref_timer(stale)
     assert all(loop.unref_timer(other) for other in others)
     assert not loop.ref_timer(stale)
+    assert not loop.alive()
+    loop.close()
+
+
+def test_slots_of_large_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once there are many, an array has many slabs: every slot once, each with its own 64 bytes, zeroed."""
+    memory = rig.Memory()
+    monkeypatch.setattr(slots, "MANY", 4 * slots.PER_SLAB)
+    count = 4 * slots.PER_SLAB + 2 * slots.MANY
+    taken = [slots.slot_take(memory.timers) for _ in range(count)]
+    assert sorted(taken) == list(range(count))
+    assert memory.record["timers"]["slot_count"] == count
+    assert len(memory.slots.made) == 4 + 2
+    places = sorted(slots.slot_at(memory.timers, slot) for slot in taken)
+    assert all(place % layout.SLOT_BYTES == 0 for place in places)
+    assert all(after - place >= layout.SLOT_BYTES for place, after in itertools.pairwise(places))
+    assert all(get(place + layout.S_WORD) == 0 for place in places)
+    assert all(slots.slot_of(memory.timers, 1 << layout.SLOT_BITS | slot) for slot in (taken[0], taken[-1]))
+    memory.slots.failing = True
+    assert slots.slot_take(memory.timers) == -1
+    slots.slot_free(memory.timers, taken[-1])
+    assert slots.slot_take(memory.timers) == taken[-1]
+
+
+def test_the_last_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large array that would go beyond the last number is a small one; then there is none, and nothing is lost."""
+    memory = rig.Memory()
+    monkeypatch.setattr(slots, "MANY", 4 * slots.PER_SLAB)
+    monkeypatch.setattr(slots, "SLOT_LIMIT", 13 * slots.PER_SLAB)
+    taken = {slots.slot_take(memory.timers) for _ in range(13 * slots.PER_SLAB)}
+    assert taken == set(range(13 * slots.PER_SLAB))
+    assert len(memory.slots.made) == 4 + 2 + 1
+    assert slots.slot_take(memory.timers) == -1
+    assert memory.record["timers"]["slot_count"] == 13 * slots.PER_SLAB
+    assert memory.slots.living() == 4 + 2 + 1
+
+
+def test_threads_make_large_arrays_at_once() -> None:
+    """More timers than small slabs have, armed by four threads; each id is its own, and each cancel finds its timer."""
+    loop, ids = Loop(), [list[int]() for _ in range(4)]
+    share = 3 * slots.MANY // 8
+    barrier = threading.Barrier(4)
+
+    def arm(mine: list[int]) -> None:
+        barrier.wait(30)
+        mine.extend(loop.schedule_timer(NEVER, list) for _ in range(share))
+
+    threads = [threading.Thread(target=arm, args=(mine,)) for mine in ids]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    every = [identifier for mine in ids for identifier in mine]
+    assert len({identifier & (layout.SLOT_LIMIT - 1) for identifier in every}) == 4 * share
+    assert loop._record["timers"]["slot_count"] > slots.MANY
+    assert all(loop.cancel_timer(identifier) for identifier in every)
+    assert not any(loop.cancel_timers(every))
     assert not loop.alive()
     loop.close()
