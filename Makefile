@@ -9,7 +9,7 @@ asv_env = PATH="$(abspath $(VENV))/bin:$$PATH" $(asv)
 asv_python = virtualenv:$$($(py) -c 'import sys; print("%d.%d" % sys.version_info[:2] + sys.abiflags)')
 asv_machine = $(HOME)/.asv-machine.json
 
-.PHONY: help setup demo doctor test test-gil test-nojit test-checked test-windows test-asyncio verify mutate soak lint format types doctest bench-smoke bench \
+.PHONY: help setup demo doctor test test-gil test-nojit test-checked test-windows test-asyncio verify mutate soak lint format types doctest bench-smoke instructions bench \
     bench-continuous bench-html peers compare figures clean
 
 help: ## list the targets
@@ -73,10 +73,13 @@ types: setup ## check the types
 doctest: setup ## run the examples in docstrings, README.md and docs/
 	$(py) scripts/run_examples.py $(wildcard README.md docs/*.md docs/*/*.md)
 
-# All but the one that compiles the kernels anew, which takes as long as all others.
+# All but the one that compiles the kernels anew, and the one that valgrind runs: each takes as long as all others.
 bench-smoke: setup $(asv_machine) ## run each benchmark once, to see that it still runs; for figures use bench
-	timeout 600 $(asv) run --quick --dry-run --show-stderr --bench '^(?!imports[.]FirstImport)' \
+	timeout 600 $(asv) run --quick --dry-run --show-stderr --bench '^(?!imports[.]FirstImport|instructions[.])' \
 	    --environment existing:$(abspath $(py)) $(ARGS)
+
+instructions: setup ## count the instructions of each operation; fails if there are more than in asv_bench/instructions.json
+	$(py) -m asv_bench.instructions $(ARGS)
 
 bench: setup $(asv_machine) ## measure commit HEAD, keep the results, show them; BENCH=regex for some of it
 	$(asv_env) run --show-stderr --bench '$(or $(BENCH),.)' --environment $(asv_python) $(ARGS) '$(or $(HEAD),HEAD)^!'

@@ -1,0 +1,299 @@
+"""Instructions for each operation, counted by valgrind: the figure that no neighbour on the machine can change.
+
+Times on a shared machine differ by half from one minute to the next, so a kernel that has become 5 % slower is not
+seen in them. Its instructions are: the same program on the same interpreter executes the same ones, to within a few
+in ten thousand. Kernels are compiled for a generic processor, so that they are the same on every machine of an
+architecture. What a count does not know is what the time is made of besides: cache misses, locked instructions, the
+system's work. So it says that a path has grown, not that it has become slow, and ratios of counts are not ratios of
+times.
+
+How: a program (`play`) that valgrind runs calls `getppid` between its parts, at each of which callgrind writes down
+what it has counted since. The `for` around the calls is counted apart and taken off; callbacks are Python functions
+that do nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import peers
+from .drive import Asyncio, Driven, Nbloop
+from .measure import nothing
+from .report import write
+
+COUNT = 4000  # operations in a part, within the budget of a loop made for it
+GROWN = 1.03  # how many times the instructions that were written down are too many
+WRITTEN = Path(__file__).with_suffix(".json")
+MARK = "getppid"  # of libc; nothing else calls it
+LOOPS: dict[str, Callable[[], Driven]] = {
+    "nbloop": lambda: Nbloop(ingress_budget=2 * COUNT),
+    "asyncio": Asyncio,
+    "uvloop": peers.Uvloop,
+}
+
+RUNS = "its callback in it"  # how the names of what the loop does end: no `for` of Python is in that
+WHOLE = ("submit_many: each",)  # nor in this
+
+type Counts = dict[str, float]
+type Part = Iterator[tuple[str, str]]  # what was done since, and what runs before it goes on; empty: not counted
+
+
+def limits(_driven: Driven) -> Part:
+    """What the interpreter needs by itself."""
+    calls, callable_ = [nothing] * COUNT, callable
+    for _call in calls:
+        pass
+    yield "for", ""
+    for call in calls:
+        callable_(call)
+    yield "limit: an empty built-in call with one argument", ""
+    for call in calls:
+        call()
+    yield "limit: a call of the callback", ""
+
+
+def tasks(driven: Driven) -> Part:
+    """Submitting on the loop's own thread, and running; what wakes a loop is not in it."""
+    calls, soon = [nothing] * COUNT, driven.soon
+    for call in calls:
+        soon(call)
+    yield "submit", "run of a task, its callback in it"
+
+
+def from_threads(driven: Driven) -> Part:
+    """The way in for other threads; here, too, from the loop's own."""
+    calls, soon = [nothing] * COUNT, driven.soon_threadsafe
+    for call in calls:
+        soon(call)
+    yield "submit as other threads do", ""
+
+
+def arguments(driven: Driven) -> Part:
+    """With a callback that takes one argument."""
+    items, soon, callback = [0] * COUNT, driven.soon, [].append
+    for item in items:
+        soon(callback, item)
+    yield "submit with an argument", ""
+
+
+def timers(driven: Driven) -> Part:
+    """Schedule and cancel, with none other pending; then schedule and fire."""
+    calls, later, cancel = [nothing] * COUNT, driven.later, driven.cancel
+    made = [later(1000.0, call) for call in calls]
+    yield "timer: schedule, far from due", ""
+    for timer in made:
+        cancel(timer)
+    yield "timer: cancel", ""
+    for call in calls:
+        later(0.0, call)
+    yield "timer: schedule, due at once", "timer: fire, its callback in it"
+
+
+def rings(driven: Nbloop) -> Part:
+    """The queues that only nbloop has."""
+    loop, calls = driven.loop, [nothing] * COUNT
+    microtask, tick, immediate, handle = (
+        loop.schedule_microtask,
+        loop.schedule_next_tick,
+        loop.schedule_immediate,
+        loop.producer().submit,
+    )
+    yield "", ""
+    for call in calls:
+        microtask(call)
+    yield "microtask: schedule", "microtask: run, its callback in it"
+    for call in calls:
+        tick(call)
+    yield "next tick: schedule", "next tick: run, its callback in it"
+    for call in calls:
+        immediate(call)
+    yield "immediate: schedule", "immediate: run, its callback in it"
+    for call in calls:
+        handle(call)
+    yield "submit through a producer() handle", ""  # handles come after the queue that this part goes on from
+    yield "", "run of a task from a handle, its callback in it"
+
+
+def batches(driven: Nbloop) -> Part:
+    """All in one call."""
+    calls, many = [nothing] * COUNT, driven.loop.submit_many
+    yield "", ""
+    many(calls)
+    yield "submit_many: each", ""
+
+
+def promises(driven: Nbloop) -> Part:
+    """Of the JavaScript view."""
+    from nbloop.js import JS
+
+    js, calls = JS(driven.loop), [nothing] * COUNT
+    resolvers, then = js.with_resolvers, js.resolve().then
+    yield "", ""
+    for _call in calls:
+        resolvers()
+    yield "js: with_resolvers", ""
+    for call in calls:
+        then(lambda _value, call=call: call())
+    yield "js: then of a resolved promise, with the lambda given to it", "js: reaction, its callback in it"
+
+
+PARTS: tuple[Callable[[Any], Part], ...] = (limits, tasks, from_threads, arguments, timers)
+ONLY_NBLOOP: tuple[Callable[[Any], Part], ...] = (rings, batches, promises)
+
+
+def play(name: str, names: Path | None) -> None:
+    """Run all parts on a loop of this name, twice, because the first time is unlike others; then say which part each
+    mark ended. The program that is counted.
+    """
+    told: list[str] = []
+    failed: list[BaseException] = []
+    mark = getattr(os, MARK)
+    for _ in range(2):
+        told.clear()
+        for part in (*PARTS, *(ONLY_NBLOOP if name == "nbloop" else ())):
+            driven = LOOPS[name]()
+            parts, runs = part(driven), ""
+
+            def go_on(driven: Driven = driven, parts: Part = parts) -> None:
+                nonlocal runs
+                mark()
+                told.append(runs)
+                try:
+                    done, runs = next(parts)
+                except StopIteration:
+                    driven.stop()
+                except Exception as error:
+                    failed.append(error)
+                    driven.stop()
+                else:
+                    mark()
+                    told.append(done)
+                    driven.soon(go_on)
+
+            gc.disable()
+            driven.run(go_on)
+            gc.enable()
+            driven.close()
+            if failed:
+                raise failed.pop()
+    if names is not None:
+        names.write_text(json.dumps(told))
+
+
+def missing() -> str:
+    """Why nothing can be counted here, or nothing."""
+    return "" if shutil.which("valgrind") else "valgrind is not installed"
+
+
+def count(name: str) -> Counts:
+    """Instructions of each operation on the loop of this name, the `for` around it taken off."""
+    environment = dict(os.environ, PYTHONHASHSEED="0", NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="")
+    command = [sys.executable, "-m", "asv_bench.instructions", "--play", name]
+    subprocess.run(command, env=environment, check=True)  # kernels compiled by now
+    with tempfile.TemporaryDirectory() as folder:
+        names = Path(folder, "names")
+        valgrind = ["valgrind", "--quiet", "--tool=callgrind", f"--dump-before={MARK}"]
+        out = f"--callgrind-out-file={folder}/out"
+        subprocess.run([*valgrind, out, *command, "--names", str(names)], env=environment, check=True, timeout=900)
+        told = json.loads(names.read_text())
+        files = sorted(Path(folder).glob("out.*"), key=lambda file: int(file.suffix[1:]))[-len(told) :]
+        totals = [int(re.findall(r"^(?:summary|totals): (\d+)", file.read_text(), re.M)[0]) for file in files]
+    counts = {name: total / COUNT for name, total in zip(told, totals, strict=True) if name}
+    around = counts.pop("for")
+    runs = {name for name in counts if name.endswith(RUNS)}
+    return {name: counted - (0 if name in runs or name in WHOLE else around) for name, counted in counts.items()}
+
+
+def interpreter() -> str:
+    """What the figures depend on, besides the code."""
+    return f"{platform.machine()}, Python {platform.python_version()}{sys.abiflags}, {platform.python_compiler()}"
+
+
+def count_all(names: Sequence[str]) -> dict[str, Counts]:
+    """By loop."""
+    return {name: count(name) for name in names}
+
+
+def grown(now: Mapping[str, float], before: Mapping[str, float]) -> list[str]:
+    """What has more instructions than was written down, by more than GROWN and more than five.
+
+    >>> grown({"submit": 320, "run": 101}, {"submit": 300, "run": 97, "gone": 1})
+    ['submit: 320 instructions, 300 are written down']
+    """
+    return [
+        f"{name}: {now[name]:.0f} instructions, {before[name]:.0f} are written down"
+        for name in before
+        if name in now and now[name] > max(before[name] * GROWN, before[name] + 5)
+    ]
+
+
+def markdown(counted: Mapping[str, Counts]) -> str:
+    """A table: a row for each operation, a column for each loop."""
+    lines = ["| what | " + " | ".join(counted) + " |", "|---|" + "---|" * len(counted)]
+    for name in counted["nbloop"]:
+        cells = [f"{counts[name]:,.0f}" if name in counts else "–" for counts in counted.values()]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def write_down(file: Path) -> None:
+    """Count on every loop that there is; the table goes into `file`, nbloop's counts beside this program."""
+    counted = count_all([name for name in LOOPS if name != "uvloop" or peers.installed("uvloop")])
+    write(file, f"{interpreter()}.\n\n{markdown(counted)}", "instructions, written by make instructions")
+    rounded = {name: round(value, 1) for name, value in counted["nbloop"].items()}
+    WRITTEN.write_text(json.dumps({"interpreter": interpreter(), "instructions": rounded}, indent=1) + "\n")
+
+
+def written_down() -> tuple[str, Counts]:
+    """The interpreter and the counts of the last `write_down`."""
+    written = json.loads(WRITTEN.read_text())
+    return written["interpreter"], written["instructions"]
+
+
+def compare() -> int:
+    """Count nbloop's, show them beside those written down; 1 if something has grown."""
+    counts = count("nbloop")
+    counted_on, before = written_down()
+    print("     now   before")
+    for name, value in counts.items():
+        print(f"{value:8,.0f} {before.get(name, float('nan')):8,.0f}  {name}")
+    if counted_on != interpreter():
+        print(f"Those before were counted on {counted_on}; this is {interpreter()}: nothing is judged.")
+        return 0
+    problems = grown(counts, before)
+    print(*problems, sep="\n")
+    return 1 if problems else 0
+
+
+def main() -> int:
+    """Compare with what was written down, or write it down."""
+    parser = argparse.ArgumentParser(prog="python -m asv_bench.instructions", description=__doc__.partition("\n")[0])
+    parser.add_argument("--write", metavar="FILE", type=Path, help="write the counts down, and a table into FILE")
+    parser.add_argument("--play", choices=LOOPS, help=argparse.SUPPRESS)
+    parser.add_argument("--names", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.play:
+        play(options.play, options.names)
+    elif missing():
+        print(f"SKIPPED: instructions are not counted: {missing()}")
+    elif options.write:
+        write_down(options.write)
+    else:
+        return compare()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
