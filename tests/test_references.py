@@ -60,6 +60,7 @@ PUTS = {
     "schedule_immediate": lambda loop, *what: loop.schedule_immediate(*what),
     "schedule_close": lambda loop, *what: loop.schedule_close(*what),
     "schedule_timer": lambda loop, *what: loop.schedule_timer(0, *what),
+    "schedule_timer_at": lambda loop, *what: loop.schedule_timer_at(0, *what),
     "producer": lambda loop, *what: loop.producer().submit(*what),
     "submit_many": lambda loop, what, *_: loop.submit_many([what, what]),
     "producer submit_many": lambda loop, what, *_: loop.producer().submit_many([what, what]),
@@ -196,6 +197,8 @@ def test_delay_refusal(loop, tracked, released, delay):
     """contract: ValueError, TypeError for a delay: nothing held."""
     with pytest.raises((ValueError, TypeError)):
         loop.schedule_timer(delay, tracked.make(), tracked.make())
+    with pytest.raises((ValueError, TypeError)):
+        loop.schedule_timer_at(delay, tracked.make(), tracked.make())
     released()
 
 
@@ -216,7 +219,7 @@ def test_submit_many_refused(loop, tracked, released):
 
 
 @pytest.mark.parametrize("where", ["here", "elsewhere"])
-@pytest.mark.parametrize("put", ["schedule_timer", "schedule_interval", "schedule_immediate"])
+@pytest.mark.parametrize("put", ["schedule_timer", "schedule_timer_at", "schedule_interval", "schedule_immediate"])
 def test_cancel(loop, elsewhere, turns, tracked, where, put):
     """contract: cancel_timer, cancel_immediate: the callback is released at once, not when its time would have come."""
     cancel = loop.cancel_immediate if put == "schedule_immediate" else loop.cancel_timer

@@ -105,24 +105,27 @@ def arm(base: int, word: int, now: int, delay: int, period: int, clamp: int, cul
 
 
 @inlined
-def arm_seconds(base: int, arguments: int, count: int, repeat: bool) -> int:
-    """A timer or interval from ``delay, callback, *args``."""
+def arm_seconds(base: int, arguments: int, count: int, absolute: bool, repeat: bool) -> int:
+    """A timer or interval from ``delay, callback, *args``, or from ``deadline, callback, *args``."""
     if count < 2:
         refuse(base, REFUSED_TIMER, get(base + NONE))
         return 0
-    delay = nanoseconds(base, get(arguments), 1e9, REFUSED_DELAY)
+    delay = nanoseconds(base, get(arguments), 1e9, REFUSED_DEADLINE if absolute else REFUSED_DELAY)
     if delay < 0:
         return 0
     word = pack_all(base, arguments + 8, count - 1)
     if word == 0:
         return 0
-    return arm(base, word, loop_ns(base), delay, delay if repeat else -1, get(base + CLAMP), get(arguments + 8))
+    now = loop_ns(base)
+    if absolute:
+        delay = max(0, delay - now)
+    return arm(base, word, now, delay, delay if repeat else -1, get(base + CLAMP), get(arguments + 8))
 
 
 @kernel(MANY)
 def schedule_timer(self: int, arguments: int, count: int) -> int:
     """One shot."""
-    return arm_seconds(data(self), arguments, count, False)
+    return arm_seconds(data(self), arguments, count, False, False)
 
 
 @kernel(MANY)
@@ -130,24 +133,13 @@ def schedule_timer_at(self: int, arguments: int, count: int) -> int:
     """One shot, from ``deadline, callback, *args``: what is given as one deadline is one, which a delay counted from
     two readings of the clock would not be.
     """
-    base = data(self)
-    if count < 2:
-        refuse(base, REFUSED_TIMER, get(base + NONE))
-        return 0
-    deadline = nanoseconds(base, get(arguments), 1e9, REFUSED_DEADLINE)
-    if deadline < 0:
-        return 0
-    word = pack_all(base, arguments + 8, count - 1)
-    if word == 0:
-        return 0
-    now = loop_ns(base)
-    return arm(base, word, now, max(0, deadline - now), -1, get(base + CLAMP), get(arguments + 8))
+    return arm_seconds(data(self), arguments, count, True, False)
 
 
 @kernel(MANY)
 def schedule_interval(self: int, arguments: int, count: int) -> int:
     """Repeating, anchored to each callback's start."""
-    return arm_seconds(data(self), arguments, count, True)
+    return arm_seconds(data(self), arguments, count, False, True)
 
 
 @inlined
