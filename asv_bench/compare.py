@@ -15,7 +15,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nbloop.js import JS
@@ -170,11 +170,13 @@ def beside_all(label: str = "{}") -> dict[str, str]:
     return {name: label.format(name) for name in ("uvloop", "trio", "SimpleQueue", "deque")}
 
 
-def _race(name: str, consumer: peers.Consumer, producers: int, tasks: int) -> Probe:
-    return crossing.race(f"{name} {producers}", crossing.entrance(consumer), producers, tasks)
+def _race(name: str, consumer: peers.Consumer, producers: int, tasks: int, functions: int = 1) -> Probe:
+    label = f"{name} {producers}" if functions == 1 else f"{name} {producers} each"
+    return crossing.race(label, crossing.entrance(consumer), producers, tasks, functions)
 
 
 PRODUCERS = (1, 2, 4, 10)
+FUNCTIONS = 1000
 
 
 @group(
@@ -205,6 +207,27 @@ def races(plan: Plan) -> Iterator[Row]:
             )
     two, one = values["handle 2"], values["handle 1"]
     yield Row("race.scaling", "ns", Sample.of(two), None, Sample.of(ratios(two, one)))
+
+
+@group(*(f"race.each.{producers}" for producers in PRODUCERS[:3]), "race.each.handles", "race.each.uvloop")
+def races_of_functions(plan: Plan) -> Iterator[Row]:
+    """The same with a function of its own for each task, as far as one can tell."""
+    with beside(started=True) as loops:
+        ours = loops[0]
+        assert isinstance(ours, Nbloop)
+        handles = lambda: ours.loop.producer().submit  # noqa: E731 - as the others beside it
+        probes = [crossing.race("handle 2 each", handles, 2, plan.race_tasks, FUNCTIONS)]
+        for producers in PRODUCERS[:3]:
+            probes += [_race(of.name, of, producers, plan.race_tasks, FUNCTIONS) for of in loops]
+        values = interleave(plan.race_rounds, probes, warm=1)
+    for producers in PRODUCERS[:3]:
+        names = [f"{of} {producers} each" for of in ("nbloop", "asyncio", "uvloop")]
+        yield row_of_ratio(f"race.each.{producers}", values, names[0], names[1], faster=True, uvloop=names[2])
+    best = row_of_ratio("race.each.handles", values, "handle 2 each", "asyncio 2 each", True, uvloop="uvloop 2 each")
+    yield best
+    if "uvloop 2 each" in values:
+        by_round = ratios(values["uvloop 2 each"], values["handle 2 each"])
+        yield replace(best, key="race.each.uvloop", judged=Sample.of(by_round))
 
 
 @group("spawn.1", "spawn.8", "spawn.64", "million")

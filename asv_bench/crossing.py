@@ -61,15 +61,16 @@ def entrance(consumer: Consumer) -> Entrance:
     return lambda: consumer.soon_threadsafe
 
 
-def race(label: str, entrance: Entrance, producers: int, total: int) -> Probe:
+def race(label: str, entrance: Entrance, producers: int, total: int, functions: int = 1) -> Probe:
     """`producers` threads share `total` tasks and start at a barrier: ns a task until the last one has run, and ns a
     submit.
 
     Fair by construction. Both loops get the same number of the same callbacks: for each producer a closure of its own
     with an empty body, made in that producer's thread, as code that submits work would do (one function shared by all
-    would add its reference count as a bottleneck). `entrance` is called by each producer, before the barrier, for the
-    method that it submits with. Submission is in order per producer, so all tasks have run when each producer's last
-    one has; that one takes the time.
+    would add its reference count as a bottleneck); or `functions` such closures in turn, because of one alone the line
+    of its reference count still goes to and fro between the producer and the loop. `entrance` is called by each
+    producer, before the barrier, for the method that it submits with. Submission is in order per producer, so all
+    tasks have run when each producer's last one has; that one takes the time.
     """
     share = total // producers
 
@@ -83,16 +84,21 @@ def race(label: str, entrance: Entrance, producers: int, total: int) -> Probe:
         def produce() -> None:
             submit = entrance()
 
-            def callee() -> None:
-                pass
+            def closure() -> Callable[[], None]:
+                def callee() -> None:
+                    pass
+
+                return callee
 
             def last() -> None:
                 ends.append(clock())
                 done.release()
 
+            callees = [closure() for _ in range(functions)] * (share // functions + 1)
+            del callees[share - 1 :]
             barrier.wait()
             start = clock()
-            for _ in repeat(None, share - 1):
+            for callee in callees:
                 submit(callee)
             submit(last)
             submitted.append(clock() - start)

@@ -50,6 +50,13 @@ TARGETS = {
     "race.handles.1": Target("submit → run, 1 producer() handle", "x", 30, at_least=True),
     "race.handles.2": Target("submit → run, 2 producer() handles", "x", 30, at_least=True),
     "race.handles.4": Target("submit → run, 4 producer() handles", "x", 30, at_least=True),
+    "race.each.1": Target("submit → run, 1 producer, 1,000 functions in turn", "x"),
+    "race.each.2": Target("submit → run, 2 producers, 1,000 functions in turn", "x"),
+    "race.each.4": Target("submit → run, 4 producers, 1,000 functions in turn", "x"),
+    "race.each.handles": Target("submit → run, 2 producer() handles, 1,000 functions in turn", "x", 50, at_least=True),
+    "race.each.uvloop": Target(
+        "submit → run, 2 producer() handles, 1,000 functions in turn, in terms of uvloop's", "x", 8, at_least=True
+    ),
     "race.scaling": Target("all through 2 producer() handles, in terms of all through 1", "x", 1),
     "microtask": Target("microtask: schedule + run, callee off", "E", 2),
     "tick": Target("next-tick: schedule + run, callee off", "E", 2),
