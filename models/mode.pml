@@ -8,7 +8,7 @@
 
    stands for:
      parking.wake 14e27c34c48b
-     parking.wake_sleeper 779c2883a807
+     parking.wake_sleeper 4236ab60c1bc
      parking.wide_awake c13caad69401
      turn.wait 11258c5a44b6
      readiness.epoll_sleep b601ced7e03c

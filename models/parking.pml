@@ -7,9 +7,9 @@
 
    stands for:
      parking.wake 14e27c34c48b
-     parking.wake_sleeper 779c2883a807
+     parking.wake_sleeper 4236ab60c1bc
      parking.arrivals 917cea6b464d
-     parking.fall_asleep 0cc9f47ee33c
+     parking.fall_asleep dfa4048ce28a
      parking.wide_awake c13caad69401
      parking.sleep_on_word 5042a25779be
      parking.park 877eaf070c5e

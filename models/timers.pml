@@ -9,11 +9,11 @@
      slots.slot_open efbeaa121a9b
      slots.slot_of d096f057c8b1
      timers.timer_arm_here d29fc1c5824b
-     timers.timer_arm_elsewhere 68500a1d158d
+     timers.timer_arm_elsewhere a7aa5d5cd288
      timers.timer_armed 1487393aa61b
      timers.timer_removed 2acde3061716
-     timers.timer_cancel 2e2624a7ca84
-     timers.timer_reference 77e7fc74ca04
+     timers.timer_cancel 04f45b0e2d50
+     timers.timer_reference 77456c4e2284
      turn.timer_fire d204068375b3
      turn.interval_ran 1f4c8afcccdd
      callbacks.fetch_remote 8fa1f9a34473

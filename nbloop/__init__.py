@@ -56,7 +56,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """asyncio's view of the loop, imported when it is asked for: asyncio alone takes longer to import than nbloop."""
+    """asyncio's view of the loop, imported when it is asked for: who does without need not wait for asyncio."""
     if name in ("EventLoop", "EventLoopPolicy", "new_event_loop", "run"):
         from . import aio
 

@@ -7,6 +7,7 @@ is made, so that the messages are in one place.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import logging
 import sys
@@ -114,10 +115,15 @@ def warn() -> None:
     )
 
 
-def wake_parker(of: weakref.ref[Loop]) -> None:
+def wake_parker(of: weakref.ref[Loop], interruption: BaseException | None = None) -> None:
+    """Wake a loop that sleeps in Python. `interruption` was raised when this was called before."""
     loop = of()
     if loop is not None and loop._parker is not None:
         loop._parker.wake()
+    if isinstance(interruption, KeyboardInterrupt):
+        _thread.interrupt_main()  # once more, where it may be raised
+    elif interruption is not None:
+        log(interruption, "an exception came in the way of a wake-up")
 
 
 def renew(of: weakref.ref[Loop]) -> None:
@@ -140,7 +146,10 @@ def refuse(of: weakref.ref[Loop], code: int, culprit: object) -> None:
     if code == layout.REFUSED_CLOSED:
         if loop is not None:
             loop._check_fork()
-            if loop._lifecycle() == layout.RUNNING:  # it is finding out whether it may exit
+            # It is finding out whether it may exit. On its own thread that goes on only when this call has ended, and
+            # it needs the lock.
+            waits = loop.is_loop_thread() or loop._lock._recursion_count() > 0
+            if loop._lifecycle() == layout.RUNNING and not waits:
                 time.sleep(0)
                 return
         raise LoopTerminatedError(f"{name} takes no new work: it has terminated or is about to")

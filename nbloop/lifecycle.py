@@ -62,6 +62,9 @@ class LoopState(enum.Enum):
     TERMINATED = "terminated"
 
 
+LOOK = 0.5  # seconds between two looks at whether somebody ends a loop that is to end
+
+
 class Lifecycle(Scheduling):
     """The part of a `Loop` that is its life."""
 
@@ -85,6 +88,7 @@ class Lifecycle(Scheduling):
         self._watches = Watches(state)
         self._acquire = life.acquire.bind(state)
         self._release = life.release.bind(state)
+        self._give_up = life.leave.bind(state)
         self._transition = life.transition.bind(state)
         _live.add(self)
 
@@ -120,8 +124,14 @@ class Lifecycle(Scheduling):
         KeyboardInterrupt and SystemExit from a callback, and Ctrl-C on the main thread, leave it; what was accepted
         stays queued, and the loop can be run again.
         """
-        self._enter()
-        self._turn_and_leave()
+        if self.is_loop_thread():
+            raise ReentrantRunError(f"{self.name}.run() was called from one of its own callbacks")
+        try:
+            self._enter()
+            self._turn()
+        finally:  # also of a Ctrl-C between the two; an exception may come anywhere but before the first line
+            self._give_up()
+            self._owe_end()
 
     @bound(life.stop)
     def stop(self) -> None:
@@ -155,14 +165,16 @@ class Lifecycle(Scheduling):
             raise LoopTerminatedError(f"{self.name} can not be run: it has terminated or is about to")
 
     def _leave(self) -> None:
-        """Give the loop up. If it is to end and has not, because an exception or this very visit was in the way,
-        somebody must.
-        """
-        self._release()
+        """Give the loop up, if it is this thread's."""
+        self._give_up()
+        self._owe_end()
+
+    def _owe_end(self) -> None:
+        """If it is to end and has not, because an exception or this very visit was in the way, somebody must."""
         if self._lifecycle() == layout.TERMINATING:
             self._ensure_finisher()
 
-    def _turn_and_leave(self) -> None:
+    def _turn(self) -> None:
         try:
             with _signals.interruptible(self):
                 self._turn_until_end()
@@ -170,9 +182,6 @@ class Lifecycle(Scheduling):
             if self._recorder is not None:
                 self._recorder._run_raised()
             raise
-        finally:
-            self._transition(layout.RUNNING, layout.AWAKE)
-            self._leave()
 
     def _turn_until_end(self) -> None:
         self._runner = threading.get_ident()
@@ -229,7 +238,8 @@ class Lifecycle(Scheduling):
         with self._lock:
             handles = self._live_handles()
             waiting = sum(life.producer_close.bind(handle)() for handle in handles)
-            if not waiting:
+            # What came since then, from a signal's handler on this thread or by `register_fd` from another: it counts.
+            if not waiting and not self.alive():
                 self._transition(layout.RUNNING, layout.TERMINATING)
                 return True
             for handle in handles:
@@ -255,7 +265,11 @@ class Lifecycle(Scheduling):
                 return
             finally:
                 entered.set()
-            self._turn_and_leave()
+            try:
+                self._turn()
+            finally:
+                self._give_up()
+                self._owe_end()
 
         if self.is_loop_thread():
             raise ReentrantRunError(f"{self.name}.start() was called from one of its own callbacks")
@@ -272,7 +286,11 @@ class Lifecycle(Scheduling):
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        self.shutdown()
+        if not self._forked:  # a child that leaves the block ends nothing
+            self.shutdown()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{self.name} can not be copied or pickled: its words and its thread are this process's")
 
     # --- ending
     # ----------------------------------------------------------------------------------------------------------
@@ -281,9 +299,9 @@ class Lifecycle(Scheduling):
         """End gracefully: refuse new work, run what was accepted, then release the rest; returns when that is done.
 
         Run are the immediates, close callbacks, internal and external tasks that were accepted, with the microtasks
-        they queue; timers are not. From a callback it only requests the end and returns. A loop that was never run is
-        finished on a thread of its own. Any number of threads may call it, any number of times. Raises TimeoutError
-        after `timeout` seconds; the end goes on.
+        they queue; timers are not. From a callback, and from a function that `promisify` runs, it only requests the
+        end and returns. A loop that was never run is finished on a thread of its own. Any number of threads may call
+        it, any number of times. Raises TimeoutError after `timeout` seconds; the end goes on.
         """
         if timeout is not None:
             check_timeout(timeout)
@@ -292,7 +310,9 @@ class Lifecycle(Scheduling):
         if self.is_loop_thread():
             return
         self._ensure_finisher()
-        if not self._ended.wait(timeout):
+        if self._workers is not None and self._workers.at_work():  # the end waits for what this one does
+            return
+        if not self._wait_for_end(timeout):
             raise TimeoutError(f"{self.name} has not ended within {timeout} s; the shutdown goes on")
 
     def close(self) -> None:
@@ -305,16 +325,31 @@ class Lifecycle(Scheduling):
         if self.is_loop_thread():
             raise ReentrantCloseError(f"{self.name}.close() was called from one of its own callbacks; use shutdown()")
         self._closing = True
+        if self._workers is not None:
+            self._workers.hurry()
         self._begin_end()
         life.interrupt.bind(self._state)(1)
         if self._acquire() == 0:
             try:
                 self._finish()
             finally:
-                self._release()
+                self._leave()
         else:
             self._ensure_finisher()
-        self._ended.wait()
+        self._wait_for_end(None)
+
+    def _wait_for_end(self, timeout: float | None) -> bool:
+        """Has it ended? Looks now and then whether somebody still sees to it: a Ctrl-C may have made a `run` leave
+        without a finisher.
+        """
+        until = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = LOOK if until is None else min(LOOK, until - time.monotonic())
+            if self._ended.wait(max(0.0, left)):
+                return True
+            if left < LOOK:
+                return False
+            self._ensure_finisher()
 
     def _begin_end(self) -> None:
         """Move to TERMINATING and refuse new work, from whichever stage this is."""
@@ -418,6 +453,7 @@ def _after_fork_in_child() -> None:
         loop._record["sleep"] = 0
         life.interrupt.bind(loop._state)(1)
         loop._refuse_new()
+        loop._record["lifecycle"] = layout.TERMINATED  # timers, immediates and the views of the loop look at this
         loop._watches.close()  # this process's copies: the parent's stay as they are
 
 

@@ -61,10 +61,11 @@ def check_events(events: object) -> int:
     interest = int(events)
     if interest & ~0x3F:
         raise ValueError(f"events must be made of nbloop.IOEvents.READ, WRITE, EDGE and ONESHOT, not {interest:#x}")
-    interest &= ~(layout.ERROR | layout.HANGUP)
     if interest and not interest & (layout.READ | layout.WRITE):
-        raise ValueError(f"events must name READ, WRITE or both beside EDGE and ONESHOT, not {events!r}; 0 mutes")
-    return interest
+        raise ValueError(
+            f"events must name READ, WRITE or both, not {events!r} alone; ERROR and HANGUP are told of unasked, 0 mutes"
+        )
+    return interest & ~(layout.ERROR | layout.HANGUP)
 
 
 class Watches:

@@ -21,7 +21,7 @@ import signal
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from .errors import LoopTerminatedError
 from .kernels.capi import WINDOWS
@@ -45,6 +45,7 @@ _lock = threading.RLock()  # re-entrant: a collection inside it may end a loop, 
 _asked: dict[int, weakref.WeakKeyDictionary[Target, _Handler]] = {}
 _before: dict[int, object] = {}  # the disposition to put back: an address, or a Python handler when un-jitted
 _pipe: tuple[int, int] | None = None
+_reader: threading.Thread | None = None
 _interruptible: list[Target] = []  # the loops that the main thread is running, the innermost last
 
 
@@ -113,11 +114,28 @@ def _hand(target: Target, callback: Callable[..., object], *args: object) -> Non
         logger.error("a signal did not reach %r", target, exc_info=error)
 
 
+class _StandIn:
+    """What Python calls SIGINT's handler while the system has nbloop's: asyncio's Runner looks, when `main` has ended,
+    whether that still is the one it set, and if so sets another, which takes away the system's, too. Should it be
+    reached, because it was left there by a thread that may not change it, it is as good as the one before it.
+    """
+
+    def __init__(self, before: Callable[..., Any]) -> None:
+        self.before = before
+
+    def __call__(self, number: int, frame: object) -> Any:
+        return self.before(number, frame)
+
+
 def _install(number: int) -> object:
     """Take over a signal; its disposition before."""
     if not _NATIVE:
         return signal.signal(number, lambda arrived, _frame: _deliver(arrived))
     _start_reader()
+    if number == signal.SIGINT and threading.current_thread() is threading.main_thread():
+        of_python = signal.getsignal(number)
+        if callable(of_python) and not isinstance(of_python, _StandIn):
+            signal.signal(number, _StandIn(of_python))
     set_handler = ctypes.pythonapi.PyOS_setsig
     set_handler.restype, set_handler.argtypes = ctypes.c_ssize_t, [ctypes.c_int, ctypes.c_void_p]
     before = set_handler(number, on_signal.address)
@@ -129,19 +147,26 @@ def _install(number: int) -> object:
 def _restore(number: int, before: object) -> None:
     if isinstance(before, int) and not isinstance(before, signal.Handlers):
         ctypes.pythonapi.PyOS_setsig(number, ctypes.c_void_p(before))
+        stand_in = signal.getsignal(number)
+        if isinstance(stand_in, _StandIn) and threading.current_thread() is threading.main_thread():
+            signal.signal(number, stand_in.before)
     else:
         signal.signal(number, before)  # type: ignore[arg-type]
 
 
 def _start_reader() -> int:
     """Have the pipe and the thread that reads it; the end to write to."""
-    global _pipe
+    global _pipe, _reader
     if _pipe is None:
-        _pipe = os.pipe()
-        os.set_blocking(_pipe[1], False)
+        pipe = os.pipe()
+        os.set_blocking(pipe[1], False)
         if _NATIVE:
-            ctypes.c_int64.from_address(signal_words_address.bind(None)()).value = _pipe[1]
-        threading.Thread(target=_read, args=(_pipe[0],), name="nbloop-signals", daemon=True).start()
+            ctypes.c_int64.from_address(signal_words_address.bind(None)()).value = pipe[1]
+        _pipe = pipe
+    # Looked at by itself: there may have been no thread to be had, or a Ctrl-C while it started. Two would do no harm.
+    if _reader is None or not _reader.is_alive():
+        _reader = threading.Thread(target=_read, args=(_pipe[0],), name="nbloop-signals", daemon=True)
+        _reader.start()
     return _pipe[1]
 
 

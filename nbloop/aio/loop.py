@@ -23,8 +23,11 @@ recorder, a virtual clock for tests, and the rest of `nbloop.Loop`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
+import inspect
 import signal
+import weakref
 from asyncio import base_events as _base_events
 from asyncio import format_helpers
 from collections.abc import Callable
@@ -32,7 +35,7 @@ from contextvars import Context, copy_context
 from sys import _getframe
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import LoopTerminatedError
+from ..errors import ForkedLoopError, LoopTerminatedError
 from ..loop import Loop
 from .handles import Handle, Step, TimerHandle, is_wakeup, run
 from .selector import Selector
@@ -41,6 +44,13 @@ base_events: Any = _base_events  # its stubs do not name what is wanted of it
 
 FAR = 4e9  # s on the clock, 127 years: the core's last deadline stands for all that are later
 WHOLE_QUEUE = 1 << 40  # tasks in a turn: asyncio's turn, too, runs all that is ready when it begins
+
+
+def _signal_arrived(of: weakref.ref[EventLoop], sig: int) -> None:
+    loop = of()
+    handle = None if loop is None else loop._signals.get(sig)
+    if loop is not None and handle is not None:
+        loop._add_callback(handle)
 
 
 class EventLoop(asyncio.SelectorEventLoop):
@@ -76,7 +86,7 @@ class EventLoop(asyncio.SelectorEventLoop):
         self._submit = self._core.submit
         self.time = self._core.now  # type: ignore[method-assign] # no Python frame
         self._signals: dict[int, Handle] = {}
-        super().__init__(Selector(self._core, self._add_callback))
+        super().__init__(Selector(self._core, lambda handle: self._run(handle)))  # noqa: PLW0108 - debug mode changes it
         self._unseen = Handle(Handle.cancel, (), self, copy_context())  # for a caller that does not look at it
 
     @property
@@ -180,7 +190,8 @@ class EventLoop(asyncio.SelectorEventLoop):
             raise RuntimeError("Cannot close a running event loop")
         if not self.is_closed():
             super().close()
-            self._core.close()
+            with contextlib.suppress(ForkedLoopError):  # a child's copy ends nothing
+                self._core.close()
             self._signals.clear()
 
     # --- signals
@@ -189,13 +200,13 @@ class EventLoop(asyncio.SelectorEventLoop):
         self, sig: int, callback: Callable[..., object], *args: Any
     ) -> None:
         """Run ``callback(*args)`` for each arrival of a signal. Any thread, whichever thread the loop runs in."""
-        if asyncio.iscoroutinefunction(callback) or asyncio.iscoroutine(callback):
+        if inspect.iscoroutinefunction(callback) or asyncio.iscoroutine(callback):
             raise TypeError("coroutines cannot be used with add_signal_handler()")
         self._check_signal(sig)
         self._check_closed()
         handle = Handle(callback, args, self, copy_context())
         try:
-            self._core.add_signal_handler(sig, self._signal_arrived, sig)
+            self._core.add_signal_handler(sig, _signal_arrived, weakref.ref(self), sig)
         except ValueError as error:
             raise RuntimeError(f"sig {sig} cannot be caught") from error
         self._signals[sig] = handle
@@ -204,11 +215,6 @@ class EventLoop(asyncio.SelectorEventLoop):
         """Undo `add_signal_handler`; the signal gets back the meaning that it had before. False: there was none."""
         self._check_signal(sig)
         return self._signals.pop(sig, None) is not None and self._core.remove_signal_handler(sig)
-
-    def _signal_arrived(self, sig: int) -> None:
-        handle = self._signals.get(sig)
-        if handle is not None:
-            self._add_callback(handle)
 
     @staticmethod
     def _check_signal(sig: object) -> None:

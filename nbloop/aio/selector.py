@@ -30,10 +30,11 @@ class Selector(selectors._BaseSelectorImpl):
 
     _fd_to_key: dict[int, selectors.SelectorKey]  # asyncio's stubs do not name it
 
-    def __init__(self, core: Loop, add_callback: Callable[[Any], None]) -> None:
+    def __init__(self, core: Loop, run: Callable[[Any], None]) -> None:
         super().__init__()
         self._core = core
-        self._add_callback = add_callback
+        self._run = run
+        self._queued: set[Any] = set()
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
         key = super().register(fileobj, events, data)
@@ -71,9 +72,21 @@ class Selector(selectors._BaseSelectorImpl):
         else:
             told = WRITER  # the end of what the peer sends is the reader's
             if READER[events]:
-                self._add_callback(reader)
+                self._tell(reader)
         if writer is not None and told[events]:
-            self._add_callback(writer)
+            self._tell(writer)
+
+    def _tell(self, handle: Any) -> None:
+        """Queue a handle, unless it waits there already: asyncio looks again only when all that was ready has run, but
+        this loop also while a producer is between its ticket and its task, and all behind that has to wait.
+        """
+        if handle not in self._queued:
+            self._queued.add(handle)
+            self._core.submit(self._told, handle)
+
+    def _told(self, handle: Any) -> None:
+        self._queued.discard(handle)
+        self._run(handle)
 
     def select(self, timeout: float | None = None) -> NoReturn:
         raise NotImplementedError("nbloop waits for descriptors itself: this selector is the table of them")

@@ -68,12 +68,33 @@ class Promise[T](Eventual):
             return "pending"
         return "fulfilled" if self._outcome else "rejected"
 
+    # A handler's promise or awaitable, then its plain value: of a union of both, mypy could not tell which one it is.
+    @overload
+    def then(self, on_fulfilled: None = None, on_rejected: None = None) -> Promise[T]: ...
+    @overload
+    def then[U](self, on_fulfilled: Callable[[T], Awaitable[U]], on_rejected: None = None) -> Promise[U]: ...
+    @overload
+    def then[U](self, on_fulfilled: Callable[[T], U], on_rejected: None = None) -> Promise[U]: ...
+    @overload
+    def then[V](self, on_fulfilled: None, on_rejected: Callable[[Any], Awaitable[V]]) -> Promise[T | V]: ...
+    @overload
+    def then[V](self, on_fulfilled: None, on_rejected: Callable[[Any], V]) -> Promise[T | V]: ...
+    @overload
+    def then[U, V](
+        self, on_fulfilled: Callable[[T], Awaitable[U]], on_rejected: Callable[[Any], Awaitable[V]]
+    ) -> Promise[U | V]: ...
+    @overload
+    def then[U, V](
+        self, on_fulfilled: Callable[[T], Awaitable[U]], on_rejected: Callable[[Any], V]
+    ) -> Promise[U | V]: ...
+    @overload
+    def then[U, V](
+        self, on_fulfilled: Callable[[T], U], on_rejected: Callable[[Any], Awaitable[V]]
+    ) -> Promise[U | V]: ...
+    @overload
+    def then[U, V](self, on_fulfilled: Callable[[T], U], on_rejected: Callable[[Any], V]) -> Promise[U | V]: ...
     @method(reactions.then)
-    def then[U](
-        self,
-        on_fulfilled: Callable[[T], Promise[U] | Awaitable[U] | U] | None = None,
-        on_rejected: Callable[[Any], Promise[U] | Awaitable[U] | U] | None = None,
-    ) -> Promise[U]:
+    def then(self, on_fulfilled: Any = None, on_rejected: Any = None) -> Promise[Any]:
         """A promise for what the handler returns; without one for an outcome, for that outcome itself. What is not
         callable is ignored.
 
@@ -82,9 +103,15 @@ class Promise[T](Eventual):
         """
         raise NotImplementedError  # pragma: no cover
 
-    def catch[U](self, on_rejected: Callable[[Any], Promise[U] | Awaitable[U] | U] | None = None) -> Promise[T | U]:
+    @overload
+    def catch(self, on_rejected: None = None) -> Promise[T]: ...
+    @overload
+    def catch[V](self, on_rejected: Callable[[Any], Awaitable[V]]) -> Promise[T | V]: ...
+    @overload
+    def catch[V](self, on_rejected: Callable[[Any], V]) -> Promise[T | V]: ...
+    def catch(self, on_rejected: Callable[[Any], Any] | None = None) -> Promise[Any]:
         """``then(None, on_rejected)`` (ECMAScript 27.2.5.1)."""
-        return cast("Promise[T | U]", self.then(None, on_rejected))
+        return self.then(None, on_rejected)
 
     def finally_(self, on_finally: Callable[[], object] | None = None) -> Promise[T]:
         """A promise for the same outcome, once ``on_finally()`` has run and what it returned has settled (ECMAScript
@@ -93,7 +120,7 @@ class Promise[T](Eventual):
         An exception in it, or a rejection of what it returned, becomes the outcome instead.
         """
         if not callable(on_finally):
-            return cast("Promise[T]", self.then(on_finally, on_finally))
+            return self.then()
         js: JS = self._view.owner
 
         def then_finally(value: T) -> Promise[T]:
@@ -104,7 +131,7 @@ class Promise[T](Eventual):
             js.resolve(on_finally())._react(lambda _ignored: again._reject(reason), again._reject)
             return again
 
-        return cast("Promise[T]", self.then(then_finally, catch_finally))
+        return self.then(then_finally, catch_finally)
 
     def __await__(self) -> Generator[Any, Any, T]:
         """``await promise`` in a coroutine that `JS.spawn` runs: its value, or its reason raised."""

@@ -38,10 +38,11 @@ class Workers:
         self._loop = weakref.ref(loop)
         self._js = JS(loop)
         self._pool = ThreadPoolExecutor(thread_name_prefix=f"{loop.name}-worker")
-        self._outcomes: queue.SimpleQueue[tuple[Promise[Any], bool, Any]] = queue.SimpleQueue()
+        self._outcomes: queue.SimpleQueue[tuple[Promise[Any], bool, Any] | None] = queue.SimpleQueue()
         self._pending: dict[int, Promise[Any]] = {}
         self._lock = threading.Lock()
         self._ended = False
+        self._working = threading.local()
         self._hold = life.hold.bind(loop._state)  # a worker at work keeps an auto-exit loop alive
 
     def run(self, function: Callable[..., Any], args: tuple[object, ...]) -> Promise[Any]:
@@ -64,7 +65,12 @@ class Workers:
         promise._reject(refusal)
         return promise
 
+    def at_work(self) -> bool:
+        """Is the calling thread one of these, with a function that has not returned?"""
+        return getattr(self._working, "now", False)
+
     def _work(self, promise: Promise[Any], function: Callable[..., Any], args: tuple[object, ...]) -> None:
+        self._working.now = True
         try:
             outcome, failed = function(*args), False
         except BaseException as error:
@@ -77,7 +83,13 @@ class Workers:
 
     def _settle_one(self) -> None:
         with contextlib.suppress(queue.Empty):
-            self._settle(*self._outcomes.get_nowait())
+            outcome = self._outcomes.get_nowait()
+            if outcome is not None:
+                self._settle(*outcome)
+
+    def hurry(self) -> None:
+        """The loop is being closed: an end that waits for a worker waits no longer. Any thread."""
+        self._outcomes.put(None)
 
     def _settle(self, promise: Promise[Any], failed: bool, outcome: Any) -> None:
         with self._lock:
@@ -106,7 +118,9 @@ class Workers:
             thread.start()
             thread.join()
         elif pending:
-            self._settle(*self._outcomes.get())
+            outcome = self._outcomes.get()
+            if outcome is not None:  # else `close` has come, and the caller looks at that
+                self._settle(*outcome)
             return True
         self._pool.shutdown(wait=False, cancel_futures=True)
         return False

@@ -8,7 +8,7 @@ loop may have several.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from typing import Any
+from typing import Any, overload
 
 from .. import debug
 from ..kernels import js as kernels
@@ -94,7 +94,13 @@ class JS:
         resolver = Resolver(promise)
         return promise, resolver.resolve, resolver.reject
 
-    def resolve[T](self, value: Promise[T] | Awaitable[T] | T = None) -> Promise[T]:  # type: ignore[assignment]
+    @overload
+    def resolve(self, value: None = None) -> Promise[None]: ...
+    @overload
+    def resolve[T](self, value: Promise[T] | Awaitable[T]) -> Promise[T]: ...
+    @overload
+    def resolve[T](self, value: T) -> Promise[T]: ...
+    def resolve(self, value: Any = None) -> Promise[Any]:
         """The value itself if it is a promise of this view, else a promise resolved with it (27.2.4.7)."""
         return resolved(self, value)
 

@@ -159,9 +159,9 @@ def _doc(like: Callable[..., Any]) -> str:
 def bound[F: Callable[..., Any]](of: Kernel) -> Callable[[F], F]:
     """Make a documented method of a class the face of kernel `of`.
 
-    The class shows the function (its signature, its docstring); an instance, which must have ``_state``, gets a
-    built-in in its place on first use. A non-data descriptor, as ``functools.cached_property`` is: later look-ups
-    find the built-in itself.
+    The class has a function of that signature and docstring, to be called with an instance; an instance, which must
+    have ``_state``, gets a built-in in its place on first use. A non-data descriptor, as
+    ``functools.cached_property`` is: later look-ups find the built-in itself.
     """
 
     def face(function: F) -> F:
@@ -178,11 +178,17 @@ class _Face:
         self.__name__ = function.__name__
         self.__wrapped__ = function
 
+        @functools.wraps(function)
+        def unbound(self: Any, /, *args: Any, **keywords: Any) -> Any:
+            return of.bind(self._state, function)(*args, **keywords)
+
+        self._unbound = unbound
+
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         if instance is None:
-            return self._function
+            return self._unbound
         method = self._of.bind(instance._state, self._function)
-        if getattr(type(instance), self.__name__) is not self._function:
+        if getattr(type(instance), self.__name__) is not self._unbound:
             return method  # for a subclass's method of this name, which must go on being found itself
         return instance.__dict__.setdefault(self.__name__, method)
 

@@ -400,6 +400,7 @@ READY_MOST = 1024  # events that one poll can report; more are there at the next
 REFUSED_CLOSED, REFUSED_FULL, REFUSED_MEMORY, REFUSED_CALLABLE, REFUSED_ARGUMENTS = 1, 2, 3, 4, 5
 REFUSED_DELAY, REFUSED_SLOTS, REFUSED_IDENTIFIER, REFUSED_TIMER, REFUSED_MILLISECONDS = 6, 7, 8, 9, 10
 REFUSED_DEADLINE = 11
+GONE = 64  # beside one of them: the reference of what was refused has been released already
 
 # What a cell holds: an owned reference (objects are 16-byte aligned) and, in the low bits, how to read it.
 TAG_ARGUMENTS = 1  # the reference is a tuple (callable, *args)

@@ -31,6 +31,7 @@ from .ingress import (
 from .kernel import MANY, ONE, data, helper, kernel
 from .kernel import NONE as NO_ARGUMENTS
 from .layout import (
+    AWAKE,
     CHECKPOINT_ENDS,
     CLOSING,
     DUE,
@@ -62,6 +63,7 @@ from .layout import (
     R_ARRAY,
     READY,
     REMOTE,
+    RUNNING,
     S_CALLBACK,
     S_DESCRIPTOR,
     S_WORD,
@@ -84,16 +86,15 @@ from .layout import (
     TIMERS_AT,
     VIRTUAL_NOW,
 )
-from .parking import arrivals, step_aside, wide_awake
+from .parking import arrivals, step_aside, wake_to_exit, wide_awake
 from .parking import wake as wake_loop
 from .readiness import WATCHED
 from .ring import ring_length, ring_pop, ring_seen
-from .slots import slot_of
+from .slots import slot_of, timers_referenced
 from .timers import (
     CANCELLED,
     SPENT,
     STATE_MASK,
-    timers_referenced,
 )
 
 
@@ -122,6 +123,7 @@ def hold(self: int, change: int) -> int:
     """Add to the number of reasons to stay alive that are not the loop's own: worker threads at work. Any thread."""
     base = data(self)
     fetch_add(base + HOLDS, PyLong_AsLongLong(change))
+    wake_to_exit(base)
     return get(base + NONE)
 
 
@@ -192,6 +194,18 @@ def release(self: int, _unused: int) -> int:
     """Give the loop up; the owner only."""
     base = data(self)
     store_sc(base + OWNER, 0)
+    return get(base + NONE)
+
+
+@kernel(NO_ARGUMENTS)
+def leave(self: int, _unused: int) -> int:
+    """What `run` does last: if the calling thread is the owner, RUNNING becomes AWAKE, and the loop is nobody's. One
+    call, because an exception of a signal's handler can come between any two; then the loop would stay owned.
+    """
+    base = data(self)
+    if on_loop_thread(base):
+        compare_and_swap(base + LIFECYCLE, RUNNING, AWAKE)
+        store_sc(base + OWNER, 0)
     return get(base + NONE)
 
 

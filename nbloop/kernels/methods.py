@@ -6,7 +6,7 @@ How a call is refused is in caller.py.
 
 from __future__ import annotations
 
-from .atomics import exchange, get, load, load_sc, put, store
+from .atomics import exchange, get, load, load_sc, put
 from .callbacks import due_push, fetch_remote
 from .caller import on_loop_thread, refuse
 from .capi import (
@@ -57,7 +57,6 @@ from .layout import (
     REFUSED_MEMORY,
     REFUSED_SLOTS,
     REMOTE,
-    S_WORD,
     TAG_ARGUMENTS,
     TERMINATING,
     TICKS,
@@ -66,8 +65,8 @@ from .layout import (
 from .parking import wake as wake_loop
 from .recorder import ring_recorded
 from .ring import ring_push
-from .slots import slot_at, slot_free, slot_open, slot_take, slot_take_here
-from .timers import QUEUED, STATE_MASK, immediate_cancel
+from .slots import slot_open, slot_take, slot_take_here
+from .timers import QUEUED, immediate_cancel, slot_unopen
 
 
 @inlined
@@ -300,10 +299,10 @@ def schedule_immediate(self: int, arguments: int, count: int) -> int:
             if number == 0:  # no memory for the id: an immediate that nobody can name is not stored
                 immediate_cancel(base, identifier)
             return number
-        if slot >= 0:
-            record = slot_at(timers, slot)
-            store(record + S_WORD, load(record + S_WORD) & ~STATE_MASK)
-            slot_free(timers, slot)
+        if slot >= 0 and not slot_unopen(timers, slot, identifier, QUEUED):
+            if refuse(base, status, get(arguments)) == 0:
+                refuse(base, REFUSED_MEMORY, get(arguments))
+            return 0
         if refuse(base, status, get(arguments)) != 0:
             Py_DecRef(word & POINTER_MASK)
             return 0

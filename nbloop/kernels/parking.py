@@ -38,9 +38,11 @@ from .capi import (
     WINDOWS,
     Py_DecRef,
     PyErr_Clear,
+    PyErr_GetRaisedException,
     PyEval_RestoreThread,
     PyEval_SaveThread,
     PyObject_CallNoArgs,
+    PyObject_CallOneArg,
     Sleep,
     WaitOnAddress,
     WakeByAddressSingle,
@@ -52,9 +54,11 @@ from .clock import FOREVER, clock_jump, sleep_ns
 from .ingress import queue_length
 from .kernel import apart, helper, inlined
 from .layout import (
+    AUTO_EXIT,
     CLAIMED,
     EVENT_WAKE,
     EXTERNAL,
+    HOLDS,
     INTERRUPT,
     LIFECYCLE,
     NANOSECONDS,
@@ -85,9 +89,11 @@ from .layout import (
     WAKES_SENT,
 )
 from .recorder import event
+from .slots import timers_referenced
 
 IS_AWAKE, IS_ASLEEP = 0, 1
 SPIN_LOOKS = 32  # at the queues, between two looks at the clock
+WAKE_TRIES = 16  # of a waker that is Python
 SPIN_REST_MOST = 64  # short sleeps to sit out, at most, after spins that saw nothing
 
 
@@ -118,6 +124,13 @@ def wake_sleeper(base: int) -> bool:
         libc_write(load(base + WAKE_FD), base + ONE_WORD, 8)
     else:
         result = PyObject_CallNoArgs(load(base + WAKER))
+        for _ in range(WAKE_TRIES):
+            if result != 0:
+                break
+            # A signal's handler has raised before the call had begun: the wake is owed all the same, by no one else.
+            error = PyErr_GetRaisedException()
+            result = PyObject_CallOneArg(load(base + WAKER), error)
+            Py_DecRef(error)
         if result == 0:
             PyErr_Clear()
         else:
@@ -139,12 +152,29 @@ def arrivals(base: int) -> bool:
     )
 
 
+@inlined
+def nothing_awaited(base: int) -> bool:
+    """Is this an auto-exit loop that has nothing left to stay for? Any thread."""
+    return get(base + AUTO_EXIT) != 0 and load_sc(base + HOLDS) <= 0 and timers_referenced(base) <= 0
+
+
+@helper
+def wake_to_exit(base: int) -> None:
+    """Wake an auto-exit loop that sleeps if what another thread has just cancelled, or made not count, was the last
+    that it stays for. Any thread, afterwards.
+    """
+    if load_sc(base + SLEEP) == IS_ASLEEP and nothing_awaited(base):
+        wake(base)
+
+
 @helper
 def fall_asleep(base: int, deadline: int) -> bool:
-    """Announce the sleep; False if something has come meanwhile, and then the loop is awake again. Loop thread."""
+    """Announce the sleep; False if something has come meanwhile, or the last that it stays for has gone, and then the
+    loop is awake again. Loop thread.
+    """
     store(base + SLEEP_DEADLINE, deadline)
     store_sc(base + SLEEP, IS_ASLEEP)
-    if arrivals(base):
+    if arrivals(base) or nothing_awaited(base):
         wide_awake(base)
         return False
     # One word for what has passed and what still does: less the beginning of a sleep it is negative until its end.

@@ -14,7 +14,7 @@ because a few timers should not cost 4 MiB.
 
 from __future__ import annotations
 
-from .atomics import fetch_add, get, load, put, store
+from .atomics import fetch_add, get, load, load_sc, put, store
 from .capi import Py_DecRef
 from .kernel import apart, data, helper, inlined
 from .layout import (
@@ -26,6 +26,8 @@ from .layout import (
     SLOT_LIMIT,
     SLOTS_PER_SLAB_BITS,
     T_FREE,
+    T_LIVE_ELSEWHERE,
+    T_LIVE_HERE,
     T_MAKE_SLAB,
     T_NEXT,
     T_SLAB_OBJECTS,
@@ -33,6 +35,8 @@ from .layout import (
     T_SLOT_COUNT,
     T_SPARE,
     T_SPARES,
+    T_UNREFERENCED,
+    TIMERS_AT,
 )
 from .pool import words_array
 from .stack import stack_pop, stack_push
@@ -66,10 +70,10 @@ def slots_make(timers: int) -> int:
     if array == 0:
         return -1
     first = fetch_add(timers + T_SLOT_COUNT, count)
-    if first + count > SLOT_LIMIT:
+    if first + count > SLOT_LIMIT:  # unless others who came first have put a whole array's into the stack
         fetch_add(timers + T_SLOT_COUNT, -count)
         Py_DecRef(array)
-        return -1
+        return stack_pop(timers + T_FREE, get(timers + T_NEXT))
     address = (data(array) + 63) & ~63
     slab = first >> SLOTS_PER_SLAB_BITS
     put(get(timers + T_SLAB_OBJECTS) + (slab << 3), array)  # the others of a large array own nothing
@@ -124,6 +128,13 @@ def slot_open(timers: int, slot: int, callback: int, state: int) -> int:
     store(record + S_CALLBACK, callback)  # a canceller with a stale id may be reading it; its swap then fails
     store(record + S_WORD, (generation << GENERATION_SHIFT) | state)
     return (generation << SLOT_BITS) | slot
+
+
+@helper
+def timers_referenced(base: int) -> int:
+    """How many live timers count. Any thread; exact when nothing changes meanwhile."""
+    timers = base + TIMERS_AT
+    return load_sc(timers + T_LIVE_HERE) + load_sc(timers + T_LIVE_ELSEWHERE) - load_sc(timers + T_UNREFERENCED)
 
 
 @inlined

@@ -27,6 +27,7 @@ from .layout import (
     CLAMP,
     F_COUNT,
     FAR_AT,
+    GONE,
     LIFECYCLE,
     NONE,
     POINTER_MASK,
@@ -34,6 +35,7 @@ from .layout import (
     REFUSED_DEADLINE,
     REFUSED_DELAY,
     REFUSED_IDENTIFIER,
+    REFUSED_MEMORY,
     REFUSED_TIMER,
     REMOTE,
     T_NESTING,
@@ -99,6 +101,10 @@ def arm(base: int, word: int, now: int, delay: int, period: int, clamp: int, cul
             if number == 0:  # no memory for the id: a timer that nobody can name is not stored
                 timer_cancel(base, identifier, on_loop_thread(base))
             return number
+        if -identifier & GONE != 0:  # what is released already can not be tried again
+            if refuse(base, -identifier & ~GONE, culprit) == 0:
+                refuse(base, REFUSED_MEMORY, culprit)
+            return 0
         if refuse(base, -identifier, culprit) != 0:
             Py_DecRef(word & POINTER_MASK)
             return 0
@@ -156,6 +162,16 @@ def identifier_of(base: int, number: int) -> int:
     return max(0, identifier)
 
 
+@inlined
+def identifier_again(base: int, number: int) -> int:
+    """`identifier_of` for what was one a moment ago: what has an ``__index__`` and now fails is no timer's."""
+    identifier = identifier_of(base, number)
+    if identifier < 0:
+        PyErr_Clear()
+        return 0
+    return identifier
+
+
 @kernel(ONE)
 def cancel_timer(self: int, number: int) -> int:
     """Settled on the slot's word."""
@@ -183,8 +199,10 @@ def cancel_timers(self: int, iterable: int) -> int:
         here = on_loop_thread(base)
         for i in range(count):
             if i + AHEAD < count:
-                prefetch(slot_of(base + TIMERS_AT, identifier_of(base, get(items + TUPLE_ITEMS + ((i + AHEAD) << 3)))))
-            identifier = identifier_of(base, get(items + TUPLE_ITEMS + (i << 3)))
+                prefetch(
+                    slot_of(base + TIMERS_AT, identifier_again(base, get(items + TUPLE_ITEMS + ((i + AHEAD) << 3))))
+                )
+            identifier = identifier_again(base, get(items + TUPLE_ITEMS + (i << 3)))
             answer = PyBool_FromLong(1 if timer_cancel(base, identifier, here) else 0)
             put(get(answers + OBJECT_HEADER + 8) + (i << 3), answer)  # the new list's items: nobody else has it
     Py_DecRef(items)

@@ -35,6 +35,7 @@ from .kernel import helper, inlined
 from .layout import (
     EVENT_ARM,
     EVENT_CANCEL,
+    GONE,
     KIND_ARM,
     KIND_CANCEL,
     KIND_SHIFT,
@@ -59,7 +60,7 @@ from .layout import (
     T_UNREFERENCED,
     TIMERS_AT,
 )
-from .parking import IS_ASLEEP, wake
+from .parking import IS_ASLEEP, wake, wake_to_exit
 from .recorder import event
 from .slots import GENERATION_SHIFT, slot_at, slot_free, slot_free_here, slot_of, slot_open, slot_take, slot_take_here
 
@@ -106,8 +107,24 @@ def timer_arm_here(base: int, callback: int, deadline: int, period: int, clamp: 
 
 
 @helper
+def slot_unopen(timers: int, slot: int, identifier: int, state: int) -> bool:
+    """Undo `slot_open` of a slot whose command was refused, and free it. True: the callback is the caller's again.
+    False: the loop's end, which releases what every slot holds, came between the two, and has released it. Any thread.
+    """
+    record = slot_at(timers, slot)
+    word = (identifier >> SLOT_BITS) << GENERATION_SHIFT
+    mine = compare_and_swap(record + S_WORD, word | state, word)
+    if not mine:
+        store(record + S_WORD, word)  # also if somebody has guessed the id, and cancelled it
+    slot_free(timers, slot)
+    return mine
+
+
+@helper
 def timer_arm_elsewhere(base: int, callback: int, deadline: int, period: int, clamp: int) -> int:
-    """Arm on any other thread: a command to the loop. The id, or -REFUSED_x and the callback is still the caller's."""
+    """Arm on any other thread: a command to the loop. The id, or -REFUSED_x and the callback is still the caller's,
+    unless GONE is beside it.
+    """
     timers = base + TIMERS_AT
     slot = slot_take(timers)
     if slot < 0:
@@ -122,11 +139,12 @@ def timer_arm_elsewhere(base: int, callback: int, deadline: int, period: int, cl
         event(get(base + RECORDER_AT), EVENT_ARM, identifier, deadline)
     fetch_add(timers + T_COMMANDS, 1)
     status = queue_push(base + REMOTE, (slot << 4) | (KIND_ARM << KIND_SHIFT))
-    if status != 0:  # nobody knows the id yet, so nobody can have cancelled it
+    if status != 0:
         fetch_add(timers + T_COMMANDS, -1)
-        fetch_add(timers + T_LIVE_ELSEWHERE, -1)
-        store(record + S_WORD, load(record + S_WORD) & ~STATE_MASK)
-        slot_free(timers, slot)
+        if slot_unopen(timers, slot, identifier, PENDING):
+            fetch_add(timers + T_LIVE_ELSEWHERE, -1)
+        else:
+            status |= GONE
         if get(base + RECORDER_AT) != 0:
             event(get(base + RECORDER_AT), EVENT_CANCEL, identifier, 0)
         return -status
@@ -215,6 +233,8 @@ def timer_cancel(base: int, identifier: int, here: bool) -> bool:
                 wake_for(base, FOREVER)  # only for the backlog's sake
             else:  # closed, or no memory: a tombstone until its deadline
                 fetch_add(timers + T_COMMANDS, -1)
+    if not here:
+        wake_to_exit(base)
     Py_DecRef(callback & POINTER_MASK)
     return True
 
@@ -236,15 +256,9 @@ def timer_reference(base: int, identifier: int, referenced: bool) -> bool:
             return True
         if compare_and_swap(record + S_WORD, word, new):
             fetch_add(timers + T_UNREFERENCED, -1 if referenced else 1)
+            wake_to_exit(base)
             return True
         fetch_add(timers + T_RETRIES, 1)
-
-
-@helper
-def timers_referenced(base: int) -> int:
-    """How many live timers count. Any thread; exact when nothing changes meanwhile."""
-    timers = base + TIMERS_AT
-    return load(timers + T_LIVE_HERE) + load(timers + T_LIVE_ELSEWHERE) - load(timers + T_UNREFERENCED)
 
 
 @helper

@@ -32,6 +32,7 @@ from .layout import (
     DUE,
     EXTERNAL,
     F_COUNT,
+    F_OPENING,
     FAR_AT,
     HOLDS,
     IMMEDIATES,
@@ -85,7 +86,7 @@ from .parking import arrivals, fall_asleep, park
 from .pool import KEEP_CHUNKS, pool_trim
 from .readiness import epoll_look, epoll_sleep, phase_readiness
 from .ring import ring_length, ring_pop, ring_trim
-from .slots import GENERATION_SHIFT, slot_at, slot_free_here
+from .slots import GENERATION_SHIFT, slot_at, slot_free_here, timers_referenced
 from .timers import (
     ARMED,
     CANCELLED,
@@ -96,7 +97,6 @@ from .timers import (
     due_after,
     nesting_flags,
     timer_removed,
-    timers_referenced,
 )
 
 # Why `run` returned.
@@ -140,7 +140,8 @@ def phase_immediates(base: int) -> int:
 def phase_timers(base: int) -> int:
     """Run the timers that are due now and were armed before this phase; none once the end has begun. 0, or LEAVE."""
     timers = base + TIMERS_AT
-    if get(timers + T_SIZE) == 0 and get(base + FAR_AT + F_COUNT) == 0:
+    far = base + FAR_AT
+    if get(timers + T_SIZE) == 0 and get(far + F_COUNT) == 0 and get(far + F_OPENING) == 0:
         return 0
     now = loop_ns(base)
     newest = (get(timers + T_SEQUENCE) + 1) << SLOT_BITS
