@@ -199,8 +199,8 @@ class Loop(Descriptors):
     def promisify(self, function: Callable[..., Any], /, *args: object) -> Promise[Any]:
         """Run ``function(*args)`` on a worker thread; a promise for its outcome, which always settles (`nbloop.js`).
 
-        Truly parallel on free-threaded builds. `shutdown()` waits for what is running and runs the handlers;
-        `close()` rejects with `LoopTerminatedError`, and so does a call after the end has begun. Any thread.
+        Truly parallel on free-threaded builds, at most ``min(32, cores + 4)`` at once. `shutdown()` waits for what is
+        running and runs the handlers (called by `function` itself it only requests the end); `close()` rejects with `LoopTerminatedError`, and so does a call after the end has begun. Any thread.
         """
         self._check_fork()
         if not callable(function):

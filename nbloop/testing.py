@@ -37,7 +37,8 @@ class VirtualClock:
             raise TypeError(f"loop must be an nbloop.Loop, not {loop!r}")
         jump = -1 if autojump is None else _nanoseconds("autojump", autojump)
         record = loop._record
-        if record["virtual"] or loop.state is not LoopState.AWAKE or record["turns"] or loop.alive():
+        scheduled = loop.alive() or record["timers"]["live_here"] or record["timers"]["live_elsewhere"]
+        if record["virtual"] or loop.state is not LoopState.AWAKE or record["turns"] or scheduled:
             raise ValueError(f"{loop.name} must be new: not run yet, nothing scheduled, and without a virtual clock")
         self.loop = loop
         record["autojump"] = jump

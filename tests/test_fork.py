@@ -229,3 +229,54 @@ loop.run() if len(ran) < 2001 and not loop.stop() else None
 assert len(ran) == 2001 and sorted(ran[1:]) == sorted([*range(1000)] * 2), len(ran)
 """
     )
+
+
+def test_views_and_timers_are_refused_too(run_script):
+    """contract: fork: what was taken from the loop before, and what is built on it, refuses as the loop itself."""
+    run_script(
+        PRELUDE
+        + """
+from nbloop.js import JS
+loop = Loop()
+js, later, soon = JS(loop), loop.schedule_timer, loop.schedule_immediate
+
+def check():
+    for call in (later, js.set_timeout, js.set_interval):
+        refused(call, *((0, int) if call is later else (int, 0)))
+    refused(soon, int)
+    refused(js.set_immediate, int)
+    refused(js.sleep, 1)
+    refused(Loop.submit, loop, int)
+
+for run in (False, True):
+    if run:
+        loop.submit(lambda: (in_child(check), loop.stop()))
+        loop.run()
+    else:
+        in_child(check)
+ran = []
+loop.submit(ran.append, 1)
+loop.shutdown()
+assert ran == [1]
+"""
+    )
+
+
+def test_a_child_leaves_what_it_inherited(run_script):
+    """contract: fork: the end of a `with` block, and the close of an asyncio loop, do nothing in the child."""
+    run_script(
+        PRELUDE
+        + """
+import nbloop
+aio = nbloop.new_event_loop()
+with Loop() as loop:
+    pid = os.fork()
+    if pid == 0:
+        aio.close()
+        assert aio.is_closed()
+        sys.exit(7)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 7, status
+aio.close()
+"""
+    )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
+import pickle
 import threading
 import time
 
@@ -11,6 +13,7 @@ import pytest
 
 from nbloop import (
     FastPathMode,
+    IOEvents,
     Loop,
     LoopAlreadyRunningError,
     LoopState,
@@ -603,3 +606,79 @@ def test_forgotten_loops(mode, descriptors, wait_for):
     del loop
     gc.collect()
     wait_for(lambda: descriptors() == before)
+
+
+def test_methods_of_the_class(make_loop, turns):
+    """A method taken from the class does what the loop's own does, also for a subclass that calls it so."""
+
+    class Counting(Loop):
+        submitted = 0
+
+        def submit(self, callback, *args):
+            self.submitted += 1
+            Loop.submit(self, callback, *args)
+
+    loop, counting, ran = make_loop(), Counting(), []
+    Loop.submit(loop, ran.append, 1)
+    assert Loop.alive(loop)
+    assert Loop.cancel_timer(loop, Loop.schedule_timer(loop, 9, int))
+    counting.submit(ran.append, 2)
+    turns(loop)
+    turns(counting)
+    counting.close()
+    assert (ran, counting.submitted) == ([1, 2], 1)
+
+
+@pytest.mark.parametrize("make_copy", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_no_copies(make_loop, turns, make_copy):
+    """A copy would end the loop with it."""
+    loop, ran = make_loop(), []
+    with pytest.raises(TypeError, match="can not be copied or pickled"):
+        make_copy(loop)
+    gc.collect()
+    loop.submit(ran.append, 1)
+    turns(loop)
+    assert ran == [1]
+
+
+@pytest.mark.parametrize("change", ["cancel_timer", "cancel_timers", "unref_timer", "unregister_fd"])
+def test_auto_exit_hears_of_the_last(make_loop, pair, wait_for, mode, change):
+    """contract: an auto-exit loop that sleeps ends when another thread takes away the last that it stays for."""
+    loop = make_loop(auto_exit=True, fast_path_mode=mode)
+    if change == "unregister_fd":
+        if mode is FastPathMode.FORCED:
+            pytest.skip("no descriptors in this mode")
+        argument = pair()[0].fileno()
+        loop.register_fd(argument, IOEvents.READ, print)
+    else:
+        argument = loop.schedule_timer(1000, int)
+    thread = loop.start()
+    wait_for(lambda: loop.state is LoopState.SLEEPING)
+    getattr(loop, change)([argument] if change == "cancel_timers" else argument)
+    thread.join(30)
+    assert loop.state is LoopState.TERMINATED
+
+
+def test_auto_exit_and_who_comes_at_the_last_moment(run_script):
+    """Between the kernel's finding that nothing is left and the end, on the loop's own thread (a signal's handler):
+    what is accepted is run, and what is refused is refused at once.
+    """
+    run_script("""
+        from nbloop import Loop, LoopTerminatedError
+        class Late(Loop):
+            asked = 0
+            def _quiet_for_good(self):
+                self.asked += 1
+                if self.asked == 1:
+                    try:
+                        self.submit(seen.append, "refused")
+                    except LoopTerminatedError:
+                        seen.append("told so")
+                    self.schedule_timer(0, seen.append, "timer")
+                return super()._quiet_for_good()
+        seen = []
+        loop = Late(auto_exit=True)
+        loop.run()
+        assert seen == ["told so", "timer"], seen
+        assert loop.asked == 2
+    """)

@@ -186,7 +186,15 @@ def test_bad_descriptors(loop, fd, error):
 
 
 @pytest.mark.parametrize(
-    ("events", "error"), [("r", TypeError), (True, TypeError), (64, ValueError), (-1, ValueError), (EDGE, ValueError)]
+    ("events", "error"),
+    [
+        ("r", TypeError),
+        (True, TypeError),
+        (64, ValueError),
+        (-1, ValueError),
+        (EDGE, ValueError),
+        (HANGUP | ERROR, ValueError),
+    ],
 )
 def test_bad_events(loop, pair, events, error):
     a, _b = pair()

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from waiting import PATIENCE, elsewhere, together, wait_for
 
-from nbloop import IOEvents, Loop
+from nbloop import IOEvents, Loop, LoopTerminatedError
 from nbloop.kernels import layout, pack
 from nbloop.observe import recorder
 from nbloop.observe.trace import trace as made_of
@@ -410,3 +410,14 @@ def test_batches(make_loop, turns, monkeypatch):
     whole = [event.number for event in loop.recorder.events()]
     monkeypatch.setattr(recorder, "_BATCH", 7)
     assert [event.number for event in loop.recorder.events()] == whole
+
+
+def test_no_signal_for_a_loop_that_has_ended(make_loop, tmp_path):
+    """contract: the signal is given back at the end, so it is not taken afterwards."""
+    loop = make_loop(recorder=64)
+    loop.close()
+    before = signal.getsignal(signal.SIGUSR2)
+    with pytest.raises(LoopTerminatedError):
+        loop.recorder.dump_on(tmp_path / "trace.json", signal=signal.SIGUSR2)
+    assert signal.getsignal(signal.SIGUSR2) == before
+    loop.recorder.dump_on(tmp_path / "trace.json", exception=False)

@@ -357,3 +357,32 @@ def test_burst_of_signals(loop, wait_for, before):
             time.sleep(0.001)
         assert len(counter.calls) == 500
         loop.remove_signal_handler(signal.SIGUSR1)
+
+
+def test_ctrl_c_at_any_moment_of_run(run_script):
+    """Wherever the exception of a signal's handler comes, the loop is nobody's afterwards, and can be run and ended."""
+    run_script("""
+        import random, signal, time
+        from nbloop import Loop
+        def handler(*_): raise KeyboardInterrupt
+        signal.signal(signal.SIGALRM, handler)
+        loop, rng, raised = Loop(), random.Random(1), 0
+        until = time.monotonic() + 3
+        while time.monotonic() < until:
+            loop.stop()
+            try:
+                signal.setitimer(signal.ITIMER_REAL, rng.random() * 100e-6 + 1e-6)
+                try:
+                    loop.run()
+                    time.sleep(0.0005)
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                raised += 1
+            assert not loop._record["owner"], raised
+        assert raised > 100, raised
+        ran = []
+        loop.submit(ran.append, 1)
+        loop.shutdown()
+        assert ran == [1]
+    """)

@@ -200,12 +200,13 @@ def test_jumps_to_the_end_of_time(make_loop):
 
 def test_only_a_new_loop(make_loop, turns):
     """A loop with another clock, with timers, that was run or has ended has no use for it; and only a Loop has."""
-    used, timed, ended, twice = make_loop(), make_loop(), make_loop(), make_loop()
+    used, timed, idle, ended, twice = (make_loop() for _ in range(5))
     turns(used)
     timed.schedule_timer(1, int)
+    idle.unref_timer(idle.schedule_timer(1, int))
     ended.close()
     VirtualClock(twice)
-    for loop in (used, timed, ended, twice):
+    for loop in (used, timed, idle, ended, twice):
         with pytest.raises(ValueError, match="must be new"):
             VirtualClock(loop)
     with pytest.raises(TypeError, match=r"must be an nbloop\.Loop"):

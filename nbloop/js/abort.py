@@ -28,6 +28,15 @@ class AbortError(Exception):
     """The default reason of an abort (DOM's ``AbortError``)."""
 
 
+def _call(callback: Callable[[Any], object], reason: Any) -> None:
+    try:
+        callback(reason)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:
+        logger.exception("abort callback %r raised", callback)
+
+
 class AbortSignal(EventTarget):
     """Tells of an abort: `aborted`, `reason`, `on_abort`, an ``abort`` event, `throw_if_aborted`. Every method from
     any thread.
@@ -136,7 +145,7 @@ class AbortSignal(EventTarget):
                 self._algorithms[key] = callback
                 self._listened()
                 return lambda: self._forget(key)
-        callback(self._reason)
+        _call(callback, self._reason)
         return lambda: None
 
     def add_event_listener(self, type: str, callback: Any, *, once: bool = False) -> None:
@@ -208,12 +217,7 @@ class AbortSignal(EventTarget):
             callbacks = list(self._algorithms.values())
             self._algorithms.clear()
         for callback in callbacks:
-            try:
-                callback(reason)
-            except (KeyboardInterrupt, SystemExit):
-                raise
-            except BaseException:
-                logger.exception("abort callback %r raised", callback)
+            _call(callback, reason)
         self.dispatch_event(Event("abort"))
 
     def __repr__(self) -> str:

@@ -7,9 +7,11 @@ its own: each step runs on the loop's thread, as a microtask.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
+from ..errors import LoopTerminatedError
 from .promise import Promise, reason_as_exception, resolved
 
 if TYPE_CHECKING:
@@ -35,7 +37,11 @@ class Running:
 
     def follow(self, signal: AbortSignal) -> None:
         """Throw the signal's reason into the coroutine where it waits, if it is aborted before the end."""
-        self._unlink = signal.on_abort(lambda reason: self._js.loop.schedule_microtask(self.interrupt, reason))
+        self._unlink = signal.on_abort(self._aborted)
+
+    def _aborted(self, reason: Any) -> None:
+        with contextlib.suppress(LoopTerminatedError):  # nothing of it runs any more
+            self._js.loop.schedule_microtask(self.interrupt, reason)
 
     def interrupt(self, reason: Any) -> None:
         """Resume with the reason raised at the current `await`. On the loop's thread."""
@@ -54,7 +60,9 @@ class Running:
             self._end()
             self._promise._resolve(stop.value)
             return
-        except (KeyboardInterrupt, SystemExit):
+        except (KeyboardInterrupt, SystemExit) as error:  # which leave the loop; whoever waits is told, too
+            self._end()
+            self._promise._reject(error)
             raise
         except BaseException as error:
             self._end()
@@ -101,5 +109,10 @@ def spawn(js: JS, coroutine: Coroutine[Any, Any, Any], signal: AbortSignal | Non
     if js.loop.is_loop_thread():
         running.start()
     else:
-        js.loop.schedule_microtask(running.start)
+        try:
+            js.loop.schedule_microtask(running.start)
+        except BaseException:
+            running._end()
+            coroutine.close()
+            raise
     return promise

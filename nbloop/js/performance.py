@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +23,14 @@ class PerformanceEntry:
     detail: Any = None
 
 
+def _milliseconds(name: str, moment: object) -> float:
+    if isinstance(moment, bool) or not isinstance(moment, (int, float)):
+        raise TypeError(f"{name} must be a number of ms since the time origin, not {moment!r}")
+    if not math.isfinite(moment):
+        raise ValueError(f"{name} must be a finite number of ms since the time origin, not {moment!r}")
+    return float(moment)
+
+
 class Performance:
     """Marks and measures since its making. Every method from any thread."""
 
@@ -39,7 +48,8 @@ class Performance:
     def mark(self, name: str, *, detail: Any = None, start_time: float | None = None) -> PerformanceEntry:
         """Remember a moment: now, or `start_time`."""
         check_name("name", name)
-        entry = PerformanceEntry(name, "mark", self.now() if start_time is None else start_time, 0.0, detail)
+        start = self.now() if start_time is None else _milliseconds("start_time", start_time)
+        entry = PerformanceEntry(name, "mark", start, 0.0, detail)
         with self._lock:
             self._entries.append(entry)
         return entry
@@ -52,16 +62,16 @@ class Performance:
         LookupError for a name that was never marked (User Timing: a SyntaxError).
         """
         check_name("name", name)
-        until = self.now() if end is None else self._moment(end)
-        begin = 0.0 if start is None else self._moment(start)
+        until = self.now() if end is None else self._moment("end", end)
+        begin = 0.0 if start is None else self._moment("start", start)
         entry = PerformanceEntry(name, "measure", begin, until - begin, detail)
         with self._lock:
             self._entries.append(entry)
         return entry
 
-    def _moment(self, moment: str | float) -> float:
+    def _moment(self, name: str, moment: str | float) -> float:
         if not isinstance(moment, str):
-            return float(moment)
+            return _milliseconds(name, moment)
         with self._lock:
             for entry in reversed(self._entries):
                 if entry.entry_type == "mark" and entry.name == moment:

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from .. import hooks, signals
+from ..errors import LoopTerminatedError
 from ..kernels import layout, metrics, recorder
 from .block import Words, the_clock
 from .trace import trace
@@ -103,6 +104,7 @@ class Recorder:
         self._running = recorder.recorder_running.bind(self._words)
         self._when_raised: Path | None = None
         self._target: _OnSignal | None = None
+        self._ended = False
         self._signal = 0
 
     @property
@@ -168,19 +170,23 @@ class Recorder:
         """From now on write the trace to `path` by itself: with `exception` when `run()` raises, and at each arrival of
         `signal`, on a thread of its own, so also while the loop hangs. Replaces what was asked for before.
 
-        A dump that fails is logged. The signal is given back when the loop ends. TypeError or ValueError for what is no
-        signal that can be caught.
+        A dump that fails is logged. The signal is given back when the loop ends; after that it is not taken any more
+        (LoopTerminatedError). TypeError or ValueError for what is no signal that can be caught.
         """
         path = Path(path)
         if not isinstance(exception, bool):
             raise TypeError(f"exception must be True or False, not {exception!r}")
         target = None
         if signal is not None:
+            if self._ended:
+                raise LoopTerminatedError(f"{self._name} has ended: signal can not be taken for its recorder")
             target = _OnSignal()
             signals.add(target, signal, self._dump_or_log, (path,))
-        self._loop_ended()
+        self._forget_signal()
         self._target = target
         self._when_raised = path if exception else None
+        if self._ended:  # meanwhile
+            self._forget_signal()
 
     def _dump_or_log(self, path: Path) -> None:
         try:
@@ -193,9 +199,13 @@ class Recorder:
             self._dump_or_log(self._when_raised)
 
     def _loop_ended(self) -> None:
-        if self._target is not None:
-            signals.forget(self._target)
-            self._target = None
+        self._ended = True
+        self._forget_signal()
+
+    def _forget_signal(self) -> None:
+        target, self._target = self._target, None
+        if target is not None:
+            signals.forget(target)
 
     def _seconds(self) -> _Clock:
         return _Clock(int(self._record["tick_base"]), int(self._record["ns_base"]))

@@ -20,6 +20,10 @@ from waiting import PATIENCE
 
 import nbloop
 from nbloop import LoopState
+from nbloop.kernels import layout
+from nbloop.kernels.atomics import fetch_add, get, store
+from nbloop.kernels.capi import Py_IncRef
+from nbloop.kernels.ingress import queue_cell, queue_segment
 from nbloop.testing import VirtualClock
 
 
@@ -671,3 +675,65 @@ def test_what_asyncio_brings(what, tmp_path):
         transport.close()
 
     nbloop.run({"streams": streams, "subprocess": subprocess, "executor": executor, "datagram": datagram}[what]())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
+def test_a_runner_leaves_signal_handlers_alone(run_script):
+    """asyncio.Runner gives SIGINT back when `main` has ended only if nobody has taken it meanwhile."""
+    code = """
+        import asyncio, os, signal, nbloop
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        before, got = signal.getsignal(signal.SIGINT), []
+        async def one():
+            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, got.append, 1)
+        async def two():
+            os.kill(os.getpid(), signal.SIGINT)
+            while not got:
+                await asyncio.sleep(0.001)
+        async def three():
+            assert asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
+        with asyncio.Runner(loop_factory=nbloop.new_event_loop) as runner:
+            runner.run(one())
+            runner.run(two())
+            runner.run(three())
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            import time; time.sleep(5)
+        except KeyboardInterrupt:
+            print(got)
+    """
+    assert run_script(code) == "[1]\n"
+
+
+def test_a_ready_handle_is_queued_once(aio):
+    """While a producer is between its ticket and its task the loop looks at its descriptors again and again, and
+    nothing behind that producer can run: a reader that is ready must not be queued each time.
+    """
+    a, b = socket.socketpair()
+    with a, b:
+        reads = []
+        aio.add_reader(a, lambda: reads.append(a.recv(1)))
+        b.send(b"x")
+        aio.call_soon(int)  # so that the chunk of the first tickets is there
+        core = aio.core._state.ctypes.data
+        ticket = fetch_add(core + layout.EXTERNAL + layout.Q_TAIL, 1)  # a producer's that is descheduled now
+        cell = queue_cell(
+            queue_segment(core + layout.EXTERNAL, ticket), ticket, get(core + layout.EXTERNAL + layout.Q_SHIFT)
+        )
+        turns = int(aio.core._record["turns"])
+
+        def fill():
+            while int(aio.core._record["turns"]) < turns + 20:
+                time.sleep(0.001)
+            store(cell, id(stop))
+
+        stop = aio.stop
+        Py_IncRef(id(stop))
+        thread = threading.Thread(target=fill)
+        thread.start()
+        aio.run_forever()
+        thread.join()
+        aio.run_until_complete(asyncio.sleep(0))
+        assert reads == [b"x"]
+        assert aio.core._record["turns"] > turns + 10
+        aio.remove_reader(a)

@@ -452,3 +452,14 @@ def test_composites_made_and_aborted_on_threads():
         for signal in made[0] + made[1]:
             assert signal.reason in ("a", "b")
         assert sorted(heard) == [(i, n) for i in range(2) for n in range(30)]
+
+
+def test_a_late_callback_that_raises(caplog):
+    """contract: logged also if the signal was aborted already, so that the callback is called at once."""
+
+    def raises(_reason):
+        raise ERROR
+
+    with caplog.at_level(logging.ERROR, "nbloop"):
+        AbortSignal.abort(1).on_abort(raises)
+    assert [record.exc_info[1] for record in caplog.records] == [ERROR]

@@ -489,3 +489,36 @@ def test_after_the_end(make_page):
     with pytest.raises(LoopTerminatedError):
         page.js.spawn(coroutine)
     coroutine.close()
+
+
+def test_an_end_before_the_start_leaves_no_listener(make_page):
+    """A coroutine that could not be scheduled is closed, and the signal forgets it."""
+    page, controller = make_page(), AbortController()
+    page.loop.close()
+
+    async def body():
+        raise AssertionError  # pragma: no cover
+
+    coroutine = body()
+    with pytest.raises(LoopTerminatedError):
+        page.js.spawn(coroutine, signal=controller.signal)
+    assert coroutine.cr_frame is None
+    assert not controller.signal._algorithms
+    controller.abort()
+
+
+def test_what_leaves_the_loop_rejects_too(make_page):
+    """SystemExit in a coroutine leaves run(), and whoever waits for the coroutine learns of it."""
+    page, controller = make_page(), AbortController()
+
+    async def body():
+        raise SystemExit(3)
+
+    page.js.queue_microtask(lambda: promises.append(page.js.spawn(body(), signal=controller.signal)))
+    promises = []
+    with pytest.raises(SystemExit):
+        page.turn()
+    page.loop.submit(lambda: promises[0].catch(seen.append) if promises else None)
+    seen = []
+    page.turn()
+    assert not controller.signal._algorithms

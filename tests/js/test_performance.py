@@ -155,3 +155,16 @@ def test_threads(performance):
     assert together(4, act) == [None] * 4
     assert len(performance.get_entries(entry_type="mark")) == 800
     assert len(performance.get_entries(entry_type="measure")) == 800
+
+
+@pytest.mark.parametrize(("moment", "error"), [("oops", TypeError), (True, TypeError), (float("nan"), ValueError)])
+def test_bad_moments(performance, moment, error):
+    """What is no number of ms is refused before it is an entry that can not be sorted."""
+    with pytest.raises(error, match="start_time must be"):
+        performance.mark("a", start_time=moment)
+    if not isinstance(moment, str):  # which is a mark's name
+        with pytest.raises(error, match="end must be"):
+            performance.measure("a", end=moment)
+        with pytest.raises(error, match="start must be"):
+            performance.measure("a", start=moment)
+    assert performance.get_entries() == []

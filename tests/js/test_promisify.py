@@ -276,3 +276,27 @@ def test_a_worker_keeps_an_auto_exit_loop_alive():
     loop.submit(begin)
     loop.run()
     assert ran == ["timer"]
+
+
+def test_a_worker_asks_for_the_end(make_loop):
+    """contract: `shutdown()` by a function on a worker thread only requests the end, which waits for that function."""
+    loop, outcomes = make_loop(), []
+    thread = loop.start()
+    loop.promisify(lambda: (loop.shutdown(), loop.state)[1]).then(outcomes.append)
+    thread.join(PATIENCE)
+    assert outcomes == [LoopState.TERMINATING]
+    assert loop.state is LoopState.TERMINATED
+
+
+def test_close_hurries_a_shutdown(make_loop):
+    """contract: `close()` does not wait for what a worker runs, also if a `shutdown()` does already."""
+    loop, reasons, entered, leave = make_loop(), [], threading.Event(), threading.Event()
+    loop.promisify(lambda: (entered.set(), leave.wait(PATIENCE))).catch(reasons.append)
+    loop.start()
+    assert entered.wait(PATIENCE)
+    with pytest.raises(TimeoutError):
+        loop.shutdown(timeout=0.01)
+    loop.close()
+    assert not leave.is_set()
+    leave.set()
+    assert loop.state is LoopState.TERMINATED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -15,8 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from nbloop import Loop
-from nbloop.kernels import layout, slots, timer_methods
+from nbloop.kernels import layout, life, slots, timer_methods, timers
 from nbloop.kernels.atomics import get, put
+from nbloop.kernels.capi import Py_DecRef, Py_IncRef
+from nbloop.kernels.ingress import queue_close
 
 NEVER = 3600.0
 HERE, ELSEWHERE = "from a callback", "from another thread"
@@ -254,3 +257,33 @@ def test_threads_make_large_arrays_at_once() -> None:
     assert not any(loop.cancel_timers(every))
     assert not loop.alive()
     loop.close()
+
+
+@pytest.mark.parametrize("end", ["closed", "released"])
+def test_a_foreign_arm_that_is_refused(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    """The queue is closed between a slot's opening and its command. Who arms has the reference back, unless the end has
+    released what all slots hold meanwhile: never both.
+    """
+    memory = rig.Memory()
+    callback = object()
+    before = sys.getrefcount(callback)
+    Py_IncRef(id(callback))
+    slot_open = timers.slot_open
+
+    def then_the_end(*args: int) -> int:
+        identifier = slot_open(*args)
+        queue_close(memory.external)
+        queue_close(memory.remote)
+        if end == "released":
+            life.release_all(memory.base)
+        return identifier
+
+    monkeypatch.setattr(timers, "slot_open", then_the_end)
+    status = -timers.timer_arm_elsewhere(memory.base, id(callback), 10**9, -1, 0)
+    assert status & ~layout.GONE == layout.REFUSED_CLOSED
+    assert (status & layout.GONE != 0) == (end == "released")
+    assert sys.getrefcount(callback) == before + (end == "closed")
+    if end == "closed":
+        Py_DecRef(id(callback))
+    assert get(slots.slot_at(memory.timers, 0) + layout.S_WORD) & timers.STATE_MASK == timers.SPENT
+    assert slots.slot_take(memory.timers) == 0  # free again
