@@ -72,8 +72,8 @@ class Descriptors(Lifecycle):
         forced, TypeError or ValueError for what is no descriptor, events or callback, OSError from the system (EPERM
         for a regular file, EBADF, ENOSPC, EMFILE), `LoopTerminatedError`; in each case nothing is registered.
 
-        A descriptor is to be unregistered before it is closed. Closed first, it is silent (unless a duplicate of it is open), and its number stays taken
-        here until `unregister_fd`; whoever has that number by then is not touched.
+        A descriptor is to be unregistered before it is closed. Closed first, it is silent (unless a duplicate of it is
+        open), and its number stays taken here until `unregister_fd`; whoever has that number by then is not touched.
         """
         fd, interest = check_descriptor(fd), check_events(events)
         if not callable(callback):

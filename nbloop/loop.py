@@ -200,7 +200,8 @@ class Loop(Descriptors):
         """Run ``function(*args)`` on a worker thread; a promise for its outcome, which always settles (`nbloop.js`).
 
         Truly parallel on free-threaded builds, at most ``min(32, cores + 4)`` at once. `shutdown()` waits for what is
-        running and runs the handlers (called by `function` itself it only requests the end); `close()` rejects with `LoopTerminatedError`, and so does a call after the end has begun. Any thread.
+        running and runs the handlers (called by `function` itself it only requests the end); `close()` rejects with
+        `LoopTerminatedError`, and so does a call after the end has begun. Any thread.
         """
         self._check_fork()
         if not callable(function):
