@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import gc
 import math
@@ -712,7 +713,14 @@ def test_a_ready_handle_is_queued_once(aio):
     a, b = socket.socketpair()
     with a, b:
         reads = []
-        aio.add_reader(a, lambda: reads.append(a.recv(1)))
+        a.setblocking(False)
+
+        def reader():
+            reads.append(None)
+            with contextlib.suppress(BlockingIOError):
+                reads[-1] = a.recv(1)
+
+        aio.add_reader(a, reader)
         b.send(b"x")
         aio.call_soon(int)  # so that the chunk of the first tickets is there
         core = aio.core._state.ctypes.data
