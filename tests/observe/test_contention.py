@@ -45,7 +45,7 @@ def test_sleeps_and_wakes(
         seen = totals(loop) - before
     assert (seen.wakes_sent, seen.wakes_elided, seen.parks) == (20, 0, 20)
     assert seen.retries.total == seen.stalls == seen.lock_waits == 0
-    assert 0 < seen.parked_time <= seen.seconds
+    assert 0 < seen.parked_time <= seen.seconds * 1.000001  # the last digit of a float
 
 
 @pytest.mark.parametrize("through", ["submit", "handle", "microtask"])
@@ -107,7 +107,7 @@ def test_sleeps_of_known_length(make_loop: Any) -> None:
     loop.run()
     seen = totals(loop) - before
     assert seen.parks + seen.spins_lost >= 5
-    assert 0.09 <= seen.parked_time <= seen.seconds
+    assert 0.09 <= seen.parked_time <= seen.seconds * 1.000001
     assert (seen.wakes_sent, seen.wakes_elided) == (0, 5)  # the five that armed them
 
 
