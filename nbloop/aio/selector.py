@@ -81,8 +81,8 @@ class Selector(selectors._BaseSelectorImpl):
         this loop also while a producer is between its ticket and its task, and all behind that has to wait.
         """
         if handle not in self._queued:
-            self._queued.add(handle)
             self._core.submit(self._told, handle)
+            self._queued.add(handle)  # not before: a submit that is refused must not be the last
 
     def _told(self, handle: Any) -> None:
         self._queued.discard(handle)
