@@ -268,8 +268,7 @@ class Lifecycle(Scheduling):
             try:
                 self._turn()
             finally:
-                self._give_up()
-                self._owe_end()
+                self._leave()
 
         if self.is_loop_thread():
             raise ReentrantRunError(f"{self.name}.start() was called from one of its own callbacks")
