@@ -24,7 +24,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,22 +104,17 @@ def timers(driven: Driven) -> Part:
 def rings(driven: Nbloop) -> Part:
     """The queues that only nbloop has."""
     loop, calls = driven.loop, [nothing] * COUNT
-    microtask, tick, immediate, handle = (
-        loop.schedule_microtask,
-        loop.schedule_next_tick,
-        loop.schedule_immediate,
-        loop.producer().submit,
-    )
-    yield "", ""
-    for call in calls:
-        microtask(call)
-    yield "microtask: schedule", "microtask: run, its callback in it"
-    for call in calls:
-        tick(call)
-    yield "next tick: schedule", "next tick: run, its callback in it"
-    for call in calls:
-        immediate(call)
-    yield "immediate: schedule", "immediate: run, its callback in it"
+    handle = loop.producer().submit
+    rings = {
+        "microtask": loop.schedule_microtask,
+        "next tick": loop.schedule_next_tick,
+        "immediate": loop.schedule_immediate,
+    }
+    yield "", ""  # the methods are bound at their first use, which is not to be counted
+    for what, schedule in rings.items():
+        for call in calls:
+            schedule(call)
+        yield f"{what}: schedule", f"{what}: run, its callback in it"
     for call in calls:
         handle(call)
     yield "submit through a producer() handle", ""  # handles come after the queue that this part goes on from
@@ -221,11 +216,6 @@ def interpreter() -> str:
     return f"{platform.machine()}, Python {platform.python_version()}{sys.abiflags}, {platform.python_compiler()}"
 
 
-def count_all(names: Sequence[str]) -> dict[str, Counts]:
-    """By loop."""
-    return {name: count(name) for name in names}
-
-
 def grown(now: Mapping[str, float], before: Mapping[str, float]) -> list[str]:
     """What has more instructions than was written down, by more than GROWN and more than five.
 
@@ -250,7 +240,7 @@ def markdown(counted: Mapping[str, Counts]) -> str:
 
 def write_down(file: Path) -> None:
     """Count on every loop that there is; the table goes into `file`, nbloop's counts beside this program."""
-    counted = count_all([name for name in LOOPS if name != "uvloop" or peers.installed("uvloop")])
+    counted = {name: count(name) for name in LOOPS if name != "uvloop" or peers.installed("uvloop")}
     write(file, f"{interpreter()}.\n\n{markdown(counted)}", "instructions, written by make instructions")
     rounded = {name: round(value, 1) for name, value in counted["nbloop"].items()}
     WRITTEN.write_text(json.dumps({"interpreter": interpreter(), "instructions": rounded}, indent=1) + "\n")
