@@ -594,7 +594,7 @@ def main() -> int:
         parser.error(f"no figure has {options.only!r} in its name or title")
     unit = interleave(50, [yardstick])
     e, callee = Sample.of(unit["E"]), Sample.of(unit["callee"])
-    line = f"E = {e.median:.1f} ns ({e.low:.1f}–{e.high:.1f}), the callee's own time {callee.median:.1f} ns."
+    line = f"E = {e.median:.1f} ns ({e.low:.1f}–{e.high:.1f}), the callback's own time {callee.median:.1f} ns."
     report.show(rows, line)
     if options.json is not None:
         facts = {

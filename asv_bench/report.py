@@ -9,6 +9,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,13 +22,13 @@ from .measure import Sample, gil_enabled
 from .targets import TARGETS, Target
 
 HEADER = (
-    "what",
+    "operation",
     "nbloop",
     "asyncio",
     "asyncio / nbloop",
     "uvloop",
-    "also",
-    "judged",
+    "others",
+    "judged by",
     "target",
     "reached",
     "slower than",
@@ -47,10 +48,10 @@ GO = {
     "event.row": 50_464,
 }
 GO_ORIGIN = (
-    "Go: the loop that this one's design comes from, the same operation in its own benchmarks (Submit, BurstSubmit, "
+    "Go is the loop whose design nbloop took up. Its own benchmarks measured the same operation (Submit, BurstSubmit, "
     "MultiProducer of 10, MicroPingPong, TimerSchedule, TimerFire, MicrotaskExecution, SetImmediate; an eventfd from "
-    "another thread to the callback and back), measured on 2 vCPUs of the same kind, Go 1.27, medians of 3; not in "
-    "these rounds."
+    "another thread to the callback and back) on 2 vCPUs of the same kind, with Go 1.27, medians of 3; not in these "
+    "rounds."
 )
 BASELINES = ("deque", "SimpleQueue", "raw futex")  # no loops: what is slower than they are is not marked so
 
@@ -85,8 +86,12 @@ class Row:
         ours = self.nbloop
         if ours is None:
             return []
-        loops = {"asyncio": self.asyncio} | {name: of for name, of in self.others.items() if name not in BASELINES}
-        return [name for name, of in loops.items() if of is not None and of.median < ours.median and of.high < ours.low]
+        return [name for name, of in self.loops().items() if of.median < ours.median and of.high < ours.low]
+
+    def loops(self) -> dict[str, Sample]:
+        """The event loops beside nbloop that were measured."""
+        loops = {"asyncio": self.asyncio, **self.others}
+        return {name: of for name, of in loops.items() if of is not None and name not in BASELINES}
 
     def judged_by(self, judged: Sample) -> Row:
         """The same, judged by something else."""
@@ -228,11 +233,17 @@ def heading() -> str:
     )
 
 
+def prose(text: str) -> str:
+    """A paragraph in lines that a Markdown source may have."""
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
+
+
 LEGEND = (
-    "Medians of interleaved rounds, in brackets the quartiles. E is an empty built-in call with one argument, measured "
-    "in the same rounds. What is judged is the median of the rounds' own ratios. Node.js and the C program with the "
-    "raw futex took part in the rounds as processes of their own; SimpleQueue and deque are a bare thread that calls "
-    "what it takes out of them, the latter without ever sleeping. The last column names the loops that did better."
+    "Medians of interleaved rounds, with quartiles in parentheses. E is the time of an empty built-in call with one "
+    "argument, `callable(f)`, measured in the same rounds. A target applies to the column *judged by*: the median of "
+    "the ratios that the rounds gave one by one. Node.js and the C program on a raw futex took part in the rounds as "
+    "processes of their own. SimpleQueue and deque are a bare thread that calls what it takes from the queue; the "
+    "thread on the deque never sleeps. The last column names the loops that did better."
 )
 
 
@@ -252,11 +263,11 @@ def markdown(rows: Sequence[Row], yardstick: str) -> str:
     """A table for a README."""
     header, *body = table(rows)
     lines = [
-        heading() + ".",
+        prose(heading() + "."),
         "",
-        f"{LEGEND} {yardstick}",
+        prose(f"{LEGEND} {yardstick}"),
         "",
-        GO_ORIGIN,
+        prose(GO_ORIGIN),
         "",
         "| " + " | ".join(header) + " |",
         "|---" * len(header) + "|",
@@ -265,49 +276,43 @@ def markdown(rows: Sequence[Row], yardstick: str) -> str:
         lost = {"NO", *([", ".join(row.slower_than)] if row.slower_than else [])}
         lines.append("| " + " | ".join(f"**{cell}**" if cell in lost else cell for cell in cells) + " |")
     for note in notes(rows):
-        lines += ["", f"{note[0].upper()}{note[1:]}."]
+        lines += ["", prose(f"{note[0].upper()}{note[1:]}.")]
     return "\n".join(lines) + "\n"
 
 
-# What a reader wants to know first, rows that are lost included.
-BRIEF = (
-    "submit.own",
-    "submit.run",
-    "submit.many.alone",
-    "race.1",
-    "race.4",
-    "race.handles.4",
-    "wait",
-    "microtask",
-    "timer.schedule",
-    "timer.cancel",
-    "timer.fire",
-    "timer.million.cancel",
-    "fd.1",
-    "fd.1000",
-    "echo",
-    "hop",
-    "hop.spinning",
-    "js.chain.asyncio",
-    "js.all",
-    "aio.switch",
-    "aio.race.1",
-    "memory.each",
-    "life",
-    "import.warm",
-)
+# The six rows of the README, in words that need no glossary. One of them is lost; the others that are follow by name.
+BRIEF = {
+    "race.4": "4 threads submit; a task, until it has run",
+    "timer.pair": "schedule a timer and cancel it",
+    "hop": "wake a sleeping loop from another thread, and be woken by it",
+    "fd.1": "a descriptor becomes readable, until its callback runs",
+    "echo": "echo 64 bytes over TCP, 100 connections",
+    "aio.race.1": "in asyncio programs: `call_soon_threadsafe`, until it has run",
+}
 BEGIN, END = "<!-- figures: {} -->", "<!-- end of figures -->"
 
 
 def brief(rows: Sequence[Row]) -> str:
-    """The rows of `BRIEF`, medians only, beside asyncio's."""
-    lines = [f"{heading()}.", "", "| | nbloop | asyncio | | uvloop | |", "|---|---|---|---|---|---|"]
+    """The rows of `BRIEF`, medians only, beside asyncio's and uvloop's; then every row that was lost, by name."""
+    header = ("operation", "nbloop", "asyncio", "times faster", "uvloop", "times faster")
+    lines = [prose(f"{heading()}."), "", f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     by_key = {row.key: row for row in rows}
     for row in (by_key[key] for key in BRIEF if key in by_key):
-        cells = row.cells()
-        what, ours, theirs, ratio, uvloop = (cell.partition(" (")[0] for cell in cells[:5])
-        lost = f"slower than {', '.join(row.slower_than)}" if row.slower_than else ""
-        lines.append(f"| {what} | {ours} | {theirs} | {ratio} | {uvloop} | {lost} |")
+        peers = [row.asyncio, row.others.get("uvloop")]
+        cells = [BRIEF[row.key], "–" if row.nbloop is None else _brief(row.nbloop, row.unit)]
+        for peer in peers:
+            known = peer is not None and row.nbloop is not None
+            cells += [_brief(peer, row.unit), _digits(peer.median / row.nbloop.median)] if known else ["–", "–"]
+        lines.append(f"| {' | '.join(cells)} |")
+    lost = [
+        f"{row.target.what} ({_brief(row.nbloop, row.unit)}; "
+        + ", ".join(f"{name} {_brief(row.loops()[name], row.unit)}" for name in row.slower_than)
+        + ")"
+        for row in rows
+        if row.slower_than and row.nbloop is not None
+    ]
+    if lost:
+        lines += ["", "nbloop loses these rows of the full table:", "", *(f"* {each}" for each in lost)]
     return "\n".join(lines) + "\n"
 
 

@@ -178,7 +178,7 @@ def draw(name: str, picture: Callable[[Any], None], folder: Path) -> Path:
 
 def markdown(answers: Mapping[str, Series]) -> str:
     """The numbers of the plots as tables."""
-    lines = [f"{report.heading()}.", ""]
+    lines = [report.prose(f"{report.heading()}."), ""]
     for name, series in answers.items():
         question = QUESTIONS[name]
         sizes = sorted({int(point[0]) for points in series.values() for point in points})

@@ -46,7 +46,7 @@ def _seconds(value: float) -> str:
 
 def modes(rounds: int) -> Answer:
     """A single task by another thread, to a loop that sleeps: where, and what it costs."""
-    table = [["loop", "sleeps", "delay p50", "p99", "system calls to wake it, a task"]]
+    table = [["loop", "sleeps", "delay p50", "p99", "wake-up system calls per task"]]
     shapes: dict[str, list[list[float]]] = {}
     kinds: list[tuple[str, str, FastPathMode]] = [
         ("`AUTO`, `FORCED`", "on a futex", FastPathMode.FORCED),
@@ -72,7 +72,15 @@ def modes(rounds: int) -> Answer:
     delay, met = _since(ours.loop.metrics().delay.histogram, already), totals(ours.loop) - before
     ours.close()
     p50, p99 = (_seconds(delay.quantile(q)) for q in (0.5, 0.99))
-    table.append(["`AUTO`, asked again at once", "not: looks around", p50, p99, f"{met.wakes_sent / delay.count:.2f}"])
+    table.append(
+        [
+            "`AUTO`, the next task follows at once",
+            "not at all: it spins",
+            p50,
+            p99,
+            f"{met.wakes_sent / delay.count:.2f}",
+        ]
+    )
     shapes["looking around"] = [list(bucket) for bucket in delay.buckets()]
     return {"table": table, "shapes": shapes}
 
@@ -96,13 +104,13 @@ def chunks(rounds: int) -> Answer:
     for of in loops.values():
         of.close()
     table = [["`chunk_size`", *(f"{size:,}" for size in sizes)]]
-    table.append(["submit and run, a task", *(_ns(values[f"{size}+run"]) for size in sizes)])
+    table.append(["submit and run, per task", *(_ns(values[f"{size}+run"]) for size in sizes)])
     return {"table": table}
 
 
 def budget(rounds: int) -> Answer:
     """How late a timer is while more tasks wait than can be run: its share of the loop is what a turn leaves it."""
-    table = [["`ingress_budget`", "submit and run, a task", "a timer of 1 ms is late by", "at most"]]
+    table = [["`ingress_budget`", "submit and run, per task", "a 1 ms timer is late by, median", "worst"]]
     for size in (64, 1024, 16_384):
         costs, late = [], []
         for _ in range(max(3, rounds // 5)):
@@ -156,7 +164,7 @@ def producers(rounds: int) -> Answer:
             if name in rates:
                 rates[name].append(1e9 / Sample.of(times).median)
     ours.close()
-    table = [["tasks a second, by threads", *map(str, THREADS)]]
+    table = [["tasks per second, by threads", *map(str, THREADS)]]
     table += [[name, *(f"{rate / 1e6:.1f} million" for rate in row)] for name, row in rates.items()]
     return {"table": table, "rates": rates}
 
@@ -203,10 +211,10 @@ def timers(rounds: int) -> Answer:
     )
     here.close()
     elsewhere.close()
-    table = [["schedule and cancel", "both"]]
-    table.append(["on the loop's thread", _ns(values["here"])])
-    table.append(["on another, the loop asleep until an earlier one", _ns(values["elsewhere"])])
-    table.append(["on another, the loop's earliest: each wakes it", _ns(values["waking"])])
+    table = [["who schedules and cancels", "time for both"]]
+    table.append(["the loop's own thread", _ns(values["here"])])
+    table.append(["another thread; the loop sleeps until an earlier timer", _ns(values["elsewhere"])])
+    table.append(["another thread; each timer is the earliest and wakes the loop", _ns(values["waking"])])
     return {"table": table}
 
 
@@ -248,7 +256,7 @@ def watching(rounds: int) -> Answer:
     for of in loops.values():
         of.close()
     base = values["nothing+run"]
-    table = [["watched by", "submit and run, a task", "in terms of nothing"]]
+    table = [["observed by", "submit and run, per task", "relative to nothing"]]
     for name in [*loops, "`Profiler(hertz=100)`"]:
         times = values[f"{name}+run"]
         ratio = Sample.of([a / b for a, b in zip(times, base, strict=True)]).median
@@ -271,7 +279,7 @@ def contended(rounds: int) -> Answer:
             lambda loop: lambda: [loop.submit_many([nothing] * 1000) for _ in range(total // threads // 1000)],
         ),
     }
-    table = [["for 1,000 tasks", "took", "wakes sent", "swaps repeated", "stalls", "slept, of the time"]]
+    table = [["per 1,000 tasks", "time", "wake-ups sent", "swaps repeated", "stalls", "share of time asleep"]]
     for name, (options, way) in ways.items():
         with nbloop.Loop(**options) as loop:
             before = totals(loop)
@@ -328,7 +336,7 @@ def memory(rounds: int) -> Answer:
         "`schedule_timer(1, f)`, its id kept": lambda: kept.append(loop.schedule_timer(3600, nothing)),
     }
     kept: list[int] = []
-    table = [["a waiting", "bytes", "blocks"]]
+    table = [["waiting callback", "bytes", "blocks"]]
     for name, way in ways.items():
         kept = [0] * count
         kept.clear()
@@ -501,7 +509,7 @@ def main() -> int:
             file, picture = PICTURES[name]
             print(draw(file, lambda axes, of=name, by=picture: by(answers[of], axes), options.images), file=sys.stderr)
     if options.md is not None:
-        report.write(options.md, f"{report.heading()}.\n", "machine")
+        report.write(options.md, report.prose(f"{report.heading()}.") + "\n", "machine")
     for name, answer in answers.items():
         if answer["table"] and options.md is not None:
             report.write(options.md, markdown(answer["table"]), name)
