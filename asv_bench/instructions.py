@@ -43,8 +43,8 @@ LOOPS: dict[str, Callable[[], Driven]] = {
     "uvloop": peers.Uvloop,
 }
 
-RUNS = "its callback in it"  # how the names of what the loop does end: no `for` of Python is in that
-WHOLE = ("submit_many: each",)  # nor in this
+RUNS = "callback included"  # how the names of what the loop does end: no `for` of Python is in that
+WHOLE = ("submit_many: each task",)  # nor in this
 
 type Counts = dict[str, float]
 type Part = Iterator[tuple[str, str]]  # what was done since, and what runs before it goes on; empty: not counted
@@ -61,7 +61,7 @@ def limits(_driven: Driven) -> Part:
     yield "limit: an empty built-in call with one argument", ""
     for call in calls:
         call()
-    yield "limit: a call of the callback", ""
+    yield "limit: a call of the empty callback", ""
 
 
 def tasks(driven: Driven) -> Part:
@@ -69,7 +69,7 @@ def tasks(driven: Driven) -> Part:
     calls, soon = [nothing] * COUNT, driven.soon
     for call in calls:
         soon(call)
-    yield "submit", "run of a task, its callback in it"
+    yield "submit", "run of a task, callback included"
 
 
 def from_threads(driven: Driven) -> Part:
@@ -77,7 +77,7 @@ def from_threads(driven: Driven) -> Part:
     calls, soon = [nothing] * COUNT, driven.soon_threadsafe
     for call in calls:
         soon(call)
-    yield "submit as other threads do", ""
+    yield "submit, thread-safe (asyncio: call_soon_threadsafe)", ""
 
 
 def arguments(driven: Driven) -> Part:
@@ -98,7 +98,7 @@ def timers(driven: Driven) -> Part:
     yield "timer: cancel", ""
     for call in calls:
         later(0.0, call)
-    yield "timer: schedule, due at once", "timer: fire, its callback in it"
+    yield "timer: schedule, due at once", "timer: fire, callback included"
 
 
 def rings(driven: Nbloop) -> Part:
@@ -107,18 +107,18 @@ def rings(driven: Nbloop) -> Part:
     handle = loop.producer().submit
     rings = {
         "microtask": loop.schedule_microtask,
-        "next tick": loop.schedule_next_tick,
+        "next-tick": loop.schedule_next_tick,
         "immediate": loop.schedule_immediate,
     }
     yield "", ""  # the methods are bound at their first use, which is not to be counted
     for what, schedule in rings.items():
         for call in calls:
             schedule(call)
-        yield f"{what}: schedule", f"{what}: run, its callback in it"
+        yield f"{what}: schedule", f"{what}: run, callback included"
     for call in calls:
         handle(call)
     yield "submit through a producer() handle", ""  # handles come after the queue that this part goes on from
-    yield "", "run of a task from a handle, its callback in it"
+    yield "", "run of a task from a handle, callback included"
 
 
 def batches(driven: Nbloop) -> Part:
@@ -126,7 +126,7 @@ def batches(driven: Nbloop) -> Part:
     calls, many = [nothing] * COUNT, driven.loop.submit_many
     yield "", ""
     many(calls)
-    yield "submit_many: each", ""
+    yield "submit_many: each task", ""
 
 
 def promises(driven: Nbloop) -> Part:
@@ -141,7 +141,7 @@ def promises(driven: Nbloop) -> Part:
     yield "js: with_resolvers", ""
     for call in calls:
         then(lambda _value, call=call: call())
-    yield "js: then of a resolved promise, with the lambda given to it", "js: reaction, its callback in it"
+    yield "js: then on a resolved promise, making its lambda included", "js: reaction, callback included"
 
 
 PARTS: tuple[Callable[[Any], Part], ...] = (limits, tasks, from_threads, arguments, timers)
@@ -231,7 +231,7 @@ def grown(now: Mapping[str, float], before: Mapping[str, float]) -> list[str]:
 
 def markdown(counted: Mapping[str, Counts]) -> str:
     """A table: a row for each operation, a column for each loop."""
-    lines = ["| what | " + " | ".join(counted) + " |", "|---|" + "---|" * len(counted)]
+    lines = ["| operation | " + " | ".join(counted) + " |", "|---|" + "---|" * len(counted)]
     for name in counted["nbloop"]:
         cells = [f"{counts[name]:,.0f}" if name in counts else "–" for counts in counted.values()]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
