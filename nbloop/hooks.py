@@ -50,7 +50,8 @@ def report(of: weakref.ref[Loop], error: BaseException, kind: int, what: Any) ->
 
 def _tell(loop: Loop | None, error: BaseException, kind: int, what: Any) -> None:
     """To `on_error`, or to the logger."""
-    callback, args = (what[0], what[1:]) if isinstance(what, tuple) else (what, ())
+    # A tuple of the kernels' is of exactly that type, which cannot be called; a callable may be of one derived from it.
+    callback, args = (what[0], what[1:]) if type(what) is tuple else (what, ())
     context: dict[str, Any] = {"loop": loop, "kind": layout.KIND_NAMES[kind], "callback": callback, "args": args}
     context |= debug.site_of(callback)
     message = "%s %r of %s raised"

@@ -51,8 +51,10 @@ typedef struct object {
 static const char others[TYPE_CALL + 8], callables[TYPE_CALL + 8] = {[TYPE_CALL] = 1};
 static _Atomic word living;      /* objects that are not freed yet */
 
+enum { OFF = 8 };                /* an object lies at a multiple of 8, and here at none of 16 */
+
 static object *make(enum kind kind, word items) {
-    object *made = calloc(1, sizeof(object) + 8 * items);
+    object *made = (object *)((char *)calloc(1, OFF + sizeof(object) + 8 * items) + OFF);
     made->kind = kind;
     made->type = kind == CALLBACK ? callables : others;
     atomic_store_explicit(&made->refs, 1, memory_order_relaxed);
@@ -79,7 +81,7 @@ void Py_DecRef(word at) {
         for (word i = 0; i < gone->first; i++)
             if (((word *)gone->second)[i]) Py_DecRef(((word *)gone->second)[i]);
     free(gone->memory);
-    free(gone);
+    free((char *)gone - OFF);
     atomic_fetch_sub_explicit(&living, 1, memory_order_relaxed);
 }
 
@@ -149,6 +151,7 @@ word PyObject_CallOneArg(word at, word argument) {
     return (word)array_of(8 * PyLong_AsLongLong(argument));
 }
 word PyObject_Vectorcall(word at, word arguments, word count, word names) {
+    if (((object *)at)->kind == CALLBACK && count == 0 && names == 0) return PyObject_CallNoArgs(at);
     CHECK(((object *)at)->kind == REFUSE_HOOK && count == 2 && names == 0);
     exception = PyLong_AsLongLong(*(word *)arguments);
     return 0;

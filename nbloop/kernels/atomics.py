@@ -4,8 +4,8 @@ Problem: kernels share 64-bit words with other threads, and LLVM treats a plain 
 writes as if nobody did (it hoists it out of a spin loop). Idea: an address is an integer, and *every* access is one of
 the verbs below, so that the verb, not the reader's care, says who else may touch the word:
 
-* ``get`` / ``put``: the word has one owner, who is running this code. Plain machine loads and stores. ``get_half``: 32
-  bits of what the system has written.
+* ``get`` / ``put``: the word has one owner, who is running this code. Plain machine loads and stores. ``get_half`` /
+  ``put_half``: 32 bits of the system's.
 * ``load`` / ``store``: acquire / release. ``load_sc`` / ``store_sc``: in the one total order of sequentially consistent
   operations, for store-then-look-at-another-word protocols (Dekker), where acquire and release are not enough.
 * ``fetch_add``, ``exchange``, ``compare_and_swap``: read-modify-write, sequentially consistent.
@@ -37,6 +37,7 @@ __all__ = [
     "pause",
     "prefetch",
     "put",
+    "put_half",
     "store",
     "store_sc",
     "ticks",
@@ -59,6 +60,11 @@ def get_half(address: int) -> int:
 def put(address: int, value: int) -> None:
     """Write a word that nobody else reads or writes without synchronising first. Plain store."""
     _word(address).value = value
+
+
+def put_half(address: int, value: int) -> None:
+    """Write the low 32 bits of `value` to `address`, a multiple of 4: errno. Plain store."""
+    ctypes.c_uint32.from_address(address).value = value
 
 
 def load(address: int) -> int:

@@ -40,7 +40,6 @@ from .layout import (
     KIND_IMMEDIATE,
     KIND_INTERNAL,
     KIND_MICROTASK,
-    KIND_SHIFT,
     KIND_TICK,
     MAKE_ARRAY,
     MICROTASKS,
@@ -55,6 +54,7 @@ from .layout import (
     TIMERS_AT,
 )
 from .observed import callback_begins, callback_ended, command_moved, observe_boundary
+from .remote import remote_kind, remote_value
 from .ring import ring_push
 from .timers import (
     timer_armed,
@@ -145,15 +145,15 @@ def fetch_remote(base: int) -> None:
         word = queue_peek(queue)
         if word == 0:
             return  # its producer is between ticket and store
-        kind = (word >> KIND_SHIFT) & 7
-        value = word & ~(7 << KIND_SHIFT)
+        kind = remote_kind(word)
+        value = remote_value(word)
         status = 0
         if kind == KIND_ARM:
-            status = timer_armed(base, word >> 4)
+            status = timer_armed(base, value)
         elif kind == KIND_CANCEL:
-            timer_removed(base, word >> 4)
+            timer_removed(base, value)
         elif kind == KIND_IMMEDIATE:
-            status = ring_push(base + IMMEDIATES, make_array, word >> 4)
+            status = ring_push(base + IMMEDIATES, make_array, value)
         elif kind == KIND_MICROTASK:
             status = due_push(base, base + MICROTASKS, value)
         elif kind == KIND_TICK:

@@ -112,6 +112,11 @@ def _get_half(builder: Any, values: list[Any]) -> Any:
     return builder.zext(half, _WORD)
 
 
+def _put_half(builder: Any, values: list[Any]) -> None:
+    half = ir.IntType(32)
+    builder.store(builder.trunc(values[1], half), builder.inttoptr(values[0], half.as_pointer()), align=4)
+
+
 def _signal_words(builder: Any, _values: list[Any]) -> Any:
     name = "nbloop_signal_words"
     words = builder.module.globals.get(name)
@@ -150,6 +155,7 @@ def _teach_primitives() -> None:
         _teach(getattr(atomics, name), word, [word, word], modifies)
     _teach(atomics.compare_and_swap, types.boolean, [word, word, word], _compare_and_swap)
     _teach(atomics.get_half, word, [word], _get_half)
+    _teach(atomics.put_half, types.void, [word, word], _put_half)
     _teach(atomics.first_bit, word, [word], _first_bit)
     _teach(atomics.last_bit, word, [word], _last_bit)
     _teach(atomics.prefetch, types.void, [word], _prefetch)

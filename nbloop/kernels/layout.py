@@ -402,14 +402,19 @@ REFUSED_DELAY, REFUSED_SLOTS, REFUSED_IDENTIFIER, REFUSED_TIMER, REFUSED_MILLISE
 REFUSED_DEADLINE = 11
 GONE = 64  # beside one of them: the reference of what was refused has been released already
 
-# What a cell holds: an owned reference (objects are 16-byte aligned) and, in the low bits, how to read it.
-TAG_ARGUMENTS = 1  # the reference is a tuple (callable, *args)
-STAMPED, STAMPED_EIGHTH = 2, 6  # in a queue of tasks: its time lies beside the cell, and counts for 1 or for 8
-KIND_SHIFT = 1
-KIND_TASK, KIND_MICROTASK, KIND_TICK, KIND_INTERNAL, KIND_CLOSE = 0, 1, 2, 3, 4  # what the callable is
-KIND_ARM, KIND_CANCEL, KIND_IMMEDIATE = 5, 6, 7  # the word is a slot number: word >> 4
-# only in reports; in the remote queue kind 0, where no task is, means the end of a checkpoint
-KIND_TIMER, KIND_CHECKPOINT_END, KIND_READINESS = 8, 9, 10
+# What a cell holds: an owned reference and, in its low bits, how to read it. Three bits, because a C compiler aligns a
+# PyObject to 8 bytes and no further (static types of extension modules lie at 8 mod 16), and no high bit, because
+# nobody promises that an address has an unused one. What the three mean is each queue's own:
+TAGS = 7
+POINTER_MASK = ~TAGS
+TAG_ARGUMENTS = 1  # in queues of tasks and in rings: the reference is a tuple (callable, *args)
+STAMPED, STAMPED_EIGHTH = 2, 6  # in queues of tasks: its time lies beside the cell, and counts for 1 or for 8
+TAG_REACTION = 2  # in rings: a microtask that is a reaction (reactions.py)
+# in the remote queue: remote.py
+
+# What is called. KIND_ARM and KIND_CANCEL are commands of the remote queue, as KIND_IMMEDIATE can be.
+KIND_TASK, KIND_MICROTASK, KIND_TICK, KIND_INTERNAL, KIND_CLOSE = 0, 1, 2, 3, 4
+KIND_ARM, KIND_CANCEL, KIND_IMMEDIATE, KIND_TIMER, KIND_CHECKPOINT_END, KIND_READINESS = 5, 6, 7, 8, 9, 10
 # What callbacks are called: in `on_error`'s context, metrics and traces.
 KIND_NAMES = {
     KIND_TASK: "task",
@@ -427,7 +432,3 @@ EVENT_SUBMIT, EVENT_MOVE, EVENT_ARM, EVENT_CANCEL, EVENT_SLEEP, EVENT_WAKE = 16,
 EVENT_OVERLOAD, EVENT_TURN, EVENT_CHECKPOINT = 22, 23, 24
 PLACE_BITS = 16  # of a place, ``position << PLACE_BITS | number``: which queue or ring the position is in
 NUMBER_EXTERNAL, NUMBER_REMOTE, NUMBER_RINGS, NUMBER_HANDLES = 1, 2, 8, 32  # a ring's: its kind added
-# A microtask that is a reaction (reactions.py). Not among the low bits, of which the remote queue needs all four: no
-# address that user space has on any 64-bit platform reaches this one.
-TAG_REACTION = 1 << 62
-POINTER_MASK = ~(15 | TAG_REACTION)

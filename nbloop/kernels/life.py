@@ -48,8 +48,6 @@ from .layout import (
     IO_READY_COUNT,
     IO_READY_DONE,
     IO_WATCHES,
-    KIND_ARM,
-    KIND_SHIFT,
     LIFECYCLE,
     MICROTASKS,
     NONE,
@@ -89,6 +87,7 @@ from .layout import (
 from .parking import arrivals, step_aside, wake_to_exit, wide_awake
 from .parking import wake as wake_loop
 from .readiness import WATCHED
+from .remote import remote_reference
 from .ring import ring_length, ring_pop, ring_seen
 from .slots import slot_of, timers_referenced
 from .timers import (
@@ -273,17 +272,17 @@ def producer_reopen(self: int, _unused: int) -> int:
 
 
 @helper
-def queue_drop(queue: int, slots: bool) -> int:
-    """Release everything in a closed queue; in the remote one slot commands hold no reference. How many there were."""
+def queue_drop(queue: int, remote: bool) -> int:
+    """Release everything in a closed queue of tasks, or in the remote one. How many words there were."""
     dropped = 0
     while queue_length(queue) != 0:
         word = queue_take(queue)
         if word == 0:
             step_aside()
             continue
-        kind = (word >> KIND_SHIFT) & 7
-        if not slots or kind < KIND_ARM:
-            Py_DecRef(word & POINTER_MASK)
+        owned = remote_reference(word) if remote else word & POINTER_MASK
+        if owned != 0:
+            Py_DecRef(owned)
         dropped += 1
     return dropped
 

@@ -39,11 +39,11 @@ from .layout import (
     H_SELF,
     IMMEDIATES,
     INTERNAL,
+    KIND_CHECKPOINT_END,
     KIND_CLOSE,
     KIND_IMMEDIATE,
     KIND_INTERNAL,
     KIND_MICROTASK,
-    KIND_SHIFT,
     KIND_TICK,
     LIFECYCLE,
     MAKE_ARRAY,
@@ -64,6 +64,7 @@ from .layout import (
 )
 from .parking import wake as wake_loop
 from .recorder import ring_recorded
+from .remote import remote_slot, remote_word
 from .ring import ring_push
 from .slots import slot_open, slot_take, slot_take_here
 from .timers import QUEUED, immediate_cancel, slot_unopen
@@ -118,6 +119,13 @@ def send(base: int, queue: int, word: int, culprit: int) -> int:
             return 0
 
 
+@apart
+def send_remote(base: int, word: int, kind: int, culprit: int) -> int:
+    """`send` for the ring of `kind`, from a thread that is not the loop's."""
+    word = remote_word(word, kind)
+    return send(base, base + REMOTE, word, culprit) if word != 0 else 0
+
+
 @inlined
 def schedule(base: int, arguments: int, count: int, ring: int, kind: int, at_checkpoint: bool) -> int:
     """Into a ring on the loop thread, as a command from any other; what runs `at_checkpoint` also while the loop
@@ -128,7 +136,7 @@ def schedule(base: int, arguments: int, count: int, ring: int, kind: int, at_che
         return 0
     culprit = get(arguments)
     if not on_loop_thread(base):
-        return send(base, base + REMOTE, word | (kind << KIND_SHIFT), culprit)
+        return send_remote(base, word, kind, culprit)
     if queue_length(base + REMOTE) != 0:
         fetch_remote(base)  # what returned elsewhere before this call began comes first
     if at_checkpoint:
@@ -291,7 +299,7 @@ def schedule_immediate(self: int, arguments: int, count: int) -> int:
                 elif get(base + RECORDER_AT) != 0:
                     ring_recorded(base, KIND_IMMEDIATE)
             else:
-                status = queue_push(base + REMOTE, (slot << 4) | (KIND_IMMEDIATE << KIND_SHIFT))
+                status = queue_push(base + REMOTE, remote_slot(slot, KIND_IMMEDIATE))
         if status == 0:
             if not here:
                 wake_loop(base)
@@ -310,9 +318,9 @@ def schedule_immediate(self: int, arguments: int, count: int) -> int:
 
 @kernel(MANY)
 def schedule_checkpoint_end(self: int, arguments: int, count: int) -> int:
-    """The ring that a checkpoint comes to last; from other threads as kind 0."""
+    """The ring that a checkpoint comes to last."""
     base = data(self)
-    return schedule(base, arguments, count, base + CHECKPOINT_ENDS, 0, True)
+    return schedule(base, arguments, count, base + CHECKPOINT_ENDS, KIND_CHECKPOINT_END, True)
 
 
 @kernel(NO_ARGUMENTS)

@@ -70,7 +70,6 @@ from .layout import (
     K_THREAD,
     K_VALUE,
     K_WHAT,
-    KIND_CHECKPOINT_END,
     KIND_CLOSE,
     KIND_IMMEDIATE,
     KIND_INTERNAL,
@@ -197,15 +196,13 @@ def push_recorded(queue: int, ticket: int, count: int) -> None:
 
 @apart
 def ring_recorded(base: int, kind: int) -> None:
-    """The loop's thread has put something into a ring; kind 0 there is the end of a checkpoint. Recorder on."""
-    kind = KIND_CHECKPOINT_END if kind == KIND_TASK else kind
+    """The loop's thread has put something into a ring. Recorder on."""
     event(get(base + RECORDER_AT), EVENT_SUBMIT, ring_place(base, kind, R_TAIL), 1)
 
 
 @helper
 def move_recorded(base: int, kind: int) -> None:
     """The remote queue's first was put into a ring: both places, so that who submitted is found. Loop thread."""
-    kind = KIND_CHECKPOINT_END if kind == KIND_TASK else kind
     queue = base + REMOTE
     place = get(queue + Q_HEAD) << PLACE_BITS | get(queue + Q_NUMBER)
     event(get(base + RECORDER_AT), EVENT_MOVE, place, ring_place(base, kind, R_TAIL))

@@ -48,8 +48,6 @@ from .capi import (
 from .ingress import queue_length, queue_push
 from .kernel import MANY, ONE, data, helper, inlined, kernel
 from .layout import (
-    KIND_MICROTASK,
-    KIND_SHIFT,
     MICROTASKS,
     NONE,
     REFUSED_CLOSED,
@@ -213,7 +211,7 @@ def queue_reaction(view: int, settled: int, reaction: int) -> None:
                 return
             status = REFUSED_CLOSED if status > 0 else REFUSED_MEMORY
         else:
-            status = queue_push(base + REMOTE, reaction | TAG_REACTION | (KIND_MICROTASK << KIND_SHIFT))
+            status = queue_push(base + REMOTE, reaction | TAG_REACTION)  # the ring's word: remote.py
             if status == 0:
                 wake_loop(base)
                 return

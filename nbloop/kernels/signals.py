@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 
-from .atomics import get, load, put
+from .atomics import get_half, load, put_half
 from .capi import PyLong_FromLongLong, errno_location, libc_write
 from .kernel import NONE as NO_ARGUMENTS
 from .kernel import SIGNAL, kernel
@@ -32,10 +32,10 @@ def on_signal(number: int) -> None:
     many times over.
     """
     words = signal_words()
-    error = errno_location() & ~7  # the aligned word that errno is half of
-    saved = get(error)
+    error = errno_location()
+    saved = get_half(error)
     libc_write(load(words), words + ((1 + number) << 3), 1)  # the low byte, on a little-endian machine
-    put(error, saved)
+    put_half(error, saved)
 
 
 @kernel(NO_ARGUMENTS)

@@ -38,7 +38,6 @@ from .layout import (
     GONE,
     KIND_ARM,
     KIND_CANCEL,
-    KIND_SHIFT,
     POINTER_MASK,
     RECORDER_AT,
     REFUSED_SLOTS,
@@ -62,6 +61,7 @@ from .layout import (
 )
 from .parking import IS_ASLEEP, wake, wake_to_exit
 from .recorder import event
+from .remote import remote_slot
 from .slots import GENERATION_SHIFT, slot_at, slot_free, slot_free_here, slot_of, slot_open, slot_take, slot_take_here
 
 SPENT, PENDING, ARMED, RUNNING, CANCELLED, QUEUED = 0, 1, 2, 3, 4, 5  # QUEUED: an immediate
@@ -138,7 +138,7 @@ def timer_arm_elsewhere(base: int, callback: int, deadline: int, period: int, cl
     if get(base + RECORDER_AT) != 0:  # now, because it may fire as soon as it is pushed
         event(get(base + RECORDER_AT), EVENT_ARM, identifier, deadline)
     fetch_add(timers + T_COMMANDS, 1)
-    status = queue_push(base + REMOTE, (slot << 4) | (KIND_ARM << KIND_SHIFT))
+    status = queue_push(base + REMOTE, remote_slot(slot, KIND_ARM))
     if status != 0:
         fetch_add(timers + T_COMMANDS, -1)
         if slot_unopen(timers, slot, identifier, PENDING):
@@ -229,7 +229,7 @@ def timer_cancel(base: int, identifier: int, here: bool) -> bool:
             timer_removed(base, slot)
         else:
             fetch_add(timers + T_COMMANDS, 1)
-            if queue_push(base + REMOTE, (slot << 4) | (KIND_CANCEL << KIND_SHIFT)) == 0:
+            if queue_push(base + REMOTE, remote_slot(slot, KIND_CANCEL)) == 0:
                 wake_for(base, FOREVER)  # only for the backlog's sake
             else:  # closed, or no memory: a tombstone until its deadline
                 fetch_add(timers + T_COMMANDS, -1)

@@ -21,8 +21,6 @@ from .layout import (
     H_QUEUE,
     H_SELF,
     INTERNAL,
-    KIND_ARM,
-    KIND_SHIFT,
     MICROTASKS,
     POINTER_MASK,
     Q_HEAD,
@@ -43,6 +41,7 @@ from .layout import (
     TIMERS_AT,
 )
 from .pool import pool_address
+from .remote import remote_reference
 from .slots import slot_of
 from .timers import CANCELLED, SPENT, STATE_MASK
 
@@ -62,8 +61,8 @@ def visit_header(self: int, visit: int, argument: int) -> int:
 
 
 @helper
-def visit_queue(queue: int, visit: int, argument: int, commands: bool) -> int:
-    """Every published reference; in the remote queue slot commands hold none."""
+def visit_queue(queue: int, visit: int, argument: int, remote: bool) -> int:
+    """Every published reference of a queue of tasks, or of the remote one."""
     shift = get(queue + Q_SHIFT)
     tail = queue_tail(queue)
     ticket = load(queue + Q_HEAD)
@@ -74,9 +73,10 @@ def visit_queue(queue: int, visit: int, argument: int, commands: bool) -> int:
             continue
         word = load(queue_cell(pool_address(get(queue + Q_POOL), entry - 1), ticket, shift))
         ticket += 1
-        if word == 0 or (commands and (word >> KIND_SHIFT) & 7 >= KIND_ARM):
+        owned = remote_reference(word) if remote else word & POINTER_MASK
+        if owned == 0:
             continue
-        status = visit_object(visit, word & POINTER_MASK, argument)
+        status = visit_object(visit, owned, argument)
         if status != 0:
             return status
     return 0

@@ -43,7 +43,7 @@ PAGE = 4096
 OBJECTS_MOST = 20_000  # then all are forgotten, and asked for again
 WIDTHS = dict.fromkeys(
     ("get", "put", "load", "store", "load_sc", "store_sc", "fetch_add", "exchange", "compare_and_swap"), 8
-) | {"get_half": 4}
+) | {"get_half": 4, "put_half": 4}
 
 
 class OutOfBounds(AssertionError):
@@ -273,7 +273,7 @@ def install() -> None:
     for one in kernel.kernels.values():
         if one.arity > kernel.SIGNAL:
             _entering(one)
-    checker.words(capi.errno_location(), 8)
+    checker.words(capi.errno_location(), 4)
     checker.words(signals.signal_words(), 8 * signals.WORDS)
 
     address, hook, make = state._address, state._hook, state.make_state
