@@ -5,7 +5,8 @@ time comes. In the heap as in a bucket the entry of a cancelled timer is *stale*
 until half of the entries are and a sweep takes them all; so a cancel is O(1), amortised, and touches the slot alone.
 
 Invariants: a timer that is far is after the horizon (a near one may be too: few are not worth a bucket); `stale` is
-the number of stale entries of the heap. Everything here belongs to the loop thread.
+the number of stale entries of the heap; no stale entry outlives 2**EPOCH_BITS armings, so none is there when its number
+comes again. Everything here belongs to the loop thread.
 """
 
 from __future__ import annotations
@@ -21,20 +22,25 @@ from .far import (
     bucket_lost,
     bucket_shrink,
     bucket_start,
+    bucket_sweep,
     entry_live,
     far_first,
     far_insert,
     far_least,
     far_remove,
 )
-from .heap import heap_insert, heap_pop, heap_reserve, heap_up
+from .heap import heap_insert, heap_pop, heap_reserve, heap_up, order_of
 from .kernel import apart, helper, inlined
 from .layout import (
     B_COUNT,
     B_NEXT,
+    B_STALE,
+    BUCKET_COUNT,
     F_COUNT,
+    F_EPOCH,
     F_HORIZON,
     F_OPENING,
+    F_UNSWEPT,
     FAR_AT,
     MAKE_ARRAY,
     NODE_BYTES,
@@ -53,6 +59,7 @@ from .layout import (
 )
 from .slots import slot_at
 
+EPOCH_BITS = 39  # of armings; their numbers begin anew after 2**41
 FEW = 128  # timers of a bucket that go to the heap at once, however wide it is
 
 
@@ -63,7 +70,7 @@ def agenda_insert(base: int, slot: int, record: int, deadline: int, flags: int) 
     """
     timers = base + TIMERS_AT
     sequence = get(timers + T_SEQUENCE) + 1
-    order = sequence << SLOT_BITS
+    order = order_of(sequence)
     put(record + S_PLACE, 0)
     if deadline <= get(base + FAR_AT + F_HORIZON) or far_insert(base, record, deadline, order | slot) < 0:
         if heap_reserve(timers, get(base + MAKE_ARRAY), 1) < 0:
@@ -78,7 +85,7 @@ def agenda_insert(base: int, slot: int, record: int, deadline: int, flags: int) 
 @helper
 def agenda_remove(base: int, record: int) -> None:
     """Take the timer of a slot out, if it is in. Amortised O(1)."""
-    if load(record + S_ORDER) < SLOT_LIMIT:
+    if load(record + S_ORDER) >> SLOT_BITS == 0:
         return
     timers = base + TIMERS_AT
     store(record + S_ORDER, 0)
@@ -115,7 +122,7 @@ def agenda_prune(timers: int) -> None:
 
 @inlined
 def agenda_due(base: int, now: int) -> int:
-    """Make the earliest timer the heap's first, if it is due; the order of its entry, or -1 if none is."""
+    """Make the earliest timer the heap's first, if it is due; the order of its entry, or 0 if none is."""
     timers = base + TIMERS_AT
     far = base + FAR_AT
     while True:
@@ -125,13 +132,13 @@ def agenda_due(base: int, now: int) -> int:
             heap = get(timers + T_HEAP)
             deadline = get(heap)
             if deadline > now and horizon >= now:
-                return -1
+                return 0
             if deadline <= now and deadline <= horizon:
                 return get(heap + 8)
         elif horizon >= now and get(far + F_OPENING) == 0:
-            return -1
+            return 0
         if agenda_advance(base, now) < 0:
-            return -1
+            return 0
 
 
 @apart
@@ -141,6 +148,7 @@ def agenda_advance(base: int, now: int) -> int:
     """
     far = base + FAR_AT
     if get(far + F_OPENING) == 0:
+        agenda_epoch(base)
         horizon = get(far + F_HORIZON)
         first = far_first(base)
         start = bucket_start(horizon, first) if first >= 0 else FOREVER
@@ -150,6 +158,25 @@ def agenda_advance(base: int, now: int) -> int:
         put(far + F_HORIZON, start | GRAIN_MASK)
         put(far + F_OPENING, first + 1)
     return agenda_open(base, get(far + F_OPENING) - 1)
+
+
+@helper
+def agenda_epoch(base: int) -> None:
+    """Once in 2**EPOCH_BITS armings, take all stale entries out: of one bucket a call, because that of a million takes
+    some 20 ms. Each call but those is a look at three words.
+    """
+    timers = base + TIMERS_AT
+    far = base + FAR_AT
+    epoch = get(timers + T_SEQUENCE) >> EPOCH_BITS
+    if get(far + F_EPOCH) != epoch:
+        put(far + F_EPOCH, epoch)
+        put(far + F_UNSWEPT, BUCKET_COUNT)
+        agenda_sweep(timers)
+    left = get(far + F_UNSWEPT)
+    if left != 0:
+        put(far + F_UNSWEPT, left - 1)
+        if get(bucket_at(base, left - 1) + B_STALE) != 0:
+            bucket_sweep(base, left - 1)
 
 
 @helper

@@ -12,7 +12,8 @@ the verbs below, so that the verb, not the reader's care, says who else may touc
 
 This file holds the *twins*: the same verbs for plain Python, over the same memory, so that every kernel also runs
 un-jitted (debuggers, coverage, deterministic interleaving). ``compiler.py`` lowers each name to one instruction.
-Three more touch no memory: ``first_bit`` and ``last_bit`` of a word of flags, and ``prefetch``, a hint.
+Four more touch no memory: ``first_bit`` and ``last_bit`` of a word of flags, ``before`` of two counters that may have
+wrapped, and ``prefetch``, a hint.
 
 The twins lose where it does not matter: about 1 µs each, and read-modify-write is atomic only among twins (one lock).
 """
@@ -24,6 +25,7 @@ import threading
 import time
 
 __all__ = [
+    "before",
     "compare_and_swap",
     "exchange",
     "fetch_add",
@@ -131,6 +133,17 @@ def last_bit(word: int) -> int:
     5
     """
     return word.bit_length() - 1
+
+
+def before(one: int, other: int) -> bool:
+    """Is `one` before `other`, of two counters of 64 bits that go on from the greatest word to the least? The sign of
+    their difference, so they must be less than 2**63 apart. Written as a comparison, or as a plain difference, it would
+    be compiled as one of numbers that never wrap.
+
+    >>> before(1, 2), before((1 << 63) - 1, -(1 << 63)), before(2, 2)
+    (True, True, False)
+    """
+    return (one - other) >> 63 & 1 != 0
 
 
 def prefetch(address: int) -> None:

@@ -77,6 +77,10 @@ def _last_bit(builder: Any, values: list[Any]) -> Any:
     return builder.sub(_WORD(63), builder.ctlz(values[0], ir.IntType(1)(1)))
 
 
+def _before(builder: Any, values: list[Any]) -> Any:
+    return builder.icmp_signed("<", builder.sub(*values), _WORD(0))  # Numba's own `sub` says that it does not wrap
+
+
 def _prefetch(builder: Any, values: list[Any]) -> None:
     number = ir.IntType(32)
     kind = ir.FunctionType(ir.VoidType(), [_WORD.as_pointer(), number, number, number])
@@ -158,6 +162,7 @@ def _teach_primitives() -> None:
     _teach(atomics.put_half, types.void, [word, word], _put_half)
     _teach(atomics.first_bit, word, [word], _first_bit)
     _teach(atomics.last_bit, word, [word], _last_bit)
+    _teach(atomics.before, types.boolean, [word, word], _before)
     _teach(atomics.prefetch, types.void, [word], _prefetch)
     _teach(atomics.pause, types.void, [], _pause)
     _teach(atomics.monotonic_ns, word, [], _monotonic_ns)

@@ -4,7 +4,9 @@ Why four children: they are one 64-byte line (entry 1 is line-aligned), so a lev
 as many levels as in a binary heap. It is small, because timers that are not due soon wait in buckets (far.py), so it
 lies in the first-level cache. Belongs to the loop thread alone: plain loads and stores.
 
-``order`` is ``sequence << SLOT_BITS | slot``: equal deadlines fire in scheduling order, and the entry names its slot.
+``order`` is ``number << SLOT_BITS | slot``: equal deadlines fire in scheduling order, and the entry names its slot.
+The number is odd, so it is never 0, and begins anew after 2**41 armings: `before` compares two as one compares times on
+a clock face, right for two that fewer than 2**40 armings lie between.
 An entry does not know where it is: a cancelled timer's stays, recognised by its sequence number when it comes up or
 when `agenda.py` sweeps. Keeping positions cost a store a level in each sift, which was a third of a pop.
 Invariant: a parent is not after its children. Loses when very many timers are due at almost the same time: O(log n).
@@ -12,13 +14,21 @@ Invariant: a parent is not after its children. Loses when very many timers are d
 
 from __future__ import annotations
 
-from .atomics import get, put, store
+from .atomics import before, get, put, store
 from .capi import Py_DecRef
 from .kernel import apart, data, helper, inlined
-from .layout import T_CAPACITY, T_HEAP, T_HEAP_ARRAY, T_SIZE
+from .layout import SLOT_BITS, T_CAPACITY, T_HEAP, T_HEAP_ARRAY, T_SIZE
 from .pool import words_array
 
 SMALL_HEAP = 64  # entries that an empty heap has room for
+
+
+@helper
+def order_of(sequence: int) -> int:
+    """The order of the timer that was armed as the so many-eth, without its slot. Never 0, and with 64 bits, as a word
+    has them, the same again for `sequence` + 2**41.
+    """
+    return (2 * sequence + 1) << SLOT_BITS
 
 
 @inlined
@@ -39,7 +49,7 @@ def heap_up(heap: int, at: int, deadline: int, order: int) -> None:
         if over < deadline:
             break
         over_order = get(entry + 8)
-        if over == deadline and over_order < order:
+        if over == deadline and before(over_order, order):
             break
         heap_place(heap, at, over, over_order)
         at = parent
@@ -51,7 +61,7 @@ def heap_before(deadline: int, order: int, other: int, other_order: int) -> bool
     """Is the first entry before the second? Without a branch: which child is first can not be predicted, and a wrong
     guess costs 5 ns.
     """
-    return (deadline < other) | ((deadline == other) & (order < other_order))
+    return (deadline < other) | ((deadline == other) & before(order, other_order))
 
 
 @helper

@@ -3,7 +3,9 @@
 Below 128 each value has a bucket of its own; above, 64 equal buckets to each doubling: the middle of a bucket is at
 most 1/128 from anything in it. `bucket_of` is a leading-zero count, a shift and an addition; no table, no loop.
 
-A histogram is an array of words: `sum`, `max`, then `BUCKETS` counts. One writer; see metrics.py for its readers.
+A histogram is an array of words: `sum`, `max`, `carry`, then `BUCKETS` counts. The sum has two words, of which `carry`
+counts 2**62 ns: a million tasks a second that wait for 0.1 s each are 2**63 ns within a day. One writer; see metrics.py
+for its readers.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ from .kernel import helper
 from .layout import HISTOGRAM_BUCKETS as BUCKETS
 
 MOST_NS = (1 << 42) - 1  # 73 minutes
-HG_SUM, HG_MAX, HG_COUNTS = 0, 8, 16  # byte offsets
-__all__ = ["BUCKETS", "MOST_NS", "bucket_of", "histogram_add"]
+HG_SUM, HG_MAX, HG_CARRY, HG_COUNTS = 0, 8, 16, 24  # byte offsets
+CARRY_BITS = 62
+__all__ = ["BUCKETS", "CARRY_BITS", "MOST_NS", "bucket_of", "histogram_add"]
 
 
 @helper
@@ -30,6 +33,10 @@ def histogram_add(histogram: int, ns: int, weight: int, total: int) -> None:
     ns = min(max(ns, 0), MOST_NS)
     at = histogram + HG_COUNTS + (bucket_of(ns) << 3)
     store(at, get(at) + weight)
-    store(histogram + HG_SUM, get(histogram + HG_SUM) + total)
+    total += get(histogram + HG_SUM)
+    if total >> CARRY_BITS != 0:
+        total -= 1 << CARRY_BITS
+        store(histogram + HG_CARRY, get(histogram + HG_CARRY) + 1)
+    store(histogram + HG_SUM, total)
     if ns > get(histogram + HG_MAX):
         store(histogram + HG_MAX, ns)

@@ -77,8 +77,8 @@ TIMERS = _record(
     # spare slots: a stack of the loop thread's own, and its size
     _words("sequence", "live_here", "nesting", "spare", "spares"),
 )
-# One slot; 64 bytes, so two slots never share a line of 64. `order`: the sequence number of a timer's entry in the
-# heap or a bucket, 0 if it has none, and below that its nesting level and clamp. `place`: where in the buckets. A
+# One slot; 64 bytes, so two slots never share a line of 64. `order`: the number of a timer's entry in the heap or a
+# bucket (heap.order_of), 0 if it has none, and below that its nesting level and clamp. `place`: where in the buckets. A
 # watched descriptor (readiness.py) uses `interest`, and `descriptor`, the int object that its callback is given.
 SLOT = np.dtype(
     [
@@ -91,7 +91,7 @@ NODE = np.dtype([("deadline", np.int64), ("order", np.int64)])
 
 # Far timers (far.py), unsorted in buckets by range of deadlines. All of it belongs to the loop thread.
 FAR = _record(
-    _words("horizon", "count", "opening", "buckets"),
+    _words("horizon", "count", "opening", "buckets", "epoch", "unswept"),
     _words(*(f"level{level}" for level in range(8))),  # a bit for each bucket of the level that is not empty
 )
 # One bucket: where its next entry goes, where its last chunk ends and which that is; how many entries; a lower bound
@@ -169,7 +169,7 @@ STATE = _record(
 # What a loop measures of itself (metrics.py), if it does; the histograms are those of histogram.py.
 RATE_SLOTS = 128
 HISTOGRAM_BUCKETS = (36 << 6) + 64
-HISTOGRAM = np.dtype((np.int64, (2 + HISTOGRAM_BUCKETS,)))  # sum, max, counts
+HISTOGRAM = np.dtype((np.int64, (3 + HISTOGRAM_BUCKETS,)))  # sum, max, sum of more than one word has, counts
 LIVE = _record(
     _words(
         "now",  # ticks of the last boundary: the end of a callback or of a sleep
@@ -322,6 +322,7 @@ T_SPARE, T_SPARES = offset(TIMERS, "spare"), offset(TIMERS, "spares")
 T_STALE, T_RETRIES = offset(TIMERS, "stale"), offset(TIMERS, "retries")
 
 F_HORIZON, F_COUNT, F_OPENING = offset(FAR, "horizon"), offset(FAR, "count"), offset(FAR, "opening")
+F_EPOCH, F_UNSWEPT = offset(FAR, "epoch"), offset(FAR, "unswept")
 F_BUCKETS, F_LEVEL0 = offset(FAR, "buckets"), offset(FAR, "level0")
 B_NEXT, B_END, B_CHUNK = offset(BUCKET, "next"), offset(BUCKET, "end"), offset(BUCKET, "chunk")
 B_COUNT, B_STALE, B_LEAST, B_LOOSE = (offset(BUCKET, n) for n in ("count", "stale", "least", "loose"))

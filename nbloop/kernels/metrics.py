@@ -89,7 +89,8 @@ CROWD = 64  # tasks that wait: from here on each eighth is stamped
 CALM = 16  # turns with fewer, after which each is again
 PUBLISH_NS = 100_000
 MULTIPLIER_BITS = 20  # ns = ticks * multiplier >> 20
-MOST_TICKS = 1 << 42
+MOST_TICKS = 1 << 42  # times any multiplier is less than 2**63
+MOST_MULTIPLIER = 1 << 21
 BUCKET_NS = 100_000_000  # of the rate: 100 ms
 WINDOW = 100  # buckets: 10 s
 EMA_BITS = 20
@@ -105,7 +106,7 @@ def clock(block: int) -> int:
 
 @helper
 def in_ns(block: int, duration: int) -> int:
-    """Ticks as nanoseconds, for durations of 0 to 48 minutes or more; longer and negative ones are clipped."""
+    """Ticks as nanoseconds; negative ones are 0, and those over 2**42, which are 14 minutes at 5 GHz, are that many."""
     return (min(max(duration, 0), MOST_TICKS) * get(block + M_MULTIPLIER)) >> MULTIPLIER_BITS
 
 

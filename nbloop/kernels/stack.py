@@ -1,10 +1,11 @@
 """A lock-free stack of small numbers: where free chunks, free slabs and free timer slots wait.
 
 Treiber's stack (Systems Programming: Coping with Parallelism, IBM 1986), on indices instead of pointers: the head
-word holds ``index + 1`` in its low half and a counter in its high half, and what lies under an index is kept in a
-table of its own. That settles both of the stack's classic problems at once. ABA: the counter moves with every pop, so
-a head read before a pop never matches after it (until 2**31 pops pass inside one `stack_pop`). Reclamation: a slow
-reader follows the *table*, which is never freed, so the memory behind an index may be given back while it looks.
+word holds ``index + 1`` in its low bits and a counter above, and what lies under an index is kept in a table of its
+own. That settles both of the stack's classic problems at once. ABA: the counter moves with every pop, so a head read
+before a pop never matches after it (until 2**40 pops, three hours of nothing else, pass inside one `stack_pop`).
+Reclamation: a slow reader follows the *table*, which is never freed, so the memory behind an index may be given back
+while it looks.
 
 Invariants: an index is in at most one stack; ``table[i]`` is written only by the thread that owns index i, before it
 pushes it. The word behind the head counts swaps that failed, and is touched only when they do: its line is the head's,
@@ -17,9 +18,10 @@ from __future__ import annotations
 from .atomics import compare_and_swap, fetch_add, load, store
 from .kernel import helper
 
-INDEX_MASK = 0xFFFFFFFF
-COUNTER_STEP = 1 << 32
-COUNTER_MASK = 0x7FFFFFFF << 32
+INDEX_BITS = 23  # an index + 1; slots, of which there are most, have 22 bits
+INDEX_MASK = (1 << INDEX_BITS) - 1
+COUNTER_STEP = 1 << INDEX_BITS
+COUNTER_MASK = (1 << 63) - COUNTER_STEP  # 40 bits; the sign stays clear
 RETRIES = 8  # from the head, in bytes
 
 

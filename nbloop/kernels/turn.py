@@ -11,7 +11,7 @@ entry; what is added meanwhile waits for the next turn, so no phase can starve t
 from __future__ import annotations
 
 from .agenda import agenda_due, agenda_insert, agenda_next
-from .atomics import compare_and_swap, exchange, fetch_add, get, load, load_sc, put, store
+from .atomics import before, compare_and_swap, exchange, fetch_add, get, load, load_sc, put, store
 from .callbacks import LEAVE, call_hook, invoke
 from .capi import (
     Py_DecRef,
@@ -20,7 +20,7 @@ from .capi import (
 from .checkpoint import checkpoint, invoke_owned
 from .clock import FOREVER, loop_ns, sleep_ns
 from .external import ingress_length, phase_external
-from .heap import heap_pop, heap_trim
+from .heap import heap_pop, heap_trim, order_of
 from .ingress import queue_close_if_empty, queue_length, queue_reopen
 from .kernel import NONE as NO_ARGUMENTS
 from .kernel import data, helper, inlined, kernel
@@ -144,10 +144,13 @@ def phase_timers(base: int) -> int:
     if get(timers + T_SIZE) == 0 and get(far + F_COUNT) == 0 and get(far + F_OPENING) == 0:
         return 0
     now = loop_ns(base)
-    newest = (get(timers + T_SEQUENCE) + 1) << SLOT_BITS
+    first = order_of(get(timers + T_SEQUENCE) + 1)  # of those that this phase arms
     while load(base + INTERRUPT) == 0 and load(base + LIFECYCLE) == LOOP_RUNNING:
         order = agenda_due(base, now)
-        if order < 0 or order >= newest:
+        if order == 0:
+            break
+        # Between the two: to be after `first` is not enough, as a timer of 2**40 armings ago seems to be.
+        if not before(order, first) and before(order, order_of(get(timers + T_SEQUENCE) + 1)):
             break
         if timer_fire(base, order & (SLOT_LIMIT - 1)) != 0:
             return LEAVE

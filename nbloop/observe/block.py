@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..kernels import layout, metrics, pack
+from ..kernels.histogram import CARRY_BITS
 from .metrics import Histogram, Metrics, Quantiles, Queues, Running
 
 PATIENCE = 1.0  # seconds; a copy is there within 0.2 ms of processor time
@@ -46,7 +47,10 @@ class Clock:
             first = self.pair()
             time.sleep(0.01)
             last = self.pair()
-            self.multiplier = ((last[1] - first[1]) << metrics.MULTIPLIER_BITS) // (last[0] - first[0])
+            ticks = max(1, last[0] - first[0])
+            self.multiplier = ((last[1] - first[1]) << metrics.MULTIPLIER_BITS) // ticks
+            if self.multiplier >= metrics.MOST_MULTIPLIER:  # slower than 500 MHz
+                self.cycles, self._ticks, self.multiplier = False, time.monotonic_ns, 1 << metrics.MULTIPLIER_BITS
 
     def pair(self) -> tuple[int, int]:
         """(ticks, ns) of one moment: the closest of several looks at both."""
@@ -147,7 +151,8 @@ def _now(record: Any) -> tuple[int, int]:
 
 
 def _histogram(words: Words) -> Histogram:
-    return Histogram(words[2:].copy(), int(words[0]), int(words[1]))
+    total, longest, carry = (int(word) for word in words[:3])
+    return Histogram(words[3:].copy(), (carry << CARRY_BITS) + total, longest)
 
 
 def _rate(live: Any, now: int) -> float:

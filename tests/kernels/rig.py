@@ -16,6 +16,7 @@ from nbloop.kernels import layout
 from nbloop.kernels.atomics import get
 from nbloop.kernels.capi import Py_DecRef
 from nbloop.kernels.kernel import Kernel, TwinMethod
+from nbloop.kernels.stack import INDEX_MASK
 from nbloop.kernels.state import State, make_loop_state
 
 # One machine's share of the suite: some seconds. A failure prints the blob that repeats it.
@@ -120,7 +121,7 @@ def table(address: int, count: int) -> np.ndarray:
 def stacked(head: int, links: int) -> list[int]:
     """The indices in a stack (stack.py), top first; fails on a cycle."""
     found: list[int] = []
-    index = get(head) & 0xFFFFFFFF
+    index = get(head) & INDEX_MASK
     while index:
         assert index - 1 not in found[-1:], "a cycle"
         found.append(index - 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import random
 import time
 
@@ -17,7 +18,7 @@ from nbloop.kernels import agenda, far, layout
 from nbloop.kernels.agenda import agenda_clear, agenda_due, agenda_insert, agenda_next, agenda_remove
 from nbloop.kernels.atomics import first_bit, load, store
 from nbloop.kernels.far import GRAIN_BITS, bucket_at, bucket_chunk, bucket_for, bucket_start
-from nbloop.kernels.heap import heap_pop
+from nbloop.kernels.heap import heap_pop, order_of
 from nbloop.kernels.layout import S_ORDER, SLOT_BITS, SLOT_LIMIT
 from nbloop.kernels.parking import FOREVER
 from nbloop.kernels.slots import slot_at, slot_free, slot_take
@@ -29,6 +30,8 @@ SPANS = [1, 1 << GRAIN_BITS, 1 << 21, 1 << 27, 1 << 33, 1 << 40, 1 << 50, 1 << 6
 class AgendaMachine(RuleBasedStateMachine):
     """Deadlines of every range, many of them equal; time that creeps and leaps; memory that runs out."""
 
+    FIRST = 0  # so many have been armed before
+
     def __init__(self) -> None:
         super().__init__()
         self.memory = rig.Memory()
@@ -36,6 +39,7 @@ class AgendaMachine(RuleBasedStateMachine):
         self.now = 1 << 40 | 12345
         far.far_begin(self.base, self.now)
         self.naive = naive.Heap()
+        self.memory.record["timers"]["sequence"] = self.FIRST
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(agenda, "FEW", 2)  # so that small buckets are opened level by level too
         self.patch.setattr(agenda, "SWEEP_LEAST", 3)
@@ -63,8 +67,13 @@ class AgendaMachine(RuleBasedStateMachine):
                 assert self.sequence() == before
                 slot_free(self.timers, slot)
                 continue
-            assert load(record + S_ORDER) == before + 1 << SLOT_BITS | 6
+            assert load(record + S_ORDER) == self.order(before + 1) | 6
             self.naive.insert(deadline, before + 1, slot)
+
+    @staticmethod
+    def order(sequence: int) -> int:
+        """As a word has it."""
+        return ctypes.c_int64(order_of(sequence)).value
 
     def forget(self, slot: int) -> None:
         slot_free(self.timers, slot)
@@ -96,10 +105,10 @@ class AgendaMachine(RuleBasedStateMachine):
 
     def fire(self) -> None:
         """What is due comes out in order, and nothing else; without memory, what comes is in order too."""
-        while (order := agenda_due(self.base, self.now)) >= 0:
+        while (order := agenda_due(self.base, self.now)) != 0:
             deadline, sequence, slot = self.naive.entries[0]
             assert deadline <= self.now
-            assert order == sequence << SLOT_BITS | slot
+            assert order == self.order(sequence) | slot
             heap_pop(self.timers)
             store(slot_at(self.timers, slot) + S_ORDER, 0)
             self.forget(slot)
@@ -166,8 +175,8 @@ class AgendaMachine(RuleBasedStateMachine):
         heap = rig.table(int(timers["heap"]), 2 * int(timers["size"])).reshape(-1, 2).tolist()
         live = [(d, o) for d, o in heap if load(slot_at(self.timers, o & (SLOT_LIMIT - 1)) + S_ORDER) >> 22 == o >> 22]
         assert len(heap) - len(live) == timers["stale"]
-        expected = [(deadline, sequence << SLOT_BITS | slot) for deadline, sequence, slot in self.naive.entries]
-        assert sorted(found + live) == expected
+        expected = [(deadline, self.order(sequence) | slot) for deadline, sequence, slot in self.naive.entries]
+        assert sorted(found + live) == sorted(expected)
 
     @invariant()
     def free_chunks_are_zero(self) -> None:
@@ -178,8 +187,93 @@ class AgendaMachine(RuleBasedStateMachine):
                 assert not words.any()
 
 
+class NewNumbersMachine(AgendaMachine):
+    """The same while the timers' numbers begin anew, and among them a sign."""
+
+    FIRST = (1 << 41) - 20
+
+
+class NewEpochMachine(AgendaMachine):
+    """The same when all stale entries have to be taken out, and while orders become negative."""
+
+    FIRST = (1 << 40) - 20
+
+
 TestAgenda = AgendaMachine.TestCase
-TestAgenda.settings = rig.MACHINE
+TestNewNumbers = NewNumbersMachine.TestCase
+TestNewEpoch = NewEpochMachine.TestCase
+TestAgenda.settings = TestNewNumbers.settings = TestNewEpoch.settings = rig.MACHINE
+
+
+def test_a_number_that_comes_again_finds_no_stale_entry() -> None:
+    """A cancelled far timer leaves an entry; 2**41 armings later its slot's next timer has the same number."""
+    memory = rig.Memory()
+    base, timers = memory.base, memory.timers
+    far.far_begin(base, 0)
+    cancelled, kept, again = (slot_take(timers) for _ in range(3))
+    day = 86400 * 10**9
+    for slot in (cancelled, kept, again):
+        assert agenda_insert(base, slot, slot_at(timers, slot), day + slot, 0) == 0
+    agenda_remove(base, slot_at(timers, cancelled))
+    bucket = rig.table(bucket_at(base, bucket_for(int(memory.record["far"]["horizon"]), day)), 8).view(layout.BUCKET)
+    assert bucket["stale"] == 1
+    sequence = memory.record["timers"]
+    for now in range(layout.BUCKET_COUNT + 1):
+        sequence["sequence"] = 1 << 40  # some armings later, time has gone on
+        assert agenda_due(base, (now + 1) << far.GRAIN_BITS) == 0
+    assert bucket["stale"] == 0
+    sequence["sequence"] = 1 << 41
+    assert agenda_insert(base, cancelled, slot_at(timers, cancelled), 2 * day, 0) == 0  # the first number once more
+    due = []
+    while (order := agenda_due(base, day + 10)) != 0:
+        due.append(order & (SLOT_LIMIT - 1))
+        heap_pop(timers)
+        store(slot_at(timers, due[-1]) + S_ORDER, 0)
+    assert due == [kept, again]
+    agenda_clear(base)
+
+
+@pytest.mark.parametrize("before", [5, 1 << 39, (1 << 40) - 5, (1 << 41) - 5, (1 << 63) - 100], ids=str)
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_timers_go_on_when_their_numbers_begin_anew(before: int, elsewhere: bool) -> None:
+    """After so many armings: all fire, equal deadlines in the order of the calls, and those that callbacks arm wait."""
+    loop = Loop()
+    loop._state.record["timers"]["sequence"] = before
+    fired: list[object] = []
+    deadline = loop.now() + 0.002
+
+    def arm() -> None:
+        for number in range(12):
+            loop.schedule_timer_at(deadline, fired.append, number)
+        loop.schedule_timer_at(deadline, lambda: loop.schedule_timer_at(0, end))
+        loop.schedule_timer_at(deadline, fired.append, "last")
+        every.append(loop.schedule_interval(0, fired.append, "every"))
+
+    def end() -> None:
+        fired.append("end")
+        assert loop.cancel_timer(every[0])
+        loop.stop()
+
+    every: list[int] = []
+    arm() if elsewhere else loop.submit(arm)
+    loop.run()
+    assert [one for one in fired if one != "every"] == [*range(12), "last", "end"]
+    assert "every" in fired
+    assert not loop.alive()
+    loop.close()
+
+
+def test_a_timer_of_very_many_armings_ago_fires() -> None:
+    """2**40 armings and more lie between: it seems to be armed later than all, and must not wait for ever."""
+    fired: list[int] = []
+    for between in ((1 << 40) + 1, (1 << 41) - 3):
+        loop = Loop()
+        loop.schedule_timer(0.001, fired.append, between)
+        loop.schedule_timer(0.002, loop.stop)
+        loop.submit(loop._state.record["timers"].__setitem__, "sequence", between)
+        loop.run()
+        loop.close()
+    assert fired == [(1 << 40) + 1, (1 << 41) - 3]
 
 
 def test_a_large_bucket_wakes_the_loop_no_later_than_needed() -> None:
@@ -195,9 +289,9 @@ def test_a_large_bucket_wakes_the_loop_no_later_than_needed() -> None:
             first = slot
     agenda_remove(base, slot_at(timers, first))
     assert agenda_next(base) == start + 100
-    assert agenda_due(base, start + 100) == -1
+    assert agenda_due(base, start + 100) == 0
     assert agenda_next(base) == start + 101
-    assert agenda_due(base, start + 101) >= 0
+    assert agenda_due(base, start + 101) != 0
     agenda_clear(base)
     assert memory.record["far"]["count"] == 0
 

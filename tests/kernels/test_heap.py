@@ -7,7 +7,7 @@ import rig
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from nbloop.kernels.heap import SMALL_HEAP, heap_insert, heap_pop, heap_reserve, heap_trim
+from nbloop.kernels.heap import SMALL_HEAP, heap_insert, heap_pop, heap_reserve, heap_trim, order_of
 from nbloop.kernels.layout import SLOT_BITS
 
 
@@ -36,8 +36,8 @@ class HeapMachine(RuleBasedStateMachine):
             return
         for _ in range(count):
             self.sequence += 1
-            heap_insert(self.timers, deadline, self.sequence << SLOT_BITS)
-            self.naive.insert(deadline, self.sequence << SLOT_BITS, 0)
+            heap_insert(self.timers, deadline, order_of(self.sequence))
+            self.naive.insert(deadline, order_of(self.sequence), 0)
 
     @precondition(lambda self: self.naive.entries)
     @rule(count=st.integers(1, 5))

@@ -6,12 +6,14 @@ import ctypes
 from itertools import pairwise
 
 import naive
+import numpy as np
 import rig
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from nbloop.kernels.atomics import get
-from nbloop.kernels.stack import COUNTER_MASK, stack_pop, stack_push
+from nbloop.kernels.layout import CHUNK_LIMIT, SLOT_LIMIT
+from nbloop.kernels.stack import COUNTER_MASK, COUNTER_STEP, INDEX_MASK, stack_pop, stack_push
 
 SIZE = 12
 
@@ -63,7 +65,7 @@ class StackMachine(RuleBasedStateMachine):
     @invariant()
     def counter_moves_with_every_pop(self) -> None:
         """What makes a head read before a pop never match after it."""
-        assert (get(self.head) & COUNTER_MASK) >> 32 == self.pops
+        assert (get(self.head) & COUNTER_MASK) // COUNTER_STEP == self.pops
 
 
 TestStack = StackMachine.TestCase
@@ -71,7 +73,7 @@ TestStack.settings = rig.MACHINE
 
 
 def test_counter_wraps_and_the_head_stays_positive() -> None:
-    """After 2**31 pops the counter starts again, and never reaches the sign bit."""
+    """After 2**40 pops the counter starts again, and never reaches the sign bit."""
     words = (ctypes.c_int64 * 4)()
     head = ctypes.addressof(words)
     words[0] = COUNTER_MASK
@@ -80,3 +82,14 @@ def test_counter_wraps_and_the_head_stays_positive() -> None:
     assert words[0] == 0
     assert words[1] == 0
     assert stack_pop(head, head + 16) == -1
+
+
+def test_the_largest_index_leaves_the_counter_alone() -> None:
+    words = (ctypes.c_int64 * 2)()
+    head = ctypes.addressof(words)
+    links = np.zeros(SLOT_LIMIT, np.int64)
+    last = max(SLOT_LIMIT, CHUNK_LIMIT) - 1
+    assert last + 1 <= INDEX_MASK
+    stack_push(head, links.ctypes.data, last, last)
+    assert get(head) & COUNTER_MASK == 0
+    assert stack_pop(head, links.ctypes.data) == last
