@@ -18,7 +18,7 @@
      loop.unregister_fd b826d2098b0c
      loop._change_over cb4f679d9908
      loop._install_parker 1d91c00fd0be
-     loop._finish 351b5b4976fb
+     loop._finish 4008a4a564d4
    check
    bug BUG_UNLOCKED: the mode is looked at, and the descriptor registered, without the lock
    bug BUG_NO_CHANGE_OVER: a first descriptor does not have the loop change over

@@ -236,14 +236,12 @@ class Lifecycle(Scheduling):
         after all.
         """
         with self._lock:
-            handles = self._live_handles()
-            waiting = sum(life.producer_close.bind(handle)() for handle in handles)
+            waiting = self._state.close_handles()
             # What came since then, from a signal's handler on this thread or by `register_fd` from another: it counts.
             if not waiting and not self.alive():
                 self._transition(layout.RUNNING, layout.TERMINATING)
                 return True
-            for handle in handles:
-                life.producer_reopen.bind(handle)()
+            self._state.reopen_handles()
             life.reopen_queues.bind(self._state)()
         if self._lifecycle() != layout.RUNNING:  # a shutdown() in the middle of this: its close may have been undone
             self._refuse_new()
@@ -360,11 +358,7 @@ class Lifecycle(Scheduling):
     def _refuse_new(self) -> None:
         life.close_queues.bind(self._state)()
         with self._lock:
-            for handle in self._live_handles():
-                life.producer_close.bind(handle)()
-
-    def _live_handles(self) -> list[Any]:
-        return [handle for handle in (held() for held in list(self._state.handles.values())) if handle is not None]
+            self._state.close_handles()
 
     def _ensure_finisher(self) -> None:
         """If nobody runs a loop that is to end, make a thread that ends it."""
@@ -398,16 +392,14 @@ class Lifecycle(Scheduling):
         self._refuse_new()
         drain = turn.drain.bind(self._state)
         while not self._closing and drain() == turn.ENDED_DRAINED:
-            if any(life.producer_close.bind(handle)() for handle in self._live_handles()):
+            if self._state.close_handles():
                 time.sleep(0)  # a handle's producer is between its ticket and its announcement
             elif self._workers is None or not self._workers.finish(closing=False):
                 break
         if self._closing and self._workers is not None:
             self._workers.finish(closing=True)
         life.drop.bind(self._state)()
-        for handle in self._live_handles():
-            life.producer_drop.bind(handle)()
-        self._transition(layout.TERMINATING, layout.TERMINATED)
+        self._state.drop_handles()
         while int(self._record["wakes_sent"]) < int(self._record["claimed"]):
             time.sleep(0)  # a wake call is on its way to the descriptor that is closed next
         with self._lock:

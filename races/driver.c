@@ -23,7 +23,7 @@ typedef int64_t word;
 #define METHOD_MANY(name) extern word kernel_##name(word self, word arguments, word count);
 METHOD(run) METHOD(drain) METHOD(drop) METHOD(stop) METHOD(wake) METHOD(acquire) METHOD(release) METHOD(close_queues)
 METHOD(cancel_timer) METHOD(cancel_immediate) METHOD(submit_many) METHOD(alive) METHOD(destroy) METHOD(warm)
-METHOD(ref_timer) METHOD(unref_timer) METHOD(producer_close) METHOD(producer_drop) METHOD(producer_destroy)
+METHOD(ref_timer) METHOD(unref_timer) METHOD(producer_close) METHOD(dismantle) METHOD(producer_destroy)
 METHOD_MANY(submit) METHOD_MANY(schedule_timer) METHOD_MANY(schedule_interval) METHOD_MANY(schedule_immediate)
 METHOD_MANY(schedule_microtask) METHOD_MANY(schedule_next_tick) METHOD_MANY(producer_submit) METHOD_MANY(transition)
 
@@ -492,7 +492,8 @@ int main(int count, char **arguments) {
     word trimmed = 0;                          /* slabs that were given back: numbers in use without memory */
     for (word i = 0; i < W(pool_slab_count); i++) trimmed += ((word *)W(pool_slabs))[i] == 0;
     kernel_destroy(self, 0);
-    word left = atomic_load(&living) - (hooks_living - 6 - 1);   /* destroy lets go of six rings and the heap */
+    kernel_dismantle(self, 0);
+    word left = atomic_load(&living) - (hooks_living - 6 - 1);   /* dismantle lets go of six rings and the heap */
     if (!strcmp(play, "handles")) left -= THREADS;
     CHECK(left == 0);
     printf("%s: ran %ld, armed %ld, fired %ld, cancelled %ld, refused %ld, parks %ld, wakes %ld, stalls %ld, trimmed %ld\n", play,

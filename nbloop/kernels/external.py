@@ -6,11 +6,14 @@ phase takes the stack as a whole (so there is no ABA). A handle whose queue is e
 `queued` word, then looking at the queue once more, the sleep protocol in small: a submit that came between sees
 either the word cleared, and announces the handle itself, or is seen. The stack owns a reference of each handle in it,
 so that a handle dropped by its user lives until it is drained.
+
+Whoever sets `queued` is the queue's consumer, or makes its consumer whoever takes the stack. At the end of a loop that
+is the thread that ends it, the collector's if the loop was forgotten, or a producer that comes late: one for each.
 """
 
 from __future__ import annotations
 
-from .atomics import compare_and_swap, exchange, fetch_add, get, load, put, store_sc
+from .atomics import compare_and_swap, exchange, fetch_add, get, load, load_sc, put, store_sc
 from .callbacks import LEAVE, call_hook
 from .capi import (
     Py_DecRef,
@@ -29,8 +32,10 @@ from .layout import (
     HANDLED,
     INTERRUPT,
     KIND_TASK,
+    LIFECYCLE,
     OBSERVED,
     OVERLOAD,
+    POINTER_MASK,
     PRESSED,
     PRESSURE,
     PRESSURE_HIGH,
@@ -40,11 +45,13 @@ from .layout import (
     READY_RETRIES,
     STAMPED,
     SUBJECT,
+    TERMINATED,
     TURNS,
 )
 from .metrics import task_begins
 from .observed import overload_begins
-from .parking import stall
+from .parking import stall, step_aside
+from .remote import remote_reference
 
 
 @helper
@@ -201,8 +208,10 @@ def handle_ready(base: int, handle: int) -> None:
         top = load(base + READY)
         put(handle + H_NEXT_READY, top)
         if compare_and_swap(base + READY, top, handle):
-            return
+            break
         fetch_add(base + READY_RETRIES, 1)
+    if load_sc(base + LIFECYCLE) == TERMINATED:  # and nobody else will look at the stack: the handle was closed while
+        handles_drop(base)  # its producer was between ticket and announcement
 
 
 @helper
@@ -223,4 +232,40 @@ def handles_put_back(base: int, handle: int) -> None:
     while handle != 0:
         below = get(handle + H_NEXT_READY)
         handle_ready(base, handle)
+        handle = below
+
+
+@helper
+def queue_drop(queue: int, remote: bool) -> int:
+    """Release everything in a closed queue of tasks, or in the remote one. How many words there were."""
+    dropped = 0
+    while queue_length(queue) != 0:
+        word = queue_take(queue)
+        if word == 0:
+            step_aside()
+            continue
+        owned = remote_reference(word) if remote else word & POINTER_MASK
+        if owned != 0:
+            Py_DecRef(owned)
+        dropped += 1
+    return dropped
+
+
+@helper
+def handle_drop(handle: int) -> bool:
+    """Release everything in a closed handle's queue. False: its consumer is somebody else, who does. Any thread."""
+    if exchange(handle + H_QUEUED, 1) != 0:
+        return False
+    queue_drop(handle + H_QUEUE, False)
+    return True
+
+
+@helper
+def handles_drop(base: int) -> None:
+    """Release everything in the queues of the handles that are ready. Any thread, when the loop has ended."""
+    handle = exchange(base + READY, 0)
+    while handle != 0:
+        below = get(handle + H_NEXT_READY)
+        queue_drop(handle + H_QUEUE, False)
+        Py_DecRef(get(handle + H_SELF))
         handle = below

@@ -19,6 +19,7 @@ from .capi import (
     PyThreadState_GetUnchecked,
 )
 from .clock import FOREVER, LAST, clock_jump, loop_ns
+from .external import handle_drop, handles_drop, queue_drop
 from .ingress import (
     chunks_reserve,
     chunks_return,
@@ -26,7 +27,6 @@ from .ingress import (
     queue_length,
     queue_reopen,
     queue_return_chunk,
-    queue_take,
 )
 from .kernel import MANY, ONE, data, helper, kernel
 from .kernel import NONE as NO_ARGUMENTS
@@ -37,9 +37,7 @@ from .layout import (
     DUE,
     EXTERNAL,
     H_LOOP,
-    H_NEXT_READY,
     H_QUEUE,
-    H_SELF,
     HOLDS,
     IMMEDIATES,
     INTERNAL,
@@ -52,8 +50,6 @@ from .layout import (
     MICROTASKS,
     NONE,
     OWNER,
-    P_FREE,
-    P_FREE_SLABS,
     P_SLAB_COUNT,
     P_SLAB_OBJECTS,
     POINTER_MASK,
@@ -70,24 +66,21 @@ from .layout import (
     SLOTS_PER_SLAB_BITS,
     STOP,
     T_COMMANDS,
-    T_FREE,
     T_HEAP_ARRAY,
     T_LIVE_ELSEWHERE,
     T_LIVE_HERE,
     T_RETRIES,
     T_SLAB_OBJECTS,
     T_SLOT_COUNT,
-    T_SPARE,
     T_UNREFERENCED,
     TERMINATED,
     TICKS,
     TIMERS_AT,
     VIRTUAL_NOW,
 )
-from .parking import arrivals, step_aside, wake_to_exit, wide_awake
+from .parking import arrivals, wake_to_exit, wide_awake
 from .parking import wake as wake_loop
 from .readiness import WATCHED
-from .remote import remote_reference
 from .ring import ring_length, ring_pop, ring_seen
 from .slots import slot_of, timers_referenced
 from .timers import (
@@ -272,22 +265,6 @@ def producer_reopen(self: int, _unused: int) -> int:
 
 
 @helper
-def queue_drop(queue: int, remote: bool) -> int:
-    """Release everything in a closed queue of tasks, or in the remote one. How many words there were."""
-    dropped = 0
-    while queue_length(queue) != 0:
-        word = queue_take(queue)
-        if word == 0:
-            step_aside()
-            continue
-        owned = remote_reference(word) if remote else word & POINTER_MASK
-        if owned != 0:
-            Py_DecRef(owned)
-        dropped += 1
-    return dropped
-
-
-@helper
 def ring_drop(ring: int) -> None:
     """Release everything in a ring of references."""
     while ring_length(ring) != 0:
@@ -304,10 +281,11 @@ def drop(self: int, _unused: int) -> int:
 
 @helper
 def release_all(base: int) -> None:
-    """Release everything that was accepted and will not run. Queues closed, nobody inside `run`. Releasing runs any
-    Python code: what that code tries to schedule is refused, and what it cancels is answered truly.
+    """Release everything that was accepted and will not run: the loop has ended. Queues closed, nobody inside `run`.
+    Releasing runs any Python code: what that code tries to schedule is refused, and what it cancels is answered truly.
     """
     timers = base + TIMERS_AT
+    store_sc(base + LIFECYCLE, TERMINATED)
     store_sc(base + INTERRUPT, 1)  # the loop's own thread could still schedule for a checkpoint
     queue_drop(base + EXTERNAL, False)
     queue_drop(base + REMOTE, True)
@@ -341,30 +319,29 @@ def release_all(base: int) -> None:
     store(timers + T_UNREFERENCED, 0)
     store(base + IO_AT + IO_WATCHES, 0)
     put(base + IO_AT + IO_READY_COUNT, 0)
-    handle = exchange(base + READY, 0)
-    while handle != 0:
-        below = get(handle + H_NEXT_READY)
-        queue_drop(handle + H_QUEUE, False)
-        Py_DecRef(get(handle + H_SELF))
-        handle = below
+    handles_drop(base)
 
 
 @kernel(NO_ARGUMENTS)
 def destroy(self: int, _unused: int) -> int:
-    """The state's finaliser: end the loop for good and release everything that kernels own, arrays included.
+    """The state's finaliser: end the loop for good and release every callable that kernels own.
 
-    The collector runs finalisers of a cycle in any order, so others may still call methods of this state afterwards:
-    everything is refused by then, and what does not refuse finds nothing.
+    The collector calls the finalisers of a cycle in any order, so others may still call methods of this state. Those
+    refuse, or find nothing, in memory that is whole: it stays until `dismantle`.
     """
     base = data(self)
-    timers = base + TIMERS_AT
-    pool = base + POOL_AT
-    store_sc(base + LIFECYCLE, TERMINATED)
     queue_close(base + EXTERNAL)
     queue_close(base + REMOTE)
     release_all(base)
-    queue_return_chunk(base + EXTERNAL)
-    queue_return_chunk(base + REMOTE)
+    return get(base + NONE)
+
+
+@kernel(NO_ARGUMENTS)
+def dismantle(self: int, _unused: int) -> int:
+    """Release the arrays that kernels have made. Its ``self`` is the `Memory` of a destroyed state, which is gone."""
+    base = data(self)
+    timers = base + TIMERS_AT
+    pool = base + POOL_AT
     release_array(base + TICKS + R_ARRAY)
     release_array(base + MICROTASKS + R_ARRAY)
     release_array(base + IMMEDIATES + R_ARRAY)
@@ -372,15 +349,9 @@ def destroy(self: int, _unused: int) -> int:
     release_array(base + INTERNAL + R_ARRAY)
     release_array(base + CHECKPOINT_ENDS + R_ARRAY)
     release_array(timers + T_HEAP_ARRAY)
-    slabs = exchange(timers + T_SLOT_COUNT, 0) >> SLOTS_PER_SLAB_BITS
-    store(timers + T_FREE, 0)
-    put(timers + T_SPARE, 0)
-    for slab in range(slabs):
+    for slab in range(load(timers + T_SLOT_COUNT) >> SLOTS_PER_SLAB_BITS):
         release_array(get(timers + T_SLAB_OBJECTS) + (slab << 3))
-    slabs = exchange(pool + P_SLAB_COUNT, 0)
-    store(pool + P_FREE, 0)
-    store(pool + P_FREE_SLABS, 0)
-    for slab in range(slabs):
+    for slab in range(load(pool + P_SLAB_COUNT)):
         release_array(get(pool + P_SLAB_OBJECTS) + (slab << 3))
     return get(base + NONE)
 
@@ -395,18 +366,20 @@ def release_array(word: int) -> None:
 
 @kernel(NO_ARGUMENTS)
 def producer_drop(self: int, _unused: int) -> int:
-    """Release what a closed handle still holds. The loop's owner."""
+    """Release what a closed handle holds, unless it is in the ready stack or on the way there, where `handles_drop`
+    finds it. Any thread, at the loop's end.
+    """
     handle = data(self)
-    queue_drop(handle + H_QUEUE, False)
+    handle_drop(handle)
     return get(get(handle + H_LOOP) + NONE)
 
 
 @kernel(NO_ARGUMENTS)
 def producer_destroy(self: int, _unused: int) -> int:
-    """A handle's finaliser: release what it holds and put its chunk back into the loop's pool."""
+    """A handle's finaliser: refuse from now on, release what it holds and put its chunk back into the loop's pool."""
     handle = data(self)
     queue = handle + H_QUEUE
     queue_close(queue)
-    queue_drop(queue, False)
-    queue_return_chunk(queue)
+    if handle_drop(handle):
+        queue_return_chunk(queue)
     return get(get(handle + H_LOOP) + NONE)

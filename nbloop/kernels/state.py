@@ -2,8 +2,12 @@
 
 A `State` is a numpy array and the ``self`` of the loop's built-in methods, so it lives as long as the loop *or any
 method taken from it*. Its words hold two kinds of addresses: of objects kept alive by the array's own attribute
-`keep` (hooks, tables), and of references that kernels own (callables, the arrays they grew). `__del__` releases the
-second kind, when by definition nobody can reach the state any more.
+`keep` (hooks), and of references that kernels own (callables, the arrays they grew).
+
+It ends in two steps, because the collector calls the finalisers of a cycle in any order, and finalisers call methods.
+A `State` is in such a cycle. Its finaliser closes every queue, its handles' too, and releases the callables; the
+memory stays, so a call that comes later refuses or finds nothing. The `Memory` under the words is in no cycle: the
+collector does not see it. It goes with the last reference to the state, and takes along what kernels have allocated.
 """
 
 from __future__ import annotations
@@ -13,7 +17,6 @@ import functools
 import itertools
 import mmap
 import sys
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -26,7 +29,7 @@ from .far import GRAIN_MASK
 from .heap import SMALL_HEAP
 from .kernel import Kernel, data
 from .layout import FAR, HANDLE, LINE, POOL, QUEUE, RING, STATE, TIMERS, table
-from .life import destroy, producer_destroy, warm
+from .life import destroy, dismantle, producer_close, producer_destroy, producer_drop, producer_reopen, warm
 from .ring import SMALL
 from .traverse import traverse_handle, traverse_loop
 
@@ -34,11 +37,37 @@ from .traverse import traverse_handle, traverse_loop
 make_array = functools.partial(np.empty, dtype=np.int64)
 
 
+_DIRECTORY = 1 << layout.DIRECTORY_BITS
+_LOOP_TABLES = (
+    2 * _DIRECTORY
+    + layout.CHUNK_LIMIT
+    + 3 * layout.SLAB_LIMIT
+    + layout.SLOT_LIMIT
+    + 2 * layout.SLOT_SLAB_LIMIT
+    + layout.BUCKET_COUNT * layout.BUCKET_BYTES // 8
+)
+
+
+class Memory(np.ndarray):
+    """What a loop's state lies in: its words, then its tables. It has no attributes, so the collector does not track
+    it, and calls no finaliser of it in the middle of a cycle.
+    """
+
+    __slots__ = ()
+
+    def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not finalizing() and not isinstance(self.base, Memory):  # views of it own nothing
+            dismantle.bind(self)()
+
+
 class State(np.ndarray):
     """An aligned array of words that a kernel-made method can have as its ``self``."""
 
     keep: list[Any]
     kind: np.dtype[np.void]
+    memory: type[np.ndarray[Any, Any]] = np.ndarray  # what it lies in
+    tables: int  # words of its tables
+    used: int  # words of its memory that are the state's own or a table's
     finaliser: Kernel
     self_at: int  # index of the word "self", without which the words mean nothing to the collector
     whole = False  # set once the array is a state, and not only typed as one
@@ -49,40 +78,76 @@ class State(np.ndarray):
 
     def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         if self.whole and not finalizing():
-            self.finaliser.bind(self)()
+            self.end()
         elif self.whole:  # the interpreter ends and modules are half gone, but not the collector
             self[self.self_at] = 0  # it must not follow words whose tables it has taken away
 
+    def end(self) -> None:
+        """Refuse from now on, and release the callables. Its finaliser's work."""
+        self.finaliser.bind(self)()
+
     @property
     def record(self) -> Any:
-        """The words by name, as a numpy record over the same memory: ``state.record["external"]["tail"]``."""
-        return np.ndarray((1,), self.kind, buffer=self)[0]  # a view of a view would be checked field by field: 10 µs
+        """The words by name, as a numpy record over the same memory: ``state.record["external"]["tail"]``.
+
+        It keeps the memory and not the state, whose cycles the collector would then not see. Not a view of a view,
+        which would be checked field by field: 10 µs.
+        """
+        return np.ndarray((1,), self.kind, buffer=self.base)[0]
 
 
 class LoopWords(State):
     """The state of a loop.
 
-    `handles` are the states of its producers by id, held weakly. They are kept here and not by the `Loop`, which may
-    be forgotten first: a handle keeps this state, so the collector can not clear these references before a forgotten
-    loop has closed its handles.
+    `handles` are the words of its producers' states, by number. Not the states, which would live as long as the loop,
+    and not weak references to them, which the collector clears before it calls the first finaliser: it is then that a
+    forgotten loop has to close its handles. Each handle takes itself out when it ends.
     """
 
     __qualname__ = "Loop"  # what Python calls its methods by: "Loop.submit() takes no keyword arguments"
-    handles: dict[int, weakref.ref[State]]
+    handles: dict[int, Any]
     handle_numbers: Iterator[int]
 
     kind = STATE
+    memory = Memory
+    tables = _LOOP_TABLES
     finaliser = destroy
     self_at = layout.SELF // 8
+
+    def end(self) -> None:
+        self.close_handles()
+        super().end()
+
+    def close_handles(self) -> int:
+        """Refuse new work from all of them; how much they still hold. Any thread; idempotent."""
+        return sum(producer_close.bind(handle)() for handle in list(self.handles.values()))
+
+    def reopen_handles(self) -> None:
+        """Undo `close_handles` if they were empty. Loop thread."""
+        for handle in list(self.handles.values()):
+            producer_reopen.bind(handle)()
+
+    def drop_handles(self) -> None:
+        """Release what they hold, but for those that are ready, of which `release_all` does. Closed, loop ended."""
+        for handle in list(self.handles.values()):
+            producer_drop.bind(handle)()
 
 
 class HandleWords(State):
     """The state of a producer handle."""
 
     __qualname__ = "Producer"
+    loop: LoopWords
+    number: int
+
     kind = HANDLE
+    tables = _DIRECTORY
     finaliser = producer_destroy
     self_at = layout.H_SELF // 8
+
+    def end(self) -> None:
+        super().end()
+        self.loop.handles.pop(self.number, None)
 
 
 _TP_DOC_TO_TRAVERSE = 20  # tp_traverse is the 21st word after a type's variable-size object header
@@ -107,12 +172,12 @@ _show_to_collector(HandleWords, traverse_handle)
 
 
 def make_state[S: State](kind: type[S]) -> S:
-    """A zeroed, line-aligned state."""
-    size = kind.kind.itemsize // 8
-    raw = np.zeros(size + LINE // 8, np.int64)
-    start = -(raw.ctypes.data // 8) % (LINE // 8)
-    state = raw[start : start + size].view(kind)
+    """A zeroed state, with room for its tables behind it. Both begin on a page: a map does."""
+    words = kind.kind.itemsize // 8
+    memory = table(words + kind.tables).view(kind.memory)
+    state = np.ndarray.__new__(kind, (words,), np.int64, buffer=memory)
     state.keep = []
+    state.used = words
     state.whole = True
     return state
 
@@ -122,10 +187,11 @@ def _address(array: npt.NDArray[np.int64]) -> int:
 
 
 def _table(state: State, words: int) -> int:
-    """A lazily resident table that lives as long as the state."""
-    made = table(words)
-    state.keep.append(made)
-    return _address(made)
+    """A lazily resident table that lives as long as the state's memory."""
+    start = state.used
+    state.used += words
+    assert state.used <= state.kind.itemsize // 8 + state.tables
+    return _address(state) + 8 * start
 
 
 def _owned(array: npt.NDArray[np.int64]) -> int:
@@ -229,19 +295,16 @@ def make_loop_state(
 def make_handle_state(loop_state: LoopWords) -> HandleWords:
     """The state of a producer handle; it keeps the loop's state, whose pool it shares, alive."""
     state = make_state(HandleWords)
-    handles = loop_state.handles
-    key = id(state)
-    handles[key] = weakref.ref(state, lambda _gone: handles.pop(key, None))
+    state.loop = loop_state
+    state.number = next(loop_state.handle_numbers)
+    loop_state.handles[state.number] = state.base
     record = state.record
     record["self"] = id(state)
     record["loop"] = _address(loop_state)
-    state.keep.append(loop_state)
     chunk_size = 1 << int(loop_state.record["external"]["shift"])
     external = loop_state.record["external"]
     limit = int(external["limit"]) if external["gate"] == layout.EXACT else None
-    number = layout.NUMBER_HANDLES + next(loop_state.handle_numbers) % (
-        (1 << layout.PLACE_BITS) - layout.NUMBER_HANDLES
-    )
+    number = layout.NUMBER_HANDLES + state.number % ((1 << layout.PLACE_BITS) - layout.NUMBER_HANDLES)
     measured, recorder = int(external["measured"]), int(external["recorder"])
     pool = _address(loop_state) + layout.POOL_AT
     _open_queue(state, layout.H_QUEUE, chunk_size, pool, limit, number, measured, recorder)

@@ -40,6 +40,7 @@ MAKERS = (
     *("PyObject_CallNoArgs", "PyObject_CallOneArg", "PyObject_Vectorcall"),
 )
 PAGE = 4096
+TABLES_MOST = 16  # of a state
 OBJECTS_MOST = 20_000  # then all are forgotten, and asked for again
 WIDTHS = dict.fromkeys(
     ("get", "put", "load", "store", "load_sc", "store_sc", "fetch_add", "exchange", "compare_and_swap"), 8
@@ -281,9 +282,17 @@ def install() -> None:
     state._address = lambda array: address(checker.array(array))
     state.make_state = lambda kind: checker.array(make(kind))
 
-    # Maps lie wall to wall: each has a page behind it that is nobody's, so that an overrun does not end in another.
-    table = state.table
-    state.table = lambda words: checker.array(table(words + PAGE // 8)[:words])
+    # Tables lie wall to wall: each has a page behind it that is nobody's, so that an overrun does not end in another.
+    table = state._table
+    for kind in (state.LoopWords, state.HandleWords):
+        kind.tables += TABLES_MOST * PAGE // 8
+
+    def spaced(of: Any, words: int) -> int:
+        at = table(of, words + PAGE // 8)
+        checker.array(np.ndarray((words,), np.int64, buffer=of.base, offset=at - of.base.ctypes.data))
+        return at
+
+    state._table = spaced
 
     def making_hook(of: Any, function: Any) -> int:
         made = function.func if isinstance(function, functools.partial) else None
