@@ -9,14 +9,14 @@
      slots.slot_open efbeaa121a9b
      slots.slot_of d096f057c8b1
      timers.timer_arm_here d29fc1c5824b
-     timers.timer_arm_elsewhere a7aa5d5cd288
+     timers.timer_arm_elsewhere e8871d914689
      timers.timer_armed 1487393aa61b
      timers.timer_removed 2acde3061716
-     timers.timer_cancel 04f45b0e2d50
+     timers.timer_cancel c466416e613f
      timers.timer_reference 77456c4e2284
      turn.timer_fire d204068375b3
      turn.interval_ran 1f4c8afcccdd
-     callbacks.fetch_remote 8fa1f9a34473
+     callbacks.fetch_remote 2cb86dda81b9
    check
    check INTERVAL
    bug BUG_NO_GENERATION: a cancel does not look at the generation
