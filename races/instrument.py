@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nbloop.kernels import capi, layout
+from nbloop.kernels import interpreter, layout
 from nbloop.kernels.far import GRAIN_MASK
 from nbloop.kernels.heap import SMALL_HEAP
 from nbloop.kernels.kernel import kernels
@@ -30,7 +30,7 @@ def header() -> str:
     words = {
         name: value for name, value in vars(layout).items() if isinstance(value, int) and name.isupper() and value >= 0
     }
-    words |= {"OBJECT_HEADER": capi.OBJECT_HEADER, "TUPLE_ITEMS": capi.TUPLE_ITEMS, "TYPE_CALL": capi.TYPE_CALL}
+    words |= {name: getattr(interpreter, name) for name in ("OBJECT_HEADER", "TUPLE_ITEMS", "TYPE_CALL")}
     words |= {"SMALL_HEAP": SMALL_HEAP, "GRAIN_MASK": GRAIN_MASK}
     words |= offsets(layout.STATE, 0, "STATE") | offsets(layout.HANDLE, 0, "HANDLE")
     words |= {"STATE_BYTES": layout.STATE.itemsize, "HANDLE_BYTES": layout.HANDLE.itemsize}

@@ -13,16 +13,9 @@ consistent and nothing lost.
 from __future__ import annotations
 
 from .atomics import fetch_add, get, load, put
-from .capi import (
-    OBJECT_HEADER,
-    TUPLE_ITEMS,
-    Py_DecRef,
-    PyErr_GetRaisedException,
-    PyLong_FromLongLong,
-    PyObject_CallNoArgs,
-    PyObject_Vectorcall,
-)
+from .capi import Py_DecRef, PyErr_GetRaisedException, PyLong_FromLongLong, PyObject_CallNoArgs, PyObject_Vectorcall
 from .ingress import queue_advance, queue_length, queue_peek
+from .interpreter import SEQUENCE_SIZE, TUPLE_ITEMS
 from .kernel import apart, inlined
 from .layout import (
     ARGUMENTS,
@@ -98,8 +91,7 @@ def call_word(word: int) -> int:
     target = word & POINTER_MASK
     if word & TAG_ARGUMENTS:
         items = target + TUPLE_ITEMS
-        # ob_size follows the header
-        return PyObject_Vectorcall(get(items), items + 8, get(target + OBJECT_HEADER) - 1, 0)
+        return PyObject_Vectorcall(get(items), items + 8, get(target + SEQUENCE_SIZE) - 1, 0)
     return PyObject_CallNoArgs(target)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from .atomics import get, load, put
 from .capi import (
-    TUPLE_ITEMS,
     Py_DecRef,
     Py_IncRef,
     PyLong_FromLongLong,
@@ -18,6 +17,7 @@ from .capi import (
     PyThreadState_GetUnchecked,
     PyTuple_New,
 )
+from .interpreter import TUPLE_ITEMS
 from .kernel import apart, inlined
 from .layout import OWNER, REFUSE
 

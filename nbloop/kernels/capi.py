@@ -23,6 +23,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from .interpreter import function
+
 WORD, REAL, INT, VOID = "word", "real", "int", "void"  # intp (addresses too), double, C int, nothing
 _CTYPES: dict[str, Any] = {WORD: ctypes.c_ssize_t, REAL: ctypes.c_double, INT: ctypes.c_int, VOID: None}
 
@@ -37,12 +39,14 @@ class External:
     twin: Callable[..., int]
 
     def address(self) -> int:
-        """Where this process has it, for the object loader; 0 if the platform has no such symbol."""
-        library = ctypes.pythonapi if self.name.startswith("Py") else _system
+        """Where this process has it, for the object loader; 0 if the platform has no such symbol, ImportError if
+        CPython has none.
+        """
         try:
-            return ctypes.cast(getattr(library, self.name), ctypes.c_void_p).value or 0
+            found = function(self.name, None) if self.name.startswith("Py") else _system[self.name]
         except AttributeError:
             return 0
+        return ctypes.cast(found, ctypes.c_void_p).value or 0
 
 
 externals: dict[str, External] = {}
@@ -67,13 +71,12 @@ def _declare(name: str, result: str, *arguments: str, twin: Callable[..., int] |
 
 
 def _through_ctypes(name: str, result: str, arguments: tuple[str, ...]) -> Callable[..., int]:
-    prototype = ctypes.PYFUNCTYPE(_CTYPES[result], *(_CTYPES[a] for a in arguments))
-    function = prototype((name, ctypes.pythonapi))
+    called = function(name, _CTYPES[result], *(_CTYPES[a] for a in arguments))
     failure = -1 if result in (INT, REAL) or name == "PyLong_AsLongLong" else 0
 
     def twin(*values: int) -> int:
         try:
-            return function(*values) or 0
+            return called(*values) or 0
         except BaseException as error:  # the C function failed with this set: keep it, as the thread state would
             pending.error = error
             return failure
@@ -86,7 +89,7 @@ def _get_raised_exception() -> int:
     error, pending.error = pending.error, None
     if error is None:
         return 0
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(error))
+    Py_IncRef(id(error))
     return id(error)
 
 
@@ -208,14 +211,7 @@ WaitOnAddress = _declare("WaitOnAddress", INT, WORD, WORD, WORD, INT, twin=_wait
 WakeByAddressSingle = _declare("WakeByAddressSingle", VOID, WORD, twin=_wake_by_address)
 Sleep = _declare("Sleep", VOID, INT, twin=_sleep)
 
-# --- layout facts of the interpreter that kernels rely on; each is part of the stable object layout -----------------
-OBJECT_HEADER = object.__basicsize__  # a numpy array's data pointer is the first word after it
-OBJECT_TYPE = OBJECT_HEADER - 8  # an object's type is the last word of its header
-TYPE_CALL = (
-    OBJECT_HEADER + 8 + 13 * 8
-)  # tp_call, after ob_size and 13 fields: what PyCallable_Check looks at, 2 ns less
-TUPLE_ITEMS = tuple.__basicsize__  # address of a tuple's first item: its header ends where the items begin
-
+# --- numbers of the system -------------------------------------------------------------------------------------------
 FUTEX_NUMBERS = {"x86_64": 202, "aarch64": 98}
 SYS_FUTEX = FUTEX_NUMBERS.get(platform.machine(), 0) if sys.platform == "linux" and sys.byteorder == "little" else 0
 FUTEX_WAIT_PRIVATE, FUTEX_WAKE_PRIVATE = 128, 129

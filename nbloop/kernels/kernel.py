@@ -29,7 +29,8 @@ from typing import Any
 
 from . import capi
 from .atomics import get
-from .capi import OBJECT_HEADER
+from .interpreter import ARRAY_DATA, MethodDef
+from .interpreter import function as c_function
 
 NONE, ONE, MANY = 0x0004, 0x0008, 0x0080  # METH_NOARGS, METH_O, METH_FASTCALL
 KEYWORDS = 0x0082  # METH_FASTCALL | METH_KEYWORDS
@@ -85,24 +86,11 @@ def kernel(arity: int) -> Callable[[Callable[..., int | None]], Kernel]:
 @inlined
 def data(self: int) -> int:
     """Address of the first element of the array object at `self`."""
-    return get(self + OBJECT_HEADER)
+    return get(self + ARRAY_DATA)
 
 
-class _MethodDef(ctypes.Structure):
-    _fields_ = [
-        ("name", ctypes.c_char_p),
-        ("address", ctypes.c_void_p),
-        ("flags", ctypes.c_int),
-        ("doc", ctypes.c_char_p),
-    ]
-
-
-_new_descriptor = ctypes.pythonapi.PyDescr_NewMethod
-_new_descriptor.restype = ctypes.py_object
-_new_descriptor.argtypes = [ctypes.py_object, ctypes.c_void_p]
-_new_builtin = ctypes.pythonapi.PyCFunction_NewEx
-_new_builtin.restype = ctypes.py_object
-_new_builtin.argtypes = [ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p]
+_new_descriptor = c_function("PyDescr_NewMethod", ctypes.py_object, ctypes.py_object, ctypes.c_void_p)
+_new_builtin = c_function("PyCFunction_NewEx", ctypes.py_object, ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p)
 
 
 class Kernel:
@@ -114,7 +102,7 @@ class Kernel:
         self.arity = arity
         self.address = 0
         self.__doc__ = function.__doc__
-        self._definitions: dict[str, _MethodDef] = {}  # a built-in points into its definition: these live for ever
+        self._definitions: dict[str, MethodDef] = {}  # a built-in points into its definition: these live for ever
 
     def bind(self, state: Any, like: Callable[..., Any] | None = None) -> Callable[..., Any]:
         """A built-in method over `state`; name, signature and docstring are those of `like`.
@@ -143,7 +131,7 @@ class Kernel:
         face = f"{like.__module__}.{like.__qualname__}"
         definition = self._definitions.get(face)
         if definition is None:
-            definition = _MethodDef(like.__name__.encode(), self.address, self.arity, _doc(like).encode())
+            definition = MethodDef(like.__name__.encode(), self.address, self.arity, _doc(like).encode())
             definition = self._definitions.setdefault(face, definition)
         return ctypes.addressof(definition)
 

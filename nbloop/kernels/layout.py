@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .interpreter import OBJECT_ALIGNMENT
+
 LINE = 128
 WORDS = LINE // 8
 
@@ -406,7 +408,7 @@ GONE = 64  # beside one of them: the reference of what was refused has been rele
 # What a cell holds: an owned reference and, in its low bits, how to read it. Three bits, because a C compiler aligns a
 # PyObject to 8 bytes and no further (static types of extension modules lie at 8 mod 16), and no high bit, because
 # nobody promises that an address has an unused one. What the three mean is each queue's own:
-TAGS = 7
+TAGS = OBJECT_ALIGNMENT - 1
 POINTER_MASK = ~TAGS
 TAG_ARGUMENTS = 1  # in queues of tasks and in rings: the reference is a tuple (callable, *args)
 STAMPED, STAMPED_EIGHTH = 2, 6  # in queues of tasks: its time lies beside the cell, and counts for 1 or for 8

@@ -9,17 +9,7 @@ from __future__ import annotations
 from .atomics import exchange, get, load, load_sc, put
 from .callbacks import due_push, fetch_remote
 from .caller import on_loop_thread, refuse
-from .capi import (
-    OBJECT_HEADER,
-    OBJECT_TYPE,
-    TUPLE_ITEMS,
-    TYPE_CALL,
-    Py_DecRef,
-    Py_IncRef,
-    PyLong_FromLongLong,
-    PySequence_List,
-    PyTuple_New,
-)
+from .capi import Py_DecRef, Py_IncRef, PyLong_FromLongLong, PySequence_List, PyTuple_New
 from .external import handle_ready
 from .ingress import (
     queue_closed,
@@ -27,6 +17,7 @@ from .ingress import (
     queue_push,
     queue_push_many,
 )
+from .interpreter import LIST_ITEMS, OBJECT_TYPE, SEQUENCE_SIZE, TUPLE_ITEMS, TYPE_CALL
 from .kernel import MANY, ONE, apart, data, helper, inlined, kernel
 from .kernel import NONE as NO_ARGUMENTS
 from .layout import (
@@ -172,8 +163,8 @@ def send_many(base: int, queue: int, iterable: int) -> int:
     items = PySequence_List(iterable)  # always a new list, which nobody else has: its references can be moved out of it
     if items == 0:
         return -1
-    count = get(items + OBJECT_HEADER)
-    first = get(items + OBJECT_HEADER + 8)
+    count = get(items + SEQUENCE_SIZE)
+    first = get(items + LIST_ITEMS)
     for i in range(count):
         item = get(first + (i << 3))
         if get(get(item + OBJECT_TYPE) + TYPE_CALL) == 0:

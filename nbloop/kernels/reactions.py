@@ -15,8 +15,6 @@ from __future__ import annotations
 from .atomics import fetch_add, get, put
 from .callbacks import called
 from .capi import (
-    OBJECT_HEADER,
-    TUPLE_ITEMS,
     Py_DecRef,
     Py_IncRef,
     PyCallable_Check,
@@ -29,6 +27,7 @@ from .capi import (
     PyType_GenericAlloc,
     PyUnicode_Compare,
 )
+from .interpreter import SEQUENCE_SIZE, TUPLE_ITEMS
 from .kernel import KEYWORDS, MANY, data, helper, kernel
 from .kernel import NONE as NO_ARGUMENTS
 from .layout import KIND_MICROTASK, NONE, OBSERVED, POINTER_MASK
@@ -91,7 +90,7 @@ def then(self: int, arguments: int, count: int, names: int) -> int:
     on_rejected = get(arguments + 8) if count > 1 else 0
     misused = count > 2
     if names != 0:
-        for i in range(get(names + OBJECT_HEADER)):
+        for i in range(get(names + SEQUENCE_SIZE)):
             name = get(names + TUPLE_ITEMS + (i << 3))
             value = get(arguments + ((count + i) << 3))
             if count < 1 and PyUnicode_Compare(name, get(view + V_ON_FULFILLED)) == 0:

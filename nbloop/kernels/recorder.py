@@ -24,8 +24,6 @@ from __future__ import annotations
 
 from .atomics import compare_and_swap, fetch_add, get, load, monotonic_ns, prefetch, put, store, ticks
 from .capi import (
-    OBJECT_HEADER,
-    TUPLE_ITEMS,
     Py_DecRef,
     PyDict_SetItem,
     PyDict_Size,
@@ -37,6 +35,7 @@ from .capi import (
     PyType_GetFlags,
     PyUnicode_FromString,
 )
+from .interpreter import BUILTIN_DEFINITION, DEFINITION_NAME, METHOD_FUNCTION, OBJECT_TYPE, TUPLE_ITEMS, TYPE_SUBCLASS
 from .kernel import MANY, ONE, apart, data, helper, kernel
 from .layout import (
     CALLBACKS,
@@ -107,7 +106,6 @@ from .ring import ring_length
 ENTRY_BITS = 6
 AHEAD = 4  # entries: a place that is claimed has been on its way for as long
 NAMES_MOST = 4096
-TYPE_SUBCLASS = 1 << 31  # Py_TPFLAGS_TYPE_SUBCLASS: of a type whose instances are types
 
 
 @helper
@@ -220,15 +218,15 @@ def name_of(recorder: int, word: int) -> int:
     target = word & POINTER_MASK
     if word & TAG_ARGUMENTS != 0:
         target = get(target + TUPLE_ITEMS)
-    kind = get(target + OBJECT_HEADER - 8)
+    kind = get(target + OBJECT_TYPE)
     if kind == get(recorder + K_METHOD_TYPE):
-        target = get(target + OBJECT_HEADER)
-        kind = get(target + OBJECT_HEADER - 8)
+        target = get(target + METHOD_FUNCTION)
+        kind = get(target + OBJECT_TYPE)
     key = kind
     if kind == get(recorder + K_FUNCTION_TYPE):
         key = PyFunction_GetCode(target)
     elif kind == get(recorder + K_BUILTIN_TYPE):
-        key = get(target + OBJECT_HEADER)  # its PyMethodDef, which begins with the name
+        key = get(target + BUILTIN_DEFINITION)
     elif PyType_GetFlags(kind) & TYPE_SUBCLASS != 0:
         key = target  # a class that is called: not its metaclass
     known = recorder + K_KNOWN + (((key >> 4) & (KNOWN - 1)) << 3)
@@ -244,7 +242,7 @@ def name_add(names: int, key: int, builtin: bool) -> None:
     if PyDict_Size(names) >= NAMES_MOST:
         return
     number = PyLong_FromLongLong(key)
-    text = PyUnicode_FromString(get(key)) if builtin else 0
+    text = PyUnicode_FromString(get(key + DEFINITION_NAME)) if builtin else 0
     value = text if builtin else key
     if number == 0 or value == 0 or PyDict_SetItem(names, number, value) != 0:
         PyErr_Clear()

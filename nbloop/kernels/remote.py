@@ -19,7 +19,8 @@ It loses where another thread schedules a next-tick without arguments: a tuple o
 from __future__ import annotations
 
 from .atomics import put
-from .capi import TUPLE_ITEMS, Py_DecRef, PyTuple_New
+from .capi import Py_DecRef, PyTuple_New
+from .interpreter import TUPLE_ITEMS
 from .kernel import apart, helper
 from .layout import (
     KIND_CHECKPOINT_END,

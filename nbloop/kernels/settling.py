@@ -25,7 +25,6 @@ It loses against a future with one callback in memory: every eventual has the sl
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import numpy as np
@@ -34,8 +33,6 @@ from .atomics import compare_and_swap, exchange, get, load, put, store
 from .callbacks import LEAVE, due_push, fetch_remote
 from .caller import on_loop_thread, refuse
 from .capi import (
-    OBJECT_HEADER,
-    TUPLE_ITEMS,
     Py_DecRef,
     Py_IncRef,
     PyErr_BadInternalCall,
@@ -46,6 +43,7 @@ from .capi import (
     PyTuple_New,
 )
 from .ingress import queue_length, queue_push
+from .interpreter import OBJECT_TYPE, TUPLE_ITEMS, slot_offsets
 from .kernel import MANY, ONE, data, helper, inlined, kernel
 from .layout import (
     MICROTASKS,
@@ -82,13 +80,6 @@ V_LOST, V_MADE, V_MISUSED = (offset(VIEW, n) for n in ("lost", "made", "misused"
 V_PLAIN, V_END = offset(VIEW, "plain"), VIEW.itemsize
 
 
-def _slot(kind: type, name: str) -> int:
-    """Where in an instance a name of ``__slots__`` is: what its member descriptor says."""
-    member = get(id(vars(kind)[name]) + OBJECT_HEADER + 3 * 8)  # PyMemberDescrObject.d_member
-    assert ctypes.string_at(get(member)) == name.encode()
-    return get(member + 2 * 8)  # PyMemberDef.offset
-
-
 class EventualWords:
     """The words of an eventual; `eventual.py` adds its methods."""
 
@@ -110,9 +101,7 @@ class EventualWords:
     _view: Any
 
 
-E_HANDLED, E_LINK, E_ON_FULFILLED, E_ON_REJECTED, E_OUTCOME, E_REACTIONS, E_VALUE, E_VIEW = (
-    _slot(EventualWords, name) for name in EventualWords.__slots__
-)
+E_HANDLED, E_LINK, E_ON_FULFILLED, E_ON_REJECTED, E_OUTCOME, E_REACTIONS, E_VALUE, E_VIEW = slot_offsets(EventualWords)
 
 
 class PlacesWords:
@@ -123,7 +112,7 @@ class PlacesWords:
     __slots__ = ("_counts", "_done", "_values", "_view")
 
 
-L_COUNTS, L_DONE, L_VALUES, L_VIEW = (_slot(PlacesWords, name) for name in PlacesWords.__slots__)
+L_COUNTS, L_DONE, L_VALUES, L_VIEW = slot_offsets(PlacesWords)
 
 
 class ResolverWords:
@@ -132,13 +121,13 @@ class ResolverWords:
     __slots__ = ("_eventual", "_view")
 
 
-T_EVENTUAL, T_VIEW = (_slot(ResolverWords, name) for name in ResolverWords.__slots__)
+T_EVENTUAL, T_VIEW = slot_offsets(ResolverWords)
 
 
 @helper
 def type_of(target: int) -> int:
     """The address of an object's type."""
-    return get(target + OBJECT_HEADER - 8)
+    return get(target + OBJECT_TYPE)
 
 
 @helper

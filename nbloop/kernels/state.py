@@ -12,7 +12,6 @@ collector does not see it. It goes with the last reference to the state, and tak
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import itertools
 import mmap
@@ -24,9 +23,11 @@ import numpy as np
 import numpy.typing as npt
 
 from . import layout
+from .atomics import put
 from .capi import Py_IncRef
 from .far import GRAIN_MASK
 from .heap import SMALL_HEAP
+from .interpreter import TYPE_TRAVERSE
 from .kernel import Kernel, data
 from .layout import FAR, HANDLE, LINE, POOL, QUEUE, RING, STATE, TIMERS, table
 from .life import destroy, dismantle, producer_close, producer_destroy, producer_drop, producer_reopen, warm
@@ -150,21 +151,10 @@ class HandleWords(State):
         self.loop.handles.pop(self.number, None)
 
 
-_TP_DOC_TO_TRAVERSE = 20  # tp_traverse is the 21st word after a type's variable-size object header
-_SLOT_TP_TRAVERSE = 71  # Py_tp_traverse
-
-
 def _show_to_collector(kind: type[State], traverse: Kernel) -> None:
-    """Make `traverse` the type's ``tp_traverse``, so that cycles through queued callables are found.
-
-    The slot is written where this interpreter's own `PyType_GetSlot` proves it to be; if it is not there, cycles are
-    not found, and all else works.
-    """
-    get_slot = ctypes.pythonapi.PyType_GetSlot
-    get_slot.restype, get_slot.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_int]
-    word = ctypes.c_void_p.from_address(id(kind) + object.__basicsize__ + 8 + _TP_DOC_TO_TRAVERSE * 8)
-    if traverse.address and word.value and word.value == get_slot(kind, _SLOT_TP_TRAVERSE):
-        word.value = traverse.address
+    """Make `traverse` the type's ``tp_traverse``, so that cycles through queued callables are found."""
+    if traverse.address:
+        put(id(kind) + TYPE_TRAVERSE, traverse.address)
 
 
 _show_to_collector(LoopWords, traverse_loop)

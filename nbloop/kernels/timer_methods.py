@@ -7,8 +7,6 @@ from .atomics import get, load, prefetch, put
 from .callbacks import fetch_remote
 from .caller import on_loop_thread, refuse
 from .capi import (
-    OBJECT_HEADER,
-    TUPLE_ITEMS,
     Py_DecRef,
     PyBool_FromLong,
     PyErr_Clear,
@@ -22,6 +20,7 @@ from .capi import (
 from .clock import loop_ns
 from .far import far_begin
 from .ingress import queue_length
+from .interpreter import LIST_ITEMS, SEQUENCE_SIZE, TUPLE_ITEMS
 from .kernel import MANY, ONE, data, helper, inlined, kernel
 from .layout import (
     CLAMP,
@@ -189,7 +188,7 @@ def cancel_timers(self: int, iterable: int) -> int:
     items = PySequence_Tuple(iterable)
     if items == 0:
         return 0
-    count = get(items + OBJECT_HEADER)
+    count = get(items + SEQUENCE_SIZE)
     for i in range(count):
         if identifier_of(base, get(items + TUPLE_ITEMS + (i << 3))) < 0:
             Py_DecRef(items)
@@ -204,7 +203,7 @@ def cancel_timers(self: int, iterable: int) -> int:
                 )
             identifier = identifier_again(base, get(items + TUPLE_ITEMS + (i << 3)))
             answer = PyBool_FromLong(1 if timer_cancel(base, identifier, here) else 0)
-            put(get(answers + OBJECT_HEADER + 8) + (i << 3), answer)  # the new list's items: nobody else has it
+            put(get(answers + LIST_ITEMS) + (i << 3), answer)  # the new list's items: nobody else has it
     Py_DecRef(items)
     return answers
 

@@ -10,8 +10,9 @@ stopped turn holds in its own variables; the collector then thinks that they are
 from __future__ import annotations
 
 from .atomics import get, load
-from .capi import OBJECT_HEADER, PyObject_VisitManagedDict
+from .capi import PyObject_VisitManagedDict
 from .ingress import queue_cell, queue_entry, queue_tail
+from .interpreter import OBJECT_TYPE
 from .kernel import TRAVERSE, data, helper, kernel
 from .layout import (
     CHECKPOINT_ENDS,
@@ -56,7 +57,7 @@ def visit_header(self: int, visit: int, argument: int) -> int:
     """The instance's ``__dict__`` and type, as every heap type's traverse must."""
     status = PyObject_VisitManagedDict(self, visit, argument)
     if status == 0:
-        status = visit_object(visit, get(self + OBJECT_HEADER - 8), argument)
+        status = visit_object(visit, get(self + OBJECT_TYPE), argument)
     return status
 
 

@@ -22,17 +22,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..kernels import frames
+from ..kernels.interpreter import function
 
 DEPTH = 500  # calls of a thread that are followed, at least
 AGAIN = 5  # looks, if a generator has just yielded
 _SUSPENDS = CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR
 
-_visit: Any = ctypes.pythonapi.PyUnstable_GC_VisitObjects  # keeps the thread attached, as the function wants it
-_visit.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
-_visit.restype = None
-_release: Any = ctypes.pythonapi.Py_DecRef
-_release.argtypes = [ctypes.c_void_p]
-_release.restype = None
+# It keeps the thread attached, as it has to be.
+_visit = function("PyUnstable_GC_VisitObjects", None, ctypes.c_void_p, ctypes.c_void_p)
+_release = function("Py_DecRef", None, ctypes.c_void_p)
 
 
 class Call(NamedTuple):

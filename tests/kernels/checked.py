@@ -33,7 +33,7 @@ import pytest
 
 import nbloop.readiness
 from nbloop.kernels import atomics, capi, eventual, kernel, pack, signals, state
-from nbloop.kernels.capi import OBJECT_HEADER, TUPLE_ITEMS
+from nbloop.kernels.interpreter import ARRAY_DATA, LIST_ITEMS, TUPLE_ITEMS
 
 MAKERS = (
     *("PyTuple_New", "PySequence_Tuple", "PySequence_List", "PyList_New", "PyType_GenericAlloc"),
@@ -112,7 +112,7 @@ class Checker:
             owner = owner.base  # of a State the collector forgets weak references before the finaliser has run
         with self.lock:
             self.settle()
-            for start, size in ((array.ctypes.data, array.nbytes), (id(array) + OBJECT_HEADER, 8)):
+            for start, size in ((array.ctypes.data, array.nbytes), (id(array) + ARRAY_DATA, 8)):
                 self.arrays.add(start, size)
                 weakref.finalize(owner, self.gone.append, start).atexit = False
         return array
@@ -132,7 +132,7 @@ class Checker:
     @staticmethod
     def items(address: int) -> int:
         """Where a list's are."""
-        return ctypes.c_ssize_t.from_address(address + OBJECT_HEADER + 8).value
+        return ctypes.c_ssize_t.from_address(address + LIST_ITEMS).value
 
     def object(self, address: int) -> int:
         """A live object's memory; that of its type, of a list's items, and of a method's function too."""
@@ -167,7 +167,7 @@ class Checker:
             what = ctypes.cast(address, ctypes.py_object).value
             if not isinstance(what, np.ndarray):
                 self.object(address)
-            elif not self.arrays.holds(address + OBJECT_HEADER, 8):
+            elif not self.arrays.holds(address + ARRAY_DATA, 8):
                 self.array(what)
 
     def released(self, address: int) -> None:

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from nbloop.kernels import layout, life
 from nbloop.kernels.atomics import get, get_half, put, put_half
 from nbloop.kernels.callbacks import fetch_remote
-from nbloop.kernels.capi import TUPLE_ITEMS, Py_DecRef, Py_IncRef
+from nbloop.kernels.capi import Py_DecRef, Py_IncRef
 from nbloop.kernels.ingress import queue_push, queue_take
+from nbloop.kernels.interpreter import TUPLE_ITEMS
 from nbloop.kernels.layout import (
     KIND_ARM,
     KIND_CANCEL,

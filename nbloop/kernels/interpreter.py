@@ -1,0 +1,206 @@
+"""What is assumed of CPython and numpy: where an object holds what kernels read and write by address.
+
+Problem: a C function for each such word (`PyType_GetSlot`, `PyTuple_GetItem`) costs 2 to 5 ns where the word costs a
+load, and nothing documents where the words are. Idea: each place is a constant here, and beside it stands a question
+to this interpreter that has to give the same answer through its documented interface. The questions are asked at each
+import, under ``-O`` as well, before a kernel is loaded; they take some 30 µs. An answer that differs is an ImportError,
+without exception: a loop that goes on would read memory that means something else, or, where only `TYPE_TRAVERSE` is
+wrong, never be collected, and nobody would be told.
+
+What needs no question: numbers of the stable ABI (METH_x, Py_tp_x, Py_TPFLAGS_x), and what the C-API's documentation
+says of its functions. For the words of ``__slots__`` nothing is assumed: `slot_offsets` finds them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import types
+from typing import Any
+
+import numpy as np
+
+_api = ctypes.PyDLL(None, handle=ctypes.pythonapi._handle)  # of our own: `ctypes.pythonapi` is the whole process's
+
+
+def function(name: str, result: Any, *arguments: Any) -> Any:
+    """A function of the C-API, called attached. What it takes and returns is said for nbloop alone."""
+    try:
+        found = _api[name]
+    except AttributeError:
+        raise _refusal(name, "this interpreter has no such function") from None
+    found.restype, found.argtypes = result, arguments
+    return found
+
+
+def _refusal(what: str, why: str) -> ImportError:
+    return ImportError(
+        f"nbloop cannot run on this interpreter: {what}: {why}. Its kernels read objects by address, and would read the"
+        " wrong memory. Use a Python and a numpy that this version of nbloop was made for, or a newer nbloop. (Here:"
+        f" Python {sys.version.split()[0]}{getattr(sys, 'abiflags', '')}, numpy {np.__version__})"
+    )
+
+
+def _expect(what: str, holds: bool, why: str) -> None:
+    if not holds:
+        raise _refusal(what, why)
+
+
+def _word(address: int) -> int:
+    return ctypes.c_ssize_t.from_address(address).value
+
+
+def _pointer(address: int) -> int:
+    """The word at an address that is read through; 0 if it cannot be a pointer to a word, and reading would crash."""
+    word = _word(address)
+    return word if word % 8 == 0 and word >= 1 << 16 else 0
+
+
+_object = object()
+_tuple: tuple[object, ...] = (_object, len, 0)
+_list: list[object] = [_object, _tuple]
+_array = np.empty(1, np.int64)
+_method = types.MethodType(_refusal, _object)
+_get_slot = function("PyType_GetSlot", ctypes.c_void_p, ctypes.py_object, ctypes.c_int)
+_get_flags = function("PyType_GetFlags", ctypes.c_ulong, ctypes.py_object)
+_get_function = function("PyCFunction_GetFunction", ctypes.c_void_p, ctypes.py_object)
+_get_convention = function("PyCFunction_GetFlags", ctypes.c_int, ctypes.py_object)
+_take = function("Py_IncRef", None, ctypes.py_object)
+_give = function("Py_DecRef", None, ctypes.py_object)
+
+# --- objects ----------------------------------------------------------------------------------------------------------
+
+# An address is 64 bits, and C aligns what begins with one to as many: the low bits that queues keep marks in.
+OBJECT_ALIGNMENT = 8
+_expect(
+    "OBJECT_ALIGNMENT",
+    ctypes.sizeof(ctypes.c_void_p) == ctypes.alignment(ctypes.c_void_p) == OBJECT_ALIGNMENT,
+    f"pointers are not {OBJECT_ALIGNMENT} bytes, aligned to as many",
+)
+_expect(
+    "id()",
+    ctypes.c_ssize_t.from_buffer(ctypes.py_object(_object)).value == id(_object),
+    "the identity of an object is not its address",
+)
+
+OBJECT_HEADER = object.__basicsize__
+_expect("OBJECT_HEADER", _word(id(_tuple) + OBJECT_HEADER - 8) == id(tuple), "an object's header ends elsewhere")
+
+OBJECT_TYPE = OBJECT_HEADER - 8
+_expect("OBJECT_TYPE", _word(id(_tuple) + OBJECT_TYPE) == id(tuple), "an object's type is not the word there")
+
+# Kernels return these without a reference, and keep them where references are.
+IMMORTAL: tuple[object, ...] = (None, True, False)
+for _one in IMMORTAL:
+    _before = sys.getrefcount(_one)
+    _take(_one)
+    _after = sys.getrefcount(_one)
+    _give(_one)
+    _expect("IMMORTAL", _before == _after, f"references of {_one!r} are counted")
+
+# --- tuples and lists -------------------------------------------------------------------------------------------------
+
+SEQUENCE_SIZE = OBJECT_HEADER  # ob_size, of both
+_expect(
+    "SEQUENCE_SIZE", _word(id(_tuple) + SEQUENCE_SIZE) == len(_tuple), "the length of a tuple is not the word there"
+)
+_expect("SEQUENCE_SIZE", _word(id(_list) + SEQUENCE_SIZE) == len(_list), "the length of a list is not the word there")
+
+TUPLE_ITEMS = tuple.__basicsize__  # where the first item is
+_expect(
+    "TUPLE_ITEMS",
+    [_word(id(_tuple) + TUPLE_ITEMS + 8 * i) for i in range(len(_tuple))] == [id(item) for item in _tuple],
+    "the items of a tuple are not the words there",
+)
+
+LIST_ITEMS = OBJECT_HEADER + 8  # where the address of the first item is
+_first = _pointer(id(_list) + LIST_ITEMS)
+_expect(
+    "LIST_ITEMS",
+    _first != 0 and [_word(_first + 8 * i) for i in range(len(_list))] == [id(item) for item in _list],
+    "the word there does not lead to the items of a list",
+)
+
+# --- types ------------------------------------------------------------------------------------------------------------
+
+TP_CALL, TP_TRAVERSE = 50, 71  # numbers of the stable ABI: Py_tp_call and Py_tp_traverse
+
+TYPE_CALL = OBJECT_HEADER + 8 + 13 * 8  # what `PyCallable_Check` looks at, which takes 2 ns more
+TYPE_TRAVERSE = OBJECT_HEADER + 8 + 20 * 8  # written, so that the collector sees what a state's words own
+for _name, _at, _number in (("TYPE_CALL", TYPE_CALL, TP_CALL), ("TYPE_TRAVERSE", TYPE_TRAVERSE, TP_TRAVERSE)):
+    for _kind in (type, types.FunctionType, int):
+        _expect(
+            _name,
+            ctypes.c_void_p.from_address(id(_kind) + _at).value == _get_slot(_kind, _number),
+            f"PyType_GetSlot says something else of {_kind.__name__!r} than the word there",
+        )
+
+TYPE_SUBCLASS = 1 << 31  # in the flags of a type whose instances are types
+_expect(
+    "TYPE_SUBCLASS",
+    [_get_flags(kind) & TYPE_SUBCLASS for kind in (type, object, int)] == [TYPE_SUBCLASS, 0, 0],
+    "the flags of types do not say whether their instances are types",
+)
+
+# --- methods and built-ins --------------------------------------------------------------------------------------------
+
+
+class MethodDef(ctypes.Structure):
+    """PyMethodDef: of built-ins that are there, and of those that are made of kernels."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("address", ctypes.c_void_p),
+        ("flags", ctypes.c_int),
+        ("doc", ctypes.c_char_p),
+    )
+
+
+METHOD_FUNCTION = OBJECT_HEADER  # of a bound method
+_expect(
+    "METHOD_FUNCTION",
+    _word(id(_method) + METHOD_FUNCTION) == id(_method.__func__),
+    "the function of a method is not the word there",
+)
+
+BUILTIN_DEFINITION = OBJECT_HEADER  # of a built-in function: the address of its PyMethodDef
+_definition = _pointer(id(len) + BUILTIN_DEFINITION)
+_expect(
+    "BUILTIN_DEFINITION",
+    _definition != 0
+    and MethodDef.from_address(_definition).address == _get_function(len)
+    and MethodDef.from_address(_definition).flags == _get_convention(len)
+    and MethodDef.from_address(_definition).name == b"len"
+    and (MethodDef.from_address(_definition).doc or b"").endswith((len.__doc__ or "").encode()),
+    "the word there does not lead to the PyMethodDef of a built-in",
+)
+
+DEFINITION_NAME = 0  # in a PyMethodDef: the address of the name
+_expect(
+    "DEFINITION_NAME",
+    DEFINITION_NAME == MethodDef.name.offset,
+    "a PyMethodDef does not have its name there",
+)
+
+# --- arrays -----------------------------------------------------------------------------------------------------------
+
+ARRAY_DATA = OBJECT_HEADER  # the address of an array's first element
+_expect(
+    "ARRAY_DATA",
+    _word(id(_array) + ARRAY_DATA) == _array.__array_interface__["data"][0],
+    "the word there is not the address of an array's data",
+)
+
+# --- instances of classes with __slots__ ------------------------------------------------------------------------------
+
+
+def slot_offsets(kind: Any) -> tuple[int, ...]:
+    """Where in an instance of `kind` its ``__slots__`` are, in their order: found by setting each of them."""
+    instance = kind()
+    marks = [object() for _ in kind.__slots__]
+    for name, mark in zip(kind.__slots__, marks, strict=True):
+        setattr(instance, name, mark)
+    places = range(OBJECT_HEADER, kind.__basicsize__, 8)
+    found = {_word(id(instance) + at): at for at in places}
+    _expect("__slots__", {id(mark) for mark in marks} <= set(found), f"those of {kind.__name__} are not words of it")
+    return tuple(found[id(mark)] for mark in marks)
