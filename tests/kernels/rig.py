@@ -29,6 +29,9 @@ MACHINE = settings(
 )
 
 
+RINGS = ("ticks", "microtasks", "immediates", "closing", "internal", "checkpoint_ends")
+
+
 class Allocator:
     """Stands in for a state's `make_slab` or `make_array`: counts what lives of it, and fails when told to."""
 
@@ -75,6 +78,10 @@ class Memory:
         self.words = raw[start : start + size]
         self.words[:] = self.state.view(np.ndarray)
         self.record: Any = self.words.view(layout.STATE)[0]
+        theirs = self.state.record  # what the copy owns now is not for the state's memory to release as well
+        for ring in RINGS:
+            theirs[ring]["array"] = 0
+        theirs["timers"]["heap_array"] = theirs["timers"]["slot_count"] = theirs["pool"]["slab_count"] = 0
         self.base = self.words.ctypes.data
         self.pool = self.base + layout.POOL_AT
         self.external = self.base + layout.EXTERNAL
@@ -96,10 +103,7 @@ class Memory:
     def owned(self) -> list[int]:
         """Addresses of the arrays that the words own a reference of."""
         timers, pool = self.record["timers"], self.record["pool"]
-        owned = [
-            self.record[ring]["array"]
-            for ring in ("ticks", "microtasks", "immediates", "closing", "internal", "checkpoint_ends")
-        ]
+        owned = [self.record[ring]["array"] for ring in RINGS]
         owned += [timers["heap_array"]]
         owned += list(table(int(timers["slab_objects"]), int(timers["slot_count"]) >> layout.SLOTS_PER_SLAB_BITS))
         owned += list(table(int(pool["slab_objects"]), int(pool["slab_count"])))
