@@ -1,9 +1,9 @@
 """What is assumed of CPython and numpy: where an object holds what kernels read and write by address.
 
-Problem: a C function for each such word (`PyType_GetSlot`, `PyTuple_GetItem`) costs 2 to 5 ns where the word costs a
-load, and nothing documents where the words are. Idea: each place is a constant here, and beside it stands a question
+Problem: a C function for such a word is a call where the word is a load (`PyCallable_Check`: 2 ns of each submit), and
+nothing documents where the words are. Idea: each place is a constant here, and beside it stands a question
 to this interpreter that has to give the same answer through its documented interface. The questions are asked at each
-import, under ``-O`` as well, before a kernel is loaded; they take some 30 µs. An answer that differs is an ImportError,
+import, under ``-O`` as well, before a kernel is loaded; they take 75 µs. An answer that differs is an ImportError,
 without exception: a loop that goes on would read memory that means something else, or, where only `TYPE_TRAVERSE` is
 wrong, never be collected, and nobody would be told.
 
