@@ -45,6 +45,7 @@ from .options import check_timeout
 from .parkers import Parker
 from .readiness import Watches
 from .scheduling import Scheduling
+from .unique import Unique
 
 if TYPE_CHECKING:
     from .js.promisify import Workers
@@ -65,7 +66,7 @@ class LoopState(enum.Enum):
 LOOK = 0.5  # seconds between two looks at whether somebody ends a loop that is to end
 
 
-class Lifecycle(Scheduling):
+class Lifecycle(Unique, Scheduling):
     """The part of a `Loop` that is its life."""
 
     debug: bool
@@ -285,9 +286,6 @@ class Lifecycle(Scheduling):
     def __exit__(self, *_exc: object) -> None:
         if not self._forked:  # a child that leaves the block ends nothing
             self.shutdown()
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError(f"{self.name} can not be copied or pickled: its words and its thread are this process's")
 
     # --- ending
     # ----------------------------------------------------------------------------------------------------------

@@ -96,6 +96,8 @@ class Loop(Descriptors):
         pressure_low: int | None = None,
         recorder: int | None = None,
     ) -> None:
+        if "_state" in self.__dict__:
+            raise RuntimeError(f"{self.name} is initialised already")
         check_mode("fast_path_mode", fast_path_mode)
         check_callable("on_overload", on_overload)
         check_callable("on_error", on_error)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from .kernels import life, methods, timer_methods
 from .kernels.kernel import bound
+from .kernels.state import HandleWords
+from .unique import Unique
 
 if TYPE_CHECKING:
     from .loop import Loop
@@ -160,10 +162,12 @@ class Scheduling:
         return 0.0  # pragma: no cover
 
 
-class Producer:
+class Producer(Unique):
     """A handle for submitting from one thread at a time (`Loop.producer`)."""
 
-    def __init__(self, loop: Loop, state: Any) -> None:
+    def __init__(self, loop: Loop, state: HandleWords) -> None:
+        if not isinstance(state, HandleWords):  # kernels would take anything else for one
+            raise TypeError("a Producer is made by Loop.producer()")
         self.loop = loop
         self._state = state
 

@@ -13,11 +13,12 @@ from .errors import LoopTerminatedError
 from .kernels import life
 from .lifecycle import LoopState
 from .loop import Loop
+from .unique import Unique
 
 MOST = 4e9  # seconds; as a timer's delay
 
 
-class VirtualClock:
+class VirtualClock(Unique):
     """The clock of one loop, from 0 on: `loop.now()`, timers, intervals, and all that is built on them follow it.
 
     It takes a loop that has not been run and has no timer yet, else ValueError. `autojump` is how many seconds of real

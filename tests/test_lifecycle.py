@@ -633,7 +633,7 @@ def test_methods_of_the_class(make_loop, turns):
 def test_no_copies(make_loop, turns, make_copy):
     """A copy would end the loop with it."""
     loop, ran = make_loop(), []
-    with pytest.raises(TypeError, match="can not be copied or pickled"):
+    with pytest.raises(TypeError, match="cannot be copied or pickled"):
         make_copy(loop)
     gc.collect()
     loop.submit(ran.append, 1)

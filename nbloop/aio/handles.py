@@ -17,6 +17,8 @@ from contextvars import Context
 from types import BuiltinFunctionType
 from typing import TYPE_CHECKING, Any
 
+from ..unique import Unique
+
 if TYPE_CHECKING:
     from .loop import EventLoop
 
@@ -67,7 +69,7 @@ def is_wakeup(callback: object) -> bool:
     return type(callback) is BuiltinFunctionType and callback.__name__ == "TaskWakeup"
 
 
-class Handle(asyncio.Handle):
+class Handle(Unique, asyncio.Handle):
     """A callback of `call_soon`. `cancel` from any thread."""
 
     __slots__ = ()

@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import ForkedLoopError, LoopTerminatedError
 from ..loop import Loop
+from ..unique import Unique
 from .handles import Handle, Step, TimerHandle, is_wakeup, run
 from .selector import Selector
 
@@ -53,7 +54,7 @@ def _signal_arrived(of: weakref.ref[EventLoop], sig: int) -> None:
         loop._add_callback(handle)
 
 
-class EventLoop(asyncio.SelectorEventLoop):
+class EventLoop(Unique, asyncio.SelectorEventLoop):
     """An asyncio event loop. Everything that `asyncio.AbstractEventLoop` has; what is not said here is asyncio's.
 
     Thread-safe are `call_soon_threadsafe`, `stop`, and `cancel` of the handles. `call_soon` and `call_at` are checked

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Coroutine
 from typing import Any, Literal
 
+from ..unique import Unique
 from .loop import EventLoop
 
 with warnings.catch_warnings():
@@ -15,7 +16,7 @@ with warnings.catch_warnings():
     _Policy: Any = asyncio.DefaultEventLoopPolicy
 
 
-class EventLoopPolicy(_Policy):  # type: ignore[misc]
+class EventLoopPolicy(Unique, _Policy):  # type: ignore[misc]
     """``asyncio.set_event_loop_policy(nbloop.EventLoopPolicy())`` makes each new loop of asyncio an nbloop one, for
     programs that can not be given a loop factory. asyncio deprecates policies from Python 3.14 on.
     """

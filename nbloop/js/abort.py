@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from ..unique import Unique
 from .events import Event, EventTarget
 from .promise import reason_as_exception
 
@@ -233,7 +234,7 @@ def _unlink(identifier: int, sources: list[weakref.ref[AbortSignal]]) -> None:
             source._strong.pop(identifier, None)
 
 
-class AbortController:
+class AbortController(Unique):
     """Something that can abort its `signal`."""
 
     def __init__(self) -> None:

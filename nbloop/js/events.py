@@ -13,6 +13,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from ..unique import Unique
+
 logger = logging.getLogger("nbloop")
 
 
@@ -72,7 +74,7 @@ class _Entry:
         self.removed = False
 
 
-class EventTarget:
+class EventTarget(Unique):
     """Something that events are dispatched to. Every method from any thread."""
 
     def __init__(self) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..unique import Unique
 from .events import check_name
 
 
@@ -31,7 +32,7 @@ def _milliseconds(name: str, moment: object) -> float:
     return float(moment)
 
 
-class Performance:
+class Performance(Unique):
     """Marks and measures since its making. Every method from any thread."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

@@ -15,6 +15,7 @@ from ..kernels import js as kernels
 from ..kernels.eventual import Resolver
 from ..kernels.kernel import bound
 from ..loop import Loop
+from ..unique import Unique
 from . import combinators
 from .abort import AbortSignal
 from .coroutines import spawn
@@ -24,7 +25,7 @@ from .promise import Promise, Rejections, rejected, resolved, view_of
 type Callback = Callable[..., object]
 
 
-class JS:
+class JS(Unique):
     """The JavaScript view of `loop`. Every method from any thread, and errors as the loop's own scheduling calls.
 
     `on_unhandled_rejection(reason, promise)` is called once for each rejection that nobody handled by the end of its

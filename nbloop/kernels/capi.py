@@ -191,7 +191,7 @@ PyDict_SetItem = _declare("PyDict_SetItem", INT, WORD, WORD, WORD)
 PyUnicode_FromString = _declare("PyUnicode_FromString", WORD, WORD)
 PyType_GetFlags = _declare("PyType_GetFlags", WORD, WORD)
 PyFunction_GetCode = _declare("PyFunction_GetCode", WORD, WORD)  # a borrowed reference
-PyErr_BadInternalCall = _declare("PyErr_BadInternalCall", VOID)
+PyErr_BadArgument = _declare("PyErr_BadArgument", VOID)
 PyEval_SaveThread = _declare("PyEval_SaveThread", WORD, twin=_save_thread)
 PyEval_RestoreThread = _declare("PyEval_RestoreThread", VOID, WORD, twin=_restore_thread)
 PyTime_MonotonicRaw = _declare("PyTime_MonotonicRaw", INT, WORD)  # kernels say atomics.monotonic_ns()

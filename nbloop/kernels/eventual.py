@@ -10,16 +10,21 @@ from typing import Any
 
 import numpy as np
 
+from ..unique import Unique
 from . import reactions, settling
 from .kernel import method
 from .settling import PLAIN_TYPES, VIEW, EventualWords, PlacesWords, ResolverWords
 
 
-class View(np.ndarray):
+class View(Unique, np.ndarray):
     """The words of a view, kept alive by everything that was made for it. `owner` is for the Python functions."""
 
     owner: Any
     keep: tuple[object, ...]
+
+    def __array_finalize__(self, source: object) -> None:
+        if isinstance(source, View):  # which would not keep what its words are the addresses of
+            raise TypeError("a view has no views or copies of its own type")
 
 
 class Eventual(EventualWords):

@@ -123,6 +123,7 @@ class Kernel:
 
         @functools.wraps(like)
         def method(instance: Any, *arguments: object, **keywords: object) -> Any:
+            check_instance(instance, kind, like)
             return TwinMethod(self, instance, like)(*arguments, **keywords)
 
         return method
@@ -158,6 +159,15 @@ def bound[F: Callable[..., Any]](of: Kernel) -> Callable[[F], F]:
     return face
 
 
+def check_instance(instance: object, owner: type, function: Callable[..., Any]) -> None:
+    """What a built-in's descriptor does: TypeError for an instance of another class."""
+    if not isinstance(instance, owner):
+        raise TypeError(
+            f"descriptor {function.__name__!r} for {owner.__name__!r} objects doesn't apply to a"
+            f" {type(instance).__name__!r} object"
+        )
+
+
 class _Face:
     def __init__(self, of: Kernel, function: Callable[..., Any]) -> None:
         self._of = of
@@ -167,10 +177,15 @@ class _Face:
         self.__wrapped__ = function
 
         @functools.wraps(function)
-        def unbound(self: Any, /, *args: Any, **keywords: Any) -> Any:
-            return of.bind(self._state, function)(*args, **keywords)
+        def unbound(instance: Any, /, *args: Any, **keywords: Any) -> Any:
+            check_instance(instance, self._owner, function)  # whose words would be taken for what they are not
+            return of.bind(instance._state, function)(*args, **keywords)
 
+        self._owner: type = object
         self._unbound = unbound
+
+    def __set_name__(self, owner: type, _name: str) -> None:
+        self._owner = owner
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         if instance is None:

@@ -29,13 +29,14 @@ from typing import Any
 
 import numpy as np
 
+from ..unique import Unique
 from .atomics import compare_and_swap, exchange, get, load, put, store
 from .callbacks import LEAVE, due_push, fetch_remote
 from .caller import on_loop_thread, refuse
 from .capi import (
     Py_DecRef,
     Py_IncRef,
-    PyErr_BadInternalCall,
+    PyErr_BadArgument,
     PyErr_GetRaisedException,
     PyErr_WriteUnraisable,
     PyObject_CallOneArg,
@@ -80,7 +81,7 @@ V_LOST, V_MADE, V_MISUSED = (offset(VIEW, n) for n in ("lost", "made", "misused"
 V_PLAIN, V_END = offset(VIEW, "plain"), VIEW.itemsize
 
 
-class EventualWords:
+class EventualWords(Unique):
     """The words of an eventual; `eventual.py` adds its methods."""
 
     __slots__ = (
@@ -104,7 +105,7 @@ class EventualWords:
 E_HANDLED, E_LINK, E_ON_FULFILLED, E_ON_REJECTED, E_OUTCOME, E_REACTIONS, E_VALUE, E_VIEW = slot_offsets(EventualWords)
 
 
-class PlacesWords:
+class PlacesWords(Unique):
     """Of values that arrive in any order: ``[how many are to come, how many places there are]``, whom to call with
     all of them, and the list.
     """
@@ -115,7 +116,7 @@ class PlacesWords:
 L_COUNTS, L_DONE, L_VALUES, L_VIEW = slot_offsets(PlacesWords)
 
 
-class ResolverWords:
+class ResolverWords(Unique):
     """Of a pair of resolving functions: what the first call takes ([[AlreadyResolved]]), and the view."""
 
     __slots__ = ("_eventual", "_view")
@@ -137,7 +138,7 @@ def view_of(eventual: int) -> int:
     """
     view_object = load(eventual + E_VIEW)
     if view_object == 0:
-        PyErr_BadInternalCall()
+        PyErr_BadArgument()
         return 0
     return data(view_object)
 
@@ -317,7 +318,7 @@ def decide(self: int, arguments: int, count: int, fulfil: bool) -> int:
     """Settle what the resolver resolves, if this is the first call of its two methods. Any thread; one swap."""
     view_object = load(self + T_VIEW)
     if view_object == 0:
-        PyErr_BadInternalCall()
+        PyErr_BadArgument()
         return 0
     view = data(view_object)
     none = get(get(view + V_LOOP) + NONE)

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..unique import Unique
 from . import layout
 from .atomics import put
 from .capi import Py_IncRef
@@ -49,19 +50,27 @@ _LOOP_TABLES = (
 )
 
 
-class Memory(np.ndarray):
+_whole: set[int] = set()  # each `Memory` by its id: what numpy leaves of a copy that was refused is of that type too
+
+
+class Memory(Unique, np.ndarray):
     """What a loop's state lies in: its words, then its tables. It has no attributes, so the collector does not track
     it, and calls no finaliser of it in the middle of a cycle.
     """
 
     __slots__ = ()
 
-    def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        if not finalizing() and not isinstance(self.base, Memory):  # views of it own nothing
+    def __array_finalize__(self, source: object) -> None:
+        if isinstance(source, Memory):
+            raise TypeError("a state's memory has no views or copies of its own type: use view(numpy.ndarray)")
+
+    def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing, whole: set[int] = _whole) -> None:
+        if not finalizing() and id(self) in whole:
+            whole.remove(id(self))
             dismantle.bind(self)()
 
 
-class State(np.ndarray):
+class State(Unique, np.ndarray):
     """An aligned array of words that a kernel-made method can have as its ``self``."""
 
     keep: list[Any]
@@ -165,6 +174,8 @@ def make_state[S: State](kind: type[S]) -> S:
     """A zeroed state, with room for its tables behind it. Both begin on a page: a map does."""
     words = kind.kind.itemsize // 8
     memory = table(words + kind.tables).view(kind.memory)
+    if isinstance(memory, Memory):
+        _whole.add(id(memory))
     state = np.ndarray.__new__(kind, (words,), np.int64, buffer=memory)
     state.keep = []
     state.used = words

@@ -114,7 +114,7 @@ def traverse_loop(self: int, visit: int, argument: int) -> int:
     """``tp_traverse`` of a loop's state."""
     base = data(self)
     status = visit_header(self, visit, argument)
-    if get(base + SELF) == 0:  # see State.__del__
+    if get(base + SELF) != self:  # an array typed as one, or the interpreter ends: see State.__del__
         return status
     if status == 0:
         status = visit_queue(base + EXTERNAL, visit, argument, False)
@@ -143,6 +143,6 @@ def traverse_loop(self: int, visit: int, argument: int) -> int:
 def traverse_handle(self: int, visit: int, argument: int) -> int:
     """``tp_traverse`` of a producer handle's state."""
     status = visit_header(self, visit, argument)
-    if status == 0 and get(data(self) + H_SELF) != 0:
+    if status == 0 and get(data(self) + H_SELF) == self:
         status = visit_queue(data(self) + H_QUEUE, visit, argument, False)
     return status

@@ -20,6 +20,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
+from ..unique import Unique
 from . import pprof, stacks
 from .stacks import Stack
 
@@ -111,7 +112,7 @@ def _place(call: stacks.Call) -> pprof.Place:
     return pprof.Place(call.code.co_qualname, call.code.co_filename, call.code.co_firstlineno, call.line)
 
 
-class Profiler:
+class Profiler(Unique):
     """Samples all threads but its own from `start` to `stop`, or as long as a ``with`` block runs.
 
     `hertz` looks a second, 1 to 1000. One profiler is for one use; several may run at once. Memory: one entry for each

@@ -28,6 +28,7 @@ import numpy as np
 from .. import hooks, signals
 from ..errors import LoopTerminatedError
 from ..kernels import layout, metrics, recorder
+from ..unique import Unique
 from .block import Words, the_clock
 from .trace import trace
 
@@ -78,7 +79,7 @@ class Event:
     """How many wait (``turn``)."""
 
 
-class Recorder:
+class Recorder(Unique):
     """A loop's flight recorder (`Loop.recorder`). Every method from any thread, also while the loop hangs or after its
     end; not in signal handlers, which is what `dump_on` is for.
     """

@@ -36,6 +36,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Self
 
 from ..errors import NbloopError
+from ..unique import Unique
 from . import contention, heap, profile
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ MOST_SECONDS = 300.0
 HEALTHY = 1.0  # seconds within which a task has to run
 
 
-class DebugServer:
+class DebugServer(Unique):
     """Serves one loop until `close`; a context manager. Made by `nbloop.observe.serve`."""
 
     def __init__(self, loop: Loop, port: int) -> None:

@@ -34,6 +34,7 @@ from typing import Any
 import numpy as np
 
 from ..kernels import layout
+from ..unique import Unique
 from . import block
 from .block import Words
 from .metrics import Metrics
@@ -62,7 +63,7 @@ def folder() -> Path:
     return place
 
 
-class SharedBlock:
+class SharedBlock(Unique):
     """The writer's side: a block in a file, locked while this lives, removed by `close` and at exit."""
 
     def __init__(self, name: str) -> None:
@@ -130,7 +131,7 @@ def _process_start() -> int:
 
 
 @dataclass(frozen=True)
-class SharedLoop:
+class SharedLoop(Unique):
     """A loop of some process of this user, by its file. What it shows may end at any time."""
 
     pid: int

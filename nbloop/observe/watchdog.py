@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import debug, lifecycle
 from ..kernels import layout
+from ..unique import Unique
 from . import stacks
 from .stacks import Call, Stack
 
@@ -81,7 +82,7 @@ class BlockedIn:
         return cls(stack, callback, site.get("callback"), site.get("scheduled_at"))
 
 
-class Watchdog:
+class Watchdog(Unique):
     """Watches one loop from a daemon thread, until `stop` or the loop's end; made by `Loop.watch`."""
 
     def __init__(self, loop: Loop, threshold: float, on_blocked: Callable[[Blockage], object] | None) -> None:
