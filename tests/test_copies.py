@@ -29,7 +29,7 @@ INTERNAL = {
     *("Poller", "Parker", "Target", "TablePoller", "Collector"),  # bases and protocols
     *("EpollPoller", "KqueuePoller", "LockParker", "Watches", "CountingLock"),  # of a loop
     *("Running", "Rejections", "Workers"),  # of a promise, a view, a loop
-    *("Kernel", "TwinMethod", "Status", "External", "Darwin", "FreeBSD"),  # of the process
+    *("Kernel", "MethodDef", "TwinMethod", "Status", "External", "Darwin", "FreeBSD"),  # of the process
     "Sited",  # a callback with the place where it was scheduled
     "Selector",  # of an EventLoop
     "LoopCollector",  # has a loop, and a name
