@@ -140,8 +140,18 @@ def renew(of: weakref.ref[Loop]) -> None:
             log(error, "%s can not renew its poller", loop.name)
 
 
-def refuse(of: weakref.ref[Loop], code: int, culprit: object) -> None:
-    """Raise for a refusal; returning means that the call is tried again."""
+def refuse(of: weakref.ref[Loop], code: int, culprit: object, error: BaseException | None = None) -> None:
+    """Raise for a refusal; returning means that the call is tried again.
+
+    `error` is what the conversion of `culprit` to a number has raised. Of those only the interpreter's own are replaced:
+    that it is no number, or too large. What its ``__float__`` or ``__index__`` has raised, or a signal's handler in them,
+    has a frame of Python in its traceback, and is the caller's to see.
+    """
+    if error is not None and (not isinstance(error, (TypeError, OverflowError)) or error.__traceback__ is not None):
+        try:
+            raise error
+        finally:
+            del error  # as in `report`
     loop = of()
     name = loop.name if loop is not None else "the loop"
     if code == layout.REFUSED_CLOSED:
@@ -174,7 +184,7 @@ def refuse(of: weakref.ref[Loop], code: int, culprit: object) -> None:
             raise ValueError(which.format(" finite", f", at most {most}", culprit))
         raise TypeError(which.format("", "", culprit))
     if code == layout.REFUSED_IDENTIFIER:
-        if isinstance(culprit, int):
+        if isinstance(error, OverflowError):
             return  # an int that no id can be: unknown
         raise TypeError(f"id must be an int, as the scheduling call returned it, not {culprit!r}")
     if code == layout.REFUSED_SLOTS:

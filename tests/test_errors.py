@@ -361,3 +361,77 @@ def test_error_classes():
         assert issubclass(error, (RuntimeError, LookupError, ValueError, OSError))
         assert error.__doc__
     assert not issubclass(nbloop.NbloopError, (RuntimeError, LookupError, ValueError))
+
+
+class Raises:
+    """A number whose conversion raises."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __float__(self):
+        raise self.error
+
+    __index__ = __float__
+
+
+CONVERT = {
+    "schedule_timer": lambda loop, number, callback: loop.schedule_timer(number, callback),
+    "schedule_timer_at": lambda loop, number, callback: loop.schedule_timer_at(number, callback),
+    "schedule_interval": lambda loop, number, callback: loop.schedule_interval(number, callback),
+    "cancel_timer": lambda loop, number, _callback: loop.cancel_timer(number),
+    "cancel_timers": lambda loop, number, _callback: loop.cancel_timers([5, number]),
+    "cancel_immediate": lambda loop, number, _callback: loop.cancel_immediate(number),
+    "ref_timer": lambda loop, number, _callback: loop.ref_timer(number),
+    "unref_timer": lambda loop, number, _callback: loop.unref_timer(number),
+    "set_timeout": lambda loop, number, callback: JS(loop).set_timeout(callback, number),
+    "set_interval": lambda loop, number, callback: JS(loop).set_interval(callback, number),
+    "clear_timeout": lambda loop, number, _callback: JS(loop).clear_timeout(number),
+    "sleep": lambda loop, number, _callback: JS(loop).sleep(number),
+}
+
+
+@pytest.mark.parametrize("call", CONVERT)
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, MemoryError, LookupError, TypeError, OverflowError])
+def test_what_a_conversion_raises_is_not_replaced(loop, call, kind):
+    """An argument's own exception, or a signal's in its methods, is its caller's; nothing was stored, nothing is kept."""
+
+    def callback():
+        pass
+
+    error = kind("the argument's own")
+    gone = weakref.ref(callback)
+    with pytest.raises(kind) as caught:
+        CONVERT[call](loop, Raises(error), callback)
+    assert caught.value is error
+    assert not loop.alive()
+    del caught, callback
+    error.__traceback__ = None  # its frames have the callback among their arguments
+    gc.collect()
+    assert gone() is None
+
+
+class Index:
+    """An int only by its ``__index__``."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __index__(self):
+        return self.value
+
+
+def test_what_the_interpreter_raises_of_a_conversion_is_replaced(loop):
+    """Ours names the argument."""
+    for bad in ("1", None, [], type("Text", (), {"__float__": lambda _self: "1"})()):
+        with pytest.raises((TypeError, ValueError), match="delay or period must be a"):
+            loop.schedule_timer(bad, list)
+    with pytest.raises(ValueError, match="at most 4e9"):
+        loop.schedule_timer(10**400, list)
+    for bad in ("1", 1.0, None, Index("1")):
+        with pytest.raises(TypeError, match="id must be an int"):
+            loop.cancel_timer(bad)
+    for unknown in (2**70, -(2**70), Index(2**70)):
+        assert loop.cancel_timer(unknown) is False
+    one = loop.schedule_timer(1, list)
+    assert loop.cancel_timer(Index(one)) is True

@@ -78,7 +78,8 @@ def _through_ctypes(name: str, result: str, arguments: tuple[str, ...]) -> Calla
         try:
             return called(*values) or 0
         except BaseException as error:  # the C function failed with this set: keep it, as the thread state would
-            pending.error = error
+            frames = error.__traceback__
+            pending.error = error.with_traceback(frames and frames.tb_next)  # C has no frame for this one
             return failure
 
     twin.__name__ = twin.__qualname__ = name

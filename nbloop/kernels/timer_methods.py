@@ -59,11 +59,10 @@ AHEAD = 8  # of many timers to cancel, how far ahead slots are prefetched: a col
 @helper
 def nanoseconds(base: int, number: int, unit: float, refused: int) -> int:
     """A Python number of units of so many ns as ns, rounded up so that nothing is early; at least 0. -1 with an
-    exception set, which `refused` names.
+    exception set: the one that `refused` names, or what its ``__float__`` or ``__index__`` has raised.
     """
     amount = PyFloat_AsDouble(number)
     if amount == -1.0 and PyErr_Occurred() != 0:
-        PyErr_Clear()
         refuse(base, refused, number)
         return -1
     exact = amount * unit
@@ -150,11 +149,10 @@ def schedule_interval(self: int, arguments: int, count: int) -> int:
 @inlined
 def identifier_of(base: int, number: int) -> int:
     """The id as an integer; 0, which no timer has, for a number that can be none; -1 with TypeError set if it is not
-    an int.
+    an int, or with what its ``__index__`` has raised.
     """
     identifier = PyLong_AsLongLong(number)
     if identifier == -1 and PyErr_Occurred() != 0:
-        PyErr_Clear()
         if refuse(base, REFUSED_IDENTIFIER, number) != 0:
             return -1
         return 0
