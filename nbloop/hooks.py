@@ -143,9 +143,9 @@ def renew(of: weakref.ref[Loop]) -> None:
 def refuse(of: weakref.ref[Loop], code: int, culprit: object, error: BaseException | None = None) -> None:
     """Raise for a refusal; returning means that the call is tried again.
 
-    `error` is what the conversion of `culprit` to a number has raised. Of those only the interpreter's own are replaced:
-    that it is no number, or too large. What its ``__float__`` or ``__index__`` has raised, or a signal's handler in them,
-    has a frame of Python in its traceback, and is the caller's to see.
+    `error` is what the conversion of `culprit` to a number has raised. Only the interpreter's own is replaced: that it
+    is no number, or too large. What its ``__float__`` or ``__index__`` has raised, or a signal's handler in them, has a
+    frame of Python in its traceback, and is the caller's to see.
     """
     if error is not None and (not isinstance(error, (TypeError, OverflowError)) or error.__traceback__ is not None):
         try:

@@ -394,7 +394,7 @@ CONVERT = {
 @pytest.mark.parametrize("call", CONVERT)
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, MemoryError, LookupError, TypeError, OverflowError])
 def test_what_a_conversion_raises_is_not_replaced(loop, call, kind):
-    """An argument's own exception, or a signal's in its methods, is its caller's; nothing was stored, nothing is kept."""
+    """An argument's own exception, or a signal's in its methods, is the caller's; nothing was stored or is kept."""
 
     def callback():
         pass

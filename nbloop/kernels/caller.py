@@ -1,9 +1,10 @@
 """Who calls a method, and how a call is refused.
 
 Every refusal goes through one Python function, the state's ``refuse(code, culprit, error)``, which raises the right
-exception, naming the argument; `error` is what the interpreter has raised already while it converted that, or None. It is called before anything is stored, or after what was stored has been taken back,
-so a refused call changes nothing. If it returns instead, the call is tried again: that is how a submit meets a loop
-that is just finding out whether it may exit (`quiet`).
+exception, naming the argument; `error` is what the interpreter has raised already while it converted that, or None. It
+is called before anything is stored, or after what was stored has been taken back, so a refused call changes nothing. If
+it returns instead, the call is tried again: that is how a submit meets a loop that is just finding out whether it may
+exit (`quiet`).
 """
 
 from __future__ import annotations

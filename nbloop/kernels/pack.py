@@ -5,22 +5,24 @@ Numba's own on-disk cache sees only the file of the function it caches, takes 2.
 interpreter, numba's and llvmlite's versions, the CPU and its features. A change anywhere makes another name, so there
 is nothing to invalidate.
 
-The file lies in the user's cache folder (``NBLOOP_CACHE_DIR``, else the platform's), readable by nobody else, written
-under another name and renamed, and carries a digest of itself. No folder that can be written is not an error: then
-every process compiles for itself. `status` tells `doctor` which of these happened. With ``NUMBA_DISABLE_JIT=1``
+The file lies in the user's cache folder (``NBLOOP_CACHE_DIR``, else the platform's), is written under another name and
+renamed, and carries a digest of itself. What is in it is run, so it is loaded only from a file and a folder that belong
+to this user or to root, and that nobody else may write. No such folder is not an error: then every process compiles for
+itself. `status` tells `doctor` which of these happened. With ``NUMBA_DISABLE_JIT=1``
 nothing is compiled, and kernels run as the Python that they are.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import importlib.metadata
 import json
 import os
+import stat
 import sys
 import sysconfig
-import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,10 +92,21 @@ def load() -> None:
     content: bytes | None = None
     try:
         file = cache_folder() / f"kernels-{pack_key()}.pack"
-        content = file.read_bytes()
+        folder = _enter(file.parent)
+    except FileNotFoundError:
+        pass
     except (OSError, RuntimeError) as problem:  # RuntimeError: no home folder
-        if not isinstance(problem, FileNotFoundError):
-            status.problem = str(problem)
+        file = None
+        _not_kept(problem)
+    else:
+        try:
+            content = _read(file, folder)
+        except FileNotFoundError:
+            pass
+        except OSError as problem:
+            status.problem = f"the pack was not loaded, and made anew: {problem}"
+        finally:
+            _leave(folder)
     _name_symbols()
     pack = _checked(content) if content is not None else None
     status.source = "cache"
@@ -103,6 +116,91 @@ def load() -> None:
     _link(*pack)
     status.file = file
     status.seconds = time.perf_counter() - start
+
+
+# --- the folder, of which a descriptor is held while it is used, so that it stays the one that was looked at ----------
+
+
+def _enter(folder: Path) -> int | None:
+    """A descriptor of a folder whose files only this user and root can have written, or PermissionError. OSError.
+
+    Its parents do not matter: another user can put another folder in its place, but not one that belongs to this user.
+    A link to a folder is followed, because what is looked at is where it leads. None on Windows, where folders have no
+    descriptors.
+    """
+    if sys.platform == "win32":
+        return None
+    held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _trusted(folder, os.fstat(held))
+    except BaseException:
+        os.close(held)
+        raise
+    return held
+
+
+def _leave(folder: int | None) -> None:
+    if folder is not None:
+        os.close(folder)
+
+
+def _trusted(path: Path, found: os.stat_result) -> None:
+    """PermissionError if another user may have written it: one that owns it, that its group is, or all."""
+    if found.st_uid not in (0, os.geteuid()):
+        raise PermissionError(f"{path} belongs to user {found.st_uid}, and this process is user {os.geteuid()}'s")
+    if found.st_mode & 0o022:
+        raise PermissionError(f"{path} has mode {stat.S_IMODE(found.st_mode):o}: others than its owner may write it")
+
+
+def _open(file: Path, folder: int | None, flags: int) -> int:
+    """A file of an entered folder, as it is: no link is followed, and no pipe waited for."""
+    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+    flags |= getattr(os, "O_BINARY", 0)
+    try:
+        return os.open(file if folder is None else file.name, flags, 0o600, dir_fd=folder)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise PermissionError(f"{file} is a symbolic link") from None
+        raise
+
+
+def _read(file: Path, folder: int | None) -> bytes:
+    """All of a pack that only this user and root can have written. OSError."""
+    with open(_open(file, folder, os.O_RDONLY), "rb") as opened:
+        found = os.fstat(opened.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise PermissionError(f"{file} is not a regular file")
+        if folder is not None:
+            _trusted(file, found)
+        return opened.read()
+
+
+def _write(file: Path, content: bytes) -> None:
+    """Keep a pack: whole, or not at all. All may read it: there is nothing in it but the code of nbloop. OSError."""
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder = _enter(file.parent)
+    temporary = file.with_name(f".pack-{os.getpid()}-{os.urandom(8).hex()}")
+    try:
+        with open(_open(temporary, folder, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as out:
+            out.write(content)
+            if folder is not None:
+                os.fchmod(out.fileno(), 0o644)
+        if folder is None:
+            temporary.replace(file)
+        else:
+            os.replace(temporary.name, file.name, src_dir_fd=folder, dst_dir_fd=folder)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary if folder is None else temporary.name, dir_fd=folder)
+        raise
+    finally:
+        _leave(folder)
+    _sweep(file.parent)
+
+
+def _not_kept(problem: Exception) -> None:
+    status.problem = f"no pack could be kept, so every process compiles: {problem}"
+    print(f"nbloop: {status.problem}", file=sys.stderr)
 
 
 def _checked(content: bytes) -> tuple[dict[str, str], bytes] | None:
@@ -129,22 +227,11 @@ def _compile(file: Path | None) -> tuple[dict[str, str], bytes]:
 
     symbols, code = compile_kernels(list(kernels.values()))
     if file is not None:
+        facts = {"symbols": symbols, "sha256": hashlib.sha256(code).hexdigest()}
         try:
-            file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=".pack-")  # mode 0600
-            try:
-                with os.fdopen(handle, "wb") as out:
-                    facts = {"symbols": symbols, "sha256": hashlib.sha256(code).hexdigest()}
-                    out.write(json.dumps(facts).encode() + b"\n" + code)
-                Path(temporary).replace(file)
-                _sweep(file.parent)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    Path(temporary).unlink()
-                raise
+            _write(file, json.dumps(facts).encode() + b"\n" + code)
         except OSError as problem:
-            status.problem = f"no pack could be kept, so every process compiles: {problem}"
-            print(f"nbloop: {status.problem}", file=sys.stderr)
+            _not_kept(problem)
     return symbols, code
 
 

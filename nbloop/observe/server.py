@@ -12,10 +12,13 @@
 ====================================  =============================================================================
 
 Stacks and file names are not for others. So it listens on 127.0.0.1 only, and answers nobody whose Host is another
-name (a page elsewhere whose name was made to resolve to 127.0.0.1: DNS rebinding) or whose Origin is another page. The
-page loads nothing from outside, and its policy allows nothing but itself.
+name (a page elsewhere whose name was made to resolve to 127.0.0.1: DNS rebinding), whose Origin is another page, or
+that a browser sends for another page (``Sec-Fetch-Site``: an image or a link of it has no Origin). The page loads
+nothing from outside, and its policy allows nothing but itself.
 
-HTTP is the standard library's; a request has a thread, so a profile of 30 s keeps nobody waiting, nor the loop.
+HTTP is the standard library's; a request has a thread, so a profile of 30 s keeps nobody waiting, nor the loop. At most
+`MOST_REQUESTS` are answered at once, and `MOST_LONG` of those that take the seconds they are asked for: one more gets
+503 and ``Retry-After``. A client that has not sent its request within `READ_SECONDS` is cut off.
 """
 
 from __future__ import annotations
@@ -23,11 +26,15 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import importlib.util
 import json
+import logging
 import math
 import re
+import socket
+import sys
 import threading
 import time
 import urllib.parse
@@ -42,8 +49,14 @@ from . import contention, heap, profile
 if TYPE_CHECKING:
     from ..loop import Loop
 
+logger = logging.getLogger("nbloop")
 MOST_SECONDS = 300.0
 HEALTHY = 1.0  # seconds within which a task has to run
+MOST_REQUESTS = 16
+MOST_LONG = 4
+READ_SECONDS = 5.0  # from the connection to the end of the headers
+REST = 0.25  # seconds without accepting, when the process or the system has no descriptor for a connection
+EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
 class DebugServer(Unique):
@@ -64,6 +77,7 @@ class DebugServer(Unique):
 
     def close(self) -> None:
         """Stop listening; requests in progress end by themselves. Again does nothing. Any thread."""
+        self._server.closing.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -82,8 +96,58 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, loop: Loop, port: int) -> None:
         self.loop = loop
         super().__init__(("127.0.0.1", port), _Handler)
+        self.slots = threading.BoundedSemaphore(MOST_REQUESTS)
+        self.long = threading.BoundedSemaphore(MOST_LONG)
+        self.reading: dict[socket.socket, float] = {}  # connections whose request has not come, and until when it may
+        self.closing = threading.Event()
         names = [f"{name}:{self.server_address[1]}" for name in ("127.0.0.1", "localhost")]
         self.hosts = {*names, *(name.partition(":")[0] for name in names if self.server_address[1] == 80)}
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept. Without descriptors that fails, and the connection stays where it is: to try at once would spin."""
+        try:
+            return super().get_request()
+        except OSError as error:
+            if error.errno in EXHAUSTED:
+                self.closing.wait(REST)
+            raise
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self.slots.acquire(blocking=False):
+            with contextlib.suppress(OSError):  # on the thread that accepts: nothing here waits
+                request.setblocking(False)
+                request.send(BUSY)
+                request.recv(65536)  # what is closed unread is reset, and the answer lost
+            self.shutdown_request(request)
+            return
+        self.reading[request] = time.monotonic() + READ_SECONDS
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # no thread to be had
+            self.reading.pop(request, None)
+            self.slots.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.reading.pop(request, None)
+            self.slots.release()
+
+    def service_actions(self) -> None:
+        """Several times a second: cut off who is too slow. Its thread then reads the end of the connection."""
+        now = time.monotonic()
+        for request, until in list(self.reading.items()):
+            if now > until:
+                self.reading.pop(request, None)
+                with contextlib.suppress(OSError):
+                    request.shutdown(socket.SHUT_RDWR)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """To the logger, unless the client has left."""
+        if not isinstance(sys.exception(), ConnectionError):
+            logger.exception("the debug server of %s could not answer", self.loop.name)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -93,6 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 30
 
     def do_GET(self) -> None:
+        self.server.reading.pop(self.connection, None)
         if self.headers.get_all("Host", []) not in [[host] for host in self.server.hosts]:
             self._answer(403, "this server is called 127.0.0.1 or localhost\n")
             return
@@ -101,13 +166,25 @@ class _Handler(BaseHTTPRequestHandler):
         ):
             self._answer(403, "not for other pages\n")
             return
+        # What a browser does for another page without an Origin. `none` is an address that somebody has typed.
+        if not {"same-origin", "none"}.issuperset(self.headers.get_all("Sec-Fetch-Site", [])):
+            self._answer(403, "not for other pages\n")
+            return
         path, _, query = self.path.partition("?")
         page = _PAGES.get(path)
         if page is None:
             self._answer(404, "".join(f"{known}\n" for known in _PAGES))
             return
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the client has left
-            page(self, urllib.parse.parse_qs(query))
+        long = page in _LONG
+        if long and not self.server.long.acquire(blocking=False):
+            self._answer(503, f"{MOST_LONG} requests of this kind are being answered\n", Retry_After="5")
+            return
+        try:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the client has left
+                page(self, urllib.parse.parse_qs(query))
+        finally:
+            if long:
+                self.server.long.release()
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: a page that asks twice a second would fill the log."""
@@ -217,6 +294,8 @@ _PAGES = {
     "/debug/trace": _Handler._trace,
     "/healthz": _Handler._health,
 }
+_LONG = (_Handler._profile, _Handler._contention, _Handler._trace)
+BUSY = b"HTTP/1.0 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n"
 
 
 def _saved_as(name: str) -> str:

@@ -5,12 +5,16 @@ Two tests compile all kernels in a process of their own, some 20 s each; they ar
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +166,196 @@ def test_folder_is_chosen_by_the_environment(monkeypatch: pytest.MonkeyPatch, tm
         assert pack.cache_folder() == tmp_path / "nbloop"
 
 
+class Loaded:
+    """`pack.load` in this process, of a pack made by hand, with the compiler and the linker left out."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        self.cache = tmp_path / "cache"
+        self.symbols = {name: f"symbol_{name}" for name in kernels}
+        self.good = self.made(b"code")
+        self.linked: list[bytes] = []
+        compiler = type(sys)("compiler")
+        compiler.compile_kernels = lambda _kernels: (self.symbols, b"compiled")
+        monkeypatch.setitem(sys.modules, "nbloop.kernels.compiler", compiler)
+        monkeypatch.setattr(pack, "_link", lambda _symbols, code: self.linked.append(code))
+        monkeypatch.setattr(pack, "_name_symbols", lambda: None)
+        monkeypatch.setenv("NBLOOP_CACHE_DIR", str(self.cache))
+        monkeypatch.setenv("NUMBA_DISABLE_JIT", "0")
+        self.monkeypatch = monkeypatch
+        self.file = self.cache / f"kernels-{pack.pack_key()}.pack"
+
+    def made(self, code: bytes) -> bytes:
+        facts = {"symbols": self.symbols, "sha256": pack.hashlib.sha256(code).hexdigest()}
+        return json.dumps(facts).encode() + b"\n" + code
+
+    def keep(self, folder_mode: int = 0o700, mode: int = 0o600) -> None:
+        self.cache.mkdir(exist_ok=True)
+        self.cache.chmod(folder_mode)
+        self.file.write_bytes(self.good)
+        self.file.chmod(mode)
+
+    def load(self) -> tuple[str, bytes, str]:
+        """Where the kernels came from, which they are, and the problem."""
+        self.monkeypatch.setattr(pack, "status", pack.Status())
+        pack.load()
+        assert len(pack.status.keep) == 0
+        return pack.status.source, self.linked.pop(), pack.status.problem
+
+    def left(self) -> list[str]:
+        return sorted(path.name for path in self.cache.iterdir() if path != self.file)
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Loaded:
+    return Loaded(monkeypatch, tmp_path)
+
+
+posix = pytest.mark.skipif(os.name != "posix", reason="owners and modes are POSIX's")
+root = pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can give files away")
+
+
+def test_a_pack_is_made_once_and_then_loaded(loaded: Loaded) -> None:
+    assert loaded.load() == ("compiler", b"compiled", "")
+    assert loaded.load() == ("cache", b"compiled", "")
+    assert loaded.left() == []
+    if os.name == "posix":
+        assert loaded.cache.stat().st_mode & 0o777 == 0o700
+        assert loaded.file.stat().st_mode & 0o777 == 0o644
+
+
+@posix
+@pytest.mark.parametrize("mode", [0o600, 0o644, 0o400, 0o755])
+def test_a_pack_that_nobody_else_may_write_is_loaded(loaded: Loaded, mode: int) -> None:
+    loaded.keep(0o755, mode)
+    assert loaded.load() == ("cache", b"code", "")
+
+
+@posix
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o775, 0o770, 0o720, 0o702], ids=oct)
+def test_a_folder_that_others_may_write_is_neither_read_nor_written(loaded: Loaded, mode: int) -> None:
+    """Sticky or not."""
+    loaded.keep(mode)
+    source, code, problem = loaded.load()
+    assert (source, code) == ("compiler", b"compiled")
+    assert "others than its owner may write it" in problem
+    assert loaded.file.read_bytes() == loaded.good
+    assert loaded.left() == []
+    assert pack.status.file is None
+
+
+@posix
+@pytest.mark.parametrize("mode", [0o666, 0o620, 0o602], ids=oct)
+def test_a_file_that_others_may_write_is_made_anew(loaded: Loaded, mode: int) -> None:
+    loaded.keep(0o700, mode)
+    source, code, problem = loaded.load()
+    assert (source, code) == ("compiler", b"compiled")
+    assert "others than its owner may write it" in problem
+    assert loaded.load() == ("cache", b"compiled", "")
+
+
+@root
+@pytest.mark.parametrize("which", ["folder", "file"])
+def test_what_belongs_to_another_user_is_not_loaded(loaded: Loaded, which: str) -> None:
+    """As root too: a container's, say, whose image another user has built."""
+    loaded.keep()
+    os.chown(loaded.file if which == "file" else loaded.cache, 12345, -1)
+    source, code, problem = loaded.load()
+    assert (source, code) == ("compiler", b"compiled")
+    assert "belongs to user 12345" in problem
+    assert loaded.load()[0] == ("cache" if which == "file" else "compiler")
+
+
+@root
+def test_what_belongs_to_root_is_loaded_by_all(loaded: Loaded) -> None:
+    """As in an image that root has built, whose process has another user."""
+    loaded.keep(0o755, 0o644)
+    for parent in (loaded.cache.parent, *loaded.cache.parent.parents):
+        if not parent.stat().st_mode & 0o001:
+            loaded.cache.parent.chmod(0o755)
+    loaded.monkeypatch.setattr(pack.os, "geteuid", lambda: 12345)
+    assert loaded.load() == ("cache", b"code", "")
+
+
+@posix
+@pytest.mark.parametrize("kind", ["pipe", "link", "dangling link", "socket", "device"])
+def test_what_is_no_file_is_refused_at_once(loaded: Loaded, kind: str) -> None:
+    """A pipe would keep the import waiting for a writer. It is replaced: only this user can have put it there."""
+    loaded.keep()
+    loaded.file.rename(loaded.cache / "elsewhere")
+    if kind == "pipe":
+        os.mkfifo(loaded.file)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as one:
+            loaded.monkeypatch.chdir(loaded.cache)  # a path has 107 bytes at most
+            one.bind(loaded.file.name)
+    elif kind == "device":
+        loaded.file.symlink_to("/dev/zero")
+    else:
+        loaded.file.symlink_to(loaded.cache / ("elsewhere" if kind == "link" else "nowhere"))
+    source, code, problem = loaded.load()
+    assert (source, code) == ("compiler", b"compiled")
+    assert "made anew" in problem
+    assert loaded.load() == ("cache", b"compiled", "")
+    assert loaded.left() == ["elsewhere"]
+    assert (loaded.cache / "elsewhere").read_bytes() == loaded.good
+
+
+@posix
+def test_a_folder_in_its_place_stays(loaded: Loaded) -> None:
+    loaded.keep()
+    loaded.file.unlink()
+    loaded.file.mkdir()
+    source, _, problem = loaded.load()
+    assert source == "compiler"
+    assert "every process compiles" in problem
+    assert loaded.file.is_dir()
+    assert loaded.left() == []
+
+
+@posix
+def test_a_link_to_a_folder_of_ones_own_is_followed(loaded: Loaded, tmp_path: Path) -> None:
+    loaded.keep()
+    loaded.cache.rename(tmp_path / "moved")
+    loaded.cache.symlink_to(tmp_path / "moved")
+    assert loaded.load() == ("cache", b"code", "")
+
+
+def test_a_truncated_pack_is_made_anew(loaded: Loaded) -> None:
+    loaded.keep()
+    loaded.file.write_bytes(loaded.good[:-1])
+    assert loaded.load() == ("compiler", b"compiled", "the cached pack was damaged, and compiled anew")
+    assert loaded.load() == ("cache", b"compiled", "")
+
+
+def test_a_full_disk_keeps_nothing(loaded: Loaded) -> None:
+    """No half of a file, neither under its name nor under another."""
+
+    class Full(io.FileIO):
+        def write(self, content: Any) -> int:
+            super().write(content[:5])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    loaded.monkeypatch.setattr(pack, "open", Full, raising=False)
+    source, code, problem = loaded.load()
+    assert (source, code) == ("compiler", b"compiled")
+    assert "No space left" in problem
+    assert list(loaded.cache.iterdir()) == []
+
+
+def test_two_processes_at_once(loaded: Loaded) -> None:
+    """Each writes a file of its own, and the last one stays; whoever reads has a whole one."""
+    with ThreadPoolExecutor(8) as pool:
+        writes = [pool.submit(pack._write, loaded.file, loaded.made(bytes([n]) * 100_000)) for n in range(8)]
+        while not all(write.done() for write in writes):
+            if loaded.file.exists():
+                held = pack._enter(loaded.cache)
+                assert pack._checked(pack._read(loaded.file, held)) is not None
+                pack._leave(held)
+        for write in writes:
+            write.result()
+    assert loaded.left() == []
+
+
 # --- whole processes ------------------------------------------------------------------------------
 
 
@@ -177,7 +371,7 @@ def test_folder_that_can_not_be_written_is_no_error(tmp_path: Path) -> None:
     assert found["source"] == "compiler"
     assert "every process compiles" in found["problem"]
     assert [line.partition(":")[0] for line in lines] == ["nbloop", "nbloop"]
-    assert "compiling" in lines[0]
+    assert "compiling" in lines[1]
     assert file.read_text() == "not a folder"
 
 
@@ -200,7 +394,7 @@ def test_damaged_pack_is_compiled_anew_and_then_served(tmp_path: Path) -> None:
     assert list(cache.iterdir()) == [file], "a temporary file was left"
     assert pack._checked(file.read_bytes()) is not None
     if os.name == "posix":
-        assert file.stat().st_mode & 0o077 == 0, "others can read it"
+        assert file.stat().st_mode & 0o777 == 0o644, "others may read it, and not write it"
 
     found, lines = user(cache, "everything")
     assert (found["source"], found["ran"], found["problem"]) == ("cache", [1, 2], "")

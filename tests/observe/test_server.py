@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import http.client
 import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -27,7 +29,7 @@ from nbloop import Loop
 from nbloop.observe import Histogram, serve
 from nbloop.observe.contention import totals
 from nbloop.observe.prometheus import LoopCollector, buckets
-from nbloop.observe.server import DebugServer
+from nbloop.observe.server import MOST_LONG, MOST_REQUESTS, REST, DebugServer
 
 pytestmark = pytest.mark.parallel_threads(1)  # sockets, a browser, profiles of the process
 
@@ -322,3 +324,140 @@ def test_a_browser_shows_the_loop_s_numbers(server: DebugServer, measured: Loop,
     assert float(shown["asleep"].removesuffix(" %")) > 90
     assert len(re.search(r'<polyline points="([^"]*)"', done.stdout)[1].split()) >= 2
     assert (tmp_path / "page.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    ("site", "status"),
+    [("same-origin", 200), ("none", 200), ("cross-site", 403), ("same-site", 403), ("", 403), ("None", 403)],
+)
+@pytest.mark.parametrize("path", ["/", "/healthz", "/debug/vars", "/debug/pprof/profile?seconds=0.01"])
+def test_what_a_browser_asks_for_another_page_is_refused(ask: Ask, path: str, site: str, status: int) -> None:
+    """A link or an image of that page: such a request has no Origin."""
+    answered, _, body = ask(path, **{"Sec-Fetch-Site": site})
+    assert answered == status
+    assert status == 200 or body == b"not for other pages\n"
+
+
+def test_a_page_elsewhere_starts_nothing(
+    server: DebugServer, tmp_path: Path, wait_for: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a real browser, whose page of another origin has an image at an address of ours."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    sites: list[str | None] = []
+    handler = server._server.RequestHandlerClass
+    do_get = handler.do_GET
+    profiled: list[float] = []
+    monkeypatch.setattr("nbloop.observe.server.profile.profile", profiled.append)
+    monkeypatch.setattr(handler, "do_GET", lambda self: (sites.append(self.headers["Sec-Fetch-Site"]), do_get(self)))
+    page = tmp_path / "page.html"
+    page.write_text(f'<img src="{server.url}debug/pprof/profile?seconds=1"><img src="{server.url}healthz">')
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+    subprocess.run([chromium, *options, page.as_uri()], capture_output=True, timeout=120, check=True)
+    assert sites == ["cross-site", "cross-site"]
+    assert not profiled
+
+
+def raw(server: DebugServer, sent: bytes = b"") -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+    connection.sendall(sent)
+    return connection
+
+
+def received(connection: socket.socket) -> bytes:
+    """All until its end."""
+    with connection:
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def test_requests_are_bounded(server: DebugServer, ask: Ask, wait_for: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silent clients have a thread each, up to the bound; one more is told to come again; those are cut off in time."""
+    monkeypatch.setattr("nbloop.observe.server.READ_SECONDS", 600.0)
+    before = threading.active_count()
+    silent = [raw(server, b"GET / HT") for _ in range(MOST_REQUESTS)]
+    wait_for(lambda: len(server._server.reading) == MOST_REQUESTS)
+    for _ in range(20):
+        status, headers, _ = ask("/healthz")
+        assert status == 503
+        assert headers["Retry-After"] == "1"
+    assert threading.active_count() <= before + MOST_REQUESTS
+    for connection in silent:
+        connection.close()
+    wait_for(lambda: threading.active_count() == before)
+    assert ask("/healthz")[0] == 200
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /healthz HTTP/1.1\r\n", b"GET /healthz HTTP/1.1\r\nX: "], ids=repr)
+def test_a_client_that_is_too_slow_is_cut_off(
+    server: DebugServer, ask: Ask, wait_for: Any, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    """Also one that sends a byte now and then, which no timeout of a single read would notice."""
+    monkeypatch.setattr("nbloop.observe.server.READ_SECONDS", 0.3)
+    connection = raw(server, sent)
+    began = time.monotonic()
+    connection.settimeout(0.02)
+    while True:
+        try:
+            if connection.recv(65536) == b"":
+                break
+        except TimeoutError:
+            connection.sendall(b"x" if sent else b"")
+        except ConnectionResetError:
+            break
+        assert time.monotonic() - began < 20
+    connection.close()
+    assert ask("/healthz")[0] == 200
+
+
+def test_long_requests_are_bounded(server: DebugServer, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They leave room for the others, for a probe of /healthz above all."""
+    go, asked = threading.Event(), threading.Semaphore(0)
+
+    def profile(_seconds: float) -> Any:
+        asked.release()
+        assert go.wait(30)
+        raise BrokenPipeError
+
+    monkeypatch.setattr("nbloop.observe.server.profile.profile", profile)
+    line = f"GET /debug/pprof/profile HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n\r\n".encode()
+    long = [raw(server, line) for _ in range(MOST_LONG)]
+    for _ in range(MOST_LONG):
+        assert asked.acquire(timeout=30)
+    status, headers, _ = ask("/debug/pprof/profile")
+    assert status == 503
+    assert int(headers["Retry-After"]) > 0
+    assert ask("/debug/contention?seconds=0.01")[0] == 503
+    assert ask("/healthz")[0] == 200
+    go.set()
+    for connection in long:
+        assert received(connection) == b""
+    assert ask("/debug/contention?seconds=0.01")[0] == 200
+
+
+def test_without_descriptors_it_rests_and_comes_back(
+    server: DebugServer, ask: Ask, wait_for: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that cannot be accepted is looked at four times a second, and answered when it can be."""
+    tries = []
+    accept = server._server.socket.accept
+    exhausted = True
+
+    def fails() -> Any:
+        tries.append(time.monotonic())
+        if exhausted:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return accept()
+
+    class Listening:
+        def __getattr__(self, name: str) -> Any:
+            return fails if name == "accept" else getattr(listening, name)
+
+    listening = server._server.socket
+    monkeypatch.setattr(server._server, "socket", Listening())
+    waiting = raw(server, f"GET /healthz HTTP/1.0\r\nHost: 127.0.0.1:{server.port}\r\n\r\n".encode())
+    wait_for(lambda: len(tries) == 4)
+    assert tries[3] - tries[0] > 2.5 * REST
+    exhausted = False
+    assert received(waiting).startswith(b"HTTP/1.0 200")
+    assert ask("/healthz")[0] == 200
