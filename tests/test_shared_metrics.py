@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import random
 import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 
+import numpy as np
 import pytest
 from waiting import PATIENCE, wait_for
 
 from nbloop import Loop
 
-if sys.platform == "win32":
-    pytest.skip("POSIX only", allow_module_level=True)
+if sys.platform != "linux":
+    pytest.skip("Linux only", allow_module_level=True)
+
+import fcntl
 
 from nbloop.kernels import layout
 from nbloop.observe import block, shared
@@ -155,21 +161,123 @@ def test_only_the_user_may_read(place):
         place.chmod(0o700)
 
 
-def test_what_is_no_block_is_left_alone(place):
-    with Loop(metrics="shared", name="good") as loop:
-        copy = place / "1-1.metrics"
-        copy.write_bytes(loop._shared.path.read_bytes())
-        with copy.open("r+b") as file:
-            import fcntl
+def locked(path, content):
+    """A file that a living process seems to have made; what it holds open."""
+    path.write_bytes(content)
+    file = path.open("r+b")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    return file
 
-            fcntl.flock(file, fcntl.LOCK_EX)
-            file.seek(8)
-            file.write(b"another layout"[:8])  # of another version
-            file.flush()
-            assert [one.name for one in shared.loops()] == ["good"]
-            file.truncate(100)
-            assert [one.name for one in shared.loops()] == ["good"]
+
+def test_what_names_no_block_is_left_alone(place):
+    """Another version's, another namespace's, another file's, a file that can be truncated, and garbage."""
+    with Loop(metrics="shared", name="good") as loop, contextlib.ExitStack() as stack:
+        pid, memory, device, inode = loop._shared.path.read_bytes().split()
+        mine = os.open(place.parent / "plain", os.O_RDWR | os.O_CREAT, 0o600)
+        stack.callback(os.close, mine)
+        os.write(mine, bytes(loop._block))
+        found = os.fstat(mine)
+        other = shared._make_memory()
+        stack.callback(os.close, other)
+        os.pwrite(other, bytes(loop._block), 0)
+        os.pwrite(other, b"another layout"[:8], 8)
+        version = os.fstat(other)
+        contents = [
+            b"",
+            b"garbage",
+            b"\0" * 100_000,
+            b"%s %s" % (pid, memory),
+            b"%s %s %s 1" % (pid, memory, device),
+            b"1 1 %s %s" % (device, inode),
+            b"-1 -1 0 0",
+            b"9" * 190,
+            b"%s %d %d %d" % (pid, mine, found.st_dev, found.st_ino),  # can be truncated
+            b"%s %d %d %d" % (pid, other, version.st_dev, version.st_ino),
+        ]
+        for number, content in enumerate(contents):
+            stack.enter_context(locked(place / f"1-{number}.metrics", content))
+        assert [one.name for one in shared.loops()] == ["good"]
+        assert len(list(place.iterdir())) == len(contents) + 1
     assert not loop._shared.path.exists()
+
+
+def test_what_is_no_file_is_left_alone(place):
+    """A pipe keeps nobody waiting; a link leads nowhere."""
+    with Loop(metrics="shared", name="good") as loop:
+        os.mkfifo(place / "2-pipe.metrics")
+        (place / "2-link.metrics").symlink_to(loop._shared.path)
+        (place / "2-loop.metrics").symlink_to(place / "2-loop.metrics")
+        (place / "2-folder.metrics").mkdir()
+        if os.geteuid() == 0:
+            foreign = place / "2-foreign.metrics"
+            foreign.write_bytes(loop._shared.path.read_bytes())
+            os.chown(foreign, 12345, -1)
+        assert [one.name for one in shared.loops()] == ["good"]
+        (seen,) = shared.loops()
+        loop._shared.path.rename(place / "moved")
+        os.mkfifo(loop._shared.path)
+        assert not seen.alive()
+        (place / "moved").rename(loop._shared.path)
+
+
+def test_nobody_can_truncate_what_is_mapped(place):
+    """Neither through the file, nor through the descriptor it names; reader and loop go on."""
+    with Loop(metrics="shared", name="whole") as loop:
+        (seen,) = shared.loops()
+        os.truncate(seen.path, 0)
+        for size in (0, 4096, shared.SIZE - 1, shared.SIZE + 1):
+            with pytest.raises(PermissionError):
+                os.truncate(f"/proc/self/fd/{loop._shared._memory}", size)
+        ran = threading.Event()
+        loop.submit(ran.set)
+        assert ran.wait(PATIENCE)
+        assert seen.snapshot().errors == 0
+        assert shared.loops() == []
+        assert seen.alive()
+
+
+def test_the_pages_are_there_before_the_loop_is():
+    """So no later moment can find that there is no memory left for one."""
+    memory = shared._make_memory()
+    try:
+        assert os.fstat(memory).st_blocks * 512 >= shared.SIZE
+    finally:
+        os.close(memory)
+
+
+def test_no_room_is_an_error_of_the_constructor(place, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = len(os.listdir("/proc/self/fd"))
+    for name in ("posix_fallocate", "write"):
+        with monkeypatch.context() as patch:
+            patch.setattr(shared.os, name, full)
+            with pytest.raises(OSError, match="No space left"):
+                Loop(metrics="shared")
+    assert list(place.iterdir()) == []
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_nonsense_is_an_error_of_the_reader(place):
+    """Whatever somebody of the same user has written there; the loop goes on."""
+    dice = random.Random(1)
+    with Loop(metrics="shared", name="scribbled") as loop:
+        (seen,) = shared.loops()
+        good = np.array(loop._block)
+        for fill in (0, -1, 1 << 62, -(1 << 63), None):
+            words = len(good)
+            loop._block[:] = [dice.getrandbits(63) for _ in range(words)] if fill is None else fill
+            record = loop._block.view(layout.BLOCK)[0]
+            record["sequence"] = record["published"] = 0
+            with contextlib.suppress(RuntimeError):
+                seen.snapshot()
+            for _ in range(100):
+                loop.submit(int)
+            ran = threading.Event()
+            loop.submit(ran.set)
+            assert ran.wait(PATIENCE)
+        loop._block[:] = good
 
 
 def test_a_forgotten_loop_is_removed(place):

@@ -1,13 +1,19 @@
-"""A loop's figures in a file that other processes of the same user map: who is there, and what does it do just now?
+"""A loop's figures in memory that other processes of the same user map: who is there, and what does it do just now?
 
-The file *is* the block that the loop measures in (`Loop(metrics="shared")`), so the loop pays nothing more for it, and
-a loop that hangs, or whose process is stopped, can be read as well as any. Files lie in ``$XDG_RUNTIME_DIR/nbloop``, or
-without that in ``nbloop-UID`` under the folder for temporary files: a folder of mode 0700 that must be the user's own,
-and files of mode 0600.
+That memory *is* the block that the loop measures in (`Loop(metrics="shared")`), so the loop pays nothing more for it,
+and a loop that hangs, or whose process is stopped, can be read as well as any. It has no name in any file system: a
+mapped file that somebody truncates, or whose disk is full when a page is first written, takes the process down
+(SIGBUS). So it is a memfd, whose pages are reserved when it is made and which is sealed against any change of its size,
+and a small file says where: ``/proc/PID/fd/N``, which the system opens for processes of the same user. A reader maps
+nothing that is not sealed.
+
+These files lie in ``$XDG_RUNTIME_DIR/nbloop``, or without that in ``nbloop-UID`` under the folder for temporary files:
+a folder of mode 0700 that must be the user's own, and files of mode 0600.
 
 A file is removed when its loop ends and when its process exits. A process that is killed leaves it behind; that nobody
 is there is told by an advisory lock that the writer holds for life, and not by its process id, which may be somebody
-else's by now, or of another container. Who makes or lists files removes those without a lock. POSIX only.
+else's by now, or of another container, whose loops cannot be read from here, and are left alone. Who makes or
+lists files removes those without a lock. Linux only.
 
 >>> import nbloop
 >>> with nbloop.Loop(name="example", metrics="shared") as loop:
@@ -19,11 +25,13 @@ else's by now, or of another container. Who makes or lists files removes those w
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import itertools
 import mmap
 import os
 import stat
+import sys
 import tempfile
 import time
 import weakref
@@ -48,6 +56,10 @@ MAGIC = int.from_bytes(b"nbloop\x01", "little")
 SIZE = layout.BLOCK.itemsize
 LAYOUT = int.from_bytes(hashlib.sha256(repr(layout.BLOCK).encode()).digest()[:7], "little")
 
+MFD_CLOEXEC, MFD_ALLOW_SEALING = 1, 2  # <linux/memfd.h>, <linux/fcntl.h>
+F_ADD_SEALS, F_GET_SEALS = 1033, 1034
+SEALS = 1 | 2 | 4  # no more seals, no shrinking, no growing
+
 _numbers = itertools.count(1)
 
 
@@ -67,23 +79,20 @@ class SharedBlock(Unique):
     """The writer's side: a block in a file, locked while this lives, removed by `close` and at exit."""
 
     def __init__(self, name: str) -> None:
-        if fcntl is None:
-            raise NotImplementedError('metrics="shared" needs file locks, which this platform has not; use True')
+        if sys.platform != "linux":
+            raise NotImplementedError('metrics="shared" needs Linux, for memory that nobody can truncate; use True')
         sweep()
         self.path = folder() / f"{os.getpid()}-{next(_numbers)}-{os.urandom(4).hex()}.metrics"
         self._pid = os.getpid()
         # Under another name until it is locked and whole: nobody sees, or sweeps, one that is half made.
-        # Opened twice: a mapping keeps its own opening alive, and a forked child's copy of it would keep the lock.
-        mapped, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=".new-")
-        try:
-            self._fd = os.open(temporary, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except BaseException:
-            os.close(mapped)
-            raise
+        self._fd, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=".new-")
+        self._memory = -1
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX)
-            os.ftruncate(mapped, SIZE)
-            self.words: Words = np.frombuffer(mmap.mmap(mapped, SIZE, trackfd=False), np.int64)
+            self._memory = _make_memory()
+            made = os.fstat(self._memory)
+            os.write(self._fd, f"{self._pid} {self._memory} {made.st_dev} {made.st_ino}\n".encode())
+            self.words: Words = np.frombuffer(mmap.mmap(self._memory, SIZE, trackfd=False), np.int64)
             block.fill(self.words, name)
             record = self.words.view(layout.BLOCK)[0]
             record["layout"], record["pid"], record["process_start"] = LAYOUT, self._pid, _process_start()
@@ -92,19 +101,35 @@ class SharedBlock(Unique):
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             os.close(self._fd)
+            if self._memory >= 0:
+                os.close(self._memory)
             raise
-        finally:
-            os.close(mapped)
-        self.close = weakref.finalize(self, _remove, self.path, self._fd, self._pid)
+        self.close = weakref.finalize(self, _remove, self.path, self._fd, self._memory, self._pid)
         _ours.add(self)
 
 
-def _remove(path: Path, fd: int, pid: int) -> None:
+def _make_memory() -> int:
+    """A descriptor of zeroed memory for a block, all of it there, and of this size for ever. OSError."""
+    create = ctypes.CDLL(None, use_errno=True).memfd_create  # os.memfd_create is missing in some builds of Python
+    memory = int(create(b"nbloop", MFD_CLOEXEC | MFD_ALLOW_SEALING))
+    if memory < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    try:
+        os.posix_fallocate(memory, 0, SIZE)
+        fcntl.fcntl(memory, F_ADD_SEALS, SEALS)
+    except BaseException:
+        os.close(memory)
+        raise
+    return memory
+
+
+def _remove(path: Path, fd: int, memory: int, pid: int) -> None:
     if os.getpid() != pid:  # a forked child's copy: see _after_fork
         return
     with contextlib.suppress(OSError):
         path.unlink()
     os.close(fd)
+    os.close(memory)
 
 
 _ours: weakref.WeakSet[SharedBlock] = weakref.WeakSet()
@@ -115,6 +140,7 @@ def _after_fork() -> None:
     for one in list(_ours):
         if one.close.detach() is not None:
             os.close(one._fd)
+            os.close(one._memory)
         one.close = lambda: None  # type: ignore[assignment]
 
 
@@ -145,15 +171,33 @@ class SharedLoop(Unique):
 
     def snapshot(self) -> Metrics:
         """As `Loop.metrics`, of that loop; after its end what it last was. Its process is neither stopped nor waited
-        for. RuntimeError if that was killed in the middle of a change. Any thread. Some 100 µs.
+        for. RuntimeError if that was killed in the middle of a change, or if somebody has written nonsense there. Any
+        thread. Some 100 µs.
         """
-        return block.snapshot(self._words)
+        try:
+            return block.snapshot(self._words)
+        except (ArithmeticError, LookupError, ValueError) as error:
+            raise RuntimeError(f"the figures of process {self.pid} make no sense: {error!r}") from error
 
     def alive(self) -> bool:
         """Is its file still there, and its writer?"""
-        with contextlib.suppress(OSError), self.path.open("rb") as file:
-            return _locked(file.fileno())
+        with contextlib.suppress(OSError):
+            fd = _open_file(self.path)
+            try:
+                return _locked(fd)
+            finally:
+                os.close(fd)
         return False
+
+
+def _open_file(path: Path) -> int:
+    """A descriptor of a file of this user's. OSError for anything else: links, pipes, what belongs to others."""
+    fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+        os.close(fd)
+        raise PermissionError(f"{path} is not a file of this user's")
+    return fd
 
 
 def _locked(fd: int) -> bool:
@@ -181,13 +225,23 @@ def loops(pid: int | None = None) -> list[SharedLoop]:
 
 
 def _open(path: Path) -> SharedLoop | None:
-    fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)  # written to is one word: please make me a copy
+    fd = _open_file(path)
     try:
-        if os.fstat(fd).st_size != SIZE:
-            return None
-        words = np.frombuffer(mmap.mmap(fd, SIZE, trackfd=False), np.int64)
+        pid, number, *identity = (int(part) for part in os.read(fd, 200).split())
     finally:
         os.close(fd)
+    # Its writer may be gone, or of another namespace, and that number somebody else's: looked at before it is opened.
+    where = f"/proc/{pid}/fd/{number}"
+    found = os.stat(where)
+    if [found.st_dev, found.st_ino] != identity or not stat.S_ISREG(found.st_mode):
+        return None
+    memory = os.open(where, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)  # written is one word: please make me a copy
+    try:
+        if fcntl.fcntl(memory, F_GET_SEALS) & SEALS != SEALS or os.fstat(memory).st_size != SIZE:
+            return None
+        words = np.frombuffer(mmap.mmap(memory, SIZE, trackfd=False), np.int64)
+    finally:
+        os.close(memory)
     record: Any = words.view(layout.BLOCK)[0]
     if record["magic"] != MAGIC or record["layout"] != LAYOUT:
         return None
@@ -205,7 +259,7 @@ def sweep() -> int:
                 removed += 1
     for path in folder().glob("*.metrics"):
         with contextlib.suppress(OSError):
-            fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fd = _open_file(path)
             try:
                 if not _locked(fd):
                     path.unlink()
