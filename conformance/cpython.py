@@ -51,12 +51,20 @@ MODULES = (
 
 NO_SELF_PIPE = "asks for the pair of sockets by which asyncio's loop wakes itself; ours wakes by futex or eventfd"
 ONE_SELECTOR = "the same tests with another of asyncio's selectors; ours has one place to wait in"
-MOCKED_SIGNALS = "replaces the module `signal` that asyncio's loop calls; ours does not call it (see tests/aio)"
+MOCKED_SIGNALS = "looks at asyncio's calls of the module `signal`; ours are others (tests/test_signals.py, tests/aio)"
 EXCLUDED = {
     "test_events.EPollEventLoopTests.test_internal_fds": NO_SELF_PIPE,
     "test_events.PollEventLoopTests": ONE_SELECTOR,
     "test_events.SelectEventLoopTests": ONE_SELECTOR,
-    "test_unix_events.SelectorEventLoopSignalTests": MOCKED_SIGNALS,
+    "test_unix_events.SelectorEventLoopSignalTests.test_add_signal_handler_install_error": MOCKED_SIGNALS,
+    "test_unix_events.SelectorEventLoopSignalTests.test_add_signal_handler_install_error2": MOCKED_SIGNALS,
+    "test_unix_events.SelectorEventLoopSignalTests.test_add_signal_handler_install_error3": MOCKED_SIGNALS,
+    "test_unix_events.SelectorEventLoopSignalTests.test_add_signal_handler_setup_error": MOCKED_SIGNALS,
+    "test_unix_events.SelectorEventLoopSignalTests.test_close": MOCKED_SIGNALS,
+    "test_unix_events.SelectorEventLoopSignalTests.test_remove_signal_handler": MOCKED_SIGNALS,
+    "test_unix_events.SelectorEventLoopSignalTests.test_remove_signal_handler_2": MOCKED_SIGNALS,
+    "test_unix_events.SelectorEventLoopSignalTests.test_remove_signal_handler_error": MOCKED_SIGNALS,
+    "test_unix_events.SelectorEventLoopSignalTests.test_remove_signal_handler_error2": MOCKED_SIGNALS,
 }
 
 

@@ -4,15 +4,17 @@
    One thread sets modes, one registers a descriptor and unregisters it again, both under the loop's lock; each then
    has the loop change over, by the internal queue if it runs. A producer wakes the loop: it claims the sleep, reads how
    the loop sleeps, and writes, each at its own time. The loop changes over before its next sleep, and when it ends it
-   waits for the wake calls that were claimed.
+   waits for the wake calls that were claimed. A doze changes over to epoll, and back, as the loop's own thread does: while
+   it is awake.
 
    stands for:
      parking.wake 14e27c34c48b
      parking.wake_sleeper 4236ab60c1bc
      parking.wide_awake c13caad69401
-     turn.wait 11258c5a44b6
+     turn.wait 1688e1c09194
+     turn.doze aba59a05ffe0
      readiness.epoll_sleep b601ced7e03c
-     readiness.epoll_block d8b200a0962c
+     readiness.epoll_block 8a5cb5277f20
      loop.set_fast_path_mode b59e2fad3ffb
      loop.register_fd 50ba0b7d4aa5
      loop.unregister_fd b826d2098b0c

@@ -3,7 +3,8 @@
    A loop announces its sleep and then looks at what may have come; a producer draws its ticket and then looks at the
    sleep word. PRODUCERS threads submit EACH tasks, one more calls stop(); the loop ends when all that has happened.
    A lost wake-up is a loop that waits while all others have ended, which is an invalid end state. With -DEARLY a wait
-   may also end by itself (a deadline, a signal, a stale wake), which must not confuse the account of claims.
+   may also end by itself (a deadline, a signal, a stale wake, the end of a nap), which must not confuse the account of
+   claims. A doze is a sleep like any other, announced and looked after in the same order.
 
    stands for:
      parking.wake 14e27c34c48b
@@ -12,8 +13,9 @@
      parking.fall_asleep dfa4048ce28a
      parking.wide_awake c13caad69401
      parking.sleep_on_word 5042a25779be
-     parking.park 877eaf070c5e
-     turn.wait 11258c5a44b6
+     parking.park e73ba6fab00f
+     turn.wait 1688e1c09194
+     turn.doze aba59a05ffe0
      methods.send 223891fa572b
      life.stop 3d6c84035938
    check

@@ -18,6 +18,7 @@ What happens once in a loop's life is plain Python, here; what happens for each 
 from __future__ import annotations
 
 import enum
+import errno
 import logging
 import os
 import sys
@@ -63,6 +64,7 @@ class LoopState(enum.Enum):
     TERMINATED = "terminated"
 
 
+NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC}
 LOOK = 0.5  # seconds between two looks at whether somebody ends a loop that is to end
 
 
@@ -177,8 +179,7 @@ class Lifecycle(Unique, Scheduling):
 
     def _turn(self) -> None:
         try:
-            with _signals.interruptible(self):
-                self._turn_until_end()
+            self._turn_until_end()
         except BaseException:
             if self._recorder is not None:
                 self._recorder._run_raised()
@@ -186,6 +187,7 @@ class Lifecycle(Unique, Scheduling):
 
     def _turn_until_end(self) -> None:
         self._runner = threading.get_ident()
+        self._record["nap"], self._record["napped"] = _signals.nap(), 0
         turns = turn.run.bind(self._state)
         while True:
             ended = turns()
@@ -193,9 +195,10 @@ class Lifecycle(Unique, Scheduling):
                 self._park()
             elif ended == turn.ENDED_LOOK:
                 self._look()
+            elif ended == turn.ENDED_NAP:
+                self._doze()
             elif ended == turn.ENDED_BROKEN:
-                number = int(self._record["io"]["error"])
-                self._end_broken(OSError(number, os.strerror(number)))
+                self._end_broken(self._io_error())
             elif ended == turn.ENDED_STOP:
                 if self._transition(layout.RUNNING, layout.AWAKE):
                     return
@@ -224,6 +227,29 @@ class Lifecycle(Unique, Scheduling):
             self._end_broken(error)
         else:
             self._watches.collect(found)
+
+    def _doze(self) -> None:
+        """Nothing has come in a nap on the main thread: sleep on, but wait for Python's wake-up descriptor as well.
+
+        Without descriptors to be had, or where the poller is not the kernels', naps have to do: 20 a second.
+        """
+        ended = 0
+        try:
+            with self._lock:
+                poller = self._watches.open_poller()
+            if poller.park_mode == layout.PARK_EPOLL:
+                ended = _signals.watchful(turn.doze.bind(self._state))
+        except MemoryError:
+            return
+        except OSError as error:
+            if error.errno not in NO_DESCRIPTORS:  # of a signal's handler
+                raise
+        if ended == turn.ENDED_BROKEN:
+            self._end_broken(self._io_error())
+
+    def _io_error(self) -> OSError:
+        number = int(self._record["io"]["error"])
+        return OSError(number, os.strerror(number))
 
     def _end_broken(self, error: OSError) -> NoReturn:
         """The poller fails: looking again would spin, so the loop ends, and says why. What was accepted is run."""
@@ -441,6 +467,9 @@ def _after_fork_in_child() -> None:
         # the sleeper is in the parent, and its wake descriptor is shared: nobody here may write to it
         loop._record["sleep"] = 0
         life.interrupt.bind(loop._state)(1)
+        # Whoever has forked in a callback returns into the kernel: what it counts there is not the parent's.
+        for word in ("observed", "metrics", "recorder"):
+            loop._record[word] = 0
         loop._refuse_new()
         loop._record["lifecycle"] = layout.TERMINATED  # timers, immediates and the views of the loop look at this
         loop._watches.close()  # this process's copies: the parent's stay as they are

@@ -2,30 +2,50 @@
 
 `signal.signal` can be called on the main thread only, its handlers run on the main thread only, and
 `signal.set_wakeup_fd` has one taker a process. Here a signal's C handler is a kernel (kernels/signals.py) that writes
-the number to a pipe; one daemon thread, started with the first handler, reads the pipe and submits (internally, so
-that a full loop gets it too) to every loop that asked for that signal. The disposition that was there before comes
-back when the last of them is removed. `signal.getsignal` does not know of it: it goes on naming the Python handler
-that is out of use meanwhile.
+the number to a pipe; a daemon thread reads the pipe and submits (internally, so that a full loop gets it too) to every
+loop that asked for that signal. Pipe and thread are there while some loop asks for some signal, and no longer.
 
-Un-jitted kernels can not be C handlers, and Windows forgets a C handler each time it calls one; there `signal.signal`
-is used, with its limits.
+Python does not know of a C handler that it has not set. A library that saves ``signal.getsignal(n)`` and puts it back
+with ``signal.signal(n, saved)``, as uvicorn does, must lead the signal to the loops again. So what Python names
+meanwhile is a `_StandIn`, which delivers to the loops itself if Python calls it, and has the C handler installed again.
+Only the main thread can set it. What another thread adds or removes takes effect in C at once; Python's name for it
+follows when the main thread next runs bytecode (``Py_AddPendingCall``).
+
+A signal is given back only while it is still ours. The system itself is asked which handler it has, and Python which
+one it names, so there is no state of ours to disagree with them: `_settle` brings both in line with what loops ask for,
+from whatever an exception or another program has left.
+
+Un-jitted kernels cannot be C handlers, and Windows forgets a C handler each time it calls one; there the stand-in is
+all there is, with the limits of `signal.signal`.
 """
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import ctypes
 import logging
 import os
 import signal
+import socket
 import threading
+import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from .errors import LoopTerminatedError
-from .kernels.capi import WINDOWS
-from .kernels.signals import on_signal, signal_words_address
+from .kernels.capi import WINDOWS, libc_sigaction
+from .kernels.signals import (
+    COUNT,
+    DESCRIPTOR,
+    DISPOSITION_BYTES_BITS,
+    DISPOSITIONS,
+    INSIDE,
+    PROCESS,
+    on_signal,
+    signal_words_address,
+)
 
 logger = logging.getLogger("nbloop")
 
@@ -41,30 +61,52 @@ class Target(Protocol):
 type _Handler = tuple[Callable[..., object], tuple[object, ...]]
 
 _NATIVE = bool(on_signal.address) and not WINDOWS  # is the kernel the C handler?
-_lock = threading.RLock()  # re-entrant: a collection inside it may end a loop, which forgets its signals
-_asked: dict[int, weakref.WeakKeyDictionary[Target, _Handler]] = {}
-_before: dict[int, object] = {}  # the disposition to put back: an address, or a Python handler when un-jitted
-_pipe: tuple[int, int] | None = None
-_reader: threading.Thread | None = None
-_interruptible: list[Target] = []  # the loops that the main thread is running, the innermost last
+_UNCATCHABLE = {getattr(signal, name) for name in ("SIGKILL", "SIGSTOP") if hasattr(signal, name)}
+JOIN = 1.0  # seconds that whoever removes the last handler waits for the thread to end
+NAP = 50_000_000  # ns that a loop on the main thread sleeps before it dozes: half of what Ctrl-C may take
+
+# Writers hold the lock. It is re-entrant, because a collection, a signal's handler or a pending call may come in the
+# middle of one of them. Readers take none: a value is a tuple that is replaced as a whole.
+_lock = threading.RLock()
+_asked: dict[int, tuple[tuple[weakref.ref[Target], _Handler], ...]] = {}
+_held: dict[int, _StandIn] = {}  # signals that are ours, or were and have not been given back in full
+_reader: _Reader | None = None
+_python_handler = 0  # address of Python's own C handler, once known
+_dispositions = (ctypes.c_char * (COUNT << DISPOSITION_BYTES_BITS))()  # from before, by number: a struct sigaction each
+_wakeup: tuple[socket.socket, socket.socket] | None = None  # Python's wake-up descriptor, while the main thread dozes
+
+
+def _word(at: int) -> ctypes.c_int64:
+    return ctypes.c_int64.from_address(signal_words_address.bind(None)() + at)
 
 
 def add(target: Target, number: int, callback: Callable[..., object], args: tuple[object, ...]) -> None:
     """Submit ``callback(*args)`` to `target` for each arrival of a signal; replaces what it asked for before. Any
-    thread.
+    thread; un-jitted, off the main thread, it takes effect when that next runs bytecode.
 
-    ValueError for what is no signal's number or can not be caught; un-jitted also off the main thread.
+    ValueError for what is no signal's number or cannot be caught.
     """
     _check_number(number)
     if not callable(callback):
         raise TypeError(f"callback must be callable, not {callback!r}")
     if number not in signal.valid_signals():
         raise ValueError(f"sig must be one of signal.valid_signals(), not {number}")
+    if number in _UNCATCHABLE:
+        raise ValueError(f"sig {number} ({signal.Signals(number).name}) cannot be caught")
     with _lock:
-        if number not in _asked:
-            _before[number] = _install(number)
-            _asked[number] = weakref.WeakKeyDictionary()
-        _asked[number][target] = (callback, args)
+        before = _asked.get(number, ())
+        try:
+            if _NATIVE:
+                _start_reader()
+            _asked[number] = (*_others(number, target), (weakref.ref(target), (callback, args)))
+            if number not in _held or not _is_ours(number):
+                _held[number] = _StandIn(number)
+            _install(number)
+        except BaseException:
+            _asked[number] = before
+            _settle(number)
+            _end_reader()
+            raise
 
 
 def _check_number(number: object) -> None:
@@ -72,160 +114,338 @@ def _check_number(number: object) -> None:
         raise TypeError(f"sig must be a signal number, not {number!r}")
 
 
+def _others(number: int, target: Target) -> tuple[tuple[weakref.ref[Target], _Handler], ...]:
+    """Who else asks for a signal. Of a target in a cycle the collector clears the weak reference first."""
+    return tuple(one for one in _asked.get(number, ()) if one[0]() is not None and one[0]() is not target)
+
+
 def remove(target: Target, number: int) -> bool:
-    """Undo `add`; False if there was nothing to undo. Any thread (un-jitted: the main one)."""
+    """Undo `add`; False if there was nothing to undo. Any thread."""
     _check_number(number)
     with _lock:
-        wanted = _asked.get(number)
-        if wanted is None:
-            return False
-        found = wanted.pop(target, None) is not None
-        if (
-            not wanted
-        ):  # also if nothing was found: of a target in a cycle the collector clears the weak reference first
-            del _asked[number]
-            _restore(number, _before.pop(number))
-        return found
+        found = any(one() is target for one, _ in _asked.get(number, ()))
+        if number in _asked:
+            _asked[number] = _others(number, target)
+        _settle(number)
+        ended = _end_reader()
+    if ended is not None and not _lock._recursion_count():  # type: ignore[attr-defined]
+        if ended.runs() and ended.thread.ident != threading.get_ident():
+            ended.thread.join(JOIN)
+        if not ended.runs():
+            ended.close()
+    return found
 
 
 def forget(target: Target) -> None:
     """Undo every `add` of a target that has ended."""
-    for number in list(_asked):
-        with contextlib.suppress(ValueError):  # un-jitted, off the main thread: the handler stays, and finds nobody
-            remove(target, number)
+    for number in {*_asked, *_held}:
+        remove(target, number)
 
 
 def _deliver(number: int) -> None:
-    with _lock:
-        wanted = list(_asked.get(number, {}).items())
-    for target, (callback, args) in wanted:
-        _hand(target, callback, *args)
+    """To every loop that asks for it. Any thread, Python's signal handlers included; no lock."""
+    for of, (callback, args) in _asked.get(number, ()):
+        target = of()
+        if target is not None:
+            _hand(target, callback, *args)
 
 
 def _hand(target: Target, callback: Callable[..., object], *args: object) -> None:
-    """Submit to one loop, which may have ended. Without memory that loop does not get it; the reader is everybody's,
-    and goes on.
-    """
+    """Submit to one loop, which may have ended, or have no memory. Then that loop does not get it; the others do."""
     try:
         target.submit_internal(callback, *args)  # which has no limit: a full loop gets its signal too
     except LoopTerminatedError:
         pass
-    except MemoryError as error:
+    except Exception as error:
         logger.error("a signal did not reach %r", target, exc_info=error)
 
 
+# --- whose a signal is ------------------------------------------------------------------------------------------------
+
+
 class _StandIn:
-    """What Python calls SIGINT's handler while the system has nbloop's: asyncio's Runner looks, when `main` has ended,
-    whether that still is the one it set, and if so sets another, which takes away the system's, too. Should it be
-    reached, because it was left there by a thread that may not change it, it is as good as the one before it.
+    """What Python names as a signal's handler while the loops have it.
+
+    Python calls it where its own C handler is the system's: somebody has put it back, or the kernel cannot be one.
+    When no loop asks any more it is as good as what was there before it.
     """
 
-    def __init__(self, before: Callable[..., Any]) -> None:
-        self.before = before
+    def __init__(self, number: int) -> None:
+        """Note what a signal means now."""
+        now = signal.getsignal(number)
+        self.before: Any = now.before if isinstance(now, _StandIn) else now  # None: no handler of Python's
+        self.overtaken = False  # has the main thread set another one while this was made?
+        if not WINDOWS:
+            libc_sigaction(number, 0, _disposition(number))
 
     def __call__(self, number: int, frame: object) -> Any:
-        return self.before(number, frame)
-
-
-def _install(number: int) -> object:
-    """Take over a signal; its disposition before."""
-    if not _NATIVE:
-        return signal.signal(number, lambda arrived, _frame: _deliver(arrived))
-    _start_reader()
-    if number == signal.SIGINT and threading.current_thread() is threading.main_thread():
-        of_python = signal.getsignal(number)
-        if callable(of_python) and not isinstance(of_python, _StandIn):
-            signal.signal(number, _StandIn(of_python))
-    set_handler = ctypes.pythonapi.PyOS_setsig
-    set_handler.restype, set_handler.argtypes = ctypes.c_ssize_t, [ctypes.c_int, ctypes.c_void_p]
-    before = set_handler(number, on_signal.address)
-    if before == -1:  # SIG_ERR
-        raise ValueError(f"sig {number} ({signal.Signals(number).name}) can not be caught")
-    return int(before)
-
-
-def _restore(number: int, before: object) -> None:
-    if isinstance(before, int) and not isinstance(before, signal.Handlers):
-        ctypes.pythonapi.PyOS_setsig(number, ctypes.c_void_p(before))
-        stand_in = signal.getsignal(number)
-        if isinstance(stand_in, _StandIn) and threading.current_thread() is threading.main_thread():
-            signal.signal(number, stand_in.before)
-    else:
-        signal.signal(number, before)  # type: ignore[arg-type]
-
-
-def _start_reader() -> int:
-    """Have the pipe and the thread that reads it; the end to write to."""
-    global _pipe, _reader
-    if _pipe is None:
-        pipe = os.pipe()
-        os.set_blocking(pipe[1], False)
-        if _NATIVE:
-            ctypes.c_int64.from_address(signal_words_address.bind(None)()).value = pipe[1]
-        _pipe = pipe
-    # Looked at by itself: there may have been no thread to be had, or a Ctrl-C while it started. Two would do no harm.
-    if _reader is None or not _reader.is_alive():
-        _reader = threading.Thread(target=_read, args=(_pipe[0],), name="nbloop-signals", daemon=True)
-        _reader.start()
-    return _pipe[1]
-
-
-def _read(descriptor: int) -> None:
-    while arrived := os.read(descriptor, 256):
-        for target in _interruptible:
-            _hand(target, _look_at_signals)
-        for number in arrived:
+        if _asked.get(number):
             _deliver(number)
+            with _lock:
+                _settle(number)
+        elif callable(self.before):
+            return self.before(number, frame)
+        else:
+            ignored = self.before is signal.SIG_IGN
+            now = signal.signal(number, signal.SIG_IGN if ignored else signal.SIG_DFL)
+            if not ignored:
+                signal.raise_signal(number)
+            if now is not self:  # another handler had saved this one, and has called it
+                signal.signal(number, now)
+        return None
+
+    def __repr__(self) -> str:
+        return f"<nbloop's handler, in the place of {self.before!r}>"
+
+
+def _disposition(number: int) -> int:
+    return ctypes.addressof(_dispositions) + (number << DISPOSITION_BYTES_BITS)
+
+
+def _handler_at(disposition: int) -> int:
+    return ctypes.c_int64.from_address(disposition).value  # the first member of the structure, wherever there is one
+
+
+def _handler(number: int) -> int:
+    """The address of the C handler that the system has for a signal."""
+    if WINDOWS:
+        return 0
+    now = ctypes.create_string_buffer(1 << DISPOSITION_BYTES_BITS)
+    libc_sigaction(number, 0, ctypes.addressof(now))
+    return _handler_at(ctypes.addressof(now))
+
+
+def _is_ours(number: int) -> bool:
+    """Does a signal lead to us? If not, somebody has set another handler since."""
+    handler = _handler(number)
+    if _NATIVE and handler == on_signal.address:
+        return True
+    # Put back by somebody, or given back by a thread that cannot set Python's part; but no C library has taken it.
+    known = WINDOWS or handler in (_python_handler, _handler_at(_disposition(number)))
+    return known and isinstance(signal.getsignal(number), _StandIn)
+
+
+def _on_main_thread() -> bool:
+    return threading.get_ident() == threading.main_thread().ident
+
+
+def _settle(number: int) -> None:
+    """Bring the system and Python in line with what loops ask for: at any time, on any thread, from any state. Under
+    the lock.
+    """
+    if not _asked.get(number, ()):
+        _give_back(number)
+        _asked.pop(number, None)
+    elif number in _held and _is_ours(number):
+        _install(number)
+
+
+def _install(number: int) -> None:
+    """Lead a signal to us. Under the lock, of one that is held; idempotent."""
+    global _python_handler
+    stand_in = _held[number]
+    named = isinstance(signal.getsignal(number), _StandIn)
+    # A handler of a C library that Python does not know of could not be given back in Python's terms.
+    if not named and (stand_in.before is not None or not _NATIVE):
+        if _on_main_thread():
+            before = signal.signal(number, stand_in)
+            if before is not None and before is not stand_in.before and not isinstance(before, _StandIn):
+                stand_in.before, stand_in.overtaken = before, True
+            _python_handler = _handler(number)
+        else:
+            _ask_main_thread()
+    if _NATIVE:
+        ctypes.pythonapi.PyOS_setsig(number, ctypes.c_void_p(on_signal.address))
+        signal.siginterrupt(number, False)  # as asyncio: C libraries' system calls go on
+
+
+def _give_back(number: int) -> None:
+    """Give a signal its old meaning, if it still is ours. Under the lock; idempotent."""
+    stand_in = _held.get(number)
+    if stand_in is None:
+        return
+    whole = True
+    if _is_ours(number):
+        if isinstance(signal.getsignal(number), _StandIn):
+            whole = _on_main_thread()
+            if whole:
+                signal.signal(number, signal.SIG_DFL if stand_in.before is None else stand_in.before)
+            else:
+                _ask_main_thread()
+        if not WINDOWS and not (whole and stand_in.overtaken):
+            libc_sigaction(number, _disposition(number), 0)  # which Python may not know of, with its flags
+    if whole:
+        _held.pop(number, None)
+
+
+class _Unsettled:
+    """Python's part of what other threads have added or removed: an object whose truth is a side effect.
+
+    It is what a pending call calls. `PyObject_IsTrue` has the signature of one, and lets an exception (Ctrl-C in the
+    middle of it) reach the program, where a ctypes callback would swallow it.
+    """
+
+    def __bool__(self) -> bool:
+        with _lock:
+            for number in list(_held):
+                _settle(number)
+        return False
+
+
+_unsettled = _Unsettled()
+
+
+def _ask_main_thread() -> None:
+    """Have it settle all signals when it next runs bytecode. A full queue (32 calls) leaves that to the next call."""
+    is_true = ctypes.cast(ctypes.pythonapi.PyObject_IsTrue, ctypes.c_void_p)
+    ctypes.pythonapi.Py_AddPendingCall(is_true, ctypes.c_void_p(id(_unsettled)))
+
+
+# --- the thread -------------------------------------------------------------------------------------------------------
+
+
+class _Reader:
+    """The pipe that the C handler writes to, and the thread that reads it.
+
+    Its ends are objects: what an exception has left behind closes itself, and not before the thread has ended. The
+    thread is not a `threading.Thread`, whose `start` an exception can leave with locks that nobody releases any more.
+    """
+
+    def __init__(self) -> None:
+        read, write = os.pipe()
+        self.ends = open(read, "rb", 0), open(write, "wb", 0)  # noqa: SIM115 - for longer than a block
+        self.stopping = False
+        os.set_blocking(write, False)
+        self.thread = _thread._ThreadHandle()
+
+    def start(self) -> None:
+        _thread.start_joinable_thread(self._read, handle=self.thread, daemon=True)
+
+    def runs(self) -> bool:
+        return bool(self.thread.ident) and not self.thread.is_done()
+
+    def _read(self) -> None:
+        threading.current_thread().name = "nbloop-signals"
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # handlers run on threads of the program
+        while not self.stopping:
+            for number in os.read(self.ends[0].fileno(), 4096):
+                _deliver(number)
+                if number and not _asked.get(number):
+                    _pass_on(number)
+
+    def stop(self) -> None:
+        """Have the thread end, also one that has yet to begin. Idempotent. The C handler knows this pipe no more."""
+        self.stopping = True
+        with contextlib.suppress(BlockingIOError):  # full: then the thread looks anyway
+            os.write(self.ends[1].fileno(), b"\0")
+
+    def close(self) -> None:
+        for end in self.ends:
+            end.close()
+
+
+def _pass_on(number: int) -> None:
+    """Nobody asks for a signal that has arrived. If it still comes to us, a C library had saved our handler."""
+    with _lock:
+        if not _asked.get(number) and _handler(number) == on_signal.address:
+            libc_sigaction(number, _disposition(number), 0)
+            os.kill(os.getpid(), number)
+
+
+def _start_reader() -> None:
+    """Have the pipe and the thread that reads it. Under the lock; idempotent, also after an exception in the middle of
+    this, or of `_end_reader`.
+    """
+    global _reader
+    if _reader is None or _reader.stopping or not _reader.runs():
+        if _reader is not None:
+            _reader.stop()
+        _reader = _Reader()
+        _reader.start()
+    _word(DISPOSITIONS).value = ctypes.addressof(_dispositions)
+    _word(PROCESS).value = os.getpid()
+    _word(DESCRIPTOR).value = _reader.ends[1].fileno()
+
+
+def _end_reader() -> _Reader | None:
+    """If nobody asks for any signal, stop the thread, which may not have ended yet. Under the lock."""
+    global _reader
+    reader = _reader
+    if reader is None or any(_asked.values()):
+        return None
+    _word(DESCRIPTOR).value = -1
+    while _word(INSIDE).value > 0:  # handlers on other threads, which may have the descriptor in hand
+        time.sleep(0)
+    reader.stop()
+    _reader = None
+    return reader
+
+
+# --- the main thread asleep -------------------------------------------------------------------------------------------
+
+
+def nap() -> int:
+    """How many ns a loop on this thread may sleep before it dozes; 0 on any but the main thread: no limit."""
+    return NAP if _on_main_thread() else 0
+
+
+def watchful(sleep: Callable[[int], int]) -> int:
+    """What ``sleep(descriptor)`` returns: a sleep on the main thread that is to end when the descriptor can be read,
+    because a signal has arrived that Python handles. 0 at once, if the wake-up descriptor is somebody else's. OSError
+    if there are no descriptors to be had.
+
+    Python's wake-up descriptor is ours for as long as this takes, so no callback ever sees it.
+    """
+    global _wakeup
+    rest()
+    _wakeup = ours = socket.socketpair()  # objects, which close themselves if an exception comes before the store
+    try:
+        for end in ours:
+            end.setblocking(False)
+        before = signal.set_wakeup_fd(ours[1].fileno(), warn_on_full_buffer=False)
+        if before != -1:
+            signal.set_wakeup_fd(before, warn_on_full_buffer=False)  # Python does not say what its owner has chosen
+            return 0
+        _look_at_signals()  # at those that came before
+        return sleep(ours[0].fileno()) if _wakeup is ours else 0  # a handler may have run another loop
+    finally:
+        rest()
+
+
+def rest() -> None:
+    """Give the wake-up descriptor back, if it is ours: also one that an exception has left. The main thread."""
+    global _wakeup
+    if _wakeup is not None:
+        found = signal.set_wakeup_fd(-1)
+        if found not in (-1, _wakeup[1].fileno()):
+            signal.set_wakeup_fd(found, warn_on_full_buffer=False)
+        for end in _wakeup:
+            end.close()
+        _wakeup = None
 
 
 def _look_at_signals() -> None:
     """Nothing, in bytecode: on the main thread its entry is where the interpreter runs Python's signal handlers."""
 
 
-@contextlib.contextmanager
-def interruptible(target: Target) -> Iterator[None]:
-    """While a loop runs on the main thread: no signal that Python handles (Ctrl-C) goes unseen because the loop was
-    just falling asleep.
-
-    A signal that arrives inside the sleeping system call interrupts it; one that arrives an instant before does not,
-    and Python's C handler only notes it. But it also writes to the wakeup descriptor, and the reader then gives the
-    loop something to run. A wakeup descriptor of somebody else's is left alone.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    with _lock:
-        ours = _start_reader()
-    before = signal.set_wakeup_fd(ours, warn_on_full_buffer=False)
-    if before not in (-1, ours):
-        signal.set_wakeup_fd(before)
-    _interruptible.append(target)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):  # a forked child has cleared it
-            _interruptible.remove(target)
-        if before == -1:
-            signal.set_wakeup_fd(-1)
+# --- fork -------------------------------------------------------------------------------------------------------------
 
 
 def _after_fork_in_child() -> None:
-    """The pipe is shared with the parent, whose thread reads it: give the signals back before one of ours arrives
-    there.
+    """The loops stayed in the parent: the child's signals mean what they meant before, and the parent's pipe is closed
+    here.
     """
-    global _lock, _pipe
+    global _lock, _reader
     _lock = threading.RLock()
-    for number, before in _before.items():
-        _restore(number, before)
     _asked.clear()
-    _before.clear()
-    if _interruptible:
-        _interruptible.clear()
-        signal.set_wakeup_fd(-1)
-    if _pipe is not None:
-        for descriptor in _pipe:
-            os.close(descriptor)
-        _pipe = None
+    for number in list(_held):
+        _give_back(number)
+    _word(DESCRIPTOR).value = -1
+    _word(INSIDE).value = 0
+    reader, _reader = _reader, None
+    if reader is not None:
+        reader.close()
+    rest()
 
 
 if hasattr(os, "register_at_fork"):

@@ -280,3 +280,148 @@ with Loop() as loop:
 aio.close()
 """
     )
+
+
+@pytest.mark.parametrize("metrics", ["True", '"shared"'])
+def test_children_leave_the_figures_alone(run_script, metrics, tmp_path):
+    """contract: fork: a child that returns into the kernel counts nothing in the parent's figures, which are exact."""
+    run_script(
+        PRELUDE
+        + f"""
+loop = Loop(metrics={metrics}, recorder=4096, auto_exit=True)
+parent, pids, ran = os.getpid(), [], []
+
+def forks():
+    pid = os.fork()
+    if pid:
+        pids.append(pid)
+    # the child simply returns
+
+def fails():
+    if not os.fork():
+        raise ValueError("in the child")
+
+for i in range(20):
+    loop.submit(forks)
+    loop.producer().submit(forks)
+    loop.schedule_timer(0, forks)
+    loop.schedule_microtask(forks)
+loop.submit(fails)
+loop.submit(ran.append, 1)
+try:
+    loop.run()
+except ForkedLoopError:
+    os._exit(0)
+finally:
+    if os.getpid() != parent:
+        os._exit(0)
+while True:
+    try:
+        os.wait()
+    except ChildProcessError:
+        break
+figures = loop.metrics()
+events = [event for event in loop.recorder.events() if event.duration and event.kind != "sleep"]
+assert len(pids) == 80 and ran == [1]
+assert (figures.callbacks, figures.latency.count, figures.errors) == (82, 82, 0), figures
+assert figures.running is None
+assert sum(event.failed for event in events) == 0
+""",
+        XDG_RUNTIME_DIR=str(tmp_path),
+    )
+
+
+SIGNALS = """
+import signal
+number, seen = signal.SIGTERM, []
+
+def ends(pid):
+    until(lambda: done.append(os.waitpid(pid, os.WNOHANG)) or done[-1][0])
+    return os.waitstatus_to_exitcode(done[-1][1])
+
+done = []
+"""
+
+
+def test_a_signal_before_the_child_has_given_it_back(run_script):
+    """contract: fork: a signal that reaches a child at its first moment is its own: not written into its parent's pipe,
+    and not swallowed.
+    """
+    run_script(
+        """
+import os, signal
+early = []
+os.register_at_fork(after_in_child=lambda: early and os.kill(os.getpid(), signal.SIGTERM))
+"""
+        + PRELUDE
+        + SIGNALS
+        + """
+with Loop() as loop:
+    loop.add_signal_handler(number, seen.append, "parent")
+    early.append(1)
+    pid = os.fork()
+    if not pid:
+        os._exit(7)
+    assert ends(pid) == -number
+    os.kill(os.getpid(), number)
+    until(lambda: seen)
+    assert seen == ["parent"], seen
+"""
+    )
+
+
+def test_a_child_that_python_does_not_know_of(run_script):
+    """fork() of a C library calls no hooks: signals are the child's all the same."""
+    run_script(
+        PRELUDE
+        + SIGNALS
+        + """
+import ctypes
+libc = ctypes.PyDLL(None)
+with Loop() as loop:
+    loop.add_signal_handler(number, seen.append, "parent")
+    pid = libc.fork()
+    if not pid:
+        libc.raise_ = libc["raise"]
+        libc.raise_(number)
+        libc._exit(7)
+    assert ends(pid) == -number
+    os.kill(os.getpid(), number)
+    until(lambda: seen)
+    assert seen == ["parent"], seen
+"""
+    )
+
+
+def test_a_child_of_another_thread_can_ask_for_signals(run_script):
+    """The thread that forks is the child's main thread: loops of its own get signals, and nap and doze there."""
+    run_script(
+        PRELUDE
+        + SIGNALS
+        + """
+from nbloop import signals
+
+def forks():
+    in_child(check)
+
+def check():
+    assert signal.getsignal(number) is signal.SIG_DFL
+    assert threading.main_thread() is threading.current_thread()
+    mine, got = Loop(), []
+    mine.add_signal_handler(number, got.append, 1)
+    os.kill(os.getpid(), number)
+    mine.schedule_timer(0.2, mine.stop)
+    mine.run()
+    assert got == [1] and int(mine._record["nap"]) > 0
+    mine.remove_signal_handler(number)
+    assert [thread.name for thread in threading.enumerate()] == [threading.main_thread().name]
+    mine.close()
+
+with Loop() as loop:
+    loop.add_signal_handler(number, seen.append, "parent")
+    thread = threading.Thread(target=forks)
+    thread.start()
+    thread.join()
+    assert not seen
+"""
+    )

@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from nbloop import Loop, LoopTerminatedError, signals
+from nbloop import FastPathMode, IOEvents, Loop, LoopTerminatedError, signals
+from nbloop.kernels import pack
 
 CTRL_C = """
 import functools, os, signal, threading, time
@@ -386,3 +387,425 @@ def test_ctrl_c_at_any_moment_of_run(run_script):
         loop.shutdown()
         assert ran == [1]
     """)
+
+
+# --- process-wide state is given back only where it is still ours -----------------------------------------------------
+
+HELPERS = """
+import os, signal, socket, sys, threading, time, warnings
+from nbloop import FastPathMode, IOEvents, Loop, LoopState, signals
+
+def until(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.001)
+
+def elsewhere(call, *args):
+    thread = threading.Thread(target=call, args=args)
+    thread.start()
+    thread.join()
+
+def here(call, *args):
+    call(*args)
+
+def hit(number):
+    os.kill(os.getpid(), number)
+"""
+
+
+@pytest.mark.parametrize("remover", ["here", "elsewhere"])
+@pytest.mark.parametrize("adder", ["here", "elsewhere"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGCHLD"])
+def test_a_handler_that_is_saved_and_put_back(run_script, name, adder, remover):
+    """contract: what getsignal() names leads to the loops again when it is put back, as uvicorn does; and what was
+    there before comes back, from whichever thread.
+    """
+    run_script(
+        HELPERS
+        + f"""
+number, seen = signal.{name}, []
+old = lambda *_: seen.append("old")
+signal.signal(number, old)
+with Loop() as loop:
+    {adder}(loop.add_signal_handler, number, seen.append, "loop")
+    for _ in range(2):
+        saved = signal.signal(number, lambda *_: seen.append("other"))
+        assert saved is not old and saved is not signal.SIG_DFL, saved
+        hit(number)
+        until(lambda: seen == ["other"])
+        signal.signal(number, saved)
+        hit(number)
+        until(lambda: seen == ["other", "loop"])
+        hit(number)
+        until(lambda: seen == ["other", "loop", "loop"])
+        seen.clear()
+    {remover}(loop.remove_signal_handler, number)
+    until(lambda: signal.getsignal(number) is old)
+    hit(number)
+    until(lambda: seen == ["old"])
+"""
+    )
+
+
+@pytest.mark.parametrize("remover", ["here", "elsewhere"])
+@pytest.mark.parametrize("adder", ["here", "elsewhere"])
+@pytest.mark.parametrize("before", ["SIG_DFL", "SIG_IGN"])
+@pytest.mark.parametrize("put_back", ["never", "after", "before"])
+def test_removal_leaves_nothing_that_swallows_a_signal(run_script, adder, remover, before, put_back):
+    """contract: after the last removal a signal does what it did before, also if a library puts ours back too late."""
+    run_script(
+        HELPERS
+        + f"""
+number = signal.SIGTERM
+signal.signal(number, signal.{before})
+pid = os.fork()
+if not pid:
+    loop = Loop()
+    {adder}(loop.add_signal_handler, number, print)
+    saved = signal.signal(number, print) if {put_back!r} != "never" else None
+    if {put_back!r} == "before":
+        signal.signal(number, saved)
+    {remover}(loop.remove_signal_handler, number)
+    if {put_back!r} == "after":
+        signal.signal(number, saved)
+    hit(number)
+    until(lambda: signal.getsignal(number) is signal.{before})  # the pending call, or the stand-in's own
+    os._exit(7)
+status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+assert status == (-number if {before!r} == "SIG_DFL" else 7), status
+"""
+    )
+
+
+@pytest.mark.parametrize("where", ["here", "elsewhere"])
+@pytest.mark.parametrize("end", ["remove_signal_handler(number)", "shutdown()", "close()"])
+def test_a_handler_that_somebody_else_has_set_since(run_script, end, where):
+    """contract: it stays, however the loop gives the signal up."""
+    run_script(
+        HELPERS
+        + f"""
+number, seen = signal.SIGUSR1, []
+loop = Loop()
+loop.add_signal_handler(number, print)
+theirs = lambda *_: seen.append("theirs")
+signal.signal(number, theirs)
+{where}(lambda: loop.{end})
+assert signal.getsignal(number) is theirs
+hit(number)
+until(lambda: seen == ["theirs"])
+"""
+    )
+
+
+def test_a_disposition_comes_back_with_its_flags(run_script):
+    """The system's whole record of a signal, as `siginterrupt` and C libraries have left it."""
+    run_script(
+        HELPERS
+        + """
+import ctypes, faulthandler
+libc = ctypes.CDLL(None)
+
+def disposition(number):
+    record = ctypes.create_string_buffer(256)
+    libc.sigaction(number, None, record)
+    return record.raw[:16] + record.raw[136:140]  # handler, mask, flags; what lies between is not the system's
+
+signal.signal(signal.SIGUSR1, lambda *_: None)
+signal.siginterrupt(signal.SIGUSR1, False)
+faulthandler.register(signal.SIGUSR2)
+for where in (here, elsewhere):
+    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+        before, named = disposition(number), signal.getsignal(number)
+        loop = Loop()
+        where(loop.add_signal_handler, number, print)
+        assert disposition(number) != before
+        where(loop.remove_signal_handler, number)
+        until(lambda: signal.getsignal(number) == named)
+        assert disposition(number) == before, number
+"""
+    )
+
+
+@pytest.mark.skipif(pack.status.mode != "compiled", reason="un-jitted there is no C handler to save")
+@pytest.mark.parametrize("other", ["", "loop.add_signal_handler(signal.SIGUSR1, print)"])
+def test_a_c_library_that_puts_our_handler_back(run_script, other):
+    """It was saved while a loop asked for the signal, and no loop does any more: it means what it meant before."""
+    run_script(
+        HELPERS
+        + f"""
+import faulthandler
+number = signal.SIGUSR2
+pid = os.fork()
+if not pid:
+    loop = Loop()
+    {other}
+    loop.add_signal_handler(number, print)
+    faulthandler.register(number, file=open(os.devnull, "w"))
+    loop.remove_signal_handler(number)
+    faulthandler.unregister(number)
+    hit(number)
+    time.sleep(30)
+    os._exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -number
+"""
+    )
+
+
+def test_system_calls_go_on_after_a_signal(run_script):
+    """As with asyncio: what a C library does meanwhile is not interrupted by a signal that a loop handles."""
+    run_script(
+        HELPERS
+        + """
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+ends, result, seen = os.pipe(), [], []
+reading = lambda: result.append(libc.read(ends[0], ctypes.create_string_buffer(1), 1))
+with Loop() as loop:
+    loop.add_signal_handler(signal.SIGUSR1, seen.append, 1)
+    thread = threading.Thread(target=reading)
+    thread.start()
+    until(lambda: open(f"/proc/self/task/{thread.native_id}/stat").read().rpartition(")")[2].split()[0] == "S")
+    signal.pthread_kill(thread.ident, signal.SIGUSR1)
+    until(lambda: seen)
+    os.write(ends[1], b"x")
+    thread.join()
+assert result == [1], result
+"""
+    )
+
+
+THREADS = """
+def threads():
+    return len(os.listdir("/proc/self/task"))
+
+def descriptors():
+    return sorted(os.listdir("/proc/self/fd"))
+"""
+
+
+def test_no_thread_without_a_handler(run_script):
+    """contract: no thread before a handler asks for one, none after the last, no descriptor left; os.fork() does not
+    warn.
+    """
+    run_script(
+        HELPERS
+        + THREADS
+        + """
+warnings.simplefilter("error")
+
+def forks():
+    pid = os.fork()
+    if not pid:
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+before = threads(), descriptors()
+loop = Loop()
+loop.submit(forks)
+loop.schedule_timer(0.2, forks)  # it naps, and then dozes
+loop.schedule_timer(0.21, loop.stop)
+loop.run()
+loop.close()
+assert (threads(), descriptors()) == before, (threads(), descriptors(), before)
+for end in (lambda: loop.remove_signal_handler(signal.SIGUSR1), lambda: loop.close()):
+    loop, other = Loop(), Loop()
+    for one in (loop, other):
+        one.add_signal_handler(signal.SIGUSR1, print)
+    other.close()
+    until(lambda: [thread.name for thread in threading.enumerate()][1:] == ["nbloop-signals"] * signals._NATIVE)
+    end()
+    assert (threads(), descriptors()) == before, (threads(), descriptors(), before)
+    forks()
+""",
+        OPENBLAS_NUM_THREADS="1",
+    )
+
+
+@pytest.mark.parametrize("mode", ["AUTO", "DISABLED"])
+def test_a_wakeup_descriptor_of_somebody_else(run_script, mode):
+    """contract: Python's wake-up descriptor is nobody's while callbacks run; what they set stays, after the run too,
+    and Ctrl-C is seen beside it.
+    """
+    run_script(
+        HELPERS
+        + f"""
+a, b = socket.socketpair()
+a.setblocking(False); b.setblocking(False)
+loop, found = Loop(fast_path_mode=FastPathMode.{mode}), []
+loop.schedule_timer(0.2, lambda: found.append(signal.set_wakeup_fd(b.fileno())))
+loop.schedule_timer(0.2, loop.stop)
+loop.run()
+assert found == [-1], found
+loop.schedule_timer(0.2, loop.stop)
+loop.run()
+assert signal.set_wakeup_fd(b.fileno()) == b.fileno()
+loop.schedule_timer(30, loop.stop)
+elsewhere(lambda: None)
+threading.Timer(0.2, __import__("_thread").interrupt_main).start()
+try:
+    loop.run()
+    raise SystemExit("Ctrl-C was not seen")
+except KeyboardInterrupt:
+    pass
+assert signal.set_wakeup_fd(-1) == b.fileno() and a.recv(9) == bytes([signal.SIGINT])
+"""
+    )
+
+
+@pytest.mark.parametrize("park", ["AUTO", "DISABLED", "lock"])
+@pytest.mark.parametrize("stage", ["nap", "doze"])
+def test_a_signal_that_interrupts_no_system_call(run_script, park, stage):
+    """contract: Ctrl-C is not lost in the instant before a sleep, nor on another thread: Python has noted it, and
+    nothing interrupts the loop's system call.
+    """
+    run_script(
+        HELPERS
+        + f"""
+import _thread
+loop = Loop(fast_path_mode=FastPathMode.{park if park != "lock" else "AUTO"})
+
+def interrupt():
+    until(lambda: loop.state is LoopState.SLEEPING and ({stage!r} == "nap" or signals._wakeup is not None))
+    _thread.interrupt_main()
+
+loop.schedule_timer(25, loop.stop)
+thread = threading.Thread(target=interrupt)
+thread.start()
+try:
+    loop.run()
+    raise SystemExit("Ctrl-C was not seen")
+except KeyboardInterrupt:
+    pass
+thread.join()
+assert signals._wakeup is None and signal.set_wakeup_fd(-1) == -1
+""",
+        NBLOOP_PARK="lock" if park == "lock" else "",
+    )
+
+
+@pytest.mark.skipif(not hasattr(os, "eventfd"), reason="loops doze on Linux only")
+@pytest.mark.parametrize("mode", ["AUTO", "DISABLED"])
+class TestDoze:
+    """An idle loop on the main thread waits for Python's wake-up descriptor as well."""
+
+    @pytest.fixture
+    def dozing(self, loop, mode, wait_for):
+        """`dozing(act)`: run the loop here; `act()` is called on another thread while it dozes."""
+        loop.set_fast_path_mode(FastPathMode[mode])
+
+        def dozing(act):
+            def body():
+                wait_for(lambda: signals._wakeup is not None and loop._record["sleep"])
+                act()
+
+            thread = threading.Thread(target=body)
+            watchdog = loop.schedule_timer(25, loop.stop)
+            thread.start()
+            loop.run()
+            thread.join()
+            assert loop.cancel_timer(watchdog), "nothing woke it"
+
+        return dozing
+
+    def test_woken_by_submit(self, loop, dozing):
+        """By work, again and again, and by stop."""
+        for _ in range(3):
+            dozing(lambda: loop.submit(loop.stop))
+        dozing(loop.stop)
+
+    def test_ends_for_a_timer(self, loop, dozing):
+        """One that is armed meanwhile, from another thread."""
+        begun = time.monotonic()
+        dozing(lambda: loop.schedule_timer(0.05, loop.stop))
+        assert time.monotonic() - begun >= 0.05
+
+    def test_sees_a_descriptor(self, loop, dozing, pair):
+        """That was registered before, or is meanwhile."""
+        ours, theirs = pair()
+
+        def readable(fd, events):
+            loop.unregister_fd(fd)
+            ours.recv(1)
+            loop.stop()
+
+        loop.register_fd(ours.fileno(), IOEvents.READ, readable)
+        dozing(lambda: theirs.send(b"x"))
+        dozing(lambda: (loop.register_fd(ours.fileno(), IOEvents.READ, readable), theirs.send(b"x")))
+
+    def test_is_idle(self, loop, dozing):
+        """contract: an idle loop makes no system call and uses no CPU."""
+        status = f"/proc/self/task/{threading.main_thread().native_id}/status"
+
+        def switches():
+            with open(status) as file:
+                return [line for line in file if "ctxt_switches" in line]
+
+        def look():
+            turns, before = int(loop._record["turns"]), switches()
+            time.sleep(0.3)  # ten naps would be over
+            assert (int(loop._record["turns"]), switches()) == (turns, before)
+            loop.stop()
+
+        dozing(look)
+
+    def test_without_descriptors(self, loop, dozing, wait_for, monkeypatch):
+        """With none to be had the loop goes on with naps, and is woken as well."""
+        import errno
+
+        tried = []
+
+        def none():
+            tried.append(1)
+            raise OSError(errno.EMFILE, "none left")
+
+        monkeypatch.setattr(signals.socket, "socketpair", none)
+        threading.Thread(target=lambda: (wait_for(lambda: len(tried) > 2), loop.stop())).start()
+        loop.run()
+
+    def test_not_on_another_thread(self, loop, mode, asleep):
+        """Where no signal's handler can run there are no naps either."""
+        loop.set_fast_path_mode(FastPathMode[mode])
+        with loop:
+            asleep(loop)
+            assert int(loop._record["nap"]) == 0
+            turns = int(loop._record["turns"])
+            time.sleep(0.15)
+            assert int(loop._record["turns"]) == turns
+
+
+def test_an_exception_at_any_moment_of_add_and_remove(run_script):
+    """Whenever a handler raises, the signal is the loop's or is not; and what was before comes back in the end."""
+    run_script(
+        HELPERS
+        + THREADS
+        + """
+import random
+def handler(*_): raise KeyboardInterrupt
+signal.signal(signal.SIGALRM, handler)
+number, rng, raised = signal.SIGUSR1, random.Random(1), 0
+old = lambda *_: None
+signal.signal(number, old)
+loop = Loop()
+loop.add_signal_handler(number, print)
+loop.remove_signal_handler(number)
+before = threads()
+until_then = time.monotonic() + 3
+while time.monotonic() < until_then:
+    try:
+        signal.setitimer(signal.ITIMER_REAL, rng.random() * 300e-6 + 1e-6)
+        try:
+            for _ in range(5):
+                loop.add_signal_handler(number, print)
+                loop.remove_signal_handler(number)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    except KeyboardInterrupt:
+        raised += 1
+assert raised > 100, raised
+loop.add_signal_handler(number, print)
+loop.remove_signal_handler(number)
+assert signal.getsignal(number) is old
+until(lambda: threads() == before)
+"""
+    )

@@ -49,9 +49,8 @@ WHOLE_QUEUE = 1 << 40  # tasks in a turn: asyncio's turn, too, runs all that is 
 
 def _signal_arrived(of: weakref.ref[EventLoop], sig: int) -> None:
     loop = of()
-    handle = None if loop is None else loop._signals.get(sig)
-    if loop is not None and handle is not None:
-        loop._add_callback(handle)
+    if loop is not None:
+        loop._handle_signal(sig)  # asyncio's: it finds the handle, and forgets one that was cancelled
 
 
 class EventLoop(Unique, asyncio.SelectorEventLoop):
@@ -68,6 +67,9 @@ class EventLoop(Unique, asyncio.SelectorEventLoop):
         _stopping: bool
         _current_handle: asyncio.Handle | None
 
+        _signal_handlers: dict[int, asyncio.Handle]
+
+        def _handle_signal(self, sig: int) -> None: ...
         def _check_closed(self) -> None: ...
         def _check_thread(self) -> None: ...
         def _check_callback(self, callback: object, method: str) -> None: ...
@@ -86,7 +88,6 @@ class EventLoop(Unique, asyncio.SelectorEventLoop):
         )
         self._submit = self._core.submit
         self.time = self._core.now  # type: ignore[method-assign] # no Python frame
-        self._signals: dict[int, Handle] = {}
         super().__init__(Selector(self._core, lambda handle: self._run(handle)))  # noqa: PLW0108 - debug mode changes it
         self._unseen = Handle(Handle.cancel, (), self, copy_context())  # for a caller that does not look at it
 
@@ -190,10 +191,11 @@ class EventLoop(Unique, asyncio.SelectorEventLoop):
         if self.is_running():
             raise RuntimeError("Cannot close a running event loop")
         if not self.is_closed():
+            if self._core._forked:  # a child's copy ends nothing
+                self._signal_handlers.clear()
             super().close()
-            with contextlib.suppress(ForkedLoopError):  # a child's copy ends nothing
+            with contextlib.suppress(ForkedLoopError):
                 self._core.close()
-            self._signals.clear()
 
     # --- signals
 
@@ -210,12 +212,12 @@ class EventLoop(Unique, asyncio.SelectorEventLoop):
             self._core.add_signal_handler(sig, _signal_arrived, weakref.ref(self), sig)
         except ValueError as error:
             raise RuntimeError(f"sig {sig} cannot be caught") from error
-        self._signals[sig] = handle
+        self._signal_handlers[sig] = handle
 
     def remove_signal_handler(self, sig: int) -> bool:
         """Undo `add_signal_handler`; the signal gets back the meaning that it had before. False: there was none."""
         self._check_signal(sig)
-        return self._signals.pop(sig, None) is not None and self._core.remove_signal_handler(sig)
+        return self._signal_handlers.pop(sig, None) is not None and self._core.remove_signal_handler(sig)
 
     @staticmethod
     def _check_signal(sig: object) -> None:

@@ -16,6 +16,7 @@ another system is gone when they are compiled.
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import sys
 import threading
@@ -144,6 +145,14 @@ def _errno_location() -> int:
     return ctypes.addressof(_errno)
 
 
+def _sigaction(number: int, new: int, old: int) -> int:
+    return int(_system.sigaction(ctypes.c_int(number), ctypes.c_void_p(new), ctypes.c_void_p(old)))
+
+
+def _raise(number: int) -> int:
+    return int(getattr(_system, "raise")(ctypes.c_int(number)))
+
+
 def _usleep(microseconds: int) -> int:
     return int(_system.usleep(ctypes.c_uint(microseconds)))
 
@@ -204,6 +213,9 @@ PyThread_get_thread_ident = _declare("PyThread_get_thread_ident", WORD, twin=thr
 PyThreadState_GetUnchecked = _declare("PyThreadState_GetUnchecked", WORD, twin=_get_thread_state)
 libc_write = _declare("write", WORD, INT, WORD, WORD, twin=_write)
 errno_location = _declare(_ERRNO, WORD, twin=_errno_location)
+libc_getpid = _declare("getpid", INT, twin=os.getpid)
+libc_sigaction = _declare("sigaction", INT, INT, WORD, WORD, twin=_sigaction)
+libc_raise = _declare("raise", INT, INT, twin=_raise)
 libc_usleep = _declare("usleep", INT, INT, twin=_usleep)
 # Variadic in C; on x86-64 and AArch64 Linux its integer arguments travel exactly as fixed ones.
 libc_syscall = _declare("syscall", WORD, WORD, WORD, WORD, WORD, WORD, WORD, twin=_syscall)
@@ -219,6 +231,9 @@ FUTEX_WAIT_PRIVATE, FUTEX_WAKE_PRIVATE = 128, 129
 # epoll_pwait, whose timeout is in ms; its successor with a timespec (Linux 5.11) has one number on all machines
 SYS_EPOLL_PWAIT = {"x86_64": 281, "aarch64": 22}.get(platform.machine(), 0)
 SYS_EPOLL_PWAIT2 = 441
+# ppoll: a NULL mask, so that its size does not matter
+SYS_PPOLL = {"x86_64": 271, "aarch64": 73}.get(platform.machine(), 0)
+POLLIN = 1
 EINTR = 4
 # struct epoll_event {uint32 events; uint64 data} is packed on x86-64 only, for the sake of 32-bit programs there
 EPOLL_DATA = 4 if platform.machine() == "x86_64" else 8

@@ -125,10 +125,10 @@ def _signal_words(builder: Any, _values: list[Any]) -> Any:
     name = "nbloop_signal_words"
     words = builder.module.globals.get(name)
     if words is None:
-        kind = ir.ArrayType(_WORD, signals.WORDS)
+        kind = ir.ArrayType(_WORD, len(signals.INITIAL))
         words = ir.GlobalVariable(builder.module, kind, name)
         words.linkage = "linkonce_odr"  # one array, however many of the linked modules mention it
-        words.initializer = ir.Constant(kind, [-1, *range(signals.COUNT)])
+        words.initializer = ir.Constant(kind, list(signals.INITIAL))
     return builder.ptrtoint(words, _WORD)
 
 

@@ -161,6 +161,8 @@ STATE = _record(
         "pressed",
         "subject",
         "handled",
+        "nap",
+        "napped",
     ),
     _words("arguments0", "arguments1", "arguments2", "arguments3"),  # scratch for vectorcall, loop thread only
     _words("wakes_sent"),  # shared: counted by whoever wakes
@@ -356,6 +358,9 @@ HANDLED = offset(STATE, "handled")  # tasks that came through handles, and were 
 SUBJECT = offset(STATE, "subject")  # where the next callback comes from: a queue, or the id of a timer or a watch
 SECONDS, NANOSECONDS = offset(STATE, "seconds"), offset(STATE, "nanoseconds")
 ARGUMENTS = offset(STATE, "arguments0")
+# How many ns a sleep lasts at most on the thread that runs Python's signal handlers, 0: no such limit; and whether the
+# last sleep was one of these, and nothing came
+NAP, NAPPED = offset(STATE, "nap"), offset(STATE, "napped")
 WAKES_SENT, SPINS_WON, SPINS_LOST = (offset(STATE, n) for n in ("wakes_sent", "spins_won", "spins_lost"))
 PARKS, CLAIMED, PARKED, STALLED = (offset(STATE, n) for n in ("parks", "claimed", "parked", "stalled"))
 READY_RETRIES = offset(STATE, "ready_retries")

@@ -48,6 +48,8 @@ from .layout import (
     IO_WATCHES,
     LIFECYCLE,
     MICROTASKS,
+    NAP,
+    NAPPED,
     NONE,
     OWNER,
     P_SLAB_COUNT,
@@ -206,6 +208,7 @@ def awaken(self: int, _unused: int) -> int:
     """After Python has slept for the loop: end the announced sleep. Owner only."""
     base = data(self)
     if get(base + IO_AT + IO_READY_DONE) >= get(base + IO_AT + IO_READY_COUNT) and not arrivals(base):
+        put(base + NAPPED, 1 if get(base + NAP) != 0 else 0)
         clock_jump(base, load(base + SLEEP_DEADLINE), FOREVER)  # the parker returns when it is woken, or late enough
     wide_awake(base)
     return get(base + NONE)

@@ -13,6 +13,11 @@ something starts anew. So two loops that hand work to each other spin, two that 
 even run while one spins) waste a spin in 64 sleeps, and an idle loop never spins. `spin_max` is 0 on one core. A loop
 with descriptors looks at those too (readiness.py).
 
+A signal whose handler is Python's (Ctrl-C) ends a sleep, because the system call is interrupted. One that arrives an
+instant before the call does not: Python only notes it. So on the thread that runs Python's handlers a sleep is at first
+a *nap* of at most `nap` ns. If nothing has come by then, the loop *dozes* (turn.py): it waits for Python's wake-up
+descriptor as well, which costs two descriptors and 50 us, and has no such instant.
+
 Everything that waits is detached (PyEval_SaveThread): an attached waiter would stop the world's garbage collection.
 """
 
@@ -62,6 +67,8 @@ from .layout import (
     INTERRUPT,
     LIFECYCLE,
     NANOSECONDS,
+    NAP,
+    NAPPED,
     ONE_WORD,
     PARK_EPOLL,
     PARK_FUTEX,
@@ -84,6 +91,7 @@ from .layout import (
     STALLS,
     STOP,
     TERMINATING,
+    VIRTUAL,
     WAKE_FD,
     WAKER,
     WAKES_SENT,
@@ -241,6 +249,22 @@ def slept_for(base: int, slept: int) -> None:
 
 
 @helper
+def nap_ns(base: int, left: int) -> int:
+    """How many of the `left` ns to sleep may be slept at once. A virtual clock, which counts idle time, knows no naps.
+    Loop thread.
+    """
+    nap = get(base + NAP)
+    return nap if nap != 0 and nap < left and get(base + VIRTUAL) == 0 else left
+
+
+@helper
+def nap_ended(base: int, left: int, slept: int) -> None:
+    """Nothing has come in a sleep that was to last `left` ns and took `slept`: was it a whole nap? Loop thread."""
+    nap = nap_ns(base, left)
+    put(base + NAPPED, 1 if nap < left and nap <= slept else 0)
+
+
+@helper
 def park(base: int, deadline: int) -> None:
     """Wait for an arrival or the deadline (ns of monotonic_ns, FOREVER for none). Loop thread, attached; returns
     attached.
@@ -253,9 +277,10 @@ def park(base: int, deadline: int) -> None:
         left = sleep_ns(base, deadline)
         if left > 0:
             put(base + PARKS, get(base + PARKS) + 1)
-            sleep_on_word(base, left)
+            sleep_on_word(base, nap_ns(base, left))
         slept = monotonic_ns() - start
         if not arrivals(base):
+            nap_ended(base, left, slept)
             clock_jump(base, deadline, slept)
         wide_awake(base)
         slept_for(base, slept)

@@ -80,7 +80,17 @@ from .layout import (
     WRITE,
 )
 from .observed import callback_begins
-from .parking import SPIN_LOOKS, arrivals, fall_asleep, slept_for, spin_ended, spin_limit, wide_awake
+from .parking import (
+    SPIN_LOOKS,
+    arrivals,
+    fall_asleep,
+    nap_ended,
+    nap_ns,
+    slept_for,
+    spin_ended,
+    spin_limit,
+    wide_awake,
+)
 from .slots import GENERATION_SHIFT, slot_at, slot_free, slot_of, slot_open, slot_take
 from .timers import CANCELLED, STATE_MASK
 
@@ -302,17 +312,19 @@ def epoll_block(base: int, deadline: int) -> int:
     events = get(io + IO_EVENTS)
     start = monotonic_ns()
     left = sleep_ns(base, deadline)
-    if left == FOREVER:
+    span = nap_ns(base, left)
+    if span == FOREVER:
         count = libc_syscall(SYS_EPOLL_PWAIT, poller, events, READY_MOST, -1, 0)
     elif get(io + IO_FINE) == 0:
-        count = libc_syscall(SYS_EPOLL_PWAIT, poller, events, READY_MOST, min((left + 999999) // 1000000, 1 << 30), 0)
+        count = libc_syscall(SYS_EPOLL_PWAIT, poller, events, READY_MOST, min((span + 999999) // 1000000, 1 << 30), 0)
     else:
-        put(base + SECONDS, left // 1000000000)
-        put(base + NANOSECONDS, left % 1000000000)
+        put(base + SECONDS, span // 1000000000)
+        put(base + NANOSECONDS, span % 1000000000)
         count = libc_syscall(SYS_EPOLL_PWAIT2, poller, events, READY_MOST, base + SECONDS, 0)
     status = epoll_collect(base, count)  # before anything else can change errno
     slept = monotonic_ns() - start
     if count == 0 and not arrivals(base):
+        nap_ended(base, left, slept)
         clock_jump(base, deadline, slept)
     wide_awake(base)
     slept_for(base, slept)

@@ -14,8 +14,14 @@ from .agenda import agenda_due, agenda_insert, agenda_next
 from .atomics import before, compare_and_swap, exchange, fetch_add, get, load, load_sc, put, store
 from .callbacks import LEAVE, call_hook, invoke
 from .capi import (
+    POLLIN,
+    SYS_PPOLL,
     Py_DecRef,
+    PyEval_RestoreThread,
+    PyEval_SaveThread,
+    PyLong_AsLongLong,
     PyLong_FromLongLong,
+    libc_syscall,
 )
 from .checkpoint import checkpoint, invoke_owned
 from .clock import FOREVER, loop_ns, sleep_ns
@@ -23,8 +29,9 @@ from .external import ingress_length, phase_external
 from .heap import heap_pop, heap_trim, order_of
 from .ingress import queue_close_if_empty, queue_length, queue_reopen
 from .kernel import NONE as NO_ARGUMENTS
-from .kernel import data, helper, inlined, kernel
+from .kernel import ONE, data, helper, inlined, kernel
 from .layout import (
+    ARGUMENTS,
     AUTO_EXIT,
     BREATHE,
     BUDGET,
@@ -39,6 +46,7 @@ from .layout import (
     INTERNAL,
     INTERRUPT,
     IO_AT,
+    IO_POLLER,
     IO_READY_COUNT,
     IO_READY_DONE,
     IO_WATCHES,
@@ -49,6 +57,8 @@ from .layout import (
     LIFECYCLE,
     MAKE_ARRAY,
     MICROTASKS,
+    NANOSECONDS,
+    NAPPED,
     OBSERVED,
     P_FREE_CHUNKS,
     PARK_EPOLL,
@@ -66,6 +76,7 @@ from .layout import (
     S_ORDER,
     S_PERIOD,
     S_WORD,
+    SECONDS,
     SLOT_BITS,
     SLOT_LIMIT,
     STOP,
@@ -82,7 +93,7 @@ from .layout import (
 )
 from .layout import RUNNING as LOOP_RUNNING
 from .observed import loop_enters, loop_rests, turn_begins
-from .parking import arrivals, fall_asleep, park
+from .parking import arrivals, fall_asleep, nap_ns, park, wide_awake
 from .pool import KEEP_CHUNKS, pool_trim
 from .readiness import epoll_look, epoll_sleep, phase_readiness
 from .ring import ring_length, ring_pop, ring_trim
@@ -101,7 +112,7 @@ from .timers import (
 
 # Why `run` returned.
 ENDED_STOP, ENDED_PARK, ENDED_INTERRUPT, ENDED_TERMINATING, ENDED_QUIET, ENDED_DRAINED = 1, 2, 3, 4, 5, 6
-ENDED_LOOK, ENDED_BROKEN = 7, 8
+ENDED_LOOK, ENDED_BROKEN, ENDED_NAP = 7, 8, 9
 
 
 @helper
@@ -274,7 +285,8 @@ def quiet(base: int) -> bool:
 @helper
 def wait(base: int) -> int:
     """Phase 1: if nothing is to be run, sleep; else look at the descriptors, if there are any. 0 to go on with the
-    turn; ENDED_PARK: the sleep is announced, and Python sleeps; ENDED_LOOK: Python looks; ENDED_BROKEN: the poller is.
+    turn; ENDED_PARK: the sleep is announced, and Python sleeps; ENDED_LOOK: Python looks; ENDED_BROKEN: the poller is;
+    ENDED_NAP: the last sleep was a nap, and the next is to be a doze.
     """
     io = base + IO_AT
     mode = load(base + PARK_MODE)
@@ -292,6 +304,9 @@ def wait(base: int) -> int:
             return ENDED_LOOK
         return 0  # just registered: the change of mode is in the internal queue
     tidy(base)
+    if get(base + NAPPED) != 0:
+        put(base + NAPPED, 0)
+        return ENDED_NAP
     if mode == PARK_FUTEX:
         park(base, deadline)
         return 0
@@ -300,10 +315,45 @@ def wait(base: int) -> int:
     if not fall_asleep(base, deadline):
         return 0
     put(base + PARKS, get(base + PARKS) + 1)
-    left = sleep_ns(base, deadline)
+    left = nap_ns(base, sleep_ns(base, deadline))
     put(base + POLL_TIMEOUT, -1 if left == FOREVER else left)
     put(base + POLLED, 1)
     return ENDED_PARK
+
+
+@kernel(ONE)
+def doze(self: int, descriptor: int) -> int:
+    """Sleep until the loop is woken, one of its descriptors is ready, this one can be read, or the first deadline:
+    ENDED_BROKEN as an int, or 0. Owner only, with an epoll poller; attached, and detached meanwhile.
+
+    Also a loop that else sleeps on a futex is woken through its eventfd then.
+    """
+    base = data(self)
+    io = base + IO_AT
+    deadline = next_deadline(base) if idle(base) and not arrivals(base) else 0
+    if deadline == 0 or (deadline != FOREVER and deadline <= loop_ns(base)) or load(base + LIFECYCLE) != LOOP_RUNNING:
+        return PyLong_FromLongLong(0)
+    fds = base + ARGUMENTS  # two struct pollfd
+    put(fds, PyLong_AsLongLong(descriptor) | POLLIN << 32)
+    put(fds + 8, get(io + IO_POLLER) | POLLIN << 32)
+    mode = load(base + PARK_MODE)
+    store(base + PARK_MODE, PARK_EPOLL)
+    thread = PyEval_SaveThread()
+    if fall_asleep(base, deadline):
+        put(base + PARKS, get(base + PARKS) + 1)
+        left = sleep_ns(base, deadline)
+        timeout = 0
+        if left != FOREVER:
+            put(base + SECONDS, left // 1000000000)
+            put(base + NANOSECONDS, left % 1000000000)
+            timeout = base + SECONDS
+        libc_syscall(SYS_PPOLL, fds, 2, timeout, 0, 0)
+        wide_awake(base)
+    status = epoll_look(base)  # also takes the wake out of the set, or the next doze would end at once
+    PyEval_RestoreThread(thread)
+    store(base + PARK_MODE, mode)
+    put(base + POLLED, 1)
+    return PyLong_FromLongLong(0 if status == 0 else ENDED_BROKEN)
 
 
 @helper
