@@ -175,6 +175,7 @@ class _StandIn:
         now = signal.getsignal(number)
         self.before: Any = now.before if isinstance(now, _StandIn) else now  # None: no handler of Python's
         self.overtaken = False  # has the main thread set another one while this was made?
+        self.owed = False  # is it still to be set, by the main thread?
         if not WINDOWS:
             libc_sigaction(number, 0, _disposition(number))
 
@@ -236,7 +237,7 @@ def _settle(number: int) -> None:
     if not _asked.get(number, ()):
         _give_back(number)
         _asked.pop(number, None)
-    elif number in _held and _is_ours(number):
+    elif number in _held and (_is_ours(number) or (_held[number].owed and not _NATIVE)):
         _install(number)
 
 
@@ -252,7 +253,9 @@ def _install(number: int) -> None:
             if before is not None and before is not stand_in.before and not isinstance(before, _StandIn):
                 stand_in.before, stand_in.overtaken = before, True
             _python_handler = _handler(number)
+            stand_in.owed = False
         else:
+            stand_in.owed = True
             _ask_main_thread()
     if _NATIVE:
         ctypes.pythonapi.PyOS_setsig(number, ctypes.c_void_p(on_signal.address))
