@@ -1,0 +1,165 @@
+"""For how long does one large call hold up everybody else?
+
+Three who may have to wait: a thread that stops the world, as each collection of the free-threaded build does; a
+signal's Python handler, on the very thread that is inside the call; a thread that only wants to go on, for which on the
+build with the GIL the call must let go of it. Each keeps a diary while the call runs: how much processor time the
+calling thread has used by now. The longest gap between two entries is the hold-up.
+
+Processor time and not the wall's, because a shared machine takes the processor away for longer than what is measured
+here. It also takes it from the witness, so the smallest of some rounds counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise, repeat
+
+import nbloop
+from nbloop.testing import VirtualClock
+
+type Call = Callable[[], object]
+type Diary = list[float]  # s that the calling thread has run
+
+ROUNDS = 5
+TICK = 0.0002  # s between two signals, and the GIL's switch interval
+
+
+def nothing() -> None:
+    """A callback."""
+
+
+def submit_list(loop: nbloop.Loop, count: int) -> Call:
+    callbacks = [nothing] * count
+    return lambda: loop.submit_many(callbacks)
+
+
+def submit_iterator(loop: nbloop.Loop, count: int) -> Call:
+    callbacks = repeat(nothing, count)
+    return lambda: loop.submit_many(callbacks)
+
+
+def cancel(loop: nbloop.Loop, count: int) -> Call:
+    timers = [loop.schedule_timer(3600.0 + n * 1e-6, nothing) for n in range(count)]
+    return lambda: loop.cancel_timers(timers)
+
+
+def close(loop: nbloop.Loop, count: int) -> Call:
+    for n in range(count):
+        loop.schedule_timer(3600.0 + n * 1e-6, nothing)
+    return loop.close
+
+
+def open_bucket(loop: nbloop.Loop, count: int) -> Call:
+    """The timers are a day away but for the first, and the clock comes to their bucket, which is moved as a whole."""
+    clock = VirtualClock(loop)
+    for n in range(count):
+        loop.schedule_timer(86400.0 + n * 1e-6, nothing)
+    clock.advance(86399.0)
+
+    def run() -> None:
+        loop.schedule_timer(0.5, loop.stop)
+        clock.advance(0.5)
+        loop.run()
+
+    return run
+
+
+CALLS = {f.__name__: f for f in (submit_list, submit_iterator, cancel, close, open_bucket)}
+
+
+@contextlib.contextmanager
+def stopping() -> Iterator[Diary]:
+    """A thread stops the world, again and again. (`gc.freeze` does, and looks into no object: a collection's own time
+    does not count.)
+    """
+    return beside(lambda: (gc.freeze(), gc.unfreeze()))
+
+
+@contextlib.contextmanager
+def going_on() -> Iterator[Diary]:
+    """A thread goes on, as far as the GIL lets it."""
+    return beside(lambda: None)
+
+
+def beside(step: Callable[[], object]) -> Iterator[Diary]:
+    diary: Diary = []
+    ready, done = threading.Event(), threading.Event()
+    caller = time.pthread_getcpuclockid(threading.get_ident())
+
+    def keep() -> None:
+        while not done.is_set():
+            step()
+            diary.append(time.clock_gettime(caller))
+            ready.set()
+        step()
+        diary.append(time.clock_gettime(caller))
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(TICK)
+    thread = threading.Thread(target=keep)
+    thread.start()
+    try:
+        ready.wait(10)
+        yield diary
+    finally:
+        done.set()
+        thread.join()
+        sys.setswitchinterval(before)
+
+
+@contextlib.contextmanager
+def signalled() -> Iterator[Diary]:
+    """A timer of the system's sends signals, whose handler runs on this thread."""
+    diary: Diary = [time.thread_time()]
+    before = signal.signal(signal.SIGALRM, lambda *_: diary.append(time.thread_time()))
+    signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
+    try:
+        yield diary
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        diary.append(time.thread_time())
+
+
+WITNESSES = {"stop_the_world": stopping, "thread": going_on, "signal": signalled}
+
+
+def held_up(call: str, count: int, witness: str) -> float:
+    """The longest gap, in ms."""
+    rounds = []
+    for _ in range(ROUNDS):
+        loop = nbloop.Loop()
+        act = CALLS[call](loop, count)
+        gc.collect()
+        with WITNESSES[witness]() as diary:
+            first = len(diary) - 1
+            act()
+        rounds.append(max(now - then for then, now in pairwise(diary[first:])))
+        loop.close()
+        del loop, act
+    return 1e3 * min(rounds)
+
+
+class HeldUp:
+    """The longest gap in a witness's diary while one call works on very many tasks or timers."""
+
+    params = (tuple(CALLS), (10_000, 1_000_000), tuple(WITNESSES))
+    param_names = ("call", "items", "witness")
+    timeout = 300
+
+    def track_held_up(self, call: str, items: int, witness: str) -> float:
+        """Decides whether nobody waits longer for a call of a million than for one of ten thousand: 1 ms at most."""
+        return held_up(call, items, witness)
+
+    track_held_up.unit = "ms"  # type: ignore[attr-defined]
+
+
+if __name__ == "__main__":  # python -m asv_bench.benchmarks.pauses 10000000 submit_list ...
+    for name in sys.argv[2:] or CALLS:
+        print(name, *(f"{witness} {held_up(name, int(sys.argv[1]), witness):.2f} ms" for witness in WITNESSES))
