@@ -56,10 +56,11 @@ def close(loop: nbloop.Loop, count: int) -> Call:
 
 
 def open_bucket(loop: nbloop.Loop, count: int) -> Call:
-    """The timers are a day away but for the first, and the clock comes to their bucket, which is moved as a whole."""
+    """Timers of a day's delay, and the clock comes to their bucket, which is moved into finer ones."""
     clock = VirtualClock(loop)
-    for n in range(count):
-        loop.schedule_timer(86400.0 + n * 1e-6, nothing)
+    arm_far(loop, count)
+    loop.submit(loop.stop)
+    loop.run()
     clock.advance(86399.0)
 
     def run() -> None:
@@ -70,7 +71,19 @@ def open_bucket(loop: nbloop.Loop, count: int) -> Call:
     return run
 
 
-CALLS = {f.__name__: f for f in (submit_list, submit_iterator, cancel, close, open_bucket)}
+def arm_far(loop: nbloop.Loop, count: int) -> None:
+    for n in range(count):
+        loop.schedule_timer(86400.0 + n * 1e-6, nothing)
+
+
+def fetch(loop: nbloop.Loop, count: int) -> Call:
+    """The commands of other threads, which the loop finds when it begins to run."""
+    arm_far(loop, count)
+    loop.submit(loop.stop)
+    return loop.run
+
+
+CALLS = {f.__name__: f for f in (submit_list, submit_iterator, cancel, close, open_bucket, fetch)}
 
 
 @contextlib.contextmanager

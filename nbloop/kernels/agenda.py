@@ -57,10 +57,13 @@ from .layout import (
     T_STALE,
     TIMERS_AT,
 )
+from .safepoint import EVERY, safepoint
 from .slots import slot_at
 
 EPOCH_BITS = 39  # of armings; their numbers begin anew after 2**41
 FEW = 128  # timers of a bucket that go to the heap at once, however wide it is
+OPEN_MOST = 2048  # entries of a bucket that are moved in one turn, which takes 0.1 ms
+PRUNE_MOST = 1024  # stale entries that are popped in one turn
 
 
 @inlined
@@ -108,26 +111,36 @@ def agenda_sweep(timers: int) -> None:
         if entry_live(timers, order):
             heap_up(heap, kept, deadline, order)
             kept += 1
+        if at & (EVERY - 1) == EVERY - 1:
+            safepoint()  # the heap is the loop thread's own, and the collector does not look into it
     store(timers + T_SIZE, kept)
     put(timers + T_STALE, 0)
 
 
 @inlined
-def agenda_prune(timers: int) -> None:
-    """Pop stale entries until the heap's first is live."""
+def agenda_prune(timers: int) -> bool:
+    """Pop stale entries until the heap's first is live. False if it is not yet, because there are very many."""
+    left = PRUNE_MOST
     while get(timers + T_SIZE) != 0 and not entry_live(timers, get(get(timers + T_HEAP) + 8)):
+        if left == 0:
+            return False
+        left -= 1
         heap_pop(timers)
         put(timers + T_STALE, get(timers + T_STALE) - 1)
+    return True
 
 
 @inlined
 def agenda_due(base: int, now: int) -> int:
-    """Make the earliest timer the heap's first, if it is due; the order of its entry, or 0 if none is."""
+    """Make the earliest timer the heap's first, if it is due; the order of its entry, or 0 if none is. Also 0 if that
+    takes longer than one turn should: `agenda_next` says so.
+    """
     timers = base + TIMERS_AT
     far = base + FAR_AT
     while True:
         horizon = get(far + F_HORIZON)
-        agenda_prune(timers)
+        if not agenda_prune(timers):
+            return 0
         if get(timers + T_SIZE) != 0 and get(far + F_OPENING) == 0:
             heap = get(timers + T_HEAP)
             deadline = get(heap)
@@ -137,14 +150,15 @@ def agenda_due(base: int, now: int) -> int:
                 return get(heap + 8)
         elif horizon >= now and get(far + F_OPENING) == 0:
             return 0
-        if agenda_advance(base, now) < 0:
+        if agenda_advance(base, now) != 0:
             return 0
 
 
 @apart
 def agenda_advance(base: int, now: int) -> int:
     """Move the horizon: to the first bucket that is not empty, if that has begun, which is opened; else up to `now`.
-    0, or -1 if there is no memory, and then it has to be called again before anything else is due.
+    0, or else it has to be called again before anything else is due: 1 if there is more to open, -1 if there is no
+    memory for it.
     """
     far = base + FAR_AT
     if get(far + F_OPENING) == 0:
@@ -182,14 +196,20 @@ def agenda_epoch(base: int) -> None:
 @helper
 def agenda_open(base: int, number: int) -> int:
     """Empty a bucket whose time has come: into the heap, or, what is later, into the buckets of lower levels, which
-    the new horizon says. 0, or -1 if there is no memory, and the rest stays. O(its entries), a chunk at a time.
+    the new horizon says. 0, or the rest stays: 1 after `OPEN_MOST` entries, -1 if there is no memory. A chunk at a
+    time.
+
+    No timer that is due later fires before the rest is in, so the order is that of the deadlines; but the turn goes on.
     """
     timers = base + TIMERS_AT
     far = base + FAR_AT
     horizon = get(far + F_HORIZON)
     bucket = bucket_at(base, number)
     few = get(bucket + B_COUNT) <= FEW
+    left = OPEN_MOST
     while get(bucket + B_NEXT) != 0:
+        if left <= 0:
+            return 1
         first, end = bucket_chunk(base, bucket) + NODE_BYTES, get(bucket + B_NEXT)
         if heap_reserve(timers, get(base + MAKE_ARRAY), (end - first) // NODE_BYTES) < 0:
             return -1
@@ -211,6 +231,7 @@ def agenda_open(base: int, number: int) -> int:
                 prefetch(load(record + S_CALLBACK) & POINTER_MASK)
         bucket_lost(base, number, (end - first) // NODE_BYTES, stale)
         bucket_shrink(base, bucket)
+        left -= (end - first) // NODE_BYTES
     put(far + F_OPENING, 0)
     return 0
 
@@ -218,13 +239,14 @@ def agenda_open(base: int, number: int) -> int:
 @helper
 def agenda_next(base: int) -> int:
     """When the first timer is due, or a little earlier (see `far_least`); FOREVER if there is none; 0, which is past,
-    if a bucket waits to be opened for lack of memory.
+    if there is still a bucket to open, or very many entries to pop, before that is known.
     """
     timers = base + TIMERS_AT
     far = base + FAR_AT
     if get(far + F_OPENING) != 0:
         return 0
-    agenda_prune(timers)
+    if not agenda_prune(timers):
+        return 0
     deadline = FOREVER
     if get(timers + T_SIZE) != 0:
         deadline = get(get(timers + T_HEAP))
@@ -234,30 +256,25 @@ def agenda_next(base: int) -> int:
 
 
 @helper
-def agenda_clear(base: int) -> None:
-    """Empty it, and free no slot: that is the caller's."""
+def agenda_clear(base: int) -> bool:
+    """Empty it, a chunk in each call; False when there is nothing left. The timers are gone already, and their slots
+    are not touched: of four million that would be as many cache misses.
+    """
     timers = base + TIMERS_AT
-    heap = get(timers + T_HEAP)
-    for at in range(get(timers + T_SIZE)):
-        order = get(heap + (at << 4) + 8)
-        if entry_live(timers, order):
-            store(slot_at(timers, order & (SLOT_LIMIT - 1)) + S_ORDER, 0)
+    far = base + FAR_AT
     store(timers + T_SIZE, 0)
     put(timers + T_STALE, 0)
-    while True:
-        number = far_first(base)
-        if number < 0:
-            break
-        bucket = bucket_at(base, number)
-        first, end = bucket_chunk(base, bucket) + NODE_BYTES, get(bucket + B_NEXT)
-        stale = 0
-        for at in range(first, end, NODE_BYTES):
-            if entry_live(timers, get(at + 8)):
-                store(slot_at(timers, get(at + 8) & (SLOT_LIMIT - 1)) + S_ORDER, 0)
-            else:
-                stale += 1
-            put(at, 0)
-            put(at + 8, 0)
-        bucket_lost(base, number, (end - first) // NODE_BYTES, stale)
-        bucket_shrink(base, bucket)
-    put(base + FAR_AT + F_OPENING, 0)
+    put(far + F_OPENING, 0)
+    number = far_first(base)
+    if number < 0:
+        return False
+    bucket = bucket_at(base, number)
+    put(far + F_COUNT, get(far + F_COUNT) - (get(bucket + B_COUNT) - get(bucket + B_STALE)))
+    put(bucket + B_STALE, get(bucket + B_COUNT))
+    first, end = bucket_chunk(base, bucket) + NODE_BYTES, get(bucket + B_NEXT)
+    for at in range(first, end, 8):
+        put(at, 0)
+    gone = (end - first) // NODE_BYTES
+    bucket_lost(base, number, gone, gone)
+    bucket_shrink(base, bucket)
+    return True

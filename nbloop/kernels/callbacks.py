@@ -13,7 +13,14 @@ consistent and nothing lost.
 from __future__ import annotations
 
 from .atomics import fetch_add, get, load, put
-from .capi import Py_DecRef, PyErr_GetRaisedException, PyLong_FromLongLong, PyObject_CallNoArgs, PyObject_Vectorcall
+from .capi import (
+    Py_DecRef,
+    PyErr_GetRaisedException,
+    PyException_SetContext,
+    PyLong_FromLongLong,
+    PyObject_CallNoArgs,
+    PyObject_Vectorcall,
+)
 from .ingress import queue_advance, queue_length, queue_peek
 from .interpreter import SEQUENCE_SIZE, TUPLE_ITEMS
 from .kernel import apart, inlined
@@ -49,6 +56,7 @@ from .layout import (
 from .observed import callback_begins, callback_ended, command_moved, observe_boundary
 from .remote import remote_kind, remote_value
 from .ring import ring_push
+from .safepoint import EVERY, safepoint
 from .timers import (
     timer_armed,
     timer_removed,
@@ -83,6 +91,21 @@ def call_hook(hook: int) -> int:
         return LEAVE
     Py_DecRef(result)
     return 0
+
+
+@apart
+def breathe_on(base: int, error: int) -> int:
+    """Breathe in the middle of what has to be finished. The exception to raise at its end, a reference, or 0: what a
+    signal's handler has raised, or else `error`, which the caller had.
+    """
+    if call_hook(get(base + BREATHE)) == 0:
+        return error
+    raised = PyErr_GetRaisedException()
+    if error == raised:
+        Py_DecRef(error)
+    elif error != 0:
+        PyException_SetContext(raised, error)  # as in a `finally`; the reference goes with it
+    return raised
 
 
 @inlined
@@ -124,19 +147,30 @@ def called(base: int, result: int, word: int, kind: int) -> int:
 
 @apart
 def fetch_remote(base: int) -> None:
-    """Move what other threads left in the remote queue to where it belongs. Loop thread.
+    """Move what other threads left in the remote queue to where it belongs. Loop thread; runs no Python.
 
     Every owner-side operation that must not overtake a foreign one that returned before it (a microtask, an
     immediate, a timer of the same deadline) comes here first; a look at two words when there is nothing. A word for
     which there is no room, and no memory to make room, stays where it is until the next look: accepted work is late
     then, not lost.
     """
+    while fetch_some(base):
+        safepoint()
+
+
+@apart
+def fetch_some(base: int) -> bool:
+    """`fetch_remote` of some: True if there is more."""
+    left = EVERY
     queue = base + REMOTE
     make_array = get(base + MAKE_ARRAY)
     while queue_length(queue) != 0:
         word = queue_peek(queue)
         if word == 0:
-            return  # its producer is between ticket and store
+            return False  # its producer is between ticket and store
+        if left == 0:
+            return True
+        left -= 1
         kind = remote_kind(word)
         value = remote_value(word)
         status = 0
@@ -157,12 +191,13 @@ def fetch_remote(base: int) -> None:
         else:
             status = due_push(base, base + CHECKPOINT_ENDS, value)
         if status != 0:
-            return
+            return False
         if kind == KIND_ARM or kind == KIND_CANCEL:
             fetch_add(base + TIMERS_AT + T_COMMANDS, -1)
         if get(base + OBSERVED) != 0:
             command_moved(base, kind)
         queue_advance(queue)
+    return False
 
 
 @inlined

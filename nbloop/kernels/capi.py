@@ -95,6 +95,12 @@ def _get_raised_exception() -> int:
     return id(error)
 
 
+def _set_raised_exception(error: int) -> int:
+    pending.error = ctypes.cast(error, ctypes.py_object).value
+    Py_DecRef(error)
+    return 0
+
+
 def _error_occurred() -> int:
     return 0 if pending.error is None else id(type(pending.error))
 
@@ -180,10 +186,16 @@ PyObject_CallOneArg = _declare("PyObject_CallOneArg", WORD, WORD, WORD)
 PyObject_Vectorcall = _declare("PyObject_Vectorcall", WORD, WORD, WORD, WORD, WORD)
 PyType_GenericAlloc = _declare("PyType_GenericAlloc", WORD, WORD, WORD)
 PyTuple_New = _declare("PyTuple_New", WORD, WORD)
-PySequence_Tuple = _declare("PySequence_Tuple", WORD, WORD)
 PySequence_List = _declare("PySequence_List", WORD, WORD)
+PySequence_GetSlice = _declare("PySequence_GetSlice", WORD, WORD, WORD, WORD)
+PySequence_Repeat = _declare("PySequence_Repeat", WORD, WORD, WORD)
+PyObject_GetIter = _declare("PyObject_GetIter", WORD, WORD)
+PyIter_Next = _declare("PyIter_Next", WORD, WORD)
+PyMem_RawCalloc = _declare("PyMem_RawCalloc", WORD, WORD, WORD)
+PyMem_RawFree = _declare("PyMem_RawFree", VOID, WORD)
 PyList_New = _declare("PyList_New", WORD, WORD)
 PyList_Append = _declare("PyList_Append", INT, WORD, WORD)
+PyList_GetItemRef = _declare("PyList_GetItemRef", WORD, WORD, WORD)
 PyList_SetItem = _declare("PyList_SetItem", INT, WORD, WORD, WORD)
 PyUnicode_Compare = _declare("PyUnicode_Compare", INT, WORD, WORD)
 PyLong_FromLongLong = _declare("PyLong_FromLongLong", WORD, WORD)
@@ -192,6 +204,8 @@ PyBool_FromLong = _declare("PyBool_FromLong", WORD, WORD)
 PyFloat_FromDouble = _declare("PyFloat_FromDouble", WORD, REAL)
 PyFloat_AsDouble = _declare("PyFloat_AsDouble", REAL, WORD)
 PyErr_GetRaisedException = _declare("PyErr_GetRaisedException", WORD, twin=_get_raised_exception)
+PyErr_SetRaisedException = _declare("PyErr_SetRaisedException", VOID, WORD, twin=_set_raised_exception)
+PyException_SetContext = _declare("PyException_SetContext", VOID, WORD, WORD)
 PyObject_VisitManagedDict = _declare("PyObject_VisitManagedDict", INT, WORD, WORD, WORD)
 PyErr_Occurred = _declare("PyErr_Occurred", WORD, twin=_error_occurred)
 PyErr_Clear = _declare("PyErr_Clear", VOID, twin=_error_clear)

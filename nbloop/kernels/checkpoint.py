@@ -7,10 +7,11 @@ is run without a call of Python but that of its handler.
 from __future__ import annotations
 
 from .atomics import get, load, put
-from .callbacks import call_hook, fetch_remote, invoke
+from .callbacks import call_hook, fetch_some, invoke
 from .capi import Py_DecRef
 from .kernel import helper, inlined
 from .layout import (
+    BREATHE,
     CHECKPOINT_ENDS,
     DUE,
     INTERRUPT,
@@ -67,7 +68,10 @@ def checkpoint_run(base: int) -> int:
     count = 0
     status = 0
     while status == 0 and load(base + INTERRUPT) == 0:
-        fetch_remote(base)
+        while status == 0 and fetch_some(base):
+            status = call_hook(get(base + BREATHE))
+        if status != 0:
+            break
         if get(base + OBSERVED) != 0:
             checkpoint_begins(base)
         ring = base + TICKS
@@ -80,7 +84,7 @@ def checkpoint_run(base: int) -> int:
                 kind = KIND_CHECKPOINT_END
                 if ring_length(ring) == 0:
                     break
-        # Next-ticks that arrive from elsewhere during the batch of next-ticks join it (fetch_remote above); during
+        # Next-ticks that arrive from elsewhere during the batch of next-ticks join it (fetch_some above); during
         # the batch of microtasks they wait for its end, which comes only when no microtask is left.
         while status == 0 and ring_length(ring) != 0 and load(base + INTERRUPT) == 0:
             word = ring_pop(ring)

@@ -14,7 +14,7 @@ is the thread that ends it, the collector's if the loop was forgotten, or a prod
 from __future__ import annotations
 
 from .atomics import compare_and_swap, exchange, fetch_add, get, load, load_sc, put, store_sc
-from .callbacks import LEAVE, call_hook
+from .callbacks import LEAVE, breathe_on, call_hook
 from .capi import (
     Py_DecRef,
 )
@@ -24,6 +24,7 @@ from .kernel import apart, helper
 from .layout import (
     BUDGET,
     EXTERNAL,
+    H_LOOP,
     H_NEXT_READY,
     H_QUEUE,
     H_QUEUED,
@@ -52,6 +53,7 @@ from .metrics import task_begins
 from .observed import overload_begins
 from .parking import stall, step_aside
 from .remote import remote_reference
+from .safepoint import EVERY, safepoint
 
 
 @helper
@@ -211,7 +213,7 @@ def handle_ready(base: int, handle: int) -> None:
             break
         fetch_add(base + READY_RETRIES, 1)
     if load_sc(base + LIFECYCLE) == TERMINATED:  # and nobody else will look at the stack: the handle was closed while
-        handles_drop(base)  # its producer was between ticket and announcement
+        handles_drop(base, False, 0)  # its producer was between ticket and announcement
 
 
 @helper
@@ -236,8 +238,23 @@ def handles_put_back(base: int, handle: int) -> None:
 
 
 @helper
-def queue_drop(queue: int, remote: bool) -> int:
-    """Release everything in a closed queue of tasks, or in the remote one. How many words there were."""
+def let_in(base: int, count: int, breathing: bool, error: int) -> int:
+    """After `count` releases, now and then: breathe, and return the exception to raise at the end (`breathe_on`); or,
+    if not `breathing`, run no Python and only let a stop of the world through.
+    """
+    if count & (EVERY - 1) != 0:
+        return error
+    if breathing:
+        return breathe_on(base, error)
+    safepoint()
+    return error
+
+
+@helper
+def queue_drop(base: int, queue: int, remote: bool, breathing: bool, error: int) -> int:
+    """Release everything in a closed queue of tasks, or in the remote one. The exception to raise at the end, see
+    `let_in`.
+    """
     dropped = 0
     while queue_length(queue) != 0:
         word = queue_take(queue)
@@ -248,7 +265,8 @@ def queue_drop(queue: int, remote: bool) -> int:
         if owned != 0:
             Py_DecRef(owned)
         dropped += 1
-    return dropped
+        error = let_in(base, dropped, breathing, error)
+    return error
 
 
 @helper
@@ -256,16 +274,19 @@ def handle_drop(handle: int) -> bool:
     """Release everything in a closed handle's queue. False: its consumer is somebody else, who does. Any thread."""
     if exchange(handle + H_QUEUED, 1) != 0:
         return False
-    queue_drop(handle + H_QUEUE, False)
+    queue_drop(get(handle + H_LOOP), handle + H_QUEUE, False, False, 0)
     return True
 
 
 @helper
-def handles_drop(base: int) -> None:
-    """Release everything in the queues of the handles that are ready. Any thread, when the loop has ended."""
+def handles_drop(base: int, breathing: bool, error: int) -> int:
+    """Release everything in the queues of the handles that are ready. Any thread, when the loop has ended. The
+    exception to raise at the end, see `let_in`.
+    """
     handle = exchange(base + READY, 0)
     while handle != 0:
         below = get(handle + H_NEXT_READY)
-        queue_drop(handle + H_QUEUE, False)
+        error = queue_drop(base, handle + H_QUEUE, False, breathing, error)
         Py_DecRef(get(handle + H_SELF))
         handle = below
+    return error

@@ -18,6 +18,14 @@ nothing needs hazard pointers: a directory entry is cleared only after all its t
   (`fetch_add`), then reads the sleep word. One of the two sees the other (Dekker), and the producer needs no second
   fence, because the ticket is the fence.
 
+A large batch is filled before its tickets are drawn, not after (`queue_publish`). In between its producer may not run
+any Python: a signal's handler that closed the loop would wait for cells that only this thread can fill. Ten million
+cells would take 80 ms; ten million that are filled already lie in 78,125 chunks, and to enter those in the directory
+takes less than 1 ms. For that the batch has whole segments of its own, and the cells that this leaves over hold
+*fillers*, which the consumer steps over: the rest of the segment in which the tail was found, and the beginning of the
+batch's last segment (not its end: behind a filler there always is a task). They count for no limit and no figure:
+``filled`` were drawn, ``passed`` of them were stepped over.
+
 Invariants: head <= tail; cell(t) is empty unless head <= t < tail; a directory entry is a chunk number + 1, or empty:
 0, or a void mark of another segment. No chunk to be had: the entry becomes the void mark ``~segment``, and *all*
 tickets of that segment are refused with MemoryError, so none is half stored. The mark names its segment and is never
@@ -33,6 +41,8 @@ from __future__ import annotations
 from .atomics import compare_and_swap, exchange, fetch_add, get, load, load_sc, pause, put, store
 from .kernel import apart, helper, inlined
 from .layout import (
+    EXACT,
+    FILLER,
     FULL,
     M_PACE,
     MINUS,
@@ -41,12 +51,14 @@ from .layout import (
     Q_CHUNK,
     Q_DIRECTORY,
     Q_DIRECTORY_MASK,
+    Q_FILLED,
     Q_FINAL,
     Q_GATE,
     Q_HEAD,
     Q_LIMIT,
     Q_MEASURED,
     Q_OBSERVED,
+    Q_PASSED,
     Q_POOL,
     Q_RETRIES,
     Q_SHIFT,
@@ -140,14 +152,27 @@ def queue_draw_exactly(queue: int, count: int) -> int:
         ticket = load(queue + Q_TAIL)
         if ticket < 0:
             return -REFUSED_CLOSED
-        backlog = ticket - load(queue + Q_HEAD)
-        if backlog + count > get(queue + Q_LIMIT):
+        if not queue_has_room(queue, ticket, count, count):
             return -REFUSED_FULL
-        if load(queue + Q_GATE) == FULL:  # it has drained; a gate that is EXACT stays
-            compare_and_swap(queue + Q_GATE, FULL, OPEN)
         if compare_and_swap(queue + Q_TAIL, ticket, ticket + count):
             return ticket
         fetch_add(queue + Q_RETRIES, 1)
+
+
+@apart
+def queue_has_room(queue: int, tail: int, count: int, cells: int) -> bool:
+    """Is there room for `count` tasks in `cells` cells from `tail` on? If it still is the tail afterwards, the answer
+    is no guess: the head only grows, and a filler counts as a task until it is known not to be one. Any thread.
+    """
+    backlog = tail - load(queue + Q_HEAD)
+    passed = load(queue + Q_PASSED)  # after the head: what has been passed since makes the backlog look longer
+    tasks = backlog - (load(queue + Q_FILLED) - passed)
+    most = (get(queue + Q_DIRECTORY_MASK) + 1 - 2 * SLACK) << get(queue + Q_SHIFT)
+    if backlog + cells > most or (get(queue + Q_GATE) == EXACT and tasks + count > get(queue + Q_LIMIT)):
+        return False
+    if load(queue + Q_GATE) == FULL:  # it has drained; a gate that is EXACT stays
+        compare_and_swap(queue + Q_GATE, FULL, OPEN)
+    return True
 
 
 @inlined
@@ -262,6 +287,58 @@ def queue_push_many(queue: int, words: int, count: int) -> int:
     return 0
 
 
+@helper
+def queue_publish(queue: int, first: int, count: int) -> int:
+    """Append what lies in a chain of chunks that begins with `first`: `count` words, and before those of the last chunk
+    fillers. All under consecutive tickets but for fillers, or none and REFUSED_x; the chunks are the queue's then. Any
+    thread; O(chunks); between the draw and the end no Python runs.
+    """
+    shift = get(queue + Q_SHIFT)
+    pool = get(queue + Q_POOL)
+    table = get(pool + P_NEXT)
+    rest = (1 << shift) - 1
+    spare = pool_take(pool)  # for the segment in which the tail is, if nobody has come to it yet
+    if spare < 0:
+        return REFUSED_MEMORY
+    while True:
+        ticket = load(queue + Q_TAIL)
+        start = (ticket + rest) & ~rest
+        end = start + ((count + rest) & ~rest)
+        status = 0
+        if ticket < 0:
+            status = REFUSED_CLOSED
+        elif not queue_has_room(queue, ticket, count, end - ticket):
+            status = REFUSED_FULL
+        if status != 0:
+            pool_give(pool, spare)
+            return status
+        if compare_and_swap(queue + Q_TAIL, ticket, end):
+            break
+        fetch_add(queue + Q_RETRIES, 1)
+    fetch_add(queue + Q_FILLED, end - ticket - count)
+    push_recorded(queue, start, count)
+    if ticket < start:
+        at = queue_entry(queue, ticket)
+        entry = load(at)
+        if entry <= 0 and entry != ~(ticket >> shift) and compare_and_swap(at, entry, spare + 1):
+            spare = -1
+        chunk = queue_segment(queue, ticket)
+        if chunk == 0:  # void: its tickets are stepped over all at once, and not as fillers
+            fetch_add(queue + Q_FILLED, ticket - start)
+            ticket = start
+        while ticket < start:
+            store(queue_cell(chunk, ticket, shift), FILLER)
+            ticket += 1
+    while ticket < end:  # nobody else has a ticket of these segments, so nobody else writes their entries
+        below = load(table + (first << 3))
+        store(queue_entry(queue, ticket), first + 1)
+        first = below
+        ticket += rest + 1
+    if spare >= 0:
+        pool_give(pool, spare)
+    return 0
+
+
 @inlined
 def queue_peek(queue: int) -> int:
     """The oldest word, without taking it; 0 if there is none *yet*. The consumer only; O(1)."""
@@ -298,11 +375,25 @@ def queue_take(queue: int) -> int:
     If it is marked as STAMPED its stamp is kept in the queue's word of that name, since the cell may be gone.
     """
     word = queue_peek(queue)
-    if word != 0:
+    if word & STAMPED_EIGHTH != 0:
+        if word == FILLER:
+            word = queue_pass(queue)
         if word & STAMPED != 0 and get(queue + Q_MEASURED) != 0:
             shift = get(queue + Q_SHIFT)
             put(queue + Q_STAMP, get(queue_cell(get(queue + Q_CHUNK), get(queue + Q_HEAD), shift) + (8 << shift)))
+    if word != 0:
         queue_advance(queue)
+    return word
+
+
+@apart
+def queue_pass(queue: int) -> int:
+    """Step over the fillers that come next; the word behind them, or 0 if there is none *yet*. The consumer only."""
+    word = FILLER
+    while word == FILLER:
+        store(queue + Q_PASSED, get(queue + Q_PASSED) + 1)  # before the head, see `queue_has_room`
+        queue_advance(queue)
+        word = queue_peek(queue)
     return word
 
 

@@ -51,8 +51,10 @@ QUEUE = _record(
         *("gate", "limit", "directory", "directory_mask", "shift", "pool"),
         *("observed", "measured", "recorder", "number"),
     ),
-    _words("tail", "retries"),  # shared: every producer adds to it; swaps of this queue's words that had to be repeated
-    _words("head", "chunk", "final", "stamp"),  # owned by the consumer; `final` is written once, by whoever closes
+    # shared: every producer adds to it; swaps of this queue's words that had to be repeated; fillers that were drawn
+    _words("tail", "retries", "filled"),
+    # owned by the consumer, `passed` counts fillers; `final` is written once, by whoever closes
+    _words("head", "chunk", "final", "stamp", "passed"),
 )
 
 # Chunks of cells and the stacks they wait in (pool.py).
@@ -129,7 +131,10 @@ STATE = _record(
         "recorder",
     ),
     # Objects the kernels call or return; owned references, released with the state.
-    _words("none", "report", "refuse", "breathe", "overload", "warn", "make_array", "waker", "renew", "pressure"),
+    _words(
+        *("none", "report", "refuse", "breathe", "overload", "warn", "make_array", "waker", "renew", "pressure"),
+        *("list_type", "tuple_type"),
+    ),
     _words("stop", "holds"),  # shared: asks for the end after this turn
     _words("sleep", "sleep_deadline"),  # shared: the sleep word (parking.py) and until when
     _words("ready", "ready_retries"),  # shared: stack of producer handles with work
@@ -295,6 +300,7 @@ Q_MEASURED, Q_STAMP = offset(QUEUE, "measured"), offset(QUEUE, "stamp")  # metri
 Q_RECORDER, Q_NUMBER, Q_OBSERVED = (offset(QUEUE, n) for n in ("recorder", "number", "observed"))
 Q_SHIFT, Q_POOL, Q_TAIL = offset(QUEUE, "shift"), offset(QUEUE, "pool"), offset(QUEUE, "tail")
 Q_RETRIES = offset(QUEUE, "retries")
+Q_FILLED, Q_PASSED = offset(QUEUE, "filled"), offset(QUEUE, "passed")
 Q_HEAD, Q_CHUNK, Q_FINAL = offset(QUEUE, "head"), offset(QUEUE, "chunk"), offset(QUEUE, "final")
 
 P_SLABS, P_SLAB_OBJECTS = offset(POOL, "slabs"), offset(POOL, "slab_objects")
@@ -350,6 +356,7 @@ POLLED, DUE, POLL_TIMEOUT = (offset(STATE, n) for n in ("polled", "due", "poll_t
 SHORT, SPIN_SKIP, SPIN_REST = (offset(STATE, n) for n in ("short", "spin_skip", "spin_rest"))
 CALLBACKS, STALLS, TURNS = offset(STATE, "callbacks"), offset(STATE, "stalls"), offset(STATE, "turns")
 # Backlogs at which `pressure` is called, and whether the last call was for the high one; 0: never
+LIST_TYPE, TUPLE_TYPE = offset(STATE, "list_type"), offset(STATE, "tuple_type")
 PRESSURE, PRESSED = offset(STATE, "pressure"), offset(STATE, "pressed")
 PRESSURE_HIGH, PRESSURE_LOW = offset(STATE, "pressure_high"), offset(STATE, "pressure_low")
 # Addresses of what metrics.py measures in and recorder.py writes to; 0: off. Not 0 if either is on.
@@ -417,6 +424,7 @@ TAGS = OBJECT_ALIGNMENT - 1
 POINTER_MASK = ~TAGS
 TAG_ARGUMENTS = 1  # in queues of tasks and in rings: the reference is a tuple (callable, *args)
 STAMPED, STAMPED_EIGHTH = 2, 6  # in queues of tasks: its time lies beside the cell, and counts for 1 or for 8
+FILLER = 4  # alone, in queues of tasks: no task, to be stepped over
 TAG_REACTION = 2  # in rings: a microtask that is a reaction (reactions.py)
 # in the remote queue: remote.py
 

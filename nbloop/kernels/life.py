@@ -13,13 +13,14 @@ from .caller import on_loop_thread
 from .capi import (
     Py_DecRef,
     PyBool_FromLong,
+    PyErr_SetRaisedException,
     PyFloat_FromDouble,
     PyLong_AsLongLong,
     PyLong_FromLongLong,
     PyThreadState_GetUnchecked,
 )
 from .clock import FOREVER, LAST, clock_jump, loop_ns
-from .external import handle_drop, handles_drop, queue_drop
+from .external import handle_drop, handles_drop, let_in, queue_drop
 from .ingress import (
     chunks_reserve,
     chunks_return,
@@ -57,6 +58,8 @@ from .layout import (
     POINTER_MASK,
     POOL_AT,
     R_ARRAY,
+    R_HEAD,
+    R_TAIL,
     READY,
     REMOTE,
     RUNNING,
@@ -268,39 +271,52 @@ def producer_reopen(self: int, _unused: int) -> int:
 
 
 @helper
-def ring_drop(ring: int) -> None:
-    """Release everything in a ring of references."""
+def ring_drop(base: int, ring: int, breathing: bool, error: int) -> int:
+    """Release everything in a ring of references. The exception to raise at the end, see `let_in`."""
     while ring_length(ring) != 0:
         Py_DecRef(ring_pop(ring) & POINTER_MASK)
+        error = let_in(base, get(ring + R_HEAD), breathing, error)
+    return error
 
 
 @kernel(NO_ARGUMENTS)
 def drop(self: int, _unused: int) -> int:
-    """`release_all` as a method. Owner only, queues closed."""
+    """`release_all` as a method. Owner only, queues closed. If a signal's handler raises meanwhile, so does this, when
+    everything has been released.
+    """
     base = data(self)
-    release_all(base)
+    return raised_or_none(base, release_all(base, True))
+
+
+@helper
+def raised_or_none(base: int, error: int) -> int:
+    """Raise an exception, whose reference goes with it, or return None if there is none."""
+    if error != 0:
+        PyErr_SetRaisedException(error)
+        return 0
     return get(base + NONE)
 
 
 @helper
-def release_all(base: int) -> None:
+def release_all(base: int, breathing: bool) -> int:
     """Release everything that was accepted and will not run: the loop has ended. Queues closed, nobody inside `run`.
     Releasing runs any Python code: what that code tries to schedule is refused, and what it cancels is answered truly.
+    The exception to raise at the end, see `let_in`.
+
+    The timers' slots come before the agenda: what that code cancels is still in it, so the agenda is consistent.
     """
     timers = base + TIMERS_AT
     store_sc(base + LIFECYCLE, TERMINATED)
     store_sc(base + INTERRUPT, 1)  # the loop's own thread could still schedule for a checkpoint
-    queue_drop(base + EXTERNAL, False)
-    queue_drop(base + REMOTE, True)
-    ring_drop(base + TICKS)
-    ring_drop(base + MICROTASKS)
-    ring_drop(base + CLOSING)
-    ring_drop(base + INTERNAL)
-    ring_drop(base + CHECKPOINT_ENDS)
+    error = queue_drop(base, base + EXTERNAL, False, breathing, 0)
+    error = queue_drop(base, base + REMOTE, True, breathing, error)
+    error = ring_drop(base, base + TICKS, breathing, error)
+    error = ring_drop(base, base + MICROTASKS, breathing, error)
+    error = ring_drop(base, base + CLOSING, breathing, error)
+    error = ring_drop(base, base + INTERNAL, breathing, error)
+    error = ring_drop(base, base + CHECKPOINT_ENDS, breathing, error)
     put(base + DUE, 0)
-    while ring_length(base + IMMEDIATES) != 0:
-        ring_pop(base + IMMEDIATES)  # a slot number; its reference goes below
-    agenda_clear(base)
+    store(base + IMMEDIATES + R_HEAD, get(base + IMMEDIATES + R_TAIL))  # slot numbers; their references go below
     store(timers + T_COMMANDS, 0)
     for slot in range(load(timers + T_SLOT_COUNT)):
         record = slot_of(timers, slot | 1 << SLOT_BITS)
@@ -317,12 +333,17 @@ def release_all(base: int) -> None:
                     Py_DecRef(descriptor)
                 break
             fetch_add(timers + T_RETRIES, 1)
+        error = let_in(base, slot, breathing, error)
+    emptied = 0
+    while agenda_clear(base):
+        emptied += 64  # about as many entries has a chunk
+        error = let_in(base, emptied, breathing, error)
     store(timers + T_LIVE_HERE, 0)
     store(timers + T_LIVE_ELSEWHERE, 0)
     store(timers + T_UNREFERENCED, 0)
     store(base + IO_AT + IO_WATCHES, 0)
     put(base + IO_AT + IO_READY_COUNT, 0)
-    handles_drop(base)
+    return handles_drop(base, breathing, error)
 
 
 @kernel(NO_ARGUMENTS)
@@ -335,7 +356,7 @@ def destroy(self: int, _unused: int) -> int:
     base = data(self)
     queue_close(base + EXTERNAL)
     queue_close(base + REMOTE)
-    release_all(base)
+    release_all(base, False)
     return get(base + NONE)
 
 

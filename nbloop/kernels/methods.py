@@ -7,18 +7,14 @@ How a call is refused is in caller.py.
 from __future__ import annotations
 
 from .atomics import exchange, get, load, load_sc, put
+from .batch import send_many
 from .callbacks import due_push, fetch_remote
 from .caller import on_loop_thread, refuse
-from .capi import Py_DecRef, Py_IncRef, PyLong_FromLongLong, PySequence_List, PyTuple_New
+from .capi import Py_DecRef, Py_IncRef, PyLong_FromLongLong, PyTuple_New
 from .external import handle_ready
-from .ingress import (
-    queue_closed,
-    queue_length,
-    queue_push,
-    queue_push_many,
-)
-from .interpreter import LIST_ITEMS, OBJECT_TYPE, SEQUENCE_SIZE, TUPLE_ITEMS, TYPE_CALL
-from .kernel import MANY, ONE, apart, data, helper, inlined, kernel
+from .ingress import queue_length, queue_push
+from .interpreter import OBJECT_TYPE, TUPLE_ITEMS, TYPE_CALL
+from .kernel import MANY, ONE, apart, data, inlined, kernel
 from .kernel import NONE as NO_ARGUMENTS
 from .layout import (
     CHECKPOINT_ENDS,
@@ -153,32 +149,6 @@ def submit(self: int, arguments: int, count: int) -> int:
     if word == 0:
         return 0
     return send(base, base + EXTERNAL, word, get(arguments))
-
-
-@helper
-def send_many(base: int, queue: int, iterable: int) -> int:
-    """Push every callable of an iterable under consecutive tickets: how many, or -1 with an exception set and nothing
-    stored.
-    """
-    items = PySequence_List(iterable)  # always a new list, which nobody else has: its references can be moved out of it
-    if items == 0:
-        return -1
-    count = get(items + SEQUENCE_SIZE)
-    first = get(items + LIST_ITEMS)
-    for i in range(count):
-        item = get(first + (i << 3))
-        if get(get(item + OBJECT_TYPE) + TYPE_CALL) == 0:
-            refuse(base, REFUSED_CALLABLE, item)
-            Py_DecRef(items)
-            return -1
-    while True:
-        status = queue_push_many(queue, first, count) if count > 0 else queue_closed(queue)
-        if status == 0 or refuse(base, status, iterable) != 0:
-            break
-    if status != 0:
-        count = -1
-    Py_DecRef(items)  # a list's end skips the places of references that have moved: they are NULL
-    return count
 
 
 @kernel(ONE)

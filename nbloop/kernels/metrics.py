@@ -72,6 +72,7 @@ from .layout import (
     METRICS,
     MICROTASKS,
     Q_HEAD,
+    Q_PASSED,
     RATE_SLOTS,
     REMOTE,
     STAMPED,
@@ -270,7 +271,10 @@ def totals(base: int, block: int) -> None:
     store(block + M_WAKES, load(base + WAKES_SENT))
     store(
         block + M_ARRIVED,
-        get(base + EXTERNAL + Q_HEAD) + get(base + REMOTE + Q_HEAD) + get(base + HANDLED),
+        get(base + EXTERNAL + Q_HEAD)
+        - get(base + EXTERNAL + Q_PASSED)
+        + get(base + REMOTE + Q_HEAD)
+        + get(base + HANDLED),
     )
 
 

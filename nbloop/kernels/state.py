@@ -243,6 +243,7 @@ def make_loop_state(
     record["self"] = id(state)
     record["none"] = id(None)
     record["one"] = 1
+    record["list_type"], record["tuple_type"] = id(list), id(tuple)
     for name, hook in hooks.items():
         record[name] = _hook(state, hook)
     record["make_array"] = _hook(state, make_array)

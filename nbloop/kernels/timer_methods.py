@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from .atomics import get, load, prefetch, put
-from .callbacks import fetch_remote
+from .batch import PART, items_next, items_source
+from .callbacks import call_hook, fetch_remote
 from .caller import on_loop_thread, refuse
 from .capi import (
     Py_DecRef,
@@ -12,17 +13,23 @@ from .capi import (
     PyErr_Clear,
     PyErr_Occurred,
     PyFloat_AsDouble,
+    PyList_Append,
+    PyList_GetItemRef,
     PyList_New,
+    PyList_SetItem,
     PyLong_AsLongLong,
     PyLong_FromLongLong,
-    PySequence_Tuple,
+    PyMem_RawCalloc,
+    PyMem_RawFree,
+    PySequence_Repeat,
 )
 from .clock import loop_ns
 from .far import far_begin
 from .ingress import queue_length
-from .interpreter import LIST_ITEMS, SEQUENCE_SIZE, TUPLE_ITEMS
+from .interpreter import SEQUENCE_SIZE
 from .kernel import MANY, ONE, data, helper, inlined, kernel
 from .layout import (
+    BREATHE,
     CLAMP,
     F_COUNT,
     FAR_AT,
@@ -159,16 +166,6 @@ def identifier_of(base: int, number: int) -> int:
     return max(0, identifier)
 
 
-@inlined
-def identifier_again(base: int, number: int) -> int:
-    """`identifier_of` for what was one a moment ago: what has an ``__index__`` and now fails is no timer's."""
-    identifier = identifier_of(base, number)
-    if identifier < 0:
-        PyErr_Clear()
-        return 0
-    return identifier
-
-
 @kernel(ONE)
 def cancel_timer(self: int, number: int) -> int:
     """Settled on the slot's word."""
@@ -183,27 +180,107 @@ def cancel_timer(self: int, number: int) -> int:
 def cancel_timers(self: int, iterable: int) -> int:
     """`cancel_timer` for each; nothing is cancelled if one of them is not an int."""
     base = data(self)
-    items = PySequence_Tuple(iterable)
-    if items == 0:
+    source = items_source(base, iterable)
+    if source == 0:
         return 0
-    count = get(items + SEQUENCE_SIZE)
-    for i in range(count):
-        if identifier_of(base, get(items + TUPLE_ITEMS + (i << 3))) < 0:
-            Py_DecRef(items)
-            return 0
-    answers = PyList_New(count)
-    if answers != 0:
-        here = on_loop_thread(base)
-        for i in range(count):
-            if i + AHEAD < count:
-                prefetch(
-                    slot_of(base + TIMERS_AT, identifier_again(base, get(items + TUPLE_ITEMS + ((i + AHEAD) << 3))))
-                )
-            identifier = identifier_again(base, get(items + TUPLE_ITEMS + (i << 3)))
-            answer = PyBool_FromLong(1 if timer_cancel(base, identifier, here) else 0)
-            put(get(answers + LIST_ITEMS) + (i << 3), answer)  # the new list's items: nobody else has it
-    Py_DecRef(items)
+    first = identifiers_read(base, source, iterable)
+    Py_DecRef(source)
+    if first == 0:
+        return 0
+    answers = answers_make(first)
+    if answers != 0 and not answers_given(base, first, answers):
+        Py_DecRef(answers)
+        answers = 0
+    while first != 0:
+        block = first
+        first = get(block)
+        PyMem_RawFree(block)
     return answers
+
+
+@helper
+def identifiers_read(base: int, source: int, culprit: int) -> int:
+    """The ids in an iterable, each converted once, in a chain of blocks: the next block or 0, how many ids, the ids. 0
+    with an exception set.
+    """
+    first = last = 0
+    count = 0
+    while True:
+        items = items_next(base, source, count, PART)
+        if items == 0:
+            break
+        length = get(items + SEQUENCE_SIZE)
+        block = PyMem_RawCalloc(2 + PART, 8)
+        if block == 0:
+            Py_DecRef(items)
+            refuse(base, REFUSED_MEMORY, culprit)
+            break
+        put(block, 0)
+        put(block + 8, length)
+        if first == 0:
+            first = block
+        else:
+            put(last, block)
+        last = block
+        good = True
+        for i in range(length):
+            item = PyList_GetItemRef(items, i)  # an ``__index__`` may find the list, and change it
+            identifier = identifier_of(base, item) if item != 0 else -1
+            if item != 0:
+                Py_DecRef(item)
+            if identifier < 0:
+                good = False
+                break
+            put(block + ((2 + i) << 3), identifier)
+        Py_DecRef(items)
+        if not good or call_hook(get(base + BREATHE)) != 0:
+            break
+        if length < PART:
+            return first
+        count += length
+    while first != 0:
+        block = first
+        first = get(block)
+        PyMem_RawFree(block)
+    return 0
+
+
+@helper
+def answers_make(first: int) -> int:
+    """A list of as many False as there are ids; 0 with an exception set. It is CPython that makes it, in one piece."""
+    count = 0
+    block = first
+    while block != 0:
+        count += get(block + 8)
+        block = get(block)
+    one = PyList_New(0)
+    answers = 0
+    if one != 0 and PyList_Append(one, PyBool_FromLong(0)) == 0:  # which is immortal
+        answers = PySequence_Repeat(one, count)
+    if one != 0:
+        Py_DecRef(one)
+    return answers
+
+
+@helper
+def answers_given(base: int, first: int, answers: int) -> bool:
+    """Cancel the timers of a chain of ids, and write down which were live. False with an exception set, of a signal's
+    handler: the rest are not cancelled.
+    """
+    at = 0
+    while first != 0:
+        last = first + ((2 + get(first + 8)) << 3)
+        for place in range(first + 16, last, 8):
+            if place + (AHEAD << 3) < last:
+                prefetch(slot_of(base + TIMERS_AT, get(place + (AHEAD << 3))))
+            # releasing a callback runs any Python code, which may find the list that is being made, and change it
+            if timer_cancel(base, get(place), on_loop_thread(base)) and PyList_SetItem(answers, at, PyBool_FromLong(1)):
+                PyErr_Clear()
+            at += 1
+        if call_hook(get(base + BREATHE)) != 0:
+            return False
+        first = get(first)
+    return True
 
 
 @kernel(ONE)

@@ -97,6 +97,7 @@ from .parking import arrivals, fall_asleep, nap_ns, park, wide_awake
 from .pool import KEEP_CHUNKS, pool_trim
 from .readiness import epoll_look, epoll_sleep, phase_readiness
 from .ring import ring_length, ring_pop, ring_trim
+from .safepoint import EVERY
 from .slots import GENERATION_SHIFT, slot_at, slot_free_here, timers_referenced
 from .timers import (
     ARMED,
@@ -142,7 +143,10 @@ def phase_immediates(base: int) -> int:
         if not mine:  # cancelled: its reference is gone already
             store(record + S_WORD, load(record + S_WORD) & ~STATE_MASK)
         slot_free_here(timers, slot)
-        if mine and invoke_owned(base, callback, KIND_IMMEDIATE) != 0:
+        if mine:
+            if invoke_owned(base, callback, KIND_IMMEDIATE) != 0:
+                return LEAVE
+        elif count & (EVERY - 1) == 0 and call_hook(get(base + BREATHE)) != 0:  # of a million cancelled ones
             return LEAVE
     return 0
 
@@ -187,7 +191,7 @@ def timer_fire(base: int, slot: int) -> int:
         if word & STATE_MASK == CANCELLED:  # elsewhere; the command that frees the slot is on its way
             heap_pop(timers)
             store(record + S_ORDER, 0)
-            return 0
+            return call_hook(get(base + BREATHE)) if get(timers + T_SIZE) & (EVERY - 1) == 0 else 0
         new = word & ~STATE_MASK | RUNNING if period >= 0 else word & ~STATE_MASK & ~UNREFERENCED
         if compare_and_swap(record + S_WORD, word, new):
             break

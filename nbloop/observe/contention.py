@@ -116,7 +116,7 @@ def totals(loop: Loop) -> Contention:
     if parked < 0:  # less the beginning of a sleep that has no end yet
         parked += now
     sent = int(record["wakes_sent"])
-    arrived = int(external["head"]) + int(remote["head"]) + int(record["handled"])
+    arrived = int(external["head"]) - int(external["passed"]) + int(remote["head"]) + int(record["handled"])
     return Contention(
         seconds=(now - loop._made) / 1e9,
         wakes_sent=sent,

@@ -36,7 +36,8 @@ from nbloop.kernels import atomics, capi, eventual, kernel, pack, signals, state
 from nbloop.kernels.interpreter import ARRAY_DATA, LIST_ITEMS, TUPLE_ITEMS
 
 MAKERS = (
-    *("PyTuple_New", "PySequence_Tuple", "PySequence_List", "PyList_New", "PyType_GenericAlloc"),
+    *("PyTuple_New", "PySequence_List", "PyList_New", "PyType_GenericAlloc"),
+    *("PySequence_GetSlice", "PySequence_Repeat", "PyObject_GetIter", "PyIter_Next", "PyList_GetItemRef"),
     *("PyObject_CallNoArgs", "PyObject_CallOneArg", "PyObject_Vectorcall"),
 )
 PAGE = 4096
@@ -276,6 +277,21 @@ def install() -> None:
             _entering(one)
     checker.words(capi.errno_location(), 4)
     checker.words(signals.signal_words(), 8 * signals.WORDS)
+
+    calloc, free = capi.PyMem_RawCalloc, capi.PyMem_RawFree
+
+    def callocating(count: int, size: int) -> int:
+        made = calloc(count, size)
+        if made:
+            checker.words(made, count * size)
+        return made
+
+    def freeing(address: int) -> int:
+        checker.forget(address)
+        return free(address)
+
+    replace(calloc, callocating)
+    replace(free, freeing)
 
     address, hook, make = state._address, state._hook, state.make_state
     view, poller = eventual.make_view, nbloop.readiness.Watches.open_poller

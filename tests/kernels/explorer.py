@@ -26,6 +26,7 @@ from mutants import planted
 from nbloop.kernels import (
     agenda,
     atomics,
+    batch,
     callbacks,
     caller,
     capi,
@@ -73,6 +74,7 @@ MODULES: tuple[ModuleType, ...] = (
     parking,
     caller,
     callbacks,
+    batch,
     clock,
     settling,
     reactions,

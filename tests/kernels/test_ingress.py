@@ -13,14 +13,16 @@ import rig
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from nbloop.kernels import ingress, layout
+from nbloop.kernels import batch, ingress, layout
 from nbloop.kernels.atomics import fetch_add, get, load, put
 from nbloop.kernels.ingress import (
+    chunks_reserve,
     queue_cell,
     queue_close,
     queue_close_if_empty,
     queue_entry,
     queue_length,
+    queue_publish,
     queue_push,
     queue_push_many,
     queue_reopen,
@@ -30,7 +32,7 @@ from nbloop.kernels.ingress import (
     queue_take,
 )
 from nbloop.kernels.layout import REFUSED_CLOSED, REFUSED_FULL, REFUSED_MEMORY
-from nbloop.kernels.pool import pool_give, pool_take
+from nbloop.kernels.pool import pool_address, pool_give, pool_take
 
 CHUNK = 16
 SEGMENTS = 1 << layout.DIRECTORY_BITS
@@ -52,6 +54,35 @@ def start_at(queue: int, ticket: int) -> None:
 def push_many(queue: int, words: list[int]) -> int:
     array = (ctypes.c_int64 * len(words))(*words)
     return queue_push_many(queue, ctypes.addressof(array), len(words))
+
+
+def chain(memory: rig.Memory, words: list[int]) -> int:
+    """A large batch as `send_large` leaves it: chunks that only the caller knows; -1 if there is no memory for them."""
+    queue, table = memory.external, get(memory.pool + layout.P_NEXT)
+    size = 1 << get(queue + layout.Q_SHIFT)
+    first = chunks_reserve(memory.pool, -(-len(words) // size))
+    array = (ctypes.c_int64 * len(words))(*words)
+    chunk, done = first, 0
+    while chunk >= 0:
+        count = min(size, len(words) - done)
+        address = pool_address(memory.pool, chunk)
+        batch.chunk_fill(queue, address, done, ctypes.addressof(array) + 8 * done, count)
+        done += count
+        if done == len(words):
+            batch.chunk_ends(address, done, size.bit_length() - 1)
+        chunk = get(table + 8 * chunk)
+    assert first < 0 or not any(array), "moved"
+    return first
+
+
+def give_back(memory: rig.Memory, chunk: int) -> None:
+    """What nobody has published."""
+    size = 1 << get(memory.external + layout.Q_SHIFT)
+    while chunk >= 0:
+        below = get(get(memory.pool + layout.P_NEXT) + 8 * chunk)
+        rig.table(pool_address(memory.pool, chunk), size)[:] = 0
+        pool_give(memory.pool, chunk)
+        chunk = below
 
 
 class Starvation:
@@ -88,11 +119,11 @@ class QueueMachine(RuleBasedStateMachine):
         start_at(self.queue, start)
         self.naive = naive.Queue(limit)
         self.starvation = Starvation(self.memory)
-        self.next = 1
+        self.next = 16
 
     def new(self, count: int) -> list[int]:
-        words = list(range(self.next, self.next + count))
-        self.next += count
+        words = list(range(self.next, self.next + 16 * count, 16))  # as references are: the low bits are for marks
+        self.next += 16 * count
         return words
 
     def expect(self, status: int, tail: int, words: list[int]) -> None:
@@ -106,7 +137,7 @@ class QueueMachine(RuleBasedStateMachine):
             assert self.starvation.hoard or voided
             assert drawn == 0 or voided
             return
-        waiting = tail - get(self.queue + layout.Q_HEAD)
+        waiting = tail - get(self.queue + layout.Q_HEAD) - self.fillers
         if status == REFUSED_FULL and waiting > len(self.naive.items):
             return  # refused tickets count until the consumer has stepped over them
         assert status == STATUS[self.naive.push(*words)]
@@ -115,16 +146,33 @@ class QueueMachine(RuleBasedStateMachine):
     def push(self, count: int) -> None:
         for word in self.new(count):
             tail = queue_tail(self.queue)
+            self.fillers = get(self.queue + layout.Q_FILLED) - get(self.queue + layout.Q_PASSED)
             self.expect(queue_push(self.queue, word), tail, [word])
 
     @rule(count=st.sampled_from([1, 2, 16, 17, 40]))
     def push_many(self, count: int) -> None:
         """All under consecutive tickets, or none; without memory none, and no ticket is drawn."""
         words, tail = self.new(count), queue_tail(self.queue)
+        self.fillers = get(self.queue + layout.Q_FILLED) - get(self.queue + layout.Q_PASSED)
         status = push_many(self.queue, words)
         if status == REFUSED_MEMORY:
             assert self.starvation.hoard
             assert queue_tail(self.queue) == tail
+        else:
+            self.expect(status, tail, words)
+
+    @rule(count=st.sampled_from([1, 2, 16, 17, 40]))
+    def publish(self, count: int) -> None:
+        """As `push_many`, but all or none whatever happens."""
+        words, tail = self.new(count), queue_tail(self.queue)
+        self.fillers = get(self.queue + layout.Q_FILLED) - get(self.queue + layout.Q_PASSED)
+        first = chain(self.memory, words)
+        status = queue_publish(self.queue, first, count) if first >= 0 else REFUSED_MEMORY
+        if status != 0:
+            give_back(self.memory, first)
+            assert queue_tail(self.queue) == tail
+        if status == REFUSED_MEMORY:
+            assert self.starvation.hoard
         else:
             self.expect(status, tail, words)
 
@@ -172,7 +220,9 @@ class QueueMachine(RuleBasedStateMachine):
 
     @invariant()
     def same(self) -> None:
-        """head <= tail; what lies between them, but for refused tickets, is the twin's, in order."""
+        """head <= tail; what lies between them, but for refused tickets and fillers, is the twin's, in order. Behind a
+        filler there is a task, and `filled` and `passed` say how many there are.
+        """
         if "memory" not in self.__dict__:
             return
         found = []
@@ -183,8 +233,12 @@ class QueueMachine(RuleBasedStateMachine):
             word = get(queue_cell(chunk, ticket, get(self.queue + layout.Q_SHIFT))) if chunk else 0
             assert (word == 0) == (chunk == 0), "a ticket that was drawn, neither stored nor refused"
             found += [word] if word else []
+        fillers = found.count(layout.FILLER)
+        assert fillers == get(self.queue + layout.Q_FILLED) - get(self.queue + layout.Q_PASSED)
+        assert found[-1:] != [layout.FILLER]
+        found = [word for word in found if word != layout.FILLER]
         assert found == list(self.naive.items)
-        assert queue_length(self.queue) == tail - head >= len(found)
+        assert queue_length(self.queue) == tail - head >= len(found) + fillers
 
     @invariant()
     def directory_holds_what_is_in_use(self) -> None:
@@ -239,13 +293,13 @@ def test_gate_closes_near_the_end_of_the_directory_and_opens_when_drained() -> N
     record["directory_mask"] = segments - 1
     record["limit"] = (segments - 512) * CHUNK
     accepted = 0
-    while (status := queue_push(queue, accepted + 1)) == 0:
+    while (status := queue_push(queue, 16 * (accepted + 1))) == 0:
         accepted += 1
     assert status == REFUSED_FULL
     assert record["gate"] == layout.FULL
     assert (segments - 512) * CHUNK <= accepted <= (segments - 256) * CHUNK
     for word in range(1, accepted + 1):
-        assert queue_take(queue) == word
+        assert queue_take(queue) == 16 * word
     assert queue_push(queue, 7) == 0
     assert record["gate"] == layout.OPEN
     assert queue_take(queue) == 7
@@ -255,7 +309,7 @@ def test_exact_limit_is_exact() -> None:
     """`ingress_limit` tasks and not one more, also as a batch, and again after each that is taken."""
     memory = rig.Memory(ingress_limit=10)
     queue = memory.external
-    assert push_many(queue, list(range(1, 9))) == 0
+    assert push_many(queue, [1, *range(12, 19)]) == 0
     assert push_many(queue, [9, 10, 11]) == REFUSED_FULL
     assert push_many(queue, [9, 10]) == 0
     assert queue_push(queue, 11) == REFUSED_FULL
@@ -270,7 +324,7 @@ def test_batch_goes_on_in_the_next_segment_when_a_competitor_voids_one() -> None
     memory = rig.Memory(chunk_size=CHUNK)
     queue = memory.external
     put(queue_entry(queue, CHUNK), void(1))
-    words = list(range(1, 25))
+    words = list(range(16, 16 * 25, 16))
     assert push_many(queue, words) == 0
     assert [queue_take(queue) for _ in words] == words
     assert queue_take(queue) == 0
@@ -303,11 +357,11 @@ def test_batch_cut_by_want_of_memory_and_a_close_owns_nothing_twice(monkeypatch:
         queue_close(queue)
 
     after_first_draw(monkeypatch, competitor)
-    words = np.arange(1, 25)
+    words = np.arange(16, 16 * 25, 16)
     assert queue_push_many(queue, words.ctypes.data, len(words)) == REFUSED_CLOSED
     taken = [word for _ in range(40) if (word := queue_take(queue))]
-    assert taken == list(range(1, CHUNK + 1))
-    assert [word for word in words.tolist() if word] == list(range(CHUNK + 1, 25))
+    assert taken == list(range(16, 16 * (CHUNK + 1), 16))
+    assert [word for word in words.tolist() if word] == list(range(16 * (CHUNK + 1), 16 * 25, 16))
 
 
 def test_late_producer_of_a_void_segment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,3 +382,57 @@ def test_late_producer_of_a_void_segment_is_refused(monkeypatch: pytest.MonkeyPa
     status = queue_push(queue, 99)
     assert (status, queue_take(queue)) in ((REFUSED_MEMORY, 0), (0, 99)), "a task was accepted, and never comes out"
     assert queue_length(queue) == 0
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 100])
+@pytest.mark.parametrize("before", [0, 1, 15, 16])
+def test_a_large_batch_lies_in_segments_of_its_own(before: int, count: int) -> None:
+    """Between what was pushed before and after it, in order; the fillers are stepped over, and count for no limit."""
+    memory = rig.Memory(chunk_size=CHUNK, ingress_limit=before + count + 1)
+    queue = memory.external
+    words = [16 * (n + 1) for n in range(before + count + 1)]
+    for word in words[:before]:
+        assert queue_push(queue, word) == 0
+    assert queue_publish(queue, chain(memory, words[before:-1]), count) == 0
+    assert queue_push(queue, words[-1]) == 0
+    assert queue_push(queue, 7) == REFUSED_FULL
+    assert [queue_take(queue) for _ in words] == words
+    assert queue_length(queue) == 0
+    assert get(queue + layout.Q_FILLED) == get(queue + layout.Q_PASSED) == -before % CHUNK + -count % CHUNK
+
+
+def test_a_large_batch_after_a_void_segment() -> None:
+    """Its fillers there need no cell: the consumer steps over the segment, and nothing is left counted."""
+    memory = rig.Memory(chunk_size=CHUNK)
+    queue, starvation = memory.external, Starvation(memory)
+    first = chain(memory, [16, 32])
+    spare = pool_take(memory.pool)
+    starvation.begin()
+    assert queue_push(queue, 48) == REFUSED_MEMORY
+    pool_give(memory.pool, spare)
+    assert queue_publish(queue, first, 2) == 0
+    assert [queue_take(queue) for _ in range(3)] == [16, 32, 0]
+    assert queue_length(queue) == 0
+    assert get(queue + layout.Q_FILLED) == get(queue + layout.Q_PASSED) == CHUNK - 2
+    starvation.end()
+
+
+def test_a_large_batch_near_the_end_of_the_directory() -> None:
+    """Refused as a whole, with its fillers counted, before a segment would be used twice."""
+    memory = rig.Memory(chunk_size=CHUNK)
+    queue, record = memory.external, memory.record["external"]
+    record["directory_mask"] = 1023
+    most = (1024 - 512) * CHUNK
+    assert queue_push(queue, 32) == 0
+    first = chain(memory, [16] * (most - CHUNK + 1))
+    assert queue_publish(queue, first, most - CHUNK + 1) == REFUSED_FULL
+    give_back(memory, first)
+    assert queue_publish(queue, chain(memory, [16] * (most - CHUNK)), most - CHUNK) == 0
+    first = chain(memory, [48])
+    assert queue_publish(queue, first, 1) == REFUSED_FULL
+    taken = 0
+    while queue_take(queue):
+        taken += 1
+    assert taken == most - CHUNK + 1
+    assert queue_publish(queue, first, 1) == 0
+    assert queue_take(queue) == 48

@@ -275,7 +275,7 @@ def test_a_foreign_arm_that_is_refused(monkeypatch: pytest.MonkeyPatch, end: str
         queue_close(memory.external)
         queue_close(memory.remote)
         if end == "released":
-            life.release_all(memory.base)
+            life.release_all(memory.base, False)
         return identifier
 
     monkeypatch.setattr(timers, "slot_open", then_the_end)
