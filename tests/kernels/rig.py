@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 from hypothesis import HealthCheck, settings
 
-from nbloop.kernels import layout
+from nbloop.kernels import batch, layout
 from nbloop.kernels.atomics import get
 from nbloop.kernels.capi import Py_DecRef
+from nbloop.kernels.ingress import chunks_reserve
 from nbloop.kernels.kernel import Kernel, TwinMethod
+from nbloop.kernels.pool import pool_address, pool_give
 from nbloop.kernels.stack import INDEX_MASK
 from nbloop.kernels.state import State, make_loop_state
 
@@ -113,6 +115,35 @@ class Memory:
         if "arrays" in self.__dict__:
             for array in self.owned():
                 Py_DecRef(array)
+
+
+def chain(memory: Memory, words: list[int]) -> int:
+    """A large batch as `send_large` leaves it: chunks that only the caller knows; -1 if there is no memory for them."""
+    queue, table = memory.external, get(memory.pool + layout.P_NEXT)
+    size = 1 << get(queue + layout.Q_SHIFT)
+    first = chunks_reserve(memory.pool, -(-len(words) // size))
+    array = (ctypes.c_int64 * len(words))(*words)
+    chunk, done = first, 0
+    while chunk >= 0:
+        count = min(size, len(words) - done)
+        address = pool_address(memory.pool, chunk)
+        batch.chunk_fill(queue, address, done, ctypes.addressof(array) + 8 * done, count)
+        done += count
+        if done == len(words):
+            batch.chunk_ends(address, done, size.bit_length() - 1)
+        chunk = get(table + 8 * chunk)
+    assert first < 0 or not any(array), "moved"
+    return first
+
+
+def give_back(memory: Memory, chunk: int) -> None:
+    """What nobody has published."""
+    size = 1 << get(memory.external + layout.Q_SHIFT)
+    while chunk >= 0:
+        below = get(get(memory.pool + layout.P_NEXT) + 8 * chunk)
+        table(pool_address(memory.pool, chunk), size)[:] = 0
+        pool_give(memory.pool, chunk)
+        chunk = below
 
 
 def table(address: int, count: int) -> np.ndarray:

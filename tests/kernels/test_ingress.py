@@ -13,10 +13,9 @@ import rig
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from nbloop.kernels import batch, ingress, layout
+from nbloop.kernels import ingress, layout
 from nbloop.kernels.atomics import fetch_add, get, load, put
 from nbloop.kernels.ingress import (
-    chunks_reserve,
     queue_cell,
     queue_close,
     queue_close_if_empty,
@@ -32,7 +31,7 @@ from nbloop.kernels.ingress import (
     queue_take,
 )
 from nbloop.kernels.layout import REFUSED_CLOSED, REFUSED_FULL, REFUSED_MEMORY
-from nbloop.kernels.pool import pool_address, pool_give, pool_take
+from nbloop.kernels.pool import pool_give, pool_take
 
 CHUNK = 16
 SEGMENTS = 1 << layout.DIRECTORY_BITS
@@ -54,35 +53,6 @@ def start_at(queue: int, ticket: int) -> None:
 def push_many(queue: int, words: list[int]) -> int:
     array = (ctypes.c_int64 * len(words))(*words)
     return queue_push_many(queue, ctypes.addressof(array), len(words))
-
-
-def chain(memory: rig.Memory, words: list[int]) -> int:
-    """A large batch as `send_large` leaves it: chunks that only the caller knows; -1 if there is no memory for them."""
-    queue, table = memory.external, get(memory.pool + layout.P_NEXT)
-    size = 1 << get(queue + layout.Q_SHIFT)
-    first = chunks_reserve(memory.pool, -(-len(words) // size))
-    array = (ctypes.c_int64 * len(words))(*words)
-    chunk, done = first, 0
-    while chunk >= 0:
-        count = min(size, len(words) - done)
-        address = pool_address(memory.pool, chunk)
-        batch.chunk_fill(queue, address, done, ctypes.addressof(array) + 8 * done, count)
-        done += count
-        if done == len(words):
-            batch.chunk_ends(address, done, size.bit_length() - 1)
-        chunk = get(table + 8 * chunk)
-    assert first < 0 or not any(array), "moved"
-    return first
-
-
-def give_back(memory: rig.Memory, chunk: int) -> None:
-    """What nobody has published."""
-    size = 1 << get(memory.external + layout.Q_SHIFT)
-    while chunk >= 0:
-        below = get(get(memory.pool + layout.P_NEXT) + 8 * chunk)
-        rig.table(pool_address(memory.pool, chunk), size)[:] = 0
-        pool_give(memory.pool, chunk)
-        chunk = below
 
 
 class Starvation:
@@ -166,10 +136,10 @@ class QueueMachine(RuleBasedStateMachine):
         """As `push_many`, but all or none whatever happens."""
         words, tail = self.new(count), queue_tail(self.queue)
         self.fillers = get(self.queue + layout.Q_FILLED) - get(self.queue + layout.Q_PASSED)
-        first = chain(self.memory, words)
+        first = rig.chain(self.memory, words)
         status = queue_publish(self.queue, first, count) if first >= 0 else REFUSED_MEMORY
         if status != 0:
-            give_back(self.memory, first)
+            rig.give_back(self.memory, first)
             assert queue_tail(self.queue) == tail
         if status == REFUSED_MEMORY:
             assert self.starvation.hoard
@@ -393,7 +363,7 @@ def test_a_large_batch_lies_in_segments_of_its_own(before: int, count: int) -> N
     words = [16 * (n + 1) for n in range(before + count + 1)]
     for word in words[:before]:
         assert queue_push(queue, word) == 0
-    assert queue_publish(queue, chain(memory, words[before:-1]), count) == 0
+    assert queue_publish(queue, rig.chain(memory, words[before:-1]), count) == 0
     assert queue_push(queue, words[-1]) == 0
     assert queue_push(queue, 7) == REFUSED_FULL
     assert [queue_take(queue) for _ in words] == words
@@ -405,7 +375,7 @@ def test_a_large_batch_after_a_void_segment() -> None:
     """Its fillers there need no cell: the consumer steps over the segment, and nothing is left counted."""
     memory = rig.Memory(chunk_size=CHUNK)
     queue, starvation = memory.external, Starvation(memory)
-    first = chain(memory, [16, 32])
+    first = rig.chain(memory, [16, 32])
     spare = pool_take(memory.pool)
     starvation.begin()
     assert queue_push(queue, 48) == REFUSED_MEMORY
@@ -424,11 +394,11 @@ def test_a_large_batch_near_the_end_of_the_directory() -> None:
     record["directory_mask"] = 1023
     most = (1024 - 512) * CHUNK
     assert queue_push(queue, 32) == 0
-    first = chain(memory, [16] * (most - CHUNK + 1))
+    first = rig.chain(memory, [16] * (most - CHUNK + 1))
     assert queue_publish(queue, first, most - CHUNK + 1) == REFUSED_FULL
-    give_back(memory, first)
-    assert queue_publish(queue, chain(memory, [16] * (most - CHUNK)), most - CHUNK) == 0
-    first = chain(memory, [48])
+    rig.give_back(memory, first)
+    assert queue_publish(queue, rig.chain(memory, [16] * (most - CHUNK)), most - CHUNK) == 0
+    first = rig.chain(memory, [48])
     assert queue_publish(queue, first, 1) == REFUSED_FULL
     taken = 0
     while queue_take(queue):

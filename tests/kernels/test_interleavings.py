@@ -16,7 +16,7 @@ import rig  # noqa: E402
 from explorer import find, mutant, replace, search, together  # noqa: E402
 
 from nbloop.kernels import ingress, layout, settling, stack  # noqa: E402
-from nbloop.kernels.atomics import put  # noqa: E402
+from nbloop.kernels.atomics import get, put  # noqa: E402
 from nbloop.kernels.capi import Py_DecRef, Py_IncRef  # noqa: E402
 from nbloop.kernels.eventual import Eventual, make_view  # noqa: E402
 from nbloop.kernels.layout import POINTER_MASK, REFUSED_CLOSED  # noqa: E402
@@ -78,11 +78,14 @@ def test_stack_without_its_counter_is_caught() -> None:
 class QueueModel:
     """Producers push `each` words of their own, a consumer takes meanwhile; the segment ends among the first tickets.
 
-    Checked: accepted = taken, each producer's words in order; head <= tail; all chunks are back in the pool and zero.
+    With a `batch` another thread publishes so many, filled before.
+
+    Checked: accepted = taken, each producer's words in order, the batch's with nothing between them; all fillers are
+    passed; head <= tail; all chunks are back in the pool and zero.
     """
 
-    def __init__(self, producers: int = 2, each: int = 2, closing: bool = False) -> None:
-        self.producers, self.each, self.closing = producers, each, closing
+    def __init__(self, producers: int = 2, each: int = 2, closing: bool = False, batch: int = 0) -> None:
+        self.producers, self.each, self.closing, self.batch = producers, each, closing, batch
 
     def __call__(self) -> None:
         with it.no_interleave():
@@ -90,6 +93,8 @@ class QueueModel:
             queue = memory.external
             put(queue + layout.Q_TAIL, CHUNK - 2)
             put(queue + layout.Q_HEAD, CHUNK - 2)
+            many = [16 * (n + 1000) for n in range(self.batch)]
+            first = rig.chain(memory, many) if many else -1
         accepted: list[list[int]] = [[] for _ in range(self.producers)]
         taken: list[int] = []
 
@@ -103,13 +108,23 @@ class QueueModel:
                     return
                 accepted[number].append(word)
 
+        def publish() -> None:
+            if ingress.queue_publish(queue, first, len(many)) == 0:
+                accepted.append(many)
+            else:
+                assert self.closing
+                with it.no_interleave():
+                    rig.give_back(memory, first)
+
         def consume() -> None:
-            for _ in range(self.producers * self.each + 1):
+            for _ in range(self.producers * self.each + self.batch + 1):
                 if word := ingress.queue_take(queue):
                     taken.append(word)  # noqa: PERF401 - not all at once: others run between
 
         threads: list[Callable[[], object]] = [lambda n=n: produce(n) for n in range(self.producers)]
         threads.append(consume)
+        if many:
+            threads.append(publish)
         if self.closing:
             threads.append(lambda: ingress.queue_close(queue))
         together(*threads)
@@ -119,6 +134,10 @@ class QueueModel:
             assert sorted(taken) == sorted(chain(*accepted)), "accepted and taken differ"
             for words in accepted:
                 assert [word for word in taken if word in words] == words, "out of order"
+            if many and many in accepted:
+                at = taken.index(many[0])
+                assert taken[at : at + len(many)] == many, "something between them"
+            assert get(queue + layout.Q_FILLED) == get(queue + layout.Q_PASSED)
             assert ingress.queue_length(queue) == 0
             ingress.queue_close(queue)
             ingress.queue_return_chunk(queue)
@@ -132,6 +151,31 @@ def test_ingress() -> None:
 
 def test_ingress_three_producers() -> None:
     search(QueueModel(producers=3), 20)
+
+
+@pytest.mark.parametrize("batch", [1, CHUNK, CHUNK + 1])
+def test_large_batch(batch: int) -> None:
+    search(QueueModel(producers=1, batch=batch), 25)
+
+
+def test_large_batch_against_close() -> None:
+    search(QueueModel(producers=1, each=1, batch=3, closing=True), 25)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("if compare_and_swap(queue + Q_TAIL, ticket, end):", "if store(queue + Q_TAIL, end) is None:"),
+        ("store(queue_cell(chunk, ticket, shift), FILLER)", "pass"),
+        ("end - ticket - count)", "end - start - count)"),
+        ("    if spare >= 0:\n        pool_give(pool, spare)\n", ""),
+        ("and compare_and_swap(at, entry, spare + 1):", "and store(at, spare + 1) is None:"),
+    ],
+    ids=["tail without swap", "no filler", "fillers not counted", "lost spare", "install without swap"],
+)
+def test_broken_large_batch_is_caught(old: str, new: str) -> None:
+    bug = mutant(ingress.queue_publish, (old, new))
+    find(QueueModel(producers=2, each=1, batch=2), lambda patch: replace(patch, ingress.queue_publish, bug))
 
 
 def publish_before_ticket(queue: int, word: int) -> int:
