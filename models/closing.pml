@@ -15,7 +15,7 @@
      life.transition 1cdd2934c5d9
      life.close_queues 81662c94170d
      life.reopen_queues cffd396ca1b8
-     external.queue_drop 3027190da335
+     external.queue_drop 6786b41f4d15
      caller.refuse f7bbd99e6e55
    check
    check CLOSE

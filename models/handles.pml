@@ -6,7 +6,7 @@
 
    stands for:
      methods.announce f28bf7c656ab
-     external.handle_ready 6e6db8757f86
+     external.handle_ready 8fc370e5f499
      external.handle_rest 9c4c39f4a6c6
      external.handles_put_back b0cdd77c259c
      external.handle_drain b0baae76ca68

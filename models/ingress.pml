@@ -9,7 +9,7 @@
 
    stands for:
      ingress.queue_draw 38f29a461db5
-     ingress.queue_draw_exactly f99699f076e4
+     ingress.queue_draw_exactly 95e3319948d1
      ingress.queue_segment c3c234653a85
      ingress.queue_install 85b494b9953d
      ingress.queue_push e9117bbb8e52

@@ -14,9 +14,9 @@
      timers.timer_removed 2acde3061716
      timers.timer_cancel c466416e613f
      timers.timer_reference 77456c4e2284
-     turn.timer_fire d204068375b3
+     turn.timer_fire 1d7e9f8378c7
      turn.interval_ran 1f4c8afcccdd
-     callbacks.fetch_remote 2cb86dda81b9
+     callbacks.fetch_some 216e35a9c1d8
    check
    check INTERVAL
    bug BUG_NO_GENERATION: a cancel does not look at the generation
