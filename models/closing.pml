@@ -16,7 +16,7 @@
      life.close_queues 81662c94170d
      life.reopen_queues cffd396ca1b8
      external.queue_drop 6786b41f4d15
-     caller.refuse f7bbd99e6e55
+     caller.refuse 54873ed5a53c
    check
    check CLOSE
    bug BUG_CLOSE_IN_TWO: a close reads the tail, and marks it a moment later
