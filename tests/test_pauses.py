@@ -60,7 +60,7 @@ def cancel(loop: Loop) -> Callable[[], object]:
 
 
 def close_with_tasks(loop: Loop) -> Callable[[], object]:
-    loop.submit_many([nothing] * MANY)
+    loop.submit_many([nothing] * (5 * MANY))
     return loop.close
 
 
@@ -149,7 +149,7 @@ def test_the_world_is_stopped_in_the_middle(make_loop: Callable[..., Loop], call
         seen = len(stops) - before
         done.set()
         thread.join(60)
-        if seen > 3:  # one that began before, and one at the end, come through in any case
+        if seen > 2:  # one that began before, and one at the end, come through in any case
             return
     pytest.fail("a stop of the world waits for the end")
 
