@@ -16,7 +16,7 @@
      timers.timer_reference 77456c4e2284
      turn.timer_fire d204068375b3
      turn.interval_ran 1f4c8afcccdd
-     callbacks.fetch_remote 2cb86dda81b9
+     callbacks.fetch_remote 578dee711fb4
    check
    check INTERVAL
    bug BUG_NO_GENERATION: a cancel does not look at the generation

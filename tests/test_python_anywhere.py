@@ -183,7 +183,7 @@ DISTURBANCES = {
     "signals": (
         """
     signal.signal(signal.SIGALRM, disturb)
-    signal.setitimer(signal.ITIMER_REAL, 1e-4, 2e-4)
+    signal.setitimer(signal.ITIMER_REAL, 1e-3, 1e-3)
     watched = play(6)
     signal.setitimer(signal.ITIMER_REAL, 0)
     end(watched)
