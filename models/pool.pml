@@ -7,9 +7,9 @@
    stands for:
      stack.stack_pop cffb8f3671c2
      stack.stack_push 11da6868b4fa
-     pool.pool_take 370293cdca7c
+     pool.pool_take 9f680ed03096
      pool.pool_give 95d6fd324ba7
-     pool.pool_trim f69406b3e29f
+     pool.pool_trim 508464f8f78f
      pool.pool_address d1e08aa2144f
      ingress.chunks_reserve 3a6258140f08
      ingress.chunks_return 1faea3dbda49

@@ -16,7 +16,7 @@
      timers.timer_reference 77456c4e2284
      turn.timer_fire 1d7e9f8378c7
      turn.interval_ran 1f4c8afcccdd
-     callbacks.fetch_some 216e35a9c1d8
+     callbacks.fetch_some 2ee718688491
    check
    check INTERVAL
    bug BUG_NO_GENERATION: a cancel does not look at the generation

@@ -4,8 +4,9 @@
    kernels.ll and layout.h come from instrument.py. An object here is what the kernels look into: a header, then a
    numpy array's data pointer, or a tuple's size and items. References are counted, and the last one frees the object,
    so that a kernel that lets go too early is a heap-use-after-free, and one that never does is counted at the end.
-   What a callback touches is plain memory: that its submit happens before its run is the kernels' to ensure. Each array
-   is an allocation of its own, so that AddressSanitizer knows where it ends; TOO_SHORT makes some that much too small. */
+   What a callback touches is plain memory: that its submit happens before its run is the kernels' to ensure. Each
+   block and map is an allocation of its own, so that AddressSanitizer knows where it ends; TOO_SHORT makes them that
+   much too small. */
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <stdatomic.h>
@@ -32,8 +33,7 @@ METHOD_MANY(schedule_microtask) METHOD_MANY(schedule_next_tick) METHOD_MANY(prod
 
 /* --- objects ------------------------------------------------------------------------------------------------------ */
 
-enum kind { NOTHING, TRUTH, INTEGER, REAL, TUPLE, LIST, ARRAY, CALLBACK, MAKE_SLAB, MAKE_ARRAY_HOOK, AS_ARRAY,
-            BREATHE_HOOK, REFUSE_HOOK, BUFFER };
+enum kind { NOTHING, TRUTH, INTEGER, REAL, TUPLE, LIST, ARRAY, CALLBACK, BREATHE_HOOK, REFUSE_HOOK, BUFFER };
 
 typedef struct object {
     _Atomic word refs;
@@ -89,18 +89,31 @@ void Py_DecRef(word at) {
 #define TOO_SHORT 0
 #endif
 
-static object *array_of(word bytes) {
-    object *made = make(ARRAY, 0);
-    made->memory = calloc(1, bytes - TOO_SHORT);
-    made->first = (word)made->memory;
-    return made;
+static _Atomic word taken;       /* pieces of memory that kernels have not given back */
+
+word PyMem_RawMalloc(word size) {
+    atomic_fetch_add_explicit(&taken, 1, memory_order_relaxed);
+    return (word)malloc(size - TOO_SHORT);
 }
+void PyMem_RawFree(word at) {
+    if (at) atomic_fetch_sub_explicit(&taken, 1, memory_order_relaxed);
+    free((void *)at);
+}
+word kernels_mmap(word at, word size, int protection, int flags, int fd, word offset) {
+    CHECK(at == 0 && fd == -1 && offset == 0);
+    void *made;
+    CHECK(posix_memalign(&made, 64, size - TOO_SHORT) == 0);
+    memset(made, 0, size - TOO_SHORT);
+    atomic_fetch_add_explicit(&taken, 1, memory_order_relaxed);
+    return (word)made;
+}
+int kernels_munmap(word at, word size) { PyMem_RawFree(at); return 0; }
+int kernels_madvise(word at, word size, int advice) { return 0; }
 
 /* --- what kernels call -------------------------------------------------------------------------------------------- */
 
 static _Thread_local word exception;      /* the refusal that was raised */
 static _Thread_local char thread_state;
-static word slab_bytes;
 
 word PyThreadState_GetUnchecked(void) { return (word)&thread_state; }
 word PyEval_SaveThread(void) { return 1; }
@@ -139,16 +152,9 @@ word PyObject_CallNoArgs(word at) {
     object *called = (object *)at;
     switch (called->kind) {
     case CALLBACK: called->run(called); return (word)&nothing;
-    case MAKE_SLAB: return (word)array_of(slab_bytes);
     case BREATHE_HOOK: return (word)&nothing;
     }
     FAIL("called: an object of kind %ld", (long)called->kind);
-}
-word PyObject_CallOneArg(word at, word argument) {
-    object *called = (object *)at;
-    if (called->kind == AS_ARRAY) { Py_IncRef(argument); return argument; }
-    CHECK(called->kind == MAKE_ARRAY_HOOK);
-    return (word)array_of(8 * PyLong_AsLongLong(argument));
 }
 word PyObject_Vectorcall(word at, word arguments, word count, word names) {
     if (((object *)at)->kind == CALLBACK && count == 0 && names == 0) return PyObject_CallNoArgs(at);
@@ -157,6 +163,7 @@ word PyObject_Vectorcall(word at, word arguments, word count, word names) {
     return 0;
 }
 #define NEVER(result, name, ...) result name(__VA_ARGS__) { FAIL(#name " was called"); }
+NEVER(word, PyObject_CallOneArg, word at, word argument)
 NEVER(word, PyErr_GetRaisedException, void)
 NEVER(word, PySequence_Tuple, word at)
 NEVER(word, PyList_New, word count)
@@ -213,36 +220,20 @@ static void open_loop(word chunk) {
     W(lifecycle) = RUNNING;
     W(breathe) = W(overload) = W(warn) = hook(BREATHE_HOOK);
     W(refuse) = W(report) = hook(REFUSE_HOOK);
-    W(make_array) = hook(MAKE_ARRAY_HOOK);
-    slab_bytes = (chunk << CHUNKS_PER_SLAB_BITS) * 8 + 64;
     W(pool_chunk_bytes) = chunk * 8;
-    W(pool_make_slab) = hook(MAKE_SLAB);
-    W(pool_as_array) = hook(AS_ARRAY);
     W(pool_slab_limit) = SLAB_LIMIT;
     W(pool_next) = table(CHUNK_LIMIT);
     W(pool_slabs) = table(SLAB_LIMIT);
-    W(pool_slab_objects) = table(SLAB_LIMIT);
     W(pool_slab_next) = table(SLAB_LIMIT);
     open_queue(base + EXTERNAL, chunk, (word)base + POOL_AT);
     open_queue(base + REMOTE, chunk, (word)base + POOL_AT);
-    word rings[] = {TICKS, MICROTASKS, IMMEDIATES, CLOSING, INTERNAL, CHECKPOINT_ENDS};
-    for (int i = 0; i < 6; i++) {
-        char *state = base + rings[i];
-        object *cells = array_of(8 * 1024);
-        S(R_CELLS) = cells->first;
-        S(R_MASK) = 1023;
-        S(R_ARRAY) = (word)cells;
-    }
-    W(timers_make_slab) = hook(MAKE_ARRAY_HOOK);
     W(timers_next) = table(SLOT_LIMIT);
     W(timers_slabs) = table(SLOT_SLAB_LIMIT);
-    W(timers_slab_objects) = table(SLOT_SLAB_LIMIT);
-    object *heap = array_of(8 * (2 * SMALL_HEAP + 16));
-    W(timers_heap) = ((heap->first + 63) & ~63LL) + 48;
-    W(timers_heap_array) = (word)heap;
-    W(timers_capacity) = SMALL_HEAP;
     W(far_horizon) = GRAIN_MASK;
     W(far_buckets) = table(BUCKET_COUNT * BUCKET_BYTES / 8);
+    object one = {1, INTEGER};
+    one.value = 1;
+    CHECK(kernel_warm(self, (word)&one) == (word)&truth[1]);
 }
 
 typedef struct { object *self; char *state; } handle;
@@ -493,9 +484,10 @@ int main(int count, char **arguments) {
     for (word i = 0; i < W(pool_slab_count); i++) trimmed += ((word *)W(pool_slabs))[i] == 0;
     kernel_destroy(self, 0);
     kernel_dismantle(self, 0);
-    word left = atomic_load(&living) - (hooks_living - 6 - 1);   /* dismantle lets go of six rings and the heap */
+    word left = atomic_load(&living) - hooks_living;
     if (!strcmp(play, "handles")) left -= THREADS;
     CHECK(left == 0);
+    CHECK(atomic_load(&taken) == 0);
     printf("%s: ran %ld, armed %ld, fired %ld, cancelled %ld, refused %ld, parks %ld, wakes %ld, stalls %ld, trimmed %ld\n", play,
            (long)ran, (long)atomic_load(&armed), (long)fired, (long)atomic_load(&cancelled),
            (long)atomic_load(&refused), (long)W(parks), (long)W(wakes_sent), (long)W(stalls), (long)trimmed);

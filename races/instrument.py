@@ -6,6 +6,7 @@ which tells driver.c where the words of a state are. A process of its own, becau
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -13,7 +14,6 @@ import numpy as np
 
 from nbloop.kernels import interpreter, layout
 from nbloop.kernels.far import GRAIN_MASK
-from nbloop.kernels.heap import SMALL_HEAP
 from nbloop.kernels.kernel import kernels
 
 
@@ -31,7 +31,7 @@ def header() -> str:
         name: value for name, value in vars(layout).items() if isinstance(value, int) and name.isupper() and value >= 0
     }
     words |= {name: getattr(interpreter, name) for name in ("OBJECT_HEADER", "TUPLE_ITEMS", "TYPE_CALL")}
-    words |= {"SMALL_HEAP": SMALL_HEAP, "GRAIN_MASK": GRAIN_MASK}
+    words |= {"GRAIN_MASK": GRAIN_MASK}
     words |= offsets(layout.STATE, 0, "STATE") | offsets(layout.HANDLE, 0, "HANDLE")
     words |= {"STATE_BYTES": layout.STATE.itemsize, "HANDLE_BYTES": layout.HANDLE.itemsize}
     return "".join(f"#define {name} {value}LL\n" for name, value in words.items())
@@ -47,7 +47,8 @@ def instrumented() -> str:
         if not function.is_declaration:
             function.add_function_attribute("sanitize_thread")
             function.name = names.get(function.name, function.name)
-    return str(module)
+    # The driver's own: a sanitizer knows where an allocation ends, and not where a map does.
+    return re.sub(r"@(mmap|munmap|madvise)\b", r"@kernels_\1", str(module))
 
 
 def main(folder: Path) -> None:

@@ -7,10 +7,8 @@ where they were. (Descriptors that run out, and pollers that break, are in test_
 from __future__ import annotations
 
 import contextlib
-import functools
 import gc
 import itertools
-import mmap
 import os
 import signal
 import subprocess
@@ -20,17 +18,16 @@ import threading
 import time
 import weakref
 
-import numpy as np
 import pytest
 
 from nbloop import FastPathMode, ForkedLoopError, Loop, LoopTerminatedError, ReentrantCloseError
-from nbloop.kernels import layout
 
 try:
     import _testcapi as nomemory
 except ImportError:
     nomemory = None
 
+HERE = os.path.dirname(__file__)
 needs_testcapi = pytest.mark.skipif(nomemory is None, reason="this Python has no _testcapi")
 
 
@@ -45,41 +42,7 @@ class Task:
             self.ran.append(self)
 
 
-# --- memory: the loop's own arrays
-
-
-class Memory:
-    """In place of the functions that a state's kernels make arrays with: the allocations from the n-th on fail."""
-
-    def __init__(self, loop):
-        self.left = sys.maxsize
-        self.asked = 0
-        record = loop._record
-        slab = int(record["pool"]["chunk_bytes"]) << layout.CHUNKS_PER_SLAB_BITS
-        for where, make in (
-            (record["pool"], functools.partial(mmap.mmap, -1, slab, **layout.PRIVATE)),
-            (record["timers"], functools.partial(np.zeros, dtype=np.int64)),
-        ):
-            where["make_slab"] = self._hook(loop, make)
-        record["make_array"] = self._hook(loop, functools.partial(np.empty, dtype=np.int64))
-
-    def _hook(self, loop, make):
-        def hook(*args):
-            self.asked += 1
-            if self.asked > self.left:
-                raise MemoryError
-            return make(*args)
-
-        loop._state.keep.append(hook)
-        return id(hook)
-
-    @contextlib.contextmanager
-    def failing_after(self, left):
-        self.left, self.asked = left, 0
-        try:
-            yield
-        finally:
-            self.left = sys.maxsize
+# --- memory: the loop's own
 
 
 def handle_of(loop):
@@ -108,14 +71,20 @@ each_put = pytest.mark.parametrize("put", PUTS)
 MANY = {"submit_many": 100, "producer submit_many": 100}
 
 
-@each_put
-@pytest.mark.parametrize("inside", [False, True], ids=["outside", "inside"])
-def test_no_memory_for_arrays(make_loop, turns, put, inside):
-    """Whichever allocation fails: MemoryError and nothing stored, or it is stored and runs, once."""
+def starve(put, inside):
+    """Whichever piece of memory cannot be had: MemoryError and nothing stored, or it is stored and runs, once. In a
+    process of its own (scarce.py).
+    """
+    import scarce
+
     ran, refused = [], 0
-    loop = make_loop(chunk_size=16)
-    memory = Memory(loop)
+    loop = Loop(chunk_size=16)
     watch, expected = weakref.WeakSet(), []
+
+    def turns(count=1):
+        for _ in range(count):
+            loop.stop()
+            loop.run()
 
     def attempt():
         task = Task(ran)
@@ -128,19 +97,19 @@ def test_no_memory_for_arrays(make_loop, turns, put, inside):
         return True
 
     def fill(left):
-        """Schedule until one is refused because an array, `left` after the first, is not to be had; then once more."""
+        """Schedule until one is refused because a piece, `left` after the first, is not to be had; then once more."""
         nonlocal refused
-        with memory.failing_after(left):
+        with scarce.failing_after(left):
             refused += not all(attempt() for _ in range(20_000))
         assert any(attempt() for _ in range(17)), "the tickets of a segment without memory are 16"
 
     for left in range(4):
         if inside:
             loop.submit(fill, left)
-            turns(loop)
+            turns()
         else:
             fill(left)
-        turns(loop, 2 + len(expected) // 1024)
+        turns(2 + len(expected) // 1024)
         assert len(ran) == len(expected)
         assert set(map(id, ran)) == set(map(id, expected))
     assert refused >= 2  # a ring that has grown holds the rest
@@ -150,6 +119,14 @@ def test_no_memory_for_arrays(make_loop, turns, put, inside):
     loop.close()
     gc.collect()
     assert not len(watch)
+    print("starved, and served")
+
+
+@each_put
+@pytest.mark.parametrize("inside", [False, True], ids=["outside", "inside"])
+def test_no_memory_for_the_loop(run_script, put, inside):
+    code = f"import scarce, test_faults; test_faults.starve({put!r}, {inside})"
+    assert run_script(code, PYTHONPATH=os.pathsep.join([HERE, os.environ.get("PYTHONPATH", "")])).endswith("served\n")
 
 
 # --- memory: the interpreter's objects
@@ -191,6 +168,50 @@ def test_no_memory_for_objects(make_loop, turns, put, where):
         ran.clear()
     assert outcomes[-1] is None, "some allocation always fails: look further than 40"
     assert not loop.alive()
+
+
+RINGS = {
+    "submit_internal": "internal",
+    "microtask": "microtasks",
+    "next-tick": "ticks",
+    "checkpoint end": "checkpoint_ends",
+    "close": "closing",
+    "immediate": "immediates",
+}
+
+
+@needs_testcapi
+@pytest.mark.parametrize("put", RINGS)
+def test_no_memory_for_a_full_ring(make_loop, turns, put):
+    """As above, of what needs a larger ring: the kernels' own allocations are among those that fail."""
+    ran, loop, outcomes = [], make_loop(), []
+    ring = loop._record[RINGS[put]]
+
+    def fill(n):
+        call, task = PUTS[put], Task(ran)
+        for _ in range(cells):
+            call(loop, task)
+        nomemory.set_nomemory(n, n + 1)
+        try:
+            call(loop, task)
+        except MemoryError:
+            nomemory.remove_mem_hooks()
+            outcomes.append(0)
+        else:
+            nomemory.remove_mem_hooks()
+            outcomes.append(1)
+
+    for n in range(40):
+        cells = int(ring["mask"]) + 1
+        loop.submit(fill, n)
+        turns(loop, 3)
+        assert len(ran) == cells + outcomes[-1]
+        ran.clear()
+        if outcomes[-1]:
+            break
+    assert outcomes[-1], "some allocation always fails: look further than 40"
+    assert 0 in outcomes
+    assert int(ring["mask"]) + 1 == 2 * cells
 
 
 @needs_testcapi

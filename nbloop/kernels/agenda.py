@@ -42,7 +42,6 @@ from .layout import (
     F_OPENING,
     F_UNSWEPT,
     FAR_AT,
-    MAKE_ARRAY,
     NODE_BYTES,
     POINTER_MASK,
     S_CALLBACK,
@@ -76,7 +75,7 @@ def agenda_insert(base: int, slot: int, record: int, deadline: int, flags: int) 
     order = order_of(sequence)
     put(record + S_PLACE, 0)
     if deadline <= get(base + FAR_AT + F_HORIZON) or far_insert(base, record, deadline, order | slot) < 0:
-        if heap_reserve(timers, get(base + MAKE_ARRAY), 1) < 0:
+        if heap_reserve(timers, 1) < 0:
             return -1
         heap_insert(timers, deadline, order | slot)
     put(timers + T_SEQUENCE, sequence)
@@ -211,7 +210,7 @@ def agenda_open(base: int, number: int) -> int:
         if left <= 0:
             return 1
         first, end = bucket_chunk(base, bucket) + NODE_BYTES, get(bucket + B_NEXT)
-        if heap_reserve(timers, get(base + MAKE_ARRAY), (end - first) // NODE_BYTES) < 0:
+        if heap_reserve(timers, (end - first) // NODE_BYTES) < 0:
             return -1
         for at in range(first, min(first + AHEAD, end), NODE_BYTES):
             prefetch(slot_at(timers, get(at + 8) & (SLOT_LIMIT - 1)))

@@ -41,7 +41,6 @@ from .layout import (
     KIND_INTERNAL,
     KIND_MICROTASK,
     KIND_TICK,
-    MAKE_ARRAY,
     MICROTASKS,
     NONE,
     OBSERVED,
@@ -163,7 +162,6 @@ def fetch_some(base: int) -> bool:
     """`fetch_remote` of some: True if there is more."""
     left = EVERY
     queue = base + REMOTE
-    make_array = get(base + MAKE_ARRAY)
     while queue_length(queue) != 0:
         word = queue_peek(queue)
         if word == 0:
@@ -179,15 +177,15 @@ def fetch_some(base: int) -> bool:
         elif kind == KIND_CANCEL:
             timer_removed(base, value)
         elif kind == KIND_IMMEDIATE:
-            status = ring_push(base + IMMEDIATES, make_array, value)
+            status = ring_push(base + IMMEDIATES, value)
         elif kind == KIND_MICROTASK:
             status = due_push(base, base + MICROTASKS, value)
         elif kind == KIND_TICK:
             status = due_push(base, base + TICKS, value)
         elif kind == KIND_INTERNAL:
-            status = ring_push(base + INTERNAL, make_array, value)
+            status = ring_push(base + INTERNAL, value)
         elif kind == KIND_CLOSE:
-            status = ring_push(base + CLOSING, make_array, value)
+            status = ring_push(base + CLOSING, value)
         else:
             status = due_push(base, base + CHECKPOINT_ENDS, value)
         if status != 0:
@@ -207,6 +205,6 @@ def due_push(base: int, ring: int, word: int) -> int:
     """
     if load(base + INTERRUPT) != 0:
         return 1
-    status = ring_push(ring, get(base + MAKE_ARRAY), word)
+    status = ring_push(ring, word)
     put(base + DUE, get(base + DUE) + 1 + status)
     return status

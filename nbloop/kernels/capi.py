@@ -53,6 +53,10 @@ class External:
 externals: dict[str, External] = {}
 WINDOWS = sys.platform == "win32"
 _system: ctypes.CDLL = ctypes.CDLL("kernelbase" if WINDOWS else None, use_errno=True)  # x64 has one calling convention
+if WINDOWS:
+    _system.VirtualAlloc.restype = ctypes.c_void_p
+else:
+    _system.mmap.restype = ctypes.c_ssize_t
 
 
 class _Pending(threading.local):
@@ -159,6 +163,27 @@ def _raise(number: int) -> int:
     return int(getattr(_system, "raise")(ctypes.c_int(number)))
 
 
+def _mmap(address: int, size: int, protection: int, flags: int, fd: int, offset: int) -> int:
+    where, length, start = ctypes.c_void_p(address), ctypes.c_size_t(size), ctypes.c_long(offset)
+    return int(_system.mmap(where, length, protection, flags, fd, start))
+
+
+def _munmap(address: int, size: int) -> int:
+    return int(_system.munmap(ctypes.c_void_p(address), ctypes.c_size_t(size)))
+
+
+def _madvise(address: int, size: int, advice: int) -> int:
+    return int(_system.madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), advice))
+
+
+def _virtual_alloc(address: int, size: int, kind: int, protection: int) -> int:
+    return int(_system.VirtualAlloc(ctypes.c_void_p(address), ctypes.c_size_t(size), kind, protection) or 0)
+
+
+def _virtual_free(address: int, size: int, kind: int) -> int:
+    return int(_system.VirtualFree(ctypes.c_void_p(address), ctypes.c_size_t(size), kind))
+
+
 def _usleep(microseconds: int) -> int:
     return int(_system.usleep(ctypes.c_uint(microseconds)))
 
@@ -178,6 +203,9 @@ def _wake_by_address(word: int) -> int:
     return 0
 
 
+# The raw allocator runs no Python and needs no thread state; memory.py says what it is for.
+PyMem_RawMalloc = _declare("PyMem_RawMalloc", WORD, WORD)
+PyMem_RawFree = _declare("PyMem_RawFree", VOID, WORD)
 Py_IncRef = _declare("Py_IncRef", VOID, WORD)
 Py_DecRef = _declare("Py_DecRef", VOID, WORD)
 PyCallable_Check = _declare("PyCallable_Check", INT, WORD)
@@ -191,8 +219,6 @@ PySequence_GetSlice = _declare("PySequence_GetSlice", WORD, WORD, WORD, WORD)
 PySequence_Repeat = _declare("PySequence_Repeat", WORD, WORD, WORD)
 PyObject_GetIter = _declare("PyObject_GetIter", WORD, WORD)
 PyIter_Next = _declare("PyIter_Next", WORD, WORD)
-PyMem_RawCalloc = _declare("PyMem_RawCalloc", WORD, WORD, WORD)
-PyMem_RawFree = _declare("PyMem_RawFree", VOID, WORD)
 PyList_New = _declare("PyList_New", WORD, WORD)
 PyList_Append = _declare("PyList_Append", INT, WORD, WORD)
 PyList_GetItemRef = _declare("PyList_GetItemRef", WORD, WORD, WORD)
@@ -231,12 +257,17 @@ libc_getpid = _declare("getpid", INT, twin=os.getpid)
 libc_sigaction = _declare("sigaction", INT, INT, WORD, WORD, twin=_sigaction)
 libc_raise = _declare("raise", INT, INT, twin=_raise)
 libc_usleep = _declare("usleep", INT, INT, twin=_usleep)
+libc_mmap = _declare("mmap", WORD, WORD, WORD, INT, INT, INT, WORD, twin=_mmap)
+libc_munmap = _declare("munmap", INT, WORD, WORD, twin=_munmap)
+libc_madvise = _declare("madvise", INT, WORD, WORD, INT, twin=_madvise)
 # Variadic in C; on x86-64 and AArch64 Linux its integer arguments travel exactly as fixed ones.
 libc_syscall = _declare("syscall", WORD, WORD, WORD, WORD, WORD, WORD, WORD, twin=_syscall)
 # Windows: its futex, with the timeout in ms (-1: none), and its shortest sleep.
 WaitOnAddress = _declare("WaitOnAddress", INT, WORD, WORD, WORD, INT, twin=_wait_on_address)
 WakeByAddressSingle = _declare("WakeByAddressSingle", VOID, WORD, twin=_wake_by_address)
 Sleep = _declare("Sleep", VOID, INT, twin=_sleep)
+VirtualAlloc = _declare("VirtualAlloc", WORD, WORD, WORD, INT, INT, twin=_virtual_alloc)
+VirtualFree = _declare("VirtualFree", INT, WORD, WORD, INT, twin=_virtual_free)
 
 # --- numbers of the system -------------------------------------------------------------------------------------------
 FUTEX_NUMBERS = {"x86_64": 202, "aarch64": 98}

@@ -14,11 +14,10 @@ Invariant: a parent is not after its children. Loses when very many timers are d
 
 from __future__ import annotations
 
-from .atomics import before, get, put, store
-from .capi import Py_DecRef
-from .kernel import apart, data, helper, inlined
-from .layout import SLOT_BITS, T_CAPACITY, T_HEAP, T_HEAP_ARRAY, T_SIZE
-from .pool import words_array
+from .atomics import before, exchange, get, put, store
+from .kernel import apart, helper, inlined
+from .layout import SLOT_BITS, T_CAPACITY, T_HEAP, T_HEAP_BLOCK, T_SIZE
+from .memory import block_give, block_take
 
 SMALL_HEAP = 64  # entries that an empty heap has room for
 
@@ -113,46 +112,55 @@ def heap_pop(timers: int) -> None:
         heap_up(heap, heap_hole_down(heap, size), deadline, order)
 
 
+@helper
+def heap_bytes(capacity: int) -> int:
+    """The size of a block with room for so many entries, wherever its first line begins (`heap_base`)."""
+    return (capacity << 4) + 128
+
+
 @apart
-def heap_resize(timers: int, make_array: int, capacity: int) -> int:
-    """Move to an array with room for `capacity` entries, no fewer than there are. 0, or -1 and nothing changed."""
-    array = words_array(make_array, 2 * capacity + 16)
-    if array == 0:
+def heap_resize(timers: int, capacity: int) -> int:
+    """Move to a block with room for `capacity` entries, no fewer than there are. 0, or -1 and nothing changed."""
+    block = block_take(heap_bytes(capacity))
+    if block == 0:
         return -1
-    new, old = heap_base(data(array)), get(timers + T_HEAP)
+    new, old = heap_base(block), get(timers + T_HEAP)
     for i in range(2 * get(timers + T_SIZE)):
         put(new + (i << 3), get(old + (i << 3)))
-    old_array = get(timers + T_HEAP_ARRAY)
+    heap_end(timers)
     put(timers + T_HEAP, new)
-    put(timers + T_HEAP_ARRAY, array)
+    put(timers + T_HEAP_BLOCK, block)
     put(timers + T_CAPACITY, capacity)
-    Py_DecRef(old_array)
     return 0
 
 
+@helper
+def heap_end(timers: int) -> None:
+    """Give back the block, if there is one."""
+    block_give(exchange(timers + T_HEAP_BLOCK, 0), heap_bytes(get(timers + T_CAPACITY)))
+
+
 @inlined
-def heap_reserve(timers: int, make_array: int, count: int) -> int:
+def heap_reserve(timers: int, count: int) -> int:
     """Make room for `count` more entries. 0, or -1 for no memory. Amortised O(1)."""
     needed = get(timers + T_SIZE) + count
     capacity = get(timers + T_CAPACITY)
     if needed <= capacity:
         return 0
-    return heap_resize(timers, make_array, max(needed, 2 * capacity))
+    return heap_resize(timers, max(needed, 2 * capacity))
 
 
 @helper
-def heap_trim(timers: int, make_array: int) -> None:
-    """Shrink a large array that is hardly used any more. Before a sleep."""
+def heap_trim(timers: int) -> None:
+    """Shrink a large block that is hardly used any more. Before a sleep."""
     capacity, size = get(timers + T_CAPACITY), get(timers + T_SIZE)
     if capacity >= 64 * SMALL_HEAP and 8 * size < capacity:
-        heap_resize(timers, make_array, max(SMALL_HEAP, 2 * size))
+        heap_resize(timers, max(SMALL_HEAP, 2 * size))
 
 
 @helper
 def heap_base(address: int) -> int:
-    """Where entry 0 goes in an array, so that entry 1 begins a 64-byte line. The array needs 14 words more than its
-    entries.
-    """
+    """Where entry 0 goes in a block, so that entry 1 begins a 64-byte line."""
     return ((address + 63) & ~63) + 48
 
 

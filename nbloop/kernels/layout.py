@@ -60,24 +60,24 @@ QUEUE = _record(
 # Chunks of cells and the stacks they wait in (pool.py).
 POOL = _record(
     # read-mostly
-    _words("slabs", "slab_objects", "next", "slab_next", "chunk_bytes", "make_slab", "as_array", "slab_limit"),
+    _words("slabs", "next", "slab_next", "chunk_bytes", "slab_limit"),
     _words("free", "free_retries"),  # shared: stack of chunk numbers
     _words("free_slabs", "free_slabs_retries", "slab_count"),  # shared: stack of slab numbers, the first never used
     _words("free_chunks"),  # shared: how many chunks wait in `free`, for the decision to give memory back
 )
 
 # A growable ring of callables with one owner (ring.py). 64 bytes, two to a line: both belong to the loop thread.
-RING = np.dtype([(name, np.int64) for name in ("cells", "mask", "head", "tail", "array", "_5", "_6", "_7")])
+RING = np.dtype([(name, np.int64) for name in ("cells", "mask", "head", "tail", "_4", "_5", "_6", "_7")])
 
 # Timers (timers.py): slots that any thread may arm or cancel, and the heap (heap.py) of those due soon.
 TIMERS = _record(
-    _words("slabs", "slab_objects", "next", "make_slab"),  # read-mostly
+    _words("slabs", "next"),  # read-mostly
     # shared: stack of slot numbers, and the first never used; its retries are also those of the slots' own words
     _words("free", "retries", "slot_count"),
     # Shared: balance of other threads' arms and cancels; slots that do not count; timer commands in the remote queue.
     _words("live_elsewhere", "unreferenced", "commands"),
     # Owned by the loop thread: the heap, and how many of its entries are of timers that were cancelled.
-    _words("heap", "heap_array", "size", "capacity", "stale"),
+    _words("heap", "heap_block", "size", "capacity", "stale"),
     # spare slots: a stack of the loop thread's own, and its size
     _words("sequence", "live_here", "nesting", "spare", "spares"),
 )
@@ -132,7 +132,7 @@ STATE = _record(
     ),
     # Objects the kernels call or return; owned references, released with the state.
     _words(
-        *("none", "report", "refuse", "breathe", "overload", "warn", "make_array", "waker", "renew", "pressure"),
+        *("none", "report", "refuse", "breathe", "overload", "warn", "waker", "renew", "pressure"),
         *("list_type", "tuple_type"),
     ),
     _words("stop", "holds"),  # shared: asks for the end after this turn
@@ -264,8 +264,8 @@ def offset(record: np.dtype[np.void], *path: str) -> int:
 
 # --- sizes ----------------------------------------------------------------------------------------------------------
 DIRECTORY_BITS = 18  # segments a queue can have in use: 262,144 of 128 cells are 33.5 million queued tasks
-CHUNKS_PER_SLAB_BITS = 6  # 64 chunks of 1 KiB: one 64 KiB array a time
-SLOTS_PER_SLAB_BITS = 10  # 1,024 timer slots of 64 bytes: one 64 KiB array a time
+CHUNKS_PER_SLAB_BITS = 6  # 64 chunks of 1 KiB: a map of 64 KiB
+SLOTS_PER_SLAB_BITS = 10  # 1,024 timer slots of 64 bytes: a map of 64 KiB
 SLOT_BITS = 22  # 4.2 million timers; the other 41 bits of an id count how often its slot was used
 CHUNK_LIMIT = 1 << DIRECTORY_BITS
 SLAB_LIMIT = CHUNK_LIMIT >> CHUNKS_PER_SLAB_BITS
@@ -280,7 +280,7 @@ NODE_BYTES = NODE.itemsize
 
 
 # Private, which is not Python's default: a forked child that lets go of its copy of a loop must not empty the parent's.
-PRIVATE: dict[str, Any] = {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
+_PRIVATE: dict[str, Any] = {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
 
 
 def table(words: int) -> npt.NDArray[np.int64]:
@@ -289,7 +289,7 @@ def table(words: int) -> npt.NDArray[np.int64]:
     An anonymous map and not `np.zeros`: after the first freed table glibc raises its mmap threshold, and from then on
     the same `np.zeros(2 MiB)` is carved from the heap and cleared by hand, 2 MiB resident a loop.
     """
-    return np.frombuffer(mmap.mmap(-1, words * 8, **PRIVATE), np.int64)
+    return np.frombuffer(mmap.mmap(-1, words * 8, **_PRIVATE), np.int64)
 
 
 # --- the words, as kernels know them --------------------------------------------------------------------------------
@@ -303,10 +303,8 @@ Q_RETRIES = offset(QUEUE, "retries")
 Q_FILLED, Q_PASSED = offset(QUEUE, "filled"), offset(QUEUE, "passed")
 Q_HEAD, Q_CHUNK, Q_FINAL = offset(QUEUE, "head"), offset(QUEUE, "chunk"), offset(QUEUE, "final")
 
-P_SLABS, P_SLAB_OBJECTS = offset(POOL, "slabs"), offset(POOL, "slab_objects")
+P_SLABS, P_CHUNK_BYTES = offset(POOL, "slabs"), offset(POOL, "chunk_bytes")
 P_NEXT, P_SLAB_NEXT = offset(POOL, "next"), offset(POOL, "slab_next")
-P_CHUNK_BYTES, P_MAKE_SLAB = offset(POOL, "chunk_bytes"), offset(POOL, "make_slab")
-P_AS_ARRAY = offset(POOL, "as_array")
 P_SLAB_LIMIT, P_FREE, P_FREE_CHUNKS = offset(POOL, "slab_limit"), offset(POOL, "free"), offset(POOL, "free_chunks")
 S_INTEREST, S_DESCRIPTOR = offset(SLOT, "interest"), offset(SLOT, "descriptor")
 IO_WATCHES, IO_SUSPECT, IO_POLLER = (offset(IO, n) for n in ("watches", "suspect", "poller"))
@@ -317,12 +315,12 @@ IO_ARGUMENTS = offset(IO, "argument0")
 P_FREE_SLABS, P_SLAB_COUNT = offset(POOL, "free_slabs"), offset(POOL, "slab_count")
 
 R_CELLS, R_MASK, R_HEAD = offset(RING, "cells"), offset(RING, "mask"), offset(RING, "head")
-R_TAIL, R_ARRAY = offset(RING, "tail"), offset(RING, "array")
+R_TAIL = offset(RING, "tail")
 
-T_SLABS, T_SLAB_OBJECTS, T_NEXT = offset(TIMERS, "slabs"), offset(TIMERS, "slab_objects"), offset(TIMERS, "next")
-T_MAKE_SLAB, T_FREE, T_SLOT_COUNT = offset(TIMERS, "make_slab"), offset(TIMERS, "free"), offset(TIMERS, "slot_count")
+T_SLABS, T_NEXT = offset(TIMERS, "slabs"), offset(TIMERS, "next")
+T_FREE, T_SLOT_COUNT = offset(TIMERS, "free"), offset(TIMERS, "slot_count")
 T_LIVE_ELSEWHERE, T_UNREFERENCED = offset(TIMERS, "live_elsewhere"), offset(TIMERS, "unreferenced")
-T_HEAP, T_HEAP_ARRAY, T_SIZE = offset(TIMERS, "heap"), offset(TIMERS, "heap_array"), offset(TIMERS, "size")
+T_HEAP, T_HEAP_BLOCK, T_SIZE = offset(TIMERS, "heap"), offset(TIMERS, "heap_block"), offset(TIMERS, "size")
 T_CAPACITY, T_SEQUENCE = offset(TIMERS, "capacity"), offset(TIMERS, "sequence")
 T_LIVE_HERE, T_NESTING = offset(TIMERS, "live_here"), offset(TIMERS, "nesting")
 S_WORD, S_CALLBACK, S_DEADLINE = offset(SLOT, "word"), offset(SLOT, "callback"), offset(SLOT, "deadline")
@@ -342,7 +340,7 @@ SELF, BUDGET, CLAMP, AUTO_EXIT = (offset(STATE, n) for n in ("self", "budget", "
 PARK_MODE, WAKE_FD, SPIN_MAX, ONE_WORD = (offset(STATE, n) for n in ("park_mode", "wake_fd", "spin_max", "one"))
 NONE, REPORT, REFUSE = offset(STATE, "none"), offset(STATE, "report"), offset(STATE, "refuse")
 BREATHE, OVERLOAD, WARN = offset(STATE, "breathe"), offset(STATE, "overload"), offset(STATE, "warn")
-MAKE_ARRAY, WAKER, RENEW = (offset(STATE, n) for n in ("make_array", "waker", "renew"))
+WAKER, RENEW = offset(STATE, "waker"), offset(STATE, "renew")
 IO_AT = offset(STATE, "io")
 VIRTUAL, AUTOJUMP, VIRTUAL_NOW = (offset(STATE, n) for n in ("virtual", "autojump", "virtual_now"))
 STOP, HOLDS, SLEEP, SLEEP_DEADLINE, READY = (

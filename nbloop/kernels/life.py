@@ -8,7 +8,7 @@ truly, and what it looks at is consistent, if empty.
 from __future__ import annotations
 
 from .agenda import agenda_clear
-from .atomics import compare_and_swap, exchange, fetch_add, get, load, put, store, store_sc
+from .atomics import compare_and_swap, fetch_add, get, load, put, store, store_sc
 from .caller import on_loop_thread
 from .capi import (
     Py_DecRef,
@@ -21,6 +21,7 @@ from .capi import (
 )
 from .clock import FOREVER, LAST, clock_jump, loop_ns
 from .external import handle_drop, handles_drop, let_in, queue_drop
+from .heap import SMALL_HEAP, heap_end, heap_resize
 from .ingress import (
     chunks_reserve,
     chunks_return,
@@ -53,11 +54,8 @@ from .layout import (
     NAPPED,
     NONE,
     OWNER,
-    P_SLAB_COUNT,
-    P_SLAB_OBJECTS,
     POINTER_MASK,
     POOL_AT,
-    R_ARRAY,
     R_HEAD,
     R_TAIL,
     READY,
@@ -68,14 +66,11 @@ from .layout import (
     S_WORD,
     SLEEP_DEADLINE,
     SLOT_BITS,
-    SLOTS_PER_SLAB_BITS,
     STOP,
     T_COMMANDS,
-    T_HEAP_ARRAY,
     T_LIVE_ELSEWHERE,
     T_LIVE_HERE,
     T_RETRIES,
-    T_SLAB_OBJECTS,
     T_SLOT_COUNT,
     T_UNREFERENCED,
     TERMINATED,
@@ -85,9 +80,10 @@ from .layout import (
 )
 from .parking import arrivals, wake_to_exit, wide_awake
 from .parking import wake as wake_loop
+from .pool import pool_end
 from .readiness import WATCHED
-from .ring import ring_length, ring_pop, ring_seen
-from .slots import slot_of, timers_referenced
+from .ring import ring_end, ring_length, ring_open, ring_pop, ring_seen
+from .slots import slot_of, slots_end, timers_referenced
 from .timers import (
     CANCELLED,
     SPENT,
@@ -167,10 +163,20 @@ def is_loop_thread(self: int, _unused: int) -> int:
 
 @kernel(ONE)
 def warm(self: int, chunks: int) -> int:
-    """Have that many chunks in the pool before the first submit needs one; False if there is no memory. At
-    construction.
+    """At construction: the rings, the heap, and so many chunks in the pool before the first submit needs one. False if
+    there is no memory; then `destroy` gives back what there is.
     """
     base = data(self)
+    if (
+        ring_open(base + TICKS) != 0
+        or ring_open(base + MICROTASKS) != 0
+        or ring_open(base + IMMEDIATES) != 0
+        or ring_open(base + CLOSING) != 0
+        or ring_open(base + INTERNAL) != 0
+        or ring_open(base + CHECKPOINT_ENDS) != 0
+        or heap_resize(base + TIMERS_AT, SMALL_HEAP) != 0
+    ):
+        return PyBool_FromLong(0)
     first = chunks_reserve(base + POOL_AT, PyLong_AsLongLong(chunks))
     chunks_return(base + POOL_AT, first)
     return PyBool_FromLong(1 if first >= 0 else 0)
@@ -362,30 +368,18 @@ def destroy(self: int, _unused: int) -> int:
 
 @kernel(NO_ARGUMENTS)
 def dismantle(self: int, _unused: int) -> int:
-    """Release the arrays that kernels have made. Its ``self`` is the `Memory` of a destroyed state, which is gone."""
+    """Give back what kernels have taken. Its ``self`` is the `Memory` of a destroyed state, which is gone."""
     base = data(self)
-    timers = base + TIMERS_AT
-    pool = base + POOL_AT
-    release_array(base + TICKS + R_ARRAY)
-    release_array(base + MICROTASKS + R_ARRAY)
-    release_array(base + IMMEDIATES + R_ARRAY)
-    release_array(base + CLOSING + R_ARRAY)
-    release_array(base + INTERNAL + R_ARRAY)
-    release_array(base + CHECKPOINT_ENDS + R_ARRAY)
-    release_array(timers + T_HEAP_ARRAY)
-    for slab in range(load(timers + T_SLOT_COUNT) >> SLOTS_PER_SLAB_BITS):
-        release_array(get(timers + T_SLAB_OBJECTS) + (slab << 3))
-    for slab in range(load(pool + P_SLAB_COUNT)):
-        release_array(get(pool + P_SLAB_OBJECTS) + (slab << 3))
-    return get(base + NONE)
-
-
-@helper
-def release_array(word: int) -> None:
-    """Release the array that a word owns, if any."""
-    array = exchange(word, 0)
-    if array != 0:
-        Py_DecRef(array)
+    ring_end(base + TICKS)
+    ring_end(base + MICROTASKS)
+    ring_end(base + IMMEDIATES)
+    ring_end(base + CLOSING)
+    ring_end(base + INTERNAL)
+    ring_end(base + CHECKPOINT_ENDS)
+    heap_end(base + TIMERS_AT)
+    slots_end(base + TIMERS_AT)
+    pool_end(base + POOL_AT)
+    return PyBool_FromLong(1)  # not None, whose address may not be there yet
 
 
 @kernel(NO_ARGUMENTS)

@@ -33,7 +33,6 @@ from .layout import (
     KIND_MICROTASK,
     KIND_TICK,
     LIFECYCLE,
-    MAKE_ARRAY,
     MICROTASKS,
     NONE,
     POINTER_MASK,
@@ -129,7 +128,7 @@ def schedule(base: int, arguments: int, count: int, ring: int, kind: int, at_che
     if at_checkpoint:
         status = due_push(base, ring, word)
     elif load(base + LIFECYCLE) < TERMINATING:
-        status = ring_push(ring, get(base + MAKE_ARRAY), word)
+        status = ring_push(ring, word)
     else:
         status = 1
     if status == 0:
@@ -255,7 +254,7 @@ def schedule_immediate(self: int, arguments: int, count: int) -> int:
             if here:
                 if queue_length(base + REMOTE) != 0:
                     fetch_remote(base)
-                if ring_push(base + IMMEDIATES, get(base + MAKE_ARRAY), slot) != 0:
+                if ring_push(base + IMMEDIATES, slot) != 0:
                     status = REFUSED_MEMORY
                 elif get(base + RECORDER_AT) != 0:
                     ring_recorded(base, KIND_IMMEDIATE)

@@ -1,19 +1,18 @@
 """A growable ring of words with one owner: microtasks, next-ticks, immediates, close callbacks, internal tasks.
 
 Everything here belongs to the loop thread (other threads' microtasks come through the remote queue), so it is the
-plain textbook ring: power-of-two cells, head and tail that only grow. Growth doubles the array; `ring_trim` lets go
-of a large empty one before a sleep. Loses against a deque only while growing, which copies: amortised O(1).
+plain textbook ring: power-of-two cells, head and tail that only grow. Growth doubles the block of cells; `ring_trim`
+lets go of a large empty one before a sleep. Loses against a deque only while growing, which copies: amortised O(1).
 
 Invariants: head <= tail <= head + mask + 1; a cell outside [head, tail) means nothing.
 """
 
 from __future__ import annotations
 
-from .atomics import get, load, put, store
-from .capi import Py_DecRef
-from .kernel import apart, data, helper, inlined
-from .layout import R_ARRAY, R_CELLS, R_HEAD, R_MASK, R_TAIL
-from .pool import words_array
+from .atomics import exchange, get, load, put, store
+from .kernel import apart, helper, inlined
+from .layout import R_CELLS, R_HEAD, R_MASK, R_TAIL
+from .memory import block_give, block_take
 
 SMALL = 1024  # cells that an empty ring keeps
 
@@ -31,13 +30,10 @@ def ring_seen(ring: int) -> bool:
 
 
 @inlined
-def ring_push(ring: int, make_array: int, word: int) -> int:
-    """Append. 0, or -1 if it is full and there is no memory for a larger array. Owner; amortised O(1)."""
+def ring_push(ring: int, word: int) -> int:
+    """Append. 0, or -1 if it is full and there is no memory for more cells. Owner; amortised O(1)."""
     tail = get(ring + R_TAIL)
-    if (
-        tail - get(ring + R_HEAD) > get(ring + R_MASK)
-        and ring_resize(ring, make_array, 2 * (get(ring + R_MASK) + 1)) < 0
-    ):
+    if tail - get(ring + R_HEAD) > get(ring + R_MASK) and ring_resize(ring, 2 * (get(ring + R_MASK) + 1)) < 0:
         return -1
     put(get(ring + R_CELLS) + ((tail & get(ring + R_MASK)) << 3), word)
     store(ring + R_TAIL, tail + 1)
@@ -54,29 +50,43 @@ def ring_pop(ring: int) -> int:
 
 
 @apart
-def ring_resize(ring: int, make_array: int, cells: int) -> int:
-    """Move to an array of `cells` words, a power of two no smaller than the length. 0, or -1 and nothing changed.
+def ring_resize(ring: int, cells: int) -> int:
+    """Move to a block of `cells` words, a power of two no smaller than the length. 0, or -1 and nothing changed.
     Owner.
     """
-    array = words_array(make_array, cells)
-    if array == 0:
+    new = block_take(cells << 3)
+    if new == 0:
         return -1
-    new = data(array)
     at = get(ring + R_HEAD)
     old, old_mask = get(ring + R_CELLS), get(ring + R_MASK)
     while at < get(ring + R_TAIL):
         put(new + ((at & (cells - 1)) << 3), get(old + ((at & old_mask) << 3)))
         at += 1
-    old_array = get(ring + R_ARRAY)
     put(ring + R_CELLS, new)
     put(ring + R_MASK, cells - 1)
-    put(ring + R_ARRAY, array)
-    Py_DecRef(old_array)
+    block_give(old, (old_mask + 1) << 3)
     return 0
 
 
 @helper
-def ring_trim(ring: int, make_array: int) -> None:
+def ring_trim(ring: int) -> None:
     """Shrink an empty ring that a burst has left large. Owner, before a sleep."""
     if get(ring + R_MASK) >= 16 * SMALL and ring_length(ring) == 0:
-        ring_resize(ring, make_array, SMALL)
+        ring_resize(ring, SMALL)
+
+
+@helper
+def ring_open(ring: int) -> int:
+    """The first cells of a ring whose words are zero. 0, or -1 if there is no memory."""
+    cells = block_take(SMALL << 3)
+    if cells == 0:
+        return -1
+    put(ring + R_CELLS, cells)
+    put(ring + R_MASK, SMALL - 1)
+    return 0
+
+
+@helper
+def ring_end(ring: int) -> None:
+    """Give back the cells, if there are any; nobody uses the ring any more."""
+    block_give(exchange(ring + R_CELLS, 0), (get(ring + R_MASK) + 1) << 3)

@@ -6,17 +6,16 @@ the loop thread's own. An id is ``generation << SLOT_BITS | slot``, and the slot
 slot that is used again they differ, so a stale id is unknown, never somebody else's (until 2**41 uses of one slot).
 What else the word means is its user's: `timers.py` has the states.
 
-A slab is an array, or, once there are many, one of 64 parts of a large one, for which numpy asks the system for huge
-pages. Of a million slots used in random order each costs a walk through the page tables besides its own cache miss, on
+A slab is a map of its own, or, once there are many, one of 64 parts of a large one, for which huge pages are asked
+for. Of a million slots used in random order each costs a walk through the page tables besides its own cache miss, on
 a virtual machine through two sets of them; in huge pages cancelling takes 0.8 times as long. The first slabs are small,
 because a few timers should not cost 4 MiB.
 """
 
 from __future__ import annotations
 
-from .atomics import fetch_add, get, load, load_sc, put, store
-from .capi import Py_DecRef
-from .kernel import apart, data, helper, inlined
+from .atomics import compare_and_swap, exchange, get, load, load_sc, put, store
+from .kernel import apart, helper, inlined
 from .layout import (
     S_CALLBACK,
     S_PLACE,
@@ -28,9 +27,7 @@ from .layout import (
     T_FREE,
     T_LIVE_ELSEWHERE,
     T_LIVE_HERE,
-    T_MAKE_SLAB,
     T_NEXT,
-    T_SLAB_OBJECTS,
     T_SLABS,
     T_SLOT_COUNT,
     T_SPARE,
@@ -38,13 +35,13 @@ from .layout import (
     T_UNREFERENCED,
     TIMERS_AT,
 )
-from .pool import words_array
+from .memory import map_give, map_take
 from .stack import stack_pop, stack_push
 
 GENERATION_SHIFT = 4
 GENERATION_MASK = (1 << (63 - SLOT_BITS)) - 1
 PER_SLAB = 1 << SLOTS_PER_SLAB_BITS
-MANY = 64 * PER_SLAB  # slots: an array of 4 MiB, the least for which numpy asks for huge pages
+MANY = 64 * PER_SLAB  # slots: a map of 4 MiB, the least for which huge pages are asked for
 SPARES_MOST = 1024  # slots that the loop's thread keeps for itself
 
 
@@ -61,29 +58,48 @@ def slot_take(timers: int) -> int:
     return slot if slot >= 0 else slots_make(timers)
 
 
+@helper
+def slots_at_once(made: int) -> int:
+    """How many slots the map has that comes after so many."""
+    return MANY if made >= MANY and made + MANY <= SLOT_LIMIT else PER_SLAB
+
+
 @apart
 def slots_make(timers: int) -> int:
-    """`slot_take` when no free one is left: as many as an array has, all but the first of them into the stack."""
-    made = load(timers + T_SLOT_COUNT)
-    count = MANY if made >= MANY and made + MANY <= SLOT_LIMIT else PER_SLAB
-    array = words_array(get(timers + T_MAKE_SLAB), count * (SLOT_BYTES >> 3) + 8)
-    if array == 0:
-        return -1
-    first = fetch_add(timers + T_SLOT_COUNT, count)
-    if first + count > SLOT_LIMIT:  # unless others who came first have put a whole array's into the stack
-        fetch_add(timers + T_SLOT_COUNT, -count)
-        Py_DecRef(array)
-        return stack_pop(timers + T_FREE, get(timers + T_NEXT))
-    address = (data(array) + 63) & ~63
+    """`slot_take` when no free one is left: as many as a map has, all but the first of them into the stack."""
+    table = get(timers + T_NEXT)
+    while True:
+        first = load(timers + T_SLOT_COUNT)
+        count = slots_at_once(first)
+        address = map_take(count * SLOT_BYTES) if first + count <= SLOT_LIMIT else 0
+        if address == 0:
+            return stack_pop(timers + T_FREE, table)  # somebody may have put some there meanwhile
+        if compare_and_swap(timers + T_SLOT_COUNT, first, first + count):
+            break
+        map_give(address, count * SLOT_BYTES)  # another thread has made some
+        slot = stack_pop(timers + T_FREE, table)
+        if slot >= 0:
+            return slot
     slab = first >> SLOTS_PER_SLAB_BITS
-    put(get(timers + T_SLAB_OBJECTS) + (slab << 3), array)  # the others of a large array own nothing
     for part in range(count >> SLOTS_PER_SLAB_BITS):
         store(get(timers + T_SLABS) + ((slab + part) << 3), address + part * PER_SLAB * SLOT_BYTES)
-    table = get(timers + T_NEXT)
     for slot in range(first + 1, first + count - 1):
         store(table + (slot << 3), slot + 2)
     stack_push(timers + T_FREE, table, first + 1, first + count - 1)
     return first
+
+
+@helper
+def slots_end(timers: int) -> None:
+    """Give back every map. Nobody looks at a slot any more."""
+    made = exchange(timers + T_SLOT_COUNT, 0)
+    store(timers + T_FREE, 0)
+    put(timers + T_SPARE, 0)
+    first = 0
+    while first < made:
+        count = slots_at_once(first)
+        map_give(load(get(timers + T_SLABS) + ((first >> SLOTS_PER_SLAB_BITS) << 3)), count * SLOT_BYTES)
+        first += count
 
 
 @helper

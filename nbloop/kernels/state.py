@@ -2,19 +2,17 @@
 
 A `State` is a numpy array and the ``self`` of the loop's built-in methods, so it lives as long as the loop *or any
 method taken from it*. Its words hold two kinds of addresses: of objects kept alive by the array's own attribute
-`keep` (hooks), and of references that kernels own (callables, the arrays they grew).
+`keep` (hooks), and of what kernels own: references of callables, and memory they took (memory.py).
 
 It ends in two steps, because the collector calls the finalisers of a cycle in any order, and finalisers call methods.
 A `State` is in such a cycle. Its finaliser closes every queue, its handles' too, and releases the callables; the
 memory stays, so a call that comes later refuses or finds nothing. The `Memory` under the words is in no cycle: the
-collector does not see it. It goes with the last reference to the state, and takes along what kernels have allocated.
+collector does not see it. It goes with the last reference to the state, and takes along what kernels have taken.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
-import mmap
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -25,27 +23,20 @@ import numpy.typing as npt
 from ..unique import Unique
 from . import layout
 from .atomics import put
-from .capi import Py_IncRef
 from .far import GRAIN_MASK
-from .heap import SMALL_HEAP
 from .interpreter import TYPE_TRAVERSE
 from .kernel import Kernel, data
 from .layout import FAR, HANDLE, LINE, POOL, QUEUE, RING, STATE, TIMERS, table
 from .life import destroy, dismantle, producer_close, producer_destroy, producer_drop, producer_reopen, warm
-from .ring import SMALL
 from .traverse import traverse_handle, traverse_loop
-
-# C functions all the way down: no bytecode runs, so no signal handler can enter while a kernel calls one (see pool.py).
-make_array = functools.partial(np.empty, dtype=np.int64)
-
 
 _DIRECTORY = 1 << layout.DIRECTORY_BITS
 _LOOP_TABLES = (
     2 * _DIRECTORY
     + layout.CHUNK_LIMIT
-    + 3 * layout.SLAB_LIMIT
+    + 2 * layout.SLAB_LIMIT
     + layout.SLOT_LIMIT
-    + 2 * layout.SLOT_SLAB_LIMIT
+    + layout.SLOT_SLAB_LIMIT
     + layout.BUCKET_COUNT * layout.BUCKET_BYTES // 8
 )
 
@@ -80,7 +71,7 @@ class State(Unique, np.ndarray):
     used: int  # words of its memory that are the state's own or a table's
     finaliser: Kernel
     self_at: int  # index of the word "self", without which the words mean nothing to the collector
-    whole = False  # set once the array is a state, and not only typed as one
+    whole = False  # set once all words are there that the finaliser works on; exceptions may come before
 
     def __array_finalize__(self, source: object) -> None:
         if isinstance(source, State):  # a slice would be traversed and finalised as if it were a state itself
@@ -171,7 +162,9 @@ _show_to_collector(HandleWords, traverse_handle)
 
 
 def make_state[S: State](kind: type[S]) -> S:
-    """A zeroed state, with room for its tables behind it. Both begin on a page: a map does."""
+    """A zeroed state, with room for its tables behind it. Both begin on a page: a map does. It is `whole`
+    when its maker says so.
+    """
     words = kind.kind.itemsize // 8
     memory = table(words + kind.tables).view(kind.memory)
     if isinstance(memory, Memory):
@@ -179,7 +172,6 @@ def make_state[S: State](kind: type[S]) -> S:
     state = np.ndarray.__new__(kind, (words,), np.int64, buffer=memory)
     state.keep = []
     state.used = words
-    state.whole = True
     return state
 
 
@@ -193,12 +185,6 @@ def _table(state: State, words: int) -> int:
     state.used += words
     assert state.used <= state.kind.itemsize // 8 + state.tables
     return _address(state) + 8 * start
-
-
-def _owned(array: npt.NDArray[np.int64]) -> int:
-    """The address of `array`, with a reference that the kernels now own."""
-    Py_IncRef(id(array))
-    return id(array)
 
 
 def _open_queue(
@@ -240,17 +226,13 @@ def make_loop_state(
     state.handle_numbers = itertools.count()
     record = state.record
     base = _address(state)
-    record["self"] = id(state)
     record["none"] = id(None)
     record["one"] = 1
     record["list_type"], record["tuple_type"] = id(list), id(tuple)
     for name, hook in hooks.items():
         record[name] = _hook(state, hook)
-    record["make_array"] = _hook(state, make_array)
 
     pool = record["pool"]
-    # Anonymous maps and not np.zeros: the C library keeps freed blocks of this size, and an idle loop should give
-    # memory back.
     chunk_bytes = chunk_size * (8 if metrics is None else 16)  # a stamp beside each cell
     measured = 0
     if metrics is not None:
@@ -261,34 +243,22 @@ def make_loop_state(
         state.keep.append(recorder)
         recorded = record["recorder"] = _address(recorder)
     record["observed"] = measured != 0 or recorded != 0
-    slab_bytes = chunk_bytes << layout.CHUNKS_PER_SLAB_BITS
     pool["chunk_bytes"] = chunk_bytes
-    pool["make_slab"] = _hook(state, functools.partial(mmap.mmap, -1, slab_bytes, **layout.PRIVATE))
-    pool["as_array"] = _hook(state, functools.partial(np.frombuffer, dtype=np.int64))
     pool["slab_limit"] = layout.SLAB_LIMIT
     pool["next"] = _table(state, layout.CHUNK_LIMIT)
-    for name in ("slabs", "slab_objects", "slab_next"):
+    for name in ("slabs", "slab_next"):
         pool[name] = _table(state, layout.SLAB_LIMIT)
     pool_at = base + layout.POOL_AT
     _open_queue(state, layout.EXTERNAL, chunk_size, pool_at, ingress_limit, layout.NUMBER_EXTERNAL, measured, recorded)
     _open_queue(state, layout.REMOTE, chunk_size, pool_at, None, layout.NUMBER_REMOTE, 0, recorded)
 
-    for name in ("ticks", "microtasks", "immediates", "closing", "internal", "checkpoint_ends"):
-        ring = record[name]
-        cells = np.empty(SMALL, np.int64)
-        ring["cells"], ring["mask"], ring["array"] = _address(cells), SMALL - 1, _owned(cells)
-
     timers = record["timers"]
-    timers["make_slab"] = _hook(state, functools.partial(np.zeros, dtype=np.int64))
     timers["next"] = _table(state, layout.SLOT_LIMIT)
-    for name in ("slabs", "slab_objects"):
-        timers[name] = _table(state, layout.SLOT_SLAB_LIMIT)
-    capacity = SMALL_HEAP
-    heap = np.empty(2 * capacity + 16, np.int64)
-    timers["heap"], timers["heap_array"] = ((_address(heap) + 63) & ~63) + 48, _owned(heap)
-    timers["capacity"] = capacity
+    timers["slabs"] = _table(state, layout.SLOT_SLAB_LIMIT)
     record["far"]["horizon"] = GRAIN_MASK  # the last ns of a bucket, as always: a virtual clock begins at 0
     record["far"]["buckets"] = _table(state, layout.BUCKET_COUNT * layout.BUCKET_BYTES // 8)
+    record["self"] = id(state)
+    state.whole = True
     if not warm.bind(state)(initial_chunks):
         raise MemoryError(f"no memory for initial_chunks={initial_chunks}")
     return state
@@ -299,9 +269,7 @@ def make_handle_state(loop_state: LoopWords) -> HandleWords:
     state = make_state(HandleWords)
     state.loop = loop_state
     state.number = next(loop_state.handle_numbers)
-    loop_state.handles[state.number] = state.base
     record = state.record
-    record["self"] = id(state)
     record["loop"] = _address(loop_state)
     chunk_size = 1 << int(loop_state.record["external"]["shift"])
     external = loop_state.record["external"]
@@ -310,6 +278,9 @@ def make_handle_state(loop_state: LoopWords) -> HandleWords:
     measured, recorder = int(external["measured"]), int(external["recorder"])
     pool = _address(loop_state) + layout.POOL_AT
     _open_queue(state, layout.H_QUEUE, chunk_size, pool, limit, number, measured, recorder)
+    record["self"] = id(state)
+    loop_state.handles[state.number] = state.base
+    state.whole = True
     return state
 
 

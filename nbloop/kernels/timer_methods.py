@@ -19,8 +19,6 @@ from .capi import (
     PyList_SetItem,
     PyLong_AsLongLong,
     PyLong_FromLongLong,
-    PyMem_RawCalloc,
-    PyMem_RawFree,
     PySequence_Repeat,
 )
 from .clock import loop_ns
@@ -48,6 +46,7 @@ from .layout import (
     TERMINATING,
     TIMERS_AT,
 )
+from .memory import block_give, block_take
 from .methods import pack_all
 from .slots import slot_of
 from .timers import (
@@ -61,6 +60,7 @@ from .timers import (
 
 MOST_NS = 4.0e18  # 126 years: a deadline stays far from the end of 64-bit nanoseconds
 AHEAD = 8  # of many timers to cancel, how far ahead slots are prefetched: a cold one is 300 ns away
+BLOCK_BYTES = (2 + PART) << 3  # of ids to cancel: the next block, how many, the ids
 
 
 @helper
@@ -194,7 +194,7 @@ def cancel_timers(self: int, iterable: int) -> int:
     while first != 0:
         block = first
         first = get(block)
-        PyMem_RawFree(block)
+        block_give(block, BLOCK_BYTES)
     return answers
 
 
@@ -210,7 +210,7 @@ def identifiers_read(base: int, source: int, culprit: int) -> int:
         if items == 0:
             break
         length = get(items + SEQUENCE_SIZE)
-        block = PyMem_RawCalloc(2 + PART, 8)
+        block = block_take(BLOCK_BYTES)
         if block == 0:
             Py_DecRef(items)
             refuse(base, REFUSED_MEMORY, culprit)
@@ -241,7 +241,7 @@ def identifiers_read(base: int, source: int, culprit: int) -> int:
     while first != 0:
         block = first
         first = get(block)
-        PyMem_RawFree(block)
+        block_give(block, BLOCK_BYTES)
     return 0
 
 

@@ -55,7 +55,6 @@ from .layout import (
     KIND_INTERNAL,
     KIND_TIMER,
     LIFECYCLE,
-    MAKE_ARRAY,
     MICROTASKS,
     NANOSECONDS,
     NAPPED,
@@ -259,12 +258,11 @@ def tidy(base: int) -> None:
     """Before a sleep: give back memory that a burst has left."""
     if load(base + POOL_AT + P_FREE_CHUNKS) > 2 * KEEP_CHUNKS:
         pool_trim(base + POOL_AT)
-    make_array = get(base + MAKE_ARRAY)
-    ring_trim(base + MICROTASKS, make_array)
-    ring_trim(base + TICKS, make_array)
-    ring_trim(base + IMMEDIATES, make_array)
-    ring_trim(base + INTERNAL, make_array)
-    heap_trim(base + TIMERS_AT, make_array)
+    ring_trim(base + MICROTASKS)
+    ring_trim(base + TICKS)
+    ring_trim(base + IMMEDIATES)
+    ring_trim(base + INTERNAL)
+    heap_trim(base + TIMERS_AT)
 
 
 @helper

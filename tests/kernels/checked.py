@@ -4,10 +4,11 @@ Numba's own (``NUMBA_BOUNDSCHECK=1``) checks the indices of arrays, and kernels 
 to the byte (races/test_races.py). What they have is addresses, and every access is one of atomics.py's verbs; so,
 with kernels run as plain Python, the verbs look each address up before they use it.
 
-Known are the arrays that a state is made of or its kernels make (forgotten when the array dies, so that a slab that
-was given back is out of bounds too), and the objects that pass through a kernel's hands: its arguments, what it makes,
-and what it takes a reference of, until it gives up the last. What no kernel has been seen to hold is asked of the
-collector, and remembered; so of Python's objects this says where they begin and end, and not always whether they live.
+Known are the arrays that a state is made of (forgotten when the array dies), the memory that its kernels take
+(forgotten when they give it back, so that a slab that was released is out of bounds too), and the objects that pass
+through a kernel's hands: its arguments, what it makes, and what it takes a reference of, until it gives up the last.
+What no kernel has been seen to hold is asked of the collector, and remembered; so of Python's objects this says where
+they begin and end, and not always whether they live.
 
 A pytest plugin: ``NUMBA_DISABLE_JIT=1 pytest -p checked tests/fuzz`` (``make test-checked``). Not for tests that queue
 objects by the ten thousand: it knows the last 20,000, and to ask the collector takes milliseconds.
@@ -19,7 +20,6 @@ import bisect
 import ctypes
 import functools
 import gc
-import mmap
 import sys
 import threading
 import types
@@ -121,6 +121,11 @@ class Checker:
     def words(self, start: int, size: int) -> None:
         with self.lock:
             self.arrays.add(start, size)
+
+    def took(self, start: int, size: int) -> int:
+        if start not in (0, -1):
+            self.words(start, size)
+        return start
 
     def forget(self, start: int) -> None:
         with self.lock:
@@ -278,22 +283,25 @@ def install() -> None:
     checker.words(capi.errno_location(), 4)
     checker.words(signals.signal_words(), 8 * signals.WORDS)
 
-    calloc, free = capi.PyMem_RawCalloc, capi.PyMem_RawFree
+    take, give, malloc, free = capi.libc_mmap, capi.libc_munmap, capi.PyMem_RawMalloc, capi.PyMem_RawFree
 
-    def callocating(count: int, size: int) -> int:
-        made = calloc(count, size)
-        if made:
-            checker.words(made, count * size)
-        return made
+    def taking(address: int, size: int, *how: int) -> int:
+        return checker.took(take(address, size + PAGE, *how), size)  # a guard page, as for tables
+
+    def giving(address: int, size: int) -> int:
+        checker.forget(address)
+        return give(address, size + PAGE)
 
     def freeing(address: int) -> int:
         checker.forget(address)
         return free(address)
 
-    replace(calloc, callocating)
+    replace(take, taking)
+    replace(give, giving)
+    replace(malloc, lambda size: checker.took(malloc(size), size))
     replace(free, freeing)
 
-    address, hook, make = state._address, state._hook, state.make_state
+    address, make = state._address, state.make_state
     view, poller = eventual.make_view, nbloop.readiness.Watches.open_poller
     state._address = lambda array: address(checker.array(array))
     state.make_state = lambda kind: checker.array(make(kind))
@@ -310,17 +318,6 @@ def install() -> None:
 
     state._table = spaced
 
-    def making_hook(of: Any, function: Any) -> int:
-        made = function.func if isinstance(function, functools.partial) else None
-        if made is mmap.mmap:
-            number, size = function.args
-            return hook(of, lambda: mmap.mmap(number, size + PAGE, **function.keywords))
-        if made is np.frombuffer:
-            return hook(of, lambda buffer: checker.array(function(buffer)[: -PAGE // 8]))
-        if made in (np.empty, np.zeros):
-            return hook(of, lambda *arguments: checker.array(function(*arguments)))
-        return hook(of, function)
-
     def opening(watches: Any) -> Any:
         made = poller(watches)
         for one in watches._state.keep:
@@ -328,7 +325,6 @@ def install() -> None:
                 checker.array(one)
         return made
 
-    state._hook = making_hook
     replace(view, lambda *arguments: checker.array(view(*arguments)))
     nbloop.readiness.Watches.open_poller = opening  # type: ignore[method-assign]
     checker.array(nbloop.readiness._MASK_ADDRESSES)

@@ -1,23 +1,24 @@
 """Memory for tests that call the kernels' helpers directly, as plain Python, with made-up words in place of references.
 
-Also what several tests share: settings of the state machines, allocators that fail on demand, ways to read tables.
+Also what several tests share: settings of the state machines, memory that fails on demand, ways to read tables.
 """
 
 from __future__ import annotations
 
 import ctypes
-import weakref
 from typing import Any
 
 import numpy as np
 from hypothesis import HealthCheck, settings
 
-from nbloop.kernels import batch, layout
+from nbloop.kernels import batch, layout, memory
 from nbloop.kernels.atomics import get
-from nbloop.kernels.capi import Py_DecRef
+from nbloop.kernels.heap import heap_end
 from nbloop.kernels.ingress import chunks_reserve
 from nbloop.kernels.kernel import Kernel, TwinMethod
-from nbloop.kernels.pool import pool_address, pool_give
+from nbloop.kernels.pool import pool_address, pool_end, pool_give
+from nbloop.kernels.ring import ring_end
+from nbloop.kernels.slots import slots_end
 from nbloop.kernels.stack import INDEX_MASK
 from nbloop.kernels.state import State, make_loop_state
 
@@ -34,38 +35,47 @@ MACHINE = settings(
 RINGS = ("ticks", "microtasks", "immediates", "closing", "internal", "checkpoint_ends")
 
 
-class Allocator:
-    """Stands in for a state's `make_slab` or `make_array`: counts what lives of it, and fails when told to."""
+class Source:
+    """One of the places that memory.py takes from: counts what lives of it, and has none while `failing`.
 
-    def __init__(self, words: int = 0) -> None:
-        self.words = words
+    It stands between the kernels as plain Python and the system, for all states of a process.
+    """
+
+    def __init__(self, take: str, give: str, size_at: int, nothing: int) -> None:
         self.failing = False
-        self.made: list[weakref.ref[Any]] = []
+        self.living: dict[int, int] = {}  # sizes by address
+        taken, given = getattr(memory, take), getattr(memory, give)
 
-    def __call__(self, words: int | None = None) -> Any:
-        if self.failing:
-            raise MemoryError
-        array = np.zeros(self.words if words is None else words, np.int64)
-        self.made.append(weakref.ref(array))
-        return array
+        def taking(*arguments: int) -> int:
+            if self.failing:
+                return nothing
+            address: int = taken(*arguments)
+            if address != nothing:
+                self.living[address] = arguments[size_at]
+            return address
 
-    def living(self) -> int:
-        return sum(made() is not None for made in self.made)
+        def giving(address: int, *size: int) -> int:
+            known = self.living.pop(address, None)
+            assert known is None or not size or known == size[0], "given back in another size than taken"
+            return given(address, *size)
+
+        setattr(memory, take, taking)
+        setattr(memory, give, giving)
 
 
-def _same(array: np.ndarray) -> np.ndarray:
-    """In place of the pool's `as_array`: what the allocator made is an array already."""
-    return array
+maps = Source("libc_mmap", "libc_munmap", 1, -1)  # slabs, and large blocks
+blocks = Source("PyMem_RawMalloc", "PyMem_RawFree", 0, 0)  # small ones
 
 
 class Memory:
     """The words of a loop that never runs: `base` is their address, `record` shows them by name.
 
     They are a copy in a plain array, because a real state shows its words to the cycle collector and releases what they
-    refer to, and here they refer to nothing. The copy owns the arrays that its words name; the state keeps the tables.
+    refer to, and here they refer to nothing. The copy owns the memory that its words name; the state keeps the tables.
     """
 
     def __init__(self, *, chunk_size: int = 16, ingress_limit: int | None = None) -> None:
+        maps.failing = blocks.failing = False
         names = ("report", "refuse", "overload", "warn", "breathe", "waker")
         self.state: State = make_loop_state(
             chunk_size=chunk_size,
@@ -79,42 +89,26 @@ class Memory:
         start = -(raw.ctypes.data // 8) % layout.WORDS
         self.words = raw[start : start + size]
         self.words[:] = self.state.view(np.ndarray)
+        self.state.view(np.ndarray)[:] = 0  # nor is its memory
         self.record: Any = self.words.view(layout.STATE)[0]
-        theirs = self.state.record  # what the copy owns now is not for the state's memory to release as well
-        for ring in RINGS:
-            theirs[ring]["array"] = 0
-        theirs["timers"]["heap_array"] = theirs["timers"]["slot_count"] = theirs["pool"]["slab_count"] = 0
         self.base = self.words.ctypes.data
         self.pool = self.base + layout.POOL_AT
         self.external = self.base + layout.EXTERNAL
         self.remote = self.base + layout.REMOTE
         self.timers = self.base + layout.TIMERS_AT
         self.record["external"]["pool"] = self.record["remote"]["pool"] = self.pool
-        self.slabs = Allocator((chunk_size << layout.CHUNKS_PER_SLAB_BITS) + 8)
-        self.slots = Allocator()
-        self.arrays = Allocator()
-        self.record["pool"]["make_slab"] = id(self.slabs)
-        self.record["pool"]["as_array"] = id(_same)
-        self.record["timers"]["make_slab"] = id(self.slots)
-        self.record["make_array"] = id(self.arrays)
 
     def method(self, kernel: Kernel) -> TwinMethod:
         """A kernel over these words, always as plain Python."""
         return TwinMethod(kernel, self.words, kernel.function)
 
-    def owned(self) -> list[int]:
-        """Addresses of the arrays that the words own a reference of."""
-        timers, pool = self.record["timers"], self.record["pool"]
-        owned = [self.record[ring]["array"] for ring in RINGS]
-        owned += [timers["heap_array"]]
-        owned += list(table(int(timers["slab_objects"]), int(timers["slot_count"]) >> layout.SLOTS_PER_SLAB_BITS))
-        owned += list(table(int(pool["slab_objects"]), int(pool["slab_count"])))
-        return [int(array) for array in owned if array]
-
     def __del__(self) -> None:
-        if "arrays" in self.__dict__:
-            for array in self.owned():
-                Py_DecRef(array)
+        if "timers" in self.__dict__:
+            for name in RINGS:
+                ring_end(self.base + layout.offset(layout.STATE, name))
+            heap_end(self.timers)
+            slots_end(self.timers)
+            pool_end(self.pool)
 
 
 def chain(memory: Memory, words: list[int]) -> int:

@@ -63,7 +63,7 @@ class AgendaMachine(RuleBasedStateMachine):
             record = slot_at(self.timers, slot)
             before = self.sequence()
             if agenda_insert(self.base, slot, record, deadline, 6) < 0:
-                assert self.memory.arrays.failing
+                assert rig.blocks.failing
                 assert self.sequence() == before
                 slot_free(self.timers, slot)
                 continue
@@ -113,12 +113,12 @@ class AgendaMachine(RuleBasedStateMachine):
             store(slot_at(self.timers, slot) + S_ORDER, 0)
             self.forget(slot)
         if self.naive.entries and self.naive.entries[0][0] <= self.now:
-            assert self.memory.arrays.failing
+            assert rig.blocks.failing
             assert agenda_next(self.base) <= self.now, "the loop would sleep"
 
-    @rule(arrays=st.booleans(), slabs=st.booleans())
-    def allocations(self, arrays: bool, slabs: bool) -> None:
-        self.memory.arrays.failing, self.memory.slabs.failing = arrays, slabs
+    @rule(blocks=st.booleans(), maps=st.booleans())
+    def allocations(self, blocks: bool, maps: bool) -> None:
+        rig.blocks.failing, rig.maps.failing = blocks, maps
 
     @rule()
     def clear(self) -> None:

@@ -31,9 +31,9 @@ PLANTED = {
     "a chunk of the next slab": ("pool.pool_address", "(chunk & (PER_SLAB - 1))", "chunk", "burst"),
     "a chunk that is longer": ("far.bucket_grow", "address + get(pool + P_CHUNK_BYTES)", "address + (1 << 20)", "far"),
     "a slab that was given back": (
-        "pool.pool_trim",
-        "store(get(pool + P_SLABS) + (slab << 3), 0)\n            Py_DecRef(array)",
-        "Py_DecRef(array)\n            put(load(get(pool + P_SLABS) + (slab << 3)), 0)",
+        "pool.slab_give",
+        "map_give(made, get(pool + P_CHUNK_BYTES) << CHUNKS_PER_SLAB_BITS)",
+        "map_give(made, get(pool + P_CHUNK_BYTES) << CHUNKS_PER_SLAB_BITS)\n    store(made, 0)",
         "burst",
     ),
     "an argument too many": ("methods.pack_arguments", "get(rest + (i << 3))", "get(rest + ((i + 1) << 3))", "tasks"),

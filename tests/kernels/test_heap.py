@@ -29,9 +29,9 @@ class HeapMachine(RuleBasedStateMachine):
 
     @rule(deadline=st.integers(0, 6), count=st.integers(1, 5))
     def insert(self, deadline: int, count: int) -> None:
-        entries, reserved = self.entries(), heap_reserve(self.timers, id(self.memory.arrays), count)
+        entries, reserved = self.entries(), heap_reserve(self.timers, count)
         if reserved < 0:
-            assert self.memory.arrays.failing
+            assert rig.blocks.failing
             assert self.entries() == entries
             return
         for _ in range(count):
@@ -50,7 +50,7 @@ class HeapMachine(RuleBasedStateMachine):
 
     @rule(failing=st.booleans())
     def allocations(self, failing: bool) -> None:
-        self.memory.arrays.failing = failing
+        rig.blocks.failing = failing
 
     @invariant()
     def ordered(self) -> None:
@@ -66,15 +66,18 @@ TestHeap = HeapMachine.TestCase
 TestHeap.settings = rig.MACHINE
 
 
-def test_large_array_is_given_back_when_hardly_used() -> None:
+def test_large_block_is_given_back_when_hardly_used() -> None:
     memory = rig.Memory()
     timers, record = memory.timers, memory.record["timers"]
-    assert heap_reserve(timers, id(memory.arrays), 64 * SMALL_HEAP) == 0
+    before = set(rig.maps.living)
+    assert heap_reserve(timers, 64 * SMALL_HEAP) == 0
+    assert set(rig.maps.living) - before == {int(record["heap_block"])}
     for number in range(10):
         heap_insert(timers, 10 - number, number + 1 << SLOT_BITS)
-    heap_trim(timers, id(memory.arrays))
+    heap_trim(timers)
     assert record["capacity"] == SMALL_HEAP
-    assert memory.arrays.living() == 1
+    assert set(rig.maps.living) == before, "the large block was a map"
+    assert int(record["heap_block"]) in rig.blocks.living
     popped = []
     while record["size"]:
         popped.append(int(rig.table(int(record["heap"]), 1)[0]))

@@ -63,12 +63,12 @@ class Starvation:
         self.hoard: list[int] = []
 
     def begin(self) -> None:
-        self.memory.slabs.failing = True
+        rig.maps.failing = True
         while (chunk := pool_take(self.memory.pool)) >= 0:
             self.hoard.append(chunk)
 
     def end(self) -> None:
-        self.memory.slabs.failing = False
+        rig.maps.failing = False
         while self.hoard:
             pool_give(self.memory.pool, self.hoard.pop())
 

@@ -20,7 +20,7 @@ class RingMachine(RuleBasedStateMachine):
         self.ring = self.memory.base + rig.layout.MICROTASKS
         self.record = self.memory.record["microtasks"]
         self.record["mask"] = 3
-        self.make = id(self.memory.arrays)
+        self.others = set(rig.blocks.living)
         self.naive: deque[int] = deque()
         self.next = 1
 
@@ -29,8 +29,8 @@ class RingMachine(RuleBasedStateMachine):
         """Refused only if full, and if there is no memory for a larger array; then nothing has changed."""
         for _ in range(count):
             full = len(self.naive) > self.record["mask"]
-            status = ring_push(self.ring, self.make, self.next)
-            assert status == (-1 if full and self.memory.arrays.failing else 0)
+            status = ring_push(self.ring, self.next)
+            assert status == (-1 if full and rig.blocks.failing else 0)
             if status == 0:
                 self.naive.append(self.next)
                 self.next += 1
@@ -45,12 +45,12 @@ class RingMachine(RuleBasedStateMachine):
     def trim(self) -> None:
         """Small rings and rings in use stay as they are."""
         cells = self.record["cells"]
-        ring_trim(self.ring, self.make)
+        ring_trim(self.ring)
         assert self.record["cells"] == cells
 
     @rule(failing=st.booleans())
     def allocations(self, failing: bool) -> None:
-        self.memory.arrays.failing = failing
+        rig.blocks.failing = failing
 
     @invariant()
     def same(self) -> None:
@@ -62,34 +62,37 @@ class RingMachine(RuleBasedStateMachine):
         assert [int(cells[at & mask]) for at in range(head, tail)] == list(self.naive)
 
     @invariant()
-    def one_array(self) -> None:
-        """Growing lets go of the old array."""
-        assert self.memory.arrays.living() <= 1
+    def one_block(self) -> None:
+        """Growing lets go of the old block."""
+        assert set(rig.blocks.living) - self.others <= {int(self.record["cells"])}
 
 
 TestRing = RingMachine.TestCase
 TestRing.settings = rig.MACHINE
 
 
-def test_trim_lets_go_of_a_large_empty_array() -> None:
+def test_trim_lets_go_of_a_large_empty_block() -> None:
     """What a burst has left is given back before a sleep; without memory for a small one the large one is kept."""
     memory = rig.Memory()
-    ring, make = memory.base + rig.layout.MICROTASKS, id(memory.arrays)
+    ring = memory.base + rig.layout.MICROTASKS
+    before = set(rig.maps.living)
     burst = 16 * SMALL + 1
     for word in range(burst):
-        assert ring_push(ring, make, word) == 0
+        assert ring_push(ring, word) == 0
     record = memory.record["microtasks"]
     large = 32 * SMALL - 1
-    ring_trim(ring, make)
+    ring_trim(ring)
     assert record["mask"] == large, "it was not empty"
     for word in range(burst):
         assert ring_pop(ring) == word
-    memory.arrays.failing = True
-    ring_trim(ring, make)
+    assert set(rig.maps.living) - before == {int(record["cells"])}, "so large a block is a map"
+    rig.blocks.failing = True
+    ring_trim(ring)
     assert record["mask"] == large
-    memory.arrays.failing = False
-    ring_trim(ring, make)
+    rig.blocks.failing = False
+    ring_trim(ring)
     assert record["mask"] == SMALL - 1
-    assert memory.arrays.living() == 1
-    assert ring_push(ring, make, 7) == 0
+    assert set(rig.maps.living) == before
+    assert int(record["cells"]) in rig.blocks.living
+    assert ring_push(ring, 7) == 0
     assert ring_pop(ring) == 7

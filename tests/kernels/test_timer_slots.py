@@ -202,40 +202,46 @@ def test_a_stale_id_is_nobodys_reference() -> None:
     loop.close()
 
 
-def test_slots_of_large_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once there are many, an array has many slabs: every slot once, each with its own 64 bytes, zeroed."""
+def test_slots_of_large_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once there are many, a map has many slabs: every slot once, each with its own 64 bytes, zeroed."""
     memory = rig.Memory()
+    before = set(rig.maps.living)
     monkeypatch.setattr(slots, "MANY", 4 * slots.PER_SLAB)
     count = 4 * slots.PER_SLAB + 2 * slots.MANY
     taken = [slots.slot_take(memory.timers) for _ in range(count)]
     assert sorted(taken) == list(range(count))
     assert memory.record["timers"]["slot_count"] == count
-    assert len(memory.slots.made) == 4 + 2
+    assert len(set(rig.maps.living) - before) == 4 + 2
     places = sorted(slots.slot_at(memory.timers, slot) for slot in taken)
     assert all(place % layout.SLOT_BYTES == 0 for place in places)
     assert all(after - place >= layout.SLOT_BYTES for place, after in itertools.pairwise(places))
     assert all(get(place + layout.S_WORD) == 0 for place in places)
     assert all(slots.slot_of(memory.timers, 1 << layout.SLOT_BITS | slot) for slot in (taken[0], taken[-1]))
-    memory.slots.failing = True
+    rig.maps.failing = True
     assert slots.slot_take(memory.timers) == -1
     slots.slot_free(memory.timers, taken[-1])
     assert slots.slot_take(memory.timers) == taken[-1]
+    slots.slots_end(memory.timers)  # while maps are as small
+    assert set(rig.maps.living) == before
 
 
 def test_the_last_slots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A large array that would go beyond the last number is a small one; then there is none, and nothing is lost."""
+    """A large map that would go beyond the last number is a small one; then there is none, and nothing is lost."""
     memory = rig.Memory()
+    before = set(rig.maps.living)
     monkeypatch.setattr(slots, "MANY", 4 * slots.PER_SLAB)
     monkeypatch.setattr(slots, "SLOT_LIMIT", 13 * slots.PER_SLAB)
     taken = {slots.slot_take(memory.timers) for _ in range(13 * slots.PER_SLAB)}
     assert taken == set(range(13 * slots.PER_SLAB))
-    assert len(memory.slots.made) == 4 + 2 + 1
+    assert len(set(rig.maps.living) - before) == 4 + 2 + 1
     assert slots.slot_take(memory.timers) == -1
     assert memory.record["timers"]["slot_count"] == 13 * slots.PER_SLAB
-    assert memory.slots.living() == 4 + 2 + 1
+    assert len(set(rig.maps.living) - before) == 4 + 2 + 1
+    slots.slots_end(memory.timers)  # while maps are as small
+    assert set(rig.maps.living) == before
 
 
-def test_threads_make_large_arrays_at_once() -> None:
+def test_threads_make_large_maps_at_once() -> None:
     """More timers than small slabs have, armed by four threads; each id is its own, and each cancel finds its timer."""
     loop, ids = Loop(), [list[int]() for _ in range(4)]
     share = 3 * slots.MANY // 8
