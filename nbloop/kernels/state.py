@@ -31,7 +31,7 @@ from .heap import SMALL_HEAP
 from .interpreter import TYPE_TRAVERSE
 from .kernel import Kernel, data
 from .layout import FAR, HANDLE, LINE, POOL, QUEUE, RING, STATE, TIMERS, table
-from .life import destroy, dismantle, producer_close, producer_destroy, producer_drop, producer_reopen, warm
+from .life import destroy, dismantle, producer_close, producer_destroy, producer_drop, warm
 from .ring import SMALL
 from .traverse import traverse_handle, traverse_loop
 
@@ -131,11 +131,6 @@ class LoopWords(State):
     def close_handles(self) -> int:
         """Refuse new work from all of them; how much they still hold. Any thread; idempotent."""
         return sum(producer_close.bind(handle)() for handle in list(self.handles.values()))
-
-    def reopen_handles(self) -> None:
-        """Undo `close_handles` if they were empty. Loop thread."""
-        for handle in list(self.handles.values()):
-            producer_reopen.bind(handle)()
 
     def drop_handles(self) -> None:
         """Release what they hold, but for those that are ready, of which `release_all` does. Closed, loop ended."""
