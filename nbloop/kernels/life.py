@@ -11,7 +11,6 @@ from .agenda import agenda_clear
 from .atomics import compare_and_swap, exchange, fetch_add, get, load, put, store, store_sc
 from .caller import on_loop_thread
 from .capi import (
-    OBJECT_HEADER,
     Py_DecRef,
     PyBool_FromLong,
     PyFloat_FromDouble,
@@ -29,6 +28,7 @@ from .ingress import (
     queue_reopen,
     queue_return_chunk,
 )
+from .interpreter import LIST_ITEMS, SEQUENCE_SIZE
 from .kernel import MANY, ONE, data, helper, kernel
 from .kernel import NONE as NO_ARGUMENTS
 from .layout import (
@@ -266,8 +266,8 @@ def end_if_quiet(self: int, handles: int) -> int:
     that goes on.
     """
     base = data(self)
-    count = get(handles + OBJECT_HEADER)
-    first = get(handles + OBJECT_HEADER + 8)
+    count = get(handles + SEQUENCE_SIZE)
+    first = get(handles + LIST_ITEMS)
     waiting = 0
     for i in range(count):
         queue = data(get(first + (i << 3))) + H_QUEUE

@@ -80,7 +80,7 @@ class State(Unique, np.ndarray):
     used: int  # words of its memory that are the state's own or a table's
     finaliser: Kernel
     self_at: int  # index of the word "self", without which the words mean nothing to the collector
-    whole = False  # set once the array is a state, and not only typed as one
+    whole = False  # set once all words are there that the finaliser and the collector follow
 
     def __array_finalize__(self, source: object) -> None:
         if isinstance(source, State):  # a slice would be traversed and finalised as if it were a state itself
@@ -174,7 +174,6 @@ def make_state[S: State](kind: type[S]) -> S:
     state = np.ndarray.__new__(kind, (words,), np.int64, buffer=memory)
     state.keep = []
     state.used = words
-    state.whole = True
     return state
 
 
@@ -235,7 +234,7 @@ def make_loop_state(
     state.handle_numbers = itertools.count()
     record = state.record
     base = _address(state)
-    record["self"] = id(state)
+    me = id(state)
     record["none"] = id(None)
     record["one"] = 1
     for name, hook in hooks.items():
@@ -285,6 +284,8 @@ def make_loop_state(
     record["far"]["buckets"] = _table(state, layout.BUCKET_COUNT * layout.BUCKET_BYTES // 8)
     if not warm.bind(state)(initial_chunks):
         raise MemoryError(f"no memory for initial_chunks={initial_chunks}")
+    record["self"] = me
+    state.whole = True
     return state
 
 
@@ -293,9 +294,8 @@ def make_handle_state(loop_state: LoopWords) -> HandleWords:
     state = make_state(HandleWords)
     state.loop = loop_state
     state.number = next(loop_state.handle_numbers)
-    loop_state.handles[state.number] = state.base
     record = state.record
-    record["self"] = id(state)
+    me = id(state)
     record["loop"] = _address(loop_state)
     chunk_size = 1 << int(loop_state.record["external"]["shift"])
     external = loop_state.record["external"]
@@ -304,6 +304,10 @@ def make_handle_state(loop_state: LoopWords) -> HandleWords:
     measured, recorder = int(external["measured"]), int(external["recorder"])
     pool = _address(loop_state) + layout.POOL_AT
     _open_queue(state, layout.H_QUEUE, chunk_size, pool, limit, number, measured, recorder)
+    # No call among these: an exception of a signal handler leaves a handle that the loop knows, or none.
+    record["self"] = me
+    state.whole = True
+    loop_state.handles[state.number] = state.base
     return state
 
 

@@ -69,7 +69,7 @@ class EpollPoller:
     park_mode = PARK_EPOLL
 
     def __init__(self) -> None:
-        # Made and owned in one call of C. The owner may be of a type whose name says too much: it closes any descriptor.
+        # Made and owned in one call of C. The owner is of a type that closes any descriptor, whatever its name says.
         self._wake = next(map(select.epoll.fromfd, map(os.eventfd, (0,), (os.EFD_CLOEXEC | os.EFD_NONBLOCK,))))
         self.wake_fd = self._wake.fileno()
         self._set = self._make()
