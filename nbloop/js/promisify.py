@@ -137,7 +137,12 @@ class Workers:
 
     def settle(self, job: _Job, settle: Callable[[], object]) -> None:
         """Have the loop's thread do what remains of a job, in one call of C. On a worker's thread."""
-        steps = map(call, (partial(self.unsettled.pop, job, None), partial(self._hold, -1), settle))
+        todo: tuple[Callable[[], object], ...] = (
+            partial(self.unsettled.pop, job, None),
+            partial(self._hold, -1),
+            settle,
+        )
+        steps: Iterator[object] = map(call, todo)
         loop = self._loop()
         if loop is not None:
             try:
