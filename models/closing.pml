@@ -14,7 +14,7 @@
      turn.drain e0d2770462d6
      life.transition 1cdd2934c5d9
      life.close_queues 81662c94170d
-     life.reopen_queues cffd396ca1b8
+     life.end_if_quiet 66ba33e8bd2f
      external.queue_drop 6786b41f4d15
      caller.refuse 54873ed5a53c
    check

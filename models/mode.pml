@@ -15,10 +15,10 @@
      turn.doze aba59a05ffe0
      readiness.epoll_sleep b601ced7e03c
      readiness.epoll_block 8a5cb5277f20
-     loop.set_fast_path_mode b59e2fad3ffb
-     loop.register_fd 50ba0b7d4aa5
-     loop.unregister_fd b826d2098b0c
-     loop._change_over cb4f679d9908
+     loop.set_fast_path_mode 2cb0d8ff6abb
+     loop.register_fd 59ac7ab7eeea
+     loop.unregister_fd c591efdf3c47
+     loop._change_over 38ec9f23d706
      loop._install_parker 1d91c00fd0be
      loop._finish 4008a4a564d4
    check

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 from . import debug as _debug
@@ -48,7 +49,8 @@ class Descriptors(Lifecycle):
         """
         check_mode("mode", mode)
         self._check_fork()
-        with self._lock:
+
+        def change() -> bool:
             if mode is FastPathMode.FORCED and len(self._watches):
                 raise FastPathIncompatibleError(
                     f"{self.name} watches {len(self._watches)} descriptors: the fast path can not be forced"
@@ -58,7 +60,9 @@ class Descriptors(Lifecycle):
             if mode is FastPathMode.DISABLED:
                 self._watches.open_poller()
             self._mode = mode
-        self._change_over()
+            return True
+
+        self._change(change)
 
     def register_fd(self, fd: int, events: IOEvents | int, callback: ReadyCallback) -> None:
         """Run ``callback(fd, events)`` on the loop's thread whenever the descriptor is ready for what `events` asks.
@@ -78,16 +82,17 @@ class Descriptors(Lifecycle):
         fd, interest = check_descriptor(fd), check_events(events)
         if not callable(callback):
             raise TypeError(f"callback must be callable, not {callback!r}")
-        with self._lock:
+        if self.debug:
+            (callback,) = _debug.sited([callback])
+
+        def change() -> bool:
             self._check_descriptors_allowed()
             if self._mode is FastPathMode.FORCED:
                 raise FastPathIncompatibleError(f"{self.name} is forced to the fast path, which sees no descriptors")
-            if self.debug:
-                (callback,) = _debug.sited([callback])
             self._watches.register(fd, interest, callback)
-            first = len(self._watches) == 1
-        if first:
-            self._change_over()
+            return len(self._watches) == 1
+
+        self._change(change)
 
     def modify_fd(self, fd: int, events: IOEvents | int) -> None:
         """Change what a registered descriptor is watched for; 0 mutes it, and a ONESHOT is armed anew.
@@ -109,29 +114,46 @@ class Descriptors(Lifecycle):
         also after the loop has ended.
         """
         fd = check_descriptor(fd)
-        with self._lock:
-            self._check_fork()
+        self._check_fork()
+
+        def change() -> bool:
             self._watches.unregister(fd)
-            last = len(self._watches) == 0
-        if last:
-            self._change_over()
+            return len(self._watches) == 0
+
+        self._change(change)
 
     def _check_descriptors_allowed(self) -> None:
         self._check_fork()
         if self._lifecycle() >= layout.TERMINATING:
             raise LoopTerminatedError(f"{self.name} watches no descriptors: it has terminated or is about to")
 
+    def _change(self, change: Callable[[], bool]) -> None:
+        """Call it under the lock; if it says so, or if it raises, have the loop sleep as mode and descriptors ask from
+        now on. An exception of a signal handler may come after the change and before the loop has heard of it: a watch
+        that is there would be seen by nobody.
+        """
+        try:
+            with self._lock:
+                changed = change()
+            if changed:
+                self._change_over()
+        except BaseException:
+            if not self._forked:
+                self._change_over()
+            raise
+
     def _change_over(self) -> None:
         """Have the loop sleep as mode and descriptors ask from now on: at once if nobody runs it, else before its next
         sleep.
         """
         while not self.is_loop_thread():
-            if self._acquire() == 0:
-                try:
+            try:
+                if self._acquire() == 0:
                     self._install_parker()
-                finally:
-                    self._leave()
-                return
+                    return
+            finally:
+                self._give_up()  # first: one call of C, of which an exception can only come after
+                self._owe_end()
             if self._lifecycle() != layout.AWAKE:  # it runs: only its own thread may change how it sleeps
                 with contextlib.suppress(LoopTerminatedError):  # it has slept for the last time
                     self.submit_internal(self._install_parker)

@@ -17,6 +17,7 @@ What happens once in a loop's life is plain Python, here; what happens for each 
 
 from __future__ import annotations
 
+import _thread
 import enum
 import errno
 import logging
@@ -41,7 +42,7 @@ from .errors import (
 )
 from .kernels import layout, life, turn
 from .kernels.kernel import bound, faces
-from .lock import CountingLock
+from .lock import CountingLock, Latch
 from .options import check_timeout
 from .parkers import Parker
 from .readiness import Watches
@@ -81,9 +82,9 @@ class Lifecycle(Unique, Scheduling):
         self._record = state.record
         # re-entrant for signal handlers; construction of handles and finishers; nothing that a callback's life needs
         self._lock = CountingLock()
-        self._ended = threading.Event()
+        self._ended = Latch()
         self._closing = False
-        self._finisher: threading.Thread | None = None
+        self._finishing = _thread.allocate_lock()  # held by the thread that was made to end the loop
         self._forked = False
         self._runner = 0  # identifier of the thread that runs or finishes the loop, or did last
         self._workers: Workers | None = None
@@ -164,13 +165,9 @@ class Lifecycle(Unique, Scheduling):
             time.sleep(0)  # held for a moment only: another run() comes or goes, or the mode changes
         if held or not self._transition(layout.AWAKE, layout.RUNNING):
             if not held:
-                self._leave()
+                self._give_up()
+                self._owe_end()
             raise LoopTerminatedError(f"{self.name} can not be run: it has terminated or is about to")
-
-    def _leave(self) -> None:
-        """Give the loop up, if it is this thread's."""
-        self._give_up()
-        self._owe_end()
 
     def _owe_end(self) -> None:
         """If it is to end and has not, because an exception or this very visit was in the way, somebody must."""
@@ -259,47 +256,55 @@ class Lifecycle(Unique, Scheduling):
         raise PollerFailedError(error.errno, f"{self.name} can not poll any more and has ended: {error}") from error
 
     def _quiet_for_good(self) -> bool:
-        """Auto-exit: the kernel found nothing left and closed the queues; so do the handles, unless one has work
-        after all.
-        """
+        """Auto-exit: the kernel found nothing left and closed the queues; is there nothing in the handles either?"""
         with self._lock:
-            waiting = self._state.close_handles()
-            # What came since then, from a signal's handler on this thread or by `register_fd` from another: it counts.
-            if not waiting and not self.alive():
-                self._transition(layout.RUNNING, layout.TERMINATING)
-                return True
-            self._state.reopen_handles()
-            life.reopen_queues.bind(self._state)()
-        if self._lifecycle() != layout.RUNNING:  # a shutdown() in the middle of this: its close may have been undone
-            self._refuse_new()
-        return False
+            quiet: bool = life.end_if_quiet.bind(self._state)(list(self._state.handles.values()))
+        return quiet
 
     def start(self) -> threading.Thread:
         """Run the loop in a thread of its own, made here; returns once it runs. Raises what `run` would.
 
-        The thread is a daemon: at the interpreter's exit a loop that nobody shut down is not waited for.
+        The thread is a daemon: at the interpreter's exit a loop that nobody shut down is not waited for. If a signal
+        handler's exception leaves this call, the thread stops the loop, as `stop` does, and ends.
         """
-        entered = threading.Event()
+        handed = [self]  # the thread takes it, or this call takes it back
+        entered = Latch()
         failure: list[NbloopError] = []
 
         def body() -> None:
             try:
-                self._enter()
+                loop = handed.pop()
+            except IndexError:
+                return
+            try:
+                loop._enter()
             except NbloopError as error:
                 failure.append(error)
                 return
             finally:
                 entered.set()
             try:
-                self._turn()
+                loop._turn()
             finally:
-                self._leave()
+                loop._give_up()
+                loop._owe_end()
 
         if self.is_loop_thread():
             raise ReentrantRunError(f"{self.name}.start() was called from one of its own callbacks")
         thread = threading.Thread(target=body, name=self.name, daemon=True)
-        thread.start()
-        entered.wait()
+        try:
+            thread.start()
+            while not entered.wait(LOOK):
+                pass
+        except BaseException:
+            if handed:
+                handed.clear()
+            else:
+                while not entered.wait(LOOK):
+                    pass
+                if not failure:
+                    self.stop()
+            raise
         if failure:
             thread.join()
             raise failure[0]
@@ -350,13 +355,12 @@ class Lifecycle(Unique, Scheduling):
             self._workers.hurry()
         self._begin_end()
         life.interrupt.bind(self._state)(1)
-        if self._acquire() == 0:
-            try:
+        try:
+            if self._acquire() == 0:
                 self._finish()
-            finally:
-                self._leave()
-        else:
-            self._ensure_finisher()
+        finally:
+            self._give_up()
+            self._owe_end()
         self._wait_for_end(None)
 
     def _wait_for_end(self, timeout: float | None) -> bool:
@@ -386,14 +390,14 @@ class Lifecycle(Unique, Scheduling):
 
     def _ensure_finisher(self) -> None:
         """If nobody runs a loop that is to end, make a thread that ends it."""
-        with self._lock:
-            finishing = self._finisher is not None and self._finisher.is_alive()
-            if self._ended.is_set() or finishing or self._record["owner"]:
-                return
-            self._finisher = threading.Thread(target=self._finish_elsewhere, name=f"{self.name}-finisher", daemon=True)
-            self._finisher.start()
+        if not self._ended.is_set() and not self._finishing.locked() and not self._record["owner"]:
+            # One call of C, which no exception of a signal handler can divide: `threading.Thread.start` is many.
+            _thread.start_new_thread(self._finish_elsewhere, ())
 
     def _finish_elsewhere(self) -> None:
+        if not self._finishing.acquire(blocking=False):
+            return  # another one was made in the same instant
+        threading.current_thread().name = f"{self.name}-finisher"
         # a run() that is just finding out that it came too late, or one that finishes itself
         while self._acquire() != 0:
             if self._ended.wait(0.001):
@@ -406,6 +410,7 @@ class Lifecycle(Unique, Scheduling):
                 except (KeyboardInterrupt, SystemExit) as error:
                     hooks.log(error, "%s: a callback asked to leave run() while the loop ended without one", self.name)
         finally:
+            self._finishing.release()
             self._release()
 
     def _finish(self) -> None:

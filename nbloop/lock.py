@@ -38,3 +38,36 @@ class CountingLock(_thread.RLock):  # type: ignore[misc]  # typeshed calls it fi
                 self.release()
             raise
         return True
+
+
+class Latch:
+    """Something that happens once, for which any thread, and a signal handler that interrupts any of these calls, may
+    wait.
+
+    `threading.Event` has a lock of its own, which a handler's call cannot take while the call that it interrupts holds
+    it, and an exception between its steps can leave that lock taken or make it RuntimeError.
+    """
+
+    def __init__(self) -> None:
+        self._happened = False
+        self._waiting: list[_thread.LockType] = []
+
+    def is_set(self) -> bool:
+        """Has it happened? Any thread."""
+        return self._happened
+
+    def set(self) -> None:
+        """It has. Once. An exception of a signal handler in here can leave a waiter to its timeout."""
+        self._happened = True
+        for gate in list(self._waiting):
+            gate.release()
+
+    def wait(self, timeout: float) -> bool:
+        """Has it happened within so many seconds? Any thread."""
+        gate = _thread.allocate_lock()
+        gate.acquire()
+        self._waiting.append(gate)
+        try:
+            return self._happened or gate.acquire(timeout=timeout) or self._happened
+        finally:
+            self._waiting.remove(gate)

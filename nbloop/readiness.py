@@ -8,14 +8,15 @@ after the system was told to forget it, which is the moment from which on no cal
 
 from __future__ import annotations
 
+import contextlib
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from .errors import FDAlreadyRegisteredError, FDNotRegisteredError, FDOutOfRangeError
-from .kernels import layout, life
+from .kernels import layout
 from .kernels import readiness as kernels
 from .kernels.capi import EPOLL_EVENT_BYTES
 from .pollers import Poller, make_poller
@@ -73,7 +74,8 @@ class Watches:
 
     def __init__(self, state: Any) -> None:
         self.poller: Poller | None = None
-        self._table: dict[int, tuple[int, int]] = {}  # descriptor -> (token, interest)
+        self._tokens: dict[int, int] = {}  # by descriptor: what is in here is registered
+        self._interests: dict[int, int] = {}  # of those
         self._state = state
         self._record = state.record["io"]
         self._record["masks"] = _MASK_ADDRESSES.ctypes.data
@@ -81,10 +83,9 @@ class Watches:
         self._open = kernels.watch_open.bind(state)
         self._change = kernels.watch_change.bind(state)
         self._close = kernels.watch_close.bind(state)
-        self._hold = life.hold.bind(state)
 
     def __len__(self) -> int:
-        return len(self._table)
+        return len(self._tokens)
 
     def open_poller(self) -> Poller:
         """The poller, made at the first call and kept until the loop ends: making one costs two descriptors, and a loop
@@ -109,50 +110,65 @@ class Watches:
         return self.poller
 
     def register(self, fd: int, interest: int, callback: ReadyCallback) -> None:
-        if fd in self._table:
+        if fd in self._tokens:
             raise FDAlreadyRegisteredError(f"descriptor {fd} is registered; use modify_fd(), or unregister_fd() first")
         poller = self.open_poller()
-        token = self._open(fd, callback, interest)
+        self._interests[fd] = interest
         try:
-            poller.add(fd, interest, token)
-            self._table[fd] = (token, interest)
+            # The slot and the entry that names it, in one call of C: between two calls a signal handler may raise.
+            self._tokens.update(zip((fd,), map(self._open, (fd,), (callback,), (interest,)), strict=True))
+            poller.add(fd, interest, self._tokens[fd])
         except BaseException:
-            self._close(token)
+            if fd in self._tokens:
+                with contextlib.suppress(OSError):
+                    poller.remove(fd)
+                next(self._closing(fd))
             raise
-        self._hold(1)
 
     def modify(self, fd: int, interest: int) -> None:
-        token, before = self._known(fd)
+        token, before = self._known(fd), self._interests[fd]
         assert self.poller is not None
         # Both, while the system changes over: an edge that is reported in between must find its interest.
         self._change(token, before | interest)
         try:
             self.poller.modify(fd, interest, token)
-            before = interest
-        finally:
+        except BaseException:
+            with contextlib.suppress(OSError):  # a signal handler's exception may have come after the change
+                self.poller.modify(fd, before, token)
             self._change(token, before)
-            self._table[fd] = (token, before)
+            raise
+        self._interests[fd] = interest
+        self._change(token, interest)
 
     def unregister(self, fd: int) -> None:
-        token, _interest = self._known(fd)
+        self._known(fd)
         assert self.poller is not None
-        if not self.poller.remove(fd):
-            self._record["suspect"] = 1
-        del self._table[fd]
-        self._hold(-1)
-        self._close(token)
+        closing = self._closing(fd)
+        known = False
+        try:
+            known = self.poller.remove(fd)
+        finally:  # an exception of a signal handler may have come when the system has forgotten it, or before
+            if not known:
+                self._record["suspect"] = 1
+            next(closing)
 
-    def _known(self, fd: int) -> tuple[int, int]:
-        found = self._table.get(fd)
-        if found is None:
+    def _known(self, fd: int) -> int:
+        token = self._tokens.get(fd)
+        if token is None:
             raise FDNotRegisteredError(f"descriptor {fd} is not registered")
-        return found
+        return token
+
+    def _closing(self, fd: int) -> Iterator[object]:
+        """Its `next` takes the entry away and closes the slot, in one call of C."""
+        return map(self._close, map(self._tokens.pop, (fd,)))
 
     def renew(self) -> None:
         """An entry that cannot be removed has spoken: make the poller forget all but what is registered."""
         assert self.poller is not None
-        self.poller.renew((fd, interest, token) for fd, (token, interest) in self._table.items())
-        self._record["poller"] = self.poller.descriptor
+        try:
+            self.poller.renew((fd, self._interests[fd], token) for fd, token in self._tokens.items())
+        finally:  # the old set may be gone when an exception of a signal handler comes
+            self._record["poller"] = self.poller.descriptor
 
     def collect(self, found: Sequence[tuple[int, int]]) -> None:
         """Hand the kernels what the poller has reported. The loop's thread."""
@@ -161,11 +177,13 @@ class Watches:
             kernels.collected.bind(self._state)(len(found))
 
     def close(self) -> None:
-        """Forget all of them; the kernels have released their callbacks. Nobody wakes the loop any more."""
-        self._hold(-len(self._table))
-        self._table.clear()
+        """Forget all of them; the kernels have released their callbacks. Nobody wakes the loop any more. Again, if an
+        exception of a signal handler has left it before its end.
+        """
+        self._tokens.clear()
+        self._interests.clear()
         if self.poller is not None:
-            poller, self.poller = self.poller, None
             self._record["poller"] = -1
             self._state.record["wake_fd"] = -1
-            poller.close()
+            self.poller.close()
+            self.poller = None

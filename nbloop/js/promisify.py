@@ -1,126 +1,194 @@
 """`Loop.promisify`: a blocking function on a worker thread, a promise for its outcome.
 
-The worker only leaves its outcome in a queue and asks the loop to look; the promise is settled on the loop's thread.
-So when the loop ends gracefully, and takes no more work from other threads, it can wait for the workers still running
-and settle their promises itself, with their handlers run as microtasks of the end. When it is closed, promises that
-are still pending are rejected at once, and nobody waits for what runs inside user code.
+The worker hands its outcome to the loop, and the promise is settled on the loop's thread. When the loop ends
+gracefully, and takes no more work from other threads, it waits for the workers still running and settles their
+promises itself, with their handlers run as microtasks of the end. When it is closed, promises that are still pending
+are rejected at once, and nobody waits for what runs inside user code.
+
+A signal handler may call `promisify` in the middle of another call of it, and may raise there, so
+`concurrent.futures` does not serve: its executor takes locks that a handler's call cannot take again, and queues a
+function some steps before it says so. Here the lock is re-entrant, a job is accepted by two instructions between
+which the interpreter looks for no signal, workers are made before there is work for them, and what happens on the
+loop's thread for an outcome is one call of C that is made once, whoever makes it.
 """
 
 from __future__ import annotations
 
+import _thread
 import contextlib
+import os
 import queue
 import threading
 import weakref
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import partial
+from operator import call
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LoopTerminatedError
 from ..kernels import life
-from ..lifecycle import LoopState
+from ..kernels.eventual import Resolver
+from ..lifecycle import LOOK, LoopState
+from ..lock import CountingLock, Latch
 from .promise import Promise
 from .view import JS
 
 if TYPE_CHECKING:
     from ..loop import Loop
 
+MOST = min(32, (os.process_cpu_count() or 1) + 4)  # threads: as many as `concurrent.futures` would make
 
-def _reject_all(promises: list[Promise[Any]]) -> None:
-    for promise in promises:
-        promise._reject(LoopTerminatedError("the loop was closed"))
+_at_work = threading.local()  # `of`: the `Workers` whose function the thread is in
+
+
+class _Job:
+    """A function to be run, and what settles its promise."""
+
+    __slots__ = ("arguments", "function", "resolver", "workers")
+
+    def __init__(
+        self, workers: Workers, resolver: Resolver, function: Callable[..., Any], arguments: tuple[object, ...]
+    ) -> None:
+        self.workers = workers
+        self.resolver = resolver
+        self.function = function
+        self.arguments = arguments
+
+    def run(self) -> None:
+        """On a worker's thread, where no signal handler runs."""
+        if self not in self.workers.unsettled:  # the loop was closed, and has rejected it
+            return
+        _at_work.of = self.workers
+        try:
+            settle = partial(self.resolver.resolve, self.function(*self.arguments))
+        except BaseException as error:
+            settle = partial(self.resolver.reject, error)
+        del self.function, self.arguments
+        self.workers.settle(self, settle)
+        _at_work.of = None
+
+
+def _work(jobs: queue.SimpleQueue[_Job | None], name: str) -> None:
+    """A worker's life. It knows of no loop while it waits: a loop that nobody refers to is closed, workers or not."""
+    threading.current_thread().name = name
+    while (job := jobs.get()) is not None:
+        job.run()
+        del job
+    jobs.put(None)  # the next one ends, too
 
 
 class Workers:
     """The worker threads of one loop, made with its first `promisify`."""
 
     def __init__(self, loop: Loop) -> None:
+        self._name = f"{loop.name}-worker"
         self._loop = weakref.ref(loop)
         self._js = JS(loop)
-        self._pool = ThreadPoolExecutor(thread_name_prefix=f"{loop.name}-worker")
-        self._outcomes: queue.SimpleQueue[tuple[Promise[Any], bool, Any] | None] = queue.SimpleQueue()
-        self._pending: dict[int, Promise[Any]] = {}
-        self._lock = threading.Lock()
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._threads = 0
+        self.unsettled: dict[_Job, None] = {}
+        self._outcomes: deque[Iterator[object]] = deque()  # which the loop would not take: of the end's
+        self._news: queue.SimpleQueue[None] = queue.SimpleQueue()  # one for each outcome, and for `hurry`
+        self._lock = CountingLock()
         self._ended = False
-        self._working = threading.local()
         self._hold = life.hold.bind(loop._state)  # a worker at work keeps an auto-exit loop alive
 
     def run(self, function: Callable[..., Any], args: tuple[object, ...]) -> Promise[Any]:
-        """Start one. Any thread."""
+        """Start one. Any thread, signal handlers included."""
         promise: Promise[Any] = Promise(self._js)
+        job = _Job(self, Resolver(promise), function, args)
         refusal: Exception = LoopTerminatedError("the loop has terminated or is about to")
         with self._lock:
             loop = self._loop()
             ending = loop is None or loop.state in (LoopState.TERMINATING, LoopState.TERMINATED)
             if not self._ended and not ending:
-                self._pending[id(promise)] = promise
-                self._hold(1)
                 try:
-                    self._pool.submit(self._work, promise, function, args)
-                    return promise
+                    self._have_a_worker()
                 except RuntimeError as error:  # no thread to be had, or the interpreter ends
-                    del self._pending[id(promise)]  # should a worker take it all the same, its outcome is dropped
-                    self._hold(-1)
                     refusal = error
-        promise._reject(refusal)
+                if self._threads:
+                    self._accept(job)
+                    return promise
+        job.resolver.reject(refusal)
         return promise
+
+    def _have_a_worker(self) -> None:
+        """One more thread, if all there are may be at work. Before there is a job for it: one that an exception of a
+        signal handler has left without a thread would wait for ever.
+        """
+        if len(self.unsettled) >= self._threads < MOST:
+            _thread.start_new_thread(_work, (self._jobs, self._name))
+            self._threads += 1
+
+    def _accept(self, job: _Job) -> None:
+        try:
+            self._hold(1)
+            self.unsettled[job] = None  # with the next line's call it is one step
+            self._jobs.put(job)
+        except BaseException:
+            if job not in self.unsettled:
+                self._hold(-1)
+            raise
 
     def at_work(self) -> bool:
         """Is the calling thread one of these, with a function that has not returned?"""
-        return getattr(self._working, "now", False)
+        return getattr(_at_work, "of", None) is self
 
-    def _work(self, promise: Promise[Any], function: Callable[..., Any], args: tuple[object, ...]) -> None:
-        self._working.now = True
-        try:
-            outcome, failed = function(*args), False
-        except BaseException as error:
-            outcome, failed = error, True
-        self._outcomes.put((promise, failed, outcome))
+    def settle(self, job: _Job, settle: Callable[[], object]) -> None:
+        """Have the loop's thread do what remains of a job, in one call of C. On a worker's thread."""
+        todo: tuple[Callable[[], object], ...] = (
+            partial(self.unsettled.pop, job, None),
+            partial(self._hold, -1),
+            settle,
+        )
+        steps: Iterator[object] = map(call, todo)
         loop = self._loop()
         if loop is not None:
-            with contextlib.suppress(LoopTerminatedError):  # then `finish` takes it
-                loop.submit_internal(self._settle_one)
-
-    def _settle_one(self) -> None:
-        with contextlib.suppress(queue.Empty):
-            outcome = self._outcomes.get_nowait()
-            if outcome is not None:
-                self._settle(*outcome)
+            try:
+                loop.submit_internal(deque, steps, 0)
+            except LoopTerminatedError:  # then `finish` takes it
+                self._outcomes.append(steps)
+                self._news.put(None)
 
     def hurry(self) -> None:
         """The loop is being closed: an end that waits for a worker waits no longer. Any thread."""
-        self._outcomes.put(None)
-
-    def _settle(self, promise: Promise[Any], failed: bool, outcome: Any) -> None:
-        with self._lock:
-            if self._pending.pop(id(promise), None) is None:  # the loop was closed, and has rejected it
-                return
-        self._hold(-1)
-        if failed:
-            promise._reject(outcome)
-        else:
-            promise._resolve(outcome)
+        self._news.put(None)
 
     def finish(self, closing: bool) -> bool:
         """At the loop's end, on its thread: settle one more; False when none is left. Waits for a worker, unless
         closing.
         """
         with self._lock:
-            self._ended = self._ended or closing or not self._pending
-            pending = list(self._pending.values())
-            if closing:
-                self._pending.clear()
-                self._hold(-len(pending))
-        if closing and pending:
-            # On the loop's own thread microtasks are still taken, and then dropped: elsewhere what follows is
-            # rejected too.
-            thread = threading.Thread(target=_reject_all, args=(pending,))
-            thread.start()
-            thread.join()
-        elif pending:
-            outcome = self._outcomes.get()
-            if outcome is not None:  # else `close` has come, and the caller looks at that
-                self._settle(*outcome)
+            self._ended = self._ended or closing or not self.unsettled
+        if closing:
+            self._reject_all()
+        elif self._outcomes:
+            deque(self._outcomes[0], 0)  # its steps are made once: should this be interrupted, the next one finds none
+            self._outcomes.popleft()
             return True
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        elif self.unsettled:
+            self._news.get()  # what it is of is looked at by the next call, and `close` by the caller
+            return True
+        self._jobs.put(None)
         return False
+
+    def _reject_all(self) -> None:
+        """On the loop's own thread microtasks are still taken, and then dropped: elsewhere what follows is rejected,
+        too. If an exception of a signal handler comes, what is left is left to the next call.
+        """
+        if self.unsettled:
+            done = Latch()
+            _thread.start_new_thread(self._reject_rest, (done,))
+            while not done.wait(LOOK):
+                pass
+
+    def _reject_rest(self, done: Latch) -> None:
+        try:
+            with contextlib.suppress(KeyError):  # none is left
+                while True:
+                    job, _ = self.unsettled.popitem()
+                    self._hold(-1)
+                    job.resolver.reject(LoopTerminatedError("the loop was closed"))
+        finally:
+            done.set()

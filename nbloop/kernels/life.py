@@ -8,7 +8,7 @@ truly, and what it looks at is consistent, if empty.
 from __future__ import annotations
 
 from .agenda import agenda_clear
-from .atomics import compare_and_swap, fetch_add, get, load, put, store, store_sc
+from .atomics import compare_and_swap, exchange, fetch_add, get, load, put, store, store_sc
 from .caller import on_loop_thread
 from .capi import (
     Py_DecRef,
@@ -30,6 +30,7 @@ from .ingress import (
     queue_reopen,
     queue_return_chunk,
 )
+from .interpreter import LIST_ITEMS, SEQUENCE_SIZE
 from .kernel import MANY, ONE, data, helper, kernel
 from .kernel import NONE as NO_ARGUMENTS
 from .layout import (
@@ -74,6 +75,7 @@ from .layout import (
     T_SLOT_COUNT,
     T_UNREFERENCED,
     TERMINATED,
+    TERMINATING,
     TICKS,
     TIMERS_AT,
     VIRTUAL_NOW,
@@ -94,8 +96,13 @@ from .timers import (
 @kernel(NO_ARGUMENTS)
 def alive(self: int, _unused: int) -> int:
     """Anything to run, but for unreferenced timers? A look at each queue's two words."""
-    base = data(self)
-    some = (
+    return PyBool_FromLong(1 if something_left(data(self)) else 0)
+
+
+@helper
+def something_left(base: int) -> bool:
+    """`alive`, for kernels."""
+    return (
         queue_length(base + EXTERNAL) != 0
         or queue_length(base + REMOTE) > load(base + TIMERS_AT + T_COMMANDS)
         or load(base + READY) != 0
@@ -108,12 +115,13 @@ def alive(self: int, _unused: int) -> int:
         or timers_referenced(base) > 0
         or load(base + HOLDS) > 0
     )
-    return PyBool_FromLong(1 if some else 0)
 
 
 @kernel(ONE)
 def hold(self: int, change: int) -> int:
-    """Add to the number of reasons to stay alive that are not the loop's own: worker threads at work. Any thread."""
+    """Add to the number of reasons to stay alive that are not the loop's own: worker threads at work (and watches,
+    which count themselves). Any thread.
+    """
     base = data(self)
     fetch_add(base + HOLDS, PyLong_AsLongLong(change))
     wake_to_exit(base)
@@ -204,10 +212,19 @@ def release(self: int, _unused: int) -> int:
 def leave(self: int, _unused: int) -> int:
     """What `run` does last: if the calling thread is the owner, RUNNING becomes AWAKE, and the loop is nobody's. One
     call, because an exception of a signal's handler can come between any two; then the loop would stay owned.
+
+    It may come when the loop has closed its queues to find out whether it is quiet (`quiet` in turn.py): a loop that
+    can be run again takes work. They are opened before the loop is AWAKE, as a refusal counts only then, and closed
+    again if somebody has asked for the end meanwhile.
     """
     base = data(self)
     if on_loop_thread(base):
-        compare_and_swap(base + LIFECYCLE, RUNNING, AWAKE)
+        if load(base + LIFECYCLE) == RUNNING:
+            queue_reopen(base + REMOTE)
+            queue_reopen(base + EXTERNAL)
+        if not compare_and_swap(base + LIFECYCLE, RUNNING, AWAKE) and load(base + LIFECYCLE) >= TERMINATING:
+            queue_close(base + EXTERNAL)
+            queue_close(base + REMOTE)
         store_sc(base + OWNER, 0)
     return get(base + NONE)
 
@@ -251,13 +268,35 @@ def close_queues(self: int, _unused: int) -> int:
     return get(base + NONE)
 
 
-@kernel(NO_ARGUMENTS)
-def reopen_queues(self: int, _unused: int) -> int:
-    """Undo the close of a loop that found itself quiet and then was not. Owner only."""
+@kernel(ONE)
+def end_if_quiet(self: int, handles: int) -> int:
+    """The rest of auto-exit, after `quiet` in turn.py: close the handles of a list, too, and move to TERMINATING. If
+    one of them has work, or something has come since (a signal's handler on this thread, a watch from another), all
+    are opened again. Whether it is to end. Owner only, under the loop's lock.
+
+    One call: an exception of a signal's handler between two closes would leave handles that refuse the work of a loop
+    that goes on.
+    """
     base = data(self)
+    count = get(handles + SEQUENCE_SIZE)
+    first = get(handles + LIST_ITEMS)
+    waiting = 0
+    for i in range(count):
+        queue = data(get(first + (i << 3))) + H_QUEUE
+        queue_close(queue)
+        waiting += queue_length(queue)
+    if waiting == 0 and not something_left(base) and compare_and_swap(base + LIFECYCLE, RUNNING, TERMINATING):
+        return PyBool_FromLong(1)
+    for i in range(count):
+        queue_reopen(data(get(first + (i << 3))) + H_QUEUE)
     queue_reopen(base + REMOTE)
     queue_reopen(base + EXTERNAL)
-    return get(base + NONE)
+    if load(base + LIFECYCLE) != RUNNING:  # a shutdown() in the middle of this: its close may have been undone
+        queue_close(base + EXTERNAL)
+        queue_close(base + REMOTE)
+        for i in range(count):
+            queue_close(data(get(first + (i << 3))) + H_QUEUE)
+    return PyBool_FromLong(0)
 
 
 @kernel(NO_ARGUMENTS)
@@ -266,14 +305,6 @@ def producer_close(self: int, _unused: int) -> int:
     queue = data(self) + H_QUEUE
     queue_close(queue)
     return PyLong_FromLongLong(queue_length(queue))
-
-
-@kernel(NO_ARGUMENTS)
-def producer_reopen(self: int, _unused: int) -> int:
-    """Undo `producer_close` of an empty handle. Loop thread."""
-    handle = data(self)
-    queue_reopen(handle + H_QUEUE)
-    return get(get(handle + H_LOOP) + NONE)
 
 
 @helper
@@ -347,7 +378,7 @@ def release_all(base: int, breathing: bool) -> int:
     store(timers + T_LIVE_HERE, 0)
     store(timers + T_LIVE_ELSEWHERE, 0)
     store(timers + T_UNREFERENCED, 0)
-    store(base + IO_AT + IO_WATCHES, 0)
+    fetch_add(base + HOLDS, -exchange(base + IO_AT + IO_WATCHES, 0))
     put(base + IO_AT + IO_READY_COUNT, 0)
     return handles_drop(base, breathing, error)
 

@@ -43,6 +43,7 @@ from .kernel import MANY, ONE, apart, data, helper, inlined, kernel
 from .layout import (
     ERROR,
     HANGUP,
+    HOLDS,
     INTERRUPT,
     IO_ARGUMENTS,
     IO_AT,
@@ -89,6 +90,7 @@ from .parking import (
     slept_for,
     spin_ended,
     spin_limit,
+    wake_to_exit,
     wide_awake,
 )
 from .slots import GENERATION_SHIFT, slot_at, slot_free, slot_of, slot_open, slot_take
@@ -115,6 +117,7 @@ def watch_open(self: int, arguments: int, _count: int) -> int:
     put(record + S_DESCRIPTOR, descriptor)
     store(record + S_INTEREST, PyLong_AsLongLong(get(arguments + 16)))
     fetch_add(base + IO_AT + IO_WATCHES, 1)
+    fetch_add(base + HOLDS, 1)  # it keeps an auto-exit loop alive
     return PyLong_FromLongLong(slot_open(timers, slot, callback, WATCHED))
 
 
@@ -140,14 +143,22 @@ def watch_close(self: int, token: int) -> int:
             break
         if word & STATE_MASK == DISPATCHING:
             if compare_and_swap(record + S_WORD, word, word & ~STATE_MASK | CANCELLED):
-                fetch_add(base + IO_AT + IO_WATCHES, -1)
+                watch_gone(base)
                 return PyBool_FromLong(1)
         elif compare_and_swap(record + S_WORD, word, word & ~STATE_MASK):
-            fetch_add(base + IO_AT + IO_WATCHES, -1)
+            watch_gone(base)
             watch_release(timers, record, identifier & (SLOT_LIMIT - 1))
             return PyBool_FromLong(1)
         fetch_add(timers + T_RETRIES, 1)
     return PyBool_FromLong(0)
+
+
+@apart
+def watch_gone(base: int) -> None:
+    """One watch less, which may have been what kept the loop alive."""
+    fetch_add(base + IO_AT + IO_WATCHES, -1)
+    fetch_add(base + HOLDS, -1)
+    wake_to_exit(base)
 
 
 @apart

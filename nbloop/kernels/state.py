@@ -27,7 +27,7 @@ from .far import GRAIN_MASK
 from .interpreter import TYPE_TRAVERSE
 from .kernel import Kernel, data
 from .layout import FAR, HANDLE, LINE, POOL, QUEUE, RING, STATE, TIMERS, table
-from .life import destroy, dismantle, producer_close, producer_destroy, producer_drop, producer_reopen, warm
+from .life import destroy, dismantle, producer_close, producer_destroy, producer_drop, warm
 from .traverse import traverse_handle, traverse_loop
 
 _DIRECTORY = 1 << layout.DIRECTORY_BITS
@@ -122,11 +122,6 @@ class LoopWords(State):
     def close_handles(self) -> int:
         """Refuse new work from all of them; how much they still hold. Any thread; idempotent."""
         return sum(producer_close.bind(handle)() for handle in list(self.handles.values()))
-
-    def reopen_handles(self) -> None:
-        """Undo `close_handles` if they were empty. Loop thread."""
-        for handle in list(self.handles.values()):
-            producer_reopen.bind(handle)()
 
     def drop_handles(self) -> None:
         """Release what they hold, but for those that are ready, of which `release_all` does. Closed, loop ended."""
@@ -270,6 +265,7 @@ def make_handle_state(loop_state: LoopWords) -> HandleWords:
     state.loop = loop_state
     state.number = next(loop_state.handle_numbers)
     record = state.record
+    me = id(state)
     record["loop"] = _address(loop_state)
     chunk_size = 1 << int(loop_state.record["external"]["shift"])
     external = loop_state.record["external"]
@@ -278,9 +274,10 @@ def make_handle_state(loop_state: LoopWords) -> HandleWords:
     measured, recorder = int(external["measured"]), int(external["recorder"])
     pool = _address(loop_state) + layout.POOL_AT
     _open_queue(state, layout.H_QUEUE, chunk_size, pool, limit, number, measured, recorder)
-    record["self"] = id(state)
-    loop_state.handles[state.number] = state.base
+    # No call among these: an exception of a signal handler leaves a handle that the loop knows, or none.
+    record["self"] = me
     state.whole = True
+    loop_state.handles[state.number] = state.base
     return state
 
 

@@ -45,7 +45,7 @@ class Poller(Protocol):
         """Make the `wait` in progress, or the next one, return. Any thread."""
 
     def close(self) -> None:
-        """Release what it holds. Nobody waits, and nobody wakes any more."""
+        """Release what it holds; again does nothing. Nobody waits, and nobody wakes any more."""
 
 
 def make_poller() -> Poller:

@@ -10,6 +10,10 @@ that still writes what is left it would be true, and so reported, for ever.
 What epoll watches is not the number but the open file behind it, and it forgets that only when the last duplicate is
 closed. A user who closes a descriptor before unregistering it can therefore leave an entry that nothing can name any
 more. `remove` notices, and when such an entry speaks up the set is made anew (`renew`).
+
+Both descriptors are owned by objects that close them once, when they are asked to or when nobody refers to them. A
+number alone is lost where an exception of a signal handler comes between the call that returns it and its store, and a
+close that is made again after one would close what has the number by then.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import select
 import sys
 from collections.abc import Iterable, Sequence
 
@@ -24,7 +29,6 @@ from ..kernels.capi import EPOLL_DATA, SYS_EPOLL_PWAIT2
 from ..kernels.layout import EDGE, ONESHOT, PARK_EPOLL, READ, WRITE
 
 _libc = ctypes.CDLL(None, use_errno=True)
-EPOLL_CLOEXEC = 0o2000000
 EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD = 1, 2, 3
 EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLLONESHOT, EPOLLET = 1, 4, 0x2000, 1 << 30, 1 << 31
 
@@ -65,21 +69,16 @@ class EpollPoller:
     park_mode = PARK_EPOLL
 
     def __init__(self) -> None:
-        self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        try:
-            self.descriptor = self._make()
-        except BaseException:
-            os.close(self.wake_fd)
-            raise
+        # Made and owned in one call of C. The owner is of a type that closes any descriptor, whatever its name says.
+        self._wake = next(map(select.epoll.fromfd, map(os.eventfd, (0,), (os.EFD_CLOEXEC | os.EFD_NONBLOCK,))))
+        self.wake_fd = self._wake.fileno()
+        self._set = self._make()
+        self.descriptor = self._set.fileno()
 
-    def _make(self) -> int:
-        descriptor = _checked(_libc.epoll_create1(EPOLL_CLOEXEC), "epoll_create1")
-        try:
-            self._control(descriptor, EPOLL_CTL_ADD, self.wake_fd, EPOLLIN | EPOLLET, 0)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        return descriptor
+    def _make(self) -> select.epoll:
+        made = select.epoll()
+        self._control(made.fileno(), EPOLL_CTL_ADD, self.wake_fd, EPOLLIN | EPOLLET, 0)
+        return made
 
     @staticmethod
     def _control(descriptor: int, operation: int, fd: int, bits: int, token: int) -> None:
@@ -105,19 +104,16 @@ class EpollPoller:
         return True
 
     def renew(self, watches: Iterable[tuple[int, int, int]]) -> None:
-        descriptor = self._make()
-        try:
-            for fd, interest, token in watches:
-                try:  # the old set tells whether the number still is the file that was registered
-                    self.modify(fd, interest, token)
-                except OSError:
-                    continue
-                self._control(descriptor, EPOLL_CTL_ADD, fd, _bits(interest), token)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(self.descriptor)
+        made = self._make()
+        descriptor = made.fileno()
+        for fd, interest, token in watches:
+            try:  # the old set tells whether the number still is the file that was registered
+                self.modify(fd, interest, token)
+            except OSError:
+                continue
+            self._control(descriptor, EPOLL_CTL_ADD, fd, _bits(interest), token)
         self.descriptor = descriptor
+        self._set = made  # which closes the old one
 
     def wait(self, timeout_ns: int) -> Sequence[tuple[int, int]]:
         raise RuntimeError("the kernels wait for epoll")  # pragma: no cover
@@ -126,8 +122,8 @@ class EpollPoller:
         os.eventfd_write(self.wake_fd, 1)
 
     def close(self) -> None:
-        os.close(self.descriptor)
-        os.close(self.wake_fd)
+        self._set.close()
+        self._wake.close()
 
 
 def has_fine_timeouts() -> bool:

@@ -183,8 +183,9 @@ class KqueuePoller(TablePoller[_Watch]):
         self._control((self._event.user, 0, NOTE_TRIGGER, 0, 0))
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # a forked child has no copy
-            os.close(self.descriptor)
+        descriptor, self.descriptor = self.descriptor, -1
+        with contextlib.suppress(OSError):  # a forked child has no copy; and a second call
+            os.close(descriptor)
 
 
 def _events(entry: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import gc
 import threading
 import weakref
@@ -238,12 +239,12 @@ def test_without_a_thread_to_be_had(monkeypatch):
     """contract: promisify always settles; a call without a worker neither keeps the loop alive nor holds up its end."""
     loop = Loop(auto_exit=True)
 
-    def exhausted(_thread):
+    def exhausted(*_arguments):
         raise RuntimeError("can't start new thread")
 
     def begin():
         with monkeypatch.context() as patch:
-            patch.setattr(threading.Thread, "start", exhausted)
+            patch.setattr(_thread, "start_new_thread", exhausted)
             reasons.append(loop.promisify(int))
         loop.promisify(int).then(reasons.append)
 

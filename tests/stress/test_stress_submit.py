@@ -163,7 +163,7 @@ def test_handles_come_and_go() -> None:
             producers.add(produce)
     loop.shutdown(PATIENCE)
     assert len(done) == 4 * rounds * 5
-    assert not loop._live_handles()
+    assert not loop._state.handles
 
 
 def test_sleeping_loop_gets_every_task() -> None:
