@@ -27,7 +27,7 @@ from nbloop.unique import Unique
 INTERNAL = {
     *("Scheduling", "Lifecycle", "Descriptors", "Unique", "EventualWords", "PlacesWords", "ResolverWords", "State"),
     *("Poller", "Parker", "Target", "TablePoller", "Collector"),  # bases and protocols
-    *("EpollPoller", "KqueuePoller", "LockParker", "Watches", "CountingLock"),  # of a loop
+    *("EpollPoller", "KqueuePoller", "LockParker", "Watches", "CountingLock", "Latch"),  # of a loop
     *("Running", "Rejections", "Workers"),  # of a promise, a view, a loop
     *("Kernel", "MethodDef", "TwinMethod", "Status", "External", "Darwin", "FreeBSD"),  # of the process
     "Sited",  # a callback with the place where it was scheduled
