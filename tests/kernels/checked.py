@@ -281,7 +281,7 @@ def install() -> None:
         if one.arity > kernel.SIGNAL:
             _entering(one)
     checker.words(capi.errno_location(), 4)
-    checker.words(signals.signal_words(), 8 * signals.WORDS)
+    checker.words(signals.signal_words(), 8 * len(signals.INITIAL))
 
     take, give, malloc, free = capi.libc_mmap, capi.libc_munmap, capi.PyMem_RawMalloc, capi.PyMem_RawFree
 

@@ -75,7 +75,7 @@ class World:
         self.turns = self.memory.method(turn.run)
 
     @property
-    def refuse_hook(self) -> Callable[[int, object], None]:
+    def refuse_hook(self) -> Callable[[int, object, object], None]:
         return _refuse
 
     def run(self) -> int:
@@ -94,7 +94,7 @@ class World:
         assert self.futex.wakes == sent == int(self.record["claimed"])
 
 
-def _refuse(_code: int, _culprit: object) -> None:
+def _refuse(_code: int, _culprit: object, _raised: object) -> None:
     """As the loop's own: a refusal while it is RUNNING is tried again, any other raises."""
     if atomics.get(World.now.base + layout.LIFECYCLE) == layout.RUNNING:
         it.Event().wait(0.001)

@@ -126,7 +126,7 @@ def test_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     for address, kind in zip(addresses, RINGS, strict=True):
         assert queue_push(memory.remote, remote_word(address | TAG_ARGUMENTS, kind)) == 0
         assert queue_push(memory.remote, remote_slot(address, KIND_ARM)) == 0
-    assert life.queue_drop(memory.remote, True) == 2 * len(RINGS)
+    assert life.queue_drop(memory.base, memory.remote, True, False, 0) == 0
     assert released == addresses
     assert queue_take(memory.remote) == 0
 
