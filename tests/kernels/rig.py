@@ -89,7 +89,8 @@ class Memory:
         start = -(raw.ctypes.data // 8) % layout.WORDS
         self.words = raw[start : start + size]
         self.words[:] = self.state.view(np.ndarray)
-        self.state.view(np.ndarray)[:] = 0  # nor is its memory
+        for name in (*RINGS, "pool", "timers"):  # nor is the memory that these name
+            self.state.record[name] = np.zeros((), layout.STATE[name])
         self.record: Any = self.words.view(layout.STATE)[0]
         self.base = self.words.ctypes.data
         self.pool = self.base + layout.POOL_AT
