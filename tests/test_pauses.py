@@ -365,12 +365,12 @@ def test_answers_are_whole_for_whoever_finds_them(run_script: Callable[..., str]
 @needs_timers
 def test_a_handler_that_raises_stops_a_cancel(make_loop: Callable[..., Loop]) -> None:
     """What was cancelled stays cancelled, the rest is live, and each is one of the two."""
-    for _ in range(50):
+    for tries in range(1, 51):
         loop = make_loop()
         ids = [loop.schedule_timer(3600, nothing) for _ in range(MANY)]
         before = signal.signal(signal.SIGALRM, signal.default_int_handler)
         try:
-            signal.setitimer(signal.ITIMER_REAL, 5e-3)
+            signal.setitimer(signal.ITIMER_REAL, 4e-3 * (tries % 10 + 1))
             loop.cancel_timers(ids)
         except KeyboardInterrupt:
             pass
@@ -379,7 +379,7 @@ def test_a_handler_that_raises_stops_a_cancel(make_loop: Callable[..., Loop]) ->
             signal.signal(signal.SIGALRM, before)
         left = loop.cancel_timers(ids)
         assert left == sorted(left)
-        if any(left):
+        if any(left) and not all(left):
             assert not any(loop.cancel_timers(ids))
             return
     pytest.fail("no handler came in the middle")
