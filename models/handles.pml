@@ -10,7 +10,7 @@
      external.handle_rest 9c4c39f4a6c6
      external.handles_put_back b0cdd77c259c
      external.handle_drain b0baae76ca68
-     external.run_external 357edbc4e322
+     external.run_external 6bb8dcc50cfe
    check
    bug BUG_REST_BLIND: a handle is laid to rest without another look at its queue
    bug BUG_ANNOUNCE_STORE: `queued` is looked at and stored, and not swapped

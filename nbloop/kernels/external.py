@@ -19,7 +19,7 @@ from .capi import (
     Py_DecRef,
 )
 from .checkpoint import checkpoint, invoke_owned
-from .ingress import queue_length, queue_take
+from .ingress import queue_length, queue_take, queue_tasks
 from .kernel import apart, helper
 from .layout import (
     BUDGET,
@@ -93,7 +93,7 @@ def run_external(base: int) -> int:
     queue = base + EXTERNAL
     put(base + SUBJECT, queue)
     budget = get(base + BUDGET)
-    waiting = queue_length(queue)
+    waiting = queue_tasks(queue)
     left = budget
     share = min(waiting, budget)
     order = 0
@@ -105,7 +105,7 @@ def run_external(base: int) -> int:
             share = (budget + (get(base + TURNS) & 1)) >> 1
         while handle != 0:
             below = get(handle + H_NEXT_READY)
-            held = queue_length(handle + H_QUEUE)
+            held = queue_tasks(handle + H_QUEUE)
             put(handle + H_WAITING, held)
             waiting += held
             put(handle + H_NEXT_READY, order)
@@ -171,10 +171,10 @@ def ingress_length(base: int) -> int:
     """Tasks that wait in the submit queue and in the handles that are ready. Loop thread: only it takes handles from
     their stack, which owns them.
     """
-    length = queue_length(base + EXTERNAL)
+    length = queue_tasks(base + EXTERNAL)
     handle = load(base + READY)
     while handle != 0:
-        length += queue_length(handle + H_QUEUE)
+        length += queue_tasks(handle + H_QUEUE)
         handle = get(handle + H_NEXT_READY)
     return length
 
