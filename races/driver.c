@@ -43,6 +43,7 @@ typedef struct object {
     word first;                  /* array: data; tuple and list: size */
     word second;                 /* list: address of its items */
     union { word value; double real; };
+    word more[2];                /* a tuple has up to four items, from `second` on */
     void *memory;                /* array: what is freed with it */
     void (*run)(struct object *);
     word data[4];                /* a callback's own */
@@ -132,8 +133,10 @@ word PyFloat_FromDouble(double value) { object *made = make(REAL, 0); made->real
 double PyFloat_AsDouble(word at) { CHECK(((object *)at)->kind == REAL); return ((object *)at)->real; }
 word PyErr_Occurred(void) { return exception; }
 void PyErr_Clear(void) { exception = 0; }
+word PyErr_GetRaisedException(void) { word raised = exception; exception = 0; return raised; }
+void PyErr_SetRaisedException(word error) { exception = error; }
 word PyTuple_New(word count) {
-    CHECK(count <= 2);            /* more would lie over `memory` */
+    CHECK(count <= 4);            /* more would lie over `memory` */
     object *made = make(TUPLE, count);
     *(word *)((word)made + OBJECT_HEADER) = count;
     return (word)made;
@@ -158,13 +161,12 @@ word PyObject_CallNoArgs(word at) {
 }
 word PyObject_Vectorcall(word at, word arguments, word count, word names) {
     if (((object *)at)->kind == CALLBACK && count == 0 && names == 0) return PyObject_CallNoArgs(at);
-    CHECK(((object *)at)->kind == REFUSE_HOOK && count == 2 && names == 0);
+    CHECK(((object *)at)->kind == REFUSE_HOOK && count == 3 && names == 0);
     exception = PyLong_AsLongLong(*(word *)arguments);
     return 0;
 }
 #define NEVER(result, name, ...) result name(__VA_ARGS__) { FAIL(#name " was called"); }
 NEVER(word, PyObject_CallOneArg, word at, word argument)
-NEVER(word, PyErr_GetRaisedException, void)
 NEVER(word, PySequence_Tuple, word at)
 NEVER(word, PyList_New, word count)
 NEVER(word, PyDict_Size, word at)
@@ -180,7 +182,6 @@ NEVER(int, PyList_SetItem, word at, word index, word item)
 NEVER(int, PyUnicode_Compare, word at, word other)
 NEVER(void, PyErr_WriteUnraisable, word at)
 NEVER(void, PyErr_BadArgument, void)
-NEVER(void, PyErr_SetRaisedException, word error)
 NEVER(void, PyException_SetContext, word error, word context)
 NEVER(word, PyObject_GetIter, word at)
 NEVER(word, PyIter_Next, word at)
