@@ -168,7 +168,7 @@ class Workers:
             self._outcomes.popleft()
             return True
         elif self.unsettled:
-            self._news.get()  # what it is of is looked at by the next call, and `close` by the caller
+            self._news.get()  # the next call looks at what has come, and the caller at `close`
             return True
         self._jobs.put(None)
         return False
