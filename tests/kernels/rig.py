@@ -91,6 +91,7 @@ class Memory:
         self.words[:] = self.state.view(np.ndarray)
         for name in (*RINGS, "pool", "timers"):  # nor is the memory that these name
             self.state.record[name] = np.zeros((), layout.STATE[name])
+        self.state.record["self"] = 0  # and the collector is not to follow its words
         self.record: Any = self.words.view(layout.STATE)[0]
         self.base = self.words.ctypes.data
         self.pool = self.base + layout.POOL_AT
