@@ -12,12 +12,12 @@
      ingress.queue_draw_exactly 95e3319948d1
      ingress.queue_segment c3c234653a85
      ingress.queue_install 85b494b9953d
-     ingress.queue_push e9117bbb8e52
-     ingress.queue_push_many 0a91d0876d4c
+     ingress.queue_push abd3b53e6b4d
+     ingress.queue_push_many ba3c258f1bad
      ingress.queue_peek 74be356b8fb4
      ingress.queue_advance ef1d4ca1e485
      ingress.queue_retire dc8ae55f2150
-     ingress.queue_skip 4034bef7c8dc
+     ingress.queue_skip e299946901f4
      ingress.queue_cell 2e7ff1d9db55
      ingress.queue_entry 3a9ce712f760
    check

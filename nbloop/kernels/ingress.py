@@ -185,6 +185,7 @@ def queue_push(queue: int, word: int) -> int:
         return -ticket
     chunk = queue_segment(queue, ticket)
     if chunk == 0:
+        fetch_add(queue + Q_FILLED, 1)  # a ticket without a task, until the consumer has stepped over it
         return REFUSED_MEMORY
     cell = queue_cell(chunk, ticket, get(queue + Q_SHIFT))
     if get(queue + Q_OBSERVED) != 0:
@@ -272,6 +273,7 @@ def queue_push_many(queue: int, words: int, count: int) -> int:
         chunk = queue_segment(queue, ticket)
         stop = min(end, ((ticket >> shift) + 1) << shift)
         if chunk == 0:
+            fetch_add(queue + Q_FILLED, stop - ticket)  # as in `queue_push`
             ticket = stop
         while ticket < stop:
             word = get(words)
@@ -323,8 +325,7 @@ def queue_publish(queue: int, first: int, count: int) -> int:
         if entry <= 0 and entry != ~(ticket >> shift) and compare_and_swap(at, entry, spare + 1):
             spare = -1
         chunk = queue_segment(queue, ticket)
-        if chunk == 0:  # void: its tickets are stepped over all at once, and not as fillers
-            fetch_add(queue + Q_FILLED, ticket - start)
+        if chunk == 0:  # void: its tickets are stepped over all at once
             ticket = start
         while ticket < start:
             store(queue_cell(chunk, ticket, shift), FILLER)
@@ -413,8 +414,9 @@ def queue_skip(queue: int, head: int) -> None:
     """Step over the refused tickets of a void segment. The consumer only."""
     shift = get(queue + Q_SHIFT)
     end = ((head >> shift) + 1) << shift
-    tail = queue_tail(queue)
-    store(queue + Q_HEAD, min(tail, end))
+    tail = min(queue_tail(queue), end)
+    store(queue + Q_PASSED, get(queue + Q_PASSED) + tail - head)  # before the head, see `queue_has_room`
+    store(queue + Q_HEAD, tail)
 
 
 @inlined

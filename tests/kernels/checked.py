@@ -173,8 +173,8 @@ class Checker:
             what = ctypes.cast(address, ctypes.py_object).value
             if not isinstance(what, np.ndarray):
                 self.object(address)
-            elif not self.arrays.holds(address + ARRAY_DATA, 8):
-                self.array(what)
+            elif not (self.arrays.holds(address + ARRAY_DATA, 8) and self.arrays.holds(what.ctypes.data, what.nbytes)):
+                self.array(what)  # both, because its place may have been another's, which has died since
 
     def released(self, address: int) -> None:
         """A reference is about to be given up."""

@@ -29,6 +29,7 @@ from nbloop.kernels.ingress import (
     queue_segment,
     queue_tail,
     queue_take,
+    queue_tasks,
 )
 from nbloop.kernels.layout import REFUSED_CLOSED, REFUSED_FULL, REFUSED_MEMORY
 from nbloop.kernels.pool import pool_give, pool_take
@@ -191,11 +192,11 @@ class QueueMachine(RuleBasedStateMachine):
     @invariant()
     def same(self) -> None:
         """head <= tail; what lies between them, but for refused tickets and fillers, is the twin's, in order. Behind a
-        filler there is a task, and `filled` and `passed` say how many there are.
+        filler there is a task, and `filled` and `passed` say how many tickets have none.
         """
         if "memory" not in self.__dict__:
             return
-        found = []
+        found, void = [], 0
         head, tail = get(self.queue + layout.Q_HEAD), queue_tail(self.queue)
         assert head <= tail
         for ticket in range(head, tail):
@@ -203,12 +204,14 @@ class QueueMachine(RuleBasedStateMachine):
             word = get(queue_cell(chunk, ticket, get(self.queue + layout.Q_SHIFT))) if chunk else 0
             assert (word == 0) == (chunk == 0), "a ticket that was drawn, neither stored nor refused"
             found += [word] if word else []
+            void += chunk == 0
         fillers = found.count(layout.FILLER)
-        assert fillers == get(self.queue + layout.Q_FILLED) - get(self.queue + layout.Q_PASSED)
+        assert fillers + void == get(self.queue + layout.Q_FILLED) - get(self.queue + layout.Q_PASSED)
         assert found[-1:] != [layout.FILLER]
         found = [word for word in found if word != layout.FILLER]
         assert found == list(self.naive.items)
-        assert queue_length(self.queue) == tail - head >= len(found) + fillers
+        assert queue_length(self.queue) == tail - head == len(found) + fillers + void
+        assert queue_tasks(self.queue) == len(found)
 
     @invariant()
     def directory_holds_what_is_in_use(self) -> None:
@@ -383,7 +386,7 @@ def test_a_large_batch_after_a_void_segment() -> None:
     assert queue_publish(queue, first, 2) == 0
     assert [queue_take(queue) for _ in range(3)] == [16, 32, 0]
     assert queue_length(queue) == 0
-    assert get(queue + layout.Q_FILLED) == get(queue + layout.Q_PASSED) == CHUNK - 2
+    assert get(queue + layout.Q_FILLED) == get(queue + layout.Q_PASSED) == 2 * CHUNK - 2
     starvation.end()
 
 
