@@ -173,6 +173,10 @@ class Checker:
             what = ctypes.cast(address, ctypes.py_object).value
             if not isinstance(what, np.ndarray):
                 self.object(address)
+                if isinstance(what, list):  # of arrays that no collector tracks: the words of a loop's handles
+                    for one in what:
+                        if isinstance(one, np.ndarray):
+                            self.given(id(one))
             elif not (self.arrays.holds(address + ARRAY_DATA, 8) and self.arrays.holds(what.ctypes.data, what.nbytes)):
                 self.array(what)  # both, because its place may have been another's, which has died since
 
