@@ -97,7 +97,8 @@ PLAY = """
             except checked.OutOfBounds:
                 pass
             found[str(bug)] = checked.checker.problems[before:][:1]
-            loop._state.whole = False  # a state that a bug has been at is not to be followed any more
+            loop._state.whole = False  # a state that a bug has been at is not to be followed any more, nor dismantled
+            nbloop.kernels.state._whole.clear()
             loop._ended.set()
     print(json.dumps(found))
 """
