@@ -472,7 +472,7 @@ def _after_fork_in_child() -> None:
         # the sleeper is in the parent, and its wake descriptor is shared: nobody here may write to it
         loop._record["sleep"] = 0
         life.interrupt.bind(loop._state)(1)
-        # Whoever has forked in a callback returns into the kernel: what it counts there is not the parent's.
+        # A child forked in a callback returns into the kernel: it must not count in the parent's figures.
         for word in ("observed", "metrics", "recorder"):
             loop._record[word] = 0
         loop._refuse_new()

@@ -63,7 +63,7 @@ class Latch:
             gate.release()
 
     def wait(self, timeout: float) -> bool:
-        """Has it happened within so many seconds? Any thread."""
+        """Wait up to `timeout` seconds: has it happened? Any thread."""
         gate = _thread.allocate_lock()
         gate.acquire()
         self._waiting.append(gate)

@@ -62,7 +62,7 @@ type _Handler = tuple[Callable[..., object], tuple[object, ...]]
 
 _NATIVE = bool(on_signal.address) and not WINDOWS  # is the kernel the C handler?
 _UNCATCHABLE = {getattr(signal, name) for name in ("SIGKILL", "SIGSTOP") if hasattr(signal, name)}
-JOIN = 1.0  # seconds that whoever removes the last handler waits for the thread to end
+JOIN = 1.0  # seconds for which the removal of the last handler waits for the thread to end
 NAP = 50_000_000  # ns that a loop on the main thread sleeps before it dozes: half of what Ctrl-C may take
 
 # Writers hold the lock. It is re-entrant, because a collection, a signal's handler or a pending call may come in the
@@ -84,7 +84,7 @@ def add(target: Target, number: int, callback: Callable[..., object], args: tupl
     """Submit ``callback(*args)`` to `target` for each arrival of a signal; replaces what it asked for before. Any
     thread; un-jitted, off the main thread, it takes effect when that next runs bytecode.
 
-    ValueError for what is no signal's number or cannot be caught.
+    ValueError for a number that no signal has, or a signal that cannot be caught.
     """
     _check_number(number)
     if not callable(callback):

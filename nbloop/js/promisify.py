@@ -9,7 +9,7 @@ A signal handler may call `promisify` in the middle of another call of it, and m
 `concurrent.futures` does not serve: its executor takes locks that a handler's call cannot take again, and queues a
 function some steps before it says so. Here the lock is re-entrant, a job is accepted by two instructions between
 which the interpreter looks for no signal, workers are made before there is work for them, and what happens on the
-loop's thread for an outcome is one call of C that is made once, whoever makes it.
+loop's thread for an outcome is one call of C, and only the first thread to make it has any effect.
 """
 
 from __future__ import annotations
