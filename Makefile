@@ -41,11 +41,11 @@ test-nojit: setup ## run the kernels' tests on the kernels as plain Python
 	NUMBA_DISABLE_JIT=1 $(py) -m pytest tests/kernels $(ARGS)
 
 test-checked: setup ## run random programs and some tests with every address checked that a kernel touches
-	NUMBA_DISABLE_JIT=1 PYTHONPATH=tests/kernels $(py) -m pytest -p checked tests/fuzz tests/test_readiness.py tests/js/test_aplus.py $(ARGS)
+	NUMBA_DISABLE_JIT=1 $(py) -m pytest -p tests.support.checked tests/proofs/test_fuzz.py tests/contract/test_readiness.py tests/js/test_aplus.py $(ARGS)
 
 test-windows: setup ## run what tells of a platform on a Windows Python under Wine, or say why not
 	@if scripts/wine-python --check; then \
-	    scripts/wine-python -m pytest tests/pollers tests/test_parking.py tests/test_timers.py $(ARGS); \
+	    scripts/wine-python -m pytest tests/pollers tests/contract/test_parking.py tests/contract/test_timers.py $(ARGS); \
 	else \
 	    echo "SKIPPED: the tests on Windows under Wine, see above"; \
 	fi
@@ -54,7 +54,7 @@ test-asyncio: setup ## run CPython's own asyncio tests on nbloop's asyncio loop
 	$(py) -m pytest conformance $(ARGS)
 
 verify: setup ## models of the protocols, races in the kernels, histories; see docs/verification.md for the tools that it needs
-	$(py) -m pytest models races tests/linearizability $(ARGS)
+	$(py) -m pytest models races tests/proofs/test_histories.py $(ARGS)
 
 mutate: setup ## plant some seventy bugs into copies of the kernels, and show that the tests notice; ARGS=heap for some
 	$(py) scripts/mutate.py $(ARGS)

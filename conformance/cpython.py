@@ -51,7 +51,9 @@ MODULES = (
 
 NO_SELF_PIPE = "asks for the pair of sockets by which asyncio's loop wakes itself; ours wakes by futex or eventfd"
 ONE_SELECTOR = "the same tests with another of asyncio's selectors; ours has one place to wait in"
-MOCKED_SIGNALS = "looks at asyncio's calls of the module `signal`; ours are others (tests/test_signals.py, tests/aio)"
+MOCKED_SIGNALS = (
+    "looks at asyncio's calls of the module `signal`; ours are others (tests/contract/test_signals.py, tests/aio)"
+)
 EXCLUDED = {
     "test_events.EPollEventLoopTests.test_internal_fds": NO_SELF_PIPE,
     "test_events.PollEventLoopTests": ONE_SELECTOR,

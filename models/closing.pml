@@ -6,17 +6,17 @@
    tail too, and never counts.
 
    stands for:
-     ingress.queue_close d8c69837e19d
-     ingress.queue_close_if_empty 7bd24fbe2ad1
-     ingress.queue_reopen 3f39c058cdfe
-     ingress.queue_tail 80bc1a2ead2e
-     turn.quiet 58474cda741b
-     turn.drain e0d2770462d6
-     life.transition 1cdd2934c5d9
-     life.close_queues 81662c94170d
-     life.end_if_quiet 66ba33e8bd2f
+     ticket_queue.queue_close 5b59fad60b72
+     ticket_queue.queue_close_if_empty 262c789a814d
+     ticket_queue.queue_reopen 32017a63f81b
+     ticket_queue.queue_tail ddcaf17dee2d
+     turn.quiet cbfab44a0c3d
+     turn.drain 6fffc27a01ad
+     lifetime.transition b804f69e378e
+     lifetime.close_queues 6d76a3174222
+     lifetime.end_if_quiet 40ea4e4bb756
      external.queue_drop 6786b41f4d15
-     caller.refuse 54873ed5a53c
+     refusal.refuse b8a89790f9b2
    check
    check CLOSE
    bug BUG_CLOSE_IN_TWO: a close reads the tail, and marks it a moment later

@@ -5,12 +5,12 @@
    back. Work that nobody announced is a loop that sleeps for ever, an invalid end state.
 
    stands for:
-     methods.announce f28bf7c656ab
-     external.handle_ready 8fc370e5f499
-     external.handle_rest 9c4c39f4a6c6
-     external.handles_put_back b0cdd77c259c
-     external.handle_drain b0baae76ca68
-     external.run_external 6bb8dcc50cfe
+     scheduling.announce a5f880360b92
+     external.handle_ready e3214bf42460
+     external.handle_rest c7cf28087606
+     external.handles_put_back c1cf61ce27e0
+     external.handle_drain 501164e806c5
+     external.run_external e9b9e9a13684
    check
    bug BUG_REST_BLIND: a handle is laid to rest without another look at its queue
    bug BUG_ANNOUNCE_STORE: `queued` is looked at and stored, and not swapped

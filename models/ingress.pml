@@ -8,18 +8,18 @@
    words as one batch and brings the chunks along. The pool is pool.pml's matter: here a chunk is free or not.
 
    stands for:
-     ingress.queue_draw 38f29a461db5
-     ingress.queue_draw_exactly 95e3319948d1
-     ingress.queue_segment c3c234653a85
-     ingress.queue_install 85b494b9953d
-     ingress.queue_push abd3b53e6b4d
-     ingress.queue_push_many ba3c258f1bad
-     ingress.queue_peek 74be356b8fb4
-     ingress.queue_advance ef1d4ca1e485
-     ingress.queue_retire dc8ae55f2150
-     ingress.queue_skip e299946901f4
-     ingress.queue_cell 2e7ff1d9db55
-     ingress.queue_entry 3a9ce712f760
+     ticket_queue.queue_draw bf585e13b1c2
+     ticket_queue.queue_draw_exactly 2f290e6fcd44
+     ticket_queue.queue_segment 8ae89f897fee
+     ticket_queue.queue_install 73d8488b3de2
+     ticket_queue.queue_push a5b14038690a
+     ticket_queue.queue_push_many 4ff007099375
+     ticket_queue.queue_peek 95df64681133
+     ticket_queue.queue_advance 72785b8e5ee8
+     ticket_queue.queue_retire b987983a9784
+     ticket_queue.queue_skip 6ece574279b5
+     ticket_queue.queue_cell 2e7ff1d9db55
+     ticket_queue.queue_entry 7f5603071d74
    check
    check MEMORY
    check BATCH

@@ -12,7 +12,6 @@ gives would do *for this outcome*, ``[release is enough]`` says so, and is check
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import os
 import re
@@ -21,6 +20,8 @@ import subprocess
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+
+from tests.support import sources
 
 FOLDER = Path(__file__).parent
 FETCH = FOLDER.parent / "scripts" / "fetch-herd"
@@ -62,7 +63,7 @@ class Access:
 
     def source(self) -> str:
         """Of the kernel that it quotes."""
-        found = getattr(importlib.import_module(f"nbloop.kernels.{self.module}"), self.function)
+        found = getattr(sources.module(self.module), self.function)
         return inspect.getsource(getattr(found, "function", found))
 
 

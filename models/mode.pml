@@ -8,19 +8,19 @@
    it is awake.
 
    stands for:
-     parking.wake 14e27c34c48b
-     parking.wake_sleeper 4236ab60c1bc
-     parking.wide_awake c13caad69401
-     turn.wait 1688e1c09194
-     turn.doze aba59a05ffe0
-     readiness.epoll_sleep b601ced7e03c
-     readiness.epoll_block 8a5cb5277f20
+     parking.wake a741278ed475
+     parking.wake_sleeper 6f9687d27d82
+     parking.wide_awake 76c6a58d4dbc
+     turn.wait 8b632d8e442e
+     turn.doze 4e7ef7f62841
+     fd_watches.epoll_sleep b601ced7e03c
+     fd_watches.epoll_block 600111201ac4
      loop.set_fast_path_mode 2cb0d8ff6abb
      loop.register_fd 59ac7ab7eeea
      loop.unregister_fd c591efdf3c47
      loop._change_over 38ec9f23d706
      loop._install_parker 1d91c00fd0be
-     loop._finish 4008a4a564d4
+     loop._finish a58b4444a27a
    check
    bug BUG_UNLOCKED: the mode is looked at, and the descriptor registered, without the lock
    bug BUG_NO_CHANGE_OVER: a first descriptor does not have the loop change over

@@ -7,17 +7,17 @@
    claims. A doze is a sleep like any other, announced and looked after in the same order.
 
    stands for:
-     parking.wake 14e27c34c48b
-     parking.wake_sleeper 4236ab60c1bc
-     parking.arrivals 917cea6b464d
-     parking.fall_asleep dfa4048ce28a
-     parking.wide_awake c13caad69401
-     parking.sleep_on_word 5042a25779be
-     parking.park e73ba6fab00f
-     turn.wait 1688e1c09194
-     turn.doze aba59a05ffe0
-     methods.send 223891fa572b
-     life.stop 3d6c84035938
+     parking.wake a741278ed475
+     parking.wake_sleeper 6f9687d27d82
+     parking.arrivals aa124c91dd59
+     parking.fall_asleep 693c14ea059b
+     parking.wide_awake 76c6a58d4dbc
+     parking.sleep_on_word 71c93d78ed5e
+     parking.park 8b3e6955f49c
+     turn.wait 8b632d8e442e
+     turn.doze 4e7ef7f62841
+     scheduling.send a815c45edfcd
+     lifetime.stop c728301cfc37
    check
    check EARLY
    bug BUG_LOOK_FIRST: the loop looks, and then announces

@@ -7,12 +7,12 @@
    stands for:
      stack.stack_pop cffb8f3671c2
      stack.stack_push 11da6868b4fa
-     pool.pool_take 9f680ed03096
-     pool.pool_give 95d6fd324ba7
-     pool.pool_trim 508464f8f78f
-     pool.pool_address d1e08aa2144f
-     ingress.chunks_reserve 3a6258140f08
-     ingress.chunks_return 1faea3dbda49
+     pool.pool_take eab2c298443a
+     pool.pool_give 2c77c95a3243
+     pool.pool_trim 624c50297b00
+     pool.pool_address efb9515a6389
+     ticket_queue.chunks_reserve 69b80af3eb13
+     ticket_queue.chunks_return 7567e10265b4
    check
    check TRIM
    bug BUG_NO_COUNTER: the head's counter stands still (ABA)

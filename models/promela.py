@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import importlib
 import inspect
 import re
 import shutil
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nbloop import Loop
+from tests.support import sources
 
 FOLDER = Path(__file__).parent
 STANDS_FOR = re.compile(r"^     (\w+)\.(\w+) ([0-9a-f]{12})$", re.MULTILINE)
@@ -60,9 +60,10 @@ def stamp(module: str, name: str) -> str:
     if module == "loop":
         function = getattr(Loop, name)
     else:
-        found = getattr(importlib.import_module(f"nbloop.kernels.{module}"), name)
+        home = sources.module(module)
+        found = getattr(home, name)
         function = getattr(found, "function", found)
-        assert function.__module__ == f"nbloop.kernels.{module}", f"{name} is defined in {function.__module__}"
+        assert function.__module__ == home.__name__, f"{name} is defined in {function.__module__}"
     node = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
     assert isinstance(node, ast.FunctionDef)
     node.decorator_list.clear()

@@ -6,17 +6,17 @@
    back. The heap is a set, since any timer may be due at any moment. With -DINTERVAL the first timer is an interval.
 
    stands for:
-     slots.slot_open efbeaa121a9b
-     slots.slot_of d096f057c8b1
-     timers.timer_arm_here d29fc1c5824b
-     timers.timer_arm_elsewhere e8871d914689
-     timers.timer_armed 1487393aa61b
-     timers.timer_removed 2acde3061716
-     timers.timer_cancel c466416e613f
-     timers.timer_reference 77456c4e2284
-     turn.timer_fire 1d7e9f8378c7
-     turn.interval_ran 1f4c8afcccdd
-     callbacks.fetch_some 2ee718688491
+     slots.slot_open b40ce4f1b260
+     slots.slot_of 28d7f29e5dc4
+     timer_slots.timer_arm_here 7da41f9b3d35
+     timer_slots.timer_arm_elsewhere 2be7bce92442
+     timer_slots.timer_armed e593209fd6a8
+     timer_slots.timer_removed 5209a7681e39
+     timer_slots.timer_cancel 8d65551b3cd9
+     timer_slots.timer_reference 68bc2e3a102f
+     phases.timer_fire 2c97c9648739
+     phases.interval_ran 39de6e811de7
+     remote.fetch_some a8fe283a82ad
    check
    check INTERVAL
    bug BUG_NO_GENERATION: a cancel does not look at the generation

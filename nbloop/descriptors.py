@@ -16,7 +16,7 @@ from typing import Any
 
 from . import debug as _debug
 from .errors import FastPathIncompatibleError, LoopTerminatedError
-from .kernels import layout
+from .kernels.base import layout
 from .lifecycle import Lifecycle
 from .options import FastPathMode, check_mode
 from .parkers import LockParker, futex_available

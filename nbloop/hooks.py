@@ -1,4 +1,4 @@
-"""What the kernels call in Python: to report, to refuse, to raise an overload, to breathe.
+"""What the kernels call in Python: to report, to refuse, to raise an overload, to check_interrupts.
 
 Each hook gets a weak reference to the loop, because the state that holds the hooks may outlive it. A hook that raises
 leaves `run()`: `report` does so for KeyboardInterrupt and SystemExit. `refuse` is where every refused call's exception
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import debug
 from .errors import LoopOverloadedError, LoopTerminatedError
-from .kernels import layout
+from .kernels.base import layout
 
 if TYPE_CHECKING:
     from .loop import Loop
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("nbloop")
 
 
-def breathe() -> None:
+def check_interrupts() -> None:
     """Nothing, in bytecode: signals, garbage collection, stop-the-world and the GIL's switch are looked at on entry."""
 
 

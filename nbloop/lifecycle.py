@@ -40,8 +40,10 @@ from .errors import (
     ReentrantCloseError,
     ReentrantRunError,
 )
-from .kernels import layout, life, turn
-from .kernels.kernel import bound, faces
+from .kernels.base import layout
+from .kernels.base.kernel import bound, faces
+from .kernels.methods import lifetime
+from .kernels.turn import turn
 from .lock import CountingLock, Latch
 from .options import check_timeout
 from .parkers import Parker
@@ -90,10 +92,10 @@ class Lifecycle(Unique, Scheduling):
         self._workers: Workers | None = None
         self._parker: Parker | None = None
         self._watches = Watches(state)
-        self._acquire = life.acquire.bind(state)
-        self._release = life.release.bind(state)
-        self._give_up = life.leave.bind(state)
-        self._transition = life.transition.bind(state)
+        self._acquire = lifetime.acquire.bind(state)
+        self._release = lifetime.release.bind(state)
+        self._give_up = lifetime.leave.bind(state)
+        self._transition = lifetime.transition.bind(state)
         _live.add(self)
 
     @property
@@ -108,14 +110,14 @@ class Lifecycle(Unique, Scheduling):
             return LoopState.TERMINATING  # whoever sees this is refused from then on
         return LoopState.SLEEPING if self._record["sleep"] else LoopState.RUNNING
 
-    @bound(life.alive)
+    @bound(lifetime.alive)
     def alive(self) -> bool:
         """Is there anything to run, but for unreferenced timers? Any thread; a moment old when others submit
         meanwhile. O(1).
         """
         return False  # pragma: no cover
 
-    @bound(life.is_loop_thread)
+    @bound(lifetime.is_loop_thread)
     def is_loop_thread(self) -> bool:
         """Is the calling thread the one inside `run()`? Any thread. O(1)."""
         return False  # pragma: no cover
@@ -137,7 +139,7 @@ class Lifecycle(Unique, Scheduling):
             self._give_up()
             self._owe_end()
 
-    @bound(life.stop)
+    @bound(lifetime.stop)
     def stop(self) -> None:
         """Ask `run()` to return after the turn in progress (without one: after the first turn of the next `run`,
         which will not wait).
@@ -145,7 +147,7 @@ class Lifecycle(Unique, Scheduling):
         What is queued stays queued, and the loop can be run again. Any thread, signal handlers included. O(1).
         """
 
-    @bound(life.wake)
+    @bound(lifetime.wake)
     def wake(self) -> bool:
         """Wake the loop if it sleeps; whether this call did. Nothing needs it: every submit does. Any thread. One
         load if awake.
@@ -213,7 +215,7 @@ class Lifecycle(Unique, Scheduling):
         try:
             self._look()
         finally:
-            life.awaken.bind(self._state)()
+            lifetime.awaken.bind(self._state)()
 
     def _look(self) -> None:
         """Wait outside the kernels, for as long as they say."""
@@ -258,7 +260,7 @@ class Lifecycle(Unique, Scheduling):
     def _quiet_for_good(self) -> bool:
         """Auto-exit: the kernel found nothing left and closed the queues; is there nothing in the handles either?"""
         with self._lock:
-            quiet: bool = life.end_if_quiet.bind(self._state)(list(self._state.handles.values()))
+            quiet: bool = lifetime.end_if_quiet.bind(self._state)(list(self._state.handles.values()))
         return quiet
 
     def start(self) -> threading.Thread:
@@ -354,7 +356,7 @@ class Lifecycle(Unique, Scheduling):
         if self._workers is not None:
             self._workers.hurry()
         self._begin_end()
-        life.interrupt.bind(self._state)(1)
+        lifetime.interrupt.bind(self._state)(1)
         try:
             if self._acquire() == 0:
                 self._finish()
@@ -384,7 +386,7 @@ class Lifecycle(Unique, Scheduling):
         self._refuse_new()
 
     def _refuse_new(self) -> None:
-        life.close_queues.bind(self._state)()
+        lifetime.close_queues.bind(self._state)()
         with self._lock:
             self._state.close_handles()
 
@@ -427,7 +429,7 @@ class Lifecycle(Unique, Scheduling):
                 break
         if self._closing and self._workers is not None:
             self._workers.finish(closing=True)
-        life.drop.bind(self._state)()
+        lifetime.drop.bind(self._state)()
         self._state.drop_handles()
         while int(self._record["wakes_sent"]) < int(self._record["claimed"]):
             time.sleep(0)  # a wake call is on its way to the descriptor that is closed next
@@ -471,7 +473,7 @@ def _after_fork_in_child() -> None:
             loop.__dict__[name] = lambda *_args, _loop=loop: _loop._check_fork()
         # the sleeper is in the parent, and its wake descriptor is shared: nobody here may write to it
         loop._record["sleep"] = 0
-        life.interrupt.bind(loop._state)(1)
+        lifetime.interrupt.bind(loop._state)(1)
         # A child forked in a callback returns into the kernel: it must not count in the parent's figures.
         for word in ("observed", "metrics", "recorder"):
             loop._record[word] = 0

@@ -22,8 +22,8 @@ from . import hooks
 from . import signals as _signals
 from .descriptors import Descriptors
 from .errors import LoopOverloadedError, LoopTerminatedError
-from .kernels import layout
-from .kernels.state import make_handle_state, make_loop_state
+from .kernels.base import layout
+from .kernels.state.state import make_handle_state, make_loop_state
 from .options import (
     FastPathMode,
     check_callable,
@@ -142,7 +142,7 @@ class Loop(Descriptors):
                 "refuse": functools.partial(hooks.refuse, me),
                 "overload": functools.partial(hooks.overload, me),
                 "warn": hooks.warn,
-                "breathe": hooks.breathe,
+                "check_interrupts": hooks.check_interrupts,
                 "waker": functools.partial(hooks.wake_parker, me),
                 "renew": functools.partial(hooks.renew, me),
                 "pressure": functools.partial(hooks.pressure, me),

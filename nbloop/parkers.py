@@ -12,7 +12,7 @@ import threading
 from collections.abc import Sequence
 from typing import Protocol
 
-from .kernels.capi import SYS_FUTEX, WINDOWS
+from .kernels.base.capi import SYS_FUTEX, WINDOWS
 
 
 class Parker(Protocol):

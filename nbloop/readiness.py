@@ -1,9 +1,9 @@
 """Which descriptors a loop watches: registration, which is rare, in plain Python under the loop's lock.
 
-What happens for every event is a kernel (kernels/readiness.py) and takes no lock. A watch is three things that change
-together here: an entry of the table below, a slot with the callback, and an entry of the platform's poller. The order
-decides what a thread in between can see: a slot is open before the system can report its token, and a slot is closed
-after the system was told to forget it, which is the moment from which on no callback starts.
+What happens for every event is a kernel (kernels/turn/fd_watches.py) and takes no lock. A watch is three things that
+change together here: an entry of the table below, a slot with the callback, and an entry of the platform's poller. The
+order decides what a thread in between can see: a slot is open before the system can report its token, and a slot is
+closed after the system was told to forget it, which is the moment from which on no callback starts.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from .errors import FDAlreadyRegisteredError, FDNotRegisteredError, FDOutOfRangeError
-from .kernels import layout
-from .kernels import readiness as kernels
-from .kernels.capi import EPOLL_EVENT_BYTES
+from .kernels.base import layout
+from .kernels.base.capi import EPOLL_EVENT_BYTES
+from .kernels.turn import fd_watches as kernels
 from .pollers import Poller, make_poller
 
 FD_MOST = (1 << 32) - 1  # a Windows socket is an unsigned 32-bit number here; elsewhere the system refuses earlier
@@ -98,12 +98,12 @@ class Watches:
             self._ready = ready
             self._record["ready"] = ready.ctypes.data
             if poller.park_mode == layout.PARK_EPOLL:
-                from .pollers.epoll import has_fine_timeouts
+                from .pollers.epoll import has_ns_timeouts
 
                 events = np.zeros(EPOLL_EVENT_BYTES * layout.READY_MOST, np.uint8)
                 self._state.keep.append(events)
                 self._record["events"] = events.ctypes.data
-                self._record["fine"] = has_fine_timeouts()
+                self._record["ns_timeouts"] = has_ns_timeouts()
             self._record["poller"] = poller.descriptor
             self._state.record["wake_fd"] = poller.wake_fd
             self.poller = poller

@@ -1,5 +1,5 @@
 """What schedules and cancels, and the clock: built-in methods made by the kernels. The functions here are their
-signatures and their documentation; an instance gets the built-in in their place (kernels/kernel.py).
+signatures and their documentation; an instance gets the built-in in their place (kernels/base/kernel.py).
 """
 
 from __future__ import annotations
@@ -7,9 +7,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from .kernels import life, methods, timer_methods
-from .kernels.kernel import bound
-from .kernels.state import HandleWords
+from .kernels.base.kernel import bound
+from .kernels.methods import lifetime, scheduling, timer_methods
+from .kernels.state.state import HandleWords
 from .unique import Unique
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class Scheduling:
 
     _state: Any
 
-    @bound(methods.submit)
+    @bound(scheduling.submit)
     def submit(self, callback: Callback, /, *args: object) -> None:
         """Run ``callback(*args)`` on the loop's thread.
 
@@ -35,7 +35,7 @@ class Scheduling:
         tasks waiting, `MemoryError`, or TypeError if `callback` is not callable; in each case nothing was stored.
         """
 
-    @bound(methods.submit_many)
+    @bound(scheduling.submit_many)
     def submit_many(self, callbacks: Iterable[Callback], /) -> int:
         """Submit every callable of an iterable, in order and with nothing between them, all or none; how many.
 
@@ -45,13 +45,13 @@ class Scheduling:
         """
         return 0  # pragma: no cover
 
-    @bound(methods.submit_internal)
+    @bound(scheduling.submit_internal)
     def submit_internal(self, callback: Callback, /, *args: object) -> None:
         """Run ``callback(*args)`` before the external tasks of the same turn. FIFO; otherwise as `submit`, without
         its limit.
         """
 
-    @bound(methods.schedule_microtask)
+    @bound(scheduling.schedule_microtask)
     def schedule_microtask(self, callback: Callback, /, *args: object) -> None:
         """Run ``callback(*args)`` at the next microtask checkpoint, which follows every callback (HTML, 'perform a
         microtask checkpoint').
@@ -61,13 +61,13 @@ class Scheduling:
         call this. Errors as `submit`.
         """
 
-    @bound(methods.schedule_next_tick)
+    @bound(scheduling.schedule_next_tick)
     def schedule_next_tick(self, callback: Callback, /, *args: object) -> None:
         """Run ``callback(*args)`` at the next checkpoint, before its microtasks (Node's ``process.nextTick``). As
         `schedule_microtask`.
         """
 
-    @bound(methods.schedule_checkpoint_end)
+    @bound(scheduling.schedule_checkpoint_end)
     def schedule_checkpoint_end(self, callback: Callback, /, *args: object) -> None:
         """Run ``callback(*args)`` at the end of the checkpoint in progress, or of the next, when no next-tick and no
         microtask is left.
@@ -75,7 +75,7 @@ class Scheduling:
         One at a time: what it queues as microtasks runs before the next of its kind. As `schedule_microtask` otherwise.
         """
 
-    @bound(methods.schedule_immediate)
+    @bound(scheduling.schedule_immediate)
     def schedule_immediate(self, callback: Callback, /, *args: object) -> int:
         """Run ``callback(*args)`` in the check phase, right after the loop has polled; an id for `cancel_immediate`.
 
@@ -91,7 +91,7 @@ class Scheduling:
         """
         return False  # pragma: no cover
 
-    @bound(methods.schedule_close)
+    @bound(scheduling.schedule_close)
     def schedule_close(self, callback: Callback, /, *args: object) -> None:
         """Run ``callback(*args)`` in the close phase, after the immediates. FIFO. Any thread. O(1). Errors as
         `submit`.
@@ -157,7 +157,7 @@ class Scheduling:
         """Make a live timer not keep an `auto_exit` loop alive; False if it is not live. Any thread. O(1)."""
         return False  # pragma: no cover
 
-    @bound(life.now)
+    @bound(lifetime.now)
     def now(self) -> float:
         """Seconds on the loop's clock, which is `time.monotonic`'s. Any thread."""
         return 0.0  # pragma: no cover
@@ -172,7 +172,7 @@ class Producer(Unique):
         self.loop = loop
         self._state = state
 
-    @bound(methods.producer_submit)
+    @bound(scheduling.producer_submit)
     def submit(self, callback: Callback, /, *args: object) -> None:
         """Run ``callback(*args)`` on the loop's thread, after everything submitted through this handle before.
 
@@ -180,7 +180,7 @@ class Producer(Unique):
         are busy. One thread at a time, a signal handler interrupting it included. O(1).
         """
 
-    @bound(methods.producer_submit_many)
+    @bound(scheduling.producer_submit_many)
     def submit_many(self, callbacks: Iterable[Callback], /) -> int:
         """Submit every callable of an iterable, in order, all or none; how many. As `Loop.submit_many`."""
         return 0  # pragma: no cover

@@ -1,9 +1,10 @@
 """Signals for a loop in any thread, and for several loops at once.
 
 `signal.signal` can be called on the main thread only, its handlers run on the main thread only, and
-`signal.set_wakeup_fd` has one taker a process. Here a signal's C handler is a kernel (kernels/signals.py) that writes
-the number to a pipe; a daemon thread reads the pipe and submits (internally, so that a full loop gets it too) to every
-loop that asked for that signal. Pipe and thread are there while some loop asks for some signal, and no longer.
+`signal.set_wakeup_fd` has one taker a process. Here a signal's C handler is a kernel
+(kernels/methods/signal_handler.py) that writes the number to a pipe; a daemon thread reads the pipe and submits
+(internally, so that a full loop gets it too) to every loop that asked for that signal. Pipe and thread are there while
+some loop asks for some signal, and no longer.
 
 Python does not know of a C handler that it has not set. A library that saves ``signal.getsignal(n)`` and puts it back
 with ``signal.signal(n, saved)``, as uvicorn does, must lead the signal to the loops again. So what Python names
@@ -35,8 +36,8 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from .errors import LoopTerminatedError
-from .kernels.capi import WINDOWS, libc_sigaction
-from .kernels.signals import (
+from .kernels.base.capi import WINDOWS, libc_sigaction
+from .kernels.methods.signal_handler import (
     COUNT,
     DESCRIPTOR,
     DISPOSITION_BYTES_BITS,

@@ -10,7 +10,7 @@ import contextlib
 import math
 
 from .errors import LoopTerminatedError
-from .kernels import life
+from .kernels.methods import lifetime
 from .lifecycle import LoopState
 from .loop import Loop
 from .unique import Unique
@@ -44,7 +44,7 @@ class VirtualClock(Unique):
         self.loop = loop
         record["autojump"] = jump
         record["virtual"] = 1
-        self._advance = life.clock_advance.bind(loop._state)
+        self._advance = lifetime.clock_advance.bind(loop._state)
 
     def now(self) -> float:
         """Seconds since the clock was made; as `loop.now()`. Any thread."""

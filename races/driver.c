@@ -206,13 +206,13 @@ static word table(word words) { return (word)calloc(words, 8); }
 
 static void open_queue(char *queue, word chunk, word pool) {
     char *state = queue;
-    S(Q_DIRECTORY) = table(1 << DIRECTORY_BITS);
-    S(Q_DIRECTORY_MASK) = (1 << DIRECTORY_BITS) - 1;
-    S(Q_SHIFT) = __builtin_ctzll(chunk);
-    S(Q_POOL) = pool;
-    S(Q_FINAL) = -1;
-    S(Q_GATE) = OPEN;
-    S(Q_LIMIT) = ((1 << DIRECTORY_BITS) - 512) * chunk;
+    S(QUEUE_DIRECTORY) = table(1 << DIRECTORY_BITS);
+    S(QUEUE_DIRECTORY_MASK) = (1 << DIRECTORY_BITS) - 1;
+    S(QUEUE_SHIFT) = __builtin_ctzll(chunk);
+    S(QUEUE_POOL) = pool;
+    S(QUEUE_FINAL) = -1;
+    S(QUEUE_GATE) = OPEN;
+    S(QUEUE_LIMIT) = ((1 << DIRECTORY_BITS) - 512) * chunk;
 }
 
 static void open_loop(word chunk) {
@@ -226,19 +226,19 @@ static void open_loop(word chunk) {
     W(one) = 1;
     W(budget) = 64;
     W(lifecycle) = RUNNING;
-    W(breathe) = W(overload) = W(warn) = hook(BREATHE_HOOK);
+    W(check_interrupts) = W(overload) = W(warn) = hook(BREATHE_HOOK);
     W(refuse) = W(report) = hook(REFUSE_HOOK);
     W(pool_chunk_bytes) = chunk * 8;
     W(pool_slab_limit) = SLAB_LIMIT;
     W(pool_next) = table(CHUNK_LIMIT);
     W(pool_slabs) = table(SLAB_LIMIT);
     W(pool_slab_next) = table(SLAB_LIMIT);
-    open_queue(base + EXTERNAL, chunk, (word)base + POOL_AT);
-    open_queue(base + REMOTE, chunk, (word)base + POOL_AT);
+    open_queue(base + STATE_EXTERNAL, chunk, (word)base + STATE_POOL);
+    open_queue(base + STATE_REMOTE, chunk, (word)base + STATE_POOL);
     W(timers_next) = table(SLOT_LIMIT);
     W(timers_slabs) = table(SLOT_SLAB_LIMIT);
     W(far_horizon) = GRAIN_MASK;
-    W(far_buckets) = table(BUCKET_COUNT * BUCKET_BYTES / 8);
+    W(far_buckets) = table(BUCKET_TOTAL * BUCKET_BYTES / 8);
     object one = {1, INTEGER};
     one.value = 1;
     CHECK(kernel_warm(self, (word)&one) == (word)&truth[1]);
@@ -252,7 +252,7 @@ static handle open_handle(word chunk) {
     made.self->first = (word)made.state;
     *(word *)(made.state + HANDLE_loop) = (word)base;
     *(word *)(made.state + HANDLE_self) = (word)made.self;
-    open_queue(made.state + H_QUEUE, chunk, (word)base + POOL_AT);
+    open_queue(made.state + HANDLE_QUEUE, chunk, (word)base + STATE_POOL);
     return made;
 }
 

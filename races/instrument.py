@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from nbloop.kernels import interpreter, layout
-from nbloop.kernels.far import GRAIN_MASK
-from nbloop.kernels.kernel import kernels
+from nbloop.kernels.base import interpreter, layout
+from nbloop.kernels.base.kernel import kernels
+from nbloop.kernels.timers.buckets import GRAIN_MASK
 
 
 def offsets(record: np.dtype, at: int, path: str) -> dict[str, int]:
@@ -32,14 +32,19 @@ def header() -> str:
     }
     words |= {name: getattr(interpreter, name) for name in ("OBJECT_HEADER", "TUPLE_ITEMS", "TYPE_CALL")}
     words |= {"GRAIN_MASK": GRAIN_MASK}
-    words |= offsets(layout.STATE, 0, "STATE") | offsets(layout.HANDLE, 0, "HANDLE")
-    words |= {"STATE_BYTES": layout.STATE.itemsize, "HANDLE_BYTES": layout.HANDLE.itemsize}
+    for record in vars(layout).values():
+        if isinstance(record, layout.Record):
+            fields = {f"{record.__name__}_{name}": at for name, at in vars(record).items() if name.isupper()}
+            assert not fields.keys() & words.keys()
+            words |= fields
+    words |= offsets(layout.STATE.dtype, 0, "STATE") | offsets(layout.HANDLE.dtype, 0, "HANDLE")
+    words |= {"STATE_BYTES": layout.STATE.dtype.itemsize, "HANDLE_BYTES": layout.HANDLE.dtype.itemsize}
     return "".join(f"#define {name} {value}LL\n" for name, value in words.items())
 
 
 def instrumented() -> str:
     """kernels.ll."""
-    from nbloop.kernels.compiler import link_kernels
+    from nbloop.kernels.build.compiler import link_kernels
 
     symbols, module, _machine = link_kernels(list(kernels.values()))
     names = {symbol: f"kernel_{name}" for name, symbol in symbols.items()}

@@ -2,7 +2,7 @@
 
     python scripts/mutate.py [--jobs N] [WORD ...]      only mutants whose name or module contains a word
 
-The bugs and the tests that have to fail are the list in tests/kernels/mutants.py. Each is planted into a copy of the
+The bugs and the tests that have to fail are the list in tests/support/mutants.py. Each is planted into a copy of the
 tree in a temporary folder; the working tree is never touched. First the same tests have to pass without a bug, or a
 failure would say nothing. A mutant is killed if a test fails, hangs, or takes the interpreter down; it survives if all
 pass. A run that ends in any other way (a collection error, no tests) is a mistake in the list, and fails too.
@@ -25,9 +25,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "kernels"))
+sys.path.insert(0, str(ROOT))
 
-from mutants import MUTANTS, Mutant, planted  # noqa: E402
+from tests.support.mutants import MUTANTS, Mutant, planted  # noqa: E402
+from tests.support.sources import files  # noqa: E402
 
 PARTS = ("nbloop", "tests", "models", "pyproject.toml")
 TEST_SECONDS = 60  # of one test, before it counts as hung
@@ -44,15 +45,14 @@ def copy_tree(folder: Path) -> None:
 
 def run_tests(folder: Path, tests: Iterable[str], compiled: bool, first: bool) -> tuple[int, str]:
     """pytest's exit status, negative for a signal, and what it said."""
-    path = f"{folder}{os.pathsep}{folder / 'tests' / 'kernels'}"
-    environment = os.environ | {"PYTHONPATH": path, "NBLOOP_CACHE_DIR": str(folder / "cache")}
+    environment = os.environ | {"PYTHONPATH": str(folder), "NBLOOP_CACHE_DIR": str(folder / "cache")}
     environment["NUMBA_DISABLE_JIT"] = "0" if compiled else "1"
     command = [sys.executable, "-P", "-m", "pytest", "-q", "-k", "not caught", f"--timeout={TEST_SECONDS}"]
     command += [
         "-p",
         "no:cacheprovider",
         "-p",
-        "no_shrinking",
+        "tests.support.no_shrinking",
         "--hypothesis-seed=0",
         *(["-x"] if first else []),
         *tests,
@@ -82,7 +82,7 @@ def try_mutant(mutant: Mutant) -> tuple[str, float, str]:
     with tempfile.TemporaryDirectory(prefix="nbloop-mutant-") as name:
         folder = Path(name)
         copy_tree(folder)
-        path = folder / "nbloop" / "kernels" / f"{mutant.module}.py"
+        path = files(folder / "nbloop" / "kernels")[mutant.module]
         source = path.read_text(encoding="utf-8")
         path.write_text(planted(source, (mutant.old, mutant.new), where=mutant.module), encoding="utf-8")
         status, said = run_tests(folder, mutant.tests, mutant.compiled, first=True)

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import waiting
 
 from nbloop import FastPathMode, IOEvents, Loop, LoopState
+from tests.support import waiting
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell without job control has it for what runs behind it
     signal.signal(signal.SIGINT, signal.default_int_handler)

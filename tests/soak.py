@@ -38,7 +38,7 @@ from nbloop import (
     NbloopError,
 )
 from nbloop.js import JS
-from nbloop.kernels.state import State
+from nbloop.kernels.state.state import State
 
 WARM = 8  # lives before the first look
 RSS_MOST = 32 << 20  # bytes of growth between thirds

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter, perf_counter_ns
 
-from ..kernels import pack
+from ..kernels.build import object_cache
 from .corpus import Corpus, Tally, count_directly, fingerprint, read, words
 from .engines import Asyncio, Engine, Entrance, Nbloop, NbloopProducers
 from .screen import Bar, Screen, make_screen
@@ -368,7 +368,7 @@ def _introduce(screen: Screen, text: Corpus, producers: int) -> None:
     screen.heading("nbloop demo: count words with threads and a loop")
     screen.line(f"  {len(text.lines):,} lines of {text.name}")
     screen.line(f"  {threads} parse, a loop merges. Python {python}, {gil}, {cores} core{'s' * (cores != 1)}")
-    if pack.status.mode != "compiled":
+    if object_cache.status.mode != "compiled":
         screen.line("  The kernels run un-jitted, some hundred times slower: see `nbloop doctor`")
 
 

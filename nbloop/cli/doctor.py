@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import Loop, __version__
-from ..kernels import layout, pack
-from ..kernels.capi import WINDOWS
+from ..kernels.base import layout
+from ..kernels.base.capi import WINDOWS
+from ..kernels.build import object_cache
 from ..options import usable_cores
 from ..parkers import futex_available
 from ..pollers import make_poller
@@ -73,10 +74,10 @@ def _version(name: str) -> str | None:
 
 
 def _kernels() -> dict[str, Any]:
-    status = pack.status
+    status = object_cache.status
     folder: Path | None = None
     with contextlib.suppress(RuntimeError):  # no home folder
-        folder = pack.cache_folder()
+        folder = object_cache.cache_folder()
     size: int | None = None
     if status.file is not None:
         with contextlib.suppress(OSError):

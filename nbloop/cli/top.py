@@ -33,6 +33,7 @@ COLUMNS = (
     "busy",
     "errors",
 )
+# Columns that a narrow terminal leaves out, first to last.
 DISPENSABLE = (
     "most",
     "delay p50",
@@ -41,7 +42,7 @@ DISPENSABLE = (
     "delay p99",
     "busy",
     "waiting",
-)  # where there is no room for it
+)
 UNCERTAIN = 0.001  # a callback this short is not worth naming
 TOO_LONG = 1.0  # and one this long is to be seen at once
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from ..kernels.eventual import Places, Resolver
+from ..kernels.promises.classes import Places, Resolver
 from .promise import Promise, RejectedError, resolved
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ Source: ECMAScript 2025, 27.2 (names of its abstract operations are cited where 
 
 Problem: interleavings of promise chains are observable, so each step must take the *number* of microtasks that the
 standard says; and on free-threaded Python `resolve` and `then` may be called by different threads at once. Idea: what
-every promise does, which is to settle once and to queue reactions in order, is compiled and works on the instance's
-own slots (kernels/settling.py has the protocol). Here is what is JavaScript's: what a promise may be resolved with
+every promise does, which is to settle once and to queue reactions in order, is compiled and works on the instance's own
+slots (kernels/promises/settling.py has the protocol). Here is what is JavaScript's: what a promise may be resolved with
 besides a plain value, who is told of a rejection, and what becomes of handlers when the loop has ended. The kernels
 call these functions when they meet such a case, so none of them is on the way of a chain of plain values.
 
@@ -25,9 +25,9 @@ from collections.abc import Awaitable, Callable, Generator
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 from ..errors import LoopTerminatedError
-from ..kernels import reactions
-from ..kernels.eventual import Eventual, Places, Resolver, View, make_view
-from ..kernels.kernel import method
+from ..kernels.base.kernel import method
+from ..kernels.promises import reactions
+from ..kernels.promises.classes import Eventual, Places, Resolver, View, make_view
 
 if TYPE_CHECKING:
     from .view import JS

@@ -27,8 +27,8 @@ from operator import call
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LoopTerminatedError
-from ..kernels import life
-from ..kernels.eventual import Resolver
+from ..kernels.methods import lifetime
+from ..kernels.promises.classes import Resolver
 from ..lifecycle import LOOK, LoopState
 from ..lock import CountingLock, Latch
 from .promise import Promise
@@ -92,7 +92,7 @@ class Workers:
         self._news: queue.SimpleQueue[None] = queue.SimpleQueue()  # one for each outcome, and for `hurry`
         self._lock = CountingLock()
         self._ended = False
-        self._hold = life.hold.bind(loop._state)  # a worker at work keeps an auto-exit loop alive
+        self._hold = lifetime.hold.bind(loop._state)  # a worker at work keeps an auto-exit loop alive
 
     def run(self, function: Callable[..., Any], args: tuple[object, ...]) -> Promise[Any]:
         """Start one. Any thread, signal handlers included."""

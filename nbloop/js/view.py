@@ -11,9 +11,9 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, overload
 
 from .. import debug
-from ..kernels import js as kernels
-from ..kernels.eventual import Resolver
-from ..kernels.kernel import bound
+from ..kernels.base.kernel import bound
+from ..kernels.methods import js_timers as kernels
+from ..kernels.promises.classes import Resolver
 from ..loop import Loop
 from ..unique import Unique
 from . import combinators

@@ -1,35 +1,31 @@
-"""Everything compiled: atomics, C-API, memory layout, queues, timers, parking, the turn. Importing this loads the
-kernels."""
+"""Everything compiled, one folder a concern; importing this loads the kernels. Imports between folders point one way::
 
-from . import (
-    frames,
-    js,
-    life,
-    methods,
-    metrics,
-    pack,
-    reactions,
-    recorder,
-    settling,
-    signals,
-    timer_methods,
-    traverse,
-    turn,
-)
+    base <- memory <- observe <- ingress <- timers <- calls <- promises <- turn <- methods <- state <- build
 
-pack.load()
+`turn.phases.phases` is the page on which a turn is read.
+"""
+
+from .build import object_cache
+from .methods import js_timers, lifetime, scheduling, signal_handler, timer_methods
+from .observe import event_ring, frames, meter
+from .promises import reactions, settling
+from .state import traverse
+from .turn import fd_watches, turn
+
+object_cache.load()
 
 __all__ = [
+    "event_ring",
+    "fd_watches",
     "frames",
-    "js",
-    "life",
-    "methods",
-    "metrics",
-    "pack",
+    "js_timers",
+    "lifetime",
+    "meter",
+    "object_cache",
     "reactions",
-    "recorder",
+    "scheduling",
     "settling",
-    "signals",
+    "signal_handler",
     "timer_methods",
     "traverse",
     "turn",

@@ -1,4 +1,4 @@
-"""A loop's block of figures (`kernels/metrics.py`): made, calibrated, and read into a `Metrics`.
+"""A loop's block of figures (`kernels/observe/meter.py`): made, calibrated, and read into a `Metrics`.
 
 A reader copies the words with a kernel, coherently, and does the arithmetic here, on its own copy. It never waits for
 the loop: a callback that hangs leaves the block at rest, a loop that is busy makes a copy when asked for one.
@@ -14,19 +14,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..kernels import layout, metrics, pack
-from ..kernels.histogram import CARRY_BITS
+from ..kernels.base import layout
+from ..kernels.build import object_cache
+from ..kernels.observe import meter
+from ..kernels.observe.histogram import CARRY_BITS
 from .metrics import Histogram, Metrics, Quantiles, Queues, Running
 
 PATIENCE = 1.0  # seconds; a copy is there within 0.2 ms of processor time
-_ALPHA_BITS = 1 << metrics.EMA_BITS
+_ALPHA_BITS = 1 << meter.EMA_BITS
 
 type Words = npt.NDArray[np.int64]
 
 
 def cycles_count_time() -> bool:
     """Does the processor's cycle counter run at one rate, on all cores alike, and does the system trust it itself?"""
-    if pack.status.mode != "compiled":
+    if object_cache.status.mode != "compiled":
         return False
     try:
         flags = Path("/proc/cpuinfo").read_text().partition("\nflags")[2].partition("\n")[0].split()
@@ -41,16 +43,16 @@ class Clock:
 
     def __init__(self) -> None:
         self.cycles = cycles_count_time()
-        self._ticks: Any = metrics.metrics_clock.bind(np.zeros(1, np.int64)) if self.cycles else time.monotonic_ns
-        self.multiplier = 1 << metrics.MULTIPLIER_BITS
+        self._ticks: Any = meter.metrics_clock.bind(np.zeros(1, np.int64)) if self.cycles else time.monotonic_ns
+        self.multiplier = 1 << meter.MULTIPLIER_BITS
         if self.cycles:
             first = self.pair()
             time.sleep(0.01)
             last = self.pair()
             ticks = max(1, last[0] - first[0])
-            self.multiplier = ((last[1] - first[1]) << metrics.MULTIPLIER_BITS) // ticks
-            if self.multiplier >= metrics.MOST_MULTIPLIER:  # slower than 500 MHz
-                self.cycles, self._ticks, self.multiplier = False, time.monotonic_ns, 1 << metrics.MULTIPLIER_BITS
+            self.multiplier = ((last[1] - first[1]) << meter.MULTIPLIER_BITS) // ticks
+            if self.multiplier >= meter.MOST_MULTIPLIER:  # slower than 500 MHz
+                self.cycles, self._ticks, self.multiplier = False, time.monotonic_ns, 1 << meter.MULTIPLIER_BITS
 
     def pair(self) -> tuple[int, int]:
         """(ticks, ns) of one moment: the closest of several looks at both."""
@@ -68,11 +70,11 @@ the_clock = functools.cache(Clock)  # 10 ms, once a process
 def fill(block: Words, name: str) -> None:
     """Make a zeroed block ready for a loop. Before the loop has it."""
     clock = the_clock()
-    record = block.view(layout.BLOCK)[0]
+    record = block.view(layout.BLOCK.dtype)[0]
     record["cycles"] = clock.cycles
     record["multiplier"] = clock.multiplier
     record["tick_base"], record["ns_base"] = clock.pair()
-    record["bucket_ticks"] = (metrics.BUCKET_NS << metrics.MULTIPLIER_BITS) // clock.multiplier
+    record["bucket_ticks"] = (meter.BUCKET_NS << meter.MULTIPLIER_BITS) // clock.multiplier
     record["name"] = name.encode()[:127]
     live = record["live"]
     live["stride"] = 1
@@ -81,7 +83,7 @@ def fill(block: Words, name: str) -> None:
 
 def make(name: str) -> Words:
     """A block in this process's memory; its pages are used as the buckets are."""
-    block = layout.table(layout.BLOCK.itemsize // 8)
+    block = layout.table(layout.BLOCK.dtype.itemsize // 8)
     fill(block, name)
     return block
 
@@ -90,26 +92,26 @@ def copy(block: Words) -> Any:
     """LIVE at one instant, as a record of its own. Any thread. RuntimeError if there is none to be had: only if the
     process that wrote it died while it did.
     """
-    target = np.zeros(layout.LIVE.itemsize // 8, np.int64)
-    read = metrics.metrics_read.bind(block)
-    after = metrics.metrics_published.bind(block)()
+    target = np.zeros(layout.LIVE.dtype.itemsize // 8, np.int64)
+    read = meter.metrics_read.bind(block)
+    after = meter.metrics_published.bind(block)()
     deadline = time.monotonic() + PATIENCE
     while not read(target, after):
         if time.monotonic() > deadline:
             raise RuntimeError("no coherent copy of the figures: their writer has stopped in the middle of a change")
         time.sleep(0)
-    return target.view(layout.LIVE)[0]
+    return target.view(layout.LIVE.dtype)[0]
 
 
 def snapshot(block: Words) -> Metrics:
     """The figures of a block. Any thread, any process. Some 100 µs."""
-    record = block.view(layout.BLOCK)[0]
+    record = block.view(layout.BLOCK.dtype)[0]
     multiplier = int(record["multiplier"])
     ticks, ns = _now(record)  # before the copy: what of a callback in progress counts as busy then never shrinks
     live = copy(block)
 
     def seconds(duration: int) -> float:
-        return (int(duration) * multiplier >> metrics.MULTIPLIER_BITS) / 1e9
+        return (int(duration) * multiplier >> meter.MULTIPLIER_BITS) / 1e9
 
     running = None
     busy = int(live["busy"])
@@ -146,7 +148,7 @@ def _now(record: Any) -> tuple[int, int]:
     if the_clock().cycles:
         return the_clock().pair()
     ns = time.monotonic_ns()  # kernels as plain Python have no such counter; the writer's calibration has to do
-    gone = ((ns - int(record["ns_base"])) << metrics.MULTIPLIER_BITS) // int(record["multiplier"])
+    gone = ((ns - int(record["ns_base"])) << meter.MULTIPLIER_BITS) // int(record["multiplier"])
     return int(record["tick_base"]) + gone, ns
 
 
@@ -159,5 +161,5 @@ def _rate(live: Any, now: int) -> float:
     """Per second over the buckets (now - 100, now]: what has returned since the first of them that had any began."""
     done = int(live["callbacks"]) - int(live["errors"])
     numbers, before = live["rate"][:, 0], live["rate"][:, 1]
-    inside = before[(numbers > now - metrics.WINDOW) & (numbers <= now) & (numbers > 0)]
-    return (done - int(inside.min())) / (metrics.WINDOW * metrics.BUCKET_NS / 1e9) if len(inside) else 0.0
+    inside = before[(numbers > now - meter.WINDOW) & (numbers <= now) & (numbers > 0)]
+    return (done - int(inside.min())) / (meter.WINDOW * meter.BUCKET_NS / 1e9) if len(inside) else 0.0

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..kernels.histogram import BUCKETS, MOST_NS, bucket_of
+from ..kernels.observe.histogram import BUCKETS, MOST_NS, bucket_of
 
 
 def _bounds() -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -180,7 +180,7 @@ class Metrics:
     """Callbacks that returned normally, per second, over the last 10 s in buckets of 100 ms (so it rises for 10 s)."""
     latency: Quantiles
     """How long callbacks ran, from the end of the one before, or of the sleep, to their own end. Callbacks under
-    250 ns in a row are timed in groups of up to 8, see `nbloop.kernels.metrics`.
+    250 ns in a row are timed in groups of up to 8, see `nbloop.kernels.observe.meter`.
     """
     delay: Quantiles
     """From `submit` to start, of tasks of the submit queue and of producer handles, stamped at submit. With 64 or more

@@ -1,8 +1,8 @@
 """What a loop did last: its flight recorder, read at any time, and written to a file when something goes wrong.
 
-A reader copies the entries that are whole with a kernel (`kernels/recorder.py`) and does everything else on its copy;
-the loop does not wait, and need not be alive. With the GIL a callback that hangs in C code without letting go of it
-holds up every other thread, and so the reader; on a free-threaded build it does not.
+A reader copies the entries that are whole with a kernel (`kernels/observe/event_ring.py`) and does everything else on
+its copy; the loop does not wait, and need not be alive. With the GIL a callback that hangs in C code without letting go
+of it holds up every other thread, and so the reader; on a free-threaded build it does not.
 
 >>> import nbloop
 >>> loop = nbloop.Loop(recorder=1024, auto_exit=True)
@@ -27,7 +27,8 @@ import numpy as np
 
 from .. import hooks, signals
 from ..errors import LoopTerminatedError
-from ..kernels import layout, metrics, recorder
+from ..kernels.base import layout
+from ..kernels.observe import event_ring, meter
 from ..unique import Unique
 from .block import Words, the_clock
 from .trace import trace
@@ -89,8 +90,8 @@ class Recorder(Unique):
         self._entries = entries
         self._names: dict[int, Any] = {}
         # A map begins on a page, and so do entries on lines of their own.
-        self._words: Words = layout.table((layout.RECORDER.itemsize + entries * layout.ENTRY.itemsize) // 8)
-        record = self._record = self._words[: layout.RECORDER.itemsize // 8].view(layout.RECORDER)[0]
+        self._words: Words = layout.table((layout.RECORDER.dtype.itemsize + entries * layout.ENTRY.dtype.itemsize) // 8)
+        record = self._record = self._words[: layout.RECORDER.dtype.itemsize // 8].view(layout.RECORDER.dtype)[0]
         clock = the_clock()
         record["cycles"] = clock.cycles
         record["mask"] = entries - 1
@@ -100,9 +101,9 @@ class Recorder(Unique):
         record["builtin_type"] = id(types.BuiltinFunctionType)
         record["tick_base"], record["ns_base"] = clock.pair()
         record["boundary"] = record["rested"] = record["tick_base"]
-        self._read = recorder.recorder_read.bind(self._words)
-        self._head = recorder.recorder_head.bind(self._words)
-        self._running = recorder.recorder_running.bind(self._words)
+        self._read = event_ring.recorder_read.bind(self._words)
+        self._head = event_ring.recorder_head.bind(self._words)
+        self._running = event_ring.recorder_running.bind(self._words)
         self._when_raised: Path | None = None
         self._target: _OnSignal | None = None
         self._ended = False
@@ -126,7 +127,7 @@ class Recorder(Unique):
         head = self._head(None)
         batches = []
         for first in range(max(0, head - self._entries), head, _BATCH):
-            batch = np.zeros((_BATCH, layout.ENTRY.itemsize // 8), np.int64)
+            batch = np.zeros((_BATCH, layout.ENTRY.dtype.itemsize // 8), np.int64)
             batches.append(batch[: self._read(batch, first, min(_BATCH, head - first))])
         running = np.zeros(5, np.int64)
         hangs = self._running(running) != 0
@@ -225,7 +226,7 @@ class _Clock:
     def __init__(self, ticks: int, ns: int) -> None:
         clock = the_clock()
         self.now, self._ns = clock.pair()
-        self._rate = clock.multiplier / (1 << metrics.MULTIPLIER_BITS)  # ns a tick
+        self._rate = clock.multiplier / (1 << meter.MULTIPLIER_BITS)  # ns a tick
         if self._ns - ns > _LONG:
             self._rate = (self._ns - ns) / (self.now - ticks)
 

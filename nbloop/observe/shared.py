@@ -41,7 +41,7 @@ from typing import Any
 
 import numpy as np
 
-from ..kernels import layout
+from ..kernels.base import layout
 from ..unique import Unique
 from . import block
 from .block import Words
@@ -53,8 +53,8 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment, unused-ignore]
 
 MAGIC = int.from_bytes(b"nbloop\x01", "little")
-SIZE = layout.BLOCK.itemsize
-LAYOUT = int.from_bytes(hashlib.sha256(repr(layout.BLOCK).encode()).digest()[:7], "little")
+SIZE = layout.BLOCK.dtype.itemsize
+LAYOUT = int.from_bytes(hashlib.sha256(repr(layout.BLOCK.dtype).encode()).digest()[:7], "little")
 
 MFD_CLOEXEC, MFD_ALLOW_SEALING = 1, 2  # <linux/memfd.h>, <linux/fcntl.h>
 F_ADD_SEALS, F_GET_SEALS = 1033, 1034
@@ -94,7 +94,7 @@ class SharedBlock(Unique):
             os.write(self._fd, f"{self._pid} {self._memory} {made.st_dev} {made.st_ino}\n".encode())
             self.words: Words = np.frombuffer(mmap.mmap(self._memory, SIZE, trackfd=False), np.int64)
             block.fill(self.words, name)
-            record = self.words.view(layout.BLOCK)[0]
+            record = self.words.view(layout.BLOCK.dtype)[0]
             record["layout"], record["pid"], record["process_start"] = LAYOUT, self._pid, _process_start()
             record["magic"] = MAGIC
             Path(temporary).replace(self.path)
@@ -242,7 +242,7 @@ def _open(path: Path) -> SharedLoop | None:
         words = np.frombuffer(mmap.mmap(memory, SIZE, trackfd=False), np.int64)
     finally:
         os.close(memory)
-    record: Any = words.view(layout.BLOCK)[0]
+    record: Any = words.view(layout.BLOCK.dtype)[0]
     if record["magic"] != MAGIC or record["layout"] != LAYOUT:
         return None
     name = bytes(record["name"]).decode(errors="replace")

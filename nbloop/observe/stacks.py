@@ -4,7 +4,7 @@ Problem: `sys._current_frames` gives each thread's innermost frame; its callers 
 then the thread runs on. Without a GIL that reads frames while they are popped and reused: looking at two threads that
 call and return all the time crashed CPython 3.13t within two minutes. Idea: follow the callers while the world is
 stopped. The one public function that stops it around one of ours is `PyUnstable_GC_VisitObjects`; ours is a kernel
-(`nbloop.kernels.frames`), which ends the visit at its first object. A look at 7 threads takes
+(`nbloop.kernels.observe.frames`), which ends the visit at its first object. A look at 7 threads takes
 0.1 ms, and they stand still for a part of it.
 
 It loses when a thread is in a long call of C code that neither comes back to bytecode nor detaches: stopping the world
@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..kernels import frames
-from ..kernels.interpreter import function
+from ..kernels.base.interpreter import function
+from ..kernels.observe import frames
 
 DEPTH = 500  # calls of a thread that are followed, at least
 AGAIN = 5  # looks, if a generator has just yielded

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from ..kernels.layout import PLACE_BITS
+from ..kernels.base.layout import PLACE_BITS
 
 if TYPE_CHECKING:
     from .recorder import Event

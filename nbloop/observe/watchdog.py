@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .. import debug, lifecycle
-from ..kernels import layout
+from ..kernels.base import layout
 from ..unique import Unique
 from . import stacks
 from .stacks import Call, Stack

@@ -1,9 +1,9 @@
 """The platforms' pollers, through ctypes: one file per family of system calls, behind one interface.
 
 A poller is told of descriptors with an interest (bits of `nbloop.IOEvents`) and a *token*, which comes back with each
-event; what a token means, and whether it still means anything, is not its business (kernels/readiness.py). All of them
-are level-triggered unless EDGE or ONESHOT is asked for, report errors and hang-ups unasked, and report nothing for an
-interest of 0.
+event; what a token means, and whether it still means anything, is not its business (kernels/turn/fd_watches.py). All of
+them are level-triggered unless EDGE or ONESHOT is asked for, report errors and hang-ups unasked, and report nothing for
+an interest of 0.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""epoll with an eventfd (Linux). The kernels wait (kernels/readiness.py); this file makes the set and changes it.
+"""epoll with an eventfd (Linux). The kernels wait (kernels/turn/fd_watches.py); this file makes the set and changes it.
 
 Both descriptors are edge-triggered where it counts: the wake descriptor is registered with EPOLLET and never read, so
 a wake costs one write and no read. A muted descriptor stays in the set with no events and EPOLLET: the system reports
@@ -25,8 +25,8 @@ import select
 import sys
 from collections.abc import Iterable, Sequence
 
-from ..kernels.capi import EPOLL_DATA, SYS_EPOLL_PWAIT2
-from ..kernels.layout import EDGE, ONESHOT, PARK_EPOLL, READ, WRITE
+from ..kernels.base.capi import EPOLL_DATA, SYS_EPOLL_PWAIT2
+from ..kernels.base.layout import EDGE, ONESHOT, PARK_EPOLL, READ, WRITE
 
 _libc = ctypes.CDLL(None, use_errno=True)
 EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD = 1, 2, 3
@@ -126,7 +126,7 @@ class EpollPoller:
         self._wake.close()
 
 
-def has_fine_timeouts() -> bool:
+def has_ns_timeouts() -> bool:
     """Does the system have epoll_pwait2, whose timeout is in ns (Linux 5.11)?"""
     ctypes.set_errno(0)
     _libc.syscall(*map(ctypes.c_long, (SYS_EPOLL_PWAIT2, -1, 0, 0, 0, 0, 0)))

@@ -28,7 +28,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ..kernels.layout import EDGE, ERROR, HANGUP, ONESHOT, READ, READY_MOST, WRITE
+from ..kernels.base.layout import EDGE, ERROR, HANGUP, ONESHOT, READ, READY_MOST, WRITE
 from .table import TablePoller
 
 if sys.platform != "win32":

@@ -12,7 +12,7 @@ successor.
 
 A user event is the wake call. A kqueue takes regular files, and reports them for ever; they are refused, as elsewhere.
 
-Tested for the layouts, the constants and the flow against a stand-in over epoll (tests/pollers/kevent_double.c) and
+Tested for the layouts, the constants and the flow against a stand-in over epoll (tests/support/kevent_double.c) and
 against libkqueue, where NBLOOP_LIBKQUEUE says where that is; on no real kernel yet.
 """
 
@@ -27,7 +27,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ..kernels.layout import EDGE, ERROR, HANGUP, ONESHOT, READ, READY_MOST, WRITE
+from ..kernels.base.layout import EDGE, ERROR, HANGUP, ONESHOT, READ, READY_MOST, WRITE
 from .table import TablePoller
 
 EVFILT_READ, EVFILT_WRITE = -1, -2

@@ -7,7 +7,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
-from ..kernels.layout import PARK_POLLER
+from ..kernels.base.layout import PARK_POLLER
 
 
 class TablePoller[Watch](ABC):

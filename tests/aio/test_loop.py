@@ -17,15 +17,15 @@ import time
 import weakref
 
 import pytest
-from waiting import PATIENCE
 
 import nbloop
 from nbloop import LoopState
-from nbloop.kernels import layout
-from nbloop.kernels.atomics import fetch_add, get, store
-from nbloop.kernels.capi import Py_IncRef
-from nbloop.kernels.ingress import queue_cell, queue_segment
+from nbloop.kernels.base import layout
+from nbloop.kernels.base.atomics import fetch_add, get, store
+from nbloop.kernels.base.capi import Py_IncRef
+from nbloop.kernels.ingress.ticket_queue import queue_cell, queue_segment
 from nbloop.testing import VirtualClock
+from tests.support.waiting import PATIENCE
 
 
 @pytest.fixture
@@ -724,9 +724,11 @@ def test_a_ready_handle_is_queued_once(aio):
         b.send(b"x")
         aio.call_soon(int)  # so that the chunk of the first tickets is there
         core = aio.core._state.ctypes.data
-        ticket = fetch_add(core + layout.EXTERNAL + layout.Q_TAIL, 1)  # a producer's that is descheduled now
+        ticket = fetch_add(core + layout.STATE.EXTERNAL + layout.QUEUE.TAIL, 1)  # a producer's that is descheduled now
         cell = queue_cell(
-            queue_segment(core + layout.EXTERNAL, ticket), ticket, get(core + layout.EXTERNAL + layout.Q_SHIFT)
+            queue_segment(core + layout.STATE.EXTERNAL, ticket),
+            ticket,
+            get(core + layout.STATE.EXTERNAL + layout.QUEUE.SHIFT),
         )
         turns = int(aio.core._record["turns"])
 

@@ -6,10 +6,10 @@ import signal
 from typing import Any
 
 import pytest
-from arrivals import TESTS, Arrivals, Place, handled
-from waiting import PATIENCE
 
 from nbloop import Loop
+from tests.support.arrivals import TESTS, Arrivals, Place, handled
+from tests.support.waiting import PATIENCE
 
 
 @pytest.mark.skip(reason="finds one more place now and then, which nobody has explained yet: see docs/reliability.md")

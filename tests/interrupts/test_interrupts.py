@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from arrivals import Arrivals, Interruption, Place, described, handled, interrupt
-from scenarios import SCENARIOS, Steps
-from waiting import PATIENCE
-from world import Scenario, World, outside, unchanged
 
 from nbloop import Loop, LoopTerminatedError
 from nbloop.js import Promise
+from tests.support.arrivals import Arrivals, Interruption, Place, described, handled, interrupt
+from tests.support.scenarios import SCENARIOS, Steps
+from tests.support.waiting import PATIENCE
+from tests.support.world import Scenario, World, outside, unchanged
 
 # Scenarios that still fail at some place, and of which nothing is promised yet: docs/reliability.md names them.
 OPEN = {

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from driver import Page
+
+from tests.support.driver import Page
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import threading
 import weakref
 
 import pytest
-from waiting import together, wait_for
 
 from nbloop.js import AbortController, AbortError, AbortSignal, Event, EventTarget, RejectedError
+from tests.support.waiting import together, wait_for
 
 ERROR = ValueError("the reason")
 

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from driver import Page
 
 from nbloop.js import Promise
+from tests.support.driver import Page
 
 type Steps = Iterator[None]
 

@@ -6,9 +6,9 @@ import concurrent.futures
 import random
 
 import pytest
-from waiting import together
 
 from nbloop.js import AggregateError, NoPromisesError, RejectedError
+from tests.support.waiting import together
 
 ERROR = ValueError("the reason")
 NAMES = ["all", "race", "all_settled", "any"]

@@ -9,10 +9,10 @@ import threading
 import weakref
 
 import pytest
-from waiting import elsewhere, together
 
 from nbloop import LoopTerminatedError
 from nbloop.js import JS, AbortController, AbortError, AbortSignal, RejectedError
+from tests.support.waiting import elsewhere, together
 
 ERROR = ValueError("the reason")
 

@@ -14,10 +14,10 @@ import shutil
 from typing import Any
 
 import pytest
-from differential import compare
-from differential.programs import javascript, program
 
 from nbloop.js import promise
+from tests.support.differential import compare
+from tests.support.differential.programs import javascript, program
 
 COUNT = 2000
 BATCH = 250

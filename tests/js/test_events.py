@@ -7,9 +7,9 @@ import logging
 import weakref
 
 import pytest
-from waiting import together
 
 from nbloop.js import CustomEvent, Event, EventTarget
+from tests.support.waiting import together
 
 ERROR = ValueError("of a listener")
 

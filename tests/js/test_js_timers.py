@@ -9,7 +9,8 @@ import threading
 import time
 
 import pytest
-from waiting import together
+
+from tests.support.waiting import together
 
 FOUR = 0.0039  # seconds: 4 ms, less what may pass between the clock's look and the callback's own
 

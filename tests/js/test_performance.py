@@ -6,9 +6,9 @@ import dataclasses
 import time
 
 import pytest
-from waiting import together
 
 from nbloop.js import Performance, PerformanceEntry
+from tests.support.waiting import together
 
 
 @pytest.fixture

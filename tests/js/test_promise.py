@@ -11,11 +11,11 @@ import weakref
 from typing import Any
 
 import pytest
-from driver import Page
-from waiting import PATIENCE, elsewhere, together
 
 from nbloop import Loop, LoopTerminatedError
 from nbloop.js import JS, Promise
+from tests.support.driver import Page
+from tests.support.waiting import PATIENCE, elsewhere, together
 
 ERROR = ValueError("the reason")
 

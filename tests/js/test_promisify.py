@@ -8,9 +8,9 @@ import threading
 import weakref
 
 import pytest
-from waiting import PATIENCE, elsewhere, together, wait_for
 
 from nbloop import Loop, LoopState, LoopTerminatedError
+from tests.support.waiting import PATIENCE, elsewhere, together, wait_for
 
 ERROR = ValueError("of the function")
 

@@ -12,14 +12,16 @@ import pytest
 
 it = pytest.importorskip("interleave_test", reason="interleave-test is not installed")
 
-import rig  # noqa: E402
-from explorer import find, mutant, replace, search, together  # noqa: E402
-
-from nbloop.kernels import ingress, layout, settling, stack  # noqa: E402
-from nbloop.kernels.atomics import get, put  # noqa: E402
-from nbloop.kernels.capi import Py_DecRef, Py_IncRef  # noqa: E402
-from nbloop.kernels.eventual import Eventual, make_view  # noqa: E402
-from nbloop.kernels.layout import POINTER_MASK, REFUSED_CLOSED  # noqa: E402
+from nbloop.kernels.base import layout  # noqa: E402
+from nbloop.kernels.base.atomics import get, put  # noqa: E402
+from nbloop.kernels.base.capi import Py_DecRef, Py_IncRef  # noqa: E402
+from nbloop.kernels.base.layout import POINTER_MASK, REFUSED_CLOSED  # noqa: E402
+from nbloop.kernels.ingress import ticket_queue  # noqa: E402
+from nbloop.kernels.memory import stack  # noqa: E402
+from nbloop.kernels.promises import settling  # noqa: E402
+from nbloop.kernels.promises.classes import Eventual, make_view  # noqa: E402
+from tests.support import rig  # noqa: E402
+from tests.support.explorer import find, mutant, replace, search, together  # noqa: E402
 
 CHUNK = 16
 
@@ -72,7 +74,7 @@ def test_stack_without_its_counter_is_caught() -> None:
     find(stack_model, lambda patch: replace(patch, stack.stack_pop, bug))
 
 
-# --- ingress.py -----------------------------------------------------------------------------------
+# --- ticket_queue.py -----------------------------------------------------------------------------------
 
 
 class QueueModel:
@@ -91,8 +93,8 @@ class QueueModel:
         with it.no_interleave():
             memory = rig.Memory(chunk_size=CHUNK)
             queue = memory.external
-            put(queue + layout.Q_TAIL, CHUNK - 2)
-            put(queue + layout.Q_HEAD, CHUNK - 2)
+            put(queue + layout.QUEUE.TAIL, CHUNK - 2)
+            put(queue + layout.QUEUE.HEAD, CHUNK - 2)
             many = [16 * (n + 1000) for n in range(self.batch)]
             first = rig.chain(memory, many) if many else -1
         accepted: list[list[int]] = [[] for _ in range(self.producers)]
@@ -101,7 +103,7 @@ class QueueModel:
         def produce(number: int) -> None:
             for i in range(self.each):
                 word = 100 * (number + 1) + i
-                status = ingress.queue_push(queue, word)
+                status = ticket_queue.queue_push(queue, word)
                 if status != 0:
                     assert self.closing
                     assert status == REFUSED_CLOSED
@@ -109,7 +111,7 @@ class QueueModel:
                 accepted[number].append(word)
 
         def publish() -> None:
-            if ingress.queue_publish(queue, first, len(many)) == 0:
+            if ticket_queue.queue_publish(queue, first, len(many)) == 0:
                 accepted.append(many)
             else:
                 assert self.closing
@@ -118,7 +120,7 @@ class QueueModel:
 
         def consume() -> None:
             for _ in range(self.producers * self.each + self.batch + 1):
-                if word := ingress.queue_take(queue):
+                if word := ticket_queue.queue_take(queue):
                     taken.append(word)  # noqa: PERF401 - not all at once: others run between
 
         threads: list[Callable[[], object]] = [lambda n=n: produce(n) for n in range(self.producers)]
@@ -126,10 +128,10 @@ class QueueModel:
         if many:
             threads.append(publish)
         if self.closing:
-            threads.append(lambda: ingress.queue_close(queue))
+            threads.append(lambda: ticket_queue.queue_close(queue))
         together(*threads)
         with it.no_interleave():
-            while word := ingress.queue_take(queue):
+            while word := ticket_queue.queue_take(queue):
                 taken.append(word)
             assert sorted(taken) == sorted(chain(*accepted)), "accepted and taken differ"
             for words in accepted:
@@ -137,11 +139,11 @@ class QueueModel:
             if many and many in accepted:
                 at = taken.index(many[0])
                 assert taken[at : at + len(many)] == many, "something between them"
-            assert get(queue + layout.Q_FILLED) == get(queue + layout.Q_PASSED)
-            assert ingress.queue_length(queue) == 0
-            ingress.queue_close(queue)
-            ingress.queue_return_chunk(queue)
-            assert len(rig.stacked(memory.pool + layout.P_FREE, int(memory.record["pool"]["next"]))) == 64
+            assert get(queue + layout.QUEUE.FILLED) == get(queue + layout.QUEUE.PASSED)
+            assert ticket_queue.queue_length(queue) == 0
+            ticket_queue.queue_close(queue)
+            ticket_queue.queue_return_chunk(queue)
+            assert len(rig.stacked(memory.pool + layout.POOL.FREE, int(memory.record["pool"]["next"]))) == 64
             assert not rig.table(int(rig.table(int(memory.record["pool"]["slabs"]), 1)[0]), 64 * CHUNK).any()
 
 
@@ -165,7 +167,7 @@ def test_large_batch_against_close() -> None:
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("if compare_and_swap(queue + Q_TAIL, ticket, end):", "if store(queue + Q_TAIL, end) is None:"),
+        ("if compare_and_swap(queue + QUEUE.TAIL, ticket, end):", "if store(queue + QUEUE.TAIL, end) is None:"),
         ("store(queue_cell(chunk, ticket, shift), FILLER)", "pass"),
         ("end - ticket - count)", "end - start - count)"),
         ("    if spare >= 0:\n        pool_give(pool, spare)\n", ""),
@@ -174,36 +176,36 @@ def test_large_batch_against_close() -> None:
     ids=["tail without swap", "no filler", "fillers not counted", "lost spare", "install without swap"],
 )
 def test_broken_large_batch_is_caught(old: str, new: str) -> None:
-    bug = mutant(ingress.queue_publish, (old, new))
-    find(QueueModel(producers=2, each=1, batch=2), lambda patch: replace(patch, ingress.queue_publish, bug))
+    bug = mutant(ticket_queue.queue_publish, (old, new))
+    find(QueueModel(producers=2, each=1, batch=2), lambda patch: replace(patch, ticket_queue.queue_publish, bug))
 
 
 def publish_before_ticket(queue: int, word: int) -> int:
     """A `queue_push` that looks at the tail, stores, and only then draws."""
-    ticket = ingress.load(queue + layout.Q_TAIL)
-    chunk = ingress.queue_segment(queue, ticket)
-    ingress.store(ingress.queue_cell(chunk, ticket, 4), word)
-    ingress.fetch_add(queue + layout.Q_TAIL, 1)
+    ticket = ticket_queue.load(queue + layout.QUEUE.TAIL)
+    chunk = ticket_queue.queue_segment(queue, ticket)
+    ticket_queue.store(ticket_queue.queue_cell(chunk, ticket, 4), word)
+    ticket_queue.fetch_add(queue + layout.QUEUE.TAIL, 1)
     return 0
 
 
 @pytest.mark.parametrize(
     ("original", "bug"),
     [
-        (ingress.queue_push, publish_before_ticket),
+        (ticket_queue.queue_push, publish_before_ticket),
         # two producers install a chunk each, and one of them is forgotten with what it holds
         (
-            ingress.queue_install,
-            mutant(ingress.queue_install, ("compare_and_swap(at, entry, new)", "store(at, new) is None")),
+            ticket_queue.queue_install,
+            mutant(ticket_queue.queue_install, ("compare_and_swap(at, entry, new)", "store(at, new) is None")),
         ),
         # the losing chunk is not given back
-        (ingress.queue_install, mutant(ingress.queue_install, ("pool_give(pool, chunk)", "pass"))),
+        (ticket_queue.queue_install, mutant(ticket_queue.queue_install, ("pool_give(pool, chunk)", "pass"))),
         # the chunk is given back one cell too early
-        (ingress.queue_advance, mutant(ingress.queue_advance, ("if (head + 1) &", "if (head + 2) &"))),
+        (ticket_queue.queue_advance, mutant(ticket_queue.queue_advance, ("if (head + 1) &", "if (head + 2) &"))),
         # a cell is taken and not cleared
         (
-            ingress.queue_advance,
-            mutant(ingress.queue_advance, ("put(queue_cell(get(queue + Q_CHUNK), head, shift), 0)", "pass")),
+            ticket_queue.queue_advance,
+            mutant(ticket_queue.queue_advance, ("put(queue_cell(get(queue + QUEUE.CHUNK), head, shift), 0)", "pass")),
         ),
     ],
     ids=["publish before ticket", "install without swap", "lost chunk", "early retirement", "dirty cell"],
@@ -221,21 +223,21 @@ def test_close_against_push() -> None:
 
 def closes_in_two_steps(queue: int) -> None:
     """A `queue_close` that reads the tail, and sets the sign bit a moment later."""
-    tail = ingress.load(queue + layout.Q_TAIL)
-    ingress.store(queue + layout.Q_FINAL, tail)
-    ingress.fetch_add(queue + layout.Q_TAIL, layout.MINUS)
+    tail = ticket_queue.load(queue + layout.QUEUE.TAIL)
+    ticket_queue.store(queue + layout.QUEUE.FINAL, tail)
+    ticket_queue.fetch_add(queue + layout.QUEUE.TAIL, layout.MINUS)
 
 
 def looks_at_the_sign_first(queue: int, count: int) -> int:
     """A `queue_draw` that asks whether the queue is open, and then draws whatever the answer has become."""
-    if ingress.load(queue + layout.Q_TAIL) < 0:
+    if ticket_queue.load(queue + layout.QUEUE.TAIL) < 0:
         return -REFUSED_CLOSED
-    return ingress.fetch_add(queue + layout.Q_TAIL, count) & ~layout.MINUS
+    return ticket_queue.fetch_add(queue + layout.QUEUE.TAIL, count) & ~layout.MINUS
 
 
 @pytest.mark.parametrize(
     ("original", "bug"),
-    [(ingress.queue_close, closes_in_two_steps), (ingress.queue_draw, looks_at_the_sign_first)],
+    [(ticket_queue.queue_close, closes_in_two_steps), (ticket_queue.queue_draw, looks_at_the_sign_first)],
     ids=["close in two steps", "draw after a look"],
 )
 def test_broken_close_is_caught(original: Callable[..., Any], bug: Callable[..., Any]) -> None:
@@ -264,8 +266,8 @@ def reactions_model() -> None:
         settle_and_add(memory, base, promise, mine, name)
     finally:
         for one in words:
-            put(one + settling.E_LINK, 0)
-            put(one + settling.E_REACTIONS, 0)
+            put(one + settling.EVENTUAL.LINK, 0)
+            put(one + settling.EVENTUAL.REACTIONS, 0)
 
 
 def settle_and_add(
@@ -282,7 +284,7 @@ def settle_and_add(
     together(lambda: add(0), settle, lambda: add(1))
     with it.no_interleave():
         queued = []
-        while word := ingress.queue_take(memory.remote):
+        while word := ticket_queue.queue_take(memory.remote):
             reaction = word & POINTER_MASK
             assert word & layout.TAG_REACTION
             queued.append(name[reaction])
@@ -304,8 +306,8 @@ def test_a_settler_that_does_not_go_round_again_is_caught() -> None:
     bug = mutant(
         settling.settle,
         (
-            "if compare_and_swap(eventual + E_REACTIONS, busy, drained):",
-            "if exchange(eventual + E_REACTIONS, drained):",
+            "if compare_and_swap(eventual + EVENTUAL.REACTIONS, busy, drained):",
+            "if exchange(eventual + EVENTUAL.REACTIONS, drained):",
         ),
     )
     find(reactions_model, lambda patch: replace(patch, settling.settle, bug))
@@ -313,7 +315,7 @@ def test_a_settler_that_does_not_go_round_again_is_caught() -> None:
 
 def test_a_reaction_that_looks_at_the_outcome_is_caught() -> None:
     """It overtakes what the settler has still to queue."""
-    bug = mutant(settling.attach, ("head == get(view + V_DRAINED)", "load(eventual + E_OUTCOME) != 0"))
+    bug = mutant(settling.attach, ("head == get(view + VIEW.DRAINED)", "load(eventual + EVENTUAL.OUTCOME) != 0"))
     find(reactions_model, lambda patch: replace(patch, settling.attach, bug))
 
 
@@ -322,8 +324,8 @@ def test_a_push_that_does_not_compare_is_caught() -> None:
     bug = mutant(
         settling.attach,
         (
-            "if compare_and_swap(eventual + E_REACTIONS, head, reaction):",
-            "if exchange(eventual + E_REACTIONS, reaction) >= 0:",
+            "if compare_and_swap(eventual + EVENTUAL.REACTIONS, head, reaction):",
+            "if exchange(eventual + EVENTUAL.REACTIONS, reaction) >= 0:",
         ),
     )
     find(reactions_model, lambda patch: replace(patch, settling.attach, bug))

@@ -14,25 +14,29 @@ import pytest
 
 it = pytest.importorskip("interleave_test", reason="interleave-test is not installed")
 
-import rig  # noqa: E402
-from explorer import Plant, find, mutant, replace, search, together  # noqa: E402
-
-from nbloop.kernels import (  # noqa: E402
+from nbloop.kernels.base import (  # noqa: E402
     atomics,
-    callbacks,
-    external,
     layout,
-    life,
-    methods,
-    parking,
-    slots,
+)
+from nbloop.kernels.base.capi import FUTEX_WAIT_PRIVATE, Py_DecRef, Py_IncRef  # noqa: E402
+from nbloop.kernels.base.kernel import TwinMethod, kernels  # noqa: E402
+from nbloop.kernels.calls import invoke, remote  # noqa: E402
+from nbloop.kernels.ingress import parking  # noqa: E402
+from nbloop.kernels.memory import slots  # noqa: E402
+from nbloop.kernels.methods import (  # noqa: E402
+    lifetime,
+    scheduling,
     timer_methods,
-    timers,
+)
+from nbloop.kernels.state.state import make_handle_state  # noqa: E402
+from nbloop.kernels.timers import timer_slots  # noqa: E402
+from nbloop.kernels.turn import (  # noqa: E402
+    external,
+    phases,
     turn,
 )
-from nbloop.kernels.capi import FUTEX_WAIT_PRIVATE, Py_DecRef, Py_IncRef  # noqa: E402
-from nbloop.kernels.kernel import TwinMethod, kernels  # noqa: E402
-from nbloop.kernels.state import make_handle_state  # noqa: E402
+from tests.support import rig  # noqa: E402
+from tests.support.explorer import Plant, find, mutant, replace, search, together  # noqa: E402
 
 
 class Futex:
@@ -96,7 +100,7 @@ class World:
 
 def _refuse(_code: int, _culprit: object, _raised: object) -> None:
     """As the loop's own: a refusal while it is RUNNING is tried again, any other raises."""
-    if atomics.get(World.now.base + layout.LIFECYCLE) == layout.RUNNING:
+    if atomics.get(World.now.base + layout.STATE.LIFECYCLE) == layout.RUNNING:
         it.Event().wait(0.001)
         return
     raise RuntimeError("refused")
@@ -127,10 +131,10 @@ def _futex(monkeypatch: pytest.MonkeyPatch) -> None:
 def looks_before_it_announces(base: int, deadline: int) -> bool:
     """A `fall_asleep` with its two halves swapped."""
     World.now.announced += 1
-    parking.store(base + layout.SLEEP_DEADLINE, deadline)
+    parking.store(base + layout.STATE.SLEEP_DEADLINE, deadline)
     if parking.arrivals(base):
         return False
-    parking.store_sc(base + layout.SLEEP, parking.IS_ASLEEP)
+    parking.store_sc(base + layout.STATE.SLEEP, parking.IS_ASLEEP)
     return True
 
 
@@ -168,15 +172,15 @@ def test_sleep_and_wake(submits: int) -> None:
     search(SleepModel(submits), 40)
 
 
-SWAP = "not compare_and_swap(base + SLEEP, IS_ASLEEP, IS_AWAKE)"
+SWAP = "not compare_and_swap(base + STATE.SLEEP, IS_ASLEEP, IS_AWAKE)"
 
 
 @pytest.mark.parametrize(
     ("submits", "plant", "first_seed"),
     [
         (1, bug(FALL_ASLEEP, looks_before_it_announces), 1),
-        (2, bug(parking.wake_sleeper, mutant(parking.wake_sleeper, (SWAP, "store(base + SLEEP, 0)"))), 7),
-        (1, bug(parking.arrivals, mutant(parking.arrivals, ("queue_length(base + EXTERNAL) != 0", "False"))), 0),
+        (2, bug(parking.wake_sleeper, mutant(parking.wake_sleeper, (SWAP, "store(base + STATE.SLEEP, 0)"))), 7),
+        (1, bug(parking.arrivals, mutant(parking.arrivals, ("queue_length(base + STATE.EXTERNAL) != 0", "False"))), 0),
     ],
     ids=["look before the announcement", "claim without swap", "forgotten queue"],
 )
@@ -190,7 +194,7 @@ def test_broken_sleep_is_caught(submits: int, plant: Plant, first_seed: int) -> 
         lambda world: world.submit(len, ()),
         lambda world: world.memory.method(kernels["schedule_microtask"])(len, ()),
         lambda world: world.memory.method(kernels["interrupt"])(1),
-        lambda world: world.memory.method(life.transition)(layout.RUNNING, layout.TERMINATING),
+        lambda world: world.memory.method(lifetime.transition)(layout.RUNNING, layout.TERMINATING),
         lambda world: world.stop(),
         lambda world: world.record.__setitem__("ready", 1),
     ],
@@ -231,7 +235,7 @@ def shut_a_sleeper_down() -> None:
     """What `shutdown()` does on another thread: the lifecycle, then the queues."""
     with it.no_interleave():
         world = World()
-        end = world.memory.method(life.transition)
+        end = world.memory.method(lifetime.transition)
 
     def shutdown() -> None:
         assert end(layout.RUNNING, layout.TERMINATING)
@@ -255,7 +259,7 @@ def quiet_against_submit() -> None:
     """A loop that ends when nothing is left, against one submit: it runs, or it was refused."""
     with it.no_interleave():
         world = World(auto_exit=True)
-        end = world.memory.method(life.transition)
+        end = world.memory.method(lifetime.transition)
 
     def produce() -> None:
         try:
@@ -270,7 +274,7 @@ def quiet_against_submit() -> None:
     together(produce, loop)
     with it.no_interleave():
         assert len(world.done) + world.refused == 1
-        assert atomics.get(world.base + layout.EXTERNAL + layout.Q_TAIL) < 0
+        assert atomics.get(world.base + layout.STATE.EXTERNAL + layout.QUEUE.TAIL) < 0
 
 
 def test_quiet_against_submit() -> None:
@@ -281,7 +285,7 @@ def closes_after_a_look(queue: int) -> bool:
     """A `queue_close_if_empty` in two steps."""
     if parking.queue_length(queue) != 0:
         return False
-    life.queue_close(queue)
+    lifetime.queue_close(queue)
     return True
 
 
@@ -295,11 +299,11 @@ def quiet_against_remote_work() -> None:
     """
     with it.no_interleave():
         world = World(auto_exit=True)
-        end = world.memory.method(life.transition)
+        end = world.memory.method(lifetime.transition)
         schedule = world.memory.method(kernels["schedule_immediate"])
 
     def task() -> None:
-        assert atomics.get(world.base + layout.EXTERNAL + layout.Q_TAIL) >= 0, "closed, and the loop goes on"
+        assert atomics.get(world.base + layout.STATE.EXTERNAL + layout.QUEUE.TAIL) >= 0, "closed, and the loop goes on"
         world.done.append(None)
 
     def produce() -> None:
@@ -331,11 +335,11 @@ class Handle:
         self.state = make_handle_state(world.memory.state)
         self.state.whole = False
         self.words = self.state.view(rig.np.ndarray).copy()
-        record = self.words.view(layout.HANDLE)[0]
+        record = self.words.view(layout.HANDLE.dtype)[0]
         record["loop"] = world.base
         record["self"] = id(self.words)
         record["queue"]["pool"] = world.memory.pool
-        self.submit = TwinMethod(methods.producer_submit, self.words, methods.producer_submit.function)
+        self.submit = TwinMethod(scheduling.producer_submit, self.words, scheduling.producer_submit.function)
 
 
 def handle_rests_and_works() -> None:
@@ -366,8 +370,8 @@ def test_handle_rests_and_works() -> None:
 
 def rests_without_another_look(base: int, handle: int) -> None:
     """A `handle_rest` that forgets the submit which saw the handle still announced."""
-    external.store_sc(handle + layout.H_QUEUED, 0)
-    Py_DecRef(atomics.get(handle + layout.H_SELF))
+    external.store_sc(handle + layout.HANDLE.QUEUED, 0)
+    Py_DecRef(atomics.get(handle + layout.HANDLE.SELF))
 
 
 def test_broken_handle_rest_is_caught() -> None:
@@ -444,11 +448,11 @@ class TimerModel:
             assert set(ledger.held.values()) == {0}, "a callback was not released"
             words = world.record["timers"]
             assert words["live_here"] + words["live_elsewhere"] == words["unreferenced"] == words["commands"] == 0
-            free = rig.stacked(world.memory.timers + layout.T_FREE, int(words["next"]))
+            free = rig.stacked(world.memory.timers + layout.TIMERS.FREE, int(words["next"]))
             spare = int(words["spare"])
             while spare:
                 free.append(spare - 1)
-                spare = atomics.get(slots.slot_at(world.memory.timers, spare - 1) + layout.S_PLACE)
+                spare = atomics.get(slots.slot_at(world.memory.timers, spare - 1) + layout.SLOT.PLACE)
             assert sorted(free) == list(range(int(words["slot_count"]))), "a slot was lost, or is free twice"
 
 
@@ -459,7 +463,7 @@ def counted(patch: pytest.MonkeyPatch) -> None:
     def release(address: int) -> None:
         TimerModel.ledger.release(address)
 
-    for module in (timers, turn, callbacks, external, methods, timer_methods, life):
+    for module in (timer_slots, phases, remote, invoke, external, scheduling, timer_methods, lifetime):
         patch.setattr(module, "Py_IncRef", take, raising=False)
         patch.setattr(module, "Py_DecRef", release, raising=False)
 
@@ -472,30 +476,31 @@ def test_timer_word(monkeypatch: pytest.MonkeyPatch) -> None:
     search(TimerModel(), 20)
 
 
-READ = "        callback = load(record + S_CALLBACK)\n"
+READ = "        callback = load(record + SLOT.CALLBACK)\n"
 AFTER = "    if word & UNREFERENCED:\n"
-NO_GENERATION = mutant(timers.timer_cancel, ("word >> GENERATION_SHIFT != identifier >> SLOT_BITS or ", ""))
+NO_GENERATION = mutant(timer_slots.timer_cancel, ("word >> GENERATION_SHIFT != identifier >> SLOT_BITS or ", ""))
 HINT = "        prefetch(callback & POINTER_MASK)  # to be released at the end\n"
-READ_AFTER_SWAP = mutant(timers.timer_cancel, (READ, ""), (HINT, ""), (AFTER, READ[4:] + AFTER))
+READ_AFTER_SWAP = mutant(timer_slots.timer_cancel, (READ, ""), (HINT, ""), (AFTER, READ[4:] + AFTER))
 FIRE_WITHOUT_SWAP = mutant(
-    turn.timer_fire, ("if compare_and_swap(record + S_WORD, word, new):", "if store(record + S_WORD, new) is None:")
+    phases.timer_fire,
+    ("if compare_and_swap(record + SLOT.WORD, word, new):", "if store(record + SLOT.WORD, new) is None:"),
 )
-NO_NEW_GENERATION = mutant(timers.slot_open, ("GENERATION_SHIFT) + 1) &", "GENERATION_SHIFT)) &"))
-CANCEL_KEEPS = mutant(timers.timer_cancel, ("    Py_DecRef(callback & POINTER_MASK)\n", ""))
-FIRE_KEEPS = mutant(turn.timer_fire, ("        Py_DecRef(callback & POINTER_MASK)\n", "        pass\n"))
-CANCEL_UNCOUNTED = mutant(timers.timer_cancel, ("fetch_add(timers + T_LIVE_ELSEWHERE, -1)", "pass"))
+NO_NEW_GENERATION = mutant(timer_slots.slot_open, ("GENERATION_SHIFT) + 1) &", "GENERATION_SHIFT)) &"))
+CANCEL_KEEPS = mutant(timer_slots.timer_cancel, ("    Py_DecRef(callback & POINTER_MASK)\n", ""))
+FIRE_KEEPS = mutant(phases.timer_fire, ("        Py_DecRef(callback & POINTER_MASK)\n", "        pass\n"))
+CANCEL_UNCOUNTED = mutant(timer_slots.timer_cancel, ("fetch_add(timers + TIMERS.LIVE_ELSEWHERE, -1)", "pass"))
 
 
 @pytest.mark.parametrize(
     ("original", "broken", "first_seed"),
     [
-        (timers.slot_open, NO_NEW_GENERATION, 0),
-        (timers.timer_cancel, CANCEL_KEEPS, 0),
-        (turn.timer_fire, FIRE_KEEPS, 0),
-        (timers.timer_cancel, CANCEL_UNCOUNTED, 0),
-        (timers.timer_cancel, NO_GENERATION, 0),
-        (turn.timer_fire, FIRE_WITHOUT_SWAP, 139),
-        (timers.timer_cancel, READ_AFTER_SWAP, 63),
+        (timer_slots.slot_open, NO_NEW_GENERATION, 0),
+        (timer_slots.timer_cancel, CANCEL_KEEPS, 0),
+        (phases.timer_fire, FIRE_KEEPS, 0),
+        (timer_slots.timer_cancel, CANCEL_UNCOUNTED, 0),
+        (timer_slots.timer_cancel, NO_GENERATION, 0),
+        (phases.timer_fire, FIRE_WITHOUT_SWAP, 139),
+        (timer_slots.timer_cancel, READ_AFTER_SWAP, 63),
     ],
     ids=[
         "no new generation",
@@ -552,9 +557,9 @@ def test_a_handle_with_a_late_submit_does_not_rest() -> None:
     world = World()
     handle = Handle(world)
     address = handle.words.ctypes.data
-    record = handle.words.view(layout.HANDLE)[0]
+    record = handle.words.view(layout.HANDLE.dtype)[0]
     record["queued"] = 1
-    assert external.queue_length(address + layout.H_QUEUE) == 0
+    assert external.queue_length(address + layout.HANDLE.QUEUE) == 0
     handle.submit(len, ())
     assert world.record["ready"] == 0
     external.handle_rest(world.base, address)

@@ -9,10 +9,10 @@ import pytest
 
 it = pytest.importorskip("interleave_test", reason="interleave-test is not installed")
 
-import rig  # noqa: E402
-from explorer import find, mutant, replace, search, together  # noqa: E402
-
-from nbloop.kernels import layout, recorder  # noqa: E402
+from nbloop.kernels.base import layout  # noqa: E402
+from nbloop.kernels.observe import event_ring  # noqa: E402
+from tests.support import rig  # noqa: E402
+from tests.support.explorer import find, mutant, replace, search, together  # noqa: E402
 
 
 def model() -> None:
@@ -21,22 +21,22 @@ def model() -> None:
     What is read is one event's words, and those of that number: no two numbers tell the same event.
     """
     with it.no_interleave():
-        words = layout.table((layout.RECORDER.itemsize + 2 * layout.ENTRY.itemsize) // 8)
-        words[: layout.RECORDER.itemsize // 8].view(layout.RECORDER)[0]["mask"] = 1
+        words = layout.table((layout.RECORDER.dtype.itemsize + 2 * layout.ENTRY.dtype.itemsize) // 8)
+        words[: layout.RECORDER.dtype.itemsize // 8].view(layout.RECORDER.dtype)[0]["mask"] = 1
         address = words.ctypes.data
         told: dict[int, int] = {}
 
     def write(first: int) -> Callable[[], None]:
         def body() -> None:
             for i in range(first, first + 3):
-                recorder.record(address, i, i, i, i, i, i)
+                event_ring.record(address, i, i, i, i, i, i)
 
         return body
 
     def read() -> None:
         target = rig.np.zeros(8, rig.np.int64)
         for number in [*range(6), *range(6)]:
-            if recorder.read_entry(address, number, target.ctypes.data):
+            if event_ring.read_entry(address, number, target.ctypes.data):
                 number_read, time, duration, _thread, *rest = target.tolist()
                 assert number_read == number
                 assert {duration, *rest} == {time}, "torn"
@@ -56,8 +56,8 @@ def plant(function: Callable[..., Any], *edits: tuple[str, str]) -> Callable[[py
     bug = mutant(function, *edits)
 
     def put(patch: pytest.MonkeyPatch) -> None:
-        if function is recorder.read_entry:
-            patch.setattr(recorder, "read_entry", bug)
+        if function is event_ring.read_entry:
+            patch.setattr(event_ring, "read_entry", bug)
         else:
             replace(patch, function, bug)
 
@@ -68,45 +68,45 @@ def test_a_sequence_written_first_is_caught() -> None:
     """Published before the words are there."""
     find(
         model,
-        plant(recorder.record, ("compare_and_swap(entry, old, whole | 1)", "compare_and_swap(entry, old, whole)")),
+        plant(event_ring.record, ("compare_and_swap(entry, old, whole | 1)", "compare_and_swap(entry, old, whole)")),
     )
 
 
 def test_a_place_that_is_not_claimed_is_caught() -> None:
     """Two writers, one of which was asleep for a whole round, in one entry."""
     claim = "if old & 1 != 0 or old > whole or not compare_and_swap(entry, old, whole | 1):"
-    find(model, plant(recorder.record, (claim, "if store(entry, whole | 1):")))
+    find(model, plant(event_ring.record, (claim, "if store(entry, whole | 1):")))
 
 
 def test_a_claim_that_overlooks_another_is_caught() -> None:
-    find(model, plant(recorder.record, ("old & 1 != 0 or old > whole or", "old > whole or")))
+    find(model, plant(event_ring.record, ("old & 1 != 0 or old > whole or", "old > whole or")))
 
 
 def test_a_claim_that_goes_back_is_caught() -> None:
     """An old number in the place of a newer one is read by nobody: the newer event is gone, and not counted."""
-    find(kept, plant(recorder.record, ("old & 1 != 0 or old > whole or", "old & 1 != 0 or")))
+    find(kept, plant(event_ring.record, ("old & 1 != 0 or old > whole or", "old & 1 != 0 or")))
 
 
 def test_a_reader_that_does_not_look_again_is_caught() -> None:
-    find(model, plant(recorder.read_entry, ("return load(entry) == whole", "return whole != 0")))
+    find(model, plant(event_ring.read_entry, ("return load(entry) == whole", "return whole != 0")))
 
 
 def kept() -> None:
     """Of the last two events each is there, or counted as lost."""
     with it.no_interleave():
-        words = layout.table((layout.RECORDER.itemsize + 2 * layout.ENTRY.itemsize) // 8)
-        record = words[: layout.RECORDER.itemsize // 8].view(layout.RECORDER)[0]
+        words = layout.table((layout.RECORDER.dtype.itemsize + 2 * layout.ENTRY.dtype.itemsize) // 8)
+        record = words[: layout.RECORDER.dtype.itemsize // 8].view(layout.RECORDER.dtype)[0]
         record["mask"] = 1
         address = words.ctypes.data
 
     def write() -> None:
         for i in range(3):
-            recorder.record(address, i, i, i, i, i, i)
+            event_ring.record(address, i, i, i, i, i, i)
 
     together(write, write)
     with it.no_interleave():
         target = rig.np.zeros(8, rig.np.int64)
-        found = sum(bool(recorder.read_entry(address, number, target.ctypes.data)) for number in (4, 5))
+        found = sum(bool(event_ring.read_entry(address, number, target.ctypes.data)) for number in (4, 5))
         assert found + int(record["lost"]) >= 2, "an event is gone, and nobody counts it"
 
 

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import pytest
 
-from nbloop.kernels import interpreter
+from nbloop.kernels.base import interpreter
 
 SOURCE = Path(interpreter.__file__)
 TEXT = SOURCE.read_text(encoding="utf-8")
@@ -100,8 +100,9 @@ def test_slots_that_are_no_words() -> None:
 @pytest.mark.parametrize("options", [[], ["-O"]], ids=["plain", "-O"])
 def test_import(tmp_path: Path, options: list[str]) -> None:
     """`import nbloop` fails with the reason, before a kernel is looked for."""
-    shutil.copytree(SOURCE.parents[1], tmp_path / "nbloop", ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "nbloop" / "kernels" / SOURCE.name).write_text(planted("TYPE_TRAVERSE", "+ 8"), encoding="utf-8")
+    shutil.copytree(SOURCE.parents[2], tmp_path / "nbloop", ignore=shutil.ignore_patterns("__pycache__"))
+    copied = tmp_path / "nbloop" / "kernels" / "base" / SOURCE.name
+    copied.write_text(planted("TYPE_TRAVERSE", "+ 8"), encoding="utf-8")
     program = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import nbloop"
     done = subprocess.run(
         [sys.executable, "-P", "-B", *options, "-c", program], capture_output=True, text=True, timeout=60, check=False
@@ -121,7 +122,7 @@ def test_no_other_file_counts_words_of_an_object() -> None:
             isinstance(node, ast.Attribute) and node.attr in places
         )
 
-    for file in SOURCE.parents[1].rglob("*.py"):
+    for file in SOURCE.parents[2].rglob("*.py"):
         if file == SOURCE:
             continue
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

@@ -16,9 +16,11 @@ from typing import Any
 import pytest
 
 import nbloop
-from nbloop.kernels import atomics, pack, timer_methods
-from nbloop.kernels import kernel as kernel_module
-from nbloop.kernels.kernel import MANY, NONE, ONE, TwinMethod, kernel
+from nbloop.kernels.base import atomics
+from nbloop.kernels.base import kernel as kernel_module
+from nbloop.kernels.base.kernel import MANY, NOARGS, ONE, TwinMethod, kernel
+from nbloop.kernels.build import object_cache
+from nbloop.kernels.methods import timer_methods
 from nbloop.scheduling import Producer
 
 FACES = {
@@ -27,7 +29,7 @@ FACES = {
     for name, face in vars(kind).items()
     if isinstance(face, kernel_module._Face)
 }
-compiled_only = pytest.mark.skipif(pack.status.mode != "compiled", reason="kernels run as plain Python")
+compiled_only = pytest.mark.skipif(object_cache.status.mode != "compiled", reason="kernels run as plain Python")
 
 
 @pytest.fixture
@@ -206,7 +208,7 @@ def test_memory_orders(verb: str, arguments: int, instruction: str) -> None:
     """Each verb is the one instruction that its docstring says: what every protocol and its proof rest on."""
     import numba
 
-    from nbloop.kernels import compiler
+    from nbloop.kernels.build import compiler
 
     compiler._teach_primitives()
     names = ", ".join("abc"[:arguments])
@@ -300,13 +302,13 @@ def test_declaring(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(inspect.signature(bound)).startswith("(*things")
     loop.close()
     with pytest.raises(AssertionError):
-        kernel(NONE)(count_arguments.function)
+        kernel(NOARGS)(count_arguments.function)
 
 
 def test_all_kernels_are_documented_and_have_an_address() -> None:
     for name, declared in kernel_module.kernels.items():
         assert declared.name == name
         assert declared.__doc__
-        assert bool(declared.address) == (pack.status.mode == "compiled")
+        assert bool(declared.address) == (object_cache.status.mode == "compiled")
     assert kernel_module.kernels["cancel_timer"] is timer_methods.cancel_timer
     assert timer_methods.cancel_timer.arity == ONE

@@ -6,11 +6,11 @@ import itertools
 
 import numpy as np
 import pytest
-import rig
 
-from nbloop.kernels import layout
-from nbloop.kernels.atomics import get, put
-from nbloop.kernels.layout import BUCKET, ENTRY, FAR, HANDLE, LINE, POOL, QUEUE, RING, SLOT, STATE, TIMERS, offset
+from nbloop.kernels.base import layout
+from nbloop.kernels.base.atomics import get, put
+from nbloop.kernels.base.layout import BUCKET, FAR, HANDLE, LINE, POOL, QUEUE, RING, SLOT, STATE, TIMERS, offset
+from tests.support import rig
 
 # Each group has one kind of writer: everybody, only the loop thread, or nobody once the state is made.
 SHARED_IN_QUEUE = [("tail",), ("head",), ("gate",)]
@@ -23,7 +23,7 @@ GROUPS = (
         ("stop",),
         ("sleep",),
         ("ready",),
-        ("ticks",),
+        ("next_ticks",),
         ("polled",),
         ("wakes_sent",),
         ("spins_won",),
@@ -36,7 +36,7 @@ GROUPS = (
 
 def test_writers_are_lines_apart() -> None:
     """Words that different threads write are at least a line of 128 bytes apart."""
-    lines = {path: offset(STATE, *path) // LINE for path in GROUPS}
+    lines = {path: offset(STATE.dtype, *path) // LINE for path in GROUPS}
     for one, other in itertools.combinations(GROUPS, 2):
         assert lines[one] != lines[other], f"{one} and {other} share a line"
 
@@ -44,11 +44,11 @@ def test_writers_are_lines_apart() -> None:
 @pytest.mark.parametrize(
     ("kind", "together"),
     [
-        (QUEUE, ["gate", "limit", "directory", "directory_mask", "shift", "pool"]),
-        (QUEUE, ["head", "chunk", "final"]),
-        (STATE, ["sleep", "sleep_deadline"]),
-        (HANDLE, ["loop", "self"]),
-        (HANDLE, ["queued", "next_ready"]),
+        (QUEUE.dtype, ["gate", "limit", "directory", "directory_mask", "shift", "pool"]),
+        (QUEUE.dtype, ["head", "chunk", "final"]),
+        (STATE.dtype, ["sleep", "sleep_deadline"]),
+        (HANDLE.dtype, ["loop", "self"]),
+        (HANDLE.dtype, ["queued", "next_ready"]),
     ],
 )
 def test_what_is_used_together_lies_together(kind: np.dtype[np.void], together: list[str]) -> None:
@@ -57,9 +57,9 @@ def test_what_is_used_together_lies_together(kind: np.dtype[np.void], together: 
 
 def test_handle_shares_no_line_with_its_loop_or_another_handle() -> None:
     """Each handle is an array of whole lines; its queue is separate from what the loop writes of it."""
-    assert offset(HANDLE, "queued") // LINE != offset(HANDLE, "queue", "tail") // LINE
-    assert offset(HANDLE, "queued") // LINE != offset(HANDLE, "loop") // LINE
-    for kind in (QUEUE, POOL, TIMERS, STATE, HANDLE):
+    assert offset(HANDLE.dtype, "queued") // LINE != offset(HANDLE.dtype, "queue", "tail") // LINE
+    assert offset(HANDLE.dtype, "queued") // LINE != offset(HANDLE.dtype, "loop") // LINE
+    for kind in (QUEUE.dtype, POOL.dtype, TIMERS.dtype, STATE.dtype, HANDLE.dtype):
         assert kind.itemsize % LINE == 0
 
 
@@ -76,53 +76,38 @@ def words(kind: np.dtype[np.void], path: tuple[str, ...] = (), start: int = 0) -
     return found
 
 
-@pytest.mark.parametrize("kind", [QUEUE, POOL, RING, TIMERS, SLOT, FAR, BUCKET, STATE, HANDLE])
+@pytest.mark.parametrize(
+    "kind",
+    [QUEUE.dtype, POOL.dtype, RING.dtype, TIMERS.dtype, SLOT.dtype, FAR.dtype, BUCKET.dtype, STATE.dtype, HANDLE.dtype],
+)
 def test_words_do_not_overlap(kind: np.dtype[np.void]) -> None:
     offsets = [at for at, _ in words(kind)]
     assert len(offsets) == len(set(offsets))
     assert all(at % 8 == 0 and 0 <= at < kind.itemsize for at in offsets)
 
 
-def test_constants_are_the_offsets_of_the_dtypes() -> None:
-    """Every constant that names a word is where numpy has that word."""
-    checked = 0
-    for prefix, kind in {
-        "Q_": QUEUE,
-        "P_": POOL,
-        "R_": RING,
-        "T_": TIMERS,
-        "S_": SLOT,
-        "F_": FAR,
-        "B_": BUCKET,
-        "H_": HANDLE,
-        "N_": ENTRY,
-    }.items():
-        for name, value in vars(layout).items():
-            if name.startswith(prefix):
-                assert value == offset(kind, name.removeprefix(prefix).lower()), name
-                checked += 1
-    other_names = {
-        "pool": "POOL_AT",
-        "timers": "TIMERS_AT",
-        "far": "FAR_AT",
-        "io": "IO_AT",
-        "one": "ONE_WORD",
-        "recorder": "RECORDER_AT",
-        "arguments0": "ARGUMENTS",
+RECORDS = {name: record for name, record in vars(layout).items() if isinstance(record, layout.Record)}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_record_names_every_word_where_numpy_has_it(name: str) -> None:
+    record = RECORDS[name]
+    start = offset(layout.BLOCK.dtype, "live") if name == "LIVE" else 0
+    words = {
+        field.upper(): start + offset(record.dtype, field) for field in record.dtype.names or () if field[0] != "_"
     }
-    for field in STATE.names or ():
-        name = other_names.get(field, field.upper())
-        if hasattr(layout, name):
-            assert getattr(layout, name) == offset(STATE, field), name
-            checked += 1
-    assert checked > 80
+    assert {word: at for word, at in vars(record).items() if word[0].isupper()} == words
+
+
+def test_all_records_are_checked() -> None:
+    assert len(RECORDS) >= 15
 
 
 def test_record_and_address_are_the_same_memory() -> None:
     memory = rig.Memory()
     assert memory.base % LINE == 0
     assert memory.state.ctypes.data % LINE == 0
-    for at, path in words(STATE):
+    for at, path in words(STATE.dtype):
         if path[0] not in ("external", "stop"):
             continue
         old = get(memory.base + at)
@@ -136,7 +121,7 @@ def test_record_and_address_are_the_same_memory() -> None:
 
 def test_slots_and_chunks_are_aligned() -> None:
     """Two slots never share a line of 64 bytes, four heap entries fill one, and so do eight cells."""
-    assert SLOT.itemsize == 64
+    assert SLOT.dtype.itemsize == 64
     assert layout.NODE_BYTES * 4 == 64
     assert layout.SLAB_LIMIT << layout.CHUNKS_PER_SLAB_BITS == layout.CHUNK_LIMIT
     assert layout.SLOT_SLAB_LIMIT << layout.SLOTS_PER_SLAB_BITS == layout.SLOT_LIMIT

@@ -7,7 +7,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from mutants import MUTANTS, Mutant, planted
+
+from tests.support.mutants import MUTANTS, Mutant, planted
+from tests.support.sources import files
 
 ROOT = Path(__file__).parents[2]
 
@@ -15,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_can_be_planted(mutant: Mutant) -> None:
     """Its text occurs once, what comes out is Python, and not the same."""
-    source = (ROOT / "nbloop" / "kernels" / f"{mutant.module}.py").read_text(encoding="utf-8")
+    source = files()[mutant.module].read_text(encoding="utf-8")
     broken = planted(source, (mutant.old, mutant.new), where=mutant.module)
     assert ast.dump(ast.parse(broken)) != ast.dump(ast.parse(source))
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import naive
-import rig
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from nbloop.kernels.pool import KEEP_CHUNKS, PER_SLAB, pool_address, pool_give, pool_take, pool_trim
+from nbloop.kernels.memory.pool import KEEP_CHUNKS, PER_SLAB, pool_address, pool_give, pool_take, pool_trim
+from tests.support import naive, rig
 
 CELLS = 16
 
@@ -24,7 +23,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.others = set(rig.maps.living)
 
     def free(self) -> list[int]:
-        return rig.stacked(self.pool + rig.layout.P_FREE, int(self.record["next"]))
+        return rig.stacked(self.pool + rig.layout.POOL.FREE, int(self.record["next"]))
 
     def slabs(self) -> list[int]:
         """Addresses of the slabs by number, 0 for one that was given back."""

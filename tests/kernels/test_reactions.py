@@ -1,4 +1,4 @@
-"""settling.py and reactions.py, through the faces of eventual.py on a loop that makes one turn at a time: against a
+"""settling.py and reactions.py, through the faces of classes.py on a loop that makes one turn at a time: against a
 naive twin, and what they let go of on every path.
 """
 
@@ -11,17 +11,17 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import naive
 import pytest
-import rig
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from waiting import elsewhere, together
 
 from nbloop import Loop
-from nbloop.kernels import pack, reactions
-from nbloop.kernels.eventual import Eventual, Places, Resolver, View, make_view
-from nbloop.kernels.kernel import method
+from nbloop.kernels.base.kernel import method
+from nbloop.kernels.build import object_cache
+from nbloop.kernels.promises import reactions
+from nbloop.kernels.promises.classes import Eventual, Places, Resolver, View, make_view
+from tests.support import naive, rig
+from tests.support.waiting import elsewhere, together
 
 
 class Seen(Eventual):
@@ -295,7 +295,7 @@ def test_handlers_live_no_longer_than_their_call(world: World) -> None:
 
 def test_a_forgotten_loop_with_reactions_queued_is_collected() -> None:
     """The collector sees handlers in the ring, and those of other threads in the remote queue."""
-    if pack.status.mode != "compiled":
+    if object_cache.status.mode != "compiled":
         pytest.skip("un-jitted states are not traversed")
     for away in (False, True):
         world = World()
@@ -316,7 +316,7 @@ def test_a_forgotten_loop_with_reactions_queued_is_collected() -> None:
 def test_very_many_that_wait_are_dropped(world: World, shape: str) -> None:
     """Without recursion: a long stack of one promise, and a long chain."""
     promise = first = world.new()
-    for _ in range(300_000 if pack.status.mode == "compiled" else 3000):
+    for _ in range(300_000 if object_cache.status.mode == "compiled" else 3000):
         child = promise.then()
         promise = child if shape == "chain" else first
     gone = weakref.ref(first)
@@ -334,7 +334,7 @@ def test_a_method_of_a_type(world: World) -> None:
     parameters = inspect.signature(Seen.then).parameters.values()
     assert [(p.name, p.default) for p in parameters][1:] == [("on_fulfilled", None), ("on_rejected", None)]
     assert inspect.getdoc(Seen.then) == "A child."
-    if pack.status.mode == "compiled":
+    if object_cache.status.mode == "compiled":
         assert inspect.ismethoddescriptor(Seen.then)
         with pytest.raises(TypeError):
             Seen.then(object())

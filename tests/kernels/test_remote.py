@@ -1,4 +1,4 @@
-"""remote.py: a word of the remote queue says what it is for, and keeps every bit of an address that C lets vary."""
+"""remote_words.py: a word of the remote queue says what it is for, and keeps each bit of an address that may vary."""
 
 from __future__ import annotations
 
@@ -7,17 +7,14 @@ import sys
 from typing import Any
 
 import pytest
-import rig
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nbloop.kernels import layout, life
-from nbloop.kernels.atomics import get, get_half, put, put_half
-from nbloop.kernels.callbacks import fetch_remote
-from nbloop.kernels.capi import Py_DecRef, Py_IncRef
-from nbloop.kernels.ingress import queue_push, queue_take
-from nbloop.kernels.interpreter import TUPLE_ITEMS
-from nbloop.kernels.layout import (
+from nbloop.kernels.base import layout
+from nbloop.kernels.base.atomics import get, get_half, put, put_half
+from nbloop.kernels.base.capi import Py_DecRef, Py_IncRef
+from nbloop.kernels.base.interpreter import TUPLE_ITEMS
+from nbloop.kernels.base.layout import (
     KIND_ARM,
     KIND_CANCEL,
     KIND_CHECKPOINT_END,
@@ -25,27 +22,31 @@ from nbloop.kernels.layout import (
     KIND_IMMEDIATE,
     KIND_INTERNAL,
     KIND_MICROTASK,
-    KIND_TICK,
+    KIND_NEXT_TICK,
     SLOT_LIMIT,
     TAG_ARGUMENTS,
     TAG_REACTION,
 )
-from nbloop.kernels.remote import remote_kind, remote_reference, remote_slot, remote_value, remote_word
-from nbloop.kernels.ring import ring_length, ring_pop
+from nbloop.kernels.calls.remote import fetch_remote
+from nbloop.kernels.ingress.remote_words import remote_kind, remote_reference, remote_slot, remote_value, remote_word
+from nbloop.kernels.ingress.ticket_queue import queue_push, queue_take
+from nbloop.kernels.memory.ring import ring_length, ring_pop
+from nbloop.kernels.methods import lifetime
+from tests.support import rig
 
 RINGS = {
-    KIND_MICROTASK: layout.MICROTASKS,
-    KIND_TICK: layout.TICKS,
-    KIND_INTERNAL: layout.INTERNAL,
-    KIND_CLOSE: layout.CLOSING,
-    KIND_CHECKPOINT_END: layout.CHECKPOINT_ENDS,
+    KIND_MICROTASK: layout.STATE.MICROTASKS,
+    KIND_NEXT_TICK: layout.STATE.NEXT_TICKS,
+    KIND_INTERNAL: layout.STATE.INTERNAL,
+    KIND_CLOSE: layout.STATE.CLOSING,
+    KIND_CHECKPOINT_END: layout.STATE.CHECKPOINT_ENDS,
 }
 # A word is signed: an address with its highest bit set is a negative number.
 addresses = st.integers(-(1 << 60), (1 << 60) - 1).filter(bool).map(lambda eighth: eighth << 3)
 
 
 @given(address=addresses, kind=st.sampled_from([*RINGS]))
-@example(address=8, kind=KIND_TICK)
+@example(address=8, kind=KIND_NEXT_TICK)
 @example(address=1 << 62, kind=KIND_MICROTASK)
 @example(address=-8, kind=KIND_CHECKPOINT_END)
 def test_any_address(address: int, kind: int) -> None:
@@ -97,7 +98,7 @@ def test_no_memory_for_the_tuple(monkeypatch: pytest.MonkeyPatch) -> None:
     what = object()
     before = sys.getrefcount(what)
     Py_IncRef(id(what))
-    assert remote_word(id(what), KIND_TICK) == 0
+    assert remote_word(id(what), KIND_NEXT_TICK) == 0
     assert sys.getrefcount(what) == before
 
 
@@ -120,13 +121,13 @@ def test_through_the_queue(address: int) -> None:
 def test_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     """The end releases what each word owns, once, and nothing for a command on a slot."""
     released: list[int] = []
-    monkeypatch.setitem(life.queue_drop.__globals__, "Py_DecRef", released.append)
+    monkeypatch.setitem(lifetime.queue_drop.__globals__, "Py_DecRef", released.append)
     memory = rig.Memory()
     addresses = [at << 3 for at in range(1, 1 + len(RINGS))]
     for address, kind in zip(addresses, RINGS, strict=True):
         assert queue_push(memory.remote, remote_word(address | TAG_ARGUMENTS, kind)) == 0
         assert queue_push(memory.remote, remote_slot(address, KIND_ARM)) == 0
-    assert life.queue_drop(memory.base, memory.remote, True, False, 0) == 0
+    assert lifetime.queue_drop(memory.base, memory.remote, True, False, 0) == 0
     assert released == addresses
     assert queue_take(memory.remote) == 0
 

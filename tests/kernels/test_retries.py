@@ -11,12 +11,16 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import rig
 
-from nbloop.kernels import atomics, external, ingress, layout, pool, slots, stack, timers
-from nbloop.kernels.atomics import get, put
-from nbloop.kernels.capi import Py_IncRef
-from nbloop.kernels.layout import EXACT, H_NEXT_READY
+from nbloop.kernels.base import atomics, layout
+from nbloop.kernels.base.atomics import get, put
+from nbloop.kernels.base.capi import Py_IncRef
+from nbloop.kernels.base.layout import EXACT, HANDLE
+from nbloop.kernels.ingress import ticket_queue
+from nbloop.kernels.memory import pool, slots, stack
+from nbloop.kernels.timers import timer_slots
+from nbloop.kernels.turn import external
+from tests.support import rig
 
 CHUNK = 16
 type Act = Callable[[], object]
@@ -58,14 +62,14 @@ def memory() -> rig.Memory:
 def test_nothing_is_counted_without_contention(memory: rig.Memory) -> None:
     queue = memory.external
     for word in range(16, 16 * 100, 16):
-        assert ingress.queue_push(queue, word) == 0
-    while ingress.queue_take(queue):
+        assert ticket_queue.queue_push(queue, word) == 0
+    while ticket_queue.queue_take(queue):
         pass
     for _ in range(5):
         pool.pool_give(memory.pool, pool.pool_take(memory.pool))
         slots.slot_free(memory.timers, slots.slot_take(memory.timers))
     pool.pool_trim(memory.pool)
-    ingress.queue_close(queue)
+    ticket_queue.queue_close(queue)
     assert set(all_retries(memory).values()) == {0}
 
 
@@ -76,7 +80,7 @@ def test_stack(memory: rig.Memory, monkeypatch: pytest.MonkeyPatch) -> None:
     pool.pool_give(memory.pool, one)
     assert went == [False, True]
     assert all_retries(memory)["chunks"] == 1
-    assert rig.stacked(memory.pool + layout.P_FREE, get(memory.pool + layout.P_NEXT))[:2] == [one, two]
+    assert rig.stacked(memory.pool + layout.POOL.FREE, get(memory.pool + layout.POOL.NEXT))[:2] == [one, two]
     went = between(monkeypatch, stack, lambda: pool.pool_give(memory.pool, three))
     assert pool.pool_take(memory.pool) == three
     assert went == [False, True]
@@ -95,9 +99,9 @@ def test_slots(memory: rig.Memory, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_draw_with_a_limit(memory: rig.Memory, monkeypatch: pytest.MonkeyPatch) -> None:
     queue = memory.external
-    put(queue + layout.Q_GATE, EXACT)
-    went = between(monkeypatch, ingress, lambda: ingress.queue_draw(queue, 1))
-    assert ingress.queue_draw(queue, 1) == 1
+    put(queue + layout.QUEUE.GATE, EXACT)
+    went = between(monkeypatch, ticket_queue, lambda: ticket_queue.queue_draw(queue, 1))
+    assert ticket_queue.queue_draw(queue, 1) == 1
     assert went == [False, True]
     assert all_retries(memory)["submit"] == 1
 
@@ -105,8 +109,8 @@ def test_a_draw_with_a_limit(memory: rig.Memory, monkeypatch: pytest.MonkeyPatch
 def test_a_chunk_that_another_has_installed(memory: rig.Memory, monkeypatch: pytest.MonkeyPatch) -> None:
     """One swap, which is not made again: what it was for has been done."""
     queue = memory.external
-    went = between(monkeypatch, ingress, lambda: ingress.queue_push(queue, 16))
-    assert ingress.queue_push(queue, 32) == 0
+    went = between(monkeypatch, ticket_queue, lambda: ticket_queue.queue_push(queue, 16))
+    assert ticket_queue.queue_push(queue, 32) == 0
     assert went == [False]
     assert all_retries(memory)["submit"] == 1
 
@@ -114,29 +118,29 @@ def test_a_chunk_that_another_has_installed(memory: rig.Memory, monkeypatch: pyt
 def test_a_chunk_that_another_has_installed_for_a_batch(memory: rig.Memory, monkeypatch: pytest.MonkeyPatch) -> None:
     queue = memory.external
     words = rig.np.array([16, 32], rig.np.int64)
-    went = between(monkeypatch, ingress, lambda: ingress.queue_push(queue, 48))
-    assert ingress.queue_push_many(queue, words.ctypes.data, 2) == 0
+    went = between(monkeypatch, ticket_queue, lambda: ticket_queue.queue_push(queue, 48))
+    assert ticket_queue.queue_push_many(queue, words.ctypes.data, 2) == 0
     assert went == [False]
     assert all_retries(memory)["submit"] == 1
 
 
 def test_a_close(memory: rig.Memory, monkeypatch: pytest.MonkeyPatch) -> None:
     queue = memory.external
-    went = between(monkeypatch, ingress, lambda: ingress.queue_draw(queue, 1))
-    ingress.queue_close(queue)
+    went = between(monkeypatch, ticket_queue, lambda: ticket_queue.queue_draw(queue, 1))
+    ticket_queue.queue_close(queue)
     assert went == [False, True]
     assert all_retries(memory)["submit"] == 1
 
 
 def test_handles(memory: rig.Memory, monkeypatch: pytest.MonkeyPatch) -> None:
-    states = [rig.np.zeros(layout.HANDLE.itemsize // 8, rig.np.int64) for _ in range(2)]
+    states = [rig.np.zeros(layout.HANDLE.dtype.itemsize // 8, rig.np.int64) for _ in range(2)]
     one, two = (state.ctypes.data for state in states)
     went = between(monkeypatch, external, lambda: external.handle_ready(memory.base, two))
     external.handle_ready(memory.base, one)
     assert went == [False, True]
     assert all_retries(memory)["producers"] == 1
     assert int(memory.record["ready"]) == one
-    assert get(one + H_NEXT_READY) == two
+    assert get(one + HANDLE.NEXT_READY) == two
 
 
 @pytest.mark.parametrize("what", ["cancel", "reference"])
@@ -146,13 +150,13 @@ def test_a_timer_s_word(memory: rig.Memory, monkeypatch: pytest.MonkeyPatch, wha
     slot = slots.slot_take(memory.timers)
     callback = object()
     Py_IncRef(id(callback))
-    identifier = slots.slot_open(memory.timers, slot, id(callback), timers.PENDING)
-    went = between(monkeypatch, timers, lambda: timers.timer_reference(base, identifier, False))
+    identifier = slots.slot_open(memory.timers, slot, id(callback), slots.PENDING)
+    went = between(monkeypatch, timer_slots, lambda: timer_slots.timer_reference(base, identifier, False))
     if what == "cancel":
-        assert timers.timer_cancel(base, identifier, False)
+        assert timer_slots.timer_cancel(base, identifier, False)
         assert went == [False, True]
     else:
-        assert timers.timer_reference(base, identifier, False)
+        assert timer_slots.timer_reference(base, identifier, False)
         assert went == [False]  # and then there is nothing left to do
     assert all_retries(memory)["slots"] == 1
 
@@ -160,7 +164,7 @@ def test_a_timer_s_word(memory: rig.Memory, monkeypatch: pytest.MonkeyPatch, wha
 def test_the_words_are_what_has_failed() -> None:
     """Under all schedules: two threads at one stack."""
     it = pytest.importorskip("interleave_test", reason="interleave-test is not installed")
-    from explorer import search, together
+    from tests.support.explorer import search, together
 
     most = 0
 

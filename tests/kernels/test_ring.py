@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 
-import rig
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from nbloop.kernels.ring import SMALL, ring_length, ring_pop, ring_push, ring_trim
+from nbloop.kernels.memory.ring import SMALL, ring_length, ring_pop, ring_push, ring_trim
+from tests.support import rig
 
 
 class RingMachine(RuleBasedStateMachine):
@@ -17,7 +17,7 @@ class RingMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.memory = rig.Memory()
-        self.ring = self.memory.base + rig.layout.MICROTASKS
+        self.ring = self.memory.base + rig.layout.STATE.MICROTASKS
         self.record = self.memory.record["microtasks"]
         self.record["mask"] = 3
         self.others = set(rig.blocks.living)
@@ -74,7 +74,7 @@ TestRing.settings = rig.MACHINE
 def test_trim_lets_go_of_a_large_empty_block() -> None:
     """What a burst has left is given back before a sleep; without memory for a small one the large one is kept."""
     memory = rig.Memory()
-    ring = memory.base + rig.layout.MICROTASKS
+    ring = memory.base + rig.layout.STATE.MICROTASKS
     before = set(rig.maps.living)
     burst = 16 * SMALL + 1
     for word in range(burst):

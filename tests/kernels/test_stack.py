@@ -5,15 +5,14 @@ from __future__ import annotations
 import ctypes
 from itertools import pairwise
 
-import naive
 import numpy as np
-import rig
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from nbloop.kernels.atomics import get
-from nbloop.kernels.layout import CHUNK_LIMIT, SLOT_LIMIT
-from nbloop.kernels.stack import COUNTER_MASK, COUNTER_STEP, INDEX_MASK, stack_pop, stack_push
+from nbloop.kernels.base.atomics import get
+from nbloop.kernels.base.layout import CHUNK_LIMIT, SLOT_LIMIT
+from nbloop.kernels.memory.stack import COUNTER_MASK, COUNTER_STEP, INDEX_MASK, stack_pop, stack_push
+from tests.support import naive, rig
 
 SIZE = 12
 

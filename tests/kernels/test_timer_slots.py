@@ -1,4 +1,4 @@
-"""timers.py, through the public methods of a loop that makes one turn at a time, against a dict."""
+"""timer_slots.py, through the public methods of a loop that makes one turn at a time, against a dict."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-import naive
 import pytest
-import rig
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from nbloop import Loop
-from nbloop.kernels import layout, life, slots, timer_methods, timers
-from nbloop.kernels.atomics import get, put
-from nbloop.kernels.capi import Py_DecRef, Py_IncRef
-from nbloop.kernels.ingress import queue_close
+from nbloop.kernels.base import layout
+from nbloop.kernels.base.atomics import get, put
+from nbloop.kernels.base.capi import Py_DecRef, Py_IncRef
+from nbloop.kernels.ingress.ticket_queue import queue_close
+from nbloop.kernels.memory import slots
+from nbloop.kernels.methods import lifetime, timer_methods
+from nbloop.kernels.timers import timer_slots
+from tests.support import naive, rig
 
 NEVER = 3600.0
 HERE, ELSEWHERE = "from a callback", "from another thread"
@@ -173,7 +175,7 @@ def test_no_id_is_zero() -> None:
     record = slots.slot_at(memory.timers, slot)
     last = slots.slot_open(memory.timers, slot, 8, 1)
     assert last > 0
-    put(record + layout.S_WORD, slots.GENERATION_MASK << slots.GENERATION_SHIFT)
+    put(record + layout.SLOT.WORD, slots.GENERATION_MASK << slots.GENERATION_SHIFT)
     assert slots.slot_open(memory.timers, slot, 8, 1) == last
 
 
@@ -190,9 +192,8 @@ def test_a_stale_id_is_nobodys_reference() -> None:
     stale = loop.schedule_timer(0, list)
     turn(loop)
     others: list[int] = []
-    loop.submit(
-        lambda: others.extend(loop.schedule_timer(NEVER, list) for _ in range(10))
-    )  # there slots come back first
+    # There slots come back first.
+    loop.submit(lambda: others.extend(loop.schedule_timer(NEVER, list) for _ in range(10)))
     turn(loop)
     assert stale & (layout.SLOT_LIMIT - 1) in {other & (layout.SLOT_LIMIT - 1) for other in others}
     assert not loop.unref_timer(stale)
@@ -215,7 +216,7 @@ def test_slots_of_large_maps(monkeypatch: pytest.MonkeyPatch) -> None:
     places = sorted(slots.slot_at(memory.timers, slot) for slot in taken)
     assert all(place % layout.SLOT_BYTES == 0 for place in places)
     assert all(after - place >= layout.SLOT_BYTES for place, after in itertools.pairwise(places))
-    assert all(get(place + layout.S_WORD) == 0 for place in places)
+    assert all(get(place + layout.SLOT.WORD) == 0 for place in places)
     assert all(slots.slot_of(memory.timers, 1 << layout.SLOT_BITS | slot) for slot in (taken[0], taken[-1]))
     rig.maps.failing = True
     assert slots.slot_take(memory.timers) == -1
@@ -274,22 +275,22 @@ def test_a_foreign_arm_that_is_refused(monkeypatch: pytest.MonkeyPatch, end: str
     callback = object()
     before = sys.getrefcount(callback)
     Py_IncRef(id(callback))
-    slot_open = timers.slot_open
+    slot_open = timer_slots.slot_open
 
     def then_the_end(*args: int) -> int:
         identifier = slot_open(*args)
         queue_close(memory.external)
         queue_close(memory.remote)
         if end == "released":
-            life.release_all(memory.base, False)
+            lifetime.release_all(memory.base, False)
         return identifier
 
-    monkeypatch.setattr(timers, "slot_open", then_the_end)
-    status = -timers.timer_arm_elsewhere(memory.base, id(callback), 10**9, -1, 0)
+    monkeypatch.setattr(timer_slots, "slot_open", then_the_end)
+    status = -timer_slots.timer_arm_elsewhere(memory.base, id(callback), 10**9, -1, 0)
     assert status & ~layout.GONE == layout.REFUSED_CLOSED
     assert (status & layout.GONE != 0) == (end == "released")
     assert sys.getrefcount(callback) == before + (end == "closed")
     if end == "closed":
         Py_DecRef(id(callback))
-    assert get(slots.slot_at(memory.timers, 0) + layout.S_WORD) & timers.STATE_MASK == timers.SPENT
+    assert get(slots.slot_at(memory.timers, 0) + layout.SLOT.WORD) & slots.STATE_MASK == slots.SPENT
     assert slots.slot_take(memory.timers) == 0  # free again

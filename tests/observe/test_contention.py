@@ -12,16 +12,17 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from waiting import PATIENCE, together, wait_for
 
 from nbloop import FastPathMode, ForkedLoopError, Loop
-from nbloop.kernels import ingress, layout
-from nbloop.kernels.atomics import fetch_add, store
-from nbloop.kernels.capi import Py_IncRef
+from nbloop.kernels.base import layout
+from nbloop.kernels.base.atomics import fetch_add, store
+from nbloop.kernels.base.capi import Py_IncRef
+from nbloop.kernels.ingress import ticket_queue
 from nbloop.lock import CountingLock
 from nbloop.observe import contention as module
 from nbloop.observe.contention import Contention, contention, totals
 from nbloop.options import usable_cores
+from tests.support.waiting import PATIENCE, together, wait_for
 
 type Asleep = Callable[[Loop], None]
 
@@ -116,16 +117,16 @@ def test_a_producer_between_ticket_and_store(make_loop: Any) -> None:
     loop = make_loop()
     ran = threading.Event()
     call = ran.set
-    queue = loop._state.ctypes.data + layout.EXTERNAL
+    queue = loop._state.ctypes.data + layout.STATE.EXTERNAL
     with loop:
         wait_for(lambda: totals(loop).parks == 1)
-        ticket = fetch_add(queue + layout.Q_TAIL, 1)
+        ticket = fetch_add(queue + layout.QUEUE.TAIL, 1)
         begun = time.perf_counter()
         loop.wake()
         wait_for(lambda: totals(loop).stalls >= 5)
         Py_IncRef(id(call))
-        chunk = ingress.queue_segment(queue, ticket)
-        store(ingress.queue_cell(chunk, ticket, 7), id(call))
+        chunk = ticket_queue.queue_segment(queue, ticket)
+        store(ticket_queue.queue_cell(chunk, ticket, 7), id(call))
         wait_for(ran)
         took = time.perf_counter() - begun
     seen = totals(loop)

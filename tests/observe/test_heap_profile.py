@@ -6,9 +6,9 @@ import tracemalloc
 from collections.abc import Iterator
 
 import pytest
-from pprof_schema import decode
 
 from nbloop.observe.heap import heap
+from tests.support.pprof_schema import decode
 
 pytestmark = pytest.mark.parallel_threads(1)  # tracing is the process's
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pprof_schema import decode
 
 from nbloop.observe import pprof, stacks
 from nbloop.observe.profile import Profile, Profiler, profile
+from tests.support.pprof_schema import decode
 
 pytestmark = pytest.mark.parallel_threads(1)  # looks at all threads of the process
 

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pprof_schema import decode
 from prometheus_client.parser import text_string_to_metric_families
 
 from nbloop import Loop
@@ -30,6 +29,7 @@ from nbloop.observe import Histogram, serve
 from nbloop.observe.contention import totals
 from nbloop.observe.prometheus import LoopCollector, buckets
 from nbloop.observe.server import MOST_LONG, MOST_REQUESTS, REST, DebugServer
+from tests.support.pprof_schema import decode
 
 pytestmark = pytest.mark.parallel_threads(1)  # sockets, a browser, profiles of the process
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from makers import MAKERS
+
+from tests.support.makers import MAKERS
 
 
 @pytest.fixture(params=MAKERS)

@@ -11,10 +11,10 @@ import threading
 import time
 
 import pytest
-from waiting import PATIENCE, drain
 
 from nbloop import IOEvents
-from nbloop.kernels.layout import READY_MOST
+from nbloop.kernels.base.layout import READY_MOST
+from tests.support.waiting import PATIENCE, drain
 
 READ, WRITE, ERROR, HANGUP = (int(one) for one in (IOEvents.READ, IOEvents.WRITE, IOEvents.ERROR, IOEvents.HANGUP))
 EDGE, ONESHOT = int(IOEvents.EDGE), int(IOEvents.ONESHOT)  # a poller takes numbers; the loop's users give the enum

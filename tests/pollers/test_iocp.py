@@ -10,9 +10,9 @@ import sys
 import weakref
 
 import pytest
-from waiting import PATIENCE
 
-from nbloop.kernels.layout import EDGE, ONESHOT, READ, WRITE
+from nbloop.kernels.base.layout import EDGE, ONESHOT, READ, WRITE
+from tests.support.waiting import PATIENCE
 
 if sys.platform != "win32":
     pytest.skip("completion ports are Windows'", allow_module_level=True)

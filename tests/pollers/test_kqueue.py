@@ -11,10 +11,10 @@ import select
 import sys
 
 import pytest
-from makers import KqueueDouble, kevent_double
 
-from nbloop.kernels.layout import EDGE, ONESHOT, READ, WRITE
+from nbloop.kernels.base.layout import EDGE, ONESHOT, READ, WRITE
 from nbloop.pollers import kqueue
+from tests.support.makers import KqueueDouble, kevent_double
 
 if sys.platform != "linux":
     pytest.skip("the stand-in for kqueue is made of Linux's epoll", allow_module_level=True)

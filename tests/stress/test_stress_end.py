@@ -9,9 +9,9 @@ from itertools import chain
 from typing import Any
 
 import pytest
-from crowd import PATIENCE, crowd, scaled
 
 import nbloop
+from tests.support.crowd import PATIENCE, crowd, scaled
 
 
 class Task:

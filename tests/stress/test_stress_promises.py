@@ -7,10 +7,10 @@ import time
 from functools import partial
 
 import pytest
-from crowd import PATIENCE, arrived, crowd, scaled
 
 import nbloop
 from nbloop.js import JS, Promise
+from tests.support.crowd import PATIENCE, arrived, crowd, scaled
 
 EACH = 100  # handlers that a thread adds to a promise
 

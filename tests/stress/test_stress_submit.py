@@ -10,9 +10,9 @@ from functools import partial
 from typing import Any
 
 import pytest
-from crowd import GIL, PATIENCE, arrived, crowd, scaled
 
 import nbloop
+from tests.support.crowd import GIL, PATIENCE, arrived, crowd, scaled
 
 PRODUCERS = 8
 

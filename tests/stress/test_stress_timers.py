@@ -9,9 +9,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from crowd import PATIENCE, arrived, crowd, scaled
-
 import nbloop
+from tests.support.crowd import PATIENCE, arrived, crowd, scaled
 
 NEVER = 3600.0
 

@@ -1,0 +1,174 @@
+"""Words of shared memory: the only way a kernel reads or writes anything.
+
+Problem: kernels share 64-bit words with other threads, and LLVM treats a plain read of a word that somebody else
+writes as if nobody did (it hoists it out of a spin loop). Idea: an address is an integer, and *every* access is one of
+the verbs below, so that the verb, not the reader's care, says who else may touch the word:
+
+* ``get`` / ``put``: the word has one owner, who is running this code. Plain machine loads and stores. ``get_half`` /
+  ``put_half``: 32 bits of the system's.
+* ``load`` / ``store``: acquire / release. ``load_sc`` / ``store_sc``: in the one total order of sequentially consistent
+  operations, for store-then-look-at-another-word protocols (Dekker), where acquire and release are not enough.
+* ``fetch_add``, ``exchange``, ``compare_and_swap``: read-modify-write, sequentially consistent.
+
+This file holds the *twins*: the same verbs for plain Python, over the same memory, so that every kernel also runs
+un-jitted (debuggers, coverage, deterministic interleaving). ``compiler.py`` lowers each name to one instruction.
+Four more touch no memory: ``first_bit`` and ``last_bit`` of a word of flags, ``before`` of two counters that may have
+wrapped, and ``prefetch``, a hint.
+
+The twins lose where it does not matter: about 1 µs each, and read-modify-write is atomic only among twins (one lock).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import time
+
+__all__ = [
+    "before",
+    "compare_and_swap",
+    "exchange",
+    "fetch_add",
+    "first_bit",
+    "get",
+    "get_half",
+    "last_bit",
+    "load",
+    "load_sc",
+    "monotonic_ns",
+    "pause",
+    "prefetch",
+    "put",
+    "put_half",
+    "store",
+    "store_sc",
+    "ticks",
+]
+
+_word = ctypes.c_int64.from_address
+_one_at_a_time = threading.RLock()  # re-entrant: a signal handler may run a twin inside a twin
+
+
+def get(address: int) -> int:
+    """The word at `address`, which only the caller's thread writes. Plain load."""
+    return _word(address).value
+
+
+def get_half(address: int) -> int:
+    """The unsigned 32-bit word at `address`, a multiple of 4: a field of a system structure, or errno. Plain load."""
+    return ctypes.c_uint32.from_address(address).value
+
+
+def put(address: int, value: int) -> None:
+    """Write a word that nobody else reads or writes without synchronising first. Plain store."""
+    _word(address).value = value
+
+
+def put_half(address: int, value: int) -> None:
+    """Write the low 32 bits of `value` to `address`, a multiple of 4: errno. Plain store."""
+    ctypes.c_uint32.from_address(address).value = value
+
+
+def load(address: int) -> int:
+    """Acquire: what its writer did before the matching `store` is seen after this."""
+    return _word(address).value
+
+
+def store(address: int, value: int) -> None:
+    """Release: what this thread did before is seen by whoever `load`s the value."""
+    _word(address).value = value
+
+
+def load_sc(address: int) -> int:
+    """A load in the single total order of all sequentially consistent operations."""
+    return _word(address).value
+
+
+def store_sc(address: int, value: int) -> None:
+    """A store in that order: no later `load_sc` of this thread overtakes it (x86: xchg)."""
+    _word(address).value = value
+
+
+def fetch_add(address: int, value: int) -> int:
+    """Add, wrapping at 64 bits; the old value is returned."""
+    with _one_at_a_time:
+        word = _word(address)
+        old = word.value
+        word.value = old + value
+    return old
+
+
+def exchange(address: int, value: int) -> int:
+    """Write `value`; the old value is returned."""
+    with _one_at_a_time:
+        word = _word(address)
+        old = word.value
+        word.value = value
+    return old
+
+
+def compare_and_swap(address: int, expected: int, value: int) -> bool:
+    """Write `value` if the word still is `expected`; tell whether it was. Never fails spuriously."""
+    with _one_at_a_time:
+        word = _word(address)
+        if word.value != expected:
+            return False
+        word.value = value
+    return True
+
+
+def first_bit(word: int) -> int:
+    """Index of the lowest bit that is set; the word must not be 0.
+
+    >>> first_bit(0b101000), first_bit(-(1 << 63))
+    (3, 63)
+    """
+    return (word & -word).bit_length() - 1
+
+
+def last_bit(word: int) -> int:
+    """Index of the highest bit that is set in a positive word.
+
+    >>> last_bit(0b101000)
+    5
+    """
+    return word.bit_length() - 1
+
+
+def before(one: int, other: int) -> bool:
+    """Is `one` before `other`, of two counters of 64 bits that go on from the greatest word to the least? The sign of
+    their difference, so they must be less than 2**63 apart. Written as a comparison, or as a plain difference, it would
+    be compiled as one of numbers that never wrap.
+
+    >>> before(1, 2), before((1 << 63) - 1, -(1 << 63)), before(2, 2)
+    (True, True, False)
+    """
+    return (one - other) >> 63 & 1 != 0
+
+
+def prefetch(address: int) -> None:
+    """Have the line of `address` on its way, to be written: the caller will need it some tens of ns later. Any address
+    will do, no memory effect.
+    """
+
+
+def pause() -> None:
+    """Tell the core that this is a spin loop (x86 ``pause``, Arm ``isb``-class hint); no memory effect."""
+    time.sleep(0)
+
+
+def monotonic_ns() -> int:
+    """Nanoseconds of `time.monotonic`'s clock (C-API ``PyTime_MonotonicRaw``): attached or not, never fails."""
+    return time.monotonic_ns()
+
+
+def leading_zeros(value: int) -> int:
+    """How many of the 64 bits lie above the highest one set; not 0."""
+    return 64 - value.bit_length()
+
+
+def ticks() -> int:
+    """The processor's cycle counter on x86-64, which costs a fifth of a clock call; elsewhere, and in plain Python,
+    `monotonic_ns`. Whether it counts at one rate on all cores is for `meter.py`'s users to find out.
+    """
+    return time.monotonic_ns()

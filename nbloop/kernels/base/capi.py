@@ -1,0 +1,285 @@
+"""The C functions that kernels call by name, and their twins for plain Python.
+
+Each is declared once, with its C signature; ``compiler.py`` turns the declaration into an external symbol, and
+un-jitted code calls the same function through ctypes. Two rules make the twins faithful:
+
+* An object is its address (an ``int``) and every reference that C would own is owned here too.
+* Compiled code leaves an exception in the thread state and returns the failure value; a twin cannot (ctypes raises at
+  once), so it keeps the exception in `pending` until `PyErr_GetRaisedException` takes it or the method's wrapper
+  raises it.
+
+Nothing but CPython's documented API and the system's own functions is used, so the compiled object links anywhere the
+interpreter runs. What differs between systems is in this file: kernels ask ``WINDOWS``, a constant, and the branch of
+another system is gone when they are compiled.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .interpreter import function
+
+WORD, REAL, INT, VOID = "word", "real", "int", "void"  # intp (addresses too), double, C int, nothing
+_CTYPES: dict[str, Any] = {WORD: ctypes.c_ssize_t, REAL: ctypes.c_double, INT: ctypes.c_int, VOID: None}
+
+
+@dataclass(frozen=True)
+class External:
+    """One C function: its name, what it returns and takes, and where the dynamic linker finds it."""
+
+    name: str
+    result: str
+    arguments: tuple[str, ...]
+    twin: Callable[..., int]
+
+    def address(self) -> int:
+        """Where this process has it, for the object loader; 0 if the platform has no such symbol, ImportError if
+        CPython has none.
+        """
+        try:
+            found = function(self.name, None) if self.name.startswith("Py") else _system[self.name]
+        except AttributeError:
+            return 0
+        return ctypes.cast(found, ctypes.c_void_p).value or 0
+
+
+externals: dict[str, External] = {}
+WINDOWS = sys.platform == "win32"
+_system: ctypes.CDLL = ctypes.CDLL("kernelbase" if WINDOWS else None, use_errno=True)  # x64 has one calling convention
+if WINDOWS:
+    _system.VirtualAlloc.restype = ctypes.c_void_p
+else:
+    _system.mmap.restype = ctypes.c_ssize_t
+
+
+class _Pending(threading.local):
+    """The un-jitted stand-in for the thread state's current exception."""
+
+    error: BaseException | None = None
+
+
+pending = _Pending()
+
+
+def _declare(name: str, result: str, *arguments: str, twin: Callable[..., int] | None = None) -> Callable[..., int]:
+    if twin is None:
+        twin = _through_ctypes(name, result, arguments)
+    externals[name] = External(name, result, arguments, twin)
+    return twin
+
+
+def _through_ctypes(name: str, result: str, arguments: tuple[str, ...]) -> Callable[..., int]:
+    called = function(name, _CTYPES[result], *(_CTYPES[a] for a in arguments))
+    failure = -1 if result in (INT, REAL) or name == "PyLong_AsLongLong" else 0
+
+    def twin(*values: int) -> int:
+        try:
+            return called(*values) or 0
+        except BaseException as error:  # the C function failed with this set: keep it, as the thread state would
+            frames = error.__traceback__
+            pending.error = error.with_traceback(frames and frames.tb_next)  # C has no frame for this one
+            return failure
+
+    twin.__name__ = twin.__qualname__ = name
+    return twin
+
+
+def _get_raised_exception() -> int:
+    error, pending.error = pending.error, None
+    if error is None:
+        return 0
+    Py_IncRef(id(error))
+    return id(error)
+
+
+def _set_raised_exception(error: int) -> int:
+    pending.error = ctypes.cast(error, ctypes.py_object).value
+    Py_DecRef(error)
+    return 0
+
+
+def _error_occurred() -> int:
+    return 0 if pending.error is None else id(type(pending.error))
+
+
+def _error_clear() -> int:
+    pending.error = None
+    return 0
+
+
+def _write_unraisable(_where: int) -> int:
+    error, pending.error = pending.error, None
+    if error is not None:
+        sys.excepthook(type(error), error, error.__traceback__)
+    return 0
+
+
+# Twins run inside Python code, which needs its thread state: they cannot detach, and the calls that block do it
+# themselves.
+def _save_thread() -> int:
+    return 1
+
+
+def _restore_thread(_state: int) -> int:
+    return 0
+
+
+def _get_thread_state() -> int:
+    return threading.get_ident()
+
+
+_errno = ctypes.c_int(0)  # of the un-jitted kernel that has just made a system call; tests run one at a time
+
+
+def _syscall(*values: int) -> int:
+    result = int(_system.syscall(*(ctypes.c_long(value) for value in values)))
+    _errno.value = ctypes.get_errno()
+    return result
+
+
+def _write(fd: int, buffer: int, count: int) -> int:
+    return int(_system.write(ctypes.c_int(fd), ctypes.c_void_p(buffer), ctypes.c_size_t(count)))
+
+
+_ERRNO = {"darwin": "__error", "win32": "_errno"}.get(sys.platform, "__errno_location")
+
+
+def _errno_location() -> int:
+    return ctypes.addressof(_errno)
+
+
+def _sigaction(number: int, new: int, old: int) -> int:
+    return int(_system.sigaction(ctypes.c_int(number), ctypes.c_void_p(new), ctypes.c_void_p(old)))
+
+
+def _raise(number: int) -> int:
+    return int(getattr(_system, "raise")(ctypes.c_int(number)))
+
+
+def _mmap(address: int, size: int, protection: int, flags: int, fd: int, offset: int) -> int:
+    where, length, start = ctypes.c_void_p(address), ctypes.c_size_t(size), ctypes.c_long(offset)
+    return int(_system.mmap(where, length, protection, flags, fd, start))
+
+
+def _munmap(address: int, size: int) -> int:
+    return int(_system.munmap(ctypes.c_void_p(address), ctypes.c_size_t(size)))
+
+
+def _madvise(address: int, size: int, advice: int) -> int:
+    return int(_system.madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), advice))
+
+
+def _virtual_alloc(address: int, size: int, kind: int, protection: int) -> int:
+    return int(_system.VirtualAlloc(ctypes.c_void_p(address), ctypes.c_size_t(size), kind, protection) or 0)
+
+
+def _virtual_free(address: int, size: int, kind: int) -> int:
+    return int(_system.VirtualFree(ctypes.c_void_p(address), ctypes.c_size_t(size), kind))
+
+
+def _usleep(microseconds: int) -> int:
+    return int(_system.usleep(ctypes.c_uint(microseconds)))
+
+
+def _sleep(milliseconds: int) -> int:
+    _system.Sleep(ctypes.c_int(milliseconds))
+    return 0
+
+
+def _wait_on_address(word: int, unlike: int, size: int, milliseconds: int) -> int:
+    pointers = (ctypes.c_void_p(word), ctypes.c_void_p(unlike), ctypes.c_size_t(size))
+    return int(_system.WaitOnAddress(*pointers, ctypes.c_int(milliseconds)))
+
+
+def _wake_by_address(word: int) -> int:
+    _system.WakeByAddressSingle(ctypes.c_void_p(word))
+    return 0
+
+
+# The raw allocator runs no Python and needs no thread state; system.py says what it is for.
+PyMem_RawMalloc = _declare("PyMem_RawMalloc", WORD, WORD)
+PyMem_RawFree = _declare("PyMem_RawFree", VOID, WORD)
+Py_IncRef = _declare("Py_IncRef", VOID, WORD)
+Py_DecRef = _declare("Py_DecRef", VOID, WORD)
+PyCallable_Check = _declare("PyCallable_Check", INT, WORD)
+PyObject_CallNoArgs = _declare("PyObject_CallNoArgs", WORD, WORD)
+PyObject_CallOneArg = _declare("PyObject_CallOneArg", WORD, WORD, WORD)
+PyObject_Vectorcall = _declare("PyObject_Vectorcall", WORD, WORD, WORD, WORD, WORD)
+PyType_GenericAlloc = _declare("PyType_GenericAlloc", WORD, WORD, WORD)
+PyTuple_New = _declare("PyTuple_New", WORD, WORD)
+PySequence_List = _declare("PySequence_List", WORD, WORD)
+PySequence_GetSlice = _declare("PySequence_GetSlice", WORD, WORD, WORD, WORD)
+PySequence_Repeat = _declare("PySequence_Repeat", WORD, WORD, WORD)
+PyObject_GetIter = _declare("PyObject_GetIter", WORD, WORD)
+PyIter_Next = _declare("PyIter_Next", WORD, WORD)
+PyList_New = _declare("PyList_New", WORD, WORD)
+PyList_Append = _declare("PyList_Append", INT, WORD, WORD)
+PyList_GetItemRef = _declare("PyList_GetItemRef", WORD, WORD, WORD)
+PyList_SetItem = _declare("PyList_SetItem", INT, WORD, WORD, WORD)
+PyUnicode_Compare = _declare("PyUnicode_Compare", INT, WORD, WORD)
+PyLong_FromLongLong = _declare("PyLong_FromLongLong", WORD, WORD)
+PyLong_AsLongLong = _declare("PyLong_AsLongLong", WORD, WORD)
+PyBool_FromLong = _declare("PyBool_FromLong", WORD, WORD)
+PyFloat_FromDouble = _declare("PyFloat_FromDouble", WORD, REAL)
+PyFloat_AsDouble = _declare("PyFloat_AsDouble", REAL, WORD)
+PyErr_GetRaisedException = _declare("PyErr_GetRaisedException", WORD, twin=_get_raised_exception)
+PyErr_SetRaisedException = _declare("PyErr_SetRaisedException", VOID, WORD, twin=_set_raised_exception)
+PyException_SetContext = _declare("PyException_SetContext", VOID, WORD, WORD)
+PyObject_VisitManagedDict = _declare("PyObject_VisitManagedDict", INT, WORD, WORD, WORD)
+PyErr_Occurred = _declare("PyErr_Occurred", WORD, twin=_error_occurred)
+PyErr_Clear = _declare("PyErr_Clear", VOID, twin=_error_clear)
+PyErr_WriteUnraisable = _declare("PyErr_WriteUnraisable", VOID, WORD, twin=_write_unraisable)
+PyDict_Size = _declare("PyDict_Size", WORD, WORD)
+PyDict_SetItem = _declare("PyDict_SetItem", INT, WORD, WORD, WORD)
+PyUnicode_FromString = _declare("PyUnicode_FromString", WORD, WORD)
+PyType_GetFlags = _declare("PyType_GetFlags", WORD, WORD)
+PyFunction_GetCode = _declare("PyFunction_GetCode", WORD, WORD)  # a borrowed reference
+PyErr_BadArgument = _declare("PyErr_BadArgument", VOID)
+PyEval_SaveThread = _declare("PyEval_SaveThread", WORD, twin=_save_thread)
+PyEval_RestoreThread = _declare("PyEval_RestoreThread", VOID, WORD, twin=_restore_thread)
+PyTime_MonotonicRaw = _declare("PyTime_MonotonicRaw", INT, WORD)  # kernels say atomics.monotonic_ns()
+PyFrame_GetBack = _declare("PyFrame_GetBack", WORD, WORD)
+PyFrame_GetCode = _declare("PyFrame_GetCode", WORD, WORD)
+PyFrame_GetLineNumber = _declare("PyFrame_GetLineNumber", INT, WORD)
+PyFrame_GetVar = _declare("PyFrame_GetVar", WORD, WORD, WORD)
+PyThread_get_thread_ident = _declare("PyThread_get_thread_ident", WORD, twin=threading.get_ident)
+PyThreadState_GetUnchecked = _declare("PyThreadState_GetUnchecked", WORD, twin=_get_thread_state)
+libc_write = _declare("write", WORD, INT, WORD, WORD, twin=_write)
+errno_location = _declare(_ERRNO, WORD, twin=_errno_location)
+libc_getpid = _declare("getpid", INT, twin=os.getpid)
+libc_sigaction = _declare("sigaction", INT, INT, WORD, WORD, twin=_sigaction)
+libc_raise = _declare("raise", INT, INT, twin=_raise)
+libc_usleep = _declare("usleep", INT, INT, twin=_usleep)
+libc_mmap = _declare("mmap", WORD, WORD, WORD, INT, INT, INT, WORD, twin=_mmap)
+libc_munmap = _declare("munmap", INT, WORD, WORD, twin=_munmap)
+libc_madvise = _declare("madvise", INT, WORD, WORD, INT, twin=_madvise)
+# Variadic in C; on x86-64 and AArch64 Linux its integer arguments travel exactly as fixed ones.
+libc_syscall = _declare("syscall", WORD, WORD, WORD, WORD, WORD, WORD, WORD, twin=_syscall)
+# Windows: its futex, with the timeout in ms (-1: none), and its shortest sleep.
+WaitOnAddress = _declare("WaitOnAddress", INT, WORD, WORD, WORD, INT, twin=_wait_on_address)
+WakeByAddressSingle = _declare("WakeByAddressSingle", VOID, WORD, twin=_wake_by_address)
+Sleep = _declare("Sleep", VOID, INT, twin=_sleep)
+VirtualAlloc = _declare("VirtualAlloc", WORD, WORD, WORD, INT, INT, twin=_virtual_alloc)
+VirtualFree = _declare("VirtualFree", INT, WORD, WORD, INT, twin=_virtual_free)
+
+# --- numbers of the system -------------------------------------------------------------------------------------------
+FUTEX_NUMBERS = {"x86_64": 202, "aarch64": 98}
+SYS_FUTEX = FUTEX_NUMBERS.get(platform.machine(), 0) if sys.platform == "linux" and sys.byteorder == "little" else 0
+FUTEX_WAIT_PRIVATE, FUTEX_WAKE_PRIVATE = 128, 129
+# epoll_pwait, whose timeout is in ms; its successor with a timespec (Linux 5.11) has one number on all machines
+SYS_EPOLL_PWAIT = {"x86_64": 281, "aarch64": 22}.get(platform.machine(), 0)
+SYS_EPOLL_PWAIT2 = 441
+# ppoll: a NULL mask, so that its size does not matter
+SYS_PPOLL = {"x86_64": 271, "aarch64": 73}.get(platform.machine(), 0)
+POLLIN = 1
+EINTR = 4
+# struct epoll_event {uint32 events; uint64 data} is packed on x86-64 only, for the sake of 32-bit programs there
+EPOLL_DATA = 4 if platform.machine() == "x86_64" else 8
+EPOLL_EVENT_BYTES = EPOLL_DATA + 8

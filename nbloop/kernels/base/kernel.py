@@ -1,0 +1,257 @@
+"""Kernels that are built-in methods: how one is declared and bound.
+
+Problem: every layer between ``loop.submit(f)`` and the two atomic operations it needs costs more than they do (a
+Numba dispatcher call 110-175 ns, ctypes 450-500 ns, an empty built-in 22 ns on 3.13t). Idea: a compiled function with
+the C signature of a CPython method, put into a ``PyMethodDef``, *is* a built-in method; its ``self`` is the numpy
+array that holds the state, so the method keeps its memory alive. Declaring one reads like declaring a function::
+
+    @kernel(ONE)
+    def push(self, callback):
+        base = data(self)
+        ...
+
+and binding it to a state is one call, ``push.bind(state, like=documented_function)``. The sources are plain Python over
+integer addresses: ``object_cache.py`` runs them compiled, and with ``NUMBA_DISABLE_JIT=1`` the same functions run as
+they are.
+
+A kernel returns a new reference, or 0 with an exception set (by the Python function it called to set it). It never
+allocates, never raises in Numba's sense, and never blocks attached: what may wait detaches the thread state first.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import inspect
+import textwrap
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any
+
+from . import capi
+from .atomics import get
+from .interpreter import ARRAY_DATA, MethodDef
+from .interpreter import function as c_function
+
+NOARGS, ONE, MANY = 0x0004, 0x0008, 0x0080  # METH_NOARGS, METH_O, METH_FASTCALL
+KEYWORDS = 0x0082  # METH_FASTCALL | METH_KEYWORDS
+SIGNAL = 0  # not a method: a C signal handler, void(int)
+TRAVERSE = -1  # not a method: a type's tp_traverse, int(PyObject *, visitproc, void *)
+
+helpers: list[FunctionType] = []  # functions that kernels call, in order of declaration
+attributes: dict[FunctionType, tuple[str, ...]] = {}  # of helpers: what LLVM is told of them, as it names it
+kernels: dict[str, Kernel] = {}
+
+
+def helper[F: Callable[..., Any]](function: F) -> F:
+    """Declare a function that kernels may call; it is compiled into its callers. The function itself is returned."""
+    assert isinstance(function, FunctionType)
+    helpers.append(function)
+    return function
+
+
+def inlined[F: Callable[..., Any]](function: F) -> F:
+    """A `helper` of which each caller has its own copy: the path that every submit and every callback takes.
+
+    LLVM's own judgement goes by size, and what a hot path says of rare cases counts in it. A call costs more than its
+    jump, since results travel through memory: with these marks a submit costs 1.4 E instead of 1.85, and a task of
+    `submit_many` 9 ns instead of 17.
+    """
+    assert isinstance(function, FunctionType)
+    attributes[function] = ("alwaysinline",)
+    return helper(function)
+
+
+def apart[F: Callable[..., Any]](function: F) -> F:
+    """A `helper` that is never copied into its callers: what happens rarely stays out of the way of what is hot."""
+    assert isinstance(function, FunctionType)
+    attributes[function] = ("noinline", "cold")
+    return helper(function)
+
+
+def kernel(arity: int) -> Callable[[Callable[..., int | None]], Kernel]:
+    """Declare a built-in method: ``(self, _)`` for NOARGS, ``(self, argument)`` for ONE, ``(self, array, count)`` for
+    MANY, ``(self, array, count, names)`` for KEYWORDS, where `names` is a tuple or 0, and the values of named arguments
+    follow the `count` others.
+    """
+
+    def declare(function: Callable[..., int | None]) -> Kernel:
+        assert isinstance(function, FunctionType)
+        assert function.__name__ not in kernels, function.__name__
+        declared = kernels[function.__name__] = Kernel(function, arity)
+        return declared
+
+    return declare
+
+
+@inlined
+def data(self: int) -> int:
+    """Address of the first element of the array object at `self`."""
+    return get(self + ARRAY_DATA)
+
+
+_new_descriptor = c_function("PyDescr_NewMethod", ctypes.py_object, ctypes.py_object, ctypes.c_void_p)
+_new_builtin = c_function("PyCFunction_NewEx", ctypes.py_object, ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p)
+
+
+class Kernel:
+    """A declared kernel; `address` is 0 until the pack is loaded, and stays 0 when kernels run un-jitted."""
+
+    def __init__(self, function: FunctionType, arity: int) -> None:
+        self.function = function
+        self.name = function.__name__
+        self.arity = arity
+        self.address = 0
+        self.__doc__ = function.__doc__
+        self._definitions: dict[str, MethodDef] = {}  # a built-in points into its definition: these live for ever
+
+    def bind(self, state: Any, like: Callable[..., Any] | None = None) -> Callable[..., Any]:
+        """A built-in method over `state`; name, signature and docstring are those of `like`.
+
+        The method holds a reference to `state`, an array whose memory the kernel works on. Thread-safe.
+        """
+        like = like or self.function
+        if not self.address:
+            return TwinMethod(self, state, like)
+        return _new_builtin(self._definition(like), state, None)
+
+    def descriptor(self, kind: type, like: Callable[..., Any]) -> Any:
+        """A method for the instances of `kind`, each of which the kernel has as its ``self``; name, signature and
+        docstring are those of `like`. Thread-safe.
+        """
+        if self.address:
+            return _new_descriptor(kind, self._definition(like))
+
+        @functools.wraps(like)
+        def method(instance: Any, *arguments: object, **keywords: object) -> Any:
+            check_instance(instance, kind, like)
+            return TwinMethod(self, instance, like)(*arguments, **keywords)
+
+        return method
+
+    def _definition(self, like: Callable[..., Any]) -> int:
+        face = f"{like.__module__}.{like.__qualname__}"
+        definition = self._definitions.get(face)
+        if definition is None:
+            definition = MethodDef(like.__name__.encode(), self.address, self.arity, _doc(like).encode())
+            definition = self._definitions.setdefault(face, definition)
+        return ctypes.addressof(definition)
+
+
+def _doc(like: Callable[..., Any]) -> str:
+    """CPython's form of a built-in's docstring: ``name($self, args, /)``, a rule, the text."""
+    parameters = [p.replace(annotation=p.empty) for p in inspect.signature(like).parameters.values()]
+    parameters[0] = parameters[0].replace(name="self")
+    text = str(inspect.Signature(parameters)).replace("(self", "($self", 1)
+    return f"{like.__name__}{text}\n--\n\n{textwrap.dedent(like.__doc__ or '').strip()}"
+
+
+def bound[F: Callable[..., Any]](of: Kernel) -> Callable[[F], F]:
+    """Make a documented method of a class the face of kernel `of`.
+
+    The class has a function of that signature and docstring, to be called with an instance; an instance, which must
+    have ``_state``, gets a built-in in its place on first use. A non-data descriptor, as
+    ``functools.cached_property`` is: later look-ups find the built-in itself.
+    """
+
+    def face(function: F) -> F:
+        return _Face(of, function)  # type: ignore[return-value]
+
+    return face
+
+
+def check_instance(instance: object, owner: type, function: Callable[..., Any]) -> None:
+    """What a built-in's descriptor does: TypeError for an instance of another class."""
+    if not isinstance(instance, owner):
+        raise TypeError(
+            f"descriptor {function.__name__!r} for {owner.__name__!r} objects doesn't apply to a"
+            f" {type(instance).__name__!r} object"
+        )
+
+
+class _Face:
+    def __init__(self, of: Kernel, function: Callable[..., Any]) -> None:
+        self._of = of
+        self._function = function
+        self.__doc__ = function.__doc__
+        self.__name__ = function.__name__
+        self.__wrapped__ = function
+
+        @functools.wraps(function)
+        def unbound(instance: Any, /, *args: Any, **keywords: Any) -> Any:
+            check_instance(instance, self._owner, function)  # whose words would be taken for what they are not
+            return of.bind(instance._state, function)(*args, **keywords)
+
+        self._owner: type = object
+        self._unbound = unbound
+
+    def __set_name__(self, owner: type, _name: str) -> None:
+        self._owner = owner
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if instance is None:
+            return self._unbound
+        method = self._of.bind(instance._state, self._function)
+        if getattr(type(instance), self.__name__) is not self._unbound:
+            return method  # for a subclass's method of this name, which must go on being found itself
+        return instance.__dict__.setdefault(self.__name__, method)
+
+
+def faces(kind: type) -> list[str]:
+    """The names of a class under which its instances have built-ins."""
+    return [name for each in kind.__mro__ for name, value in vars(each).items() if isinstance(value, _Face)]
+
+
+def method[F: Callable[..., Any]](of: Kernel) -> Callable[[F], F]:
+    """Make a documented method of a class the face of kernel `of`, whose ``self`` is then the *instance*: its
+    ``__slots__`` are the words that the kernel works on. No state, no bound method, no frame.
+    """
+
+    def face(function: F) -> F:
+        return _Method(of, function)  # type: ignore[return-value]
+
+    return face
+
+
+class _Method:
+    """Stands in a class's body for the descriptor, which can be made only when there is a class."""
+
+    def __init__(self, of: Kernel, function: Callable[..., Any]) -> None:
+        self._of = of
+        self._function = function
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        setattr(owner, name, self._of.descriptor(owner, self._function))
+
+
+class TwinMethod:
+    """A kernel bound to a state but run as plain Python: same arguments, results and exceptions as the built-in."""
+
+    def __init__(self, of: Kernel, state: Any, like: Callable[..., Any]) -> None:
+        self._kernel = of
+        self.__self__ = state
+        self.__name__ = like.__name__
+        self.__doc__ = like.__doc__
+        parameters = list(inspect.signature(like).parameters.values())
+        self.__signature__ = inspect.Signature(parameters[1:])
+
+    def __call__(self, *arguments: object, **keywords: object) -> Any:
+        of, self_address = self._kernel, id(self.__self__)
+        expected = {NOARGS: 0, ONE: 1}.get(of.arity, len(arguments))
+        if len(arguments) != expected or (keywords and of.arity != KEYWORDS):
+            raise TypeError(f"{self.__name__}() takes {expected} arguments ({len(arguments)} given)")
+        if of.arity in (MANY, KEYWORDS):
+            values = (*arguments, *keywords.values())
+            array = (ctypes.c_ssize_t * max(1, len(values)))(*(id(a) for a in values))
+            names = (tuple(keywords),) if of.arity == KEYWORDS else ()
+            ends = tuple(id(n) if n else 0 for n in names)
+            result = of.function(self_address, ctypes.addressof(array), len(arguments), *ends)
+        else:
+            result = of.function(self_address, id(arguments[0]) if arguments else 0)
+        if result:
+            value = ctypes.cast(result, ctypes.py_object).value
+            capi.Py_DecRef(result)
+            return value
+        error, capi.pending.error = capi.pending.error, None
+        assert error is not None, f"{self.__name__} failed without an exception"
+        raise error

@@ -1,0 +1,402 @@
+"""The memory of a loop: one numpy structured dtype that kernels, Python code, documents and tests share.
+
+``STATE`` describes one loop, ``HANDLE`` one producer handle; both are made of the records below. A kernel knows a word
+by its byte offset (the constants at the end, taken from the dtype, so the two cannot disagree); a test or a debugger
+reads the same word by name: ``loop_state.record["external"]["tail"]``.
+
+Two rules of placement. Words that different threads *write* are a `LINE` apart: 128 bytes, because adjacent-line
+prefetch on x86 and Apple's 128-byte lines both make neighbours of two 64-byte lines. Words that are only read stay
+together on lines nobody writes, so every core keeps its own copy.
+"""
+
+from __future__ import annotations
+
+import mmap
+import sys
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .interpreter import OBJECT_ALIGNMENT
+
+LINE = 128
+WORDS = LINE // 8
+
+
+class Fields(ModuleType):
+    """Byte offsets by name, as kernels read them: ``QUEUE.TAIL``.
+
+    It is a module because Numba freezes an attribute of a module into a constant. An attribute of a class or an
+    instance would be a look-up at run time, or have no Numba type at all.
+    """
+
+    def __init__(self, name: str, offsets: Mapping[str, int]) -> None:
+        super().__init__(name)
+        vars(self).update(offsets)
+
+
+class Record(Fields):
+    """The words of a numpy record; `dtype` is the record. Offsets count from `at` before it."""
+
+    dtype: np.dtype[np.void]
+
+    def __init__(self, name: str, dtype: np.dtype[np.void], at: int = 0) -> None:
+        super().__init__(name, {field.upper(): at + offset(dtype, field) for field in dtype.names or ()})
+        self.dtype = dtype
+
+
+def offset(record: np.dtype[np.void], *path: str) -> int:
+    """Byte offset of a word by its path of names.
+
+    >>> offset(QUEUE.dtype, "tail"), offset(STATE.dtype, "sleep_deadline") - offset(STATE.dtype, "sleep")
+    (128, 8)
+    """
+    at = 0
+    for name in path:
+        assert record.fields is not None
+        record, start = record.fields[name][:2]
+        at += start
+    return at
+
+
+def _lines(*lines: dict[str, object]) -> np.dtype[np.void]:
+    """A dtype whose every argument starts on a line of its own; values are `np.int64` or another record."""
+    names: list[str] = []
+    formats: list[object] = []
+    offsets: list[int] = []
+    at = 0
+    for line in lines:
+        for name, given in line.items():
+            kind = given.dtype if isinstance(given, Record) else given
+            names.append(name)
+            formats.append(kind)
+            offsets.append(at)
+            at += np.dtype(kind).itemsize  # type: ignore[call-overload]
+        at += -at % LINE
+    return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": at})
+
+
+def record(name: str, *lines: dict[str, object]) -> Record:
+    """A record whose every argument starts on a line of its own."""
+    return Record(name, _lines(*lines))
+
+
+def _words(*names: str) -> dict[str, object]:
+    return dict.fromkeys(names, np.int64)
+
+
+# A ticket queue (ticket_queue.py): many producers, one consumer.
+QUEUE = record(
+    "QUEUE",
+    # read by all, written at construction
+    _words(
+        *("gate", "limit", "directory", "directory_mask", "shift", "pool"),
+        *("observed", "measured", "recorder", "number"),
+    ),
+    # shared: every producer adds to it; swaps of this queue's words that had to be repeated; fillers that were drawn
+    _words("tail", "retries", "filled"),
+    # owned by the consumer, `passed` counts fillers; `final` is written once, by whoever closes
+    _words("head", "chunk", "final", "stamp", "passed"),
+)
+
+# Chunks of cells and the stacks they wait in (pool.py).
+POOL = record(
+    "POOL",
+    # read-mostly
+    _words("slabs", "next", "slab_next", "chunk_bytes", "slab_limit"),
+    _words("free", "free_retries"),  # shared: stack of chunk numbers
+    _words("free_slabs", "free_slabs_retries", "slab_count"),  # shared: stack of slab numbers, the first never used
+    _words("free_chunks"),  # shared: how many chunks wait in `free`, for the decision to give memory back
+)
+
+# A growable ring of callables with one owner (ring.py). 64 bytes, two to a line: both belong to the loop thread.
+RING = Record(
+    "RING", np.dtype([(name, np.int64) for name in ("cells", "mask", "head", "tail", "_4", "_5", "_6", "_7")])
+)
+
+# Timers (timer_slots.py): slots that any thread may arm or cancel, and the heap (timer_heap.py) of those due soon.
+TIMERS = record(
+    "TIMERS",
+    _words("slabs", "next"),  # read-mostly
+    # shared: stack of slot numbers, and the first never used; its retries are also those of the slots' own words
+    _words("free", "retries", "slot_count"),
+    # Shared: balance of other threads' arms and cancels; slots that do not count; timer commands in the remote queue.
+    _words("live_elsewhere", "unreferenced", "commands"),
+    # Owned by the loop thread: the heap, and how many of its entries are of timers that were cancelled.
+    _words("heap", "heap_block", "size", "capacity", "stale"),
+    # spare slots: a stack of the loop thread's own, and its size
+    _words("sequence", "live_here", "nesting", "spare", "spares"),
+)
+# One slot; 64 bytes, so two slots never share a line of 64. `order`: the number of a timer's entry in the heap or a
+# bucket (heap.order_of), 0 if it has none, and below that its nesting level and clamp. `place`: where in the buckets. A
+# watched descriptor (fd_watches.py) uses `interest`, and `descriptor`, the int object that its callback is given.
+SLOT = Record(
+    "SLOT",
+    np.dtype(
+        [
+            (name, np.int64)
+            for name in ("word", "callback", "deadline", "period", "order", "place", "interest", "descriptor")
+        ]
+    ),
+)
+# One entry of the heap, or of a bucket of far timers; four fill one 64-byte line.
+NODE = Record("NODE", np.dtype([("deadline", np.int64), ("order", np.int64)]))
+
+# Far timers (buckets.py), unsorted in buckets by range of deadlines. All of it belongs to the loop thread.
+FAR = record(
+    "FAR",
+    _words("horizon", "count", "opening", "buckets", "epoch", "unswept"),
+    _words(*(f"level{level}" for level in range(8))),  # a bit for each bucket of the level that is not empty
+)
+# One bucket: where its next entry goes, where its last chunk ends and which that is; how many entries; a lower bound
+# of their deadlines, and whether the entry that set it has gone. A 64-byte line.
+BUCKET = Record(
+    "BUCKET",
+    np.dtype([(name, np.int64) for name in ("next", "end", "chunk", "count", "stale", "least", "loose", "_7")]),
+)
+
+# Readiness (fd_watches.py): what the poller has reported and the loop has not dispatched yet.
+IO = record(
+    "IO",
+    _words("watches", "suspect"),  # shared: registered descriptors; has one been closed before it was unregistered?
+    # Owned by the loop thread: the poller's descriptor, or -1; whether it knows timeouts in ns; where the system writes
+    # events; pairs (token, events) and how many of them there are and are done.
+    _words(
+        "poller",
+        "ns_timeouts",
+        "events",
+        "ready",
+        "ready_count",
+        "ready_done",
+        "error",
+        "masks",
+        "argument0",
+        "argument1",
+    ),
+)
+
+STATE = record(
+    "STATE",
+    _words(
+        "lifecycle",
+        "interrupt",
+        "owner",
+        "self",
+        "budget",
+        "clamp",
+        "auto_exit",
+        "park_mode",
+        "wake_fd",
+        "spin_max",
+        "one",
+        "virtual",
+        "autojump",
+        "metrics",
+        "recorder",
+    ),
+    # Objects the kernels call or return; owned references, released with the state.
+    _words(
+        *("none", "report", "refuse", "check_interrupts", "overload", "warn", "waker", "renew", "pressure"),
+        *("list_type", "tuple_type"),
+    ),
+    _words("stop", "holds"),  # shared: asks for the end after this turn
+    _words("sleep", "sleep_deadline"),  # shared: the sleep word (parking.py) and until when
+    _words("ready", "ready_retries"),  # shared: stack of producer handles with work
+    _words("virtual_now"),  # shared: the time of a loop with a virtual clock (clock.py)
+    {"external": QUEUE},
+    {"remote": QUEUE},
+    {"pool": POOL},
+    {"next_ticks": RING, "microtasks": RING},  # owned by the loop thread, as all that follows
+    {"immediates": RING, "closing": RING},
+    {"internal": RING, "checkpoint_ends": RING},
+    {"timers": TIMERS},
+    {"far": FAR},
+    {"io": IO},
+    _words(
+        "polled",
+        "due",
+        "poll_timeout",
+        "short",
+        "spin_skip",
+        "spin_rest",
+        "callbacks",
+        "stalls",
+        "turns",
+        "observed",
+        "seconds",
+        "nanoseconds",
+        "pressure_high",
+        "pressure_low",
+        "pressed",
+        "subject",
+        "handled",
+        "nap",
+        "napped",
+    ),
+    _words("arguments0", "arguments1", "arguments2", "arguments3"),  # scratch for vectorcall, loop thread only
+    _words("wakes_sent"),  # shared: counted by whoever wakes
+    # counters of parking.py; claimed: wake calls this loop has seen claimed; parked, stalled: ns
+    _words("spins_won", "spins_lost", "parks", "claimed", "parked", "stalled"),
+)
+
+# What a loop measures of itself (meter.py), if it does; the histograms are those of histogram.py.
+RATE_SLOTS = 128
+HISTOGRAM_BUCKETS = (36 << 6) + 64
+HISTOGRAM = np.dtype((np.int64, (3 + HISTOGRAM_BUCKETS,)))  # sum, max, sum of more than one word has, counts
+_LIVE = _lines(
+    _words(
+        "now",  # ticks of the last boundary: the end of a callback or of a sleep
+        "mark",  # ticks up to which idle and busy time are accounted for
+        "group",  # callbacks since `now`
+        "stride",  # callbacks that share a look
+        "typical",  # ns of a short callback
+        "bucket_end",  # ticks at which the bucket of the rate ends
+        "running",  # kind of the callback in progress + 1, 0 for none
+        "callbacks",
+        "errors",
+        "turns",
+        "wakes_sent",
+        "arrived",  # from outside, and taken
+        "idle",
+        "busy",
+        "overloads",
+    ),
+    {"current": np.dtype((np.int64, (4,))), "max": np.dtype((np.int64, (4,))), "ema": np.dtype((np.int64, (4,)))}
+    | _words("samples", "microtask_samples", "calm"),
+    {"rate": np.dtype((np.int64, (RATE_SLOTS, 2)))},  # (number of a bucket, callbacks before it)
+    {"latency": HISTOGRAM},
+    {"delay": HISTOGRAM},
+)
+LIVE_BYTES = _LIVE.itemsize
+BLOCK = record(
+    "BLOCK",
+    # Written at construction. `tick_base` and `ns_base` are one moment on both clocks.
+    _words("magic", "layout", "pid", "process_start", "cycles", "multiplier", "tick_base", "ns_base", "bucket_ticks")
+    | {"name": np.dtype("S128")},
+    _words("pace"),  # 0, or 7: which tickets are stamped. Read by producers, written by the loop when it changes
+    _words("wanted"),  # written by readers
+    _words("sequence", "published", "published_at"),
+    {"live": _LIVE},
+    {"copy": _LIVE},
+)
+LIVE = Record("LIVE", _LIVE, BLOCK.LIVE)
+
+# A flight recorder (event_ring.py): this, and behind it a power of two of entries.
+KNOWN = 512  # callables whose name needs no look at the table of names
+RECORDER = record(
+    "RECORDER",
+    # Written at construction. `tick_base` and `ns_base` are one moment on both clocks.
+    _words("cycles", "mask", "names", "function_type", "method_type", "builtin_type", "tick_base", "ns_base"),
+    _words("head"),  # shared: everybody who records adds to it
+    _words("lost"),  # shared
+    _words(
+        "boundary",  # ticks of the last boundary: the end of a callback or of a sleep
+        "rested",  # ticks at which the last turn ended
+        "parks",  # sleeps that have been recorded
+        "thread",  # identifier of the thread that runs the loop, or did last
+        "running",  # callbacks before the one in progress, and its kind + 1 in the low byte; 0 for none
+        "subject",
+        "what",
+        "value",
+    ),
+    {"known": np.dtype((np.int64, (KNOWN,)))},
+)
+# One entry; a 64-byte line.
+ENTRY = Record(
+    "ENTRY",
+    np.dtype(
+        [(name, np.int64) for name in ("sequence", "time", "duration", "thread", "kind", "subject", "what", "value")]
+    ),
+)
+
+HANDLE = record(
+    "HANDLE",
+    # The address of the loop's state, and of this handle's state object; the loop's own note of how much waits.
+    _words("loop", "self"),
+    _words("waiting"),
+    _words("queued", "next_ready"),  # shared with the loop: is this handle in the ready stack, and what lies under it
+    {"queue": QUEUE},
+)
+
+
+# --- sizes ----------------------------------------------------------------------------------------------------------
+DIRECTORY_BITS = 18  # segments a queue can have in use: 262,144 of 128 cells are 33.5 million queued tasks
+CHUNKS_PER_SLAB_BITS = 6  # 64 chunks of 1 KiB: a map of 64 KiB
+SLOTS_PER_SLAB_BITS = 10  # 1,024 timer slots of 64 bytes: a map of 64 KiB
+SLOT_BITS = 22  # 4.2 million timers; the other 41 bits of an id count how often its slot was used
+CHUNK_LIMIT = 1 << DIRECTORY_BITS
+SLAB_LIMIT = CHUNK_LIMIT >> CHUNKS_PER_SLAB_BITS
+SLOT_LIMIT = 1 << SLOT_BITS
+SLOT_SLAB_LIMIT = SLOT_LIMIT >> SLOTS_PER_SLAB_BITS
+FAR_LEVELS = 8
+DIGIT_BITS = 6  # 64 buckets a level
+BUCKET_TOTAL = FAR_LEVELS << DIGIT_BITS
+BUCKET_BYTES = BUCKET.dtype.itemsize
+SLOT_BYTES = SLOT.dtype.itemsize
+NODE_BYTES = NODE.dtype.itemsize
+
+
+# Private, which is not Python's default: a forked child that lets go of its copy of a loop must not empty the parent's.
+_PRIVATE: dict[str, Any] = {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
+
+
+def table(words: int) -> npt.NDArray[np.int64]:
+    """A zeroed table that costs address space, not memory, until its entries are used.
+
+    An anonymous map and not `np.zeros`: after the first freed table glibc raises its mmap threshold, and from then on
+    the same `np.zeros(2 MiB)` is carved from the heap and cleared by hand, 2 MiB resident a loop.
+    """
+    return np.frombuffer(mmap.mmap(-1, words * 8, **_PRIVATE), np.int64)
+
+
+K_ENTRIES = RECORDER.dtype.itemsize
+
+# --- values ---------------------------------------------------------------------------------------------------------
+AWAKE, RUNNING, TERMINATING, TERMINATED = 0, 1, 2, 3  # lifecycle
+OPEN, EXACT, FULL = 0, 1, 2  # gate of a queue
+MINUS = -(1 << 63)  # the sign bit: in a tail it means closed
+# How the loop sleeps: in the kernels on a futex, in Python on a lock, in the kernels in epoll, in Python in a poller.
+PARK_FUTEX, PARK_PYTHON, PARK_EPOLL, PARK_POLLER = 0, 1, 2, 3
+READ, WRITE, ERROR, HANGUP, EDGE, ONESHOT = 1, 2, 4, 8, 16, 32  # readiness.IOEvents
+READY_MOST = 1024  # events that one poll can report; more are there at the next turn's
+
+# Why a call was refused: the argument of the Python function that raises the exception.
+REFUSED_CLOSED, REFUSED_FULL, REFUSED_MEMORY, REFUSED_CALLABLE, REFUSED_ARGUMENTS = 1, 2, 3, 4, 5
+REFUSED_DELAY, REFUSED_SLOTS, REFUSED_IDENTIFIER, REFUSED_TIMER, REFUSED_MILLISECONDS = 6, 7, 8, 9, 10
+REFUSED_DEADLINE = 11
+GONE = 64  # beside one of them: the reference of what was refused has been released already
+
+# What a cell holds: an owned reference and, in its low bits, how to read it. Three bits, because a C compiler aligns a
+# PyObject to 8 bytes and no further (static types of extension modules lie at 8 mod 16), and no high bit, because
+# nobody promises that an address has an unused one. What the three mean is each queue's own:
+TAGS = OBJECT_ALIGNMENT - 1
+POINTER_MASK = ~TAGS
+TAG_ARGUMENTS = 1  # in queues of tasks and in rings: the reference is a tuple (callable, *args)
+STAMPED, STAMPED_EIGHTH = 2, 6  # in queues of tasks: its time lies beside the cell, and counts for 1 or for 8
+FILLER = 4  # alone, in queues of tasks: no task, to be stepped over
+TAG_REACTION = 2  # in rings: a microtask that is a reaction (reactions.py)
+# in the remote queue: remote_words.py
+
+# What is called. KIND_ARM and KIND_CANCEL are commands of the remote queue, as KIND_IMMEDIATE can be.
+KIND_TASK, KIND_MICROTASK, KIND_NEXT_TICK, KIND_INTERNAL, KIND_CLOSE = 0, 1, 2, 3, 4
+KIND_ARM, KIND_CANCEL, KIND_IMMEDIATE, KIND_TIMER, KIND_CHECKPOINT_END, KIND_READINESS = 5, 6, 7, 8, 9, 10
+# What callbacks are called: in `on_error`'s context, metrics and traces.
+KIND_NAMES = {
+    KIND_TASK: "task",
+    KIND_MICROTASK: "microtask",
+    KIND_NEXT_TICK: "next-tick",
+    KIND_INTERNAL: "internal task",
+    KIND_CLOSE: "close callback",
+    KIND_IMMEDIATE: "immediate",
+    KIND_TIMER: "timer",
+    KIND_CHECKPOINT_END: "checkpoint end",
+    KIND_READINESS: "readiness callback",
+}
+# What an entry of the recorder tells of; smaller numbers are the KIND_x of a callback that has run.
+EVENT_SUBMIT, EVENT_MOVE, EVENT_ARM, EVENT_CANCEL, EVENT_SLEEP, EVENT_WAKE = 16, 17, 18, 19, 20, 21
+EVENT_OVERLOAD, EVENT_TURN, EVENT_CHECKPOINT = 22, 23, 24
+PLACE_BITS = 16  # of a place, ``position << PLACE_BITS | number``: which queue or ring the position is in
+NUMBER_EXTERNAL, NUMBER_REMOTE, NUMBER_RINGS, NUMBER_HANDLES = 1, 2, 8, 32  # a ring's: its kind added

@@ -1,0 +1,267 @@
+"""From plain-Python kernels to one object file. The only file that imports numba; `object_cache.py` imports it only
+when the cache has nothing.
+
+Each primitive of atomics.py is lowered to one LLVM instruction, each external of capi.py to a call by name, each
+helper is made known to Numba as it stands, and each kernel becomes a `cfunc` with its C signature. Their modules are
+then linked into *one*, everything but the kernels' entry points is made internal, and it is optimised once more as a
+whole: dead error paths go, and what remains refers to nothing but the C-API and libc. Such an object needs llvmlite
+alone to load: importing numba costs 1 s, loading this 20 ms.
+
+Numba is taught what the sources' own functions mean (`infer_global` and `lower_builtin` on the twins themselves,
+`register_jitable` on the helpers), instead of the sources being written for Numba: a kernel calls the very function
+that runs when it is not compiled.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import cfunc, config, types
+from numba.core import cgutils
+from numba.core.typing.templates import AbstractTemplate, infer_global
+from numba.extending import lower_builtin, register_jitable
+
+from ..base import atomics, capi
+from ..base.kernel import KEYWORDS, MANY, SIGNAL, TRAVERSE, Kernel, attributes, helpers
+from ..methods import signal_handler
+from ..state import traverse
+from .target import processor
+
+_WORD = ir.IntType(64)
+_TYPES: dict[str, Any] = {capi.WORD: types.int64, capi.REAL: types.float64, capi.INT: types.intc, capi.VOID: types.void}
+_OPTIONS: Any = {"error_model": "numpy"}  # no ZeroDivisionError paths: kernels divide by constants only
+_INNER: Any = _OPTIONS | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # only other kernels call it
+
+type Emit = Callable[[Any, list[Any]], Any]  # (builder, argument values) -> result value, or None for void
+
+
+def _teach(function: Callable[..., Any], result: Any, arguments: list[Any], emit: Emit) -> None:
+    """Make calls of a Python function mean what `emit` puts in their place."""
+    typed: Any = infer_global
+    lowered: Any = lower_builtin
+
+    @typed(function)
+    class Meaning(AbstractTemplate):  # type: ignore[misc, unused-ignore]
+        def generic(self, _arguments: Any, _keywords: Any) -> Any:
+            return result(*arguments)
+
+    @lowered(function, *arguments)
+    def lowering(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+        value = emit(builder, list(values))
+        return context.get_dummy_value() if result == types.void else value
+
+
+def _pointer(builder: Any, address: Any) -> Any:
+    return builder.inttoptr(address, _WORD.as_pointer())
+
+
+def _compare_and_swap(builder: Any, values: list[Any]) -> Any:
+    pair = builder.cmpxchg(_pointer(builder, values[0]), values[1], values[2], "seq_cst", "acquire")
+    return builder.extract_value(pair, 1)
+
+
+def _pause(builder: Any, _values: list[Any]) -> None:
+    machine = platform.machine().lower()
+    instruction = {"x86_64": "pause", "amd64": "pause", "aarch64": "isb", "arm64": "isb"}.get(machine, "")
+    builder.asm(ir.FunctionType(ir.VoidType(), []), instruction, "~{memory}", [], True)
+
+
+def _first_bit(builder: Any, values: list[Any]) -> Any:
+    return builder.cttz(values[0], ir.IntType(1)(1))
+
+
+def _last_bit(builder: Any, values: list[Any]) -> Any:
+    return builder.sub(_WORD(63), builder.ctlz(values[0], ir.IntType(1)(1)))
+
+
+def _before(builder: Any, values: list[Any]) -> Any:
+    return builder.icmp_signed("<", builder.sub(*values), _WORD(0))  # Numba's own `sub` says that it does not wrap
+
+
+def _prefetch(builder: Any, values: list[Any]) -> None:
+    number = ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [_WORD.as_pointer(), number, number, number])
+    hint = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(hint, [_pointer(builder, values[0]), number(1), number(3), number(1)])  # a write, all caches, data
+
+
+def _monotonic_ns(builder: Any, _values: list[Any]) -> Any:
+    result = cgutils.alloca_once(builder, _WORD)
+    kind = ir.FunctionType(ir.IntType(32), [_WORD.as_pointer()])
+    builder.call(cgutils.get_or_insert_function(builder.module, kind, "PyTime_MonotonicRaw"), [result])
+    return builder.load(result)
+
+
+def _leading_zeros(builder: Any, values: list[Any]) -> Any:
+    return builder.ctlz(values[0], ir.Constant(ir.IntType(1), 1))
+
+
+def _ticks(builder: Any, values: list[Any]) -> Any:
+    if platform.machine().lower() not in ("x86_64", "amd64"):  # elsewhere the counter is not for users, or slow
+        return _monotonic_ns(builder, values)
+    kind = ir.FunctionType(_WORD, [])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.readcyclecounter"), [])
+
+
+def _visit_object(builder: Any, values: list[Any]) -> Any:
+    kind = ir.FunctionType(ir.IntType(32), [_WORD, _WORD])  # pointers travel as words
+    return builder.sext(builder.call(builder.inttoptr(values[0], kind.as_pointer()), values[1:]), _WORD)
+
+
+def _get_half(builder: Any, values: list[Any]) -> Any:
+    half = builder.load(builder.inttoptr(values[0], ir.IntType(32).as_pointer()), align=4)
+    return builder.zext(half, _WORD)
+
+
+def _put_half(builder: Any, values: list[Any]) -> None:
+    half = ir.IntType(32)
+    builder.store(builder.trunc(values[1], half), builder.inttoptr(values[0], half.as_pointer()), align=4)
+
+
+def _signal_words(builder: Any, _values: list[Any]) -> Any:
+    name = "nbloop_signal_words"
+    words = builder.module.globals.get(name)
+    if words is None:
+        kind = ir.ArrayType(_WORD, len(signal_handler.INITIAL))
+        words = ir.GlobalVariable(builder.module, kind, name)
+        words.linkage = "linkonce_odr"  # one array, however many of the linked modules mention it
+        words.initializer = ir.Constant(kind, list(signal_handler.INITIAL))
+    return builder.ptrtoint(words, _WORD)
+
+
+def _teach_primitives() -> None:
+    word = types.int64
+    for name, ordering in {"get": None, "load": "acquire", "load_sc": "seq_cst"}.items():
+
+        def loads(builder: Any, values: list[Any], ordering: str | None = ordering) -> Any:
+            at = _pointer(builder, values[0])
+            return builder.load(at) if ordering is None else builder.load_atomic(at, ordering, 8)
+
+        _teach(getattr(atomics, name), word, [word], loads)
+    for name, ordering in {"put": None, "store": "release", "store_sc": "seq_cst"}.items():
+
+        def stores(builder: Any, values: list[Any], ordering: str | None = ordering) -> None:
+            at = _pointer(builder, values[0])
+            if ordering is None:
+                builder.store(values[1], at)
+            else:
+                builder.store_atomic(values[1], at, ordering, 8)
+
+        _teach(getattr(atomics, name), types.void, [word, word], stores)
+    for name, operation in {"fetch_add": "add", "exchange": "xchg"}.items():
+
+        def modifies(builder: Any, values: list[Any], operation: str = operation) -> Any:
+            return builder.atomic_rmw(operation, _pointer(builder, values[0]), values[1], "seq_cst")
+
+        _teach(getattr(atomics, name), word, [word, word], modifies)
+    _teach(atomics.compare_and_swap, types.boolean, [word, word, word], _compare_and_swap)
+    _teach(atomics.get_half, word, [word], _get_half)
+    _teach(atomics.put_half, types.void, [word, word], _put_half)
+    _teach(atomics.first_bit, word, [word], _first_bit)
+    _teach(atomics.last_bit, word, [word], _last_bit)
+    _teach(atomics.before, types.boolean, [word, word], _before)
+    _teach(atomics.prefetch, types.void, [word], _prefetch)
+    _teach(atomics.pause, types.void, [], _pause)
+    _teach(atomics.monotonic_ns, word, [], _monotonic_ns)
+    _teach(atomics.leading_zeros, word, [word], _leading_zeros)
+    _teach(atomics.ticks, word, [], _ticks)
+    _teach(traverse.visit_object, word, [word, word, word], _visit_object)
+    _teach(signal_handler.signal_words, word, [], _signal_words)
+
+
+def _teach_externals() -> None:
+    codes: dict[str, Any] = {
+        capi.WORD: _WORD,
+        capi.REAL: ir.DoubleType(),
+        capi.INT: ir.IntType(32),
+        capi.VOID: ir.VoidType(),
+    }
+    for declared in capi.externals.values():
+        kind = ir.FunctionType(codes[declared.result], [codes[a] for a in declared.arguments])
+
+        def calls(builder: Any, values: list[Any], kind: Any = kind, name: str = declared.name) -> Any:
+            return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), values)
+
+        _teach(declared.twin, _TYPES[declared.result], [_TYPES[a] for a in declared.arguments], calls)
+
+
+def compile_kernels(kernels: list[Kernel]) -> tuple[dict[str, str], bytes]:
+    """Compile all kernels: entry symbols by kernel name, and the object file that defines them.
+
+    Numba does not optimise its libraries: the whole is optimised in the end anyway, it takes half of the time, and what
+    is inlined is not decided before `inlined` and `apart` are known.
+    """
+    settings: Any = config
+    level, settings.OPT = settings.OPT, settings._OptLevel(0)
+    try:
+        symbols, whole, machine = link_kernels(kernels)
+    finally:
+        settings.OPT = level
+    return symbols, machine.emit_object(whole)
+
+
+def _mangled(function: FunctionType) -> str:
+    """How the symbols of a function begin that Numba compiles: Itanium's mangling of its qualified name."""
+    parts = [*function.__module__.split("."), function.__name__]
+    return "_ZN" + "".join(f"{len(part)}{part}" for part in parts)
+
+
+def link_kernels(kernels: list[Kernel]) -> tuple[dict[str, str], Any, Any]:
+    """The entry symbols, the linked and optimised module that the object file is made from, and for which machine.
+
+    Once a process: it teaches Numba what the primitives mean.
+    """
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    llvm.initialize_native_asmparser()  # for the inline `pause`
+    _teach_primitives()
+    _teach_externals()
+    for function in helpers:
+        register_jitable(**_INNER)(function)
+    symbols: dict[str, str] = {}
+    whole = llvm.parse_assembly("")
+    for kernel in kernels:
+        signature = types.intp(*(types.intp,) * {MANY: 3, KEYWORDS: 4}.get(kernel.arity, 2))
+        if kernel.arity == SIGNAL:
+            signature = types.void(types.intc)
+        elif kernel.arity == TRAVERSE:
+            signature = types.intc(types.intp, types.intp, types.intp)
+        compiled: Any = cfunc(signature, **_OPTIONS)(kernel.function)
+        symbols[kernel.name] = compiled._wrapper_name
+        # Numba marks one call of each module `noinline`, the entry's of the function itself, for tracebacks of its own.
+        text = compiled._library.get_llvm_str().replace("{ noinline }", "{ nounwind }")
+        whole.link_in(llvm.parse_assembly(text))
+    entries = set(symbols.values())
+    told = {_mangled(function): names for function, names in attributes.items()}
+    told |= {_mangled(kernel.function): ("alwaysinline",) for kernel in kernels}  # into the entry of its C signature
+    for function in whole.functions:
+        if not function.is_declaration and function.name not in entries:
+            function.linkage = "internal"
+            for name in told.get(function.name.partition("B")[0], ()):  # B: the version of what is compiled
+                function.add_function_attribute(name)
+    for variable in whole.global_variables:
+        if not variable.is_declaration:
+            variable.linkage = "internal"
+    cpu, features = processor()
+    machine = llvm.Target.from_default_triple().create_target_machine(
+        cpu=cpu,
+        features=features,
+        opt=3,
+        jit=True,
+        codemodel="jitdefault",
+    )
+    builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
+    builder.getModulePassManager().run(whole, builder)
+    left = [f.name for f in whole.functions if any(b"alwaysinline" in words for words in f.attributes)]
+    if left:
+        raise RuntimeError(f"kernels say that these are inlined, and they were not: {left}")
+    undefined = {f.name for f in whole.functions if f.is_declaration and not f.name.startswith("llvm.")}
+    unknown = undefined - set(capi.externals)
+    if unknown:
+        raise RuntimeError(f"kernels refer to symbols that capi.py does not declare: {sorted(unknown)}")
+    return symbols, whole, machine

@@ -1,0 +1,113 @@
+"""Running one callback, and the microtask checkpoint that follows it.
+
+Between two callbacks there is no Python at all, which is where the speed comes from, and also a duty: callbacks that
+are built-ins execute no bytecode, so nobody would handle signals, collect garbage or let another thread stop the world.
+Hence `check_interrupts`, a Python function that does nothing, called every `CHECK_EVERY` callbacks and once a turn: 27
+ns that run the interpreter's own checks, whatever those are in this version.
+
+Exceptions: a callback's is taken from the thread state and handed to the state's `report`; if that raises (it does so
+for KeyboardInterrupt and SystemExit) everything up to `run` returns LEAVE, and `run()` raises, with every queue
+consistent and nothing lost.
+"""
+
+from __future__ import annotations
+
+from ..base.atomics import get, put
+from ..base.capi import (
+    Py_DecRef,
+    PyErr_GetRaisedException,
+    PyException_SetContext,
+    PyLong_FromLongLong,
+    PyObject_CallNoArgs,
+    PyObject_Vectorcall,
+)
+from ..base.interpreter import SEQUENCE_SIZE, TUPLE_ITEMS
+from ..base.kernel import apart, inlined
+from ..base.layout import (
+    POINTER_MASK,
+    STATE,
+    TAG_ARGUMENTS,
+)
+from ..observe.probes import callback_begins, callback_ended, observe_boundary
+
+CHECK_EVERY = 64  # callbacks between two breaths
+LEAVE = -1  # an exception is set and `run` has to return 0
+
+
+@apart
+def report(base: int, word: int, kind: int) -> int:
+    """Hand the raised exception and its callback to the loop's reporter. 0, or LEAVE if that raised."""
+    error = PyErr_GetRaisedException()
+    number = PyLong_FromLongLong(kind)
+    put(base + STATE.ARGUMENTS0, error)
+    put(base + STATE.ARGUMENTS0 + 8, number)
+    put(base + STATE.ARGUMENTS0 + 16, word & POINTER_MASK)
+    result = PyObject_Vectorcall(get(base + STATE.REPORT), base + STATE.ARGUMENTS0, 3, 0)
+    Py_DecRef(error)
+    Py_DecRef(number)
+    if result == 0:
+        return LEAVE
+    Py_DecRef(result)
+    return 0
+
+
+@apart
+def call_hook(hook: int) -> int:
+    """Call a Python function of the loop's own without arguments. 0, or LEAVE if it raised."""
+    result = PyObject_CallNoArgs(hook)
+    if result == 0:
+        return LEAVE
+    Py_DecRef(result)
+    return 0
+
+
+@apart
+def breathe_on(base: int, error: int) -> int:
+    """Breathe in the middle of what has to be finished. The exception to raise at its end, a reference, or 0: what a
+    signal's handler has raised, or else `error`, which the caller had.
+    """
+    if call_hook(get(base + STATE.CHECK_INTERRUPTS)) == 0:
+        return error
+    raised = PyErr_GetRaisedException()
+    if error == raised:
+        Py_DecRef(error)
+    elif error != 0:
+        PyException_SetContext(raised, error)  # as in a `finally`; the reference goes with it
+    return raised
+
+
+@inlined
+def call_word(word: int) -> int:
+    """Call what a tagged reference means: a callable, or a tuple (callable, *args). A new reference, or 0."""
+    target = word & POINTER_MASK
+    if word & TAG_ARGUMENTS:
+        items = target + TUPLE_ITEMS
+        return PyObject_Vectorcall(get(items), items + 8, get(target + SEQUENCE_SIZE) - 1, 0)
+    return PyObject_CallNoArgs(target)
+
+
+@inlined
+def invoke(base: int, word: int, kind: int) -> int:
+    """Run one callback. The reference stays the caller's. 0, or LEAVE. Loop thread."""
+    if get(base + STATE.OBSERVED) != 0:
+        callback_begins(base, word, kind)
+    return called(base, call_word(word), word, kind)
+
+
+@inlined
+def called(base: int, result: int, word: int, kind: int) -> int:
+    """After the call of a callback that returned `result`, or 0 with an exception set. 0, or LEAVE."""
+    status = 0
+    if get(base + STATE.OBSERVED) != 0:
+        callback_ended(base, result == 0)
+    if result == 0:
+        status = report(base, word, kind)
+        observe_boundary(base)
+    elif result != get(base + STATE.NONE):  # which is immortal: most callbacks return it
+        Py_DecRef(result)
+    count = get(base + STATE.CALLBACKS) + 1
+    put(base + STATE.CALLBACKS, count)
+    if count & (CHECK_EVERY - 1) == 0 and status == 0:
+        status = call_hook(get(base + STATE.CHECK_INTERRUPTS))
+        observe_boundary(base)
+    return status

@@ -1,0 +1,89 @@
+"""The remote queue: what other threads have scheduled moves to its place, before anything that must not overtake it."""
+
+from __future__ import annotations
+
+from ..base.atomics import fetch_add, get, load, put
+from ..base.kernel import apart, inlined
+from ..base.layout import (
+    KIND_ARM,
+    KIND_CANCEL,
+    KIND_CLOSE,
+    KIND_IMMEDIATE,
+    KIND_INTERNAL,
+    KIND_MICROTASK,
+    KIND_NEXT_TICK,
+    STATE,
+    TIMERS,
+)
+from ..base.safepoint import EVERY, safepoint
+from ..ingress.remote_words import remote_kind, remote_value
+from ..ingress.ticket_queue import queue_advance, queue_length, queue_peek
+from ..memory.ring import ring_push
+from ..observe.probes import command_moved
+from ..timers.timer_slots import timer_armed, timer_removed
+
+
+@inlined
+def due_push(base: int, ring: int, word: int) -> int:
+    """Append to a ring that checkpoints run; `due` counts what is in all of them. 0, -1 for no memory, or 1 if there
+    will be no checkpoint: `close()` has begun, or what is left is being released. Loop thread.
+    """
+    if load(base + STATE.INTERRUPT) != 0:
+        return 1
+    status = ring_push(ring, word)
+    put(base + STATE.DUE, get(base + STATE.DUE) + 1 + status)
+    return status
+
+
+@apart
+def fetch_some(base: int) -> bool:
+    """`fetch_remote` of some: True if there is more."""
+    left = EVERY
+    queue = base + STATE.REMOTE
+    while queue_length(queue) != 0:
+        word = queue_peek(queue)
+        if word == 0:
+            return False  # its producer is between ticket and store
+        if left == 0:
+            return True
+        left -= 1
+        kind = remote_kind(word)
+        value = remote_value(word)
+        status = 0
+        if kind == KIND_ARM:
+            status = timer_armed(base, value)
+        elif kind == KIND_CANCEL:
+            timer_removed(base, value)
+        elif kind == KIND_IMMEDIATE:
+            status = ring_push(base + STATE.IMMEDIATES, value)
+        elif kind == KIND_MICROTASK:
+            status = due_push(base, base + STATE.MICROTASKS, value)
+        elif kind == KIND_NEXT_TICK:
+            status = due_push(base, base + STATE.NEXT_TICKS, value)
+        elif kind == KIND_INTERNAL:
+            status = ring_push(base + STATE.INTERNAL, value)
+        elif kind == KIND_CLOSE:
+            status = ring_push(base + STATE.CLOSING, value)
+        else:
+            status = due_push(base, base + STATE.CHECKPOINT_ENDS, value)
+        if status != 0:
+            return False
+        if kind == KIND_ARM or kind == KIND_CANCEL:
+            fetch_add(base + STATE.TIMERS + TIMERS.COMMANDS, -1)
+        if get(base + STATE.OBSERVED) != 0:
+            command_moved(base, kind)
+        queue_advance(queue)
+    return False
+
+
+@apart
+def fetch_remote(base: int) -> None:
+    """Move what other threads left in the remote queue to where it belongs. Loop thread; runs no Python.
+
+    Every owner-side operation that must not overtake a foreign one that returned before it (a microtask, an
+    immediate, a timer of the same deadline) comes here first; a look at two words when there is nothing. A word for
+    which there is no room, and no memory to make room, stays where it is until the next look: accepted work is late
+    then, not lost.
+    """
+    while fetch_some(base):
+        safepoint()

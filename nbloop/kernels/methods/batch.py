@@ -1,0 +1,274 @@
+"""Very many at once, and nobody waits for it: iterables read in parts, and batches of tasks that are filled first.
+
+Problem: one call may get ten million callables, which is 100 ms of work. A kernel that does it in one piece holds up
+every thread that wants to stop the world, and each signal's handler, for as long. Idea: parts of `PART` items, some
+20 µs each, and a breath between two, which runs whatever the interpreter has waiting. An exception comes out of a
+breath as out of any line of Python, and Python code runs in it; so nothing may be half done there. What has been taken
+out of the iterable lies in chunks of the pool that nobody else knows, until `queue_publish` makes all of it the queue's
+in one step, or it is released.
+
+Not even the reading may take long. A copy of a list of ten million takes 100 ms in CPython, so lists and tuples are
+read by slices: what another thread does to the list meanwhile is found, or not, as by a loop over it. Other iterables
+are asked for each item.
+
+Invariant: a list whose references are moved out of it has not been in anybody else's hands, and no Python runs before
+it is gone: `gc.get_objects` would show its empty places.
+"""
+
+from __future__ import annotations
+
+from ..base.atomics import get, load, put, store
+from ..base.capi import (
+    Py_DecRef,
+    Py_IncRef,
+    PyErr_GetRaisedException,
+    PyErr_Occurred,
+    PyErr_SetRaisedException,
+    PyIter_Next,
+    PyList_Append,
+    PyList_New,
+    PyObject_GetIter,
+    PySequence_GetSlice,
+    PySequence_List,
+)
+from ..base.interpreter import LIST_ITEMS, OBJECT_TYPE, SEQUENCE_SIZE, TYPE_CALL
+from ..base.kernel import apart, helper
+from ..base.layout import FILLER, POINTER_MASK, POOL, QUEUE, REFUSED_CALLABLE, REFUSED_MEMORY, STAMPED_EIGHTH, STATE
+from ..base.refusal import refuse
+from ..calls.invoke import breathe_on, call_hook
+from ..ingress.ticket_queue import queue_cell, queue_closed, queue_publish, queue_push_many
+from ..memory.pool import pool_address, pool_give, pool_take
+from ..observe.meter import clock
+
+PART = 1024  # items between two breaths
+CHECK_EVERY = 64  # items asked of an iterator between two breaths: it may be slow, and run no Python
+SMALL = 4096  # tasks that are not worth the fillers of a large batch, at most two segments of them
+PACE = 7  # of stamps in a large batch: meter.py's under a backlog
+
+
+@helper
+def items_source(base: int, iterable: int) -> int:
+    """What `items_next` reads an iterable from: a list or tuple itself, else its iterator. A new reference, or 0 with
+    an exception set.
+    """
+    kind = get(iterable + OBJECT_TYPE)
+    if kind == get(base + STATE.LIST_TYPE) or kind == get(base + STATE.TUPLE_TYPE):
+        Py_IncRef(iterable)
+        return iterable
+    return PyObject_GetIter(iterable)
+
+
+@helper
+def items_next(base: int, source: int, at: int, most: int) -> int:
+    """The next `most` items, or fewer at the end, as a list that nobody else has; `at` is how many there were before. 0
+    with an exception set.
+    """
+    kind = get(source + OBJECT_TYPE)
+    if kind == get(base + STATE.LIST_TYPE):
+        return PySequence_GetSlice(source, at, at + most)
+    found = 0
+    if kind == get(base + STATE.TUPLE_TYPE):
+        found = PySequence_GetSlice(source, at, at + most)
+    else:
+        found = items_gathered(base, source, most)
+    if found == 0:
+        return 0
+    items = PySequence_List(found)  # others may have `found` by now
+    Py_DecRef(found)
+    return items
+
+
+@apart
+def items_gathered(base: int, iterator: int, most: int) -> int:
+    """The next `most` items of an iterator, or fewer at its end, in a list; 0 with an exception set."""
+    found = PyList_New(0)
+    if found == 0:
+        return 0
+    for n in range(1, most + 1):
+        item = PyIter_Next(iterator)
+        if item == 0:
+            if PyErr_Occurred() == 0:
+                return found
+            break
+        status = PyList_Append(found, item)
+        Py_DecRef(item)
+        if status != 0 or (n & (CHECK_EVERY - 1) == 0 and call_hook(get(base + STATE.CHECK_INTERRUPTS)) != 0):
+            break
+        if n == most:
+            return found
+    Py_DecRef(found)
+    return 0
+
+
+@helper
+def all_callable(base: int, items: int) -> bool:
+    """Are all items of a list? False with an exception set, which names the first that is not."""
+    count = get(items + SEQUENCE_SIZE)
+    first = get(items + LIST_ITEMS)
+    for i in range(count):
+        item = get(first + (i << 3))
+        if get(get(item + OBJECT_TYPE) + TYPE_CALL) == 0:
+            refuse(base, REFUSED_CALLABLE, item)
+            return False
+    return True
+
+
+@helper
+def send_many(base: int, queue: int, iterable: int) -> int:
+    """Push every callable of an iterable under consecutive tickets: how many, or -1 with an exception set and nothing
+    stored.
+    """
+    most = max(SMALL, 8 << get(queue + QUEUE.SHIFT))
+    kind = get(iterable + OBJECT_TYPE)
+    if (kind == get(base + STATE.LIST_TYPE) or kind == get(base + STATE.TUPLE_TYPE)) and load(
+        iterable + SEQUENCE_SIZE
+    ) <= most:
+        items = PySequence_List(iterable)
+        return send_few(base, queue, items, iterable) if items != 0 else -1
+    return send_parts(base, queue, iterable, most)
+
+
+@helper
+def send_few(base: int, queue: int, items: int, culprit: int) -> int:
+    """`send_many` for a list that nobody else has, whose reference goes with it: draw first, then fill."""
+    if not all_callable(base, items):
+        Py_DecRef(items)
+        return -1
+    count = get(items + SEQUENCE_SIZE)
+    first = get(items + LIST_ITEMS)
+    while True:
+        status = queue_push_many(queue, first, count) if count > 0 else queue_closed(queue)
+        if status == 0 or refuse(base, status, culprit) != 0:
+            break
+    if status != 0:
+        count = -1
+    Py_DecRef(items)  # a list's end skips the places of references that have moved: they are NULL
+    return count
+
+
+@apart
+def send_parts(base: int, queue: int, iterable: int, most: int) -> int:
+    """`send_many` for very many, or for what does not say how many it has."""
+    source = items_source(base, iterable)
+    if source == 0:
+        return -1
+    items = items_next(base, source, 0, most)
+    count = -1
+    if items != 0:
+        if get(items + SEQUENCE_SIZE) < most:
+            count = send_few(base, queue, items, iterable)
+        else:
+            count = send_large(base, queue, source, items, iterable)
+    Py_DecRef(source)
+    return count
+
+
+@helper
+def send_large(base: int, queue: int, source: int, items: int, culprit: int) -> int:
+    """`send_many` for very many, of which `items` come first; the reference goes with it. Fill first, then draw."""
+    pool = get(queue + QUEUE.POOL)
+    table = get(pool + POOL.NEXT)
+    shift = get(queue + QUEUE.SHIFT)
+    first = last = -1  # a chain of chunks through their links
+    count = 0
+    status = 0
+    while status == 0 and items != 0 and get(items + SEQUENCE_SIZE) != 0:
+        if not all_callable(base, items):
+            break
+        length = get(items + SEQUENCE_SIZE)
+        done = 0
+        while done < length:
+            if count & ((1 << shift) - 1) == 0:
+                chunk = pool_take(pool)
+                if chunk < 0:
+                    status = REFUSED_MEMORY
+                    break
+                store(table + (chunk << 3), -1)
+                if last < 0:
+                    first = chunk
+                else:
+                    store(table + (last << 3), chunk)
+                last = chunk
+            fits = min(length - done, (1 << shift) - (count & ((1 << shift) - 1)))
+            chunk_fill(queue, pool_address(pool, last), count, get(items + LIST_ITEMS) + (done << 3), fits)
+            done += fits
+            count += fits
+        Py_DecRef(items)
+        items = 0
+        if status == 0 and call_hook(get(base + STATE.CHECK_INTERRUPTS)) == 0:
+            items = items_next(base, source, count, PART)
+    failed = items == 0 or get(items + SEQUENCE_SIZE) != 0
+    if items != 0:
+        Py_DecRef(items)
+    if status != 0:
+        refuse(base, status, culprit)
+    if not failed:
+        chunk_ends(pool_address(pool, last), count, shift)
+        while True:
+            status = queue_publish(queue, first, count)
+            if status == 0:
+                return count
+            if refuse(base, status, culprit) != 0:
+                break
+    chunks_release(base, queue, first)
+    return -1
+
+
+@helper
+def chunk_fill(queue: int, chunk: int, place: int, words: int, count: int) -> None:
+    """Move `count` references out of an array at `words` to the cells of a chunk that only the caller knows, from that
+    of ticket `place` on.
+    """
+    shift = get(queue + QUEUE.SHIFT)
+    measured = get(queue + QUEUE.MEASURED)
+    now = clock(measured) if measured != 0 else 0
+    for i in range(count):
+        word = get(words + (i << 3))
+        put(words + (i << 3), 0)
+        cell = queue_cell(chunk, place + i, shift)
+        if measured != 0 and (place + i) & PACE == 0:
+            put(cell + (8 << shift), now)
+            word |= STAMPED_EIGHTH
+        put(cell, word)
+
+
+@helper
+def chunk_ends(chunk: int, count: int, shift: int) -> None:
+    """Move the words of a batch's last chunk to its end, and fill its beginning."""
+    size = 1 << shift
+    used = count & (size - 1)
+    if used == 0:
+        return
+    for back in range(1, size + 1):
+        cell = queue_cell(chunk, size - back, shift)
+        if back > used:
+            put(cell, FILLER)
+        else:
+            old = queue_cell(chunk, used - back, shift)
+            put(cell, get(old))
+            if get(old) & STAMPED_EIGHTH != 0:
+                put(cell + (8 << shift), get(old + (8 << shift)))
+
+
+@apart
+def chunks_release(base: int, queue: int, chunk: int) -> None:
+    """Release what a batch that was refused holds, and its chunks. An exception is set, and is again afterwards."""
+    pool = get(queue + QUEUE.POOL)
+    table = get(pool + POOL.NEXT)
+    shift = get(queue + QUEUE.SHIFT)
+    error = PyErr_GetRaisedException()
+    count = 0
+    while chunk >= 0:
+        below = load(table + (chunk << 3))
+        address = pool_address(pool, chunk)
+        for at in range(address, address + (8 << shift), 8):
+            word = get(at) & POINTER_MASK
+            put(at, 0)
+            if word != 0:
+                Py_DecRef(word)
+        pool_give(pool, chunk)
+        chunk = below
+        count += 1 << shift
+        if count & (PART - 1) == 0:
+            error = breathe_on(base, error)
+    PyErr_SetRaisedException(error)

@@ -1,0 +1,396 @@
+"""The built-in methods of a loop's life: who runs it, whether it is to end, and how everything it holds is let go of.
+
+Letting go is the delicate part, because releasing a reference runs any Python code, which may call methods of the
+very loop. So by then the queues are closed: what that code tries to schedule is refused, what it cancels is answered
+truly, and what it looks at is consistent, if empty.
+"""
+
+from __future__ import annotations
+
+from ..base.atomics import compare_and_swap, exchange, fetch_add, get, load, put, store, store_sc
+from ..base.capi import (
+    Py_DecRef,
+    PyBool_FromLong,
+    PyErr_SetRaisedException,
+    PyFloat_FromDouble,
+    PyLong_AsLongLong,
+    PyLong_FromLongLong,
+    PyThreadState_GetUnchecked,
+)
+from ..base.clock import FOREVER, LAST, clock_jump, loop_ns
+from ..base.interpreter import LIST_ITEMS, SEQUENCE_SIZE
+from ..base.kernel import MANY, NOARGS, ONE, data, helper, kernel
+from ..base.layout import (
+    AWAKE,
+    HANDLE,
+    IO,
+    POINTER_MASK,
+    RING,
+    RUNNING,
+    SLOT,
+    SLOT_BITS,
+    STATE,
+    TERMINATED,
+    TERMINATING,
+    TIMERS,
+)
+from ..base.refusal import on_loop_thread
+from ..ingress.parking import arrivals, wake_to_exit, wide_awake
+from ..ingress.parking import wake as wake_loop
+from ..ingress.ticket_queue import (
+    chunks_reserve,
+    chunks_return,
+    queue_close,
+    queue_length,
+    queue_reopen,
+    queue_return_chunk,
+)
+from ..memory.pool import pool_end
+from ..memory.ring import ring_end, ring_length, ring_open, ring_pop, ring_seen
+from ..memory.slots import CANCELLED, SPENT, STATE_MASK, WATCHED, slot_of, slots_end, timers_referenced
+from ..timers.timer_heap import SMALL_HEAP, heap_end, heap_resize
+from ..timers.timer_queue import timer_queue_clear
+from ..turn.external import handle_drop, handles_drop, let_in, queue_drop
+
+
+@kernel(NOARGS)
+def alive(self: int, _unused: int) -> int:
+    """Anything to run, but for unreferenced timers? A look at each queue's two words."""
+    return PyBool_FromLong(1 if something_left(data(self)) else 0)
+
+
+@helper
+def something_left(base: int) -> bool:
+    """`alive`, for kernels."""
+    return (
+        queue_length(base + STATE.EXTERNAL) != 0
+        or queue_length(base + STATE.REMOTE) > load(base + STATE.TIMERS + TIMERS.COMMANDS)
+        or load(base + STATE.READY) != 0
+        or ring_seen(base + STATE.NEXT_TICKS)
+        or ring_seen(base + STATE.MICROTASKS)
+        or ring_seen(base + STATE.IMMEDIATES)
+        or ring_seen(base + STATE.CLOSING)
+        or ring_seen(base + STATE.INTERNAL)
+        or ring_seen(base + STATE.CHECKPOINT_ENDS)
+        or timers_referenced(base) > 0
+        or load(base + STATE.HOLDS) > 0
+    )
+
+
+@kernel(ONE)
+def hold(self: int, change: int) -> int:
+    """Add to the number of reasons to stay alive that are not the loop's own: worker threads at work (and watches,
+    which count themselves). Any thread.
+    """
+    base = data(self)
+    fetch_add(base + STATE.HOLDS, PyLong_AsLongLong(change))
+    wake_to_exit(base)
+    return get(base + STATE.NONE)
+
+
+@kernel(NOARGS)
+def stop(self: int, _unused: int) -> int:
+    """A word that the loop looks at after each turn, and the wake that makes it look."""
+    base = data(self)
+    store_sc(base + STATE.STOP, 1)
+    wake_loop(base)
+    return get(base + STATE.NONE)
+
+
+@kernel(NOARGS)
+def wake(self: int, _unused: int) -> int:
+    """The wake call alone."""
+    base = data(self)
+    return PyBool_FromLong(1 if wake_loop(base) else 0)
+
+
+@kernel(NOARGS)
+def now(self: int, _unused: int) -> int:
+    """The loop's clock in seconds."""
+    return PyFloat_FromDouble(loop_ns(data(self)) / 1e9)
+
+
+@kernel(ONE)
+def clock_advance(self: int, ns: int) -> int:
+    """Move a virtual clock, unless that would be beyond the end of time; whether it was. Any thread."""
+    base = data(self)
+    step = PyLong_AsLongLong(ns)
+    now = load(base + STATE.VIRTUAL_NOW)
+    while now <= LAST - step:
+        if compare_and_swap(base + STATE.VIRTUAL_NOW, now, now + step):
+            return PyBool_FromLong(1)
+        now = load(base + STATE.VIRTUAL_NOW)
+    return PyBool_FromLong(0)
+
+
+@kernel(NOARGS)
+def is_loop_thread(self: int, _unused: int) -> int:
+    """The owner word against the caller's thread state."""
+    return PyBool_FromLong(1 if on_loop_thread(data(self)) else 0)
+
+
+@kernel(ONE)
+def warm(self: int, chunks: int) -> int:
+    """At construction: the rings, the heap, and so many chunks in the pool before the first submit needs one. False if
+    there is no memory; then `destroy` gives back what there is.
+    """
+    base = data(self)
+    if (
+        ring_open(base + STATE.NEXT_TICKS) != 0
+        or ring_open(base + STATE.MICROTASKS) != 0
+        or ring_open(base + STATE.IMMEDIATES) != 0
+        or ring_open(base + STATE.CLOSING) != 0
+        or ring_open(base + STATE.INTERNAL) != 0
+        or ring_open(base + STATE.CHECKPOINT_ENDS) != 0
+        or heap_resize(base + STATE.TIMERS, SMALL_HEAP) != 0
+    ):
+        return PyBool_FromLong(0)
+    first = chunks_reserve(base + STATE.POOL, PyLong_AsLongLong(chunks))
+    chunks_return(base + STATE.POOL, first)
+    return PyBool_FromLong(1 if first >= 0 else 0)
+
+
+@kernel(NOARGS)
+def acquire(self: int, _unused: int) -> int:
+    """Make the calling thread the owner: 0 done, 1 another thread is, 2 this thread already is."""
+    base = data(self)
+    me = PyThreadState_GetUnchecked()
+    if compare_and_swap(base + STATE.OWNER, 0, me):
+        return PyLong_FromLongLong(0)
+    return PyLong_FromLongLong(2 if load(base + STATE.OWNER) == me else 1)
+
+
+@kernel(NOARGS)
+def release(self: int, _unused: int) -> int:
+    """Give the loop up; the owner only."""
+    base = data(self)
+    store_sc(base + STATE.OWNER, 0)
+    return get(base + STATE.NONE)
+
+
+@kernel(NOARGS)
+def leave(self: int, _unused: int) -> int:
+    """What `run` does last: if the calling thread is the owner, RUNNING becomes AWAKE, and the loop is nobody's. One
+    call, because an exception of a signal's handler can come between any two; then the loop would stay owned.
+
+    It may come when the loop has closed its queues to find out whether it is quiet (`quiet` in turn.py): a loop that
+    can be run again takes work. They are opened before the loop is AWAKE, as a refusal counts only then, and closed
+    again if somebody has asked for the end meanwhile.
+    """
+    base = data(self)
+    if on_loop_thread(base):
+        if load(base + STATE.LIFECYCLE) == RUNNING:
+            queue_reopen(base + STATE.REMOTE)
+            queue_reopen(base + STATE.EXTERNAL)
+        if not compare_and_swap(base + STATE.LIFECYCLE, RUNNING, AWAKE) and load(base + STATE.LIFECYCLE) >= TERMINATING:
+            queue_close(base + STATE.EXTERNAL)
+            queue_close(base + STATE.REMOTE)
+        store_sc(base + STATE.OWNER, 0)
+    return get(base + STATE.NONE)
+
+
+@kernel(NOARGS)
+def awaken(self: int, _unused: int) -> int:
+    """After Python has slept for the loop: end the announced sleep. Owner only."""
+    base = data(self)
+    if get(base + STATE.IO + IO.READY_DONE) >= get(base + STATE.IO + IO.READY_COUNT) and not arrivals(base):
+        put(base + STATE.NAPPED, 1 if get(base + STATE.NAP) != 0 else 0)
+        # The parker returns when it is woken, or late enough.
+        clock_jump(base, load(base + STATE.SLEEP_DEADLINE), FOREVER)
+    wide_awake(base)
+    return get(base + STATE.NONE)
+
+
+@kernel(MANY)
+def transition(self: int, arguments: int, _count: int) -> int:
+    """Swap the lifecycle from the first int to the second; tell whether it was the first. Any thread."""
+    base = data(self)
+    old = PyLong_AsLongLong(get(arguments))
+    new = PyLong_AsLongLong(get(arguments + 8))
+    return PyBool_FromLong(1 if compare_and_swap(base + STATE.LIFECYCLE, old, new) else 0)
+
+
+@kernel(ONE)
+def interrupt(self: int, flag: int) -> int:
+    """Set or clear the word that is looked at after each callback, and wake the loop. Any thread."""
+    base = data(self)
+    store_sc(base + STATE.INTERRUPT, PyLong_AsLongLong(flag))
+    wake_loop(base)
+    return get(base + STATE.NONE)
+
+
+@kernel(NOARGS)
+def close_queues(self: int, _unused: int) -> int:
+    """Refuse new work from now on. Any thread; idempotent."""
+    base = data(self)
+    queue_close(base + STATE.EXTERNAL)
+    queue_close(base + STATE.REMOTE)
+    wake_loop(base)
+    return get(base + STATE.NONE)
+
+
+@kernel(ONE)
+def end_if_quiet(self: int, handles: int) -> int:
+    """The rest of auto-exit, after `quiet` in turn.py: close the handles of a list, too, and move to TERMINATING. If
+    one of them has work, or something has come since (a signal's handler on this thread, a watch from another), all
+    are opened again. Whether it is to end. Owner only, under the loop's lock.
+
+    One call: an exception of a signal's handler between two closes would leave handles that refuse the work of a loop
+    that goes on.
+    """
+    base = data(self)
+    count = get(handles + SEQUENCE_SIZE)
+    first = get(handles + LIST_ITEMS)
+    waiting = 0
+    for i in range(count):
+        queue = data(get(first + (i << 3))) + HANDLE.QUEUE
+        queue_close(queue)
+        waiting += queue_length(queue)
+    if waiting == 0 and not something_left(base) and compare_and_swap(base + STATE.LIFECYCLE, RUNNING, TERMINATING):
+        return PyBool_FromLong(1)
+    for i in range(count):
+        queue_reopen(data(get(first + (i << 3))) + HANDLE.QUEUE)
+    queue_reopen(base + STATE.REMOTE)
+    queue_reopen(base + STATE.EXTERNAL)
+    if load(base + STATE.LIFECYCLE) != RUNNING:  # a shutdown() in the middle of this: its close may have been undone
+        queue_close(base + STATE.EXTERNAL)
+        queue_close(base + STATE.REMOTE)
+        for i in range(count):
+            queue_close(data(get(first + (i << 3))) + HANDLE.QUEUE)
+    return PyBool_FromLong(0)
+
+
+@kernel(NOARGS)
+def producer_close(self: int, _unused: int) -> int:
+    """Refuse new work from a handle; how much it still holds. Any thread; idempotent."""
+    queue = data(self) + HANDLE.QUEUE
+    queue_close(queue)
+    return PyLong_FromLongLong(queue_length(queue))
+
+
+@helper
+def ring_drop(base: int, ring: int, breathing: bool, error: int) -> int:
+    """Release everything in a ring of references. The exception to raise at the end, see `let_in`."""
+    while ring_length(ring) != 0:
+        Py_DecRef(ring_pop(ring) & POINTER_MASK)
+        error = let_in(base, get(ring + RING.HEAD), breathing, error)
+    return error
+
+
+@kernel(NOARGS)
+def drop(self: int, _unused: int) -> int:
+    """`release_all` as a method. Owner only, queues closed. If a signal's handler raises meanwhile, so does this, when
+    everything has been released.
+    """
+    base = data(self)
+    return raised_or_none(base, release_all(base, True))
+
+
+@helper
+def raised_or_none(base: int, error: int) -> int:
+    """Raise an exception, whose reference goes with it, or return None if there is none."""
+    if error != 0:
+        PyErr_SetRaisedException(error)
+        return 0
+    return get(base + STATE.NONE)
+
+
+@helper
+def release_all(base: int, breathing: bool) -> int:
+    """Release everything that was accepted and will not run: the loop has ended. Queues closed, nobody inside `run`.
+    Releasing runs any Python code: what that code tries to schedule is refused, and what it cancels is answered truly.
+    The exception to raise at the end, see `let_in`.
+
+    The timers' slots come before the agenda: what that code cancels is still in it, so the agenda is consistent.
+    """
+    timers = base + STATE.TIMERS
+    store_sc(base + STATE.LIFECYCLE, TERMINATED)
+    store_sc(base + STATE.INTERRUPT, 1)  # the loop's own thread could still schedule for a checkpoint
+    error = queue_drop(base, base + STATE.EXTERNAL, False, breathing, 0)
+    error = queue_drop(base, base + STATE.REMOTE, True, breathing, error)
+    error = ring_drop(base, base + STATE.NEXT_TICKS, breathing, error)
+    error = ring_drop(base, base + STATE.MICROTASKS, breathing, error)
+    error = ring_drop(base, base + STATE.CLOSING, breathing, error)
+    error = ring_drop(base, base + STATE.INTERNAL, breathing, error)
+    error = ring_drop(base, base + STATE.CHECKPOINT_ENDS, breathing, error)
+    put(base + STATE.DUE, 0)
+    # Slot numbers; their references go below.
+    store(base + STATE.IMMEDIATES + RING.HEAD, get(base + STATE.IMMEDIATES + RING.TAIL))
+    store(timers + TIMERS.COMMANDS, 0)
+    for slot in range(load(timers + TIMERS.SLOT_COUNT)):
+        record = slot_of(timers, slot | 1 << SLOT_BITS)
+        while record != 0:
+            word = load(record + SLOT.WORD)
+            state = word & STATE_MASK
+            callback = load(record + SLOT.CALLBACK)
+            if state == SPENT or state == CANCELLED:
+                break
+            descriptor = load(record + SLOT.DESCRIPTOR) if state >= WATCHED else 0
+            if compare_and_swap(record + SLOT.WORD, word, word & ~STATE_MASK):
+                Py_DecRef(callback & POINTER_MASK)
+                if descriptor != 0:
+                    Py_DecRef(descriptor)
+                break
+            fetch_add(timers + TIMERS.RETRIES, 1)
+        error = let_in(base, slot, breathing, error)
+    emptied = 0
+    while timer_queue_clear(base):
+        emptied += 64  # about as many entries has a chunk
+        error = let_in(base, emptied, breathing, error)
+    store(timers + TIMERS.LIVE_HERE, 0)
+    store(timers + TIMERS.LIVE_ELSEWHERE, 0)
+    store(timers + TIMERS.UNREFERENCED, 0)
+    fetch_add(base + STATE.HOLDS, -exchange(base + STATE.IO + IO.WATCHES, 0))
+    put(base + STATE.IO + IO.READY_COUNT, 0)
+    return handles_drop(base, breathing, error)
+
+
+@kernel(NOARGS)
+def destroy(self: int, _unused: int) -> int:
+    """The state's finaliser: end the loop for good and release every callable that kernels own.
+
+    The collector calls the finalisers of a cycle in any order, so others may still call methods of this state. Those
+    refuse, or find nothing, in memory that is whole: it stays until `dismantle`.
+    """
+    base = data(self)
+    queue_close(base + STATE.EXTERNAL)
+    queue_close(base + STATE.REMOTE)
+    release_all(base, False)
+    return get(base + STATE.NONE)
+
+
+@kernel(NOARGS)
+def dismantle(self: int, _unused: int) -> int:
+    """Give back what kernels have taken. Its ``self`` is the `Memory` of a destroyed state, which is gone."""
+    base = data(self)
+    ring_end(base + STATE.NEXT_TICKS)
+    ring_end(base + STATE.MICROTASKS)
+    ring_end(base + STATE.IMMEDIATES)
+    ring_end(base + STATE.CLOSING)
+    ring_end(base + STATE.INTERNAL)
+    ring_end(base + STATE.CHECKPOINT_ENDS)
+    heap_end(base + STATE.TIMERS)
+    slots_end(base + STATE.TIMERS)
+    pool_end(base + STATE.POOL)
+    return PyBool_FromLong(1)  # not None, whose address may not be there yet
+
+
+@kernel(NOARGS)
+def producer_drop(self: int, _unused: int) -> int:
+    """Release what a closed handle holds, unless it is in the ready stack or on the way there, where `handles_drop`
+    finds it. Any thread, at the loop's end.
+    """
+    handle = data(self)
+    handle_drop(handle)
+    return get(get(handle + HANDLE.LOOP) + STATE.NONE)
+
+
+@kernel(NOARGS)
+def producer_destroy(self: int, _unused: int) -> int:
+    """A handle's finaliser: refuse from now on, release what it holds and put its chunk back into the loop's pool."""
+    handle = data(self)
+    queue = handle + HANDLE.QUEUE
+    queue_close(queue)
+    if handle_drop(handle):
+        queue_return_chunk(queue)
+    return get(get(handle + HANDLE.LOOP) + STATE.NONE)

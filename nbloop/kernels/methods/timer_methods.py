@@ -1,0 +1,309 @@
+"""The built-in methods of timers: numbers in, `timer_slots.py` called, ids and answers out. Seconds here, milliseconds
+in
+`js_timers.py`."""
+
+from __future__ import annotations
+
+from ..base.atomics import get, load, prefetch, put
+from ..base.capi import (
+    Py_DecRef,
+    PyBool_FromLong,
+    PyErr_Clear,
+    PyErr_Occurred,
+    PyFloat_AsDouble,
+    PyList_Append,
+    PyList_GetItemRef,
+    PyList_New,
+    PyList_SetItem,
+    PyLong_AsLongLong,
+    PyLong_FromLongLong,
+    PySequence_Repeat,
+)
+from ..base.clock import loop_ns
+from ..base.interpreter import SEQUENCE_SIZE
+from ..base.kernel import MANY, ONE, data, helper, inlined, kernel
+from ..base.layout import (
+    FAR,
+    GONE,
+    POINTER_MASK,
+    REFUSED_CLOSED,
+    REFUSED_DEADLINE,
+    REFUSED_DELAY,
+    REFUSED_IDENTIFIER,
+    REFUSED_MEMORY,
+    REFUSED_TIMER,
+    STATE,
+    TERMINATING,
+    TIMERS,
+)
+from ..base.refusal import on_loop_thread, refuse
+from ..calls.invoke import call_hook
+from ..calls.remote import fetch_remote
+from ..ingress.ticket_queue import queue_length
+from ..memory.slots import slot_of
+from ..memory.system import block_give, block_take
+from ..timers.buckets import buckets_begin
+from ..timers.timer_slots import (
+    due_after,
+    immediate_cancel,
+    timer_arm_elsewhere,
+    timer_arm_here,
+    timer_cancel,
+    timer_reference,
+)
+from .batch import PART, items_next, items_source
+from .scheduling import pack_all
+
+MOST_NS = 4.0e18  # 126 years: a deadline stays far from the end of 64-bit nanoseconds
+AHEAD = 8  # of many timers to cancel, how far ahead slots are prefetched: a cold one is 300 ns away
+BLOCK_BYTES = (2 + PART) << 3  # of ids to cancel: the next block, how many, the ids
+
+
+@helper
+def nanoseconds(base: int, number: int, unit: float, refused: int) -> int:
+    """A Python number of units of so many ns as ns, rounded up so that nothing is early; at least 0. -1 with an
+    exception set: the one that `refused` names, or what its ``__float__`` or ``__index__`` has raised.
+    """
+    amount = PyFloat_AsDouble(number)
+    if amount == -1.0 and PyErr_Occurred() != 0:
+        refuse(base, refused, number)
+        return -1
+    exact = amount * unit
+    if amount - amount != 0.0 or exact > MOST_NS:  # infinite, not a number, or too far
+        refuse(base, refused, number)
+        return -1
+    if exact <= 0.0:
+        return 0
+    whole = int(exact)
+    if whole < exact:
+        whole += 1
+    return whole
+
+
+@helper
+def arm(base: int, word: int, now: int, delay: int, period: int, clamp: int, culprit: int) -> int:
+    """A timer or interval for an owned word, due `delay` after `now`: its id, or 0 with an exception set and the
+    reference released. Any thread.
+    """
+    while True:
+        if load(base + STATE.LIFECYCLE) >= TERMINATING:
+            identifier = -REFUSED_CLOSED
+        elif on_loop_thread(base):
+            if queue_length(base + STATE.REMOTE) != 0:
+                fetch_remote(base)
+            if get(base + STATE.FAR + FAR.COUNT) == 0:
+                buckets_begin(base, now)
+            deadline = due_after(now, delay, get(base + STATE.TIMERS + TIMERS.NESTING), clamp)
+            identifier = timer_arm_here(base, word, deadline, period, clamp)
+        else:
+            identifier = timer_arm_elsewhere(base, word, due_after(now, delay, 0, 0), period, clamp)
+        if identifier > 0:
+            number = PyLong_FromLongLong(identifier)
+            if number == 0:  # no memory for the id: a timer that nobody can name is not stored
+                timer_cancel(base, identifier, on_loop_thread(base))
+            return number
+        if -identifier & GONE != 0:  # what is released already can not be tried again
+            if refuse(base, -identifier & ~GONE, culprit) == 0:
+                refuse(base, REFUSED_MEMORY, culprit)
+            return 0
+        if refuse(base, -identifier, culprit) != 0:
+            Py_DecRef(word & POINTER_MASK)
+            return 0
+
+
+@inlined
+def arm_seconds(base: int, arguments: int, count: int, absolute: bool, repeat: bool) -> int:
+    """A timer or interval from ``delay, callback, *args``, or from ``deadline, callback, *args``."""
+    if count < 2:
+        refuse(base, REFUSED_TIMER, get(base + STATE.NONE))
+        return 0
+    delay = nanoseconds(base, get(arguments), 1e9, REFUSED_DEADLINE if absolute else REFUSED_DELAY)
+    if delay < 0:
+        return 0
+    word = pack_all(base, arguments + 8, count - 1)
+    if word == 0:
+        return 0
+    now = loop_ns(base)
+    if absolute:
+        delay = max(0, delay - now)
+    return arm(base, word, now, delay, delay if repeat else -1, get(base + STATE.CLAMP), get(arguments + 8))
+
+
+@kernel(MANY)
+def schedule_timer(self: int, arguments: int, count: int) -> int:
+    """One shot."""
+    return arm_seconds(data(self), arguments, count, False, False)
+
+
+@kernel(MANY)
+def schedule_timer_at(self: int, arguments: int, count: int) -> int:
+    """One shot, from ``deadline, callback, *args``: what is given as one deadline is one, which a delay counted from
+    two readings of the clock would not be.
+    """
+    return arm_seconds(data(self), arguments, count, True, False)
+
+
+@kernel(MANY)
+def schedule_interval(self: int, arguments: int, count: int) -> int:
+    """Repeating, anchored to each callback's start."""
+    return arm_seconds(data(self), arguments, count, False, True)
+
+
+@inlined
+def identifier_of(base: int, number: int) -> int:
+    """The id as an integer; 0, which no timer has, for a number that can be none; -1 with TypeError set if it is not
+    an int, or with what its ``__index__`` has raised.
+    """
+    identifier = PyLong_AsLongLong(number)
+    if identifier == -1 and PyErr_Occurred() != 0:
+        if refuse(base, REFUSED_IDENTIFIER, number) != 0:
+            return -1
+        return 0
+    return max(0, identifier)
+
+
+@kernel(ONE)
+def cancel_timer(self: int, number: int) -> int:
+    """Settled on the slot's word."""
+    base = data(self)
+    identifier = identifier_of(base, number)
+    if identifier < 0:
+        return 0
+    return PyBool_FromLong(1 if timer_cancel(base, identifier, on_loop_thread(base)) else 0)
+
+
+@kernel(ONE)
+def cancel_timers(self: int, iterable: int) -> int:
+    """`cancel_timer` for each; nothing is cancelled if one of them is not an int."""
+    base = data(self)
+    source = items_source(base, iterable)
+    if source == 0:
+        return 0
+    first = identifiers_read(base, source, iterable)
+    Py_DecRef(source)
+    if first == 0:
+        return 0
+    answers = answers_make(first)
+    if answers != 0 and not answers_given(base, first, answers):
+        Py_DecRef(answers)
+        answers = 0
+    while first != 0:
+        block = first
+        first = get(block)
+        block_give(block, BLOCK_BYTES)
+    return answers
+
+
+@helper
+def identifiers_read(base: int, source: int, culprit: int) -> int:
+    """The ids in an iterable, each converted once, in a chain of blocks: the next block or 0, how many ids, the ids. 0
+    with an exception set.
+    """
+    first = last = 0
+    count = 0
+    while True:
+        items = items_next(base, source, count, PART)
+        if items == 0:
+            break
+        length = get(items + SEQUENCE_SIZE)
+        block = block_take(BLOCK_BYTES)
+        if block == 0:
+            Py_DecRef(items)
+            refuse(base, REFUSED_MEMORY, culprit)
+            break
+        put(block, 0)
+        put(block + 8, length)
+        if first == 0:
+            first = block
+        else:
+            put(last, block)
+        last = block
+        good = True
+        for i in range(length):
+            item = PyList_GetItemRef(items, i)  # an ``__index__`` may find the list, and change it
+            identifier = identifier_of(base, item) if item != 0 else -1
+            if item != 0:
+                Py_DecRef(item)
+            if identifier < 0:
+                good = False
+                break
+            put(block + ((2 + i) << 3), identifier)
+        Py_DecRef(items)
+        if not good or call_hook(get(base + STATE.CHECK_INTERRUPTS)) != 0:
+            break
+        if length < PART:
+            return first
+        count += length
+    while first != 0:
+        block = first
+        first = get(block)
+        block_give(block, BLOCK_BYTES)
+    return 0
+
+
+@helper
+def answers_make(first: int) -> int:
+    """A list of as many False as there are ids; 0 with an exception set. It is CPython that makes it, in one piece."""
+    count = 0
+    block = first
+    while block != 0:
+        count += get(block + 8)
+        block = get(block)
+    one = PyList_New(0)
+    answers = 0
+    if one != 0 and PyList_Append(one, PyBool_FromLong(0)) == 0:  # which is immortal
+        answers = PySequence_Repeat(one, count)
+    if one != 0:
+        Py_DecRef(one)
+    return answers
+
+
+@helper
+def answers_given(base: int, first: int, answers: int) -> bool:
+    """Cancel the timers of a chain of ids, and write down which were live. False with an exception set, of a signal's
+    handler: the rest are not cancelled.
+    """
+    at = 0
+    while first != 0:
+        last = first + ((2 + get(first + 8)) << 3)
+        for place in range(first + 16, last, 8):
+            if place + (AHEAD << 3) < last:
+                prefetch(slot_of(base + STATE.TIMERS, get(place + (AHEAD << 3))))
+            # releasing a callback runs any Python code, which may find the list that is being made, and change it
+            if timer_cancel(base, get(place), on_loop_thread(base)) and PyList_SetItem(answers, at, PyBool_FromLong(1)):
+                PyErr_Clear()
+            at += 1
+        if call_hook(get(base + STATE.CHECK_INTERRUPTS)) != 0:
+            return False
+        first = get(first)
+    return True
+
+
+@kernel(ONE)
+def cancel_immediate(self: int, number: int) -> int:
+    """Settled on the slot's word."""
+    base = data(self)
+    identifier = identifier_of(base, number)
+    if identifier < 0:
+        return 0
+    return PyBool_FromLong(1 if immediate_cancel(base, identifier) else 0)
+
+
+@kernel(ONE)
+def ref_timer(self: int, number: int) -> int:
+    """One bit of the slot's word."""
+    base = data(self)
+    identifier = identifier_of(base, number)
+    if identifier < 0:
+        return 0
+    return PyBool_FromLong(1 if timer_reference(base, identifier, True) else 0)
+
+
+@kernel(ONE)
+def unref_timer(self: int, number: int) -> int:
+    """One bit of the slot's word."""
+    base = data(self)
+    identifier = identifier_of(base, number)
+    if identifier < 0:
+        return 0
+    return PyBool_FromLong(1 if timer_reference(base, identifier, False) else 0)

@@ -1,0 +1,359 @@
+"""A flight recorder: the last things that a loop and its producers did, in a ring that is always being overwritten.
+
+Problem: after a hang or a crash one wants to know what happened just before, and has not been asking. Idea: every
+thread writes what it does into one ring of 64-byte entries, oldest first overwritten, cheap enough to leave on. A place
+is drawn with one addition; then the entry is claimed, filled, and its *sequence* word published last. An entry a
+callback, one look at the clock each: the end of one callback is the start of the next, as in meter.py.
+
+Invariants: the sequence word of an entry is ``2 * (number + 1)`` when entry `number` is whole, odd while somebody
+writes it, and only ever grows. Whoever made it odd (a compare-and-swap) is alone with the other words until it makes
+it even. So a reader that finds the same even value before and after has the words of that number; any other is torn,
+overwritten or not written yet, and skipped. A writer that was descheduled for so long that the ring has come round to
+its place finds a greater or an odd value, drops its event and counts it in `lost`: nobody ever waits.
+
+What a callback is called: a callable's address may be somebody else's by the time anybody reads it. So its *code* (a
+function's code, a built-in's definition, a class itself, else the type) is entered in a dict, which keeps it alive, at
+its first call: before the call, so that one that hangs is known. 512 words remember which are in, so most callbacks
+cost one compare.
+
+It loses when many threads submit at once, since the ring's head is one line that they all pass around; and by naming
+`functools.partial` only by that.
+"""
+
+from __future__ import annotations
+
+from ..base.atomics import compare_and_swap, fetch_add, get, load, monotonic_ns, prefetch, put, store, ticks
+from ..base.capi import (
+    Py_DecRef,
+    PyDict_SetItem,
+    PyDict_Size,
+    PyErr_Clear,
+    PyFunction_GetCode,
+    PyLong_AsLongLong,
+    PyLong_FromLongLong,
+    PyThread_get_thread_ident,
+    PyType_GetFlags,
+    PyUnicode_FromString,
+)
+from ..base.interpreter import (
+    BUILTIN_DEFINITION,
+    DEFINITION_NAME,
+    METHOD_FUNCTION,
+    OBJECT_TYPE,
+    TUPLE_ITEMS,
+    TYPE_SUBCLASS,
+)
+from ..base.kernel import MANY, ONE, apart, data, helper, kernel
+from ..base.layout import (
+    ENTRY,
+    EVENT_CHECKPOINT,
+    EVENT_MOVE,
+    EVENT_OVERLOAD,
+    EVENT_SLEEP,
+    EVENT_SUBMIT,
+    EVENT_TURN,
+    IO,
+    K_ENTRIES,
+    KIND_CLOSE,
+    KIND_IMMEDIATE,
+    KIND_INTERNAL,
+    KIND_MICROTASK,
+    KIND_NEXT_TICK,
+    KIND_READINESS,
+    KIND_TASK,
+    KIND_TIMER,
+    KNOWN,
+    NUMBER_RINGS,
+    PLACE_BITS,
+    POINTER_MASK,
+    QUEUE,
+    RECORDER,
+    RING,
+    STATE,
+    TAG_ARGUMENTS,
+)
+from ..memory.ring import ring_length
+
+ENTRY_BITS = 6
+AHEAD = 4  # entries: a place that is claimed has been on its way for as long
+NAMES_MOST = 4096
+
+
+@helper
+def recorder_now(recorder: int) -> int:
+    """The recorder's clock. Any thread."""
+    if get(recorder + RECORDER.CYCLES) != 0:
+        return ticks()
+    return monotonic_ns()
+
+
+@helper
+def record(recorder: int, time: int, duration: int, kind: int, subject: int, what: int, value: int) -> None:
+    """Write one entry, unless the ring has come round meanwhile. Any thread, signal handlers included; O(1),
+    wait-free.
+    """
+    number = fetch_add(recorder + RECORDER.HEAD, 1)
+    mask = get(recorder + RECORDER.MASK)
+    entry = recorder + K_ENTRIES + ((number & mask) << ENTRY_BITS)
+    prefetch(recorder + K_ENTRIES + (((number + AHEAD) & mask) << ENTRY_BITS))
+    whole = (number + 1) << 1
+    old = load(entry)
+    if old & 1 != 0 or old > whole or not compare_and_swap(entry, old, whole | 1):
+        fetch_add(recorder + RECORDER.LOST, 1)
+        return
+    store(entry + ENTRY.TIME, time)
+    store(entry + ENTRY.DURATION, duration)
+    store(entry + ENTRY.THREAD, PyThread_get_thread_ident())
+    store(entry + ENTRY.KIND, kind)
+    store(entry + ENTRY.SUBJECT, subject)
+    store(entry + ENTRY.WHAT, what)
+    store(entry + ENTRY.VALUE, value)
+    store(entry, whole)
+
+
+@helper
+def event(recorder: int, kind: int, subject: int, value: int) -> None:
+    """Record what happens at this moment. Any thread, signal handlers included."""
+    record(recorder, recorder_now(recorder), 0, kind, subject, 0, value)
+
+
+@helper
+def read_entry(recorder: int, number: int, target: int) -> bool:
+    """Copy entry `number` to `target`, its number first; False if it is not whole (any more). Any thread."""
+    entry = recorder + K_ENTRIES + ((number & get(recorder + RECORDER.MASK)) << ENTRY_BITS)
+    whole = (number + 1) << 1
+    if load(entry) != whole:
+        return False
+    put(target, number)
+    for at in range(8, 1 << ENTRY_BITS, 8):
+        put(target + at, load(entry + at))  # an acquire load: the look that follows is not older
+    return load(entry) == whole
+
+
+# --- where things are -------------------------------------------------------------------------------------------------
+
+
+@helper
+def ring_of(base: int, kind: int) -> int:
+    """The ring in which callbacks of a kind wait."""
+    if kind == KIND_MICROTASK:
+        return base + STATE.MICROTASKS
+    if kind == KIND_NEXT_TICK:
+        return base + STATE.NEXT_TICKS
+    if kind == KIND_INTERNAL:
+        return base + STATE.INTERNAL
+    if kind == KIND_CLOSE:
+        return base + STATE.CLOSING
+    if kind == KIND_IMMEDIATE:
+        return base + STATE.IMMEDIATES
+    return base + STATE.CHECKPOINT_ENDS
+
+
+@helper
+def ring_place(base: int, kind: int, word: int) -> int:
+    """The place before a ring's head (what was just taken) or tail (what was just put)."""
+    return (get(ring_of(base, kind) + word) - 1) << PLACE_BITS | (NUMBER_RINGS + kind)
+
+
+@helper
+def push_recorded(queue: int, ticket: int, count: int) -> None:
+    """`count` tickets were drawn. Their owner, before anything is stored, so that it is in the ring before it runs."""
+    recorder = get(queue + QUEUE.RECORDER)
+    if recorder != 0:
+        event(recorder, EVENT_SUBMIT, ticket << PLACE_BITS | get(queue + QUEUE.NUMBER), count)
+
+
+@apart
+def ring_recorded(base: int, kind: int) -> None:
+    """The loop's thread has put something into a ring. Recorder on."""
+    event(get(base + STATE.RECORDER), EVENT_SUBMIT, ring_place(base, kind, RING.TAIL), 1)
+
+
+@helper
+def move_recorded(base: int, kind: int) -> None:
+    """The remote queue's first was put into a ring: both places, so that who submitted is found. Loop thread."""
+    queue = base + STATE.REMOTE
+    place = get(queue + QUEUE.HEAD) << PLACE_BITS | get(queue + QUEUE.NUMBER)
+    event(get(base + STATE.RECORDER), EVENT_MOVE, place, ring_place(base, kind, RING.TAIL))
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+@helper
+def name_of(recorder: int, word: int) -> int:
+    """The key in the dict of names for what a tagged reference calls, which is entered if it is new. Loop thread.
+
+    No bytecode runs: nothing can raise but for lack of memory, and then it has no name.
+    """
+    target = word & POINTER_MASK
+    if word & TAG_ARGUMENTS != 0:
+        target = get(target + TUPLE_ITEMS)
+    kind = get(target + OBJECT_TYPE)
+    if kind == get(recorder + RECORDER.METHOD_TYPE):
+        target = get(target + METHOD_FUNCTION)
+        kind = get(target + OBJECT_TYPE)
+    key = kind
+    if kind == get(recorder + RECORDER.FUNCTION_TYPE):
+        key = PyFunction_GetCode(target)
+    elif kind == get(recorder + RECORDER.BUILTIN_TYPE):
+        key = get(target + BUILTIN_DEFINITION)
+    elif PyType_GetFlags(kind) & TYPE_SUBCLASS != 0:
+        key = target  # a class that is called: not its metaclass
+    known = recorder + RECORDER.KNOWN + (((key >> 4) & (KNOWN - 1)) << 3)
+    if get(known) != key:
+        put(known, key)
+        name_add(get(recorder + RECORDER.NAMES), key, kind == get(recorder + RECORDER.BUILTIN_TYPE))
+    return key
+
+
+@helper
+def name_add(names: int, key: int, builtin: bool) -> None:
+    """Enter a code, a type, or a built-in's name. Loop thread."""
+    if PyDict_Size(names) >= NAMES_MOST:
+        return
+    number = PyLong_FromLongLong(key)
+    text = PyUnicode_FromString(get(key + DEFINITION_NAME)) if builtin else 0
+    value = text if builtin else key
+    if number == 0 or value == 0 or PyDict_SetItem(names, number, value) != 0:
+        PyErr_Clear()
+    if number != 0:
+        Py_DecRef(number)
+    if text != 0:
+        Py_DecRef(text)
+
+
+# --- the loop's thread ------------------------------------------------------------------------------------------------
+
+
+@apart
+def run_begins(base: int, word: int, kind: int) -> None:
+    """Say what runs from now on, as a seqlock of which `running` is the sequence: it is 0, or of this call alone."""
+    recorder = get(base + STATE.RECORDER)
+    what = name_of(recorder, word)
+    subject = get(base + STATE.SUBJECT)
+    value = 0
+    if kind == KIND_TASK:
+        subject = (get(subject + QUEUE.HEAD) - 1) << PLACE_BITS | get(subject + QUEUE.NUMBER)
+    elif kind == KIND_READINESS:
+        value = PyLong_AsLongLong(get(base + STATE.IO + IO.ARGUMENT0)) << 1
+    elif kind != KIND_TIMER:
+        subject = ring_place(base, kind, RING.HEAD)
+    store(recorder + RECORDER.RUNNING, 0)
+    store(recorder + RECORDER.SUBJECT, subject)
+    store(recorder + RECORDER.WHAT, what)
+    store(recorder + RECORDER.VALUE, value)
+    store(recorder + RECORDER.RUNNING, get(base + STATE.CALLBACKS) << 8 | (kind + 1))
+
+
+@apart
+def run_ends(base: int, failed: bool) -> None:
+    """Record the callback: from the last boundary to now. The low bit of its value: it has raised."""
+    recorder = get(base + STATE.RECORDER)
+    kind = (get(recorder + RECORDER.RUNNING) & 255) - 1
+    since = get(recorder + RECORDER.BOUNDARY)
+    now = recorder_now(recorder)
+    value = get(recorder + RECORDER.VALUE) | (1 if failed else 0)
+    record(recorder, since, now - since, kind, get(recorder + RECORDER.SUBJECT), get(recorder + RECORDER.WHAT), value)
+    store(recorder + RECORDER.RUNNING, 0)
+    store(recorder + RECORDER.BOUNDARY, now)
+
+
+@helper
+def boundary_moved(base: int) -> None:
+    """What came after the last callback, of the loop's own, is not to be counted as the next one's time."""
+    recorder = get(base + STATE.RECORDER)
+    store(recorder + RECORDER.BOUNDARY, recorder_now(recorder))
+
+
+@helper
+def sleep_recorded(base: int, recorder: int, now: int) -> None:
+    """If the loop has slept since its last turn: from when to when."""
+    parks = get(base + STATE.PARKS)
+    if parks != get(recorder + RECORDER.PARKS):
+        put(recorder + RECORDER.PARKS, parks)
+        rested = get(recorder + RECORDER.RESTED)
+        record(recorder, rested, now - rested, EVENT_SLEEP, 0, 0, 0)
+
+
+@helper
+def record_enters(base: int, slept: bool) -> None:
+    """`run` or `drain` begins; Python may have slept for the loop."""
+    recorder = get(base + STATE.RECORDER)
+    now = recorder_now(recorder)
+    store(recorder + RECORDER.THREAD, PyThread_get_thread_ident())
+    if slept:
+        sleep_recorded(base, recorder, now)
+    store(recorder + RECORDER.BOUNDARY, now)
+
+
+@helper
+def record_rests(base: int) -> None:
+    """A turn has ended; the loop sleeps or leaves."""
+    recorder = get(base + STATE.RECORDER)
+    put(recorder + RECORDER.RESTED, recorder_now(recorder))
+
+
+@helper
+def record_turn(base: int, ingress: int) -> None:
+    """The loop is back from its sleep: how much waits where."""
+    recorder = get(base + STATE.RECORDER)
+    now = recorder_now(recorder)
+    sleep_recorded(base, recorder, now)
+    record(
+        recorder, now, 0, EVENT_TURN, ingress, ring_length(base + STATE.IMMEDIATES), ring_length(base + STATE.INTERNAL)
+    )
+    store(recorder + RECORDER.BOUNDARY, now)
+
+
+@helper
+def record_checkpoint(base: int) -> None:
+    """How many next-ticks and microtasks wait, if any, at the last boundary."""
+    depth = ring_length(base + STATE.NEXT_TICKS) + ring_length(base + STATE.MICROTASKS)
+    if depth != 0:
+        recorder = get(base + STATE.RECORDER)
+        record(recorder, get(recorder + RECORDER.BOUNDARY), 0, EVENT_CHECKPOINT, depth, 0, 0)
+
+
+@helper
+def record_overload(base: int) -> None:
+    """More waited than a turn takes."""
+    event(get(base + STATE.RECORDER), EVENT_OVERLOAD, 0, 0)
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+@kernel(MANY)
+def recorder_read(self: int, arguments: int, _count: int) -> int:
+    """(array, first, count): how many of these entries were whole, and are now in the array. Any thread."""
+    recorder = data(self)
+    target = data(get(arguments))
+    first = PyLong_AsLongLong(get(arguments + 8))
+    found = 0
+    for number in range(first, first + PyLong_AsLongLong(get(arguments + 16))):
+        if read_entry(recorder, number, target + (found << ENTRY_BITS)):
+            found += 1
+    return PyLong_FromLongLong(found)
+
+
+@kernel(ONE)
+def recorder_running(self: int, array: int) -> int:
+    """Into an array: [kind + 1 and a count, boundary, subject, what, value] of the callback in progress; how many
+    words, 0 if there is none, or just another. Any thread.
+    """
+    recorder = data(self)
+    target = data(array)
+    running = load(recorder + RECORDER.RUNNING)
+    put(target, running)
+    put(target + 8, load(recorder + RECORDER.BOUNDARY))
+    put(target + 16, load(recorder + RECORDER.SUBJECT))
+    put(target + 24, load(recorder + RECORDER.WHAT))
+    put(target + 32, load(recorder + RECORDER.VALUE))
+    return PyLong_FromLongLong(5 if running != 0 and load(recorder + RECORDER.RUNNING) == running else 0)
+
+
+@kernel(ONE)
+def recorder_head(self: int, _array: int) -> int:
+    """How many entries have been begun. Any thread."""
+    return PyLong_FromLongLong(load(data(self) + RECORDER.HEAD))

@@ -1,0 +1,112 @@
+"""What the loop tells those who look on: its figures (meter.py) and its flight recorder (event_ring.py).
+
+A loop that nobody observes must not pay for each of them, so the hot path tests one word, `OBSERVED`, which is set when
+either is on, and comes here then. What every callback passes is inlined, so that seven of eight short ones pay for a
+store and a count (calls in their place were half of what metrics cost). Everything here is for the loop's thread.
+"""
+
+from __future__ import annotations
+
+from ..base.atomics import get
+from ..base.kernel import apart, inlined
+from ..base.layout import KIND_ARM, KIND_CANCEL, LIVE, STATE
+from .event_ring import (
+    boundary_moved,
+    move_recorded,
+    record_checkpoint,
+    record_enters,
+    record_overload,
+    record_rests,
+    record_turn,
+    run_begins,
+    run_ends,
+)
+from .meter import (
+    callback_measured,
+    callback_shares,
+    callback_timed,
+    checkpoint_measured,
+    count,
+    measure_enters,
+    measure_rests,
+    measure_turn,
+)
+
+
+@inlined
+def callback_begins(base: int, word: int, kind: int) -> None:
+    """A callback, the tagged reference `word`, is about to be called."""
+    block = get(base + STATE.METRICS)
+    if block != 0:
+        callback_measured(block, kind)
+    if get(base + STATE.RECORDER) != 0:
+        run_begins(base, word, kind)
+
+
+@inlined
+def callback_ended(base: int, failed: bool) -> None:
+    """It has returned, or raised."""
+    block = get(base + STATE.METRICS)
+    if block != 0 and not callback_shares(block, failed):
+        callback_timed(block, failed)
+    if get(base + STATE.RECORDER) != 0:
+        run_ends(base, failed)
+
+
+@apart
+def observe_boundary(base: int) -> None:
+    """The loop has called something of its own: what is observed next begins now."""
+    if get(base + STATE.RECORDER) != 0:
+        boundary_moved(base)
+
+
+@apart
+def command_moved(base: int, kind: int) -> None:
+    """What another thread has scheduled was put into its ring."""
+    if get(base + STATE.RECORDER) != 0 and kind != KIND_ARM and kind != KIND_CANCEL:
+        move_recorded(base, kind)
+
+
+@apart
+def checkpoint_begins(base: int) -> None:
+    """A checkpoint has something to do."""
+    if get(base + STATE.METRICS) != 0:
+        checkpoint_measured(base)
+    if get(base + STATE.RECORDER) != 0:
+        record_checkpoint(base)
+
+
+@apart
+def loop_enters(base: int, slept: bool) -> None:
+    """`run` or `drain` begins."""
+    if get(base + STATE.METRICS) != 0:
+        measure_enters(base, slept)
+    if get(base + STATE.RECORDER) != 0:
+        record_enters(base, slept)
+
+
+@apart
+def loop_rests(base: int) -> None:
+    """A turn has ended; the loop sleeps or leaves."""
+    if get(base + STATE.METRICS) != 0:
+        measure_rests(base)
+    if get(base + STATE.RECORDER) != 0:
+        record_rests(base)
+
+
+@apart
+def turn_begins(base: int, ingress: int) -> None:
+    """The loop is back from its sleep, with `ingress` tasks waiting."""
+    if get(base + STATE.METRICS) != 0:
+        measure_turn(base, ingress)
+    if get(base + STATE.RECORDER) != 0:
+        record_turn(base, ingress)
+
+
+@apart
+def overload_begins(base: int) -> None:
+    """More waited than a turn takes."""
+    if get(base + STATE.METRICS) != 0:
+        count(base, LIVE.OVERLOADS, 1)
+    if get(base + STATE.RECORDER) != 0:
+        record_overload(base)

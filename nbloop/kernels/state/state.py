@@ -1,0 +1,289 @@
+"""A state array made, filled, and at the end emptied: who owns the memory of a loop.
+
+A `State` is a numpy array and the ``self`` of the loop's built-in methods, so it lives as long as the loop *or any
+method taken from it*. Its words hold two kinds of addresses: of objects kept alive by the array's own attribute
+`keep` (hooks), and of what kernels own: references of callables, and memory they took (system.py).
+
+It ends in two steps, because the collector calls the finalisers of a cycle in any order, and finalisers call methods.
+A `State` is in such a cycle. Its finaliser closes every queue, its handles' too, and releases the callables; the
+memory stays, so a call that comes later refuses or finds nothing. The `Memory` under the words is in no cycle: the
+collector does not see it. It goes with the last reference to the state, and takes along what kernels have taken.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...unique import Unique
+from ..base import layout
+from ..base.atomics import put
+from ..base.interpreter import TYPE_TRAVERSE
+from ..base.kernel import Kernel, data
+from ..base.layout import FAR, HANDLE, LINE, POOL, QUEUE, RING, STATE, TIMERS, table
+from ..methods.lifetime import destroy, dismantle, producer_close, producer_destroy, producer_drop, warm
+from ..timers.buckets import GRAIN_MASK
+from .traverse import traverse_handle, traverse_loop
+
+_DIRECTORY = 1 << layout.DIRECTORY_BITS
+_LOOP_TABLES = (
+    2 * _DIRECTORY
+    + layout.CHUNK_LIMIT
+    + 2 * layout.SLAB_LIMIT
+    + layout.SLOT_LIMIT
+    + layout.SLOT_SLAB_LIMIT
+    + layout.BUCKET_TOTAL * layout.BUCKET_BYTES // 8
+)
+
+
+_whole: set[int] = set()  # each `Memory` by its id: what numpy leaves of a copy that was refused is of that type too
+
+
+class Memory(Unique, np.ndarray):
+    """What a loop's state lies in: its words, then its tables. It has no attributes, so the collector does not track
+    it, and calls no finaliser of it in the middle of a cycle.
+    """
+
+    __slots__ = ()
+
+    def __array_finalize__(self, source: object) -> None:
+        if isinstance(source, Memory):
+            raise TypeError("a state's memory has no views or copies of its own type: use view(numpy.ndarray)")
+
+    def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing, whole: set[int] = _whole) -> None:
+        if not finalizing() and id(self) in whole:
+            whole.remove(id(self))
+            dismantle.bind(self)()
+
+
+class State(Unique, np.ndarray):
+    """An aligned array of words that a kernel-made method can have as its ``self``."""
+
+    keep: list[Any]
+    kind: np.dtype[np.void]
+    memory: type[np.ndarray[Any, Any]] = np.ndarray  # what it lies in
+    tables: int  # words of its tables
+    used: int  # words of its memory that are the state's own or a table's
+    finaliser: Kernel
+    self_at: int  # index of the word "self", without which the words mean nothing to the collector
+    whole = False  # set once all words are there that the finaliser works on; exceptions may come before
+
+    def __array_finalize__(self, source: object) -> None:
+        if isinstance(source, State):  # a slice would be traversed and finalised as if it were a state itself
+            raise TypeError("a state has no views or copies of its own type: use its record, or view(numpy.ndarray)")
+
+    def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if self.whole and not finalizing():
+            self.end()
+        elif self.whole:  # the interpreter ends and modules are half gone, but not the collector
+            self[self.self_at] = 0  # it must not follow words whose tables it has taken away
+
+    def end(self) -> None:
+        """Refuse from now on, and release the callables. Its finaliser's work."""
+        self.finaliser.bind(self)()
+
+    @property
+    def record(self) -> Any:
+        """The words by name, as a numpy record over the same memory: ``state.record["external"]["tail"]``.
+
+        It keeps the memory and not the state, whose cycles the collector would then not see. Not a view of a view,
+        which would be checked field by field: 10 µs.
+        """
+        return np.ndarray((1,), self.kind, buffer=self.base)[0]
+
+
+class LoopWords(State):
+    """The state of a loop.
+
+    `handles` are the words of its producers' states, by number. Not the states, which would live as long as the loop,
+    and not weak references to them, which the collector clears before it calls the first finaliser: it is then that a
+    forgotten loop has to close its handles. Each handle takes itself out when it ends.
+    """
+
+    __qualname__ = "Loop"  # what Python calls its methods by: "Loop.submit() takes no keyword arguments"
+    handles: dict[int, Any]
+    handle_numbers: Iterator[int]
+
+    kind = STATE.dtype
+    memory = Memory
+    tables = _LOOP_TABLES
+    finaliser = destroy
+    self_at = layout.STATE.SELF // 8
+
+    def end(self) -> None:
+        self.close_handles()
+        super().end()
+
+    def close_handles(self) -> int:
+        """Refuse new work from all of them; how much they still hold. Any thread; idempotent."""
+        return sum(producer_close.bind(handle)() for handle in list(self.handles.values()))
+
+    def drop_handles(self) -> None:
+        """Release what they hold, but for those that are ready, of which `release_all` does. Closed, loop ended."""
+        for handle in list(self.handles.values()):
+            producer_drop.bind(handle)()
+
+
+class HandleWords(State):
+    """The state of a producer handle."""
+
+    __qualname__ = "Producer"
+    loop: LoopWords
+    number: int
+
+    kind = HANDLE.dtype
+    tables = _DIRECTORY
+    finaliser = producer_destroy
+    self_at = layout.HANDLE.SELF // 8
+
+    def end(self) -> None:
+        super().end()
+        self.loop.handles.pop(self.number, None)
+
+
+def _show_to_collector(kind: type[State], traverse: Kernel) -> None:
+    """Make `traverse` the type's ``tp_traverse``, so that cycles through queued callables are found."""
+    if traverse.address:
+        put(id(kind) + TYPE_TRAVERSE, traverse.address)
+
+
+_show_to_collector(LoopWords, traverse_loop)
+_show_to_collector(HandleWords, traverse_handle)
+
+
+def make_state[S: State](kind: type[S]) -> S:
+    """A zeroed state, with room for its tables behind it. Both begin on a page: a map does. It is `whole`
+    when its maker says so.
+    """
+    words = kind.kind.itemsize // 8
+    memory = table(words + kind.tables).view(kind.memory)
+    if isinstance(memory, Memory):
+        _whole.add(id(memory))
+    state = np.ndarray.__new__(kind, (words,), np.int64, buffer=memory)
+    state.keep = []
+    state.used = words
+    return state
+
+
+def _address(array: npt.NDArray[np.int64]) -> int:
+    return data(id(array))  # as kernels find it: `array.ctypes.data` takes 4 µs, 18 times a loop
+
+
+def _table(state: State, words: int) -> int:
+    """A lazily resident table that lives as long as the state's memory."""
+    start = state.used
+    state.used += words
+    assert state.used <= state.kind.itemsize // 8 + state.tables
+    return _address(state) + 8 * start
+
+
+def _open_queue(
+    state: State, at: int, chunk_size: int, pool: int, limit: int | None, number: int, measured: int, recorder: int
+) -> None:
+    queue = np.ndarray((1,), QUEUE.dtype, buffer=state, offset=at)[0]
+    segments = 1 << layout.DIRECTORY_BITS
+    queue["directory"] = _table(state, segments)
+    queue["directory_mask"] = segments - 1
+    queue["shift"] = chunk_size.bit_length() - 1
+    queue["pool"] = pool
+    queue["number"], queue["measured"], queue["recorder"] = number, measured, recorder
+    queue["observed"] = measured != 0 or recorder != 0
+    queue["final"] = -1
+    queue["gate"] = layout.OPEN if limit is None else layout.EXACT
+    queue["limit"] = (segments - 512) * chunk_size if limit is None else limit
+
+
+def _hook(state: State, hook: Callable[..., object]) -> int:
+    state.keep.append(hook)
+    return id(hook)
+
+
+def make_loop_state(
+    *,
+    chunk_size: int,
+    initial_chunks: int,
+    ingress_limit: int | None,
+    hooks: Mapping[str, Callable[..., object]],
+    metrics: npt.NDArray[np.int64] | None = None,
+    recorder: npt.NDArray[np.int64] | None = None,
+) -> LoopWords:
+    """The state of a loop, with its queues open and empty. `hooks` are the Python functions that kernels call, by
+    word; `metrics` is the block that it measures itself in (meter.py), `recorder` the ring that it records in
+    (event_ring.py).
+    """
+    state = make_state(LoopWords)
+    state.handles = {}
+    state.handle_numbers = itertools.count()
+    record = state.record
+    base = _address(state)
+    record["none"] = id(None)
+    record["one"] = 1
+    record["list_type"], record["tuple_type"] = id(list), id(tuple)
+    for name, hook in hooks.items():
+        record[name] = _hook(state, hook)
+
+    pool = record["pool"]
+    chunk_bytes = chunk_size * (8 if metrics is None else 16)  # a stamp beside each cell
+    measured = 0
+    if metrics is not None:
+        state.keep.append(metrics)
+        measured = record["metrics"] = _address(metrics)
+    recorded = 0
+    if recorder is not None:
+        state.keep.append(recorder)
+        recorded = record["recorder"] = _address(recorder)
+    record["observed"] = measured != 0 or recorded != 0
+    pool["chunk_bytes"] = chunk_bytes
+    pool["slab_limit"] = layout.SLAB_LIMIT
+    pool["next"] = _table(state, layout.CHUNK_LIMIT)
+    for name in ("slabs", "slab_next"):
+        pool[name] = _table(state, layout.SLAB_LIMIT)
+    pool_at = base + layout.STATE.POOL
+    _open_queue(
+        state, layout.STATE.EXTERNAL, chunk_size, pool_at, ingress_limit, layout.NUMBER_EXTERNAL, measured, recorded
+    )
+    _open_queue(state, layout.STATE.REMOTE, chunk_size, pool_at, None, layout.NUMBER_REMOTE, 0, recorded)
+
+    timers = record["timers"]
+    timers["next"] = _table(state, layout.SLOT_LIMIT)
+    timers["slabs"] = _table(state, layout.SLOT_SLAB_LIMIT)
+    record["far"]["horizon"] = GRAIN_MASK  # the last ns of a bucket, as always: a virtual clock begins at 0
+    record["far"]["buckets"] = _table(state, layout.BUCKET_TOTAL * layout.BUCKET_BYTES // 8)
+    record["self"] = id(state)
+    state.whole = True
+    if not warm.bind(state)(initial_chunks):
+        raise MemoryError(f"no memory for initial_chunks={initial_chunks}")
+    return state
+
+
+def make_handle_state(loop_state: LoopWords) -> HandleWords:
+    """The state of a producer handle; it keeps the loop's state, whose pool it shares, alive."""
+    state = make_state(HandleWords)
+    state.loop = loop_state
+    state.number = next(loop_state.handle_numbers)
+    record = state.record
+    me = id(state)
+    record["loop"] = _address(loop_state)
+    chunk_size = 1 << int(loop_state.record["external"]["shift"])
+    external = loop_state.record["external"]
+    limit = int(external["limit"]) if external["gate"] == layout.EXACT else None
+    number = layout.NUMBER_HANDLES + state.number % ((1 << layout.PLACE_BITS) - layout.NUMBER_HANDLES)
+    measured, recorder = int(external["measured"]), int(external["recorder"])
+    pool = _address(loop_state) + layout.STATE.POOL
+    _open_queue(state, layout.HANDLE.QUEUE, chunk_size, pool, limit, number, measured, recorder)
+    # No call among these: an exception of a signal handler leaves a handle that the loop knows, or none.
+    record["self"] = me
+    state.whole = True
+    loop_state.handles[state.number] = state.base
+    return state
+
+
+assert all(
+    kind.itemsize % LINE == 0 for kind in (QUEUE.dtype, POOL.dtype, TIMERS.dtype, FAR.dtype, STATE.dtype, HANDLE.dtype)
+)
+assert RING.dtype.itemsize == layout.SLOT_BYTES == 64

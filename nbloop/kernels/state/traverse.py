@@ -1,0 +1,121 @@
+"""What the cycle collector sees of a state: the callables that its words own.
+
+Problem: a loop's queued callbacks usually refer back to the loop, and references held in integer words are invisible
+to the collector, so a loop that is forgotten with work in it would stay for ever. Idea: `tp_traverse` is one more C
+function pointer, so a kernel can be it. It runs while the world is stopped, and no kernel is ever stopped in the
+middle (they stop only where they call Python or wait), so what it walks is consistent. It may miss references that a
+stopped turn holds in its own variables; the collector then thinks that they are held from outside, which is safe.
+"""
+
+from __future__ import annotations
+
+from ..base.atomics import get, load
+from ..base.capi import PyObject_VisitManagedDict
+from ..base.interpreter import OBJECT_TYPE
+from ..base.kernel import TRAVERSE, data, helper, kernel
+from ..base.layout import HANDLE, POINTER_MASK, QUEUE, RING, SLOT, SLOT_BITS, STATE, TIMERS
+from ..ingress.remote_words import remote_reference
+from ..ingress.ticket_queue import queue_cell, queue_entry, queue_tail
+from ..memory.pool import pool_address
+from ..memory.slots import CANCELLED, SPENT, STATE_MASK, slot_of
+
+
+def visit_object(visit: int, target: int, argument: int) -> int:
+    """Call the collector's ``visitproc``: compiled code calls the address; un-jitted states are not traversed."""
+    raise RuntimeError(f"an un-jitted kernel can not call {visit:#x}({target:#x}, {argument:#x})")
+
+
+@helper
+def visit_header(self: int, visit: int, argument: int) -> int:
+    """The instance's ``__dict__`` and type, as every heap type's traverse must."""
+    status = PyObject_VisitManagedDict(self, visit, argument)
+    if status == 0:
+        status = visit_object(visit, get(self + OBJECT_TYPE), argument)
+    return status
+
+
+@helper
+def visit_queue(queue: int, visit: int, argument: int, remote: bool) -> int:
+    """Every published reference of a queue of tasks, or of the remote one."""
+    shift = get(queue + QUEUE.SHIFT)
+    tail = queue_tail(queue)
+    ticket = load(queue + QUEUE.HEAD)
+    while ticket < tail:
+        entry = load(queue_entry(queue, ticket))
+        if entry <= 0:
+            ticket = ((ticket >> shift) + 1) << shift
+            continue
+        word = load(queue_cell(pool_address(get(queue + QUEUE.POOL), entry - 1), ticket, shift))
+        ticket += 1
+        owned = remote_reference(word) if remote else word & POINTER_MASK
+        if owned == 0:
+            continue
+        status = visit_object(visit, owned, argument)
+        if status != 0:
+            return status
+    return 0
+
+
+@helper
+def visit_ring(ring: int, visit: int, argument: int) -> int:
+    """Every reference in a ring."""
+    for at in range(get(ring + RING.HEAD), get(ring + RING.TAIL)):
+        word = get(get(ring + RING.CELLS) + ((at & get(ring + RING.MASK)) << 3))
+        status = visit_object(visit, word & POINTER_MASK, argument)
+        if status != 0:
+            return status
+    return 0
+
+
+@helper
+def visit_slots(timers: int, visit: int, argument: int) -> int:
+    """Every callback that a timer or an immediate owns."""
+    for slot in range(load(timers + TIMERS.SLOT_COUNT)):
+        record = slot_of(timers, slot | 1 << SLOT_BITS)
+        if record == 0:
+            continue
+        state = load(record + SLOT.WORD) & STATE_MASK
+        if state != SPENT and state != CANCELLED:
+            status = visit_object(visit, load(record + SLOT.CALLBACK) & POINTER_MASK, argument)
+            if status != 0:
+                return status
+    return 0
+
+
+@kernel(TRAVERSE)
+def traverse_loop(self: int, visit: int, argument: int) -> int:
+    """``tp_traverse`` of a loop's state."""
+    base = data(self)
+    status = visit_header(self, visit, argument)
+    if get(base + STATE.SELF) != self:  # an array typed as one, or the interpreter ends: see State.__del__
+        return status
+    if status == 0:
+        status = visit_queue(base + STATE.EXTERNAL, visit, argument, False)
+    if status == 0:
+        status = visit_queue(base + STATE.REMOTE, visit, argument, True)
+    if status == 0:
+        status = visit_ring(base + STATE.NEXT_TICKS, visit, argument)
+    if status == 0:
+        status = visit_ring(base + STATE.MICROTASKS, visit, argument)
+    if status == 0:
+        status = visit_ring(base + STATE.CLOSING, visit, argument)
+    if status == 0:
+        status = visit_ring(base + STATE.INTERNAL, visit, argument)
+    if status == 0:
+        status = visit_ring(base + STATE.CHECKPOINT_ENDS, visit, argument)
+    if status == 0:
+        status = visit_slots(base + STATE.TIMERS, visit, argument)
+    handle = load(base + STATE.READY)
+    while handle != 0 and status == 0:
+        status = visit_object(visit, get(handle + HANDLE.SELF), argument)
+        handle = get(handle + HANDLE.NEXT_READY)
+    return status
+
+
+@kernel(TRAVERSE)
+def traverse_handle(self: int, visit: int, argument: int) -> int:
+    """``tp_traverse`` of a producer handle's state."""
+    status = visit_header(self, visit, argument)
+    if status == 0 and get(data(self) + HANDLE.SELF) == self:
+        status = visit_queue(data(self) + HANDLE.QUEUE, visit, argument, False)
+    return status

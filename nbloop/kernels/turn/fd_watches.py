@@ -1,0 +1,316 @@
+"""Readiness: the system says that a descriptor can be read or written, and its callback runs, in one kernel call.
+
+Problem: between an event of the system's and its callback asyncio makes a list of pairs, looks each up in a dict, and
+allocates a handle for each. Idea: the poller carries a 64-bit *token* with every event, and the token is the id of a
+slot (timer_slots.py) that holds the callback, so an event becomes a call by three loads. The slot's generation is in
+the token: an event that was collected for a watch that is gone reaches nobody, whoever has its number by now.
+
+The word of a slot decides, as for timers. The loop claims an event's callback by WATCHED -> DISPATCHING and gives it
+back afterwards; whoever unregisters swaps WATCHED for SPENT and releases the callback, or DISPATCHING for CANCELLED,
+and then the loop does. So once that swap is done no callback starts, whichever thread did it. Interest is one word,
+looked at again before the call: what was muted after the event was collected stays quiet.
+
+Where the kernels can wait in the poller themselves (epoll: the event buffer is plain memory) they do, detached; else
+Python waits, and writes what it got into the same table of (token, events). It loses against io_uring where each
+readiness is followed by a read or a write of known size: that is two system calls here and none there.
+"""
+
+from __future__ import annotations
+
+from ..base.atomics import compare_and_swap, exchange, fetch_add, get, get_half, load, monotonic_ns, pause, put, store
+from ..base.capi import (
+    EINTR,
+    EPOLL_DATA,
+    EPOLL_EVENT_BYTES,
+    SYS_EPOLL_PWAIT,
+    SYS_EPOLL_PWAIT2,
+    Py_DecRef,
+    Py_IncRef,
+    PyBool_FromLong,
+    PyEval_RestoreThread,
+    PyEval_SaveThread,
+    PyLong_AsLongLong,
+    PyLong_FromLongLong,
+    PyObject_Vectorcall,
+    errno_location,
+    libc_syscall,
+)
+from ..base.clock import FOREVER, clock_jump, sleep_ns
+from ..base.kernel import MANY, ONE, apart, data, helper, inlined, kernel
+from ..base.layout import (
+    ERROR,
+    HANGUP,
+    IO,
+    KIND_READINESS,
+    READ,
+    READY_MOST,
+    REFUSED_SLOTS,
+    SLOT,
+    SLOT_BITS,
+    SLOT_LIMIT,
+    STATE,
+    TIMERS,
+    WRITE,
+)
+from ..base.refusal import refuse
+from ..calls.invoke import call_hook, called
+from ..ingress.parking import (
+    SPIN_LOOKS,
+    arrivals,
+    fall_asleep,
+    nap_ended,
+    nap_ns,
+    slept_for,
+    spin_ended,
+    spin_limit,
+    wake_to_exit,
+    wide_awake,
+)
+from ..memory.slots import (
+    CANCELLED,
+    DISPATCHING,
+    GENERATION_SHIFT,
+    STATE_MASK,
+    WATCHED,
+    slot_at,
+    slot_free,
+    slot_of,
+    slot_open,
+    slot_take,
+)
+from ..observe.probes import callback_begins
+from .checkpoint import checkpoint
+
+EPOLLIN, EPOLLOUT, EPOLLERR, EPOLLHUP, EPOLLRDHUP = 1, 4, 8, 16, 0x2000
+
+
+@kernel(MANY)
+def watch_open(self: int, arguments: int, _count: int) -> int:
+    """(descriptor, callback, interest) -> token. The slot owns both references from now on. Any thread; O(1)."""
+    base = data(self)
+    timers = base + STATE.TIMERS
+    slot = slot_take(timers)
+    if slot < 0:
+        refuse(base, REFUSED_SLOTS, get(base + STATE.NONE))
+        return 0
+    record = slot_at(timers, slot)
+    descriptor = get(arguments)
+    callback = get(arguments + 8)
+    Py_IncRef(descriptor)
+    Py_IncRef(callback)
+    put(record + SLOT.DESCRIPTOR, descriptor)
+    store(record + SLOT.INTEREST, PyLong_AsLongLong(get(arguments + 16)))
+    fetch_add(base + STATE.IO + IO.WATCHES, 1)
+    fetch_add(base + STATE.HOLDS, 1)  # it keeps an auto-exit loop alive
+    return PyLong_FromLongLong(slot_open(timers, slot, callback, WATCHED))
+
+
+@kernel(MANY)
+def watch_change(self: int, arguments: int, _count: int) -> int:
+    """(token, interest): what the callback is to be told from now on. Any thread, of a token that is open."""
+    base = data(self)
+    record = slot_of(base + STATE.TIMERS, PyLong_AsLongLong(get(arguments)))
+    store(record + SLOT.INTEREST, PyLong_AsLongLong(get(arguments + 8)))
+    return get(base + STATE.NONE)
+
+
+@kernel(ONE)
+def watch_close(self: int, token: int) -> int:
+    """Once this has returned, no callback of that token starts. False: it was closed already. Any thread; O(1)."""
+    base = data(self)
+    timers = base + STATE.TIMERS
+    identifier = PyLong_AsLongLong(token)
+    record = slot_of(timers, identifier)
+    while record != 0:
+        word = load(record + SLOT.WORD)
+        if word >> GENERATION_SHIFT != identifier >> SLOT_BITS or word & STATE_MASK < WATCHED:
+            break
+        if word & STATE_MASK == DISPATCHING:
+            if compare_and_swap(record + SLOT.WORD, word, word & ~STATE_MASK | CANCELLED):
+                watch_gone(base)
+                return PyBool_FromLong(1)
+        elif compare_and_swap(record + SLOT.WORD, word, word & ~STATE_MASK):
+            watch_gone(base)
+            watch_release(timers, record, identifier & (SLOT_LIMIT - 1))
+            return PyBool_FromLong(1)
+        fetch_add(timers + TIMERS.RETRIES, 1)
+    return PyBool_FromLong(0)
+
+
+@apart
+def watch_gone(base: int) -> None:
+    """One watch less, which may have been what kept the loop alive."""
+    fetch_add(base + STATE.IO + IO.WATCHES, -1)
+    fetch_add(base + STATE.HOLDS, -1)
+    wake_to_exit(base)
+
+
+@apart
+def watch_release(timers: int, record: int, slot: int) -> None:
+    """Let go of what a closed watch owned. Whoever closed it, alone."""
+    callback = get(record + SLOT.CALLBACK)
+    descriptor = get(record + SLOT.DESCRIPTOR)
+    slot_free(timers, slot)
+    Py_DecRef(descriptor)
+    Py_DecRef(callback)
+
+
+@inlined
+def watch_ready(base: int, token: int, events: int) -> int:
+    """Run the callback of a token, if it still is to hear of these events. 0, or LEAVE. Loop thread."""
+    timers = base + STATE.TIMERS
+    io = base + STATE.IO
+    record = slot_of(timers, token)
+    if record == 0:
+        return 0
+    word = load(record + SLOT.WORD)
+    if word >> GENERATION_SHIFT != token >> SLOT_BITS or word & STATE_MASK != WATCHED:
+        # Closed while its event was on the way; or the user closed the descriptor first, a duplicate of it lives, and
+        # the system goes on reporting what can no longer be removed: then the poller has to be made anew.
+        if load(io + IO.SUSPECT) != 0 and exchange(io + IO.SUSPECT, 0) != 0:
+            return call_hook(get(base + STATE.RENEW))
+        return 0
+    interest = load(record + SLOT.INTEREST) & (READ | WRITE)
+    events &= interest | ERROR | HANGUP
+    if interest == 0 or events == 0 or not compare_and_swap(record + SLOT.WORD, word, word & ~STATE_MASK | DISPATCHING):
+        return 0
+    callback = get(record + SLOT.CALLBACK)
+    put(io + IO.ARGUMENT0, get(record + SLOT.DESCRIPTOR))
+    put(io + IO.ARGUMENT0 + 8, get(get(io + IO.MASKS) + (events << 3)))
+    put(base + STATE.SUBJECT, token)
+    if get(base + STATE.OBSERVED) != 0:
+        callback_begins(base, callback, KIND_READINESS)
+    status = called(base, PyObject_Vectorcall(callback, io + IO.ARGUMENT0, 2, 0), callback, KIND_READINESS)
+    while True:
+        word = load(record + SLOT.WORD)
+        if word & STATE_MASK == CANCELLED:
+            store(record + SLOT.WORD, word & ~STATE_MASK)
+            watch_release(timers, record, token & (SLOT_LIMIT - 1))
+            break
+        if compare_and_swap(record + SLOT.WORD, word, word & ~STATE_MASK | WATCHED):
+            break
+        fetch_add(timers + TIMERS.RETRIES, 1)
+    if status != 0:
+        return status
+    return checkpoint(base)
+
+
+@helper
+def epoll_collect(base: int, count: int) -> int:
+    """After the system call: its events into the table, in nbloop's terms. 0, or -1 and `error` says why."""
+    io = base + STATE.IO
+    if count < 0:
+        error = get_half(errno_location())
+        if error == EINTR:
+            return 0
+        put(io + IO.ERROR, error)
+        return -1
+    ready = 0
+    for number in range(count):
+        at = get(io + IO.EVENTS) + number * EPOLL_EVENT_BYTES
+        token = get_half(at + EPOLL_DATA) | get_half(at + EPOLL_DATA + 4) << 32
+        if token == 0:
+            continue  # the wake descriptor, which is edge-triggered and never read: one system call less a wake
+        bits = get_half(at)
+        events = 0
+        if bits & EPOLLIN:
+            events |= READ
+        if bits & EPOLLOUT:
+            events |= WRITE
+        if bits & EPOLLERR:
+            events |= ERROR
+        if bits & (EPOLLHUP | EPOLLRDHUP):
+            events |= HANGUP
+        put(get(io + IO.READY) + (ready << 4), token)
+        put(get(io + IO.READY) + (ready << 4) + 8, events)
+        ready += 1
+    put(io + IO.READY_COUNT, ready)
+    put(io + IO.READY_DONE, 0)
+    return 0
+
+
+@helper
+def epoll_look(base: int) -> int:
+    """What is ready now, without waiting. 0, or -1 and `error` says why."""
+    io = base + STATE.IO
+    return epoll_collect(
+        base, libc_syscall(SYS_EPOLL_PWAIT, get(io + IO.POLLER), get(io + IO.EVENTS), READY_MOST, 0, 0)
+    )
+
+
+@helper
+def epoll_spin(base: int, deadline: int) -> int:
+    """`spin` with descriptors, which only a system call can see: it is made between two looks at the clock, and first
+    of all (a descriptor that is ready in each turn would wait 1 us for the looks at the queues, which cost less than
+    the call only where they see something). 1 if it saw something, 0 if not, -1 and `error` says why. Loop thread,
+    detached.
+    """
+    until = spin_limit(base, deadline)
+    while until != 0:
+        if epoll_look(base) != 0:
+            return -1
+        if get(base + STATE.IO + IO.READY_COUNT) != 0:
+            spin_ended(base, True)
+            return 1
+        for _ in range(SPIN_LOOKS):
+            if arrivals(base):
+                spin_ended(base, True)
+                return 1
+            pause()
+        if monotonic_ns() >= until:
+            spin_ended(base, False)
+            return 0
+    return 0
+
+
+@helper
+def epoll_sleep(base: int, deadline: int) -> int:
+    """Wait until a descriptor is ready, the loop is woken, or the deadline. 0, or -1 and `error` says why. Attached;
+    detached meanwhile.
+    """
+    thread = PyEval_SaveThread()
+    status = epoll_spin(base, deadline)
+    if status == 0:
+        status = epoll_block(base, deadline) if fall_asleep(base, deadline) else epoll_look(base)
+    PyEval_RestoreThread(thread)
+    return min(status, 0)
+
+
+@helper
+def epoll_block(base: int, deadline: int) -> int:
+    """The sleep itself, announced already; the loop is awake again afterwards. 0, or -1 and `error` says why. Detached.
+
+    A timeout in whole ms, all that systems before Linux 5.11 have, is rounded up: no timer fires early.
+    """
+    io = base + STATE.IO
+    put(base + STATE.PARKS, get(base + STATE.PARKS) + 1)
+    poller = get(io + IO.POLLER)
+    events = get(io + IO.EVENTS)
+    start = monotonic_ns()
+    left = sleep_ns(base, deadline)
+    span = nap_ns(base, left)
+    if span == FOREVER:
+        count = libc_syscall(SYS_EPOLL_PWAIT, poller, events, READY_MOST, -1, 0)
+    elif get(io + IO.NS_TIMEOUTS) == 0:
+        count = libc_syscall(SYS_EPOLL_PWAIT, poller, events, READY_MOST, min((span + 999999) // 1000000, 1 << 30), 0)
+    else:
+        put(base + STATE.SECONDS, span // 1000000000)
+        put(base + STATE.NANOSECONDS, span % 1000000000)
+        count = libc_syscall(SYS_EPOLL_PWAIT2, poller, events, READY_MOST, base + STATE.SECONDS, 0)
+    status = epoll_collect(base, count)  # before anything else can change errno
+    slept = monotonic_ns() - start
+    if count == 0 and not arrivals(base):
+        nap_ended(base, left, slept)
+        clock_jump(base, deadline, slept)
+    wide_awake(base)
+    slept_for(base, slept)
+    return status
+
+
+@kernel(ONE)
+def collected(self: int, count: int) -> int:
+    """Python has waited, and written `count` pairs into the table of (token, events). Owner only."""
+    base = data(self)
+    put(base + STATE.IO + IO.READY_COUNT, PyLong_AsLongLong(count))
+    put(base + STATE.IO + IO.READY_DONE, 0)
+    return get(base + STATE.NONE)

@@ -1,0 +1,255 @@
+"""A turn of the loop: which callbacks run, in which order, and what happens around each.
+
+The order is the contract's and the same in every mode: microtask checkpoint, poll and I/O callbacks, immediates,
+close callbacks, due timers, internal queue, external queue up to the budget. Each phase takes its queue's length at
+entry; what is added meanwhile waits for the next turn, so no phase can starve the others. A checkpoint follows
+*every* callback.
+
+`run` is one kernel call that turns until Python is needed: to poll, to report that the loop must stop, or to raise.
+"""
+
+from __future__ import annotations
+
+from ..base.atomics import exchange, get, load, load_sc, put, store
+from ..base.capi import (
+    POLLIN,
+    SYS_PPOLL,
+    PyEval_RestoreThread,
+    PyEval_SaveThread,
+    PyLong_AsLongLong,
+    PyLong_FromLongLong,
+    libc_syscall,
+)
+from ..base.clock import FOREVER, loop_ns, sleep_ns
+from ..base.kernel import NOARGS, ONE, data, helper, kernel
+from ..base.layout import (
+    IO,
+    KIND_CLOSE,
+    KIND_INTERNAL,
+    PARK_EPOLL,
+    PARK_FUTEX,
+    PARK_POLLER,
+    POOL,
+    RUNNING,
+    STATE,
+)
+from ..calls.invoke import call_hook
+from ..ingress.parking import arrivals, fall_asleep, nap_ns, park, wide_awake
+from ..ingress.ticket_queue import queue_close_if_empty, queue_length, queue_reopen
+from ..memory.pool import KEEP_CHUNKS, pool_trim
+from ..memory.ring import ring_length, ring_trim
+from ..memory.slots import (
+    timers_referenced,
+)
+from ..observe.probes import loop_enters, loop_rests, turn_begins
+from ..timers.timer_heap import heap_trim
+from ..timers.timer_queue import timer_queue_next
+from .checkpoint import checkpoint
+from .external import ingress_length
+from .fd_watches import epoll_look, epoll_sleep
+from .phases import phase, phase_external, phase_immediates, phases
+
+# Why `run` returned.
+ENDED_STOP, ENDED_PARK, ENDED_INTERRUPT, ENDED_TERMINATING, ENDED_QUIET, ENDED_DRAINED = 1, 2, 3, 4, 5, 6
+ENDED_LOOK, ENDED_BROKEN, ENDED_NAP = 7, 8, 9
+
+
+@helper
+def idle(base: int) -> bool:
+    """Nothing to run but timers, as far as the loop thread's own queues go."""
+    return (
+        ring_length(base + STATE.IMMEDIATES) == 0
+        and ring_length(base + STATE.CLOSING) == 0
+        and ring_length(base + STATE.INTERNAL) == 0
+        and get(base + STATE.DUE) == 0
+    )
+
+
+@helper
+def next_deadline(base: int) -> int:
+    """When the first timer is due, FOREVER if there is none."""
+    return timer_queue_next(base)
+
+
+@helper
+def tidy(base: int) -> None:
+    """Before a sleep: give back memory that a burst has left."""
+    if load(base + STATE.POOL + POOL.FREE_CHUNKS) > 2 * KEEP_CHUNKS:
+        pool_trim(base + STATE.POOL)
+    ring_trim(base + STATE.MICROTASKS)
+    ring_trim(base + STATE.NEXT_TICKS)
+    ring_trim(base + STATE.IMMEDIATES)
+    ring_trim(base + STATE.INTERNAL)
+    heap_trim(base + STATE.TIMERS)
+
+
+@helper
+def quiet(base: int) -> bool:
+    """For auto-exit: nothing referenced is left. Closes both queues if so, which makes it final: who is refused now
+    was not promised.
+    """
+    if load(base + STATE.HOLDS) > 0 or timers_referenced(base) > 0 or arrivals(base) or not idle(base):
+        return False
+    if not queue_close_if_empty(base + STATE.EXTERNAL):
+        return False
+    if not queue_close_if_empty(base + STATE.REMOTE):
+        queue_reopen(base + STATE.EXTERNAL)
+        return False
+    if load_sc(base + STATE.READY) != 0 or load_sc(base + STATE.HOLDS) > 0 or timers_referenced(base) > 0:
+        queue_reopen(base + STATE.REMOTE)
+        queue_reopen(base + STATE.EXTERNAL)
+        return False
+    return True
+
+
+@helper
+def wait(base: int) -> int:
+    """Phase 1: if nothing is to be run, sleep; else look at the descriptors, if there are any. 0 to go on with the
+    turn; ENDED_PARK: the sleep is announced, and Python sleeps; ENDED_LOOK: Python looks; ENDED_BROKEN: the poller is;
+    ENDED_NAP: the last sleep was a nap, and the next is to be a doze.
+    """
+    io = base + STATE.IO
+    mode = load(base + STATE.PARK_MODE)
+    if get(io + IO.READY_DONE) < get(io + IO.READY_COUNT):
+        return 0  # a callback of the last poll has left `run()`; the others of that poll come first
+    deadline = next_deadline(base) if idle(base) and not arrivals(base) else 0
+    if deadline == 0 or (deadline != FOREVER and deadline <= loop_ns(base)):
+        if load(io + IO.WATCHES) == 0:
+            return 0
+        if mode == PARK_EPOLL:
+            return 0 if epoll_look(base) == 0 else ENDED_BROKEN
+        if mode == PARK_POLLER:
+            put(base + STATE.POLL_TIMEOUT, 0)
+            put(base + STATE.POLLED, 1)
+            return ENDED_LOOK
+        return 0  # just registered: the change of mode is in the internal queue
+    tidy(base)
+    if get(base + STATE.NAPPED) != 0:
+        put(base + STATE.NAPPED, 0)
+        return ENDED_NAP
+    if mode == PARK_FUTEX:
+        park(base, deadline)
+        return 0
+    if mode == PARK_EPOLL:
+        return 0 if epoll_sleep(base, deadline) == 0 else ENDED_BROKEN
+    if not fall_asleep(base, deadline):
+        return 0
+    put(base + STATE.PARKS, get(base + STATE.PARKS) + 1)
+    left = nap_ns(base, sleep_ns(base, deadline))
+    put(base + STATE.POLL_TIMEOUT, -1 if left == FOREVER else left)
+    put(base + STATE.POLLED, 1)
+    return ENDED_PARK
+
+
+@kernel(ONE)
+def doze(self: int, descriptor: int) -> int:
+    """Sleep until the loop is woken, one of its descriptors is ready, this one can be read, or the first deadline:
+    ENDED_BROKEN as an int, or 0. Owner only, with an epoll poller; attached, and detached meanwhile.
+
+    Also a loop that else sleeps on a futex is woken through its eventfd then.
+    """
+    base = data(self)
+    io = base + STATE.IO
+    deadline = next_deadline(base) if idle(base) and not arrivals(base) else 0
+    if deadline == 0 or (deadline != FOREVER and deadline <= loop_ns(base)) or load(base + STATE.LIFECYCLE) != RUNNING:
+        return PyLong_FromLongLong(0)
+    fds = base + STATE.ARGUMENTS0  # two struct pollfd
+    put(fds, PyLong_AsLongLong(descriptor) | POLLIN << 32)
+    put(fds + 8, get(io + IO.POLLER) | POLLIN << 32)
+    mode = load(base + STATE.PARK_MODE)
+    store(base + STATE.PARK_MODE, PARK_EPOLL)
+    thread = PyEval_SaveThread()
+    if fall_asleep(base, deadline):
+        put(base + STATE.PARKS, get(base + STATE.PARKS) + 1)
+        left = sleep_ns(base, deadline)
+        timeout = 0
+        if left != FOREVER:
+            put(base + STATE.SECONDS, left // 1000000000)
+            put(base + STATE.NANOSECONDS, left % 1000000000)
+            timeout = base + STATE.SECONDS
+        libc_syscall(SYS_PPOLL, fds, 2, timeout, 0, 0)
+        wide_awake(base)
+    status = epoll_look(base)  # also takes the wake out of the set, or the next doze would end at once
+    PyEval_RestoreThread(thread)
+    store(base + STATE.PARK_MODE, mode)
+    put(base + STATE.POLLED, 1)
+    return PyLong_FromLongLong(0 if status == 0 else ENDED_BROKEN)
+
+
+@kernel(NOARGS)
+def run(self: int, _unused: int) -> int:
+    """Turn until Python is needed: ENDED_x as an int, or the exception of a callback that must leave the loop. Owner
+    only.
+    """
+    base = data(self)
+    observed = get(base + STATE.OBSERVED) != 0
+    if observed:
+        loop_enters(base, get(base + STATE.POLLED) != 0)
+    while True:
+        status = checkpoint(base)
+        if observed:
+            loop_rests(base)
+        if status != 0:
+            return 0
+        ended = 0
+        if load(base + STATE.INTERRUPT) != 0:
+            ended = ENDED_INTERRUPT
+        elif load(base + STATE.LIFECYCLE) != RUNNING:
+            ended = ENDED_TERMINATING
+        elif get(base + STATE.POLLED) != 0:
+            put(base + STATE.POLLED, 0)
+        elif get(base + STATE.AUTO_EXIT) != 0 and quiet(base):
+            ended = ENDED_QUIET
+        else:  # which does not sleep if this turn was asked to be the last one
+            ended = wait(base)
+        if ended != 0:
+            return PyLong_FromLongLong(ended)
+        if observed:
+            turn_begins(base, ingress_length(base))
+        if checkpoint(base) != 0 or phases(base) != 0 or call_hook(get(base + STATE.CHECK_INTERRUPTS)) != 0:
+            if observed:
+                loop_rests(base)
+            return 0
+        put(base + STATE.TURNS, get(base + STATE.TURNS) + 1)
+        if exchange(base + STATE.STOP, 0) != 0:
+            if observed:
+                loop_rests(base)
+            return PyLong_FromLongLong(ENDED_STOP)
+
+
+@kernel(NOARGS)
+def drain(self: int, _unused: int) -> int:
+    """Graceful end: run what was accepted (immediates, close, internal, external; no timers) until nothing is left,
+    checkpoints included. ENDED_DRAINED or ENDED_INTERRUPT as an int, or an exception as in `run`. Owner only,
+    queues closed.
+    """
+    base = data(self)
+    put(base + STATE.BUDGET, 1 << 62)
+    observed = get(base + STATE.OBSERVED) != 0
+    if observed:
+        loop_enters(base, False)
+    while True:
+        status = checkpoint(base)
+        if observed:
+            loop_rests(base)
+        if status != 0:
+            return 0
+        if load(base + STATE.INTERRUPT) != 0:
+            return PyLong_FromLongLong(ENDED_INTERRUPT)
+        if (
+            idle(base)
+            and queue_length(base + STATE.EXTERNAL) == 0
+            and queue_length(base + STATE.REMOTE) == 0
+            and load(base + STATE.READY) == 0
+        ):
+            return PyLong_FromLongLong(ENDED_DRAINED)
+        if (
+            phase_immediates(base) != 0
+            or phase(base, base + STATE.CLOSING, KIND_CLOSE) != 0
+            or phase(base, base + STATE.INTERNAL, KIND_INTERNAL) != 0
+            or phase_external(base) != 0
+            or call_hook(get(base + STATE.CHECK_INTERRUPTS)) != 0
+        ):
+            if observed:
+                loop_rests(base)
+            return 0

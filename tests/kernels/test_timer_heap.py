@@ -1,0 +1,84 @@
+"""timer_heap.py against a sorted list."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from nbloop.kernels.base.layout import SLOT_BITS
+from nbloop.kernels.timers.timer_heap import SMALL_HEAP, heap_insert, heap_pop, heap_reserve, heap_trim, order_of
+from tests.support import naive, rig
+
+
+class HeapMachine(RuleBasedStateMachine):
+    """Few different deadlines, so that many are equal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory = rig.Memory()
+        self.timers = self.memory.timers
+        self.record = self.memory.record["timers"]
+        self.record["capacity"] = 4  # grow early; the array is larger than that
+        self.naive = naive.Heap()
+        self.sequence = 0
+
+    def entries(self) -> list[tuple[int, int]]:
+        size = int(self.record["size"])
+        return [tuple(entry) for entry in rig.table(int(self.record["heap"]), 2 * size).reshape(-1, 2).tolist()]
+
+    @rule(deadline=st.integers(0, 6), count=st.integers(1, 5))
+    def insert(self, deadline: int, count: int) -> None:
+        entries, reserved = self.entries(), heap_reserve(self.timers, count)
+        if reserved < 0:
+            assert rig.blocks.failing
+            assert self.entries() == entries
+            return
+        for _ in range(count):
+            self.sequence += 1
+            heap_insert(self.timers, deadline, order_of(self.sequence))
+            self.naive.insert(deadline, order_of(self.sequence), 0)
+
+    @precondition(lambda self: self.naive.entries)
+    @rule(count=st.integers(1, 5))
+    def pop(self, count: int) -> None:
+        """Earliest first, and equal deadlines in the order of scheduling."""
+        for deadline, order, _ in self.naive.entries[:count]:
+            assert self.entries()[0] == (deadline, order)
+            heap_pop(self.timers)
+            del self.naive.entries[0]
+
+    @rule(failing=st.booleans())
+    def allocations(self, failing: bool) -> None:
+        rig.blocks.failing = failing
+
+    @invariant()
+    def ordered(self) -> None:
+        """A parent is not after its children; the entries are the twin's; entry 1 begins a 64-byte line."""
+        entries = self.entries()
+        assert all(entries[(at - 1) // 4] < entries[at] for at in range(1, len(entries)))
+        assert sorted(entries) == [(deadline, order) for deadline, order, _ in self.naive.entries]
+        assert (int(self.record["heap"]) + rig.layout.NODE_BYTES) % 64 == 0
+        assert len(entries) <= self.record["capacity"]
+
+
+TestHeap = HeapMachine.TestCase
+TestHeap.settings = rig.MACHINE
+
+
+def test_large_block_is_given_back_when_hardly_used() -> None:
+    memory = rig.Memory()
+    timers, record = memory.timers, memory.record["timers"]
+    before = set(rig.maps.living)
+    assert heap_reserve(timers, 64 * SMALL_HEAP) == 0
+    assert set(rig.maps.living) - before == {int(record["heap_block"])}
+    for number in range(10):
+        heap_insert(timers, 10 - number, number + 1 << SLOT_BITS)
+    heap_trim(timers)
+    assert record["capacity"] == SMALL_HEAP
+    assert set(rig.maps.living) == before, "the large block was a map"
+    assert int(record["heap_block"]) in rig.blocks.living
+    popped = []
+    while record["size"]:
+        popped.append(int(rig.table(int(record["heap"]), 1)[0]))
+        heap_pop(timers)
+    assert popped == list(range(1, 11))

@@ -1,0 +1,331 @@
+"""What a loop reports of itself, against what the tests have counted and timed themselves."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nbloop.kernels.base import layout
+from nbloop.kernels.observe import meter
+from nbloop.observe import Histogram, block
+from tests.support.waiting import PATIENCE, together, wait_for
+
+
+def returned(loop):
+    """Everything submitted before has been run and counted."""
+    done = threading.Event()
+    loop.submit(done.set)
+    wait_for(done)
+    turns = loop.metrics().turns
+    wait_for(lambda: loop.metrics().turns > turns or not loop.metrics().running)
+
+
+def fail():
+    raise LookupError("on purpose")
+
+
+def test_off_is_none(loop):
+    assert loop.metrics() is None
+
+
+@pytest.mark.parametrize("value", [1, "on", 0.5])
+def test_option_is_checked(make_loop, value):
+    with pytest.raises(TypeError, match="metrics must be True, False"):
+        make_loop(metrics=value)
+
+
+def test_environment_speaks_for_loops_that_say_nothing(make_loop, monkeypatch):
+    monkeypatch.setenv("NBLOOP_METRICS", "1")
+    assert make_loop().metrics() is not None
+    assert make_loop(metrics=False).metrics() is None
+    monkeypatch.setenv("NBLOOP_METRICS", "all")
+    with pytest.raises(ValueError, match="NBLOOP_METRICS must be"):
+        make_loop()
+
+
+@pytest.mark.parametrize("handles", [False, True])
+def test_counts(make_loop, handles):
+    """Four threads' tasks, some of which raise."""
+    errors = []
+    loop = make_loop(metrics=True, on_error=lambda error, context: errors.append(error))
+    with loop:
+
+        def produce(_):
+            submit = loop.producer().submit if handles else loop.submit
+            for i in range(5_000):
+                submit(fail if i % 500 == 0 else int)
+
+        together(4, produce)
+        returned(loop)
+    got = loop.metrics()
+    assert got.callbacks >= 20_001
+    assert got.errors == len(errors) == 40
+    assert got.latency.count == got.callbacks
+    assert abs(got.delay.count - 20_001) <= 8 * 16 * (4 if handles else 1)  # eighths begin and end a few times
+    assert got.wakes_sent + got.wakes_elided >= 20_001
+    assert got.turns > 0
+    assert got.running is None
+
+
+def test_all_delays_while_few_wait(make_loop, turns):
+    loop = make_loop(metrics=True)
+    for _ in range(100):
+        loop.submit(int)
+        loop.submit_many([int, int])
+        turns(loop)
+    assert loop.metrics().delay.count == 300
+
+
+def test_snapshots_are_of_one_moment(make_loop):
+    """Four read while four submit; and a snapshot never changes."""
+    loop = make_loop(metrics=True)
+    done = threading.Event()
+    with loop:
+
+        def either(i):
+            if i < 4:
+                for _ in range(30_000):
+                    loop.submit(int)
+                if i == 0:
+                    done.set()
+                return 0
+            seen, last = 0, loop.metrics()
+            while not done.is_set() or seen < 20:
+                got = loop.metrics()
+                seen += 1
+                assert 0 <= got.callbacks - got.latency.count < meter.GROUP_MOST
+                assert got.callbacks >= last.callbacks
+                assert got.busy_time >= last.busy_time
+                total = got.latency.histogram.sum
+                assert total <= got.busy_time + 1e-6 * got.callbacks  # each is rounded down to 1 ns
+                assert got.latency.max <= total
+                assert got.delay.count <= got.callbacks + 64
+                last = got
+            return seen
+
+        results = together(8, either)
+    assert [r for r in results if isinstance(r, Exception)] == []
+    assert min(results[4:]) >= 20
+
+
+def test_latency_is_what_callbacks_took(make_loop):
+    loop = make_loop(metrics=True)
+    never, took = threading.Event(), []
+
+    def work(seconds):
+        start = time.perf_counter()
+        never.wait(seconds)
+        took.append(time.perf_counter() - start)
+
+    with loop:
+        for i in range(20):
+            loop.submit(work, 0.002 if i < 15 else 0.02)
+        returned(loop)
+    took.sort()
+    got = loop.metrics()
+    exact = sorted(took + [0.0] * (got.latency.count - 20))
+    for q, figure in ((0.5, got.latency.p50), (0.9, got.latency.p90), (0.99, got.latency.p99)):
+        assert figure == pytest.approx(exact[max(0, int(np.ceil(q * len(exact))) - 1)], rel=0.02, abs=5e-4)
+    assert got.latency.max == pytest.approx(took[-1], rel=0.01, abs=5e-4)
+    assert got.latency.histogram.sum == pytest.approx(sum(took), rel=0.01, abs=2e-3)
+    assert got.busy_time >= sum(took)
+
+
+def test_a_slow_callback_among_short_ones_shows(make_loop, turns):
+    loop = make_loop(metrics=True)
+    took = []
+
+    def slow():
+        start = time.perf_counter()
+        threading.Event().wait(0.01)
+        took.append(time.perf_counter() - start)
+
+    loop.submit_many([int] * 500 + [slow] + [int] * 500)
+    turns(loop)
+    got = loop.metrics().latency
+    assert got.count == 1001
+    assert got.max == pytest.approx(took[0], rel=0.05)
+    assert got.p99 < 0.001
+
+
+def test_delay_is_from_submit_to_start(make_loop):
+    loop = make_loop(metrics=True)
+    inside, go = threading.Event(), threading.Event()
+    times = {}
+    with loop:
+        loop.submit(lambda: (inside.set(), go.wait(PATIENCE)))
+        wait_for(inside)
+        times["submit"] = time.perf_counter()
+        loop.submit(lambda: times.update(start=time.perf_counter()))
+        threading.Event().wait(0.03)
+        go.set()
+        returned(loop)
+    assert loop.metrics().delay.max == pytest.approx(times["start"] - times["submit"], rel=0.02, abs=1e-3)
+
+
+def test_answers_while_a_callback_hangs(make_loop):
+    loop = make_loop(metrics=True)
+    inside, go = threading.Event(), threading.Event()
+    with loop:
+        loop.submit_many([int] * 10)
+        loop.schedule_microtask(lambda: (inside.set(), go.wait(PATIENCE)))
+        wait_for(inside)
+        before = time.monotonic()
+        first, second = loop.metrics(), loop.metrics()
+        go.set()
+    assert first.running.kind == "microtask"
+    assert first.running.since <= before
+    assert first.running.since == pytest.approx(second.running.since, abs=1e-3)
+    assert first.callbacks == second.callbacks
+    assert loop.metrics().running is None
+
+
+def test_depths(make_loop, turns):
+    loop = make_loop(metrics=True)
+    for _ in range(30):
+        loop.submit(int)
+    for _ in range(20):
+        loop.submit_internal(int)
+    for _ in range(10):
+        loop.schedule_immediate(int)
+    for _ in range(5):
+        loop.schedule_microtask(int)
+    turns(loop)
+    got = loop.metrics()
+    assert (got.queue_max.ingress, got.queue_max.internal, got.queue_max.immediate) == (30, 20, 10)
+    assert got.queue_max.microtask == 5
+    assert got.queue_ema.ingress == 30.0  # the first sample starts it
+    turns(loop)
+    got = loop.metrics()
+    assert got.queue_current == type(got.queue_current)(0, 0, 0, 0)
+    assert got.queue_max.ingress == 30
+    assert got.queue_ema.ingress == pytest.approx(27.0, abs=1e-4)
+
+
+def test_overloads(make_loop, turns):
+    seen = []
+    loop = make_loop(metrics=True, ingress_budget=10, on_overload=seen.append)
+    loop.submit_many([int] * 35)
+    turns(loop, 5)
+    assert loop.metrics().overloads == len(seen) == 3
+
+
+def test_idle_and_busy_are_all_of_the_time(make_loop):
+    loop = make_loop(metrics=True)
+    start = time.perf_counter()
+    with loop:
+        loop.submit(threading.Event().wait, 0.03)
+        returned(loop)
+        threading.Event().wait(0.05)
+        returned(loop)
+    wall = time.perf_counter() - start
+    got = loop.metrics()
+    assert got.busy_time >= 0.03
+    assert got.idle_time >= 0.045
+    assert got.idle_time + got.busy_time <= wall * 1.01
+    loop.close()
+
+
+def test_rate(make_loop, turns):
+    """Only what returned counts, over ten seconds whatever the loop's age."""
+    loop = make_loop(metrics=True, on_error=lambda *_: None)
+    loop.submit_many([int] * 1_000 + [fail] * 100)
+    turns(loop, 3)
+    assert loop.metrics().tps == pytest.approx(100.0)
+
+
+@pytest.mark.parametrize("jump", [-(10**9), -3600, -1, 1, 3600, 10**9])
+def test_a_clock_that_jumps(make_loop, turns, monkeypatch, jump):
+    """The rate is never negative and counts on; delays and latencies are clipped, sums stay what they were."""
+    monkeypatch.setattr(block, "cycles_count_time", lambda: False)
+    plain = block.Clock()
+    monkeypatch.setattr(block, "the_clock", lambda: plain)
+    loop = make_loop(metrics=True)
+    loop.submit_many([int] * 100)
+    turns(loop)
+    live = loop._block.view(layout.BLOCK.dtype)[0]["live"]
+    for name in ("now", "mark", "bucket_end"):
+        live[name] += jump * 10**9
+    live["rate"][:, 0] += jump * 10
+    loop.submit_many([int] * 100)
+    turns(loop, 2)
+    got = loop.metrics()
+    assert 0 <= got.tps <= 20
+    assert got.callbacks == got.latency.count == 200
+    assert 0 <= got.latency.max <= 2 * 3600
+    assert got.busy_time >= 0
+    assert got.idle_time >= 0
+
+
+def test_the_clock_is_monotonic_s():
+    """Calibrated: a tenth of a second is that on both, and a wrong rate would show."""
+    clock = block.Clock()
+    first = clock.pair()
+    threading.Event().wait(0.1)
+    last = clock.pair()
+    ns = (last[0] - first[0]) * clock.multiplier >> meter.MULTIPLIER_BITS
+    assert ns == pytest.approx(last[1] - first[1], rel=1e-3)
+
+
+def test_forked_child_has_none(make_loop):
+    if not hasattr(os, "fork"):
+        pytest.skip("no fork")
+    from nbloop import ForkedLoopError
+
+    loop = make_loop(metrics=True)
+    child = os.fork()
+    if child == 0:
+        try:
+            loop.metrics()
+        except ForkedLoopError:
+            os._exit(0)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+# --- the histogram --------------------------------------------------------------------------------
+
+durations = st.lists(st.integers(0, 3 * 10**12).map(lambda ns: ns / 1e9), min_size=1, max_size=200)
+
+
+@given(durations, st.floats(0, 1))
+def test_quantiles_are_within_one_per_cent(values, q):
+    histogram = Histogram()
+    for value in values:
+        histogram.add(value)
+    exact = sorted(values)[max(1, int(np.ceil(q * len(values)))) - 1]
+    assert histogram.quantile(q) == pytest.approx(exact, rel=0.01, abs=1e-9)
+    assert histogram.count == len(values)
+    assert histogram.sum == pytest.approx(sum(values))
+    assert histogram.max == pytest.approx(max(values))
+
+
+@given(durations, durations)
+def test_merging_is_counting_together(first, second):
+    one, other, both = Histogram(), Histogram(), Histogram()
+    for into, values in ((one, first), (other, second), (both, first + second)):
+        for value in values:
+            into.add(value)
+    one.merge(other)
+    assert one.buckets() == both.buckets()
+    assert (one.sum, one.max, one.count) == (both.sum, both.max, both.count)
+    one.reset()
+    assert (one.count, one.sum, one.max, one.quantile(0.5), one.mean) == (0, 0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf")])
+def test_bad_durations(bad):
+    with pytest.raises(ValueError, match="seconds must be"):
+        Histogram().add(bad)
+
+
+@pytest.mark.parametrize("bad", [-0.1, 1.1, float("nan")])
+def test_bad_quantiles(bad):
+    with pytest.raises(ValueError, match="q must be from 0 to 1"):
+        Histogram().quantile(bad)

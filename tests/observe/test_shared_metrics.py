@@ -1,0 +1,341 @@
+"""Figures that another process reads: of a loop that works, that hangs, that was killed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import random
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from nbloop import Loop
+from tests.support.waiting import PATIENCE, wait_for
+
+if sys.platform != "linux":
+    pytest.skip("Linux only", allow_module_level=True)
+
+import fcntl
+
+from nbloop.kernels.base import layout
+from nbloop.kernels.build import object_cache
+from nbloop.observe import block, shared
+
+HANGS = """
+import nbloop, threading
+loop = nbloop.Loop(metrics="shared", name="hangs")
+def hang():
+    print("inside", flush=True)
+    threading.Event().wait(60)
+loop.submit_many([int] * 1000)
+loop.schedule_timer(0, hang)
+for _ in range(1000):
+    loop.submit(int)
+loop.run()
+"""
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    tmp_path.chmod(0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    return tmp_path / "nbloop"
+
+
+@pytest.fixture
+def hanging():
+    program = subprocess.Popen([sys.executable, "-c", HANGS], stdout=subprocess.PIPE, text=True)
+    try:
+        assert program.stdout.readline() == "inside\n"
+        yield program
+    finally:
+        program.kill()
+        program.communicate(timeout=PATIENCE)
+
+
+def test_a_loop_that_hangs_is_read_from_outside(hanging):
+    (seen,) = shared.loops(hanging.pid)
+    got = seen.snapshot()
+    assert (seen.name, seen.pid, seen.alive()) == ("hangs", hanging.pid, True)
+    assert got.running.kind == "timer"
+    assert 0 <= time.monotonic() - got.running.since < PATIENCE
+    assert got.queue_max.ingress == 2000
+    assert got.callbacks == 0
+    assert seen.snapshot().running.since == pytest.approx(got.running.since, abs=1e-3)
+    with open(f"/proc/{hanging.pid}/stat") as file:
+        assert seen.process_start == int(file.read().rpartition(")")[2].split()[19])
+
+
+def test_a_stopped_process_is_read_too(hanging):
+    hanging.send_signal(signal.SIGSTOP)
+    (seen,) = shared.loops(hanging.pid)
+    assert seen.snapshot().running.kind == "timer"
+
+
+def test_a_killed_process_leaves_nothing_to_trip_over(hanging, place):
+    (seen,) = shared.loops(hanging.pid)
+    hanging.kill()
+    hanging.wait(PATIENCE)
+    assert not seen.alive()
+    assert list(place.iterdir()) == [seen.path]
+    with Loop(metrics="shared", name="next"):
+        assert [one.name for one in shared.loops()] == ["next"]
+    assert list(place.iterdir()) == []
+    assert seen.snapshot().running.kind == "timer"  # what it was last
+
+
+BUSY = """
+import nbloop, threading
+loop = nbloop.Loop(metrics="shared", name="busy")
+loop.schedule_interval(0.001, int)
+def produce():
+    while True:
+        loop.submit_many([int] * 1000)
+threading.Thread(target=produce, daemon=True).start()
+loop.schedule_timer(0.02, lambda: print("busy", flush=True))
+loop.run()
+"""
+
+
+def test_processes_killed_at_any_moment(place):
+    """While they change their figures all the time: what is left can be read or not, and troubles nobody."""
+    for _ in range(5):
+        with subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE, text=True) as program:
+            assert program.stdout.readline() == "busy\n"
+            (seen,) = shared.loops()  # and not those of its predecessors
+            seen.snapshot()
+            program.kill()
+        assert not seen.alive()
+        with contextlib.suppress(RuntimeError):  # it was in the middle of a change, and no copy was asked for
+            assert seen.snapshot().callbacks > 0
+    with Loop(metrics="shared", name="next") as loop:
+        assert [one.name for one in shared.loops()] == ["next"]
+        assert loop.metrics().errors == 0
+    assert list(place.iterdir()) == []
+
+
+def test_a_process_killed_in_the_middle_of_a_change(place, monkeypatch):
+    """Its sequence is odd for ever: readers say so, and `top` shows the others."""
+    from nbloop.cli.top import Looker
+
+    monkeypatch.setattr(block, "PATIENCE", 0.05)
+    with Loop(metrics="shared", name="torn") as loop, Loop(metrics="shared", name="whole"):
+        record = loop._block.view(layout.BLOCK.dtype)[0]
+        wait_for(lambda: record["sequence"] % 2 == 0 and loop.state.value == "sleeping")
+        record["sequence"] += 1
+        torn = next(one for one in shared.loops() if one.name == "torn")
+        with pytest.raises(RuntimeError, match="no coherent copy"):
+            torn.snapshot()
+        assert [look.loop.name for look in Looker(None).look()] == ["whole"]
+        record["sequence"] += 1
+        assert torn.snapshot().errors == 0
+
+
+def test_a_file_that_was_never_finished_is_removed(place):
+    """By whoever comes a minute later; until then it may be one that is just being made."""
+    with Loop(metrics="shared"):
+        half = place / ".new-killed"
+        half.write_bytes(b"half")
+        assert len(shared.loops()) == 1
+        assert half.exists()
+        os.utime(half, (time.time() - 61, time.time() - 61))
+        assert len(shared.loops()) == 1
+        assert not half.exists()
+
+
+def test_only_the_user_may_read(place):
+    with Loop(metrics="shared") as loop:
+        assert stat.S_IMODE(loop._shared.path.stat().st_mode) == 0o600
+        assert stat.S_IMODE(place.stat().st_mode) == 0o700
+        place.chmod(0o755)
+        with pytest.raises(PermissionError, match="nobody else may enter"):
+            Loop(metrics="shared")
+        with pytest.raises(PermissionError):
+            shared.loops()
+        place.chmod(0o700)
+
+
+def locked(path, content):
+    """A file that a living process seems to have made; what it holds open."""
+    path.write_bytes(content)
+    file = path.open("r+b")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    return file
+
+
+def test_what_names_no_block_is_left_alone(place):
+    """Another version's, another namespace's, another file's, a file that can be truncated, and garbage."""
+    with Loop(metrics="shared", name="good") as loop, contextlib.ExitStack() as stack:
+        pid, memory, device, inode = loop._shared.path.read_bytes().split()
+        mine = os.open(place.parent / "plain", os.O_RDWR | os.O_CREAT, 0o600)
+        stack.callback(os.close, mine)
+        os.write(mine, bytes(loop._block))
+        found = os.fstat(mine)
+        other = shared._make_memory()
+        stack.callback(os.close, other)
+        os.pwrite(other, bytes(loop._block), 0)
+        os.pwrite(other, b"another layout"[:8], 8)
+        version = os.fstat(other)
+        contents = [
+            b"",
+            b"garbage",
+            b"\0" * 100_000,
+            b"%s %s" % (pid, memory),
+            b"%s %s %s 1" % (pid, memory, device),
+            b"1 1 %s %s" % (device, inode),
+            b"-1 -1 0 0",
+            b"9" * 190,
+            b"%s %d %d %d" % (pid, mine, found.st_dev, found.st_ino),  # can be truncated
+            b"%s %d %d %d" % (pid, other, version.st_dev, version.st_ino),
+        ]
+        for number, content in enumerate(contents):
+            stack.enter_context(locked(place / f"1-{number}.metrics", content))
+        assert [one.name for one in shared.loops()] == ["good"]
+        assert len(list(place.iterdir())) == len(contents) + 1
+    assert not loop._shared.path.exists()
+
+
+def test_what_is_no_file_is_left_alone(place):
+    """A pipe keeps nobody waiting; a link leads nowhere."""
+    with Loop(metrics="shared", name="good") as loop:
+        os.mkfifo(place / "2-pipe.metrics")
+        (place / "2-link.metrics").symlink_to(loop._shared.path)
+        (place / "2-loop.metrics").symlink_to(place / "2-loop.metrics")
+        (place / "2-folder.metrics").mkdir()
+        if os.geteuid() == 0:
+            foreign = place / "2-foreign.metrics"
+            foreign.write_bytes(loop._shared.path.read_bytes())
+            os.chown(foreign, 12345, -1)
+        assert [one.name for one in shared.loops()] == ["good"]
+        (seen,) = shared.loops()
+        loop._shared.path.rename(place / "moved")
+        os.mkfifo(loop._shared.path)
+        assert not seen.alive()
+        (place / "moved").rename(loop._shared.path)
+
+
+def test_nobody_can_truncate_what_is_mapped(place):
+    """Neither through the file, nor through the descriptor it names; reader and loop go on."""
+    with Loop(metrics="shared", name="whole") as loop:
+        (seen,) = shared.loops()
+        os.truncate(seen.path, 0)
+        for size in (0, 4096, shared.SIZE - 1, shared.SIZE + 1):
+            with pytest.raises(PermissionError):
+                os.truncate(f"/proc/self/fd/{loop._shared._memory}", size)
+        ran = threading.Event()
+        loop.submit(ran.set)
+        assert ran.wait(PATIENCE)
+        assert seen.snapshot().errors == 0
+        assert shared.loops() == []
+        assert seen.alive()
+
+
+def test_the_pages_are_there_before_the_loop_is():
+    """So no later moment can find that there is no memory left for one."""
+    memory = shared._make_memory()
+    try:
+        assert os.fstat(memory).st_blocks * 512 >= shared.SIZE
+    finally:
+        os.close(memory)
+
+
+def test_no_room_is_an_error_of_the_constructor(place, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = len(os.listdir("/proc/self/fd"))
+    for name in ("posix_fallocate", "write"):
+        with monkeypatch.context() as patch:
+            patch.setattr(shared.os, name, full)
+            with pytest.raises(OSError, match="No space left"):
+                Loop(metrics="shared")
+    assert list(place.iterdir()) == []
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.skipif(
+    object_cache.status.mode != "compiled", reason="as plain Python, a division by what lies there raises"
+)
+def test_nonsense_is_an_error_of_the_reader(place):
+    """Whatever somebody of the same user has written there; the loop goes on."""
+    dice = random.Random(1)
+    with Loop(metrics="shared", name="scribbled") as loop:
+        (seen,) = shared.loops()
+        good = np.array(loop._block)
+        for fill in (0, -1, 1 << 62, -(1 << 63), None):
+            words = len(good)
+            loop._block[:] = [dice.getrandbits(63) for _ in range(words)] if fill is None else fill
+            record = loop._block.view(layout.BLOCK.dtype)[0]
+            record["sequence"] = record["published"] = 0
+            with contextlib.suppress(RuntimeError):
+                seen.snapshot()
+            for _ in range(100):
+                loop.submit(int)
+            ran = threading.Event()
+            loop.submit(ran.set)
+            assert ran.wait(PATIENCE)
+        loop._block[:] = good
+
+
+def test_a_forgotten_loop_is_removed(place):
+    loop = Loop(metrics="shared")
+    assert len(list(place.iterdir())) == 1
+    del loop
+    wait_for(lambda: not list(place.iterdir()))
+
+
+def test_no_descriptors_are_left():
+    def count():
+        return len(os.listdir("/proc/self/fd"))
+
+    with Loop(metrics="shared"):
+        pass
+    before = count()
+    for _ in range(5):
+        with Loop(metrics="shared", name="x"):
+            assert shared.loops(os.getpid())[0].snapshot().errors == 0
+    assert count() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_child_neither_removes_nor_holds(place):
+    """The child ends: the file stays. The parent is gone, the child lives: the file does not."""
+    program = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            """
+import nbloop, os, sys
+from nbloop.observe import shared
+loop = nbloop.Loop(metrics="shared")
+if os.fork() == 0:
+    sys.exit(0)
+os.wait()
+assert loop._shared.path.exists()
+r, w = os.pipe()
+r_ready, w_ready = os.pipe()
+if os.fork() == 0:
+    os.write(w_ready, b"x")
+    os.read(r, 1)
+    os._exit(0)
+os.read(r_ready, 1)
+(one,) = shared.loops()
+os.close(loop._shared._fd)  # as if it was killed
+assert not one.alive()
+os.write(w, b"x")
+os.wait()
+os._exit(0)
+""",
+        ],
+        timeout=60,
+        check=False,
+    )
+    assert program.returncode == 0
+    assert shared.loops() == []

@@ -1,0 +1,362 @@
+"""Bounds checks for kernels that have no array indices: each address that one touches lies inside memory that is alive.
+
+Numba's own (``NUMBA_BOUNDSCHECK=1``) checks the indices of arrays, and kernels have none: the object file is the same
+to the byte (races/test_races.py). What they have is addresses, and every access is one of atomics.py's verbs; so,
+with kernels run as plain Python, the verbs look each address up before they use it.
+
+Known are the arrays that a state is made of (forgotten when the array dies), the memory that its kernels take
+(forgotten when they give it back, so that a slab that was released is out of bounds too), and the objects that pass
+through a kernel's hands: its arguments, what it makes, and what it takes a reference of, until it gives up the last.
+What no kernel has been seen to hold is asked of the collector, and remembered; so of Python's objects this says where
+they begin and end, and not always whether they live.
+
+A pytest plugin: ``NUMBA_DISABLE_JIT=1 pytest -p tests.support.checked tests/proofs`` (``make test-checked``). Not for
+tests that queue objects by the ten thousand: it knows the last 20,000, and to ask the collector takes milliseconds.
+"""
+
+from __future__ import annotations
+
+import bisect
+import ctypes
+import functools
+import gc
+import sys
+import threading
+import types
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import nbloop.readiness
+from nbloop.kernels.base import atomics, capi, kernel
+from nbloop.kernels.base.interpreter import ARRAY_DATA, LIST_ITEMS, TUPLE_ITEMS
+from nbloop.kernels.build import object_cache
+from nbloop.kernels.methods import signal_handler
+from nbloop.kernels.promises import classes
+from nbloop.kernels.state import state
+
+MAKERS = (
+    *("PyTuple_New", "PySequence_List", "PyList_New", "PyType_GenericAlloc"),
+    *("PySequence_GetSlice", "PySequence_Repeat", "PyObject_GetIter", "PyIter_Next", "PyList_GetItemRef"),
+    *("PyObject_CallNoArgs", "PyObject_CallOneArg", "PyObject_Vectorcall"),
+)
+PAGE = 4096
+TABLES_MOST = 16  # of a state
+OBJECTS_MOST = 20_000  # then all are forgotten, and asked for again
+WIDTHS = dict.fromkeys(
+    ("get", "put", "load", "store", "load_sc", "store_sc", "fetch_add", "exchange", "compare_and_swap"), 8
+) | {"get_half": 4, "put_half": 4}
+
+
+class OutOfBounds(AssertionError):
+    """A kernel was about to touch memory that is nobody's."""
+
+
+class Regions:
+    """Pieces of memory that do not overlap: is an address in one of them?"""
+
+    def __init__(self) -> None:
+        self.starts: list[int] = []
+        self.ends: list[int] = []
+
+    def add(self, start: int, size: int) -> None:
+        """Whatever was known to be there is there no more."""
+        low = bisect.bisect_right(self.starts, start)
+        if low and self.ends[low - 1] > start:
+            low -= 1
+        high = bisect.bisect_left(self.starts, start + size)
+        self.starts[low:high], self.ends[low:high] = [start], [start + size]
+
+    def remove(self, start: int) -> None:
+        at = bisect.bisect_left(self.starts, start)
+        if at < len(self.starts) and self.starts[at] == start:
+            del self.starts[at], self.ends[at]
+
+    def holds(self, address: int, width: int) -> bool:
+        at = bisect.bisect_right(self.starts, address) - 1
+        return at >= 0 and address + width <= self.ends[at]
+
+    def near(self, address: int) -> str:
+        at = bisect.bisect_right(self.starts, address) - 1
+        if at < 0:
+            return "below all that is known"
+        return f"{address - self.starts[at]} bytes into {self.ends[at] - self.starts[at]}"
+
+
+def _single() -> int:
+    """What `sys.getrefcount` says in `_last` of an object with one reference."""
+    made = object()
+    return _count(id(made))
+
+
+def _count(address: int) -> int:
+    return sys.getrefcount(ctypes.cast(address, ctypes.py_object).value)
+
+
+SINGLE = _single()
+
+
+class Checker:
+    """The memory that is alive, and how many looks were taken at it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.arrays, self.objects = Regions(), Regions()
+        self.gone: deque[int] = deque()  # finalisers only note: one may come in the middle of anything
+        self.looks = 0
+        self.problems: list[str] = []
+
+    def array(self, array: Any) -> Any:
+        """Its memory, and where the array says so itself. It lives as long as the array that owns it."""
+        owner = array
+        while isinstance(owner.base, np.ndarray):
+            owner = owner.base  # of a State the collector forgets weak references before the finaliser has run
+        with self.lock:
+            self.settle()
+            for start, size in ((array.ctypes.data, array.nbytes), (id(array) + ARRAY_DATA, 8)):
+                self.arrays.add(start, size)
+                weakref.finalize(owner, self.gone.append, start).atexit = False
+        return array
+
+    def words(self, start: int, size: int) -> None:
+        with self.lock:
+            self.arrays.add(start, size)
+
+    def took(self, start: int, size: int) -> int:
+        if start not in (0, -1):
+            self.words(start, size)
+        return start
+
+    def forget(self, start: int) -> None:
+        with self.lock:
+            self.arrays.remove(start)
+
+    def settle(self) -> None:
+        while self.gone:
+            self.arrays.remove(self.gone.popleft())
+
+    @staticmethod
+    def items(address: int) -> int:
+        """Where a list's are."""
+        return ctypes.c_ssize_t.from_address(address + LIST_ITEMS).value
+
+    def object(self, address: int) -> int:
+        """A live object's memory; that of its type, of a list's items, and of a method's function too."""
+        if address == 0:
+            return 0
+        what = ctypes.cast(address, ctypes.py_object).value
+        size = object.__sizeof__(what) if not isinstance(what, tuple) else tuple.__sizeof__(what)
+        with self.lock:
+            if len(self.objects.starts) > OBJECTS_MOST:
+                self.objects = Regions()
+            self.objects.add(address, size)
+            self.objects.add(id(type(what)), object.__sizeof__(type(what)))  # whether it can be called
+            if isinstance(what, list) and what:
+                self.objects.add(self.items(address), 8 * len(what))
+        if isinstance(what, types.MethodType):
+            self.object(id(what.__func__))
+        return address
+
+    def made(self, address: int) -> int:
+        """An object that a kernel has made, and what it holds: of strings and numbers the collector knows nothing."""
+        if self.object(address):
+            what = ctypes.cast(address, ctypes.py_object).value
+            if isinstance(what, (tuple, list)):
+                for at in range(len(what)):
+                    start = address + TUPLE_ITEMS if isinstance(what, tuple) else self.items(address)
+                    self.object(ctypes.c_ssize_t.from_address(start + 8 * at).value)
+        return address
+
+    def given(self, address: int) -> None:
+        """An argument."""
+        if address:
+            what = ctypes.cast(address, ctypes.py_object).value
+            if not isinstance(what, np.ndarray):
+                self.object(address)
+                if isinstance(what, list):  # of arrays that no collector tracks: the words of a loop's handles
+                    for one in what:
+                        if isinstance(one, np.ndarray):
+                            self.given(id(one))
+            elif not (self.arrays.holds(address + ARRAY_DATA, 8) and self.arrays.holds(what.ctypes.data, what.nbytes)):
+                self.array(what)  # both, because its place may have been another's, which has died since
+
+    def released(self, address: int) -> None:
+        """A reference is about to be given up."""
+        with self.lock:
+            if self.objects.holds(address, 8) and _count(address) <= SINGLE:
+                self.objects.remove(address)
+
+    def check(self, verb: str, address: int, width: int) -> None:
+        with self.lock:
+            self.looks += 1
+            self.settle()
+            if address % width == 0 and (self.arrays.holds(address, width) or self.objects.holds(address, width)):
+                return
+            for one in gc.get_objects():
+                if id(one) <= address < id(one) + object.__sizeof__(one):
+                    self.object(id(one))
+                    return
+            where = f"arrays: {self.arrays.near(address)}; objects: {self.objects.near(address)}"
+        self.problems.append(f"{verb}({address:#x}): {where}")
+        raise OutOfBounds(self.problems[-1])
+
+
+checker = Checker()
+
+
+def _checking(name: str, verb: Callable[..., Any], width: int) -> Callable[..., Any]:
+    @functools.wraps(verb)
+    def checking(address: int, *values: int) -> Any:
+        checker.check(name, address, width)
+        return verb(address, *values)
+
+    return checking
+
+
+def _making(function: Callable[..., int]) -> Callable[..., int]:
+    @functools.wraps(function)
+    def making(*values: int) -> int:
+        return checker.made(function(*values))
+
+    return making
+
+
+def _holding(function: Callable[..., int]) -> Callable[..., int]:
+    def hold(address: int) -> int:
+        checker.object(address)
+        return function(address)
+
+    return hold
+
+
+def _releasing(function: Callable[..., int]) -> Callable[..., int]:
+    def release(address: int) -> int:
+        checker.released(address)
+        return function(address)
+
+    return release
+
+
+def _entering(of: kernel.Kernel) -> None:
+    """A kernel's arguments are alive while it runs."""
+    function = of.function
+
+    @functools.wraps(function)
+    def enter(instance: int, *arguments: int) -> Any:
+        checker.given(instance)
+        if of.arity not in (kernel.MANY, kernel.KEYWORDS):
+            checker.given(arguments[0])
+            return function(instance, *arguments)
+        array, count, *names = arguments
+        if names and names[0]:
+            checker.object(names[0])
+            count += len(ctypes.cast(names[0], ctypes.py_object).value)
+        for at in range(count):
+            checker.given(ctypes.c_ssize_t.from_address(array + 8 * at).value)
+        checker.words(array, 8 * count)
+        try:
+            return function(instance, *arguments)
+        finally:
+            checker.forget(array)
+
+    of.function = enter  # type: ignore[assignment]
+
+
+def replace(original: Any, other: Any) -> None:
+    """Wherever a kernel's module knows the one, it knows the other."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("nbloop.") and module is not atomics and module is not capi:
+            for word, value in list(vars(module).items()):
+                if value is original:
+                    setattr(module, word, other)
+
+
+def install() -> None:
+    """From now on every access is checked; kernels must be plain Python, and no loop be there yet."""
+    if object_cache.status.mode != "interpreted":
+        raise pytest.UsageError("addresses can be checked only with NUMBA_DISABLE_JIT=1")
+    for name, width in WIDTHS.items():
+        replace(getattr(atomics, name), _checking(name, getattr(atomics, name), width))
+    for name in MAKERS:
+        replace(getattr(capi, name), _making(getattr(capi, name)))
+    replace(capi.Py_IncRef, _holding(capi.Py_IncRef))
+    replace(capi.Py_DecRef, _releasing(capi.Py_DecRef))
+    for one in kernel.kernels.values():
+        if one.arity > kernel.SIGNAL:
+            _entering(one)
+    checker.words(capi.errno_location(), 4)
+    checker.words(signal_handler.signal_words(), 8 * len(signal_handler.INITIAL))
+
+    take, give, malloc, free = capi.libc_mmap, capi.libc_munmap, capi.PyMem_RawMalloc, capi.PyMem_RawFree
+
+    def taking(address: int, size: int, *how: int) -> int:
+        return checker.took(take(address, size + PAGE, *how), size)  # a guard page, as for tables
+
+    def giving(address: int, size: int) -> int:
+        checker.forget(address)
+        return give(address, size + PAGE)
+
+    def freeing(address: int) -> int:
+        checker.forget(address)
+        return free(address)
+
+    replace(take, taking)
+    replace(give, giving)
+    replace(malloc, lambda size: checker.took(malloc(size), size))
+    replace(free, freeing)
+
+    address, make = state._address, state.make_state
+    view, poller = classes.make_view, nbloop.readiness.Watches.open_poller
+    state._address = lambda array: address(checker.array(array))
+    state.make_state = lambda kind: checker.array(make(kind))
+
+    # Tables lie wall to wall: each has a page behind it that is nobody's, so that an overrun does not end in another.
+    table = state._table
+    for kind in (state.LoopWords, state.HandleWords):
+        kind.tables += TABLES_MOST * PAGE // 8
+
+    def spaced(of: Any, words: int) -> int:
+        at = table(of, words + PAGE // 8)
+        checker.array(np.ndarray((words,), np.int64, buffer=of.base, offset=at - of.base.ctypes.data))
+        return at
+
+    state._table = spaced
+
+    def opening(watches: Any) -> Any:
+        made = poller(watches)
+        for one in watches._state.keep:
+            if isinstance(one, np.ndarray):
+                checker.array(one)
+        return made
+
+    replace(view, lambda *arguments: checker.array(view(*arguments)))
+    nbloop.readiness.Watches.open_poller = opening  # type: ignore[method-assign]
+    checker.array(nbloop.readiness._MASK_ADDRESSES)
+    places = classes.Places.__init__
+
+    def counting(self: Any, *arguments: Any) -> None:
+        places(self, *arguments)
+        checker.array(self._counts)
+
+    classes.Places.__init__ = counting  # type: ignore[method-assign]
+
+
+def pytest_configure() -> None:
+    """The plugin."""
+    import nbloop.js  # noqa: F401 - what knows a verb is there before it is replaced
+
+    install()
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    terminalreporter.write_line(f"{checker.looks:,} addresses checked, {len(checker.problems)} out of bounds")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Also one that was raised where nobody looked."""
+    if checker.problems:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -1,0 +1,163 @@
+"""Memory for tests that call the kernels' helpers directly, as plain Python, with made-up words in place of references.
+
+Also what several tests share: settings of the state machines, memory that fails on demand, ways to read tables.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+from hypothesis import HealthCheck, settings
+
+from nbloop.kernels.base import layout
+from nbloop.kernels.base.atomics import get
+from nbloop.kernels.base.kernel import Kernel, TwinMethod
+from nbloop.kernels.ingress.ticket_queue import chunks_reserve
+from nbloop.kernels.memory import system
+from nbloop.kernels.memory.pool import pool_address, pool_end, pool_give
+from nbloop.kernels.memory.ring import ring_end
+from nbloop.kernels.memory.slots import slots_end
+from nbloop.kernels.memory.stack import INDEX_MASK
+from nbloop.kernels.methods import batch
+from nbloop.kernels.state.state import State, make_loop_state
+from nbloop.kernels.timers.timer_heap import heap_end
+
+# One machine's share of the suite: some seconds. A failure prints the blob that repeats it.
+MACHINE = settings(
+    max_examples=30,
+    stateful_step_count=40,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+)
+
+
+RINGS = ("next_ticks", "microtasks", "immediates", "closing", "internal", "checkpoint_ends")
+
+
+class Source:
+    """One of the places that system.py takes from: counts what lives of it, and has none while `failing`.
+
+    It stands between the kernels as plain Python and the system, for all states of a process.
+    """
+
+    def __init__(self, take: str, give: str, size_at: int, nothing: int) -> None:
+        self.failing = False
+        self.living: dict[int, int] = {}  # sizes by address
+        taken, given = getattr(system, take), getattr(system, give)
+
+        def taking(*arguments: int) -> int:
+            if self.failing:
+                return nothing
+            address: int = taken(*arguments)
+            if address != nothing:
+                self.living[address] = arguments[size_at]
+            return address
+
+        def giving(address: int, *size: int) -> int:
+            known = self.living.pop(address, None)
+            assert known is None or not size or known == size[0], "given back in another size than taken"
+            return given(address, *size)
+
+        setattr(system, take, taking)
+        setattr(system, give, giving)
+
+
+maps = Source("libc_mmap", "libc_munmap", 1, -1)  # slabs, and large blocks
+blocks = Source("PyMem_RawMalloc", "PyMem_RawFree", 0, 0)  # small ones
+
+
+class Memory:
+    """The words of a loop that never runs: `base` is their address, `record` shows them by name.
+
+    They are a copy in a plain array, because a real state shows its words to the cycle collector and releases what they
+    refer to, and here they refer to nothing. The copy owns the memory that its words name; the state keeps the tables.
+    """
+
+    def __init__(self, *, chunk_size: int = 16, ingress_limit: int | None = None) -> None:
+        maps.failing = blocks.failing = False
+        names = ("report", "refuse", "overload", "warn", "check_interrupts", "waker")
+        self.state: State = make_loop_state(
+            chunk_size=chunk_size,
+            initial_chunks=1,
+            ingress_limit=ingress_limit,
+            hooks={name: (lambda *_: None) for name in names},
+        )
+        self.state.whole = False  # it is not to release anything: all that it owned is owned here
+        size = len(self.state)
+        raw = np.zeros(size + layout.WORDS, np.int64)
+        start = -(raw.ctypes.data // 8) % layout.WORDS
+        self.words = raw[start : start + size]
+        self.words[:] = self.state.view(np.ndarray)
+        for name in (*RINGS, "pool", "timers"):  # nor is the memory that these name
+            self.state.record[name] = np.zeros((), layout.STATE.dtype[name])
+        self.state.record["self"] = 0  # and the collector is not to follow its words
+        self.record: Any = self.words.view(layout.STATE.dtype)[0]
+        self.base = self.words.ctypes.data
+        self.pool = self.base + layout.STATE.POOL
+        self.external = self.base + layout.STATE.EXTERNAL
+        self.remote = self.base + layout.STATE.REMOTE
+        self.timers = self.base + layout.STATE.TIMERS
+        self.record["external"]["pool"] = self.record["remote"]["pool"] = self.pool
+
+    def method(self, kernel: Kernel) -> TwinMethod:
+        """A kernel over these words, always as plain Python."""
+        return TwinMethod(kernel, self.words, kernel.function)
+
+    def __del__(self) -> None:
+        if "timers" in self.__dict__:
+            for name in RINGS:
+                ring_end(self.base + layout.offset(layout.STATE.dtype, name))
+            heap_end(self.timers)
+            slots_end(self.timers)
+            pool_end(self.pool)
+
+
+def chain(memory: Memory, words: list[int]) -> int:
+    """A large batch as `send_large` leaves it: chunks that only the caller knows; -1 if there is no memory for them."""
+    queue, table = memory.external, get(memory.pool + layout.POOL.NEXT)
+    size = 1 << get(queue + layout.QUEUE.SHIFT)
+    first = chunks_reserve(memory.pool, -(-len(words) // size))
+    array = (ctypes.c_int64 * len(words))(*words)
+    chunk, done = first, 0
+    while chunk >= 0:
+        count = min(size, len(words) - done)
+        address = pool_address(memory.pool, chunk)
+        batch.chunk_fill(queue, address, done, ctypes.addressof(array) + 8 * done, count)
+        done += count
+        if done == len(words):
+            batch.chunk_ends(address, done, size.bit_length() - 1)
+        chunk = get(table + 8 * chunk)
+    assert first < 0 or not any(array), "moved"
+    return first
+
+
+def give_back(memory: Memory, chunk: int) -> None:
+    """What nobody has published."""
+    size = 1 << get(memory.external + layout.QUEUE.SHIFT)
+    while chunk >= 0:
+        below = get(get(memory.pool + layout.POOL.NEXT) + 8 * chunk)
+        table(pool_address(memory.pool, chunk), size)[:] = 0
+        pool_give(memory.pool, chunk)
+        chunk = below
+
+
+def table(address: int, count: int) -> np.ndarray:
+    """The `count` words at `address`, as an array over the same memory."""
+    if count == 0:
+        return np.zeros(0, np.int64)
+    return np.frombuffer((ctypes.c_int64 * count).from_address(address), np.int64)
+
+
+def stacked(head: int, links: int) -> list[int]:
+    """The indices in a stack (stack.py), top first; fails on a cycle."""
+    found: list[int] = []
+    index = get(head) & INDEX_MASK
+    while index:
+        assert index - 1 not in found[-1:], "a cycle"
+        found.append(index - 1)
+        assert len(found) <= layout.SLOT_LIMIT, "a cycle"
+        index = get(links + ((index - 1) << 3))
+    return found

@@ -1,0 +1,70 @@
+"""Memory that runs out when a test says so, for compiled kernels as for plain ones: to be imported before nbloop.
+
+Kernels take memory from functions that they know by name (kernels/memory/system.py), and the object loader is told here
+where those are: in front of the real ones. Only for a process of its own: what stands in front is Python, which runs in
+the middle of a structure then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import llvmlite.binding
+
+WORD, INT = ctypes.c_ssize_t, ctypes.c_int
+TAKERS: dict[str, tuple[Any, list[Any], int]] = {  # where it is, its arguments, and what it returns if it fails
+    "mmap": (ctypes.CDLL(None), [WORD, WORD, INT, INT, INT, WORD], -1),
+    "PyMem_RawMalloc": (ctypes.pythonapi, [WORD], 0),
+}
+left = sys.maxsize  # pieces that can be taken
+kept: list[Any] = []  # the object loader keeps addresses only
+
+
+def _in_front(name: str) -> Callable[..., int]:
+    library, arguments, failure = TAKERS[name]
+    real = ctypes.PYFUNCTYPE(WORD, *arguments)((name, library))
+
+    def take(*values: int) -> int:
+        global left
+        left -= 1
+        return failure if left < 0 else real(*values)
+
+    return take
+
+
+@contextlib.contextmanager
+def failing_after(count: int) -> Iterator[None]:
+    """From here on so many pieces can be taken, and none after them."""
+    global left
+    left = count
+    try:
+        yield
+    finally:
+        left = sys.maxsize
+
+
+def _install() -> None:
+    named = llvmlite.binding.add_symbol
+
+    def naming(name: str, address: int) -> None:
+        if name in TAKERS:
+            kept.append(ctypes.PYFUNCTYPE(WORD, *TAKERS[name][1])(_in_front(name)))
+            address = ctypes.cast(kept[-1], ctypes.c_void_p).value or 0
+        named(name, address)
+
+    assert "nbloop" not in sys.modules
+    llvmlite.binding.add_symbol = naming
+    from nbloop.kernels.build import object_cache
+    from nbloop.kernels.memory import system
+
+    if object_cache.status.mode == "interpreted":
+        system.libc_mmap, system.PyMem_RawMalloc = _in_front("mmap"), _in_front("PyMem_RawMalloc")
+    else:
+        assert len(kept) == len(TAKERS)
+
+
+_install()
