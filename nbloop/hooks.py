@@ -39,8 +39,15 @@ def report(of: weakref.ref[Loop], error: BaseException, kind: int, what: Any) ->
             raise error
         finally:  # its traceback keeps this frame, which would keep it, and the callback, until a collection
             del error, what
+    # A tuple of the kernels' is of exactly that type, which cannot be called; a callable may be of one derived from it.
+    callback, args = (what[0], what[1:]) if type(what) is tuple else (what, ())
+    tell(of(), error, layout.KIND_NAMES[kind], callback, args)
+
+
+def tell(loop: Loop | None, error: BaseException, kind: str, callback: Any, args: tuple[Any, ...]) -> None:
+    """What a callback has raised: to `on_error`, or to the logger. Raises KeyboardInterrupt and SystemExit only."""
     try:
-        _tell(of(), error, kind, what)
+        _tell(loop, error, kind, callback, args)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException:  # no memory to report with, say: a callback that raises never stops the loop
@@ -48,16 +55,17 @@ def report(of: weakref.ref[Loop], error: BaseException, kind: int, what: Any) ->
             sys.excepthook(*sys.exc_info())
 
 
-def _tell(loop: Loop | None, error: BaseException, kind: int, what: Any) -> None:
-    """To `on_error`, or to the logger."""
-    # A tuple of the kernels' is of exactly that type, which cannot be called; a callable may be of one derived from it.
-    callback, args = (what[0], what[1:]) if type(what) is tuple else (what, ())
-    context: dict[str, Any] = {"loop": loop, "kind": layout.KIND_NAMES[kind], "callback": callback, "args": args}
+def _tell(loop: Loop | None, error: BaseException, kind: str, callback: Any, args: tuple[Any, ...]) -> None:
+    context: dict[str, Any] = {"loop": loop, "kind": kind, "callback": callback, "args": args}
     context |= debug.site_of(callback)
     message = "%s %r of %s raised"
-    name = loop.name if loop is not None else "a forgotten loop"
+    name = loop.name if loop is not None else "no loop that is known"
     if loop is None or loop._on_error is None:
-        log(error, message, context["kind"], callback, name, extra={"nbloop": context})
+        values: list[object] = [kind, callback, name]
+        if "scheduled_at" in context:
+            message += "\nscheduled at:\n%s"
+            values.append("".join(context["scheduled_at"].format()).rstrip())
+        log(error, message, *values, loop=name, extra={"nbloop": context})
         return
     try:
         loop._on_error(error, context)
@@ -66,15 +74,22 @@ def _tell(loop: Loop | None, error: BaseException, kind: int, what: Any) -> None
     except BaseException as raised:
         if raised is not error and raised.__context__ is None:
             raised.__context__ = error  # the log shows both
-        log(raised, "on_error of %s raised while handling: " + message, name, context["kind"], callback, name)
+        log(raised, "on_error of %s raised while handling: " + message, name, kind, callback, name, loop=name)
 
 
-def log(error: BaseException | None, message: str, *args: object, level: int = logging.ERROR, **more: Any) -> None:
-    """To the ``nbloop`` logger. One of its handlers that raises is shown as the interpreter would, and does not stop
-    the loop.
+def log(
+    error: BaseException | None,
+    message: str,
+    *args: object,
+    loop: str,
+    level: int = logging.ERROR,
+    extra: dict[str, Any] | None = None,
+) -> None:
+    """To the ``nbloop`` logger, with the loop's name as the record's `loop`. One of its handlers that raises is shown as
+    the interpreter would, and does not stop the loop.
     """
     try:
-        logger.log(level, message, *args, exc_info=error, **more)
+        logger.log(level, message, *args, exc_info=error, extra={"loop": loop} | (extra or {}))
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException:
@@ -93,7 +108,7 @@ def overload(of: weakref.ref[Loop]) -> None:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as raised:
-        log(raised, "on_overload of %s raised", loop.name)
+        log(raised, "on_overload of %s raised", loop.name, loop=loop.name)
 
 
 def pressure(of: weakref.ref[Loop]) -> None:
@@ -105,13 +120,17 @@ def pressure(of: weakref.ref[Loop]) -> None:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as raised:
-        log(raised, "on_pressure of %s raised", loop.name)
+        log(raised, "on_pressure of %s raised", loop.name, loop=loop.name)
 
 
-def warn() -> None:
+def warn(of: weakref.ref[Loop]) -> None:
+    loop = of()
+    name = loop.name if loop is not None else "a forgotten loop"
     log(
         None,
-        "100,000 microtasks and next-ticks in one checkpoint: is one scheduling itself for ever?",
+        "100,000 microtasks and next-ticks in one checkpoint of %s: is one scheduling itself for ever?",
+        name,
+        loop=name,
         level=logging.WARNING,
     )
 
@@ -124,7 +143,8 @@ def wake_parker(of: weakref.ref[Loop], interruption: BaseException | None = None
     if isinstance(interruption, KeyboardInterrupt):
         _thread.interrupt_main()  # once more, where it may be raised
     elif interruption is not None:
-        log(interruption, "an exception came in the way of a wake-up")
+        name = loop.name if loop is not None else "a forgotten loop"
+        log(interruption, "an exception came in the way of a wake-up of %s", name, loop=name)
 
 
 def renew(of: weakref.ref[Loop]) -> None:
@@ -137,7 +157,7 @@ def renew(of: weakref.ref[Loop]) -> None:
             loop._watches.renew()
         except OSError as error:  # no descriptor left for a new set: again when it speaks again
             loop._record["io"]["suspect"] = 1
-            log(error, "%s can not renew its poller", loop.name)
+            log(error, "%s cannot renew its poller", loop.name, loop=loop.name)
 
 
 def refuse(of: weakref.ref[Loop], code: int, culprit: object, error: BaseException | None = None) -> None:

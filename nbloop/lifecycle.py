@@ -53,8 +53,10 @@ from .unique import Unique
 
 if TYPE_CHECKING:
     from .js.promisify import Workers
+    from .loop import Loop
     from .observe.recorder import Recorder
     from .observe.shared import SharedBlock
+    from .observe.watchdog import Watchdog
 
 
 class LoopState(enum.Enum):
@@ -69,6 +71,15 @@ class LoopState(enum.Enum):
 
 NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC}
 LOOK = 0.5  # seconds between two looks at whether somebody ends a loop that is to end
+
+_here = threading.local()  # `loop`: a weak reference to the one that this thread has begun to run last
+
+
+def running_here() -> Loop | None:
+    """The loop whose callback the calling thread is in, the innermost one; None if it is in none."""
+    of: Callable[[], Any] | None = getattr(_here, "loop", None)
+    loop = of() if of is not None else None
+    return loop if loop is not None and loop.is_loop_thread() else None
 
 
 class Lifecycle(Unique, Scheduling):
@@ -90,6 +101,7 @@ class Lifecycle(Unique, Scheduling):
         self._forked = False
         self._runner = 0  # identifier of the thread that runs or finishes the loop, or did last
         self._workers: Workers | None = None
+        self._watchdogs: dict[Watchdog, None] = {}  # which end with it, and whose handlers it keeps
         self._parker: Parker | None = None
         self._watches = Watches(state)
         self._acquire = lifetime.acquire.bind(state)
@@ -177,12 +189,16 @@ class Lifecycle(Unique, Scheduling):
             self._ensure_finisher()
 
     def _turn(self) -> None:
+        outside = getattr(_here, "loop", None)  # whose callback this is called in
         try:
+            _here.loop = weakref.ref(self)
             self._turn_until_end()
         except BaseException:
             if self._recorder is not None:
                 self._recorder._run_raised()
             raise
+        finally:
+            _here.loop = outside
 
     def _turn_until_end(self) -> None:
         self._runner = threading.get_ident()
@@ -252,7 +268,7 @@ class Lifecycle(Unique, Scheduling):
 
     def _end_broken(self, error: OSError) -> NoReturn:
         """The poller fails: looking again would spin, so the loop ends, and says why. What was accepted is run."""
-        hooks.log(error, "%s can not poll any more and ends", self.name, level=logging.CRITICAL)
+        hooks.log(error, "%s can not poll any more and ends", self.name, loop=self.name, level=logging.CRITICAL)
         self._begin_end()
         self._finish()
         raise PollerFailedError(error.errno, f"{self.name} can not poll any more and has ended: {error}") from error
@@ -410,7 +426,8 @@ class Lifecycle(Unique, Scheduling):
                     self._finish()
                 # there is no run() that these could leave, and the rest is owed
                 except (KeyboardInterrupt, SystemExit) as error:
-                    hooks.log(error, "%s: a callback asked to leave run() while the loop ended without one", self.name)
+                    message = "%s: a callback asked to leave run() while the loop ended without one"
+                    hooks.log(error, message, self.name, loop=self.name)
         finally:
             self._finishing.release()
             self._release()
@@ -420,6 +437,7 @@ class Lifecycle(Unique, Scheduling):
         if self._ended.is_set():
             return
         self._runner = threading.get_ident()
+        _here.loop = weakref.ref(self)
         self._refuse_new()
         drain = turn.drain.bind(self._state)
         while not self._closing and drain() == turn.ENDED_DRAINED:
@@ -442,6 +460,8 @@ class Lifecycle(Unique, Scheduling):
             self._shared.close()
         _live.discard(self)
         self._ended.set()
+        for watchdog in list(self._watchdogs):  # one that comes later looks whether the loop has ended
+            watchdog._dismiss()
 
     def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         # Forgotten while methods taken from it live on: they keep the state, so what is queued has to be dropped here.

@@ -141,7 +141,7 @@ class Loop(Descriptors):
                 "report": functools.partial(hooks.report, me),
                 "refuse": functools.partial(hooks.refuse, me),
                 "overload": functools.partial(hooks.overload, me),
-                "warn": hooks.warn,
+                "warn": functools.partial(hooks.warn, me),
                 "check_interrupts": hooks.check_interrupts,
                 "waker": functools.partial(hooks.wake_parker, me),
                 "renew": functools.partial(hooks.renew, me),

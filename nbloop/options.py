@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 import os
 import threading
 from typing import Literal
@@ -83,6 +84,15 @@ def check_timeout(timeout: object) -> None:
         raise TypeError(f"timeout must be a number of seconds or None, not {timeout!r}")
     if not 0 <= timeout <= threading.TIMEOUT_MAX:
         raise ValueError(f"timeout must be from 0 to {threading.TIMEOUT_MAX:.0f} seconds, not {timeout!r}")
+
+
+def check_milliseconds(name: str, value: object) -> float:
+    """A duration, or a moment after an origin."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number of milliseconds, not {value!r}")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be a finite number of milliseconds, at least 0, not {value!r}")
+    return float(value)
 
 
 def usable_cores() -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from .errors import FDAlreadyRegisteredError, FDNotRegisteredError, FDOutOfRangeError
 from .kernels.base import layout
-from .kernels.base.capi import EPOLL_EVENT_BYTES
+from .kernels.base.capi import EPOLL_EVENT_BYTES, WINDOWS
 from .kernels.turn import fd_watches as kernels
 from .pollers import Poller, make_poller
 
@@ -112,6 +113,8 @@ class Watches:
     def register(self, fd: int, interest: int, callback: ReadyCallback) -> None:
         if fd in self._tokens:
             raise FDAlreadyRegisteredError(f"descriptor {fd} is registered; use modify_fd(), or unregister_fd() first")
+        if self.poller is None and not WINDOWS:  # whose own descriptors must not take the number of one that is closed
+            os.fstat(fd)
         poller = self.open_poller()
         self._interests[fd] = interest
         try:

@@ -43,7 +43,7 @@ from .selector import Selector
 
 base_events: Any = _base_events  # its stubs do not name what is wanted of it
 
-FAR = 4e9  # s on the clock, 127 years: the core's last deadline stands for all that are later
+FAR = 1e10  # s on the clock: later than its end, so never, as is what no float can be
 WHOLE_QUEUE = 1 << 40  # tasks in a turn: asyncio's turn, too, runs all that is ready when it begins
 
 

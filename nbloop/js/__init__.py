@@ -2,7 +2,7 @@
 
 from .abort import AbortController, AbortError, AbortSignal
 from .combinators import AggregateError, NoPromisesError
-from .events import CustomEvent, Event, EventTarget
+from .events import CustomEvent, Event, EventTarget, InvalidStateError
 from .performance import Performance, PerformanceEntry
 from .promise import Promise, RejectedError
 from .view import JS
@@ -16,6 +16,7 @@ __all__ = [
     "CustomEvent",
     "Event",
     "EventTarget",
+    "InvalidStateError",
     "NoPromisesError",
     "Performance",
     "PerformanceEntry",

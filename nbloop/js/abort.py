@@ -9,20 +9,21 @@ callbacks.
 
 from __future__ import annotations
 
-import logging
 import threading
 import weakref
 from collections.abc import Callable, Iterable
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from .. import hooks
+from ..lifecycle import running_here
+from ..options import check_milliseconds
 from ..unique import Unique
 from .events import Event, EventTarget
 from .promise import reason_as_exception
 
 if TYPE_CHECKING:
     from .view import JS
-
-logger = logging.getLogger("nbloop")
 
 
 class AbortError(Exception):
@@ -34,8 +35,8 @@ def _call(callback: Callable[[Any], object], reason: Any) -> None:
         callback(reason)
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException:
-        logger.exception("abort callback %r raised", callback)
+    except BaseException as error:
+        hooks.tell(running_here(), error, "abort callback", callback, (reason,))
 
 
 class AbortSignal(EventTarget):
@@ -48,6 +49,7 @@ class AbortSignal(EventTarget):
         self._lock = threading.RLock()
         self._aborted = False
         self._reason: Any = None
+        self._traceback: TracebackType | None  # of the reason, when it was raised first
         self._algorithms: dict[int, Callable[[Any], object]] = {}
         self._next = 0
         self._dependents: dict[int, weakref.ref[AbortSignal]] = {}  # by id, in the order in which they were made
@@ -77,8 +79,9 @@ class AbortSignal(EventTarget):
     @classmethod
     def timeout(cls, js: JS, ms: float) -> AbortSignal:
         """A signal that is aborted with a TimeoutError after `ms` milliseconds, on the loop; its timer keeps no loop
-        alive (DOM, ``AbortSignal.timeout``).
+        alive (DOM, ``AbortSignal.timeout``). ValueError for a negative `ms`.
         """
+        check_milliseconds("ms", ms)
         signal = cls()
         held = weakref.ref(signal)
         anchor: list[AbortSignal] = []
@@ -131,7 +134,7 @@ class AbortSignal(EventTarget):
     def throw_if_aborted(self) -> None:
         """Raise the reason if it is aborted."""
         if self._aborted:
-            raise reason_as_exception(self._reason)
+            raise reason_as_exception(self, self._reason)
 
     def on_abort(self, callback: Callable[[Any], object]) -> Callable[[], None]:
         """Call ``callback(reason)`` when it is aborted, on the aborting thread, at once if it is; the function
@@ -174,10 +177,14 @@ class AbortSignal(EventTarget):
         if not self._algorithms and not self._listeners:
             for signal in (self, *self._living_sources()):
                 signal._strong.pop(id(self), None)
-                if signal._anchor and not signal._wanted():
-                    signal._anchor.clear()
-                    if signal._wanted():  # meanwhile, on another thread
-                        signal._anchor.append(signal)
+                signal._let_go()
+
+    def _let_go(self) -> None:
+        """The timer of a time-out need not keep it any more, unless somebody listens."""
+        if self._anchor and not self._wanted():
+            self._anchor.clear()
+            if self._wanted():  # meanwhile, on another thread
+                self._anchor.append(self)
 
     def _wanted(self) -> bool:
         return bool(self._algorithms or self._listeners or self._strong)
@@ -232,6 +239,7 @@ def _unlink(identifier: int, sources: list[weakref.ref[AbortSignal]]) -> None:
         if source is not None:
             source._dependents.pop(identifier, None)
             source._strong.pop(identifier, None)
+            source._let_go()
 
 
 class AbortController(Unique):

@@ -63,7 +63,10 @@ def _combine(
         raise
     except BaseException as error:  # the iterable's own, or of a `then` that was overridden: IfAbruptRejectPromise
         resolver.reject(error)
-    return promise
+    try:
+        return promise
+    finally:  # as in `settle_by`
+        del promise
 
 
 def all_(js: JS, items: Iterable[Any]) -> Promise[list[Any]]:

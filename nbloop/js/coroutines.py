@@ -3,6 +3,10 @@
 An ECMAScript async function, step by step (27.7.5): the body starts at once, `await` takes one job for a promise of
 the same view (27.7.5.3), and what it returns resolves the promise as any value would. A coroutine has no thread of
 its own: each step runs on the loop's thread, as a microtask.
+
+The traceback of an exception keeps the frames that it has passed through, and each of them its callers'. So when a step
+ends none of the frames here has anything that leads to an exception: what a failed coroutine held would stay until a
+collection.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ ENDED = -1  # the turn of a coroutine that will not run again
 class Running:
     """A coroutine between two steps."""
 
-    __slots__ = ("_coroutine", "_js", "_promise", "_turn", "_unlink")
+    __slots__ = ("_coroutine", "_js", "_promise", "_signal", "_turn", "_unlink")
 
     def __init__(self, js: JS, coroutine: Coroutine[Any, Any, Any], promise: Promise[Any]) -> None:
         self._js = js
@@ -33,10 +37,12 @@ class Running:
         self._promise = promise
         # counts steps: a promise awaited before an abort interrupted it must not resume the coroutine again
         self._turn = 0
+        self._signal: AbortSignal | None = None
         self._unlink: Any = None
 
     def follow(self, signal: AbortSignal) -> None:
         """Throw the signal's reason into the coroutine where it waits, if it is aborted before the end."""
+        self._signal = signal
         self._unlink = signal.on_abort(self._aborted)
 
     def _aborted(self, reason: Any) -> None:
@@ -45,7 +51,12 @@ class Running:
 
     def interrupt(self, reason: Any) -> None:
         """Resume with the reason raised at the current `await`. On the loop's thread."""
-        self._resume(self._turn, True, reason_as_exception(reason))
+        if self._signal is None:  # it has ended
+            return
+        try:
+            self._resume(self._turn, True, reason_as_exception(self._signal, reason))
+        finally:
+            del reason
 
     def start(self) -> None:
         """The first step, unless an abort came before it."""
@@ -57,17 +68,16 @@ class Running:
         try:
             awaited = self._coroutine.throw(value) if throw else self._coroutine.send(value)
         except StopIteration as stop:
-            self._end()
-            self._promise._resolve(stop.value)
+            self._end()._resolve(stop.value)
             return
         except (KeyboardInterrupt, SystemExit) as error:  # which leave the loop; whoever waits is told, too
-            self._end()
-            self._promise._reject(error)
+            self._end()._reject(error)
             raise
         except BaseException as error:
-            self._end()
-            self._promise._reject(error)
+            self._end()._reject(error)
             return
+        finally:
+            del value
         if not isinstance(awaited, Promise):
             self._js.loop.schedule_microtask(
                 self._resume,
@@ -76,24 +86,37 @@ class Running:
                 TypeError(f"a coroutine run by JS.spawn can await promises, futures and coroutines, not {awaited!r}"),
             )
             return
-        resolved(self._js, awaited)._react(
-            lambda outcome: self._resume(turn, False, outcome),
-            lambda reason: self._resume(turn, True, reason_as_exception(reason)),
-        )
+        promise = resolved(self._js, awaited)
+
+        def rejected(reason: Any) -> None:
+            nonlocal promise
+            try:
+                self._resume(turn, True, reason_as_exception(promise, reason))
+            finally:
+                del promise, reason
+
+        promise._react(lambda outcome: self._resume(turn, False, outcome), rejected)
 
     def _resume(self, turn: int, throw: bool, value: Any) -> None:
         if turn != self._turn or turn == ENDED:
             return
-        if self._js.loop.is_loop_thread():
-            self._step(throw, value)
-        else:  # the loop has ended: nothing of the coroutine may run on the thread that found out
-            self._end()
-            self._promise._reject(value)
+        try:
+            if self._js.loop.is_loop_thread():
+                self._step(throw, value)
+            else:  # the loop has ended: nothing of the coroutine may run on the thread that found out
+                self._end()._reject(value)
+        finally:
+            del value
 
-    def _end(self) -> None:
+    def _end(self) -> Promise[Any]:
+        """It will not run again. Its promise, which it forgets."""
         self._turn = ENDED
         if self._unlink is not None:
             self._unlink()
+        promise = self._promise
+        self._signal = None
+        del self._promise
+        return promise
 
 
 def spawn(js: JS, coroutine: Coroutine[Any, Any, Any], signal: AbortSignal | None) -> Promise[Any]:
@@ -115,4 +138,7 @@ def spawn(js: JS, coroutine: Coroutine[Any, Any, Any], signal: AbortSignal | Non
             running._end()
             coroutine.close()
             raise
-    return promise
+    try:
+        return promise
+    finally:
+        del promise

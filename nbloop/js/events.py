@@ -3,19 +3,23 @@ not bubble further.
 
 Dispatch is synchronous, on the dispatching thread, over the listeners that were there when it began; one that is
 removed meanwhile is not called, one with `once` is removed before it is called. Listener lists are replaced, never
-changed in place, so any thread may add, remove and dispatch at once.
+changed in place, so any thread may add, remove and dispatch at once. An event is in one dispatch at a time, on any
+threads: a second one raises `InvalidStateError`.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable
 from typing import Any
 
+from .. import hooks
+from ..lifecycle import running_here
 from ..unique import Unique
 
-logger = logging.getLogger("nbloop")
+
+class InvalidStateError(RuntimeError):
+    """The event is being dispatched (DOM's ``InvalidStateError``)."""
 
 
 def check_name(argument: str, value: object) -> None:
@@ -33,7 +37,8 @@ class Event:
         self.bubbles = bubbles
         self.target: EventTarget | None = None
         self._prevented = False
-        self._stopped = False
+        self._stopped = False  # before or in a dispatch: DOM's stop propagation flag
+        self._stopped_at_once = False  # and its stop immediate propagation flag
 
     @property
     def default_prevented(self) -> bool:
@@ -46,11 +51,12 @@ class Event:
             self._prevented = True
 
     def stop_propagation(self) -> None:
-        """Without a tree there is nowhere to propagate to."""
+        """Before a dispatch: no listener is called. In one there is nothing to stop, since there is no tree."""
+        self._stopped = True
 
     def stop_immediate_propagation(self) -> None:
         """No further listener is called."""
-        self._stopped = True
+        self._stopped = self._stopped_at_once = True
 
 
 class CustomEvent(Event):
@@ -107,12 +113,25 @@ class EventTarget(Unique):
     def dispatch_event(self, event: Event) -> bool:
         """Call the listeners for the event's type; False if it is cancelable and one prevented the default (DOM 2.9).
 
-        A listener that raises is reported to the logger, and the next is called.
+        A listener that raises is reported to the `on_error` of the loop that runs on this thread, and to the logger if
+        there is none; the next is called. KeyboardInterrupt and SystemExit leave the call. O(listeners). Raises
+        TypeError, and `InvalidStateError` for an event that is being dispatched already.
         """
         if not isinstance(event, Event):
             raise TypeError(f"event must be an Event, not {event!r}")
-        event.target = self
-        event._stopped = False
+        dispatch = object()
+        if event.__dict__.setdefault("_dispatch", dispatch) is not dispatch:  # DOM's dispatch flag: atomic, as a key is
+            raise InvalidStateError(f"the event {event.type!r} is being dispatched")
+        try:
+            event.target = self
+            if not event._stopped:
+                self._call_listeners(event)
+        finally:
+            event._stopped = event._stopped_at_once = False
+            del event.__dict__["_dispatch"]
+        return not event._prevented
+
+    def _call_listeners(self, event: Event) -> None:
         for entry in self._listeners:
             if entry.type != event.type:
                 continue
@@ -125,8 +144,7 @@ class EventTarget(Unique):
                 entry.callback(event)
             except (KeyboardInterrupt, SystemExit):
                 raise
-            except BaseException:
-                logger.exception("listener %r for %r raised", entry.callback, event.type)
-            if event._stopped:
+            except BaseException as error:
+                hooks.tell(running_here(), error, "event listener", entry.callback, (event,))
+            if event._stopped_at_once:
                 break
-        return not event._prevented

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..options import check_milliseconds
 from ..unique import Unique
 from .events import check_name
 
@@ -22,14 +22,6 @@ class PerformanceEntry:
     start_time: float
     duration: float
     detail: Any = None
-
-
-def _milliseconds(name: str, moment: object) -> float:
-    if isinstance(moment, bool) or not isinstance(moment, (int, float)):
-        raise TypeError(f"{name} must be a number of ms since the time origin, not {moment!r}")
-    if not math.isfinite(moment):
-        raise ValueError(f"{name} must be a finite number of ms since the time origin, not {moment!r}")
-    return float(moment)
 
 
 class Performance(Unique):
@@ -47,9 +39,11 @@ class Performance(Unique):
         return (self._clock() - self._origin) * 1e3
 
     def mark(self, name: str, *, detail: Any = None, start_time: float | None = None) -> PerformanceEntry:
-        """Remember a moment: now, or `start_time`."""
+        """Remember a moment: now, or `start_time`, in ms since the time origin. ValueError if that is negative (User
+        Timing: a TypeError).
+        """
         check_name("name", name)
-        start = self.now() if start_time is None else _milliseconds("start_time", start_time)
+        start = self.now() if start_time is None else check_milliseconds("start_time", start_time)
         entry = PerformanceEntry(name, "mark", start, 0.0, detail)
         with self._lock:
             self._entries.append(entry)
@@ -72,7 +66,7 @@ class Performance(Unique):
 
     def _moment(self, name: str, moment: str | float) -> float:
         if not isinstance(moment, str):
-            return _milliseconds(name, moment)
+            return check_milliseconds(name, moment)
         with self._lock:
             for entry in reversed(self._entries):
                 if entry.entry_type == "mark" and entry.name == moment:

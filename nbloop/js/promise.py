@@ -17,22 +17,22 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import logging
 import threading
 import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
+from .. import hooks
 from ..errors import LoopTerminatedError
 from ..kernels.base.kernel import method
 from ..kernels.promises import reactions
 from ..kernels.promises.classes import Eventual, Places, Resolver, View, make_view
 
 if TYPE_CHECKING:
+    from .abort import AbortSignal
     from .view import JS
-
-logger = logging.getLogger("nbloop")
 
 
 class RejectedError(Exception):
@@ -53,8 +53,9 @@ class Promise[T](Eventual):
     with its handlers.
     """
 
-    __slots__ = ("__weakref__", "_site")
+    __slots__ = ("__weakref__", "_site", "_traceback")
     _site: str
+    _traceback: TracebackType | None
 
     def __init__(self, js: JS) -> None:
         self._view = js._view  # the one word that can not be absent: a slot written costs 25 ns
@@ -135,7 +136,10 @@ class Promise[T](Eventual):
 
     def __await__(self) -> Generator[Any, Any, T]:
         """``await promise`` in a coroutine that `JS.spawn` runs: its value, or its reason raised."""
-        return cast("T", (yield self))
+        try:
+            return cast("T", (yield self))
+        finally:  # the traceback of the reason keeps this frame, which would keep the promise, which keeps the reason
+            del self
 
     def __repr__(self) -> str:
         outcome = f" {self._value!r}" if hasattr(self, "_outcome") else ""
@@ -150,6 +154,8 @@ def _follow(promise: Promise[Any], resolution: Any) -> None:
         _look_into(promise, resolution)
     except LoopTerminatedError as error:
         promise._reject(error)
+    finally:  # as in `settle_by`
+        del promise, resolution
 
 
 def _look_into(promise: Promise[Any], resolution: Any) -> None:
@@ -173,6 +179,7 @@ def _look_into(promise: Promise[Any], resolution: Any) -> None:
         raise
     except BaseException as error:
         promise._reject(error)
+        del promise, resolution  # as in `settle_by`
         return
     if callable(then):
         js.queue_microtask(_thenable_job, promise, then)
@@ -253,12 +260,20 @@ def view_of(js: JS) -> View:
 def _thenable_job(promise: Promise[Any], then: Callable[..., Any]) -> None:
     """NewPromiseResolveThenableJob (27.2.2.2)."""
     resolver = Resolver(promise)
+    del promise
+    settle_by(resolver, then)
+
+
+def settle_by(resolver: Resolver, executor: Callable[..., Any]) -> None:
+    """``executor(resolve, reject)``, whose exception rejects. Its traceback keeps this frame and its callers':
+    nothing that leads to the promise may be in them, or what the executor held would stay until a collection.
+    """
     try:
-        then(resolver.resolve, resolver.reject)
+        executor(resolver.resolve, resolver.reject)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
-        resolver.reject(error)
+        resolver.reject(error)  # which forgets the promise
 
 
 def _follow_awaitable(promise: Promise[Any], awaitable: Awaitable[Any]) -> None:
@@ -300,13 +315,22 @@ def resolved(js: JS, value: Any) -> Promise[Any]:
     if isinstance(value, Promise) and value._view is js._view:
         return value
     promise: Promise[Any] = Promise(js)
-    promise._resolve(value)
-    return promise
+    try:
+        promise._resolve(value)
+        return promise
+    finally:  # as in `settle_by`
+        del promise
 
 
-def reason_as_exception(reason: Any) -> BaseException:
-    """What `await` raises for a reason."""
-    return reason if isinstance(reason, BaseException) else RejectedError(reason)
+def reason_as_exception(holder: Promise[Any] | AbortSignal, reason: Any) -> BaseException:
+    """What is raised for the reason that `holder` has. An exception gets back the traceback that it had at the first
+    time: each raise adds to it, and keeps the frames that it names alive.
+    """
+    if not isinstance(reason, BaseException):
+        return RejectedError(reason)
+    if not hasattr(holder, "_traceback"):
+        holder._traceback = reason.__traceback__
+    return reason.with_traceback(holder._traceback)
 
 
 class Rejections:
@@ -329,8 +353,10 @@ class Rejections:
                 self._noted.remove(promise)
 
     def _notify(self) -> None:
-        """At the end of a checkpoint (HTML, 'notify about rejected promises')."""
-        while self._noted:
+        """At the end of a checkpoint (HTML, 'notify about rejected promises'): of those that were noted by then. What
+        is rejected meanwhile has a checkpoint of its own, whose microtasks may handle it.
+        """
+        for _ in range(len(self._noted)):
             promise = self._noted.popleft()
             if hasattr(promise, "_handled"):
                 continue
@@ -341,4 +367,5 @@ class Rejections:
             reason = promise._value
             error = reason if isinstance(reason, BaseException) else None
             made = f"\nmade at:\n{promise._site}" if hasattr(promise, "_site") else ""
-            logger.error("unhandled rejection in %s: %r%s", self._js.loop.name, reason, made, exc_info=error)
+            name = self._js.loop.name
+            hooks.log(error, "unhandled rejection in %s: %r%s", name, reason, made, loop=name)

@@ -67,6 +67,7 @@ class _Job:
         del self.function, self.arguments
         self.workers.settle(self, settle)
         _at_work.of = None
+        del self, settle  # the traceback of an exception keeps this frame, which would keep the promise
 
 
 def _work(jobs: queue.SimpleQueue[_Job | None], name: str) -> None:

@@ -20,7 +20,7 @@ from . import combinators
 from .abort import AbortSignal
 from .coroutines import spawn
 from .performance import Performance
-from .promise import Promise, Rejections, rejected, resolved, view_of
+from .promise import Promise, Rejections, rejected, resolved, settle_by, view_of
 
 type Callback = Callable[..., object]
 
@@ -80,14 +80,11 @@ class JS(Unique):
         if not callable(executor):
             raise TypeError(f"executor must be callable, not {executor!r}")
         promise: Promise[Any] = Promise(self)
-        resolver = Resolver(promise)
         try:
-            executor(resolver.resolve, resolver.reject)
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:
-            resolver.reject(error)
-        return promise
+            settle_by(Resolver(promise), executor)
+            return promise
+        finally:  # as in `settle_by`: its frame keeps its caller's
+            del promise
 
     def with_resolvers(self) -> tuple[Promise[Any], Callable[..., None], Callable[..., None]]:
         """A promise with its two resolving functions, for any threads; the first call decides (27.2.4.8)."""

@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import threading
 import weakref
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation, get_meter_provider
 
 from ..errors import ForkedLoopError
+from ..lifecycle import LoopState
+from ..loop import Loop
 from .contention import Contention, Retries, totals
 from .metrics import Metrics
 
-if TYPE_CHECKING:
-    from ..loop import Loop
+_lock = threading.Lock()
+_instrumented: weakref.WeakKeyDictionary[MeterProvider, weakref.WeakSet[Loop]] = weakref.WeakKeyDictionary()
 
 type Take[Figures] = Callable[[Figures], Iterable[tuple[float, dict[str, str | float]]]]
 
@@ -31,15 +34,25 @@ _QUANTILES = (0.5, 0.9, 0.95, 0.99)
 
 
 def instrument(loop: Loop, provider: MeterProvider | None = None) -> None:
-    """Make instruments for a loop that measures; ValueError if it does not. They end with the loop, which they do not
-    keep. Any thread.
+    """Have a provider's instruments tell of a loop that measures; ValueError if it does not. A loop that has ended is
+    told of no longer, and none is kept. Again does nothing. Any thread.
     """
     if loop.metrics() is None:
         raise ValueError(f"{loop.name} does not measure: make it with metrics=True")
-    meter = (provider or get_meter_provider()).get_meter("nbloop")
-    of = weakref.ref(loop)
-    look = functools.partial(_observe, of, type(loop).metrics)
-    look_at_contention = functools.partial(_observe, of, totals)
+    provider = provider or get_meter_provider()
+    with _lock:
+        loops = _instrumented.get(provider)
+        if loops is None:
+            loops = _instrumented[provider] = weakref.WeakSet()
+            _make_instruments(provider, loops)
+        loops.add(loop)
+
+
+def _make_instruments(provider: MeterProvider, loops: weakref.WeakSet[Loop]) -> None:
+    """Of all loops of a provider: of a second instrument of the same name it would not ask the callback."""
+    meter = provider.get_meter("nbloop")
+    look = functools.partial(_observe, loops, Loop.metrics)
+    look_at_contention = functools.partial(_observe, loops, totals)
     for name in _COUNTERS:
         meter.create_observable_counter(f"nbloop.{name}", [look(_one(name))])
     for name in ("idle_time", "busy_time"):
@@ -57,20 +70,19 @@ def instrument(loop: Loop, provider: MeterProvider | None = None) -> None:
 
 
 def _observe[Figures](
-    of: weakref.ref[Loop], read: Callable[[Loop], Figures | None], take: Take[Figures]
+    loops: weakref.WeakSet[Loop], read: Callable[[Loop], Figures | None], take: Take[Figures]
 ) -> Callable[[CallbackOptions], Iterable[Observation]]:
     def observe(_options: CallbackOptions) -> Iterable[Observation]:
-        loop = of()
-        if loop is None:
-            return
-        try:
-            figures = read(loop)
-        except ForkedLoopError:  # a child with a reader of its own
-            return
-        if figures is None:
-            return
-        for value, attributes in take(figures):
-            yield Observation(value, {"loop": loop.name, **attributes})
+        with _lock:
+            living = [loop for loop in loops if loop.state is not LoopState.TERMINATED]
+        for loop in living:
+            try:
+                figures = read(loop)
+            except ForkedLoopError:  # a child with a reader of its own
+                continue
+            if figures is not None:
+                for value, attributes in take(figures):
+                    yield Observation(value, {"loop": loop.name, **attributes})
 
     return observe
 

@@ -194,7 +194,7 @@ class Recorder(Unique):
         try:
             self.dump(path)
         except OSError as error:
-            hooks.log(error, "the recorder of %s can not be written to %s", self._name, path)
+            hooks.log(error, "the recorder of %s cannot be written to %s", self._name, path, loop=self._name)
 
     def _run_raised(self) -> None:
         if self._when_raised is not None:

@@ -23,16 +23,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .. import debug, lifecycle
+from .. import debug, hooks, lifecycle
 from ..kernels.base import layout
+from ..lock import Latch
 from ..unique import Unique
 from . import stacks
 from .stacks import Call, Stack
 
 if TYPE_CHECKING:
     from ..loop import Loop
-
-logger = logging.getLogger("nbloop")
 
 LOOKS = 4  # in each threshold: a blockage is told of at most a quarter late
 
@@ -92,41 +91,55 @@ class Watchdog(Unique):
             raise ValueError(f"threshold must be from 0.001 to 1e6 seconds, not {threshold!r}")
         if on_blocked is not None and not callable(on_blocked):
             raise TypeError(f"on_blocked must be callable or None, not {on_blocked!r}")
-        self._threshold = threshold
         self._on_blocked = on_blocked or log
-        self._stop = threading.Event()
-        # The thread must not keep the loop: who forgets a loop ends it.
+        self._stop = Latch()
+        self._loop = weakref.ref(loop)
+        # The thread must keep neither the loop, which ends when it is forgotten, nor the handler, which may refer to
+        # it: the loop keeps its watchdogs.
         self._thread = threading.Thread(
-            target=self._watch, args=(weakref.ref(loop),), name=f"{loop.name}-watchdog", daemon=True
+            target=_watch, args=(weakref.ref(self), self._loop, self._stop, threshold), name=f"{loop.name}-watchdog"
         )
+        self._thread.daemon = True
+        loop._watchdogs[self] = None
         self._thread.start()
+        if loop._ended.is_set():
+            self._dismiss()
 
     def stop(self) -> None:
-        """Watch no longer. When this returns no handler is called any more, but for one that calls this. Any thread."""
-        self._stop.set()
+        """Watch no longer. When this returns no handler is called any more, except one that calls this. Any thread."""
+        self._dismiss()
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
-    def _watch(self, of: weakref.ref[Loop]) -> None:
-        last, since, told = None, time.monotonic(), False
-        while not self._stop.wait(self._threshold / LOOKS):
-            loop = of()
-            if loop is None or loop._ended.is_set():
-                return
-            now = time.monotonic()
-            beat = heartbeat(loop)
-            if beat is None or beat != last:
-                last, since, told = beat, now, False
-            elif now - since >= self._threshold and not told:
-                told = True
-                self._tell(Blockage(loop.name, beat[0], now - since, functools.partial(_look, beat[0])))
-            del loop
+    def _dismiss(self) -> None:
+        """Have the thread end, without waiting for it. Idempotent."""
+        self._stop.set()
+        loop = self._loop()
+        if loop is not None:
+            loop._watchdogs.pop(self, None)
 
     def _tell(self, blockage: Blockage) -> None:
         try:
             self._on_blocked(blockage)
-        except Exception:
-            logger.exception("on_blocked of %s raised", blockage.loop)
+        except Exception as error:
+            hooks.log(error, "on_blocked of %s raised", blockage.loop, loop=blockage.loop)
+
+
+def _watch(me: weakref.ref[Watchdog], of: weakref.ref[Loop], stop: Latch, threshold: float) -> None:
+    """The thread of a watchdog. Between two looks it keeps nothing alive."""
+    last, since, told = None, time.monotonic(), False
+    while not stop.wait(threshold / LOOKS):
+        watchdog, loop = me(), of()
+        if watchdog is None or loop is None:
+            return
+        now = time.monotonic()
+        beat = heartbeat(loop)
+        if beat is None or beat != last:
+            last, since, told = beat, now, False
+        elif now - since >= threshold and not told:
+            told = True
+            watchdog._tell(Blockage(loop.name, beat[0], now - since, functools.partial(_look, beat[0])))
+        del watchdog, loop
 
 
 def heartbeat(loop: Loop) -> tuple[int, int, int] | None:
@@ -145,10 +158,11 @@ def _look(thread: int) -> tuple[Stack, list[object]]:
 
 def log(blockage: Blockage) -> None:
     """Two messages to the logger ``nbloop``: that it is blocked, and, which may have to wait, where."""
-    logger.warning("%s has been in one callback for %.3g s", blockage.loop, blockage.blocked_for)
+    say = functools.partial(hooks.log, None, level=logging.WARNING, loop=blockage.loop)
+    say("%s has been in one callback for %.3g s", blockage.loop, blockage.blocked_for)
     seen = blockage.look()
     lines = [f"{blockage.loop} is blocked in {seen.scheduled or seen.callback or 'a callback that is no Python code'}"]
     lines += [f"  {call}" for call in reversed(seen.stack)]
     if seen.scheduled_at is not None:
         lines += ["scheduled at", *(line.rstrip() for line in seen.scheduled_at.format())]
-    logger.warning("\n".join(lines))
+    say("%s", "\n".join(lines))

@@ -366,6 +366,10 @@ def test_delays(aio):
     done = aio.create_future()
     aio.call_later(-5, done.set_result, 1)
     assert aio.run_until_complete(done) == 1
+    done = aio.create_future()
+    aio.call_later(-math.inf, int)
+    aio.call_at(-math.inf, done.set_result, 2)
+    assert aio.run_until_complete(done) == 2
     for timer in far:
         timer.cancel()
     with pytest.raises(ValueError, match="deadline"):

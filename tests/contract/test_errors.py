@@ -435,3 +435,14 @@ def test_what_the_interpreter_raises_of_a_conversion_is_replaced(loop):
         assert loop.cancel_timer(unknown) is False
     one = loop.schedule_timer(1, list)
     assert loop.cancel_timer(Index(one)) is True
+
+
+def test_the_log_names_the_loop_and_where_it_was_scheduled(make_loop, turns, caplog):
+    """contract: a record has the loop's name as `loop`; in debug mode the default log says where a callback came from."""
+    loop = make_loop(name="named", debug=True)
+    loop.submit(divmod, 1, 0)
+    turns(loop)
+    (record,) = caplog.records
+    assert record.loop == "named"
+    assert "scheduled at" in record.getMessage()
+    assert "test_the_log_names_the_loop" in record.getMessage()

@@ -656,3 +656,17 @@ def test_close_from_elsewhere(loop, pair, wait_for):
     loop.close()
     assert gone() is None
     a.send(b"still open")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a socket's number is no descriptor there")
+def test_a_closed_descriptor_as_the_first_one(make_loop):
+    """The poller, which is made then, must not take its number: EBADF, and nothing is registered."""
+    loop = make_loop()
+    reader, writer = os.pipe()
+    for fd in (reader, writer):
+        os.close(fd)
+    for fd in (reader, writer):
+        with pytest.raises(OSError, match="descriptor") as told:
+            loop.register_fd(fd, IOEvents.READ, print)
+        assert told.value.errno == errno.EBADF
+    assert not loop.alive()

@@ -59,7 +59,7 @@ def test_due_at_once(loop, turns, delay):
 
 
 @pytest.mark.parametrize(
-    "delay", [float("nan"), float("inf"), -float("inf"), 4.1e9, 1e300, 10**400, -(10**400)], ids=lambda d: str(d)[:8]
+    "delay", [float("nan"), float("inf"), 4.1e9, 1e300, 10**400, -(10**400)], ids=lambda d: str(d)[:8]
 )
 @pytest.mark.parametrize("schedule", ["schedule_timer", "schedule_interval"])
 def test_not_a_delay(loop, schedule, delay):
@@ -73,10 +73,10 @@ def test_the_longest_delay_and_the_shortest(loop, turns):
     """contract: more than 4e9 is refused, and not 4e9; zero or negative, however far: the next timer phase."""
     ran = []
     assert loop.cancel_timer(loop.schedule_timer(4e9, int))
-    for delay in (-4.1e9, -1e300):
+    for delay in (-4.1e9, -1e300, -float("inf")):
         loop.schedule_timer(delay, ran.append, delay)
     turns(loop)
-    assert ran == [-4.1e9, -1e300]
+    assert ran == [-4.1e9, -1e300, -float("inf")]
 
 
 def test_no_more_than_there_are_ids(loop, turns):
@@ -651,11 +651,10 @@ def test_deadlines(loop, turns):
     assert ran == ["past", "before", *range(50), True]
 
 
-@pytest.mark.parametrize("deadline", [float("nan"), float("inf"), 5e9])
-def test_no_deadline(loop, deadline):
+def test_no_deadline(loop):
     """What can be no deadline is named, and nothing is stored."""
     with pytest.raises(ValueError, match="deadline"):
-        loop.schedule_timer_at(deadline, int)
+        loop.schedule_timer_at(float("nan"), int)
     with pytest.raises(TypeError, match="deadline"):
         loop.schedule_timer_at("soon", int)
     assert not loop.alive()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import math
 import random
 import threading
 import time
 
 import pytest
 
+import nbloop
 from nbloop import FastPathMode, Loop
 from nbloop.js import JS, AbortSignal
 from nbloop.testing import VirtualClock
@@ -231,3 +235,33 @@ def test_a_timer_of_the_timer_phase_waits(make_loop, turns):
     assert log == []
     turns(loop)
     assert log == ["next"]
+
+
+def test_deadlines_up_to_the_end_of_time(make_loop):
+    """A deadline beyond 4e9 s keeps its place; one beyond the clock's end is never due, and no clock jumps to it."""
+    loop, ran = make_loop(), []
+    clock = VirtualClock(loop, autojump=0)
+    never = [loop.schedule_timer_at(at, ran.append, at) for at in (float("inf"), 1e10, 9.3e9)]
+    clock.advance(4e9)
+    for at in (9.2e9, 4e9 + 3600, 4e9 + 1, 4e9 + 2):
+        loop.schedule_timer_at(at, lambda at=at: ran.append((at, loop.now())))
+    loop.schedule_timer_at(9.2e9, loop.schedule_immediate, loop.stop)
+    loop.run()
+    assert ran == [(at, at) for at in (4e9 + 1, 4e9 + 2, 4e9 + 3600, 9.2e9)]
+    assert loop.cancel_timers(never) == [True, True, True]
+    assert not loop.alive()
+
+
+def test_infinite_timeout_of_asyncio():
+    """wait_for(future, inf) on a clock that jumps waits for the future."""
+    loop = nbloop.new_event_loop()
+    clock = VirtualClock(loop.core, autojump=0)
+
+    async def main():
+        future = loop.create_future()
+        loop.call_later(5e9, future.set_result, "at last")
+        return await asyncio.wait_for(future, math.inf)
+
+    with contextlib.closing(loop):
+        assert loop.run_until_complete(main()) == "at last"
+        assert clock.now() == 5e9

@@ -463,3 +463,60 @@ def test_a_late_callback_that_raises(caplog):
     with caplog.at_level(logging.ERROR, "nbloop"):
         AbortSignal.abort(1).on_abort(raises)
     assert [record.exc_info[1] for record in caplog.records] == [ERROR]
+
+
+def test_any_keeps_no_timeout_when_another_source_aborts(page):
+    """A composite that was aborted by one source keeps neither its time-outs nor their timers, listened to or not."""
+    timers = page.loop._record["timers"]
+    for listen in (lambda signal: None, lambda signal: signal.on_abort(lambda reason: None)):
+        controller, timeout = AbortController(), AbortSignal.timeout(page.js, 3_600_000)
+        gone = weakref.ref(timeout)
+        signal = AbortSignal.any([timeout, controller.signal])
+        del timeout
+        listen(signal)
+        signal.add_event_listener("abort", lambda event: None)
+        assert gone() is not None
+        controller.abort()
+        assert gone() is None
+        assert int(timers["live_here"] + timers["live_elsewhere"]) == 0
+
+
+def test_any_keeps_a_timeout_that_others_listen_to(page):
+    """Only the composite's own share in it ends."""
+    heard, controller, timeout = [], AbortController(), AbortSignal.timeout(page.js, 3_600_000)
+    timeout.on_abort(heard.append)
+    signal = AbortSignal.any([timeout, controller.signal])
+    signal.on_abort(lambda reason: None)
+    gone = weakref.ref(timeout)
+    del timeout
+    controller.abort()
+    assert gone() is not None
+
+
+@pytest.mark.parametrize("ms", [-1, -0.001, float("nan"), float("inf")])
+def test_no_timeout_of_that_length(page, ms):
+    """DOM: AbortSignal.timeout takes an unsigned number."""
+    with pytest.raises(ValueError, match="ms"):
+        AbortSignal.timeout(page.js, ms)
+    with pytest.raises(ValueError, match="start_time"):
+        page.js.performance.mark("x", start_time=ms)
+
+
+def test_throw_if_aborted_again_and_again():
+    """The reason's traceback does not grow, and keeps the frames of the last raise only."""
+    controller, held = AbortController(), []
+    controller.abort(RuntimeError("stop"))
+
+    class Local:
+        pass
+
+    def poll():
+        local = Local()
+        held.append(weakref.ref(local))
+        with pytest.raises(RuntimeError):
+            controller.signal.throw_if_aborted()
+
+    for _ in range(20):
+        poll()
+    gc.collect()
+    assert sum(one() is not None for one in held) <= 1

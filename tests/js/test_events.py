@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
+import random
+import shutil
+import subprocess
 import weakref
 
 import pytest
 
-from nbloop.js import CustomEvent, Event, EventTarget
+from nbloop import Loop
+from nbloop.js import AbortController, CustomEvent, Event, EventTarget, InvalidStateError
 from tests.support.waiting import together
 
 ERROR = ValueError("of a listener")
@@ -306,3 +311,189 @@ def test_threads(target):
     assert together(4, act) == [None] * 4
     assert sorted(heard) == [(i, n) for i in range(4) for n in range(100)]
     assert len(permanent) == 400
+
+
+@pytest.mark.parametrize("stop", [Event.stop_propagation, Event.stop_immediate_propagation])
+def test_stopped_before_a_dispatch(target, stop):
+    """DOM 2.9, invoke, step 1: no listener is called. dispatch, step 11: the flags are unset after it."""
+    heard = []
+    target.add_event_listener("x", heard.append)
+    event = Event("x")
+    stop(event)
+    target.dispatch_event(event)
+    assert heard == []
+    target.dispatch_event(event)
+    assert heard == [event]
+
+
+def test_stop_propagation_in_a_dispatch(target):
+    """DOM 2.9: of one target the further listeners are called; the flag does not outlive the dispatch."""
+    heard = []
+    target.add_event_listener("x", lambda event: event.stop_propagation())
+    target.add_event_listener("x", heard.append)
+    event = Event("x")
+    target.dispatch_event(event)
+    target.dispatch_event(event)
+    assert heard == [event, event]
+
+
+def test_dispatched_within_its_dispatch(target):
+    """DOM 2.7, dispatchEvent, step 1: InvalidStateError; target and flags stay those of the dispatch in progress."""
+    other, heard = EventTarget(), []
+    other.add_event_listener("x", heard.append)
+
+    def again(event):
+        event.stop_immediate_propagation()
+        for one in (target, other):
+            with pytest.raises(InvalidStateError):
+                one.dispatch_event(event)
+
+    target.add_event_listener("x", again)
+    target.add_event_listener("x", heard.append)
+    event = Event("x")
+    target.dispatch_event(event)
+    assert heard == []
+    assert event.target is target
+    other.dispatch_event(event)  # it is over
+    assert heard == [event]
+
+
+def test_one_dispatch_at_a_time_on_any_threads():
+    """Of threads that dispatch one event at once, one does; the others get InvalidStateError."""
+    inside, event, targets = [], Event("x"), [EventTarget() for _ in range(4)]
+
+    def listen(_event):
+        inside.append(1)
+        assert len(inside) == 1
+        inside.pop()
+
+    def dispatch(i):
+        done = 0
+        for _ in range(200):
+            try:
+                targets[i].dispatch_event(event)
+                done += 1
+            except InvalidStateError:
+                pass
+        return done
+
+    for one in targets:
+        one.add_event_listener("x", listen)
+    assert sum(together(4, dispatch)) > 0
+    assert inside == []
+
+
+def test_what_leaves_a_dispatch_ends_it(target):
+    """A KeyboardInterrupt leaves the call, and the event can be dispatched again."""
+
+    def interrupt(_event):
+        raise KeyboardInterrupt
+
+    target.add_event_listener("x", interrupt, once=True)
+    event = Event("x")
+    with pytest.raises(KeyboardInterrupt):
+        target.dispatch_event(event)
+    assert target.dispatch_event(event)
+
+
+def test_exceptions_reach_the_loop(target):
+    """contract: a listener's and an abort callback's exception goes to `on_error` of the loop whose callback it is in,
+    the innermost one.
+    """
+    told = {}
+
+    def fail(_event):
+        raise ERROR
+
+    def inner():
+        target.dispatch_event(Event("x"))
+
+    def outer():
+        one = Loop(name="inner", auto_exit=True, on_error=lambda error, context: told.update(inner=(error, context)))
+        one.submit(inner)
+        one.run()
+        controller = AbortController()
+        controller.signal.on_abort(fail)
+        controller.abort("enough")
+
+    target.add_event_listener("x", fail)
+    loop = Loop(name="outer", auto_exit=True, on_error=lambda error, context: told.update(outer=(error, context)))
+    loop.submit(outer)
+    loop.run()
+    for name, kind in (("inner", "event listener"), ("outer", "abort callback")):
+        error, context = told[name]
+        assert error is ERROR
+        assert (context["loop"].name, context["kind"], context["callback"]) == (name, kind, fail)
+    assert told["outer"][1]["args"] == ("enough",)
+
+
+def dispatch_program(seed):
+    """Listeners of two targets, each with what it does; every event is dispatched once, since Node keeps the flags of a
+    stopped one (DOM 2.9, dispatch, step 11, unsets them).
+    """
+    random_ = random.Random(seed)
+    actions = ["stop", "halt", "prevent", "remove", "nothing"]
+    listeners = [
+        {"target": random_.randrange(2), "once": random_.random() < 0.3, "does": random_.choices(actions, k=2)}
+        for _ in range(random_.randint(1, 6))
+    ]
+    return {"listeners": listeners, "events": [random_.randrange(2) for _ in range(3)]}
+
+
+NODE = """
+for (const program of JSON.parse(require('fs').readFileSync(0))) {
+  const log = [], targets = [new EventTarget(), new EventTarget()], made = [];
+  program.listeners.forEach((l, i) => made.push(event => {
+    log.push(`${i} ${targets.indexOf(event.target)}`);
+    for (const what of l.does) {
+      if (what == 'stop') event.stopPropagation();
+      if (what == 'halt') event.stopImmediatePropagation();
+      if (what == 'prevent') event.preventDefault();
+      if (what == 'remove') targets[l.target].removeEventListener('x', made[(i + 1) % made.length]);
+    }
+  }));
+  program.listeners.forEach((l, i) => targets[l.target].addEventListener('x', made[i], {once: l.once}));
+  for (const at of program.events) log.push(targets[at].dispatchEvent(new Event('x', {cancelable: true})));
+  console.log(JSON.stringify(log));
+}
+"""
+
+
+def dispatch_here(program):
+    log, targets, made = [], [EventTarget(), EventTarget()], []
+
+    def listener(i, here, does):
+        def listen(event):
+            log.append(f"{i} {targets.index(event.target)}")
+            for what in does:
+                {
+                    "stop": event.stop_propagation,
+                    "halt": event.stop_immediate_propagation,
+                    "prevent": event.prevent_default,
+                    "remove": lambda: targets[here].remove_event_listener("x", made[(i + 1) % len(made)]),
+                    "nothing": int,
+                }[what]()
+
+        return listen
+
+    made += [listener(i, one["target"], one["does"]) for i, one in enumerate(program["listeners"])]
+    for one, listen in zip(program["listeners"], made, strict=True):
+        targets[one["target"]].add_event_listener("x", listen, once=one["once"])
+    for at in program["events"]:
+        prevented = targets[at].dispatch_event(Event("x", cancelable=True))
+        log.append(prevented)
+    return log
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="Node.js, the reference, is not installed")
+def test_dispatch_is_nodes():
+    """Random listeners that stop, prevent and remove: the same log as in Node, of 500 programs."""
+    programs = [dispatch_program(seed) for seed in range(500)]
+    node = subprocess.run(
+        ["node", "-e", NODE], input=json.dumps(programs), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert node.returncode == 0, node.stderr
+    theirs = [json.loads(line) for line in node.stdout.splitlines()]
+    ours = [dispatch_here(program) for program in programs]
+    for seed, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        assert a == b, dispatch_program(seed)

@@ -74,3 +74,22 @@ def test_a_forked_child_tells_nothing(caplog: pytest.LogCaptureFixture) -> None:
         os._exit(0 if not any(collected(reader).values()) and not caplog.records else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert any(collected(reader).values())
+
+
+def test_every_live_loop_of_a_provider_and_none_that_has_ended() -> None:
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader])
+
+    def told() -> set[Any]:
+        return {point.attributes["loop"] for points in collected(reader).values() for point in points}
+
+    with Loop(metrics=True, name="one") as one:
+        instrument(one, provider)
+        for i in range(20):
+            with Loop(metrics=True, name=f"passing {i}") as passing:
+                instrument(passing, provider)
+                instrument(passing, provider)
+                assert told() == {"one", passing.name}
+                assert len(collected(reader)["nbloop.turns"]) == 2
+        assert told() == {"one"}
+    assert told() == set()

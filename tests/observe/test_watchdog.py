@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -174,3 +176,25 @@ def test_its_thread_ends_with_the_loop_with_stop_and_does_not_keep_the_loop(wait
 def test_bad_arguments(loop: Loop, threshold: Any, handler: Any, error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         loop.watch(threshold, handler)
+
+
+def test_its_thread_ends_with_the_loop(make_loop: Callable[..., Loop], wait_for: Any) -> None:
+    """However long the threshold; also of a watchdog that comes when the loop has ended."""
+    loop = make_loop()
+    before = loop.watch(1e6)
+    loop.start()
+    loop.shutdown()
+    after = loop.watch(1e6)
+    for watchdog in (before, after):
+        wait_for(lambda watchdog=watchdog: not watchdog._thread.is_alive())
+
+
+def test_a_handler_that_refers_to_its_loop_does_not_keep_it(wait_for: Any) -> None:
+    loop = Loop()
+    loop.watch(1e6, lambda blockage, loop=loop: loop.stop())
+    thread = next(iter(loop._watchdogs))._thread
+    gone = weakref.ref(loop)
+    del loop
+    gc.collect()
+    assert gone() is None
+    wait_for(lambda: not thread.is_alive())

@@ -19,7 +19,7 @@ from ..base.capi import (
     PyLong_FromLongLong,
     PySequence_Repeat,
 )
-from ..base.clock import loop_ns
+from ..base.clock import FOREVER, loop_ns
 from ..base.interpreter import SEQUENCE_SIZE
 from ..base.kernel import MANY, ONE, data, helper, inlined, kernel
 from ..base.layout import (
@@ -54,7 +54,8 @@ from ..timers.timer_slots import (
 from .batch import PART, items_next, items_source
 from .scheduling import pack_all
 
-MOST_NS = 4.0e18  # 126 years: a deadline stays far from the end of 64-bit nanoseconds
+MOST_NS = 4.0e18  # 126 years: the longest delay
+END_NS = 9223372036854774784.0  # the last float before the clock's end: a deadline beyond it is never due
 AHEAD = 8  # of many timers to cancel, how far ahead slots are prefetched: a cold one is 300 ns away
 BLOCK_BYTES = (2 + PART) << 3  # of ids to cancel: the next block, how many, the ids
 
@@ -69,11 +70,13 @@ def nanoseconds(base: int, number: int, unit: float, refused: int) -> int:
         refuse(base, refused, number)
         return -1
     exact = amount * unit
-    if amount - amount != 0.0 or exact > MOST_NS:  # infinite, not a number, or too far
+    if exact <= 0.0:  # negative infinity, too
+        return 0
+    if not exact <= MOST_NS:  # infinite, not a number, or too far
+        if exact > 0.0 and refused == REFUSED_DEADLINE:
+            return int(exact) if exact < END_NS else FOREVER
         refuse(base, refused, number)
         return -1
-    if exact <= 0.0:
-        return 0
     whole = int(exact)
     if whole < exact:
         whole += 1
@@ -125,7 +128,7 @@ def arm_seconds(base: int, arguments: int, count: int, absolute: bool, repeat: b
         return 0
     now = loop_ns(base)
     if absolute:
-        delay = max(0, delay - now)
+        delay = max(0, delay - now) if delay != FOREVER else FOREVER
     return arm(base, word, now, delay, delay if repeat else -1, get(base + STATE.CLAMP), get(arguments + 8))
 
 

@@ -76,8 +76,11 @@ CLAMP_LEVEL, CLAMP_NS = 5, 4_000_000  # HTML, timer initialisation steps: nestin
 def due_after(now: int, delay: int, nesting: int, clamp: int) -> int:
     """The deadline for a delay of ns; with `clamp`, of the sixth nesting level and deeper not under 4 ms (HTML).
 
-    At most LAST, which only a virtual clock comes near: a sum that wrapped would be in the past, and due at once.
+    At most LAST, which only a virtual clock comes near: a sum that wrapped would be in the past, and due at once. A
+    delay of FOREVER is never over.
     """
+    if delay == FOREVER:
+        return FOREVER
     if clamp != 0 and nesting > CLAMP_LEVEL and delay < CLAMP_NS:
         delay = CLAMP_NS
     return min(now, LAST - delay) + delay
