@@ -85,8 +85,8 @@ def log(
     level: int = logging.ERROR,
     extra: dict[str, Any] | None = None,
 ) -> None:
-    """To the ``nbloop`` logger, with the loop's name as the record's `loop`. One of its handlers that raises is shown as
-    the interpreter would, and does not stop the loop.
+    """To the ``nbloop`` logger, with the loop's name as the record's `loop`. One of its handlers that raises is shown
+    as the interpreter would, and does not stop the loop.
     """
     try:
         logger.log(level, message, *args, exc_info=error, extra={"loop": loop} | (extra or {}))

@@ -438,7 +438,7 @@ def test_what_the_interpreter_raises_of_a_conversion_is_replaced(loop):
 
 
 def test_the_log_names_the_loop_and_where_it_was_scheduled(make_loop, turns, caplog):
-    """contract: a record has the loop's name as `loop`; in debug mode the default log says where a callback came from."""
+    """contract: a record has the loop's name as `loop`; in debug mode the default log says where it was scheduled."""
     loop = make_loop(name="named", debug=True)
     loop.submit(divmod, 1, 0)
     turns(loop)
