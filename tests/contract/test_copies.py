@@ -253,7 +253,7 @@ def right():
         if inspect.isclass(kind) and issubclass(kind, Exception):
             yield kind("why")
     yield nbloop.PollerFailedError(5, "why")
-    yield from (js.AbortError("why"), js.RejectedError([1]), js.NoPromisesError("why"))
+    yield from (js.AbortError("why"), js.InvalidStateError("why"), js.RejectedError([1]), js.NoPromisesError("why"))
     group = js.AggregateError("all", [ValueError("1"), js.RejectedError(2)])
     group.reasons = [ValueError("1"), 2]
     yield group
