@@ -393,3 +393,15 @@ def test_a_stream_that_was_not_made_refuses():
     for call in (lambda: stream.ready(0, 1), lambda: stream.write(b"x"), lambda: stream.aim(None)):
         with pytest.raises(TypeError):
             call()
+
+
+def test_a_socket_that_has_nothing_is_left_alone(connected):
+    """The system may report a socket that cannot be read: neither an error nor the end."""
+
+    async def test(transport, protocol, peer):
+        transport._stream.ready(transport._sock_fd, nbloop.IOEvents.READ)
+        peer.send(b"x")
+        await settle()
+        return protocol.log
+
+    assert connected(test) == ["made", ("data", b"x")]
