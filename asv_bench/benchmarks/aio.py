@@ -1,8 +1,9 @@
 """What does an asyncio program gain from `nbloop.aio`?"""
 
-from asv_bench import coroutines, crossing, workloads
+from asv_bench import coroutines, crossing, peers, workloads
 from asv_bench.drive import Asyncio, NbloopAio
 from asv_bench.measure import Probe, Sample, interleave, ratios
+from asv_bench.served import Served
 
 from .common import ROUNDS
 
@@ -62,3 +63,30 @@ class Threads:
         return _times_asyncio(*probes)
 
     track_call_soon_threadsafe.unit = "times as fast as asyncio"  # type: ignore[attr-defined]
+
+
+class Server:
+    """CPU time of a server's thread."""
+
+    params = (("asyncio", "uvloop"), (False, True), (64, 1024, 102_400))
+    param_names = ("beside", "streams", "bytes")
+
+    def setup(self, beside: str, streams: bool, size: int) -> None:
+        if beside == "uvloop" and not peers.installed("uvloop"):
+            raise NotImplementedError("uvloop is not installed: make peers")
+        self.loops = NbloopAio(), (peers.Uvloop if beside == "uvloop" else Asyncio)()
+        for of in self.loops:
+            of.start()
+        self.probes = [Served(of.name, of, streams, size) for of in self.loops]
+
+    def teardown(self, _beside: str, _streams: bool, _size: int) -> None:
+        for probe, of in zip(self.probes, self.loops, strict=True):
+            probe.close()
+            of.close()
+
+    def track_message(self, beside: str, _streams: bool, _size: int) -> float:
+        """Decides what transports in kernels are worth to a server, and what is still missing to uvloop's."""
+        values = interleave(ROUNDS, self.probes)
+        return Sample.of(ratios(values["nbloop.aio"], values[beside])).median
+
+    track_message.unit = "times the other loop's CPU time"  # type: ignore[attr-defined]

@@ -40,6 +40,7 @@ from ..loop import Loop
 from ..unique import Unique
 from .handles import Handle, Step, TimerHandle, is_wakeup, run
 from .selector import Selector
+from .transports import KERNELS_READ, StreamTransport, new_buffer
 
 base_events: Any = _base_events  # its stubs do not name what is wanted of it
 
@@ -71,6 +72,7 @@ class EventLoop(Unique, asyncio.SelectorEventLoop):
 
         def _handle_signal(self, sig: int) -> None: ...
         def _check_closed(self) -> None: ...
+        def _ensure_fd_no_transport(self, fd: object) -> None: ...
         def _check_thread(self) -> None: ...
         def _check_callback(self, callback: object, method: str) -> None: ...
         def _run_forever_setup(self) -> None: ...
@@ -88,6 +90,7 @@ class EventLoop(Unique, asyncio.SelectorEventLoop):
         )
         self._submit = self._core.submit
         self.time = self._core.now  # type: ignore[method-assign] # no Python frame
+        self._received = new_buffer()
         super().__init__(Selector(self._core, lambda handle: self._run(handle)))  # noqa: PLW0108 - debug mode changes it
         self._unseen = Handle(Handle.cancel, (), self, copy_context())  # for a caller that does not look at it
 
@@ -197,6 +200,15 @@ class EventLoop(Unique, asyncio.SelectorEventLoop):
             with contextlib.suppress(ForkedLoopError):
                 self._core.close()
 
+    # --- transports
+
+    def _make_socket_transport(self, sock: Any, protocol: Any, waiter: Any = None, **more: Any) -> Any:
+        """Of each connected socket, accepted ones too. The only place where a kind of transport is chosen."""
+        if not KERNELS_READ:
+            return super()._make_socket_transport(sock, protocol, waiter, **more)  # type: ignore[misc]
+        self._ensure_fd_no_transport(sock)
+        return StreamTransport(self, sock, protocol, waiter, **more)
+
     # --- signals
 
     def add_signal_handler(  # type: ignore[override]
@@ -259,6 +271,9 @@ class EventLoop(Unique, asyncio.SelectorEventLoop):
         self._run = self._run_in_debug if enabled else run
         # A handle of ours is called by the core itself; the debug mode puts a frame in between.
         self._enqueue = functools.partial(self._submit, self._run_in_debug) if enabled else self._submit
+        for transport in list(vars(self).get("_transports", {}).values()):  # asyncio makes it after its first call
+            if isinstance(transport, StreamTransport):
+                transport.aim()
 
     def _run_in_debug(self, handle: asyncio.Handle) -> None:
         start = self.time()

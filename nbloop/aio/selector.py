@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from ..loop import Loop
 from ..readiness import IOEvents
+from .transports import watched_by
 
 READ, WRITE, ERROR, HANGUP = (int(one) for one in (IOEvents.READ, IOEvents.WRITE, IOEvents.ERROR, IOEvents.HANGUP))
 
@@ -39,7 +40,7 @@ class Selector(selectors._BaseSelectorImpl):
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
         key = super().register(fileobj, events, data)
         try:
-            self._core.register_fd(key.fd, _interest(events), self._ready)
+            self._core.register_fd(key.fd, _interest(events), watched_by(*data) or self._ready)
         except BaseException:
             super().unregister(fileobj)
             raise
@@ -58,6 +59,7 @@ class Selector(selectors._BaseSelectorImpl):
             except BaseException:  # closed, and its number given to another: as asyncio's own, it is forgotten
                 self.unregister(fileobj)
                 raise
+        watched_by(*data)
         key = key._replace(events=events, data=data)
         self._fd_to_key[key.fd] = key
         return key

@@ -10,7 +10,7 @@ from .methods import js_timers, lifetime, scheduling, signal_handler, timer_meth
 from .observe import event_ring, frames, meter
 from .promises import reactions, settling
 from .state import traverse
-from .turn import fd_watches, turn
+from .turn import fd_watches, stream, turn
 
 object_cache.load()
 
@@ -26,6 +26,7 @@ __all__ = [
     "scheduling",
     "settling",
     "signal_handler",
+    "stream",
     "timer_methods",
     "traverse",
     "turn",

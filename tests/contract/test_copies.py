@@ -25,14 +25,24 @@ from nbloop.unique import Unique
 
 # Classes of objects that a program does not get hold of, each with the one that does and refuses, or has no state.
 INTERNAL = {
-    *("Scheduling", "Lifecycle", "Descriptors", "Unique", "EventualWords", "PlacesWords", "ResolverWords", "State"),
+    *(
+        "Scheduling",
+        "Lifecycle",
+        "Descriptors",
+        "Unique",
+        "EventualWords",
+        "PlacesWords",
+        "ResolverWords",
+        "StreamWords",
+        "State",
+    ),
     *("Poller", "Parker", "Target", "TablePoller", "Collector"),  # bases and protocols
     *("EpollPoller", "KqueuePoller", "LockParker", "Watches", "CountingLock", "Latch"),  # of a loop
     *("Running", "Rejections", "Workers"),  # of a promise, a view, a loop
     *("Fields", "Record"),  # of the kernels: modules of offsets
     *("Kernel", "MethodDef", "TwinMethod", "Status", "External", "Darwin", "FreeBSD"),  # of the process
     "Sited",  # a callback with the place where it was scheduled
-    "Selector",  # of an EventLoop
+    *("Selector", "StreamTransport"),  # of an EventLoop
     "LoopCollector",  # has a loop, and a name
     "Clock",  # two numbers of the machine's
 }
@@ -65,6 +75,7 @@ each_way = pytest.mark.parametrize("make_copy", COPIES.values(), ids=COPIES)
 @pytest.fixture
 def unique(make_loop, tmp_path):
     """One of each class that refuses, by class."""
+    from nbloop.aio.transports import Stream
     from nbloop.kernels.promises.classes import Eventual
     from nbloop.observe import server, shared
     from nbloop.observe.profile import Profiler
@@ -80,6 +91,7 @@ def unique(make_loop, tmp_path):
         end.callback(watchdog.stop)
         aio = nbloop.new_event_loop()
         end.callback(aio.close)
+        stream = Stream(aio, 0, None, print)
         clock_loop = make_loop()
         served = end.enter_context(server.DebugServer(loop, 0))
         made = [
@@ -87,7 +99,7 @@ def unique(make_loop, tmp_path):
             *(view._view, loop._state, loop._state.base, producer._state, loop.recorder, watchdog, loop._shared),
             *(js.AbortController(), js.AbortController().signal, js.EventTarget(), view.performance),
             *(aio, aio.call_soon(print), aio.call_later(100, print), VirtualClock(clock_loop), served),
-            *(shared.loops()[0], Profiler(), nbloop.EventLoopPolicy()),
+            *(shared.loops()[0], Profiler(), nbloop.EventLoopPolicy(), stream),
         ]
         yield {type(one): one for one in made}
 

@@ -56,7 +56,7 @@ _system: ctypes.CDLL = ctypes.CDLL("kernelbase" if WINDOWS else None, use_errno=
 if WINDOWS:
     _system.VirtualAlloc.restype = ctypes.c_void_p
 else:
-    _system.mmap.restype = ctypes.c_ssize_t
+    _system.mmap.restype = _system.recv.restype = _system.send.restype = ctypes.c_ssize_t
 
 
 class _Pending(threading.local):
@@ -184,6 +184,18 @@ def _virtual_free(address: int, size: int, kind: int) -> int:
     return int(_system.VirtualFree(ctypes.c_void_p(address), ctypes.c_size_t(size), kind))
 
 
+def _recv(fd: int, buffer: int, size: int, flags: int) -> int:
+    result = int(_system.recv(ctypes.c_int(fd), ctypes.c_void_p(buffer), ctypes.c_size_t(size), ctypes.c_int(flags)))
+    _errno.value = ctypes.get_errno()
+    return result
+
+
+def _send(fd: int, buffer: int, size: int, flags: int) -> int:
+    result = int(_system.send(ctypes.c_int(fd), ctypes.c_void_p(buffer), ctypes.c_size_t(size), ctypes.c_int(flags)))
+    _errno.value = ctypes.get_errno()
+    return result
+
+
 def _usleep(microseconds: int) -> int:
     return int(_system.usleep(ctypes.c_uint(microseconds)))
 
@@ -238,6 +250,12 @@ PyErr_Clear = _declare("PyErr_Clear", VOID, twin=_error_clear)
 PyErr_WriteUnraisable = _declare("PyErr_WriteUnraisable", VOID, WORD, twin=_write_unraisable)
 PyDict_Size = _declare("PyDict_Size", WORD, WORD)
 PyDict_SetItem = _declare("PyDict_SetItem", INT, WORD, WORD, WORD)
+PyBytes_FromStringAndSize = _declare("PyBytes_FromStringAndSize", WORD, WORD, WORD)
+PyBytes_AsString = _declare("PyBytes_AsString", WORD, WORD)
+PyBytes_Size = _declare("PyBytes_Size", WORD, WORD)
+PyObject_GetAttr = _declare("PyObject_GetAttr", WORD, WORD, WORD)
+PyContext_Enter = _declare("PyContext_Enter", INT, WORD)
+PyContext_Exit = _declare("PyContext_Exit", INT, WORD)
 PyUnicode_FromString = _declare("PyUnicode_FromString", WORD, WORD)
 PyType_GetFlags = _declare("PyType_GetFlags", WORD, WORD)
 PyFunction_GetCode = _declare("PyFunction_GetCode", WORD, WORD)  # a borrowed reference
@@ -256,6 +274,8 @@ errno_location = _declare(_ERRNO, WORD, twin=_errno_location)
 libc_getpid = _declare("getpid", INT, twin=os.getpid)
 libc_sigaction = _declare("sigaction", INT, INT, WORD, WORD, twin=_sigaction)
 libc_raise = _declare("raise", INT, INT, twin=_raise)
+libc_recv = _declare("recv", WORD, INT, WORD, WORD, INT, twin=_recv)
+libc_send = _declare("send", WORD, INT, WORD, WORD, INT, twin=_send)
 libc_usleep = _declare("usleep", INT, INT, twin=_usleep)
 libc_mmap = _declare("mmap", WORD, WORD, WORD, INT, INT, INT, WORD, twin=_mmap)
 libc_munmap = _declare("munmap", INT, WORD, WORD, twin=_munmap)
@@ -269,6 +289,8 @@ Sleep = _declare("Sleep", VOID, INT, twin=_sleep)
 VirtualAlloc = _declare("VirtualAlloc", WORD, WORD, WORD, INT, INT, twin=_virtual_alloc)
 VirtualFree = _declare("VirtualFree", INT, WORD, WORD, INT, twin=_virtual_free)
 
+TYPE_BYTES = 1 << 27  # Py_TPFLAGS_BYTES_SUBCLASS, of the stable ABI
+
 # --- numbers of the system -------------------------------------------------------------------------------------------
 FUTEX_NUMBERS = {"x86_64": 202, "aarch64": 98}
 SYS_FUTEX = FUTEX_NUMBERS.get(platform.machine(), 0) if sys.platform == "linux" and sys.byteorder == "little" else 0
@@ -279,7 +301,8 @@ SYS_EPOLL_PWAIT2 = 441
 # ppoll: a NULL mask, so that its size does not matter
 SYS_PPOLL = {"x86_64": 271, "aarch64": 73}.get(platform.machine(), 0)
 POLLIN = 1
-EINTR = 4
+EINTR, EAGAIN = 4, 11
+MSG_NOSIGNAL = 0x4000
 # struct epoll_event {uint32 events; uint64 data} is packed on x86-64 only, for the sake of 32-bit programs there
 EPOLL_DATA = 4 if platform.machine() == "x86_64" else 8
 EPOLL_EVENT_BYTES = EPOLL_DATA + 8

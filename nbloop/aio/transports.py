@@ -1,0 +1,206 @@
+"""asyncio's transport of a connected socket, of which kernels do what each message needs (kernels/turn/stream.py).
+
+Problem: a transport has a hundred rules (marks, half-close, sendfile, `start_tls`, errors), and two calls that matter:
+read one message, write one message. Idea: the rules stay asyncio's own code. What is watched is the `Stream` of a
+transport instead of a handle, and it reads; the transport's `write` is the stream's, and it sends. Both give up, and
+asyncio's methods run, wherever the case is not the plain one: a `BufferedProtocol`, the debug mode, bytes that wait,
+the end of the file, an error.
+
+What differs: data is delivered when the poll reports it, ahead of callbacks that were ready before, as in uvloop;
+asyncio queues it behind them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import weakref
+from asyncio import selector_events as _selector_events
+from collections.abc import Callable
+from contextvars import Context
+from typing import Any
+
+import numpy as np
+
+from ..kernels.base.capi import SYS_EPOLL_PWAIT
+from ..kernels.base.kernel import method
+from ..kernels.turn import stream as kernels
+from ..kernels.turn.stream import RECEIVED_MOST, StreamWords
+
+KERNELS_READ = sys.platform == "linux" and SYS_EPOLL_PWAIT != 0  # elsewhere Python waits, and asyncio's transports read
+
+_SocketTransport: Any = _selector_events._SelectorSocketTransport  # type: ignore[attr-defined]
+
+
+class Stream(StreamWords):
+    """What a watch calls when a socket can be read, and what its transport sends through."""
+
+    __slots__ = ()
+
+    def __init__(self, owner: StreamTransport, fd: int, buffer: Any, other: Callable[[int, int], object]) -> None:
+        self._clear = None
+        self._made = (None, weakref.ref(owner), fd, buffer, "data_received", other, _ended, _unsent)
+        self.aim(None)
+
+    @method(kernels.stream_ready)
+    def ready(self, fd: int, events: int, /) -> None:
+        """Receive once, and give it to the protocol. The loop's thread."""
+
+    @method(kernels.stream_write)
+    def write(self, data: Any, /) -> None:
+        """Send what the system takes at once; the transport keeps the rest."""
+
+    @method(kernels.stream_aim)
+    def aim(self, target: tuple[Any, Context] | None, /) -> None:
+        """Whom to give what is received, and in which context; None: asyncio's own code reads. Any thread."""
+
+
+def _ended(told: tuple[weakref.ref[StreamTransport], int | BaseException]) -> None:
+    transport = told[0]()
+    if transport is not None:
+        transport._read_ended(told[1])
+
+
+def _unsent(told: tuple[weakref.ref[StreamTransport], Any, int | None]) -> None:
+    transport = told[0]()
+    if transport is not None:
+        transport._write_unsent(*told[1:])
+
+
+class StreamTransport(_SocketTransport):  # type: ignore[misc]
+    """A connection over TCP or a Unix socket. As asyncio's, it is for the loop's thread alone."""
+
+    def __init__(self, loop: Any, sock: Any, protocol: Any, *arguments: Any, **more: Any) -> None:
+        self._reads_in: Context | None = None
+        self._stream = Stream(self, sock.fileno(), loop._received, loop._selector._ready)
+        super().__init__(loop, sock, protocol, *arguments, **more)
+        self.write = self._stream.write  # type: ignore[method-assign, assignment] # no Python frame
+        self._judge()
+
+    # --- reading
+
+    def set_protocol(self, protocol: Any) -> None:
+        super().set_protocol(protocol)
+        self.aim()
+
+    def reads_in(self, context: Context) -> None:
+        """There is a reader, whose context this is."""
+        if context is not self._reads_in:
+            self._reads_in = context
+            self.aim()
+
+    def aim(self) -> None:
+        """Have the kernel read, or asyncio."""
+        context, protocol = self._reads_in, self._protocol
+        if context is None or self._loop.get_debug() or isinstance(protocol, asyncio.BufferedProtocol):
+            self._stream.aim(None)
+        else:
+            self._stream.aim((protocol, context))
+
+    def _read_ended(self, why: int | BaseException) -> None:
+        if self._conn_lost:
+            return
+        if why == 0:
+            self._read_ready__on_eof()
+        elif isinstance(why, int):
+            self._failed(why, "Fatal read error on socket transport")
+        elif isinstance(why, (SystemExit, KeyboardInterrupt)):
+            raise why
+        else:
+            self._fatal_error(why, "Fatal error: protocol.data_received() call failed.")
+
+    def _failed(self, number: int, message: str) -> None:
+        try:
+            raise OSError(number, os.strerror(number))
+        except OSError as error:
+            self._fatal_error(error, message)
+
+    # --- writing
+
+    def _judge(self) -> None:
+        """May the next bytes go straight to the system?"""
+        waits = self._buffer or self._eof or self._conn_lost or self._empty_waiter is not None or self._sock is None
+        self._stream._clear = None if waits else True
+
+    def write(self, data: Any) -> None:
+        try:
+            super().write(data)
+        finally:
+            self._judge()
+
+    def _write_unsent(self, data: Any, sent: int | None) -> None:
+        """After the kernel: the system took `sent` bytes, or refused with errno -`sent`; None: it was not asked."""
+        if sent is None:
+            StreamTransport.write(self, data)
+        elif sent < 0:
+            self._failed(-sent, "Fatal write error on socket transport")
+        else:
+            self._loop._add_writer(self._sock_fd, self._write_ready)
+            self._buffer.append(memoryview(data)[sent:])
+            self._stream._clear = None
+            self._maybe_pause_protocol()
+
+    def writelines(self, list_of_data: Any) -> None:
+        try:
+            super().writelines(list_of_data)
+        finally:
+            self._judge()
+
+    def write_eof(self) -> None:
+        try:
+            super().write_eof()
+        finally:
+            self._judge()
+
+    def _write_sendmsg(self) -> None:
+        try:
+            super()._write_sendmsg()
+        finally:
+            self._judge()
+
+    def _make_empty_waiter(self) -> Any:
+        try:
+            return super()._make_empty_waiter()
+        finally:
+            self._judge()
+
+    def _reset_empty_waiter(self) -> None:
+        super()._reset_empty_waiter()
+        self._judge()
+
+    # --- the end
+
+    def close(self) -> None:
+        super().close()
+        self._judge()
+
+    def _force_close(self, exc: BaseException | None) -> None:
+        super()._force_close(exc)
+        self._judge()
+
+    def _call_connection_lost(self, exc: BaseException | None) -> None:
+        self._stream._clear = None
+        try:
+            super()._call_connection_lost(exc)
+        finally:
+            self._reads_in = None
+            self._stream.aim(None)
+            self.__dict__.pop("write", None)
+            self._read_ready_cb = None  # a method of this object, of which asyncio makes a cycle that stays
+
+
+def watched_by(reader: Any, writer: Any) -> Any:
+    """What the core is to call for a descriptor with these handles, if they are a transport's of ours; else None."""
+    for handle in (reader, writer):
+        transport = getattr(handle and handle._callback, "__self__", None)
+        if isinstance(transport, StreamTransport):
+            if reader is not None:
+                transport.reads_in(reader._context)
+            return transport._stream.ready
+    return None
+
+
+def new_buffer() -> Any:
+    """For what the streams of one loop receive. Memory only where something has been received."""
+    return np.empty(RECEIVED_MOST, np.uint8)

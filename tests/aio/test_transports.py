@@ -1,0 +1,407 @@
+"""The transports of `nbloop.aio`: what asyncio's do, seen from both ends of a connection."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import gc
+import os
+import random
+import socket
+import struct
+import sys
+import threading
+import weakref
+
+import pytest
+
+import nbloop
+from nbloop.aio.transports import KERNELS_READ, Stream, StreamTransport
+from tests.support.waiting import PATIENCE
+
+pytestmark = pytest.mark.skipif(not KERNELS_READ, reason="asyncio's own transports here")
+
+COMPILED = os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0")
+LOOPS = {"asyncio": asyncio.new_event_loop, "nbloop": nbloop.new_event_loop}
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        one = socket.create_connection(server.getsockname())
+        return one, server.accept()[0]
+
+
+def pair(kind: str) -> tuple[socket.socket, socket.socket]:
+    ends = tcp_pair() if kind == "tcp" else socket.socketpair()
+    for end in ends:
+        end.setblocking(False)
+    return ends
+
+
+async def settle() -> None:
+    """Let what has happened to sockets of this machine reach the protocols: a poll is in each turn."""
+    for _ in range(8):
+        await asyncio.sleep(0)
+
+
+class Logged(asyncio.Protocol):
+    """Notes its calls, and does in the next one what `plans` says."""
+
+    def __init__(self, log: list[object]) -> None:
+        self.log = log
+        self.plans: list[str] = []
+        self.keeps_open = False
+        self.transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        self.log.append("made")
+
+    def data_received(self, data: bytes) -> None:
+        assert type(data) is bytes
+        self.log.append(("data", data))
+        for plan in self.plans:
+            if plan == "echo":
+                self.transport.write(data)
+            elif plan == "raise":
+                self.plans = []
+                raise ValueError(len(data))
+            elif plan == "replace":
+                self.plans = []
+                self.transport.set_protocol(Logged(self.log))
+            elif plan == "buffered":
+                self.plans = []
+                self.transport.set_protocol(Buffered(self.log))
+            else:
+                getattr(self.transport, plan)()
+
+    def eof_received(self) -> bool:
+        self.log.append("eof")
+        return self.keeps_open
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.log.append(("lost", type(exc), getattr(exc, "args", None)))
+
+    def pause_writing(self) -> None:
+        self.log.append("pause")
+
+    def resume_writing(self) -> None:
+        self.log.append("resume")
+
+
+class Buffered(asyncio.BufferedProtocol):
+    def __init__(self, log: list[object]) -> None:
+        self.log = log
+        self.buffer = bytearray(100)
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return self.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.log.append(("buffer", bytes(self.buffer[:nbytes])))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.log.append(("lost", type(exc), getattr(exc, "args", None)))
+
+
+def played(factory, kind: str, seed: int) -> list[object]:
+    """What happens at both ends of a connection while a random program runs on a loop.
+
+    How much TCP takes and delivers at once depends on time, except where it is little.
+    """
+    dice = random.Random(seed)
+    log: list[object] = []
+
+    async def play() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(
+            lambda _loop, context: log.append((context["message"], repr(context.get("exception"))))
+        )
+        peer, mine = pair(kind)
+        mine.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+        protocol = Logged(log)
+        transport, _ = await loop.connect_accepted_socket(lambda: protocol, mine)
+        assert isinstance(transport, StreamTransport) == (factory is nbloop.new_event_loop)
+        protocol.keeps_open = dice.random() < 0.3
+        for _ in range(dice.randrange(3, 25)):
+            size = dice.choice((0, 1, 10, 300, 5_000, 70_000, 400_000)[: 5 if kind == "tcp" else 7])  # see above
+            data = bytes([dice.randrange(256)]) * size
+            # what ends a connection is rarer than what goes on with it
+            op = dice.choice(
+                ("send", "receive", "write", "plan") * 6
+                + ("write_other", "writelines", "pause_reading", "resume_reading", "limits", "buffered", "again") * 2
+                + ("shutdown", "write_eof", "close", "abort", "peer_close", "reset")
+            )
+            log.append((op, size))
+            try:
+                if op == "send":
+                    log.append(peer.send(data))
+                elif op == "receive":
+                    log.append(peer.recv(max(1, size)))
+                elif op == "write":
+                    transport.write(data)
+                elif op == "write_other":
+                    transport.write(dice.choice((bytearray, memoryview, str))(data))
+                elif op == "writelines":
+                    transport.writelines([data, b"", b"more"])
+                elif op == "limits":
+                    transport.set_write_buffer_limits(size)
+                elif op == "plan":
+                    plan = dice.choice(("echo", "echo", "raise", "close", "pause_reading", "replace", "buffered"))
+                    protocol.plans = [plan]
+                elif op == "buffered":
+                    transport.set_protocol(Buffered(log))
+                elif op == "again":
+                    transport.set_protocol(protocol)
+                elif op == "shutdown":
+                    peer.shutdown(socket.SHUT_WR)
+                elif op == "peer_close":
+                    peer.close()
+                elif op == "reset":
+                    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    peer.close()
+                else:
+                    getattr(transport, op)()
+            except (OSError, RuntimeError, TypeError, AttributeError) as error:
+                reset = kind == "tcp" and isinstance(error, (BrokenPipeError, ConnectionResetError))
+                log.append("gone" if reset else (type(error), str(error)))  # which of the two depends on time
+            log.append((transport.get_write_buffer_size(), transport.is_closing(), transport.is_reading()))
+            if dice.random() < 0.7:
+                await settle()
+        while not transport.is_closing():
+            transport.abort()
+        await settle()
+        rest = 0
+        with contextlib.suppress(OSError):  # none is left, or the peer is closed
+            while chunk := peer.recv(1 << 20):
+                rest += len(chunk)
+        log.append(("left", rest))
+        peer.close()
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(asyncio.wait_for(play(), PATIENCE))
+    return log
+
+
+@pytest.mark.parametrize("kind", ["unix", "tcp"])
+@pytest.mark.parametrize("seed", range(0, 400, 40))
+def test_random_programs_mean_the_same(kind, seed):
+    """Callbacks and their order, bytes, exceptions, marks and answers are asyncio's, whatever the program is."""
+    for number in range(seed, seed + 40):
+        assert played(LOOPS["nbloop"], kind, number) == played(LOOPS["asyncio"], kind, number), number
+
+
+@pytest.fixture
+def connected():
+    """A function that runs ``test(transport, protocol, peer)`` on a connection of nbloop's."""
+
+    def run(test, factory=Logged, kind="unix"):
+        async def main():
+            peer, mine = pair(kind)
+            protocol = factory([])
+            transport, _ = await asyncio.get_running_loop().connect_accepted_socket(lambda: protocol, mine)
+            await settle()
+            try:
+                return await test(transport, protocol, peer)
+            finally:
+                peer.close()
+                transport.abort()
+                await settle()
+
+        return nbloop.run(main())
+
+    return run
+
+
+@pytest.mark.skipif(not COMPILED, reason="kernels that are Python have frames")
+def test_no_frame_of_ours_runs_for_a_message(connected):
+    """Between the loop's run and `data_received`, and below `write`, no Python function is called."""
+
+    async def test(transport, protocol, peer):
+        calls = []
+        came = asyncio.get_running_loop().create_future()
+
+        def data_received(data):
+            transport.write(data)
+            sys.setprofile(None)
+            came.set_result(sys._getframe().f_back.f_code.co_name)
+
+        protocol.data_received = data_received
+
+        def note(frame, event, _argument):
+            if event == "call":
+                calls.append(frame.f_code.co_name)
+
+        asyncio.get_running_loop().call_soon(sys.setprofile, note)
+        asyncio.get_running_loop().core.submit(peer.send, b"x")
+        caller = await came
+        assert peer.recv(10) == b"x"
+        return caller, calls
+
+    caller, calls = connected(test)
+    assert caller == "_turn_until_end"  # which has called the kernel that turns
+    assert set(calls) <= {"data_received", "check_interrupts"}  # the second once a turn
+
+
+def test_interest_is_not_changed_for_a_message(connected, monkeypatch):
+    """Two system calls a message: `recv` and `send`. The poller is told nothing."""
+
+    async def test(transport, protocol, peer):
+        core = asyncio.get_running_loop().core
+        protocol.plans = ["echo"]
+        changes = []
+        for name in ("register_fd", "modify_fd", "unregister_fd"):
+            monkeypatch.setattr(core, name, lambda *_arguments: changes.append(1))
+        for _ in range(10):
+            peer.send(b"x")
+            await settle()
+            assert peer.recv(10) == b"x"
+        monkeypatch.undo()
+        return changes
+
+    assert connected(test) == []
+
+
+def test_an_interrupt_leaves_the_loop(connected):
+    """KeyboardInterrupt and SystemExit are not the protocol's failure: they leave `run`, as in asyncio."""
+
+    async def test(_transport, protocol, peer):
+        def data_received(_data):
+            raise SystemExit(7)
+
+        protocol.data_received = data_received
+        peer.send(b"x")
+        await asyncio.sleep(PATIENCE)
+
+    with pytest.raises(SystemExit) as raised:
+        connected(test)
+    assert raised.value.code == 7
+
+
+def test_the_context_is_the_connections(connected):
+    """Each callback runs in the context in which reading began, and what it sets there is there the next time."""
+    seen = []
+    variable = contextvars.ContextVar("variable", default=0)
+
+    class Counts(Logged):
+        def data_received(self, data):
+            variable.set(variable.get() + 1)
+            seen.append(variable.get())
+
+        def connection_lost(self, exc):
+            seen.append(("lost", variable.get()))
+
+    async def test(_transport, _protocol, peer):
+        for _ in range(3):
+            peer.send(b"x")
+            await settle()
+        peer.close()
+        await settle()
+        return variable.get()
+
+    assert connected(test, Counts) == 0
+    assert seen == [1, 2, 3, ("lost", 3)]
+
+
+def test_debug_mode_sees_slow_protocols(connected, caplog):
+    """asyncio's debug mode warns of a slow `data_received`, also where it is switched on later."""
+
+    async def test(_transport, _protocol, peer):
+        loop = asyncio.get_running_loop()
+        loop.slow_callback_duration = 0
+        loop.set_debug(True)
+        peer.send(b"x")
+        await settle()
+        loop.set_debug(False)
+
+    connected(test)
+    assert "_read_ready" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["unix", "tcp"])
+@pytest.mark.parametrize("end", ["close", "abort", "peer", "in flight"])
+def test_nothing_is_left_of_a_closed_connection(kind, end):
+    """Transport, protocol and stream are gone with the connection, without a collection."""
+
+    async def main():
+        gone = []
+        for _ in range(50):
+            peer, mine = pair(kind)
+            transport, protocol = await asyncio.get_running_loop().connect_accepted_socket(lambda: Logged([]), mine)
+            gone += [weakref.ref(transport), weakref.ref(protocol)]
+            peer.send(b"x")
+            await settle()
+            transport.write(b"y" * (10_000_000 if end == "in flight" else 1))
+            if end == "close":
+                transport.close()
+            elif end == "abort":
+                transport.abort()
+            else:
+                peer.close()
+            del transport, protocol
+            await settle()
+            peer.close()
+        return [one for one in gone if one() is not None]
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert nbloop.run(main()) == []
+        assert [one for one in gc.get_objects() if type(one) is Stream] == []
+    finally:
+        gc.enable()
+
+
+def test_a_transport_used_from_other_threads_does_no_harm(connected):
+    """It is the loop thread's. From elsewhere calls may fail and bytes may mix; memory stays whole."""
+
+    async def test(transport, protocol, peer):
+        stop = threading.Event()
+
+        def misuse(number):
+            while not stop.is_set():
+                with contextlib.suppress(Exception):
+                    if number:
+                        transport.set_protocol(Logged([]))
+                    else:
+                        transport.write(b"z")
+
+        threads = [threading.Thread(target=misuse, args=(number,)) for number in range(2)]
+        for thread in threads:
+            thread.start()
+        received = 0
+        for _ in range(300):
+            with contextlib.suppress(OSError):
+                peer.send(b"x" * 100)
+            with contextlib.suppress(OSError):
+                received += len(peer.recv(1 << 16))
+            await settle()
+        stop.set()
+        for thread in threads:
+            thread.join(PATIENCE)
+        transport.set_protocol(protocol)
+        return received
+
+    assert connected(test) > 0
+
+
+def test_a_stream_that_was_not_made_refuses():
+    """What `__new__` alone made has no words."""
+    stream = Stream.__new__(Stream)
+    for call in (lambda: stream.ready(0, 1), lambda: stream.write(b"x"), lambda: stream.aim(None)):
+        with pytest.raises(TypeError):
+            call()
+
+
+def test_a_socket_that_has_nothing_is_left_alone(connected):
+    """The system may report a socket that cannot be read: neither an error nor the end."""
+
+    async def test(transport, protocol, peer):
+        transport._stream.ready(transport._sock_fd, nbloop.IOEvents.READ)
+        peer.send(b"x")
+        await settle()
+        return protocol.log
+
+    assert connected(test) == ["made", ("data", b"x")]
