@@ -153,6 +153,18 @@ def test_generation_is_in_the_token() -> None:
     assert close(second)
 
 
+def test_a_token_of_no_slot_changes_nothing() -> None:
+    """As a descriptor's entry would name it that an exception has left without a slot."""
+    WatchModel.ledger = Ledger()
+    WatchModel.ledger.held = {id(len): 0, id(0): 0}
+    world = World()
+    watch, change = world.memory.method(fd_watches.watch_open), world.memory.method(fd_watches.watch_change)
+    token = watch(0, len, layout.READ)
+    for unknown in (0, -1, 5 | 1 << layout.SLOT_BITS):
+        change(unknown, layout.WRITE)
+    assert world.memory.method(fd_watches.watch_close)(token)
+
+
 @pytest.mark.parametrize(
     ("answers", "status", "won", "lost", "sleeps"),
     [

@@ -20,7 +20,7 @@ from nbloop.kernels.base import atomics
 from nbloop.kernels.base import kernel as kernel_module
 from nbloop.kernels.base.kernel import MANY, NOARGS, ONE, TwinMethod, kernel
 from nbloop.kernels.build import object_cache
-from nbloop.kernels.methods import timer_methods
+from nbloop.kernels.methods import lifetime, timer_methods
 from nbloop.scheduling import Producer
 
 FACES = {
@@ -234,6 +234,19 @@ def test_method_keeps_the_memory_alive() -> None:
     del submit, cancel
     gc.collect()
     assert state() is None
+
+
+def test_a_binding_of_the_kernels_own_needs_no_inspect(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finaliser may be the first to bind one, when little else works any more."""
+
+    def inspected(*_arguments: object) -> None:
+        raise AssertionError("inspect.signature was called")
+
+    memory = nbloop.Loop()._state
+    fresh = kernel_module.Kernel(lifetime.alive.function, lifetime.alive.arity)
+    fresh.address = lifetime.alive.address
+    monkeypatch.setattr(inspect, "signature", inspected)
+    assert fresh.bind(memory)() is False
 
 
 def test_forgotten_loop_closes_its_handles() -> None:

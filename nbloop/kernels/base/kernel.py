@@ -106,13 +106,13 @@ class Kernel:
         self._definitions: dict[str, MethodDef] = {}  # a built-in points into its definition: these live for ever
 
     def bind(self, state: Any, like: Callable[..., Any] | None = None) -> Callable[..., Any]:
-        """A built-in method over `state`; name, signature and docstring are those of `like`.
+        """A built-in method over `state`; name, signature and docstring are those of `like`, for the kernels' own use
+        of none.
 
         The method holds a reference to `state`, an array whose memory the kernel works on. Thread-safe.
         """
-        like = like or self.function
         if not self.address:
-            return TwinMethod(self, state, like)
+            return TwinMethod(self, state, like or self.function)
         return _new_builtin(self._definition(like), state, None)
 
     def descriptor(self, kind: type, like: Callable[..., Any]) -> Any:
@@ -129,11 +129,13 @@ class Kernel:
 
         return method
 
-    def _definition(self, like: Callable[..., Any]) -> int:
-        face = f"{like.__module__}.{like.__qualname__}"
+    def _definition(self, like: Callable[..., Any] | None) -> int:
+        """Without `like` it has no docstring: finalisers bind kernels, and are not to depend on `inspect`."""
+        face = f"{like.__module__}.{like.__qualname__}" if like else ""
         definition = self._definitions.get(face)
         if definition is None:
-            definition = MethodDef(like.__name__.encode(), self.address, self.arity, _doc(like).encode())
+            name, doc = (like.__name__, _doc(like).encode()) if like else (self.name, None)
+            definition = MethodDef(name.encode(), self.address, self.arity, doc)
             definition = self._definitions.setdefault(face, definition)
         return ctypes.addressof(definition)
 

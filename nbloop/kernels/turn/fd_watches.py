@@ -107,10 +107,11 @@ def watch_open(self: int, arguments: int, _count: int) -> int:
 
 @kernel(MANY)
 def watch_change(self: int, arguments: int, _count: int) -> int:
-    """(token, interest): what the callback is to be told from now on. Any thread, of a token that is open."""
+    """(token, interest): what the callback is to be told from now on. A token of no slot changes nothing. Any thread."""
     base = data(self)
     record = slot_of(base + STATE.TIMERS, PyLong_AsLongLong(get(arguments)))
-    store(record + SLOT.INTEREST, PyLong_AsLongLong(get(arguments + 8)))
+    if record != 0:
+        store(record + SLOT.INTEREST, PyLong_AsLongLong(get(arguments + 8)))
     return get(base + STATE.NONE)
 
 
