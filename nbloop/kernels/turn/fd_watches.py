@@ -107,7 +107,7 @@ def watch_open(self: int, arguments: int, _count: int) -> int:
 
 @kernel(MANY)
 def watch_change(self: int, arguments: int, _count: int) -> int:
-    """(token, interest): what the callback is to be told from now on. A token of no slot changes nothing. Any thread."""
+    """(token, interest): what the callback receives from now on. A token of no slot changes nothing. Any thread."""
     base = data(self)
     record = slot_of(base + STATE.TIMERS, PyLong_AsLongLong(get(arguments)))
     if record != 0:
