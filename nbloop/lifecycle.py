@@ -50,6 +50,7 @@ from .parkers import Parker
 from .readiness import Watches
 from .scheduling import Scheduling
 from .unique import Unique
+from .waiting import Waiters
 
 if TYPE_CHECKING:
     from .js.promisify import Workers
@@ -90,6 +91,7 @@ class Lifecycle(Unique, Scheduling):
         self._forked = False
         self._runner = 0  # identifier of the thread that runs or finishes the loop, or did last
         self._workers: Workers | None = None
+        self._waiters = Waiters()
         self._parker: Parker | None = None
         self._watches = Watches(state)
         self._acquire = lifetime.acquire.bind(state)
@@ -179,7 +181,8 @@ class Lifecycle(Unique, Scheduling):
     def _turn(self) -> None:
         try:
             self._turn_until_end()
-        except BaseException:
+        except BaseException as error:
+            self._waiters.abandon(f"an exception has left {self.name}.run()", error)
             if self._recorder is not None:
                 self._recorder._run_raised()
             raise
@@ -441,7 +444,10 @@ class Lifecycle(Unique, Scheduling):
         if self._shared is not None:
             self._shared.close()
         _live.discard(self)
-        self._ended.set()
+        try:
+            self._waiters.abandon(f"{self.name} has terminated")
+        finally:
+            self._ended.set()
 
     def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         # Forgotten while methods taken from it live on: they keep the state, so what is queued has to be dropped here.
