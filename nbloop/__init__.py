@@ -18,12 +18,14 @@ from .errors import (
     PollerFailedError,
     ReentrantCloseError,
     ReentrantRunError,
+    ReentrantWaitError,
 )
 from .lifecycle import LoopState
 from .loop import Loop
 from .options import FastPathMode
 from .readiness import IOEvents
 from .scheduling import Producer
+from .waiting import LoopExecutor
 
 if TYPE_CHECKING:
     from .aio import EventLoop, EventLoopPolicy, new_event_loop, run
@@ -42,6 +44,7 @@ __all__ = [
     "IOEvents",
     "Loop",
     "LoopAlreadyRunningError",
+    "LoopExecutor",
     "LoopOverloadedError",
     "LoopState",
     "LoopTerminatedError",
@@ -50,6 +53,7 @@ __all__ = [
     "Producer",
     "ReentrantCloseError",
     "ReentrantRunError",
+    "ReentrantWaitError",
     "new_event_loop",
     "run",
 ]

@@ -23,6 +23,10 @@ class ReentrantCloseError(NbloopError, RuntimeError):
     """`close()` was called from one of the loop's own callbacks, for whose end it would have to wait."""
 
 
+class ReentrantWaitError(NbloopError, RuntimeError):
+    """The loop's own thread was asked to wait for something that only this thread can do."""
+
+
 class LoopOverloadedError(NbloopError, RuntimeError):
     """More is queued than the loop was built to take: `ingress_limit` was reached (nothing was stored), or, as the
     argument of `on_overload`, more tasks waited than `ingress_budget` allows in one turn (nothing was lost).

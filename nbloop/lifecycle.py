@@ -50,6 +50,7 @@ from .parkers import Parker
 from .readiness import Watches
 from .scheduling import Scheduling
 from .unique import Unique
+from .waiting import Waiters
 
 if TYPE_CHECKING:
     from .js.promisify import Workers
@@ -102,6 +103,7 @@ class Lifecycle(Unique, Scheduling):
         self._runner = 0  # identifier of the thread that runs or finishes the loop, or did last
         self._workers: Workers | None = None
         self._watchdogs: dict[Watchdog, None] = {}  # which end with it, and whose handlers it keeps
+        self._waiters = Waiters()
         self._parker: Parker | None = None
         self._watches = Watches(state)
         self._acquire = lifetime.acquire.bind(state)
@@ -193,7 +195,8 @@ class Lifecycle(Unique, Scheduling):
         try:
             _here.loop = weakref.ref(self)
             self._turn_until_end()
-        except BaseException:
+        except BaseException as error:
+            self._waiters.abandon(f"an exception has left {self.name}.run()", error)
             if self._recorder is not None:
                 self._recorder._run_raised()
             raise
@@ -459,7 +462,10 @@ class Lifecycle(Unique, Scheduling):
         if self._shared is not None:
             self._shared.close()
         _live.discard(self)
-        self._ended.set()
+        try:
+            self._waiters.abandon(f"{self.name} has terminated")
+        finally:
+            self._ended.set()
         for watchdog in list(self._watchdogs):  # one that comes later looks whether the loop has ended
             watchdog._dismiss()
 

@@ -32,9 +32,11 @@ from .options import (
     check_mode,
     check_pressure,
     check_recorder,
+    check_timeout,
     usable_cores,
 )
 from .scheduling import Callback, Producer
+from .waiting import refuse_own_thread, send, wait
 
 if TYPE_CHECKING:
     from .js import Promise
@@ -214,6 +216,51 @@ class Loop(Descriptors):
 
                 self._workers = Workers(self)
         return self._workers.run(function, args)
+
+    def call[T](self, fn: Callable[..., T], /, *args: object, timeout: float | None = None) -> T:
+        """Run ``fn(*args)`` on the loop's thread and wait for it; what it returns, or its exception raised.
+
+        Ordered as `submit`. Waits also while no thread runs the loop yet. Raises TimeoutError after `timeout` seconds:
+        a function that has not begun by then never will, one that has goes on. Raises `ReentrantWaitError` on the
+        loop's own thread; `LoopTerminatedError` when the loop ends, or an exception leaves `run()`, before `fn` has
+        begun; otherwise as `submit`. Any other thread; not a signal handler. O(1).
+
+        >>> with Loop() as loop:
+        ...     loop.call(pow, 2, 8)
+        256
+        """
+        refuse_own_thread(self, f"{self.name}.call()")
+        if timeout is not None:
+            check_timeout(timeout)
+        future = send(self, fn, args, {})
+        try:
+            wait(future, timeout, f"the outcome of {fn!r}")
+        except BaseException:  # also an exception of a signal handler: nobody waits any more
+            if future.cancel() or not future.done():
+                raise
+        result: T = future.result()
+        return result
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until the loop has ended, which another thread has to see to. Returns at once if it has.
+
+        A loop that `stop` has left has not ended. Raises TimeoutError after `timeout` seconds; `ReentrantWaitError` on
+        the loop's own thread; `LoopTerminatedError`, with the exception as its cause, when an exception leaves `run()`
+        meanwhile, after which the loop has not ended but can be run again. Any other thread; not a signal handler.
+
+        >>> loop = Loop(auto_exit=True)
+        >>> thread = loop.start()
+        >>> loop.wait()
+        >>> loop.state
+        <LoopState.TERMINATED: 'terminated'>
+        """
+        refuse_own_thread(self, f"{self.name}.wait()")
+        future = self._waiters.future(self)
+        wait(future, timeout, f"the end of {self.name}", self._ended.is_set)
+        error = future.exception() if future.done() else None
+        if error is not None and error.__cause__ is not None:
+            raise error
+        self._wait_for_end(None)  # which comes in a moment: the loop has released its waiters
 
     def producer(self) -> Producer:
         """A private entrance for one producing thread at a time: same promise as `submit`, order kept per handle, no

@@ -12,6 +12,7 @@ collection.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
@@ -29,11 +30,12 @@ ENDED = -1  # the turn of a coroutine that will not run again
 class Running:
     """A coroutine between two steps."""
 
-    __slots__ = ("_coroutine", "_js", "_promise", "_signal", "_turn", "_unlink")
+    __slots__ = ("_context", "_coroutine", "_js", "_promise", "_signal", "_turn", "_unlink")
 
     def __init__(self, js: JS, coroutine: Coroutine[Any, Any, Any], promise: Promise[Any]) -> None:
         self._js = js
         self._coroutine = coroutine
+        self._context = contextvars.copy_context()  # the spawning one, copied: nobody else sees what it sets there
         self._promise = promise
         # counts steps: a promise awaited before an abort interrupted it must not resume the coroutine again
         self._turn = 0
@@ -66,7 +68,7 @@ class Running:
         self._turn += 1
         turn = self._turn
         try:
-            awaited = self._coroutine.throw(value) if throw else self._coroutine.send(value)
+            awaited = self._context.run(self._coroutine.throw if throw else self._coroutine.send, value)
         except StopIteration as stop:
             self._end()._resolve(stop.value)
             return

@@ -21,6 +21,7 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
@@ -29,8 +30,11 @@ from ..errors import LoopTerminatedError
 from ..kernels.base.kernel import method
 from ..kernels.promises import reactions
 from ..kernels.promises.classes import Eventual, Places, Resolver, View, make_view
+from ..options import check_timeout
+from ..waiting import refuse_own_thread, settle, wait
 
 if TYPE_CHECKING:
+    from ..loop import Loop
     from .abort import AbortSignal
     from .view import JS
 
@@ -53,9 +57,10 @@ class Promise[T](Eventual):
     with its handlers.
     """
 
-    __slots__ = ("__weakref__", "_site", "_traceback")
+    __slots__ = ("__weakref__", "_site", "_traceback", "_waited")
     _site: str
     _traceback: TracebackType | None
+    _waited: concurrent.futures.Future[None]  # for which `result` waits
 
     def __init__(self, js: JS) -> None:
         self._view = js._view  # the one word that can not be absent: a slot written costs 25 ns
@@ -68,6 +73,87 @@ class Promise[T](Eventual):
         if not hasattr(self, "_outcome"):
             return "pending"
         return "fulfilled" if self._outcome else "rejected"
+
+    @property
+    def value(self) -> T | None:
+        """What it was fulfilled with; None before, and if it is rejected (`state` tells). Any thread. O(1)."""
+        return self._value if getattr(self, "_outcome", None) is True else None
+
+    @property
+    def reason(self) -> Any:
+        """What it was rejected with; None before, and if it is fulfilled. To read it does not handle the rejection.
+        Any thread. O(1).
+        """
+        return self._value if getattr(self, "_outcome", None) is False else None
+
+    @property
+    def created_at(self) -> str | None:
+        """The stack of the call that made it, as text, innermost frame last; None without ``debug=True``."""
+        return getattr(self, "_site", None)
+
+    def result(self, timeout: float | None = None) -> T:
+        """Wait on another thread than the loop's until it settles: its value, or its reason raised, as `await` does
+        (one that is not an exception as `RejectedError`). At once if it has settled, also after the loop's end.
+
+        Whoever waits has handled the rejection. Raises TimeoutError after `timeout` seconds; `ReentrantWaitError` on
+        the loop's own thread; `LoopTerminatedError` when the loop ends first, when an exception leaves `run()`, and,
+        in a function that `promisify` runs, when the end begins. While no thread runs the loop the wait goes on. Not
+        from a signal handler. O(1).
+
+        >>> import nbloop
+        >>> from nbloop.js import JS
+        >>> with nbloop.Loop() as loop:
+        ...     JS(loop).sleep(1).then(lambda _: "done").result()
+        'done'
+        """
+        loop = self._view.owner.loop
+        refuse_own_thread(loop, "Promise.result()")
+        if timeout is not None:
+            check_timeout(timeout)
+        if not hasattr(self, "_outcome"):
+            waited = self._wait_once(loop)
+            wait(waited, timeout, f"the outcome of {self!r}", lambda: hasattr(self, "_outcome"))
+            if not hasattr(self, "_outcome"):
+                waited.result()
+        self._handled = True
+        if self._outcome:
+            return cast("T", self._value)
+        raise reason_as_exception(self._value)
+
+    def _wait_once(self, loop: Loop) -> concurrent.futures.Future[None]:
+        """One for all calls of `result`, so that calls which time out do not add up to a list of reactions."""
+        waited: concurrent.futures.Future[None] | None = getattr(self, "_waited", None)
+        if waited is None or waited.done():
+            waited = loop._waiters.future(loop)
+            self._react(partial(_wake, waited), partial(_wake, waited))
+            self._waited = waited
+        return waited
+
+    def future(self) -> concurrent.futures.Future[T]:
+        """A new `concurrent.futures.Future` of its outcome, for any thread, and for `asyncio.wrap_future`.
+
+        It is done at once if the promise has settled, and otherwise by a microtask of the loop. It is rejected as
+        `result` raises. To cancel it does nothing to the promise. It keeps neither the loop nor the promise: if
+        the promise is collected before it has settled, the future is pending until the loop ends. O(1).
+
+        >>> import nbloop
+        >>> from nbloop.js import JS
+        >>> with nbloop.Loop() as loop:
+        ...     JS(loop).resolve(7).future().result()
+        7
+        """
+        loop = self._view.owner.loop
+        if not hasattr(self, "_outcome"):
+            future: concurrent.futures.Future[T] = loop._waiters.future(loop)
+            self._react(partial(settle, future.set_result), partial(_fail, future))
+            return future
+        future = concurrent.futures.Future()
+        self._handled = True
+        if self._outcome:
+            future.set_result(self._value)
+        else:
+            _fail(future, self._value)
+        return future
 
     # A handler's promise or awaitable, then its plain value: of a union of both, mypy could not tell which one it is.
     @overload
@@ -144,6 +230,14 @@ class Promise[T](Eventual):
     def __repr__(self) -> str:
         outcome = f" {self._value!r}" if hasattr(self, "_outcome") else ""
         return f"<Promise {self.state}{outcome}>"
+
+
+def _wake(waited: concurrent.futures.Future[None], _outcome: Any) -> None:
+    settle(waited.set_result, None)
+
+
+def _fail(future: concurrent.futures.Future[Any], reason: Any) -> None:
+    settle(future.set_exception, reason_as_exception(reason))
 
 
 def _follow(promise: Promise[Any], resolution: Any) -> None:

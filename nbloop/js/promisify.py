@@ -169,6 +169,10 @@ class Workers:
             self._outcomes.popleft()
             return True
         elif self.unsettled:
+            loop = self._loop()
+            if loop is not None:  # a function that waits for the loop would wait for an end that waits for it
+                loop._waiters.abandon(f"{loop.name} is about to terminate", workers=True)
+            del loop
             self._news.get()  # the next call looks at what has come, and the caller at `close`
             return True
         self._jobs.put(None)

@@ -38,8 +38,8 @@ INTERNAL = {
     ),
     *("Poller", "Parker", "Target", "TablePoller", "Collector"),  # bases and protocols
     *("EpollPoller", "KqueuePoller", "LockParker", "Watches", "CountingLock", "Latch"),  # of a loop
-    *("Running", "Rejections", "Workers"),  # of a promise, a view, a loop
     *("Fields", "Record"),  # of the kernels: modules of offsets
+    *("Running", "Rejections", "Workers", "Waiters"),  # of a promise, a view, a loop
     *("Kernel", "MethodDef", "TwinMethod", "Status", "External", "Darwin", "FreeBSD"),  # of the process
     "Sited",  # a callback with the place where it was scheduled
     *("Selector", "StreamTransport"),  # of an EventLoop
@@ -97,6 +97,7 @@ def unique(make_loop, tmp_path):
         made = [
             *(loop, view, promise, eventual, resolve.__self__, Places(view._view, print), producer),
             *(view._view, loop._state, loop._state.base, producer._state, loop.recorder, watchdog, loop._shared),
+            nbloop.LoopExecutor(loop),
             *(js.AbortController(), js.AbortController().signal, js.EventTarget(), view.performance),
             *(aio, aio.call_soon(print), aio.call_later(100, print), VirtualClock(clock_loop), served),
             *(shared.loops()[0], Profiler(), nbloop.EventLoopPolicy(), stream),

@@ -1,0 +1,188 @@
+"""Threads that wait for a loop: for a promise, for a call, for its end.
+
+Problem: what a thread waits for may never come, because the loop has ended or an exception has left `run()`. Idea: a
+thread waits for a `concurrent.futures.Future`, and the loop keeps each of these futures until it is done, so it rejects
+those that are still pending when it ends. It keeps them by strong references: when the collector takes a loop apart, it
+may have cleared the loop's weak ones before it calls the loop's finaliser.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from . import hooks
+from .errors import LoopTerminatedError, ReentrantWaitError
+from .kernels.base import layout
+from .lock import CountingLock, Latch
+from .options import check_timeout
+from .unique import Unique
+
+if TYPE_CHECKING:
+    from .loop import Loop
+
+LOOK = 0.5  # seconds between two looks at what a thread waits for, as in lifecycle.py
+
+type Future = concurrent.futures.Future[Any]
+
+
+def settle(set_outcome: Callable[[Any], object], outcome: Any) -> None:
+    """Give a future its outcome, unless it has one or was cancelled. Any thread."""
+    with contextlib.suppress(concurrent.futures.InvalidStateError):
+        set_outcome(outcome)
+
+
+class Waiters:
+    """The futures of one loop that may still be pending. Every method from any thread."""
+
+    def __init__(self) -> None:
+        self._held: dict[Future, bool] = {}  # is it a worker that waits?
+
+    def future(self, loop: Loop) -> Future:
+        """A pending future, which is rejected if the loop ends first."""
+        loop._check_fork()
+        future: Future = concurrent.futures.Future()
+        at_work = loop._workers is not None and loop._workers.at_work()
+        self._held[future] = at_work
+        future.add_done_callback(partial(_forget, self._held))
+        # The end moves the lifecycle first and reads the futures then: one of the two sees the other.
+        if loop._lifecycle() >= (layout.TERMINATING if at_work else layout.TERMINATED):
+            settle(future.set_exception, LoopTerminatedError(f"{loop.name} has terminated or is about to"))
+        return future
+
+    def abandon(self, message: str, cause: BaseException | None = None, *, workers: bool = False) -> None:
+        """Reject all that are pending, or those for which workers wait."""
+        for future, at_work in list(self._held.items()):
+            if workers and not at_work:
+                continue
+            error = LoopTerminatedError(message)
+            error.__cause__ = cause
+            try:
+                settle(future.set_exception, error)
+            except BaseException as raised:  # a callback of the future's: the others must hear of it all the same
+                hooks.log(raised, "a callback of a future raised: %s", message)
+
+
+def _forget(held: dict[Future, Any], future: Future) -> None:
+    held.pop(future, None)
+
+
+def refuse_own_thread(loop: Loop, call: str) -> None:
+    """A loop cannot wait for itself."""
+    if loop.is_loop_thread():
+        raise ReentrantWaitError(f"{call} would wait for {loop.name} on its own thread, for ever")
+
+
+def wait(future: Future, timeout: float | None, what: str, settled: Callable[[], bool] = lambda: False) -> None:
+    """Block until the future is done or `settled()` is true. Raises TimeoutError.
+
+    `settled` is for what may happen while no thread runs the loop, so the thread looks at it now and then.
+    """
+    if timeout is not None:
+        check_timeout(timeout)
+    done = Latch()
+    future.add_done_callback(lambda _future: done.set())
+    until = None if timeout is None else time.monotonic() + timeout
+    while not settled():
+        left = LOOK if until is None else min(LOOK, until - time.monotonic())
+        if done.wait(max(0.0, left)):
+            return
+        if left < LOOK and not settled():
+            raise TimeoutError(f"{what} has not come within {timeout} s")
+
+
+class _Call:
+    """A function that the loop is to call, and the future of its outcome."""
+
+    __slots__ = ("args", "function", "future", "kwargs")
+
+    def __init__(self, future: Future, function: Callable[..., Any], args: Any, kwargs: Any) -> None:
+        self.future = future
+        self.function = function
+        self.args = args
+        self.kwargs = kwargs
+
+    def __call__(self) -> None:
+        """On the loop's thread. What was cancelled, or rejected because nobody ran the loop, is not called."""
+        if self.future.done() or not self.future.set_running_or_notify_cancel():
+            return
+        try:
+            outcome = self.function(*self.args, **self.kwargs)
+        except BaseException as error:
+            settle(self.future.set_exception, error)
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise  # they leave run(), as from every callback
+        else:
+            settle(self.future.set_result, outcome)
+        finally:
+            del self.function, self.args, self.kwargs
+
+
+def send(loop: Loop, function: Callable[..., Any], args: Any, kwargs: Any) -> Future:
+    """Submit a call; the future of its outcome. Raises as `Loop.submit`."""
+    if not callable(function):
+        raise TypeError(f"fn must be callable, not {function!r}")
+    future = loop._waiters.future(loop)
+    loop.submit(_Call(future, function, args, kwargs))
+    return future
+
+
+class LoopExecutor(Unique, concurrent.futures.Executor):
+    """A loop as a `concurrent.futures.Executor`: what is submitted runs on the loop's thread, one after the other, in
+    the order of the calls.
+
+    A future that is pending when the loop ends, or when an exception leaves `run()`, is rejected with
+    `LoopTerminatedError`, and its function is not called. KeyboardInterrupt and SystemExit in a function reject its
+    future and leave `run()`.
+
+    Methods may be called from any thread, not from signal handlers. Raises TypeError if `loop` is not a `nbloop.Loop`.
+
+    >>> import nbloop
+    >>> with nbloop.Loop() as loop, nbloop.LoopExecutor(loop) as executor:
+    ...     print(executor.submit(pow, 2, 8).result(), list(executor.map(abs, [-1, -2])))
+    256 [1, 2]
+    """
+
+    def __init__(self, loop: Loop) -> None:
+        from .loop import Loop
+
+        if not isinstance(loop, Loop):
+            raise TypeError(f"loop must be a nbloop.Loop, not {loop!r}")
+        self.loop = loop
+        self._lock = CountingLock()
+        self._pending: dict[Future, None] = {}
+        self._shut = False
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
+        """Call ``fn(*args, **kwargs)`` on the loop's thread; a future of its outcome. O(1).
+
+        Raises RuntimeError after `shutdown`, TypeError if `fn` is not callable, otherwise as `Loop.submit`.
+        """
+        with self._lock:
+            if self._shut:
+                raise RuntimeError("cannot schedule new futures after shutdown")
+            future = send(self.loop, fn, args, kwargs)
+            self._pending[future] = None
+        future.add_done_callback(lambda done: self._pending.pop(done, None))
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more calls, and wait for those that were taken. The loop goes on. O(pending).
+
+        With `cancel_futures` those that have not begun never will. Raises `ReentrantWaitError` on the loop's own
+        thread if it would have to wait there.
+        """
+        with self._lock:
+            self._shut = True
+        pending = list(self._pending)
+        if cancel_futures:
+            for future in pending:
+                future.cancel()
+        pending = [future for future in pending if not future.done()]
+        if wait and pending:
+            refuse_own_thread(self.loop, "LoopExecutor.shutdown()")
+            concurrent.futures.wait(pending)
