@@ -103,7 +103,7 @@ class Lifecycle(Unique, Scheduling):
         self._runner = 0  # identifier of the thread that runs or finishes the loop, or did last
         self._workers: Workers | None = None
         self._watchdogs: dict[Watchdog, None] = {}  # which end with it, and whose handlers it keeps
-        self._waiters = Waiters()
+        self._waiters = Waiters(name)
         self._parker: Parker | None = None
         self._watches = Watches(state)
         self._acquire = lifetime.acquire.bind(state)

@@ -39,7 +39,8 @@ def settle(set_outcome: Callable[[Any], object], outcome: Any) -> None:
 class Waiters:
     """The futures of one loop that may still be pending. Every method from any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self._name = name  # of the loop
         self._held: dict[Future, bool] = {}  # is it a worker that waits?
 
     def future(self, loop: Loop) -> Future:
@@ -64,7 +65,7 @@ class Waiters:
             try:
                 settle(future.set_exception, error)
             except BaseException as raised:  # a callback of the future's: the others must hear of it all the same
-                hooks.log(raised, "a callback of a future raised: %s", message)
+                hooks.log(raised, "a callback of a future raised: %s", message, loop=self._name)
 
 
 def _forget(held: dict[Future, Any], future: Future) -> None:

@@ -118,7 +118,7 @@ class Promise[T](Eventual):
         self._handled = True
         if self._outcome:
             return cast("T", self._value)
-        raise reason_as_exception(self._value)
+        raise reason_as_exception(self, self._value)
 
     def _wait_once(self, loop: Loop) -> concurrent.futures.Future[None]:
         """One for all calls of `result`, so that calls which time out do not add up to a list of reactions."""
@@ -237,7 +237,7 @@ def _wake(waited: concurrent.futures.Future[None], _outcome: Any) -> None:
 
 
 def _fail(future: concurrent.futures.Future[Any], reason: Any) -> None:
-    settle(future.set_exception, reason_as_exception(reason))
+    settle(future.set_exception, reason if isinstance(reason, BaseException) else RejectedError(reason))
 
 
 def _follow(promise: Promise[Any], resolution: Any) -> None:
