@@ -402,6 +402,6 @@ def test_a_socket_that_has_nothing_is_left_alone(connected):
         transport._stream.ready(transport._sock_fd, nbloop.IOEvents.READ)
         peer.send(b"x")
         await settle()
-        return protocol.log
+        return list(protocol.log)
 
     assert connected(test) == ["made", ("data", b"x")]
