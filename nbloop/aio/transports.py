@@ -75,6 +75,7 @@ class StreamTransport(_SocketTransport):  # type: ignore[misc]
         self._reads_in: Context | None = None
         self._stream = Stream(self, sock.fileno(), loop._received, loop._selector._ready)
         super().__init__(loop, sock, protocol, *arguments, **more)
+        del self._write_ready  # asyncio's is a cycle, which its first 3.13 leaves to the collector; below is the same
         self.write = self._stream.write  # type: ignore[method-assign, assignment] # no Python frame
         self._judge()
 
@@ -158,6 +159,8 @@ class StreamTransport(_SocketTransport):  # type: ignore[misc]
             super()._write_sendmsg()
         finally:
             self._judge()
+
+    _write_ready = _write_sendmsg
 
     def _make_empty_waiter(self) -> Any:
         try:
