@@ -39,15 +39,15 @@ def report(of: weakref.ref[Loop], error: BaseException, kind: int, what: Any) ->
             raise error
         finally:  # its traceback keeps this frame, which would keep it, and the callback, until a collection
             del error, what
-    # A tuple of the kernels' is of exactly that type, which cannot be called; a callable may be of one derived from it.
-    callback, args = (what[0], what[1:]) if type(what) is tuple else (what, ())
-    tell(of(), error, layout.KIND_NAMES[kind], callback, args)
+    tell(of(), error, layout.KIND_NAMES[kind], what)
 
 
-def tell(loop: Loop | None, error: BaseException, kind: str, callback: Any, args: tuple[Any, ...]) -> None:
-    """What a callback has raised: to `on_error`, or to the logger. Raises KeyboardInterrupt and SystemExit only."""
+def tell(loop: Loop | None, error: BaseException, kind: str, what: Any) -> None:
+    """What a callback, or the first of a tuple with its arguments, has raised: to `on_error`, or to the logger. Raises
+    KeyboardInterrupt and SystemExit only.
+    """
     try:
-        _tell(loop, error, kind, callback, args)
+        _tell(loop, error, kind, what)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException:  # no memory to report with, say: a callback that raises never stops the loop
@@ -55,7 +55,9 @@ def tell(loop: Loop | None, error: BaseException, kind: str, callback: Any, args
             sys.excepthook(*sys.exc_info())
 
 
-def _tell(loop: Loop | None, error: BaseException, kind: str, callback: Any, args: tuple[Any, ...]) -> None:
+def _tell(loop: Loop | None, error: BaseException, kind: str, what: Any) -> None:
+    # A tuple of the kernels' is of exactly that type, which cannot be called; a callable may be of one derived from it.
+    callback, args = (what[0], what[1:]) if type(what) is tuple else (what, ())
     context: dict[str, Any] = {"loop": loop, "kind": kind, "callback": callback, "args": args}
     context |= debug.site_of(callback)
     message = "%s %r of %s raised"

@@ -36,7 +36,7 @@ def _call(callback: Callable[[Any], object], reason: Any) -> None:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
-        hooks.tell(running_here(), error, "abort callback", callback, (reason,))
+        hooks.tell(running_here(), error, "abort callback", (callback, reason))
 
 
 class AbortSignal(EventTarget):

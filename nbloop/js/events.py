@@ -145,6 +145,6 @@ class EventTarget(Unique):
             except (KeyboardInterrupt, SystemExit):
                 raise
             except BaseException as error:
-                hooks.tell(running_here(), error, "event listener", entry.callback, (event,))
+                hooks.tell(running_here(), error, "event listener", (entry.callback, event))
             if event._stopped_at_once:
                 break

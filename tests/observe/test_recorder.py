@@ -293,7 +293,7 @@ def test_a_dump_that_fails(make_loop, tmp_path, caplog):
     loop.submit(leave)
     with pytest.raises(SystemExit):
         loop.run()
-    assert "can not be written" in caplog.text
+    assert "cannot be written" in caplog.text
 
 
 @pytest.mark.parametrize(
