@@ -1,5 +1,7 @@
 """What does an asyncio program gain from `nbloop.aio`?"""
 
+from typing import Any
+
 from asv_bench import coroutines, crossing, peers, workloads
 from asv_bench.drive import Asyncio, NbloopAio
 from asv_bench.measure import Probe, Sample, interleave, ratios
@@ -72,6 +74,8 @@ class Server:
     param_names = ("beside", "streams", "bytes")
 
     def setup(self, beside: str, streams: bool, size: int) -> None:
+        self.loops: tuple[Any, ...] = ()
+        self.probes: list[Served] = []  # what is left of a set-up that is skipped is taken down, too
         if beside == "uvloop" and not peers.installed("uvloop"):
             raise NotImplementedError("uvloop is not installed: make peers")
         self.loops = NbloopAio(), (peers.Uvloop if beside == "uvloop" else Asyncio)()

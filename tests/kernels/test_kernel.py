@@ -236,6 +236,7 @@ def test_method_keeps_the_memory_alive() -> None:
     assert state() is None
 
 
+@compiled_only
 def test_a_binding_of_the_kernels_own_needs_no_inspect(monkeypatch: pytest.MonkeyPatch) -> None:
     """A finaliser may be the first to bind one, when little else works any more."""
 
