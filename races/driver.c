@@ -192,6 +192,12 @@ NEVER(word, PyFrame_GetBack, word at)
 NEVER(word, PyFrame_GetCode, word at)
 NEVER(int, PyFrame_GetLineNumber, word at)
 NEVER(word, PyFrame_GetVar, word at, word name)
+NEVER(word, PyBytes_FromStringAndSize, word from, word size)
+NEVER(word, PyBytes_AsString, word at)
+NEVER(word, PyBytes_Size, word at)
+NEVER(word, PyObject_GetAttr, word at, word name)
+NEVER(int, PyContext_Enter, word at)
+NEVER(int, PyContext_Exit, word at)
 
 /* --- a loop's state, as state.py makes it ------------------------------------------------------------------------- */
 
