@@ -20,7 +20,9 @@ from typing import Any
 
 import numpy as np
 
-_api = ctypes.PyDLL(None, handle=ctypes.pythonapi._handle)  # of our own: `ctypes.pythonapi` is the whole process's
+# An instance of our own: argument types set on `ctypes.pythonapi` would hold for the whole process. Windows takes no
+# library without a name.
+_api = ctypes.PyDLL(ctypes.pythonapi._name, handle=ctypes.pythonapi._handle)
 
 
 def function(name: str, result: Any, *arguments: Any) -> Any:
