@@ -29,8 +29,9 @@ from typing import TYPE_CHECKING, Any
 from ..errors import LoopTerminatedError
 from ..kernels.methods import lifetime
 from ..kernels.promises.classes import Resolver
-from ..lifecycle import LOOK, LoopState
-from ..lock import CountingLock, Latch
+from ..lifecycle import LoopState
+from ..lock import CountingLock
+from ..threads import aside
 from .promise import Promise
 from .view import JS
 
@@ -183,17 +184,11 @@ class Workers:
         too. If an exception of a signal handler comes, what is left is left to the next call.
         """
         if self.unsettled:
-            done = Latch()
-            _thread.start_new_thread(self._reject_rest, (done,))
-            while not done.wait(LOOK):
-                pass
+            aside(self._reject_rest)
 
-    def _reject_rest(self, done: Latch) -> None:
-        try:
-            with contextlib.suppress(KeyError):  # none is left
-                while True:
-                    job, _ = self.unsettled.popitem()
-                    self._hold(-1)
-                    job.resolver.reject(LoopTerminatedError("the loop was closed"))
-        finally:
-            done.set()
+    def _reject_rest(self) -> None:
+        with contextlib.suppress(KeyError):  # none is left
+            while True:
+                job, _ = self.unsettled.popitem()
+                self._hold(-1)
+                job.resolver.reject(LoopTerminatedError("the loop was closed"))

@@ -29,6 +29,7 @@ from .. import hooks, signals
 from ..errors import LoopTerminatedError
 from ..kernels.base import layout
 from ..kernels.observe import event_ring, meter
+from ..threads import begin
 from ..unique import Unique
 from .block import Words, the_clock
 from .trace import trace
@@ -217,7 +218,7 @@ class _OnSignal:
     """To whom nbloop.signals delivers: each dump has a thread of its own, because other signals are not to wait."""
 
     def submit_internal(self, callback: Callable[..., object], *args: object) -> None:
-        threading.Thread(target=callback, args=args, name="nbloop-recorder", daemon=True).start()
+        begin(threading.Thread(target=callback, args=args, name="nbloop-recorder", daemon=True))
 
 
 class _Clock:

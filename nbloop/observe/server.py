@@ -43,6 +43,8 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Self
 
 from ..errors import NbloopError
+from ..lock import Latch
+from ..threads import begin
 from ..unique import Unique
 from . import contention, heap, profile
 
@@ -70,16 +72,16 @@ class DebugServer(Unique):
         self._server = _Server(loop, port)
         self.port: int = self._server.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}/"
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name=f"{loop.name}-debug", daemon=True
-        )
-        self._thread.start()
+        self._thread = threading.Thread(target=self._server.serve, name=f"{loop.name}-debug", daemon=True)
+        try:
+            begin(self._thread)
+        except BaseException:
+            self._server.closing.set()
+            raise
 
     def close(self) -> None:
         """Stop listening; requests in progress end by themselves. Again does nothing. Any thread."""
         self._server.closing.set()
-        self._server.shutdown()
-        self._server.server_close()
         self._thread.join()
 
     def __enter__(self) -> Self:
@@ -87,6 +89,10 @@ class DebugServer(Unique):
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
+
+
+class _Closing(Exception):
+    """The server's thread is to end."""
 
 
 class _Server(ThreadingHTTPServer):
@@ -99,9 +105,20 @@ class _Server(ThreadingHTTPServer):
         self.slots = threading.BoundedSemaphore(MOST_REQUESTS)
         self.long = threading.BoundedSemaphore(MOST_LONG)
         self.reading: dict[socket.socket, float] = {}  # connections whose request has not come, and until when it may
-        self.closing = threading.Event()
+        self.closing = Latch()
         names = [f"{name}:{self.server_address[1]}" for name in ("127.0.0.1", "localhost")]
         self.hosts = {*names, *(name.partition(":")[0] for name in names if self.server_address[1] == 80)}
+
+    def serve(self) -> None:
+        """The thread's life. `BaseServer.shutdown` waits with locks that an exception of a signal handler leaves taken;
+        here the thread looks whether it is to end.
+        """
+        try:
+            self.serve_forever(poll_interval=0.1)
+        except _Closing:
+            pass
+        finally:
+            self.server_close()
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept. Without descriptors that fails, and the connection stays where it is: to try at once would spin."""
@@ -136,7 +153,9 @@ class _Server(ThreadingHTTPServer):
             self.slots.release()
 
     def service_actions(self) -> None:
-        """Several times a second: cut off who is too slow. Its thread then reads the end of the connection."""
+        """Several times a second: end, or cut off who is too slow. Its thread then reads the end of the connection."""
+        if self.closing.is_set():
+            raise _Closing
         now = time.monotonic()
         for request, until in list(self.reading.items()):
             if now > until:
