@@ -24,24 +24,36 @@ _SCHEDULING = {  # of a loop, a producer handle or the JavaScript view: which ar
     "schedule_interval": 1,
     "set_timeout": 0,
     "set_interval": 0,
+    "set_immediate": 0,
+    "queue_microtask": 0,
+    "next_tick": 0,
 }
 _MANY = "submit_many"  # its argument is an iterable of callbacks
 
 
-class Sited:
+class StandIn:
+    """What is scheduled in the place of a callback."""
+
+    __slots__ = ("callback",)
+
+    def __init__(self, callback: Callable[..., object]) -> None:
+        self.callback = callback
+
+    def __repr__(self) -> str:
+        return repr(self.callback)
+
+
+class Sited(StandIn):
     """A callback that knows where it was scheduled."""
 
-    __slots__ = ("callback", "site")
+    __slots__ = ("site",)
 
     def __init__(self, callback: Callable[..., object], site: traceback.StackSummary) -> None:
-        self.callback = callback
+        super().__init__(callback)
         self.site = site
 
     def __call__(self, *args: object) -> object:
         return self.callback(*args)
-
-    def __repr__(self) -> str:
-        return repr(self.callback)
 
 
 def remember_sites(target: Any) -> None:
@@ -76,10 +88,13 @@ def sited(callbacks: Iterable[Any]) -> list[Any]:
     return [Sited(callback, site) if callable(callback) else callback for callback in callbacks]
 
 
-def site_of(callback: object) -> dict[str, Any]:
-    """What `on_error`'s context says of a remembered callback: the callback itself, and the stack under
-    ``scheduled_at``.
+def described(callback: object) -> dict[str, Any]:
+    """What `on_error`'s context says of a callback: the callback itself, whatever stands in for it, and of a remembered
+    one the stack under ``scheduled_at``.
     """
-    if isinstance(callback, Sited):
-        return {"callback": callback.callback, "scheduled_at": callback.site}
-    return {}
+    found: dict[str, Any] = {}
+    while isinstance(callback, StandIn):
+        if isinstance(callback, Sited):
+            found["scheduled_at"] = callback.site
+        callback = callback.callback
+    return {"callback": callback} | found

@@ -13,6 +13,7 @@ import logging
 import sys
 import time
 import weakref
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from . import debug
@@ -42,6 +43,25 @@ def report(of: weakref.ref[Loop], error: BaseException, kind: int, what: Any) ->
     tell(of(), error, layout.KIND_NAMES[kind], what)
 
 
+def unawaited(of: weakref.ref[Loop], coroutine: CoroutineType[Any, Any, Any], kind: int, what: Any) -> None:
+    """A callback has returned a coroutine, which the loop does not run: close it, and report that. One that has begun,
+    or has ended, is somebody else's.
+    """
+    frame: object = coroutine.cr_frame  # None if it has ended, which typeshed does not know
+    if frame is None or coroutine.cr_running or coroutine.cr_suspended:
+        return
+    coroutine.close()
+    never_awaited(of(), coroutine, layout.KIND_NAMES[kind], what)
+
+
+def never_awaited(loop: Loop | None, coroutine: CoroutineType[Any, Any, Any], kind: str, what: Any) -> None:
+    """Report a coroutine that a callback has returned, and that nobody has run."""
+    callback = debug.described(what[0] if type(what) is tuple else what)["callback"]
+    name = getattr(callback, "__qualname__", None) or repr(callback)
+    error = RuntimeError(f"the coroutine {coroutine.__qualname__!r} of {name} was never awaited: use js.spawn")
+    tell(loop, error, kind, what)
+
+
 def tell(loop: Loop | None, error: BaseException, kind: str, what: Any) -> None:
     """What a callback, or the first of a tuple with its arguments, has raised: to `on_error`, or to the logger. Raises
     KeyboardInterrupt and SystemExit only.
@@ -58,8 +78,8 @@ def tell(loop: Loop | None, error: BaseException, kind: str, what: Any) -> None:
 def _tell(loop: Loop | None, error: BaseException, kind: str, what: Any) -> None:
     # A tuple of the kernels' is of exactly that type, which cannot be called; a callable may be of one derived from it.
     callback, args = (what[0], what[1:]) if type(what) is tuple else (what, ())
-    context: dict[str, Any] = {"loop": loop, "kind": kind, "callback": callback, "args": args}
-    context |= debug.site_of(callback)
+    context: dict[str, Any] = {"loop": loop, "kind": kind, "args": args} | debug.described(callback)
+    callback = context["callback"]
     message = "%s %r of %s raised"
     name = loop.name if loop is not None else "no loop that is known"
     if loop is None or loop._on_error is None:

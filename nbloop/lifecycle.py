@@ -53,6 +53,7 @@ from .unique import Unique
 from .waiting import Waiters
 
 if TYPE_CHECKING:
+    from .js.coroutines import Coroutines
     from .js.promisify import Workers
     from .loop import Loop
     from .observe.recorder import Recorder
@@ -102,6 +103,7 @@ class Lifecycle(Unique, Scheduling):
         self._forked = False
         self._runner = 0  # identifier of the thread that runs or finishes the loop, or did last
         self._workers: Workers | None = None
+        self._coroutines: Coroutines | None = None
         self._watchdogs: dict[Watchdog, None] = {}  # which end with it, and whose handlers it keeps
         self._waiters = Waiters(name)
         self._parker: Parker | None = None

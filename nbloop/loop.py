@@ -141,6 +141,7 @@ class Loop(Descriptors):
             recorder=None if self._recorder is None else self._recorder._words,
             hooks={
                 "report": functools.partial(hooks.report, me),
+                "unawaited": functools.partial(hooks.unawaited, me),
                 "refuse": functools.partial(hooks.refuse, me),
                 "overload": functools.partial(hooks.overload, me),
                 "warn": functools.partial(hooks.warn, me),

@@ -12,13 +12,14 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Iterable
-from types import TracebackType
+from types import CoroutineType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from .. import hooks
 from ..lifecycle import running_here
 from ..options import check_milliseconds
 from ..unique import Unique
+from .coroutines import run_here
 from .events import Event, EventTarget
 from .promise import reason_as_exception
 
@@ -32,7 +33,9 @@ class AbortError(Exception):
 
 def _call(callback: Callable[[Any], object], reason: Any) -> None:
     try:
-        callback(reason)
+        result = callback(reason)
+        if isinstance(result, CoroutineType):
+            run_here(result, "abort callback", (callback, reason))
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from types import CoroutineType
 from typing import Any
 
 from .. import hooks
 from ..lifecycle import running_here
 from ..unique import Unique
+from .coroutines import run_here
 
 
 class InvalidStateError(RuntimeError):
@@ -90,6 +92,9 @@ class EventTarget(Unique):
     def add_event_listener(self, type: str, callback: Listener, *, once: bool = False) -> None:
         """Call ``callback(event)`` for events of a type, in order of addition; the same callback is added once (DOM
         2.7, 'add an event listener').
+
+        The coroutine of a coroutine function is spawned on the loop that runs on the dispatching thread. There has to
+        be one. What it raises is reported as the exception of any listener.
         """
         check_name("type", type)
         if not callable(callback):
@@ -141,7 +146,9 @@ class EventTarget(Unique):
                 if entry.once:
                     self._remove(entry)
             try:
-                entry.callback(event)
+                result = entry.callback(event)
+                if isinstance(result, CoroutineType):
+                    run_here(result, "event listener", (entry.callback, event))
             except (KeyboardInterrupt, SystemExit):
                 raise
             except BaseException as error:

@@ -338,8 +338,8 @@ def _misused(instance: object) -> None:
     raise TypeError("then takes two arguments at most, on_fulfilled and on_rejected")
 
 
-def view_of(js: JS) -> View:
-    """What kernels know of a view."""
+def view_of(js: JS, spawning: Callable[[Callable[..., Any]], Callable[..., Any]]) -> View:
+    """What kernels know of a view. `spawning` says what to schedule for a callback."""
     hooks = {
         "follow": _follow,
         "unhandled": _unhandled,
@@ -347,6 +347,7 @@ def view_of(js: JS) -> View:
         "lost": _lost,
         "made": _made if js.debug else None,
         "misused": _misused,
+        "spawning": spawning,
     }
     return make_view(js.loop._state, js, Promise, hooks, ("on_fulfilled", "on_rejected"))
 

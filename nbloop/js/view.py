@@ -8,17 +8,18 @@ loop may have several.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from functools import partial
 from typing import Any, overload
 
 from .. import debug
 from ..kernels.base.kernel import bound
-from ..kernels.methods import js_timers as kernels
+from ..kernels.methods import javascript as kernels
 from ..kernels.promises.classes import Resolver
 from ..loop import Loop
 from ..unique import Unique
 from . import combinators
 from .abort import AbortSignal
-from .coroutines import spawn
+from .coroutines import spawn, spawning
 from .performance import Performance
 from .promise import Promise, Rejections, rejected, resolved, settle_by, view_of
 
@@ -27,6 +28,9 @@ type Callback = Callable[..., object]
 
 class JS(Unique):
     """The JavaScript view of `loop`. Every method from any thread, and errors as the loop's own scheduling calls.
+
+    A coroutine function given as a callback (also a method, `functools.partial` or callable object of one) is spawned
+    by each call; what it raises is an unhandled rejection.
 
     `on_unhandled_rejection(reason, promise)` is called once for each rejection that nobody handled by the end of its
     checkpoint; without it the logger ``nbloop`` is told.
@@ -43,13 +47,9 @@ class JS(Unique):
         self.debug = loop.debug
         self.performance = Performance(loop.now)
         self.rejections = Rejections(self, on_unhandled_rejection)
-        self._state = loop._state
-        self._view = view_of(self)
+        self._state = self._view = view_of(self, partial(spawning, self))  # what the kernels below work on
         self.clear_timeout = self.clear_interval = loop.cancel_timer
         self.clear_immediate = loop.cancel_immediate
-        self.set_immediate = loop.schedule_immediate
-        self.queue_microtask = loop.schedule_microtask
-        self.next_tick = loop.schedule_next_tick
         if loop.debug:
             debug.remember_sites(self)
 
@@ -68,6 +68,19 @@ class JS(Unique):
         ``setInterval``).
         """
         return 0  # pragma: no cover
+
+    @bound(kernels.set_immediate)
+    def set_immediate(self, callback: Callback, /, *args: object) -> int:
+        """`Loop.schedule_immediate`, for coroutine functions too."""
+        return 0  # pragma: no cover
+
+    @bound(kernels.queue_microtask)
+    def queue_microtask(self, callback: Callback, /, *args: object) -> None:
+        """`Loop.schedule_microtask`, for coroutine functions too."""
+
+    @bound(kernels.next_tick)
+    def next_tick(self, callback: Callback, /, *args: object) -> None:
+        """`Loop.schedule_next_tick`, for coroutine functions too."""
 
     def sleep(self, ms: float) -> Promise[None]:
         """A promise, fulfilled with None after `ms` milliseconds."""

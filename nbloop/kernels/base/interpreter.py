@@ -8,7 +8,8 @@ without exception: a loop that goes on would read memory that means something el
 wrong, never be collected, and nobody would be told.
 
 What needs no question: numbers of the stable ABI (METH_x, Py_tp_x, Py_TPFLAGS_x), and what the C-API's documentation
-says of its functions. For the words of ``__slots__`` nothing is assumed: `slot_offsets` finds them.
+says of its functions. Nothing is assumed of where ``__slots__``, a function's code and a code's flags are: those places
+are found.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import types
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -163,6 +165,41 @@ _expect(
     "METHOD_FUNCTION",
     _word(id(_method) + METHOD_FUNCTION) == id(_method.__func__),
     "the function of a method is not the word there",
+)
+
+
+async def _coroutine_function() -> None: ...
+
+
+_codes = [_expect.__code__, _coroutine_function.__code__]
+
+
+def _first_place(kind: type, step: int, holds: Callable[[int], bool]) -> int:
+    return next((at for at in range(OBJECT_HEADER, kind.__basicsize__, step) if holds(at)), 0)
+
+
+def _half(address: int) -> int:
+    return ctypes.c_uint.from_address(address).value
+
+
+FUNCTION_CODE = _first_place(types.FunctionType, 8, lambda at: _word(id(_expect) + at) == id(_codes[0]))
+_expect(
+    "FUNCTION_CODE",
+    _word(id(_coroutine_function) + FUNCTION_CODE) == id(_codes[1]),
+    "the code of a function is not the word there",
+)
+
+CODE_FLAGS = _first_place(types.CodeType, 4, lambda at: all(_half(id(code) + at) == code.co_flags for code in _codes))
+_expect(
+    "CODE_FLAGS",
+    all(_half(id(code) + CODE_FLAGS) == code.co_flags for code in _codes),
+    "the flags of a code are not the half of a word there",
+)
+CODE_COROUTINE = 0x80  # CO_COROUTINE, a bit of those flags
+_expect(
+    "CODE_COROUTINE",
+    [code.co_flags & CODE_COROUTINE for code in _codes] == [0, CODE_COROUTINE],
+    "the flags of a code do not say whether it is a coroutine's",
 )
 
 BUILTIN_DEFINITION = OBJECT_HEADER  # of a built-in function: the address of its PyMethodDef

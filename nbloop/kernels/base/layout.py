@@ -200,7 +200,7 @@ STATE = record(
     # Objects the kernels call or return; owned references, released with the state.
     _words(
         *("none", "report", "refuse", "check_interrupts", "overload", "warn", "waker", "renew", "pressure"),
-        *("list_type", "tuple_type"),
+        *("unawaited", "list_type", "tuple_type", "coroutine_type"),
     ),
     _words("stop", "holds"),  # shared: asks for the end after this turn
     _words("sleep", "sleep_deadline"),  # shared: the sleep word (parking.py) and until when

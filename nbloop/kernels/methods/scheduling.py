@@ -99,13 +99,18 @@ def send_remote(base: int, word: int, kind: int, culprit: int) -> int:
 
 @inlined
 def schedule(base: int, arguments: int, count: int, ring: int, kind: int, at_checkpoint: bool) -> int:
-    """Into a ring on the loop thread, as a command from any other; what runs `at_checkpoint` also while the loop
-    ends.
-    """
+    """`schedule_word` of ``callback, *args``."""
     word = pack_all(base, arguments, count)
     if word == 0:
         return 0
-    culprit = get(arguments)
+    return schedule_word(base, word, get(arguments), ring, kind, at_checkpoint)
+
+
+@inlined
+def schedule_word(base: int, word: int, culprit: int, ring: int, kind: int, at_checkpoint: bool) -> int:
+    """An owned word into a ring on the loop thread, as a command from any other; what runs `at_checkpoint` also while
+    the loop ends.
+    """
     if not on_loop_thread(base):
         return send_remote(base, word, kind, culprit)
     if queue_length(base + STATE.REMOTE) != 0:
@@ -218,12 +223,16 @@ def schedule_close(self: int, arguments: int, count: int) -> int:
 
 @kernel(MANY)
 def schedule_immediate(self: int, arguments: int, count: int) -> int:
-    """A slot whose number goes into the check ring, so that it can be cancelled; its id."""
+    """`immediate_word` of ``callback, *args``."""
     base = data(self)
-    timers = base + STATE.TIMERS
     word = pack_all(base, arguments, count)
-    if word == 0:
-        return 0
+    return immediate_word(base, word, get(arguments)) if word != 0 else 0
+
+
+@inlined
+def immediate_word(base: int, word: int, culprit: int) -> int:
+    """A slot for an owned word, whose number goes into the check ring, so that it can be cancelled; its id."""
+    timers = base + STATE.TIMERS
     here = on_loop_thread(base)
     while True:
         status = 0
@@ -254,10 +263,10 @@ def schedule_immediate(self: int, arguments: int, count: int) -> int:
                 immediate_cancel(base, identifier)
             return number
         if slot >= 0 and not slot_unopen(timers, slot, identifier, QUEUED):
-            if refuse(base, status, get(arguments)) == 0:
-                refuse(base, REFUSED_MEMORY, get(arguments))
+            if refuse(base, status, culprit) == 0:
+                refuse(base, REFUSED_MEMORY, culprit)
             return 0
-        if refuse(base, status, get(arguments)) != 0:
+        if refuse(base, status, culprit) != 0:
             Py_DecRef(word & POINTER_MASK)
             return 0
 

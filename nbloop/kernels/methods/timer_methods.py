@@ -1,6 +1,6 @@
 """The built-in methods of timers: numbers in, `timer_slots.py` called, ids and answers out. Seconds here, milliseconds
-in
-`js_timers.py`."""
+in `javascript.py`.
+"""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ As `state.py` is for a loop's words: made here, worked on by kernels, which must
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -104,7 +105,8 @@ def make_view(
 
     The hooks: ``follow(eventual, value)`` resolves with what is not plain, ``unhandled(eventual)`` was rejected and
     has no reaction, ``raised(eventual, error)`` is the end of a handler, ``lost(eventual, error)`` can not be queued,
-    ``made(eventual)`` by `then` (or None), ``misused(instance)`` raises for wrong arguments.
+    ``made(eventual)`` by `then` (or None), ``misused(instance)`` raises for wrong arguments, ``spawning(callback)`` is
+    what to call in the place of a callback that may be a coroutine function.
     """
     view = np.zeros(VIEW.dtype.itemsize // 8, np.int64).view(View)
     view.owner = owner
@@ -117,5 +119,7 @@ def make_view(
     record["on_fulfilled"], record["on_rejected"] = (id(name) for name in names)
     for name, hook in hooks.items():
         record[name] = 0 if hook is None else id(hook)
+    record["function_type"], record["method_type"] = id(FunctionType), id(MethodType)
+    record["builtin_type"] = id(BuiltinFunctionType)
     record["plain"] = [id(kind) for kind in PLAIN_TYPES]
     return view

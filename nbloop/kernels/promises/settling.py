@@ -62,7 +62,8 @@ VIEW = Record(
             for name in (
                 *("loop", "busy", "drained", "fulfilled", "rejected"),
                 *("seen", "hidden", "places", "on_fulfilled", "on_rejected"),
-                *("follow", "unhandled", "raised", "lost", "made", "misused"),
+                *("follow", "unhandled", "raised", "lost", "made", "misused", "spawning"),
+                *("function_type", "method_type", "builtin_type"),
             )
         ]
         + [("plain", np.int64, (len(PLAIN_TYPES),))]

@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from types import CoroutineType
 from typing import Any
 
 import numpy as np
@@ -223,7 +224,7 @@ def make_loop_state(
     base = _address(state)
     record["none"] = id(None)
     record["one"] = 1
-    record["list_type"], record["tuple_type"] = id(list), id(tuple)
+    record["list_type"], record["tuple_type"], record["coroutine_type"] = id(list), id(tuple), id(CoroutineType)
     for name, hook in hooks.items():
         record[name] = _hook(state, hook)
 
