@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from . import debug
 from .errors import LoopOverloadedError, LoopTerminatedError
 from .kernels.base import layout
+from .kernels.calls.captured import RUN_IN_CONTEXT
 
 if TYPE_CHECKING:
     from .loop import Loop
@@ -56,10 +57,19 @@ def unawaited(of: weakref.ref[Loop], coroutine: CoroutineType[Any, Any, Any], ki
 
 def never_awaited(loop: Loop | None, coroutine: CoroutineType[Any, Any, Any], kind: str, what: Any) -> None:
     """Report a coroutine that a callback has returned, and that nobody has run."""
-    callback = debug.described(what[0] if type(what) is tuple else what)["callback"]
+    callback = debug.described(_callback_of(what)[0])["callback"]
     name = getattr(callback, "__qualname__", None) or repr(callback)
     error = RuntimeError(f"the coroutine {coroutine.__qualname__!r} of {name} was never awaited: use js.spawn")
     tell(loop, error, kind, what)
+
+
+def _callback_of(what: Any) -> tuple[Any, tuple[Any, ...]]:
+    """The callback and the arguments of what kernels have called, whatever context it ran in."""
+    # A tuple of theirs is of exactly that type, which cannot be called; a callable may be of one derived from it.
+    callback, args = (what[0], what[1:]) if type(what) is tuple else (what, ())
+    while callback is RUN_IN_CONTEXT and len(args) >= layout.CALLBACK_AT:
+        callback, args = args[layout.CALLBACK_AT - 1], args[layout.CALLBACK_AT :]
+    return callback, args
 
 
 def tell(loop: Loop | None, error: BaseException, kind: str, what: Any) -> None:
@@ -76,8 +86,7 @@ def tell(loop: Loop | None, error: BaseException, kind: str, what: Any) -> None:
 
 
 def _tell(loop: Loop | None, error: BaseException, kind: str, what: Any) -> None:
-    # A tuple of the kernels' is of exactly that type, which cannot be called; a callable may be of one derived from it.
-    callback, args = (what[0], what[1:]) if type(what) is tuple else (what, ())
+    callback, args = _callback_of(what)
     context: dict[str, Any] = {"loop": loop, "kind": kind, "args": args} | debug.described(callback)
     callback = context["callback"]
     message = "%s %r of %s raised"

@@ -107,7 +107,7 @@ class Lifecycle(Unique, Scheduling):
         self._watchdogs: dict[Watchdog, None] = {}  # which end with it, and whose handlers it keeps
         self._waiters = Waiters(name)
         self._parker: Parker | None = None
-        self._watches = Watches(state)
+        self._watches = Watches(state, self._captures)
         self._acquire = lifetime.acquire.bind(state)
         self._release = lifetime.release.bind(state)
         self._give_up = lifetime.leave.bind(state)

@@ -10,6 +10,7 @@ signals, workers, figures.
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import itertools
 import time
@@ -23,6 +24,7 @@ from . import signals as _signals
 from .descriptors import Descriptors
 from .errors import LoopOverloadedError, LoopTerminatedError
 from .kernels.base import layout
+from .kernels.calls.captured import RUN_IN_CONTEXT
 from .kernels.state.state import make_handle_state, make_loop_state
 from .options import (
     FastPathMode,
@@ -70,7 +72,9 @@ class Loop(Descriptors):
     else False; `on_pressure("high")`, called on the loop once when `pressure_high` tasks wait in the submit queue and
     ready producer handles together (default: 8 * `ingress_budget`, at most `ingress_limit`), and `on_pressure("low")`
     once when no more than `pressure_low` do (default: half of that), so that producers can slow down; `recorder`, a
-    power of two from 64 to 16,777,216, how many of the last events are remembered (`Loop.recorder`), by default none.
+    power of two from 64 to 16,777,216, how many of the last events are remembered (`Loop.recorder`), by default none;
+    `contexts`, to run each callback in a copy of the context of the call that scheduled it (PEP 567), where by default
+    all of them share the context of the loop's thread.
 
     >>> loop = Loop(auto_exit=True)
     >>> loop.submit(print, "hello from the loop")
@@ -97,6 +101,7 @@ class Loop(Descriptors):
         pressure_high: int | None = None,
         pressure_low: int | None = None,
         recorder: int | None = None,
+        contexts: bool = False,
     ) -> None:
         if "_state" in self.__dict__:
             raise RuntimeError(f"{self.name} is initialised already")
@@ -112,7 +117,12 @@ class Loop(Descriptors):
             check_int("ingress_limit", ingress_limit, 1, (layout.CHUNK_LIMIT - 512) * chunk_size)
         marks = check_pressure(on_pressure, pressure_high, pressure_low, ingress_budget, ingress_limit)
         check_recorder(recorder)
-        for option, value in (("auto_exit", auto_exit), ("clamp_nested_timers", clamp_nested_timers), ("debug", debug)):
+        for option, value in (
+            ("auto_exit", auto_exit),
+            ("clamp_nested_timers", clamp_nested_timers),
+            ("debug", debug),
+            ("contexts", contexts),
+        ):
             if not isinstance(value, bool):
                 raise TypeError(f"{option} must be True or False, not {value!r}")
         if name is not None and not isinstance(name, str):
@@ -120,6 +130,7 @@ class Loop(Descriptors):
 
         name = name if name is not None else f"nbloop-{next(_numbers)}"
         self.debug = debug
+        self._captures = contexts
         self._made = time.monotonic_ns()
         self._on_overload = on_overload
         self._on_error = on_error
@@ -289,6 +300,8 @@ class Loop(Descriptors):
         self._check_fork()
         if self._lifecycle() >= layout.TERMINATING:
             raise LoopTerminatedError(f"{self.name} takes no signals: it has terminated or is about to")
+        if self._captures and callable(callback):
+            callback, args = RUN_IN_CONTEXT, (contextvars.copy_context(), callback, *args)
         _signals.add(self, sig, callback, args)
         if self._lifecycle() == layout.TERMINATED:  # its end may have come before this, and has forgotten its signals
             _signals.forget(self)

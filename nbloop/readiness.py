@@ -73,7 +73,7 @@ def check_events(events: object) -> int:
 class Watches:
     """The descriptors of one loop. Every method under the loop's lock, but `collect`, which is its thread's."""
 
-    def __init__(self, state: Any) -> None:
+    def __init__(self, state: Any, captures: bool) -> None:
         self.poller: Poller | None = None
         self._tokens: dict[int, int] = {}  # by descriptor: what is in here is registered
         self._interests: dict[int, int] = {}  # of those
@@ -81,7 +81,7 @@ class Watches:
         self._record = state.record["io"]
         self._record["masks"] = _MASK_ADDRESSES.ctypes.data
         self._record["poller"] = -1
-        self._open = kernels.watch_open.bind(state)
+        self._open = (kernels.watch_open_captured if captures else kernels.watch_open).bind(state)
         self._change = kernels.watch_change.bind(state)
         self._close = kernels.watch_close.bind(state)
 

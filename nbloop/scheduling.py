@@ -22,8 +22,9 @@ class Scheduling:
     """The part of a `Loop` that a callback's life needs: no Python frame between the caller and the kernel."""
 
     _state: Any
+    _captures = False  # does each call capture its context?
 
-    @bound(scheduling.submit)
+    @bound(scheduling.submit, scheduling.submit_captured)
     def submit(self, callback: Callback, /, *args: object) -> None:
         """Run ``callback(*args)`` on the loop's thread.
 
@@ -35,7 +36,7 @@ class Scheduling:
         tasks waiting, `MemoryError`, or TypeError if `callback` is not callable; in each case nothing was stored.
         """
 
-    @bound(scheduling.submit_many)
+    @bound(scheduling.submit_many, scheduling.submit_many_captured)
     def submit_many(self, callbacks: Iterable[Callback], /) -> int:
         """Submit every callable of an iterable, in order and with nothing between them, all or none; how many.
 
@@ -45,13 +46,13 @@ class Scheduling:
         """
         return 0  # pragma: no cover
 
-    @bound(scheduling.submit_internal)
+    @bound(scheduling.submit_internal, scheduling.submit_internal_captured)
     def submit_internal(self, callback: Callback, /, *args: object) -> None:
         """Run ``callback(*args)`` before the external tasks of the same turn. FIFO; otherwise as `submit`, without
         its limit.
         """
 
-    @bound(scheduling.schedule_microtask)
+    @bound(scheduling.schedule_microtask, scheduling.schedule_microtask_captured)
     def schedule_microtask(self, callback: Callback, /, *args: object) -> None:
         """Run ``callback(*args)`` at the next microtask checkpoint, which follows every callback (HTML, 'perform a
         microtask checkpoint').
@@ -61,13 +62,13 @@ class Scheduling:
         call this. Errors as `submit`.
         """
 
-    @bound(scheduling.schedule_next_tick)
+    @bound(scheduling.schedule_next_tick, scheduling.schedule_next_tick_captured)
     def schedule_next_tick(self, callback: Callback, /, *args: object) -> None:
         """Run ``callback(*args)`` at the next checkpoint, before its microtasks (Node's ``process.nextTick``). As
         `schedule_microtask`.
         """
 
-    @bound(scheduling.schedule_checkpoint_end)
+    @bound(scheduling.schedule_checkpoint_end, scheduling.schedule_checkpoint_end_captured)
     def schedule_checkpoint_end(self, callback: Callback, /, *args: object) -> None:
         """Run ``callback(*args)`` at the end of the checkpoint in progress, or of the next, when no next-tick and no
         microtask is left.
@@ -75,7 +76,7 @@ class Scheduling:
         One at a time: what it queues as microtasks runs before the next of its kind. As `schedule_microtask` otherwise.
         """
 
-    @bound(scheduling.schedule_immediate)
+    @bound(scheduling.schedule_immediate, scheduling.schedule_immediate_captured)
     def schedule_immediate(self, callback: Callback, /, *args: object) -> int:
         """Run ``callback(*args)`` in the check phase, right after the loop has polled; an id for `cancel_immediate`.
 
@@ -91,13 +92,13 @@ class Scheduling:
         """
         return False  # pragma: no cover
 
-    @bound(scheduling.schedule_close)
+    @bound(scheduling.schedule_close, scheduling.schedule_close_captured)
     def schedule_close(self, callback: Callback, /, *args: object) -> None:
         """Run ``callback(*args)`` in the close phase, after the immediates. FIFO. Any thread. O(1). Errors as
         `submit`.
         """
 
-    @bound(timer_methods.schedule_timer)
+    @bound(timer_methods.schedule_timer, timer_methods.schedule_timer_captured)
     def schedule_timer(self, delay: float, callback: Callback, /, *args: object) -> int:
         """Run ``callback(*args)`` once, no earlier than `delay` seconds from now; an id for `cancel_timer`.
 
@@ -111,7 +112,7 @@ class Scheduling:
         """
         return 0  # pragma: no cover
 
-    @bound(timer_methods.schedule_timer_at)
+    @bound(timer_methods.schedule_timer_at, timer_methods.schedule_timer_at_captured)
     def schedule_timer_at(self, deadline: float, callback: Callback, /, *args: object) -> int:
         """Run ``callback(*args)`` once, no earlier than `deadline`, in seconds on the clock of `now`; an id for
         `cancel_timer`.
@@ -122,7 +123,7 @@ class Scheduling:
         """
         return 0  # pragma: no cover
 
-    @bound(timer_methods.schedule_interval)
+    @bound(timer_methods.schedule_interval, timer_methods.schedule_interval_captured)
     def schedule_interval(self, period: float, callback: Callback, /, *args: object) -> int:
         """Run ``callback(*args)`` every `period` seconds, each time counted from the start of the one before; an id
         for `cancel_timer`.
@@ -170,9 +171,10 @@ class Producer(Unique):
         if not isinstance(state, HandleWords):  # kernels would take anything else for one
             raise TypeError("a Producer is made by Loop.producer()")
         self.loop = loop
+        self._captures = loop._captures
         self._state = state
 
-    @bound(scheduling.producer_submit)
+    @bound(scheduling.producer_submit, scheduling.producer_submit_captured)
     def submit(self, callback: Callback, /, *args: object) -> None:
         """Run ``callback(*args)`` on the loop's thread, after everything submitted through this handle before.
 
@@ -180,7 +182,7 @@ class Producer(Unique):
         are busy. One thread at a time, a signal handler interrupting it included. O(1).
         """
 
-    @bound(scheduling.producer_submit_many)
+    @bound(scheduling.producer_submit_many, scheduling.producer_submit_many_captured)
     def submit_many(self, callbacks: Iterable[Callback], /) -> int:
         """Submit every callable of an iterable, in order, all or none; how many. As `Loop.submit_many`."""
         return 0  # pragma: no cover

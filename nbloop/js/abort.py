@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Iterable
+from contextvars import Context, copy_context
 from types import CoroutineType, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -31,11 +32,15 @@ class AbortError(Exception):
     """The default reason of an abort (DOM's ``AbortError``)."""
 
 
-def _call(callback: Callable[[Any], object], reason: Any) -> None:
+def _call_here(callback: Callable[[Any], object], reason: Any) -> None:
+    result = callback(reason)
+    if isinstance(result, CoroutineType):
+        run_here(result, "abort callback", (callback, reason))
+
+
+def _call(context: Context, callback: Callable[[Any], object], reason: Any) -> None:
     try:
-        result = callback(reason)
-        if isinstance(result, CoroutineType):
-            run_here(result, "abort callback", (callback, reason))
+        context.run(_call_here, callback, reason)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
@@ -53,7 +58,7 @@ class AbortSignal(EventTarget):
         self._aborted = False
         self._reason: Any = None
         self._traceback: TracebackType | None  # of the reason, when it was raised first
-        self._algorithms: dict[int, Callable[[Any], object]] = {}
+        self._algorithms: dict[int, tuple[Context, Callable[[Any], object]]] = {}
         self._next = 0
         self._dependents: dict[int, weakref.ref[AbortSignal]] = {}  # by id, in the order in which they were made
         self._strong: dict[int, AbortSignal] = {}  # dependents that somebody listens to
@@ -145,14 +150,15 @@ class AbortSignal(EventTarget):
         """
         if not callable(callback):
             raise TypeError(f"callback must be callable, not {callback!r}")
+        context = copy_context()
         with self._lock:
             if not self._aborted:
                 self._next += 1
                 key = self._next
-                self._algorithms[key] = callback
+                self._algorithms[key] = context, callback
                 self._listened()
                 return lambda: self._forget(key)
-        _call(callback, self._reason)
+        _call(context, callback, self._reason)
         return lambda: None
 
     def add_event_listener(self, type: str, callback: Any, *, once: bool = False) -> None:
@@ -227,8 +233,8 @@ class AbortSignal(EventTarget):
         with self._lock:
             callbacks = list(self._algorithms.values())
             self._algorithms.clear()
-        for callback in callbacks:
-            _call(callback, reason)
+        for context, callback in callbacks:
+            _call(context, callback, reason)
         self.dispatch_event(Event("abort"))
 
     def __repr__(self) -> str:

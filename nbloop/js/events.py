@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextvars import copy_context
 from types import CoroutineType
 from typing import Any
 
@@ -73,13 +74,20 @@ type Listener = Callable[[Event], object]
 
 
 class _Entry:
-    __slots__ = ("callback", "once", "removed", "type")
+    __slots__ = ("callback", "context", "once", "removed", "type")
 
     def __init__(self, type: str, callback: Listener, once: bool) -> None:
         self.type = type
         self.callback = callback
+        self.context = copy_context()
         self.once = once
         self.removed = False
+
+
+def _call_here(callback: Listener, event: Event) -> None:
+    result = callback(event)
+    if isinstance(result, CoroutineType):
+        run_here(result, "event listener", (callback, event))
 
 
 class EventTarget(Unique):
@@ -146,9 +154,7 @@ class EventTarget(Unique):
                 if entry.once:
                     self._remove(entry)
             try:
-                result = entry.callback(event)
-                if isinstance(result, CoroutineType):
-                    run_here(result, "event listener", (entry.callback, event))
+                entry.context.copy().run(_call_here, entry.callback, event)  # a copy: it may dispatch to itself
             except (KeyboardInterrupt, SystemExit):
                 raise
             except BaseException as error:

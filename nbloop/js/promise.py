@@ -259,7 +259,7 @@ def _look_into(promise: Promise[Any], resolution: Any) -> None:
     js: JS = promise._view.owner
     if isinstance(resolution, Promise):
         # Its `then` is ours: the job does what calling it with two resolving functions would, without making them.
-        js.queue_microtask(resolution._react, promise._resolve, promise._reject)
+        js.loop.schedule_microtask(resolution._react, promise._resolve, promise._reject)
         return
     if isinstance(resolution, concurrent.futures.Future):
         resolution.add_done_callback(lambda future: _adopt_future(promise, future))
@@ -312,7 +312,8 @@ def _lost(reaction: Eventual, error: BaseException) -> None:
         while waiting:
             reaction = waiting.pop()
             if isinstance(reaction, Promise):
-                for slot in ("_on_fulfilled", "_on_rejected"):  # which live no longer than they can be called
+                # a context and handlers, which live no longer than they can be called
+                for slot in ("_link", "_on_fulfilled", "_on_rejected"):
                     with contextlib.suppress(AttributeError):
                         delattr(reaction, slot)
                 reaction._handled = True  # nobody could do anything about it

@@ -22,6 +22,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextvars import copy_context
 from functools import partial
 from operator import call
 from typing import TYPE_CHECKING, Any
@@ -45,11 +46,12 @@ _at_work = threading.local()  # `of`: the `Workers` whose function the thread is
 class _Job:
     """A function to be run, and what settles its promise."""
 
-    __slots__ = ("arguments", "function", "resolver", "workers")
+    __slots__ = ("arguments", "context", "function", "resolver", "workers")
 
     def __init__(
         self, workers: Workers, resolver: Resolver, function: Callable[..., Any], arguments: tuple[object, ...]
     ) -> None:
+        self.context = copy_context()  # the caller's, as of asyncio.to_thread
         self.workers = workers
         self.resolver = resolver
         self.function = function
@@ -61,10 +63,10 @@ class _Job:
             return
         _at_work.of = self.workers
         try:
-            settle = partial(self.resolver.resolve, self.function(*self.arguments))
+            settle = partial(self.resolver.resolve, self.context.run(self.function, *self.arguments))
         except BaseException as error:
             settle = partial(self.resolver.reject, error)
-        del self.function, self.arguments
+        del self.function, self.arguments, self.context
         self.workers.settle(self, settle)
         _at_work.of = None
         del self, settle  # the traceback of an exception keeps this frame, which would keep the promise

@@ -148,8 +148,9 @@ def _doc(like: Callable[..., Any]) -> str:
     return f"{like.__name__}{text}\n--\n\n{textwrap.dedent(like.__doc__ or '').strip()}"
 
 
-def bound[F: Callable[..., Any]](of: Kernel) -> Callable[[F], F]:
-    """Make a documented method of a class the face of kernel `of`.
+def bound[F: Callable[..., Any]](of: Kernel, captured: Kernel | None = None) -> Callable[[F], F]:
+    """Make a documented method of a class the face of kernel `of`; of `captured`, if there is one, for instances whose
+    ``_captures`` is true.
 
     The class has a function of that signature and docstring, to be called with an instance; an instance, which must
     have ``_state``, gets a built-in in its place on first use. A non-data descriptor, as
@@ -157,7 +158,7 @@ def bound[F: Callable[..., Any]](of: Kernel) -> Callable[[F], F]:
     """
 
     def face(function: F) -> F:
-        return _Face(of, function)  # type: ignore[return-value]
+        return _Face(of, captured, function)  # type: ignore[return-value]
 
     return face
 
@@ -172,8 +173,9 @@ def check_instance(instance: object, owner: type, function: Callable[..., Any]) 
 
 
 class _Face:
-    def __init__(self, of: Kernel, function: Callable[..., Any]) -> None:
+    def __init__(self, of: Kernel, captured: Kernel | None, function: Callable[..., Any]) -> None:
         self._of = of
+        self._captured = captured
         self._function = function
         self.__doc__ = function.__doc__
         self.__name__ = function.__name__
@@ -182,7 +184,7 @@ class _Face:
         @functools.wraps(function)
         def unbound(instance: Any, /, *args: Any, **keywords: Any) -> Any:
             check_instance(instance, self._owner, function)  # whose words would be taken for what they are not
-            return of.bind(instance._state, function)(*args, **keywords)
+            return self._kernel(instance).bind(instance._state, function)(*args, **keywords)
 
         self._owner: type = object
         self._unbound = unbound
@@ -190,10 +192,13 @@ class _Face:
     def __set_name__(self, owner: type, _name: str) -> None:
         self._owner = owner
 
+    def _kernel(self, instance: Any) -> Kernel:
+        return self._captured if self._captured is not None and instance._captures else self._of
+
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         if instance is None:
             return self._unbound
-        method = self._of.bind(instance._state, self._function)
+        method = self._kernel(instance).bind(instance._state, self._function)
         if getattr(type(instance), self.__name__) is not self._unbound:
             return method  # for a subclass's method of this name, which must go on being found itself
         return instance.__dict__.setdefault(self.__name__, method)

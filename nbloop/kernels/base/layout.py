@@ -200,7 +200,7 @@ STATE = record(
     # Objects the kernels call or return; owned references, released with the state.
     _words(
         *("none", "report", "refuse", "check_interrupts", "overload", "warn", "waker", "renew", "pressure"),
-        *("unawaited", "list_type", "tuple_type", "coroutine_type"),
+        *("unawaited", "list_type", "tuple_type", "coroutine_type", "run_in_context"),
     ),
     _words("stop", "holds"),  # shared: asks for the end after this turn
     _words("sleep", "sleep_deadline"),  # shared: the sleep word (parking.py) and until when
@@ -289,7 +289,10 @@ KNOWN = 512  # callables whose name needs no look at the table of names
 RECORDER = record(
     "RECORDER",
     # Written at construction. `tick_base` and `ns_base` are one moment on both clocks.
-    _words("cycles", "mask", "names", "function_type", "method_type", "builtin_type", "tick_base", "ns_base"),
+    _words(
+        *("cycles", "mask", "names", "function_type", "method_type", "builtin_type", "run_in_context"),
+        *("tick_base", "ns_base"),
+    ),
     _words("head"),  # shared: everybody who records adds to it
     _words("lost"),  # shared
     _words(
@@ -376,6 +379,7 @@ TAGS = OBJECT_ALIGNMENT - 1
 POINTER_MASK = ~TAGS
 TAG_ARGUMENTS = 1  # in queues of tasks and in rings: the reference is a tuple (callable, *args)
 STAMPED, STAMPED_EIGHTH = 2, 6  # in queues of tasks: its time lies beside the cell, and counts for 1 or for 8
+CALLBACK_AT = 2  # where in such a tuple the real callback is, if it runs in a context of its own (captured.py)
 FILLER = 4  # alone, in queues of tasks: no task, to be stepped over
 TAG_REACTION = 2  # in rings: a microtask that is a reaction (reactions.py)
 # in the remote queue: remote_words.py

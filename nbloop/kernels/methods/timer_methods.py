@@ -115,7 +115,7 @@ def arm(base: int, word: int, now: int, delay: int, period: int, clamp: int, cul
 
 
 @inlined
-def arm_seconds(base: int, arguments: int, count: int, absolute: bool, repeat: bool) -> int:
+def arm_seconds(base: int, arguments: int, count: int, absolute: bool, repeat: bool, captured: bool) -> int:
     """A timer or interval from ``delay, callback, *args``, or from ``deadline, callback, *args``."""
     if count < 2:
         refuse(base, REFUSED_TIMER, get(base + STATE.NONE))
@@ -123,7 +123,7 @@ def arm_seconds(base: int, arguments: int, count: int, absolute: bool, repeat: b
     delay = nanoseconds(base, get(arguments), 1e9, REFUSED_DEADLINE if absolute else REFUSED_DELAY)
     if delay < 0:
         return 0
-    word = pack_all(base, arguments + 8, count - 1)
+    word = pack_all(base, arguments + 8, count - 1, captured)
     if word == 0:
         return 0
     now = loop_ns(base)
@@ -135,7 +135,7 @@ def arm_seconds(base: int, arguments: int, count: int, absolute: bool, repeat: b
 @kernel(MANY)
 def schedule_timer(self: int, arguments: int, count: int) -> int:
     """One shot."""
-    return arm_seconds(data(self), arguments, count, False, False)
+    return arm_seconds(data(self), arguments, count, False, False, False)
 
 
 @kernel(MANY)
@@ -143,13 +143,31 @@ def schedule_timer_at(self: int, arguments: int, count: int) -> int:
     """One shot, from ``deadline, callback, *args``: what is given as one deadline is one, which a delay counted from
     two readings of the clock would not be.
     """
-    return arm_seconds(data(self), arguments, count, True, False)
+    return arm_seconds(data(self), arguments, count, True, False, False)
 
 
 @kernel(MANY)
 def schedule_interval(self: int, arguments: int, count: int) -> int:
     """Repeating, anchored to each callback's start."""
-    return arm_seconds(data(self), arguments, count, False, True)
+    return arm_seconds(data(self), arguments, count, False, True, False)
+
+
+@kernel(MANY)
+def schedule_timer_captured(self: int, arguments: int, count: int) -> int:
+    """`schedule_timer`, captured (scheduling.py)."""
+    return arm_seconds(data(self), arguments, count, False, False, True)
+
+
+@kernel(MANY)
+def schedule_timer_at_captured(self: int, arguments: int, count: int) -> int:
+    """`schedule_timer_at`, captured."""
+    return arm_seconds(data(self), arguments, count, True, False, True)
+
+
+@kernel(MANY)
+def schedule_interval_captured(self: int, arguments: int, count: int) -> int:
+    """`schedule_interval`, captured: one context for all of its calls."""
+    return arm_seconds(data(self), arguments, count, False, True, True)
 
 
 @inlined

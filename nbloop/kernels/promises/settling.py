@@ -182,9 +182,21 @@ def plain(view: int, value: int) -> bool:
 def queue_reaction(view: int, settled: int, reaction: int) -> None:
     """Put a reaction of what is settled into the microtask ring; its reference moves there. Any thread.
 
-    From now on its `_link` is the outcome, and its `_value` what its handler is to be given.
+    From now on its `_value` is what its handler is to be given. Its `_link` is the outcome; or, of one that `then` has
+    made with a handler for this outcome, the context that has waited in `_value`, and that handler is `_on_fulfilled`.
     """
-    put(reaction + EVENTUAL.LINK, load(settled + EVENTUAL.OUTCOME))
+    link = load(settled + EVENTUAL.OUTCOME)
+    context = get(reaction + EVENTUAL.VALUE)
+    if context != 0:
+        if link == get(view + VIEW.REJECTED):
+            handler = get(reaction + EVENTUAL.ON_REJECTED)
+            put(reaction + EVENTUAL.ON_REJECTED, get(reaction + EVENTUAL.ON_FULFILLED))
+            put(reaction + EVENTUAL.ON_FULFILLED, handler)
+        if get(reaction + EVENTUAL.ON_FULFILLED) != 0:
+            link = context
+        else:  # released when it runs: to release it here would run Python between two reactions
+            put(reaction + EVENTUAL.ON_FULFILLED, context)
+    put(reaction + EVENTUAL.LINK, link)
     value = load(settled + EVENTUAL.VALUE)  # written once, and `settled` is held by the caller
     Py_IncRef(value)
     put(reaction + EVENTUAL.VALUE, value)
