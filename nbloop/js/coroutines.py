@@ -23,6 +23,7 @@ from ..debug import Sited, StandIn
 from ..errors import LoopTerminatedError
 from ..lifecycle import running_here
 from .promise import Promise, reason_as_exception, resolved
+from .tasks import outside_task
 
 if TYPE_CHECKING:
     from ..loop import Loop
@@ -68,7 +69,8 @@ class Running:
 
     def start(self) -> None:
         """The first step, unless an abort came before it."""
-        self._resume(0, False, None)
+        with outside_task():  # which may be spawning it
+            self._resume(0, False, None)
 
     def _step(self, throw: bool, value: Any) -> None:
         self._turn += 1

@@ -32,11 +32,17 @@ from ..kernels.promises import reactions
 from ..kernels.promises.classes import Eventual, Places, Resolver, View, make_view
 from ..options import check_timeout
 from ..waiting import refuse_own_thread, settle, wait
+from .tasks import is_future, wait_in_task, when_done
 
 if TYPE_CHECKING:
+    import asyncio
+
     from ..loop import Loop
     from .abort import AbortSignal
     from .view import JS
+
+
+type AnyFuture = concurrent.futures.Future[Any] | asyncio.Future[Any]
 
 
 class RejectedError(Exception):
@@ -221,7 +227,15 @@ class Promise[T](Eventual):
         return self.then(then_finally, catch_finally)
 
     def __await__(self) -> Generator[Any, Any, T]:
-        """``await promise`` in a coroutine that `JS.spawn` runs: its value, or its reason raised."""
+        """``await promise`` in a coroutine that `JS.spawn` runs or in an asyncio task: its value, or its reason raised.
+
+        In a task it is as ``await asyncio.wrap_future(promise.future())``, whichever thread runs the promise's loop,
+        and raises the same. To cancel the task does nothing to the promise.
+        """
+        waiting = wait_in_task(self)
+        if waiting is not None:
+            del self  # as below
+            return cast("T", (yield from waiting))
         try:
             return cast("T", (yield self))
         finally:  # the traceback of the reason keeps this frame, which would keep the promise, which keeps the reason
@@ -261,8 +275,12 @@ def _look_into(promise: Promise[Any], resolution: Any) -> None:
         # Its `then` is ours: the job does what calling it with two resolving functions would, without making them.
         js.loop.schedule_microtask(resolution._react, promise._resolve, promise._reject)
         return
-    if isinstance(resolution, concurrent.futures.Future):
-        resolution.add_done_callback(lambda future: _adopt_future(promise, future))
+    if isinstance(resolution, concurrent.futures.Future) or is_future(resolution):
+        try:
+            adopt_future(promise, resolution)
+        except RuntimeError as error:  # the loop of an asyncio future is closed
+            promise._reject(error)
+            del promise, resolution  # as in `settle_by`
         return
     if isinstance(resolution, Awaitable):
         js.queue_microtask(_follow_awaitable, promise, resolution)
@@ -379,16 +397,24 @@ def _follow_awaitable(promise: Promise[Any], awaitable: Awaitable[Any]) -> None:
     promise._view.owner.spawn(wait())._react(promise._resolve, promise._reject)
 
 
-def _adopt_future(promise: Promise[Any], future: concurrent.futures.Future[Any]) -> None:
-    """In whichever thread completes the future."""
-    if future.cancelled():
-        promise._reject(concurrent.futures.CancelledError())
-        return
-    error = future.exception()
-    if error is not None:
-        promise._reject(error)
+def adopt_future(promise: Promise[Any], future: AnyFuture) -> None:
+    """Settle as a future does. Any thread."""
+
+    def done(future: AnyFuture) -> None:
+        """In whichever thread completes the future, or on its loop's."""
+        if future.cancelled():
+            promise._reject(concurrent.futures.CancelledError())
+            return
+        error = future.exception()
+        if error is not None:
+            promise._reject(error)
+        else:
+            promise._resolve(future.result())
+
+    if isinstance(future, concurrent.futures.Future):
+        future.add_done_callback(done)
     else:
-        promise._resolve(future.result())
+        when_done(future, done)
 
 
 def rejected(js: JS, reason: Any) -> Promise[Any]:
