@@ -29,6 +29,8 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
+import numpy as np
+
 from . import hooks
 from . import signals as _signals
 from .errors import (
@@ -132,6 +134,28 @@ class Lifecycle(Unique, Scheduling):
         meanwhile. O(1).
         """
         return False  # pragma: no cover
+
+    def what_keeps_alive(self) -> dict[str, int]:
+        """What `alive` is true for, and so what an `auto_exit` loop waits for: how many there are of each kind.
+
+        The kinds: ``tasks``, ``producers with tasks`` (1 for any number), ``commands of other threads`` (which the
+        loop has not seen yet), ``next-ticks``, ``microtasks``, ``checkpoint ends``, ``immediates``, ``close
+        callbacks``, ``internal tasks``, ``timers`` (referenced ones, intervals included), ``descriptors`` and
+        ``functions of promisify``. Nothing else keeps a loop alive: not pending promises, coroutines that wait for
+        them, signal handlers, or unreferenced timers.
+
+        Any thread, also while a callback hangs; a moment old. O(1).
+
+        >>> import nbloop
+        >>> loop = nbloop.Loop(auto_exit=True)
+        >>> timer = loop.schedule_timer(3600, print)
+        >>> loop.what_keeps_alive()
+        {'timers': 1}
+        """
+        self._check_fork()
+        counts = np.zeros(len(lifetime.REASONS), np.int64)
+        lifetime.reasons.bind(self._state)(counts)
+        return {reason: count for reason, count in zip(lifetime.REASONS, counts.tolist(), strict=True) if count > 0}
 
     @bound(lifetime.is_loop_thread)
     def is_loop_thread(self) -> bool:
