@@ -161,6 +161,7 @@ def test_references_follow_their_timers() -> None:
     loop.shutdown(PATIENCE)
 
 
+@pytest.mark.slow
 def test_collector_is_not_held_up_by_built_in_callbacks() -> None:
     """A loop whose callbacks execute no bytecode lets another thread collect garbage: it breathes."""
     loop = nbloop.Loop()
