@@ -6,7 +6,7 @@
 """
 
 from .build import object_cache
-from .methods import js_timers, lifetime, scheduling, signal_handler, timer_methods
+from .methods import group, js_timers, lifetime, scheduling, signal_handler, timer_methods
 from .observe import event_ring, frames, meter
 from .promises import reactions, settling
 from .state import traverse
@@ -18,6 +18,7 @@ __all__ = [
     "event_ring",
     "fd_watches",
     "frames",
+    "group",
     "js_timers",
     "lifetime",
     "meter",

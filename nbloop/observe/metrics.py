@@ -11,7 +11,9 @@ It loses where a histogram must: 19 KB each, and two durations in one bucket are
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -213,3 +215,38 @@ class Metrics:
     """Callbacks that raised."""
     running: Running | None
     """The callback in progress; None if there is none."""
+
+    @classmethod
+    def merged(cls, figures: Sequence[Metrics]) -> Metrics:
+        """The figures of several loops as if they were one: counts, rates, depths and times are summed, distributions
+        merged, and `running` is what has run longest. `time` is that of the latest. ValueError for none.
+
+        Each loop's are of one instant; those of two loops are as far apart as they were taken. `queue_max` is the sum
+        of what each had at most, which may have been at different moments. O(loops).
+        """
+        if not figures:
+            raise ValueError("figures must be those of one loop at least")
+
+        def queues(name: str) -> Queues[Any]:
+            depths = [getattr(one, name) for one in figures]
+            return Queues(*(sum(getattr(one, queue.name) for one in depths) for queue in fields(Queues)))
+
+        def quantiles(name: str) -> Quantiles:
+            histogram = Histogram()
+            for one in figures:
+                histogram.merge(getattr(one, name).histogram)
+            return Quantiles.of(histogram)
+
+        found: dict[str, Any] = {name: sum(getattr(one, name) for one in figures) for name in _SUMS}
+        found |= {name: queues(name) for name in ("queue_current", "queue_max", "queue_ema")}
+        found |= {name: quantiles(name) for name in ("latency", "delay")}
+        found["time"] = max(one.time for one in figures)
+        found["running"] = min((one.running for one in figures if one.running), key=_since, default=None)
+        return cls(**found)
+
+
+def _since(running: Running) -> float:
+    return running.since
+
+
+_SUMS = ("tps", "turns", "wakes_sent", "wakes_elided", "idle_time", "busy_time", "overloads", "callbacks", "errors")

@@ -9,6 +9,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+import pytest
+
 import nbloop
 from tests.support.crowd import PATIENCE, arrived, crowd, scaled
 

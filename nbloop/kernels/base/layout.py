@@ -321,6 +321,9 @@ HANDLE = record(
     {"queue": QUEUE},
 )
 
+# A group (methods/group.py): how many loops, and from `loops` on the addresses of their states. Only read, once made.
+GROUP = Record("GROUP", np.dtype([(name, np.int64) for name in ("count", "loops")]))
+
 
 # --- sizes ----------------------------------------------------------------------------------------------------------
 DIRECTORY_BITS = 18  # segments a queue can have in use: 262,144 of 128 cells are 33.5 million queued tasks

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -144,6 +144,13 @@ class HandleWords(State):
     def end(self) -> None:
         super().end()
         self.loop.handles.pop(self.number, None)
+
+
+class GroupWords(Unique, np.ndarray):
+    """The words of a group of loops, which keep the states that they name."""
+
+    __qualname__ = "LoopGroup"
+    keep: tuple[LoopWords, ...]
 
 
 def _show_to_collector(kind: type[State], traverse: Kernel) -> None:
@@ -281,6 +288,14 @@ def make_handle_state(loop_state: LoopWords) -> HandleWords:
     state.whole = True
     loop_state.handles[state.number] = state.base
     return state
+
+
+def make_group_state(states: Sequence[LoopWords]) -> GroupWords:
+    """The words of a group of the loops with these states."""
+    words = np.ndarray.__new__(GroupWords, (1 + len(states),), np.int64)
+    words[:] = [len(states), *map(_address, states)]
+    words.keep = tuple(states)
+    return words
 
 
 assert all(
