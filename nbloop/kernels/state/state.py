@@ -152,6 +152,10 @@ class GroupWords(Unique, np.ndarray):
     __qualname__ = "LoopGroup"
     keep: tuple[LoopWords, ...]
 
+    def __array_finalize__(self, source: object) -> None:
+        if isinstance(source, GroupWords):  # it would name states that it does not keep
+            raise TypeError("a group's words have no views or copies of their own type: use view(numpy.ndarray)")
+
 
 def _show_to_collector(kind: type[State], traverse: Kernel) -> None:
     """Make `traverse` the type's ``tp_traverse``, so that cycles through queued callables are found."""
