@@ -154,7 +154,7 @@ class GroupWords(Unique, np.ndarray):
 
     def __array_finalize__(self, source: object) -> None:
         if isinstance(source, GroupWords):  # it would name states that it does not keep
-            raise TypeError("a group's words have no views or copies of their own type: use view(numpy.ndarray)")
+            raise TypeError("a group's state has no views or copies of its own type: use view(numpy.ndarray)")
 
 
 def _show_to_collector(kind: type[State], traverse: Kernel) -> None:
@@ -296,8 +296,7 @@ def make_handle_state(loop_state: LoopWords) -> HandleWords:
 
 def make_group_state(states: Sequence[LoopWords]) -> GroupWords:
     """The words of a group of the loops with these states."""
-    words = np.ndarray.__new__(GroupWords, (1 + len(states),), np.int64)
-    words[:] = [len(states), *map(_address, states)]
+    words = np.array([len(states), *map(_address, states)], np.int64).view(GroupWords)
     words.keep = tuple(states)
     return words
 
