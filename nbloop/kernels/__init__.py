@@ -1,8 +1,8 @@
-"""Everything compiled, one folder a concern; importing this loads the kernels. Imports between folders point one way::
+"""Everything compiled, one folder per concern; importing this loads the kernels. Imports between folders go one way::
 
     base <- memory <- observe <- ingress <- timers <- calls <- promises <- turn <- methods <- state <- build
 
-`turn.phases.phases` is the page on which a turn is read.
+To read a turn from start to end, begin with `turn.phases.phases`.
 """
 
 from .build import object_cache
