@@ -83,6 +83,25 @@ def test_captured(make_loop, schedule, options, from_outside):
     assert sorted(_seen(loop, schedule, from_outside)) == ["a", "b"]
 
 
+@pytest.mark.parametrize("contexts", [False, True])
+def test_a_group(contexts):
+    """One loop, so that what is set stays where the next task sees it."""
+    seen = []
+
+    def call():
+        seen.append(who.get())
+        who.set("dirty")
+
+    def main(group):
+        for name in ("a", "b"):
+            who.set(name)
+            group.submit(call)
+
+    with nbloop.LoopGroup(1, contexts=contexts) as group:
+        contextvars.copy_context().run(main, group)
+    assert seen == (["a", "b"] if contexts else ["nobody", "dirty"])
+
+
 @each_call
 def test_not_captured_by_default(make_loop, schedule):
     """The loop thread's context is everybody's, and what is set there stays."""

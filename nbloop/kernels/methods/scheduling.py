@@ -1,7 +1,7 @@
-"""The built-in methods of a loop and of a producer handle: arguments in, one structure called, a status turned into a
-result.
+"""The scheduling methods of a loop and of a producer handle: each packs its arguments, calls one structure, and turns a
+status into a result.
 
-How a call is refused is in refusal.py.
+refusal.py explains how a call is refused.
 
 Each method that schedules has a second kernel, which captures the caller's context (captured.py). A loop binds the
 one or the other, so a loop that does not capture does not even test whether it does.
@@ -87,7 +87,9 @@ def pack_all(base: int, arguments: int, count: int, captured: bool) -> int:
 
 @inlined
 def send(base: int, queue: int, word: int, culprit: int) -> int:
-    """Push an owned word and wake the loop: None, or 0 with an exception set and the reference released. Any thread."""
+    """Push an owned word and wake the loop. Returns None, or 0 with an exception set and the reference released. Any
+    thread.
+    """
     while True:
         status = queue_push(queue, word)
         if status == 0:
@@ -100,7 +102,7 @@ def send(base: int, queue: int, word: int, culprit: int) -> int:
 
 @apart
 def send_remote(base: int, word: int, kind: int, culprit: int) -> int:
-    """`send` for the ring of `kind`, from a thread that is not the loop's."""
+    """`send` to the ring of `kind`, from a thread other than the loop's."""
     word = remote_word(word, kind)
     return send(base, base + STATE.REMOTE, word, culprit) if word != 0 else 0
 
@@ -122,7 +124,7 @@ def schedule_word(base: int, word: int, culprit: int, ring: int, kind: int, at_c
     if not on_loop_thread(base):
         return send_remote(base, word, kind, culprit)
     if queue_length(base + STATE.REMOTE) != 0:
-        fetch_remote(base)  # what returned elsewhere before this call began comes first
+        fetch_remote(base)  # calls that returned on other threads before this one began come first
     if at_checkpoint:
         status = due_push(base, ring, word)
     elif load(base + STATE.LIFECYCLE) < TERMINATING:
@@ -140,7 +142,7 @@ def schedule_word(base: int, word: int, culprit: int, ring: int, kind: int, at_c
 
 @inlined
 def submit_one(base: int, arguments: int, count: int, captured: bool) -> int:
-    """Any thread: one ticket, one release store, one look at the sleep word."""
+    """Any thread: one ticket, one release store, one load of the sleep word."""
     word = pack_all(base, arguments, count, captured)
     if word == 0:
         return 0
@@ -160,9 +162,9 @@ def submit_all(base: int, iterable: int, captured: bool) -> int:
 
 @inlined
 def announce(handle: int) -> None:
-    """After a handle's push: if the loop does not know of it yet, put it on the ready stack and wake the loop."""
+    """After a push: if the handle is not on the ready stack yet, put it there and wake the loop."""
     if load_sc(handle + HANDLE.QUEUED) == 0 and exchange(handle + HANDLE.QUEUED, 1) == 0:
-        # The ready stack's reference: the handle outlives its user until it is drained.
+        # The ready stack's reference: it keeps the handle alive until it is drained, even if its user drops it.
         Py_IncRef(get(handle + HANDLE.SELF))
         base = get(handle + HANDLE.LOOP)
         handle_ready(base, handle)
@@ -171,7 +173,7 @@ def announce(handle: int) -> None:
 
 @inlined
 def producer_submit_one(handle: int, arguments: int, count: int, captured: bool) -> int:
-    """As `submit_one`, on the handle's own queue: no line is shared with another producer."""
+    """As `submit_one`, on the handle's own queue: no cache line is shared with another producer."""
     base = get(handle + HANDLE.LOOP)
     word = pack_all(base, arguments, count, captured)
     if word == 0:
@@ -199,7 +201,7 @@ def producer_submit_all(handle: int, iterable: int, captured: bool) -> int:
 
 @inlined
 def immediate_word(base: int, word: int, culprit: int) -> int:
-    """A slot for an owned word, whose number goes into the check ring, so that it can be cancelled; its id."""
+    """Put an owned word in a slot, so that it can be cancelled, and the slot's number in a ring; return the id."""
     timers = base + STATE.TIMERS
     here = on_loop_thread(base)
     while True:
@@ -227,7 +229,7 @@ def immediate_word(base: int, word: int, culprit: int) -> int:
             if not here:
                 wake_loop(base)
             number = PyLong_FromLongLong(identifier)
-            if number == 0:  # no memory for the id: an immediate that nobody can name is not stored
+            if number == 0:  # no memory for the id: nobody could name this immediate, so it is withdrawn
                 immediate_cancel(base, identifier)
             return number
         if slot >= 0 and not slot_unopen(timers, slot, identifier, QUEUED):
@@ -293,7 +295,7 @@ def schedule_close(self: int, arguments: int, count: int) -> int:
 
 @kernel(MANY)
 def schedule_checkpoint_end(self: int, arguments: int, count: int) -> int:
-    """The ring that a checkpoint comes to last."""
+    """Add to the ring that a checkpoint runs last."""
     base = data(self)
     return schedule(base, arguments, count, base + STATE.CHECKPOINT_ENDS, KIND_CHECKPOINT_END, True, False)
 
@@ -378,5 +380,5 @@ def schedule_immediate_captured(self: int, arguments: int, count: int) -> int:
 
 @kernel(NOARGS)
 def empty(self: int, _unused: int) -> int:
-    """Does nothing: what a built-in call costs, for benchmarks and `doctor`."""
+    """Do nothing: it shows what a built-in call costs, for benchmarks and `doctor`."""
     return get(data(self) + STATE.NONE)
