@@ -20,6 +20,7 @@ from .errors import (
     ReentrantRunError,
     ReentrantWaitError,
 )
+from .group import LoopGroup
 from .lifecycle import LoopState
 from .loop import Loop
 from .options import FastPathMode
@@ -45,6 +46,7 @@ __all__ = [
     "Loop",
     "LoopAlreadyRunningError",
     "LoopExecutor",
+    "LoopGroup",
     "LoopOverloadedError",
     "LoopState",
     "LoopTerminatedError",

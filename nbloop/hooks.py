@@ -185,7 +185,8 @@ def refuse(of: weakref.ref[Loop], code: int, culprit: object, error: BaseExcepti
             if loop._lifecycle() == layout.RUNNING and not waits:
                 time.sleep(0)
                 return
-        raise LoopTerminatedError(f"{name} takes no new work: it has terminated or is about to")
+        why = loop._ended_by if loop is not None else None
+        raise LoopTerminatedError(f"{name} takes no new work: it has terminated or is about to") from why
     if code == layout.REFUSED_FULL:
         limit = int(loop._record["external"]["limit"]) if loop is not None else 0
         raise LoopOverloadedError(f"{name} is full: ingress_limit={limit} tasks are waiting; nothing was stored")

@@ -100,6 +100,7 @@ class Lifecycle(Unique, Scheduling):
         self._closing = False
         self._finishing = _thread.allocate_lock()  # held by the thread that was made to end the loop
         self._forked = False
+        self._ended_by: BaseException | None = None  # why a group took it down: the cause of each refusal since
         self._runner = 0  # identifier of the thread that runs or finishes the loop, or did last
         self._workers: Workers | None = None
         self._watchdogs: dict[Watchdog, None] = {}  # which end with it, and whose handlers it keeps
@@ -288,6 +289,10 @@ class Lifecycle(Unique, Scheduling):
         The thread is a daemon: at the interpreter's exit a loop that nobody shut down is not waited for. If a signal
         handler's exception leaves this call, the thread stops the loop, as `stop` does, and ends.
         """
+        return self._start(None)
+
+    def _start(self, left: Callable[[Lifecycle, BaseException | None], object] | None) -> threading.Thread:
+        """`start`; ``left(loop, error)`` is called by the thread when it has left `run`, and has the exception then."""
         handed = [self]  # the thread takes it, or this call takes it back
         entered = Latch()
         failure: list[NbloopError] = []
@@ -304,11 +309,19 @@ class Lifecycle(Unique, Scheduling):
                 return
             finally:
                 entered.set()
+            failed: BaseException | None = None
             try:
                 loop._turn()
+            except BaseException as error:
+                if left is None:
+                    raise
+                failed = error
             finally:
                 loop._give_up()
                 loop._owe_end()
+            if left is not None:
+                left(loop, failed)
+                failed = None  # its traceback has this frame
 
         if self.is_loop_thread():
             raise ReentrantRunError(f"{self.name}.start() was called from one of its own callbacks")
@@ -371,11 +384,7 @@ class Lifecycle(Unique, Scheduling):
         self._check_fork()
         if self.is_loop_thread():
             raise ReentrantCloseError(f"{self.name}.close() was called from one of its own callbacks; use shutdown()")
-        self._closing = True
-        if self._workers is not None:
-            self._workers.hurry()
-        self._begin_end()
-        lifetime.interrupt.bind(self._state)(1)
+        self._begin_close()
         try:
             if self._acquire() == 0:
                 self._finish()
@@ -403,6 +412,14 @@ class Lifecycle(Unique, Scheduling):
             if not self._transition(layout.RUNNING, layout.TERMINATING):
                 self._transition(layout.AWAKE, layout.TERMINATING)
         self._refuse_new()
+
+    def _begin_close(self) -> None:
+        """`_begin_end`, for an end that drops what was accepted: have the loop leave after the callback in progress."""
+        self._closing = True
+        if self._workers is not None:
+            self._workers.hurry()
+        self._begin_end()
+        lifetime.interrupt.bind(self._state)(1)
 
     def _refuse_new(self) -> None:
         lifetime.close_queues.bind(self._state)()

@@ -93,11 +93,13 @@ def unique(make_loop, tmp_path):
         end.callback(aio.close)
         stream = Stream(aio, 0, None, print)
         clock_loop = make_loop()
+        group = nbloop.LoopGroup(1)
+        end.callback(group.close)
         served = end.enter_context(server.DebugServer(loop, 0))
         made = [
             *(loop, view, promise, eventual, resolve.__self__, Places(view._view, print), producer),
             *(view._view, loop._state, loop._state.base, producer._state, loop.recorder, watchdog, loop._shared),
-            nbloop.LoopExecutor(loop),
+            *(nbloop.LoopExecutor(loop), group, group._state),
             *(js.AbortController(), js.AbortController().signal, js.EventTarget(), view.performance),
             *(aio, aio.call_soon(print), aio.call_later(100, print), VirtualClock(clock_loop), served),
             *(shared.loops()[0], Profiler(), nbloop.EventLoopPolicy(), stream),

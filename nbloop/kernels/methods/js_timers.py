@@ -1,4 +1,4 @@
-"""The JavaScript view's own built-in methods: timers in milliseconds, callback first, with HTML's clamp always on."""
+"""The JavaScript view's timer methods: milliseconds, callback first, with HTML's clamp always on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .timer_methods import arm, nanoseconds
 
 @inlined
 def arm_milliseconds(base: int, arguments: int, count: int, repeat: bool) -> int:
-    """A timer or interval from ``callback, ms=0, *args``."""
+    """Arm a timer or interval from ``callback, ms=0, *args``."""
     if count == 0:
         refuse(base, REFUSED_ARGUMENTS, get(base + STATE.NONE))
         return 0
@@ -30,11 +30,11 @@ def arm_milliseconds(base: int, arguments: int, count: int, repeat: bool) -> int
 
 @kernel(MANY)
 def set_timeout(self: int, arguments: int, count: int) -> int:
-    """One shot."""
+    """Arm a one-shot timer."""
     return arm_milliseconds(data(self), arguments, count, False)
 
 
 @kernel(MANY)
 def set_interval(self: int, arguments: int, count: int) -> int:
-    """Repeating."""
+    """Arm an interval."""
     return arm_milliseconds(data(self), arguments, count, True)

@@ -1,7 +1,7 @@
-"""The built-in methods of a loop and of a producer handle: arguments in, one structure called, a status turned into a
-result.
+"""The scheduling methods of a loop and of a producer handle: each packs its arguments, calls one structure, and turns a
+status into a result.
 
-How a call is refused is in refusal.py.
+refusal.py explains how a call is refused.
 """
 
 from __future__ import annotations
@@ -79,7 +79,9 @@ def pack_all(base: int, arguments: int, count: int) -> int:
 
 @inlined
 def send(base: int, queue: int, word: int, culprit: int) -> int:
-    """Push an owned word and wake the loop: None, or 0 with an exception set and the reference released. Any thread."""
+    """Push an owned word and wake the loop. Returns None, or 0 with an exception set and the reference released. Any
+    thread.
+    """
     while True:
         status = queue_push(queue, word)
         if status == 0:
@@ -92,15 +94,15 @@ def send(base: int, queue: int, word: int, culprit: int) -> int:
 
 @apart
 def send_remote(base: int, word: int, kind: int, culprit: int) -> int:
-    """`send` for the ring of `kind`, from a thread that is not the loop's."""
+    """`send` to the ring of `kind`, from a thread other than the loop's."""
     word = remote_word(word, kind)
     return send(base, base + STATE.REMOTE, word, culprit) if word != 0 else 0
 
 
 @inlined
 def schedule(base: int, arguments: int, count: int, ring: int, kind: int, at_checkpoint: bool) -> int:
-    """Into a ring on the loop thread, as a command from any other; what runs `at_checkpoint` also while the loop
-    ends.
+    """Add a callback to a ring, on the loop thread, or send it there from another thread. A ring that runs
+    `at_checkpoint` also accepts it while the loop is ending.
     """
     word = pack_all(base, arguments, count)
     if word == 0:
@@ -109,7 +111,7 @@ def schedule(base: int, arguments: int, count: int, ring: int, kind: int, at_che
     if not on_loop_thread(base):
         return send_remote(base, word, kind, culprit)
     if queue_length(base + STATE.REMOTE) != 0:
-        fetch_remote(base)  # what returned elsewhere before this call began comes first
+        fetch_remote(base)  # calls that returned on other threads before this one began come first
     if at_checkpoint:
         status = due_push(base, ring, word)
     elif load(base + STATE.LIFECYCLE) < TERMINATING:
@@ -127,7 +129,7 @@ def schedule(base: int, arguments: int, count: int, ring: int, kind: int, at_che
 
 @kernel(MANY)
 def submit(self: int, arguments: int, count: int) -> int:
-    """Any thread: one ticket, one release store, one look at the sleep word."""
+    """Any thread: one ticket, one release store, one load of the sleep word."""
     base = data(self)
     word = pack_all(base, arguments, count)
     if word == 0:
@@ -149,9 +151,9 @@ def submit_many(self: int, iterable: int) -> int:
 
 @inlined
 def announce(handle: int) -> None:
-    """After a handle's push: if the loop does not know of it yet, put it on the ready stack and wake the loop."""
+    """After a push: if the handle is not on the ready stack yet, put it there and wake the loop."""
     if load_sc(handle + HANDLE.QUEUED) == 0 and exchange(handle + HANDLE.QUEUED, 1) == 0:
-        # The ready stack's reference: the handle outlives its user until it is drained.
+        # The ready stack's reference: it keeps the handle alive until it is drained, even if its user drops it.
         Py_IncRef(get(handle + HANDLE.SELF))
         base = get(handle + HANDLE.LOOP)
         handle_ready(base, handle)
@@ -160,7 +162,7 @@ def announce(handle: int) -> None:
 
 @kernel(MANY)
 def producer_submit(self: int, arguments: int, count: int) -> int:
-    """As `submit`, on the handle's own queue: no line is shared with another producer."""
+    """`submit` on the handle's own queue: no cache line is shared with another producer."""
     handle = data(self)
     base = get(handle + HANDLE.LOOP)
     word = pack_all(base, arguments, count)
@@ -178,7 +180,7 @@ def producer_submit(self: int, arguments: int, count: int) -> int:
 
 @kernel(ONE)
 def producer_submit_many(self: int, iterable: int) -> int:
-    """As `submit_many`, on the handle's own queue."""
+    """`submit_many` on the handle's own queue."""
     handle = data(self)
     count = send_many(get(handle + HANDLE.LOOP), handle + HANDLE.QUEUE, iterable)
     if count < 0:
@@ -190,35 +192,35 @@ def producer_submit_many(self: int, iterable: int) -> int:
 
 @kernel(MANY)
 def submit_internal(self: int, arguments: int, count: int) -> int:
-    """The internal ring, before the external queue of the same turn."""
+    """Add to the internal ring, which runs before the external queue of the same turn."""
     base = data(self)
     return schedule(base, arguments, count, base + STATE.INTERNAL, KIND_INTERNAL, False)
 
 
 @kernel(MANY)
 def schedule_microtask(self: int, arguments: int, count: int) -> int:
-    """The microtask ring."""
+    """Add to the microtask ring."""
     base = data(self)
     return schedule(base, arguments, count, base + STATE.MICROTASKS, KIND_MICROTASK, True)
 
 
 @kernel(MANY)
 def schedule_next_tick(self: int, arguments: int, count: int) -> int:
-    """The next-tick ring."""
+    """Add to the next-tick ring."""
     base = data(self)
     return schedule(base, arguments, count, base + STATE.NEXT_TICKS, KIND_NEXT_TICK, True)
 
 
 @kernel(MANY)
 def schedule_close(self: int, arguments: int, count: int) -> int:
-    """The close ring."""
+    """Add to the ring of close callbacks."""
     base = data(self)
     return schedule(base, arguments, count, base + STATE.CLOSING, KIND_CLOSE, False)
 
 
 @kernel(MANY)
 def schedule_immediate(self: int, arguments: int, count: int) -> int:
-    """A slot whose number goes into the check ring, so that it can be cancelled; its id."""
+    """Put the callback in a slot, so that it can be cancelled, and the slot's number in a ring; return the id."""
     base = data(self)
     timers = base + STATE.TIMERS
     word = pack_all(base, arguments, count)
@@ -250,7 +252,7 @@ def schedule_immediate(self: int, arguments: int, count: int) -> int:
             if not here:
                 wake_loop(base)
             number = PyLong_FromLongLong(identifier)
-            if number == 0:  # no memory for the id: an immediate that nobody can name is not stored
+            if number == 0:  # no memory for the id: nobody could name this immediate, so it is withdrawn
                 immediate_cancel(base, identifier)
             return number
         if slot >= 0 and not slot_unopen(timers, slot, identifier, QUEUED):
@@ -264,12 +266,12 @@ def schedule_immediate(self: int, arguments: int, count: int) -> int:
 
 @kernel(MANY)
 def schedule_checkpoint_end(self: int, arguments: int, count: int) -> int:
-    """The ring that a checkpoint comes to last."""
+    """Add to the ring that a checkpoint runs last."""
     base = data(self)
     return schedule(base, arguments, count, base + STATE.CHECKPOINT_ENDS, KIND_CHECKPOINT_END, True)
 
 
 @kernel(NOARGS)
 def empty(self: int, _unused: int) -> int:
-    """Does nothing: what a built-in call costs, for benchmarks and `doctor`."""
+    """Do nothing: it shows what a built-in call costs, for benchmarks and `doctor`."""
     return get(data(self) + STATE.NONE)
