@@ -198,7 +198,7 @@ def test_a_promise_within_something_else(loop, make_copy):
 
 
 def test_initialised_once(loop):
-    with pytest.raises(RuntimeError, match="initialised already"):
+    with pytest.raises(RuntimeError, match="already initialised"):
         loop.__init__()
     loop.submit(loop.stop)
     loop.run()
