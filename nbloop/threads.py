@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from .lock import Latch
 
-LOOK = 0.5  # seconds between two looks at what another thread is to do
+LOOK = 0.5  # seconds between two checks of what another thread is to do
 
 
 def aside(call: Callable[[], object]) -> None:
