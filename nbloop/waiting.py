@@ -120,6 +120,12 @@ def wait(future: Future, timeout: float | None, what: str, settled: Callable[[],
             raise TimeoutError(f"{what} has not come within {timeout} s")
 
 
+def _wait_for_all(futures: list[Future]) -> None:
+    """`concurrent.futures.wait` has locks that an exception of a signal handler can leave taken."""
+    for future in futures:
+        wait(future, None, "the outcome of a call")
+
+
 class _Call:
     """A function for the loop to call, and the future of its outcome."""
 
@@ -212,4 +218,4 @@ class LoopExecutor(Unique, concurrent.futures.Executor):
         pending = [future for future in pending if not future.done()]
         if wait and pending:
             refuse_own_thread(self.loop, "LoopExecutor.shutdown()")
-            concurrent.futures.wait(pending)
+            _wait_for_all(pending)

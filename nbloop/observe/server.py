@@ -153,7 +153,7 @@ class _Server(ThreadingHTTPServer):
             self.slots.release()
 
     def service_actions(self) -> None:
-        """Called several times a second: end, or cut off slow clients. Their threads then read the end of the connection."""
+        """Called several times a second: end, or cut off slow clients, whose threads then read an end."""
         if self.closing.is_set():
             raise _Closing
         now = time.monotonic()
