@@ -3,6 +3,7 @@
 Importing this never turns the GIL on, and imports numba only if the kernels have to be compiled (once per machine).
 """
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from .errors import (
@@ -59,6 +60,8 @@ __all__ = [
     "new_event_loop",
     "run",
 ]
+if sys.version_info >= (3, 16):
+    __all__.remove("EventLoopPolicy")
 
 
 def __getattr__(name: str) -> Any:

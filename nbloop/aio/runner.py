@@ -1,27 +1,13 @@
-"""How a program gets the loop: `run` for a whole program, a factory for a runner, a policy for what asks for one."""
+"""How a program gets the loop: `run` for a whole program, a factory for a runner."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import warnings
 from collections.abc import Coroutine
 from typing import Any, Literal
 
-from ..unique import Unique
 from .loop import EventLoop
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)  # of 3.14, where policies are on their way out
-    _Policy: Any = asyncio.DefaultEventLoopPolicy
-
-
-class EventLoopPolicy(Unique, _Policy):  # type: ignore[misc]
-    """``asyncio.set_event_loop_policy(nbloop.EventLoopPolicy())`` makes each new loop of asyncio an nbloop one, for
-    programs that can not be given a loop factory. asyncio deprecates policies from Python 3.14 on.
-    """
-
-    _loop_factory = EventLoop
 
 
 def new_event_loop(
