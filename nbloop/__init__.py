@@ -65,7 +65,7 @@ if sys.version_info >= (3, 16):
 
 
 def __getattr__(name: str) -> Any:
-    """asyncio's view of the loop, imported when it is asked for: who does without need not wait for asyncio."""
+    """Import asyncio's view of the loop on first use: programs that do not use it need not wait for asyncio."""
     if name in ("EventLoop", "EventLoopPolicy", "new_event_loop", "run"):
         from . import aio
 

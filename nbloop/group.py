@@ -101,6 +101,7 @@ class LoopGroup(Unique):
             for loop in made:
                 loop.close()
             raise
+        self._captures = made[0]._captures
         self.loops: tuple[Loop, ...] = tuple(made)
         """The loops, in the order of their numbers."""
         if made[0].debug:
@@ -108,7 +109,7 @@ class LoopGroup(Unique):
 
     # --- work
 
-    @bound(kernels.group_submit)
+    @bound(kernels.group_submit, kernels.group_submit_captured)
     def submit(self, callback: Callback, /, *args: object) -> None:
         """Run ``callback(*args)`` on one of the loops: of two that chance picks, the one where less waits.
 

@@ -17,9 +17,9 @@ with warnings.catch_warnings():
 
 
 class EventLoopPolicy(Unique, _Policy):  # type: ignore[misc]
-    """``asyncio.set_event_loop_policy(nbloop.EventLoopPolicy())`` makes each new loop of asyncio an nbloop one, for
-    programs that can not be given a loop factory. asyncio deprecates policies from Python 3.14 on, and has none from
-    3.16 on: there nbloop has no such name.
+    """``asyncio.set_event_loop_policy(nbloop.EventLoopPolicy())`` makes each new asyncio loop an nbloop one, for
+    programs that do not accept a loop factory. asyncio deprecates policies from Python 3.14 on. From 3.16 on it has
+    none, and nbloop has no such name.
     """
 
     _loop_factory = EventLoop

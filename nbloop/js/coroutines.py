@@ -13,13 +13,20 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Coroutine
+import inspect
+from collections.abc import Callable, Coroutine
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
+from .. import hooks
+from ..debug import Sited, StandIn
 from ..errors import LoopTerminatedError
+from ..lifecycle import running_here
 from .promise import Promise, reason_as_exception, resolved
+from .tasks import outside_task
 
 if TYPE_CHECKING:
+    from ..loop import Loop
     from .abort import AbortSignal
     from .view import JS
 
@@ -62,7 +69,8 @@ class Running:
 
     def start(self) -> None:
         """The first step, unless an abort came before it."""
-        self._resume(0, False, None)
+        with outside_task():  # which may be spawning it
+            self._resume(0, False, None)
 
     def _step(self, throw: bool, value: Any) -> None:
         self._turn += 1
@@ -119,6 +127,66 @@ class Running:
         self._signal = None
         del self._promise
         return promise
+
+
+class Coroutines:
+    """What the coroutines of one loop share: a view of its own, for those that no view has spawned."""
+
+    def __init__(self, loop: Loop) -> None:
+        from .view import JS
+
+        self.js = JS(loop)
+
+
+def coroutines_of(loop: Loop) -> Coroutines:
+    """Made with the first coroutine. Any thread."""
+    found = loop._coroutines
+    if found is None:
+        with loop._lock:
+            found = loop._coroutines = loop._coroutines or Coroutines(loop)
+    return found
+
+
+class Spawning(StandIn):
+    """What a view schedules in the place of a coroutine function: each call spawns its coroutine."""
+
+    __slots__ = ("_js",)
+    callback: Callable[..., Coroutine[Any, Any, object]]
+
+    def __init__(self, js: JS, callback: Callable[..., Any]) -> None:
+        super().__init__(callback)
+        self._js = js
+
+    def __call__(self, *args: object) -> None:
+        self._js.spawn(self.callback(*args))
+
+
+def spawning(js: JS, callback: Callable[..., Any]) -> Callable[..., Any]:
+    """What to schedule for a callback: itself, or of a coroutine function what spawns."""
+    if isinstance(callback, Sited):
+        inner = spawning(js, callback.callback)
+        return callback if inner is callback.callback else Sited(inner, callback.site)
+    call: object = type(callback).__call__
+    if inspect.iscoroutinefunction(callback) or inspect.iscoroutinefunction(call):
+        return Spawning(js, callback)
+    return callback
+
+
+def run_here(coroutine: CoroutineType[Any, Any, Any], kind: str, what: tuple[Any, ...]) -> None:
+    """Spawn what a callback, the first of `what`, has returned: on the loop that runs on this thread. What the
+    coroutine raises is reported as an exception of the callback; and so is that no loop runs here.
+    """
+    loop = running_here()
+    if loop is None:
+        coroutine.close()
+        hooks.never_awaited(None, coroutine, kind, what)
+        return
+
+    def raised(reason: Any) -> None:
+        if not isinstance(reason, (KeyboardInterrupt, SystemExit)):  # which have left `run()` already
+            hooks.tell(loop, reason, kind, what)
+
+    coroutines_of(loop).js.spawn(coroutine)._react(None, raised)
 
 
 def spawn(js: JS, coroutine: Coroutine[Any, Any, Any], signal: AbortSignal | None) -> Promise[Any]:

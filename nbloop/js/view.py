@@ -7,26 +7,32 @@ loop may have several.
 
 from __future__ import annotations
 
+import concurrent.futures
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from functools import partial
 from typing import Any, overload
 
 from .. import debug
 from ..kernels.base.kernel import bound
-from ..kernels.methods import js_timers as kernels
+from ..kernels.methods import javascript as kernels
 from ..kernels.promises.classes import Resolver
 from ..loop import Loop
 from ..unique import Unique
 from . import combinators
 from .abort import AbortSignal
-from .coroutines import spawn
+from .coroutines import spawn, spawning
 from .performance import Performance
-from .promise import Promise, Rejections, rejected, resolved, settle_by, view_of
+from .promise import AnyFuture, Promise, Rejections, adopt_future, rejected, resolved, settle_by, view_of
+from .tasks import is_future
 
 type Callback = Callable[..., object]
 
 
 class JS(Unique):
     """The JavaScript view of `loop`. Every method from any thread, and errors as the loop's own scheduling calls.
+
+    A coroutine function given as a callback (also a method, `functools.partial` or callable object of one) is spawned
+    by each call; what it raises is an unhandled rejection.
 
     `on_unhandled_rejection(reason, promise)` is called once for each rejection that nobody handled by the end of its
     checkpoint; without it the logger ``nbloop`` is told.
@@ -43,13 +49,9 @@ class JS(Unique):
         self.debug = loop.debug
         self.performance = Performance(loop.now)
         self.rejections = Rejections(self, on_unhandled_rejection)
-        self._state = loop._state
-        self._view = view_of(self)
+        self._state = self._view = view_of(self, partial(spawning, self))  # what the kernels below work on
         self.clear_timeout = self.clear_interval = loop.cancel_timer
         self.clear_immediate = loop.cancel_immediate
-        self.set_immediate = loop.schedule_immediate
-        self.queue_microtask = loop.schedule_microtask
-        self.next_tick = loop.schedule_next_tick
         if loop.debug:
             debug.remember_sites(self)
 
@@ -68,6 +70,19 @@ class JS(Unique):
         ``setInterval``).
         """
         return 0  # pragma: no cover
+
+    @bound(kernels.set_immediate)
+    def set_immediate(self, callback: Callback, /, *args: object) -> int:
+        """`Loop.schedule_immediate`, for coroutine functions too."""
+        return 0  # pragma: no cover
+
+    @bound(kernels.queue_microtask)
+    def queue_microtask(self, callback: Callback, /, *args: object) -> None:
+        """`Loop.schedule_microtask`, for coroutine functions too."""
+
+    @bound(kernels.next_tick)
+    def next_tick(self, callback: Callback, /, *args: object) -> None:
+        """`Loop.schedule_next_tick`, for coroutine functions too."""
 
     def sleep(self, ms: float) -> Promise[None]:
         """A promise, fulfilled with None after `ms` milliseconds."""
@@ -105,6 +120,26 @@ class JS(Unique):
     def reject(self, reason: Any = None) -> Promise[Any]:
         """A promise rejected with `reason`, which may be any object (27.2.4.6)."""
         return rejected(self, reason)
+
+    def from_future(self, future: AnyFuture) -> Promise[Any]:
+        """A promise of what a `concurrent.futures.Future` or an asyncio future (a task, too) comes to: its result, or
+        its exception, or for one that is cancelled `concurrent.futures.CancelledError`.
+
+        The promise settles on the thread that completes the future, for asyncio on that of its loop. It neither cancels
+        the future nor keeps this loop alive. Raises TypeError for what is no future, RuntimeError for a pending
+        one of an asyncio loop that is closed. The way back is `asyncio.wrap_future(promise.future())`.
+
+        >>> import concurrent.futures, nbloop
+        >>> from nbloop.js import JS
+        >>> with nbloop.Loop() as loop, concurrent.futures.ThreadPoolExecutor() as pool:
+        ...     JS(loop).from_future(pool.submit(pow, 2, 8)).result()
+        256
+        """
+        if not isinstance(future, concurrent.futures.Future) and not is_future(future):
+            raise TypeError(f"future must be a concurrent.futures.Future or an asyncio future, not {future!r}")
+        promise: Promise[Any] = Promise(self)
+        adopt_future(promise, future)
+        return promise
 
     def try_(self, callback: Callback, /, *args: object) -> Promise[Any]:
         """``callback(*args)`` now; a promise resolved with what it returns, or rejected with what it raises

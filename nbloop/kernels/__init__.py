@@ -6,7 +6,7 @@ To read a turn from start to end, begin with `turn.phases.phases`.
 """
 
 from .build import object_cache
-from .methods import group, js_timers, lifetime, scheduling, signal_handler, timer_methods
+from .methods import group, javascript, lifetime, scheduling, signal_handler, timer_methods
 from .observe import event_ring, frames, meter
 from .promises import reactions, settling
 from .state import traverse
@@ -19,7 +19,7 @@ __all__ = [
     "fd_watches",
     "frames",
     "group",
-    "js_timers",
+    "javascript",
     "lifetime",
     "meter",
     "object_cache",

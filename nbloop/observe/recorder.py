@@ -28,6 +28,7 @@ import numpy as np
 from .. import hooks, signals
 from ..errors import LoopTerminatedError
 from ..kernels.base import layout
+from ..kernels.calls.captured import RUN_IN_CONTEXT
 from ..kernels.observe import event_ring, meter
 from ..unique import Unique
 from .block import Words, the_clock
@@ -98,6 +99,7 @@ class Recorder(Unique):
         record["function_type"] = id(types.FunctionType)
         record["method_type"] = id(types.MethodType)
         record["builtin_type"] = id(types.BuiltinFunctionType)
+        record["run_in_context"] = id(RUN_IN_CONTEXT)
         record["tick_base"], record["ns_base"] = clock.pair()
         record["boundary"] = record["rested"] = record["tick_base"]
         self._read = event_ring.recorder_read.bind(self._words)

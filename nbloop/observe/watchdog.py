@@ -77,7 +77,7 @@ class BlockedIn:
         """From the stack of the loop's thread and the `debug.Sited` callbacks on it, both innermost first."""
         mine = [i for i, call in enumerate(stack) if call.code.co_filename in (lifecycle.__file__, debug.__file__)]
         callback = stack[mine[0] - 1] if mine and mine[0] > 0 else None
-        site = debug.site_of(scheduled[0]) if scheduled else {}
+        site = debug.described(scheduled[0]) if scheduled else {}
         return cls(stack, callback, site.get("callback"), site.get("scheduled_at"))
 
 

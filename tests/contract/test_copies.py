@@ -39,9 +39,9 @@ INTERNAL = {
     *("Poller", "Parker", "Target", "TablePoller", "Collector"),  # bases and protocols
     *("EpollPoller", "KqueuePoller", "LockParker", "Watches", "CountingLock", "Latch"),  # of a loop
     *("Fields", "Record"),  # of the kernels: modules of offsets
-    *("Running", "Rejections", "Workers", "Waiters"),  # of a promise, a view, a loop
+    *("Running", "Rejections", "Workers", "Waiters", "Coroutines"),  # of a promise, a view, a loop
     *("Kernel", "MethodDef", "TwinMethod", "Status", "External", "Darwin", "FreeBSD"),  # of the process
-    "Sited",  # a callback with the place where it was scheduled
+    *("StandIn", "Sited", "Spawning"),  # what is scheduled in the place of a callback
     *("Selector", "StreamTransport"),  # of an EventLoop
     "LoopCollector",  # has a loop, and a name
     "Clock",  # two numbers of the machine's
@@ -198,7 +198,7 @@ def test_a_promise_within_something_else(loop, make_copy):
 
 
 def test_initialised_once(loop):
-    with pytest.raises(RuntimeError, match="initialised already"):
+    with pytest.raises(RuntimeError, match="already initialised"):
         loop.__init__()
     loop.submit(loop.stop)
     loop.run()

@@ -253,6 +253,7 @@ PyBytes_FromStringAndSize = _declare("PyBytes_FromStringAndSize", WORD, WORD, WO
 PyBytes_AsString = _declare("PyBytes_AsString", WORD, WORD)
 PyBytes_Size = _declare("PyBytes_Size", WORD, WORD)
 PyObject_GetAttr = _declare("PyObject_GetAttr", WORD, WORD, WORD)
+PyContext_CopyCurrent = _declare("PyContext_CopyCurrent", WORD)
 PyContext_Enter = _declare("PyContext_Enter", INT, WORD)
 PyContext_Exit = _declare("PyContext_Exit", INT, WORD)
 PyUnicode_FromString = _declare("PyUnicode_FromString", WORD, WORD)

@@ -7,7 +7,8 @@ kernel is loaded; they take 75 µs. Any mismatch is an ImportError: otherwise th
 something else, or, if only `TYPE_TRAVERSE` were wrong, would silently never be collected.
 
 No check is needed for constants of the stable ABI (METH_x, Py_tp_x, Py_TPFLAGS_x) and for what the C-API documents
-about its functions. The words of ``__slots__`` involve no assumption: `slot_offsets` finds them.
+about its functions. The places of ``__slots__``, of a function's code and of a code's flags involve no assumption:
+they are found.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import types
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -162,6 +164,41 @@ _expect(
     "METHOD_FUNCTION",
     _word(id(_method) + METHOD_FUNCTION) == id(_method.__func__),
     "the function of a method is not the word there",
+)
+
+
+async def _coroutine_function() -> None: ...
+
+
+_codes = [_expect.__code__, _coroutine_function.__code__]
+
+
+def _first_place(kind: type, step: int, holds: Callable[[int], bool]) -> int:
+    return next((at for at in range(OBJECT_HEADER, kind.__basicsize__, step) if holds(at)), 0)
+
+
+def _half(address: int) -> int:
+    return ctypes.c_uint.from_address(address).value
+
+
+FUNCTION_CODE = _first_place(types.FunctionType, 8, lambda at: _word(id(_expect) + at) == id(_codes[0]))
+_expect(
+    "FUNCTION_CODE",
+    _word(id(_coroutine_function) + FUNCTION_CODE) == id(_codes[1]),
+    "the code of a function is not the word there",
+)
+
+CODE_FLAGS = _first_place(types.CodeType, 4, lambda at: all(_half(id(code) + at) == code.co_flags for code in _codes))
+_expect(
+    "CODE_FLAGS",
+    all(_half(id(code) + CODE_FLAGS) == code.co_flags for code in _codes),
+    "the flags of a code are not the half of a word there",
+)
+CODE_COROUTINE = 0x80  # CO_COROUTINE, a bit of those flags
+_expect(
+    "CODE_COROUTINE",
+    [code.co_flags & CODE_COROUTINE for code in _codes] == [0, CODE_COROUTINE],
+    "the flags of a code do not say whether it is a coroutine's",
 )
 
 BUILTIN_DEFINITION = OBJECT_HEADER  # in a built-in function: the address of its PyMethodDef

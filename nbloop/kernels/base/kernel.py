@@ -149,8 +149,9 @@ def _doc(like: Callable[..., Any]) -> str:
     return f"{like.__name__}{text}\n--\n\n{textwrap.dedent(like.__doc__ or '').strip()}"
 
 
-def bound[F: Callable[..., Any]](of: Kernel) -> Callable[[F], F]:
-    """Make a documented method of a class the public face of kernel `of`.
+def bound[F: Callable[..., Any]](of: Kernel, captured: Kernel | None = None) -> Callable[[F], F]:
+    """Make a documented method of a class the public face of kernel `of`; of `captured`, if there is one, for instances
+    whose ``_captures`` is true.
 
     On the class it is a function with that signature and docstring, to be called with an instance. An instance, which
     must have ``_state``, gets a built-in in its place on first use. Like ``functools.cached_property`` it is a non-data
@@ -158,7 +159,7 @@ def bound[F: Callable[..., Any]](of: Kernel) -> Callable[[F], F]:
     """
 
     def face(function: F) -> F:
-        return _Face(of, function)  # type: ignore[return-value]
+        return _Face(of, captured, function)  # type: ignore[return-value]
 
     return face
 
@@ -173,8 +174,9 @@ def check_instance(instance: object, owner: type, function: Callable[..., Any]) 
 
 
 class _Face:
-    def __init__(self, of: Kernel, function: Callable[..., Any]) -> None:
+    def __init__(self, of: Kernel, captured: Kernel | None, function: Callable[..., Any]) -> None:
         self._of = of
+        self._captured = captured
         self._function = function
         self.__doc__ = function.__doc__
         self.__name__ = function.__name__
@@ -183,7 +185,7 @@ class _Face:
         @functools.wraps(function)
         def unbound(instance: Any, /, *args: Any, **keywords: Any) -> Any:
             check_instance(instance, self._owner, function)  # a foreign instance's words would be misread
-            return of.bind(instance._state, function)(*args, **keywords)
+            return self._kernel(instance).bind(instance._state, function)(*args, **keywords)
 
         self._owner: type = object
         self._unbound = unbound
@@ -191,10 +193,13 @@ class _Face:
     def __set_name__(self, owner: type, _name: str) -> None:
         self._owner = owner
 
+    def _kernel(self, instance: Any) -> Kernel:
+        return self._captured if self._captured is not None and instance._captures else self._of
+
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         if instance is None:
             return self._unbound
-        method = self._of.bind(instance._state, self._function)
+        method = self._kernel(instance).bind(instance._state, self._function)
         if getattr(type(instance), self.__name__) is not self._unbound:
             return method  # not cached: a subclass overrides this name, and look-ups must keep finding its method
         return instance.__dict__.setdefault(self.__name__, method)

@@ -200,7 +200,7 @@ STATE = record(
     # Objects that the kernels call or return, kept alive by the state.
     _words(
         *("none", "report", "refuse", "check_interrupts", "overload", "warn", "waker", "renew", "pressure"),
-        *("list_type", "tuple_type"),
+        *("unawaited", "list_type", "tuple_type", "coroutine_type", "run_in_context"),
     ),
     _words("stop", "holds"),  # shared: a request to end after this turn; holds that keep an auto-exit loop alive
     _words("sleep", "sleep_deadline"),  # shared: the sleep word (parking.py) and the sleep's deadline
@@ -289,7 +289,10 @@ KNOWN = 512  # recently called callables, whose names need no look-up in the dic
 RECORDER = record(
     "RECORDER",
     # Written at construction. `tick_base` and `ns_base` are one moment on both clocks.
-    _words("cycles", "mask", "names", "function_type", "method_type", "builtin_type", "tick_base", "ns_base"),
+    _words(
+        *("cycles", "mask", "names", "function_type", "method_type", "builtin_type", "run_in_context"),
+        *("tick_base", "ns_base"),
+    ),
     _words("head"),  # shared: every recording thread adds to it
     _words("lost"),  # shared
     _words(
@@ -379,6 +382,7 @@ TAGS = OBJECT_ALIGNMENT - 1
 POINTER_MASK = ~TAGS
 TAG_ARGUMENTS = 1  # in queues of tasks and in rings: the reference is a tuple (callable, *args)
 STAMPED, STAMPED_EIGHTH = 2, 6  # in queues of tasks: the submit time lies beside the cell, and counts for 1 or for 8
+CALLBACK_AT = 2  # where in such a tuple the real callback is, if it runs in a context of its own (captured.py)
 FILLER = 4  # alone, in queues of tasks: not a task; the consumer steps over it
 TAG_REACTION = 2  # in rings: a microtask that is a reaction (reactions.py)
 # in the remote queue: remote_words.py

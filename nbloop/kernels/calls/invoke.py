@@ -21,7 +21,7 @@ from ..base.capi import (
     PyObject_CallNoArgs,
     PyObject_Vectorcall,
 )
-from ..base.interpreter import SEQUENCE_SIZE, TUPLE_ITEMS
+from ..base.interpreter import OBJECT_TYPE, SEQUENCE_SIZE, TUPLE_ITEMS
 from ..base.kernel import apart, inlined
 from ..base.layout import (
     POINTER_MASK,
@@ -35,15 +35,16 @@ LEAVE = -1  # an exception is set and `run` has to return 0
 
 
 @apart
-def report(base: int, word: int, kind: int) -> int:
-    """Pass the raised exception and its callback to the loop's reporter. Returns 0, or LEAVE if that raised."""
-    error = PyErr_GetRaisedException()
+def report(base: int, hook: int, outcome: int, word: int, kind: int) -> int:
+    """Pass what a callback has raised or returned, whose reference is consumed, and the callback to a hook of the loop.
+    Returns 0, or LEAVE if the hook raised.
+    """
     number = PyLong_FromLongLong(kind)
-    put(base + STATE.ARGUMENTS0, error)
+    put(base + STATE.ARGUMENTS0, outcome)
     put(base + STATE.ARGUMENTS0 + 8, number)
     put(base + STATE.ARGUMENTS0 + 16, word & POINTER_MASK)
-    result = PyObject_Vectorcall(get(base + STATE.REPORT), base + STATE.ARGUMENTS0, 3, 0)
-    Py_DecRef(error)
+    result = PyObject_Vectorcall(hook, base + STATE.ARGUMENTS0, 3, 0)
+    Py_DecRef(outcome)
     Py_DecRef(number)
     if result == 0:
         return LEAVE
@@ -94,6 +95,17 @@ def invoke(base: int, word: int, kind: int) -> int:
     return called(base, call_word(word), word, kind)
 
 
+@apart
+def returned(base: int, result: int, word: int, kind: int) -> int:
+    """Release what a callback has returned. A coroutine is reported, because nobody would run it. 0, or LEAVE."""
+    if get(result + OBJECT_TYPE) != get(base + STATE.COROUTINE_TYPE):
+        Py_DecRef(result)
+        return 0
+    status = report(base, get(base + STATE.UNAWAITED), result, word, kind)
+    observe_boundary(base)
+    return status
+
+
 @inlined
 def called(base: int, result: int, word: int, kind: int) -> int:
     """Finish a callback whose call returned `result`, or 0 with an exception set. Returns 0 or LEAVE."""
@@ -101,10 +113,10 @@ def called(base: int, result: int, word: int, kind: int) -> int:
     if get(base + STATE.OBSERVED) != 0:
         callback_ended(base, result == 0)
     if result == 0:
-        status = report(base, word, kind)
+        status = report(base, get(base + STATE.REPORT), PyErr_GetRaisedException(), word, kind)
         observe_boundary(base)
     elif result != get(base + STATE.NONE):  # None is immortal, and most callbacks return it
-        Py_DecRef(result)
+        status = returned(base, result, word, kind)
     count = get(base + STATE.CALLBACKS) + 1
     put(base + STATE.CALLBACKS, count)
     if count & (CHECK_EVERY - 1) == 0 and status == 0:

@@ -35,9 +35,11 @@ from ..base.interpreter import LIST_ITEMS, OBJECT_TYPE, SEQUENCE_SIZE, TYPE_CALL
 from ..base.kernel import apart, helper
 from ..base.layout import FILLER, POINTER_MASK, POOL, QUEUE, REFUSED_CALLABLE, REFUSED_MEMORY, STAMPED_EIGHTH, STATE
 from ..base.refusal import refuse
+from ..calls.captured import pack_captured
 from ..calls.invoke import breathe_on, call_hook
 from ..ingress.ticket_queue import queue_cell, queue_closed, queue_publish, queue_push_many
 from ..memory.pool import pool_address, pool_give, pool_take
+from ..memory.system import block_give, block_take
 from ..observe.meter import clock
 
 PART = 1024  # items between two interrupt checks
@@ -114,9 +116,9 @@ def all_callable(base: int, items: int) -> bool:
 
 
 @helper
-def send_many(base: int, queue: int, iterable: int) -> int:
+def send_many(base: int, queue: int, iterable: int, captured: bool) -> int:
     """Push every callable of an iterable under consecutive tickets. Returns their number, or -1 with an exception set,
-    and then nothing was stored.
+    and then nothing was stored. If `captured`, each runs in a copy of the current context.
     """
     most = max(SMALL, 8 << get(queue + QUEUE.SHIFT))
     kind = get(iterable + OBJECT_TYPE)
@@ -124,30 +126,68 @@ def send_many(base: int, queue: int, iterable: int) -> int:
         iterable + SEQUENCE_SIZE
     ) <= most:
         items = PySequence_List(iterable)
-        return send_few(base, queue, items, iterable) if items != 0 else -1
-    return send_parts(base, queue, iterable, most)
+        return send_few(base, queue, items, iterable, captured) if items != 0 else -1
+    return send_parts(base, queue, iterable, most, captured)
 
 
 @helper
-def send_few(base: int, queue: int, items: int, culprit: int) -> int:
+def send_few(base: int, queue: int, items: int, culprit: int, captured: bool) -> int:
     """`send_many` for a list that no other code can see, whose reference it consumes: draw first, then fill."""
     if not all_callable(base, items):
         Py_DecRef(items)
         return -1
     count = get(items + SEQUENCE_SIZE)
-    first = get(items + LIST_ITEMS)
+    words = get(items + LIST_ITEMS)
+    if captured and count > 0:
+        words = words_captured(base, words, count)
+        if words == 0:
+            Py_DecRef(items)
+            return -1
     while True:
-        status = queue_push_many(queue, first, count) if count > 0 else queue_closed(queue)
+        status = queue_push_many(queue, words, count) if count > 0 else queue_closed(queue)
         if status == 0 or refuse(base, status, culprit) != 0:
             break
+    if captured and count > 0:
+        words_release(words, count)
     if status != 0:
         count = -1
     Py_DecRef(items)  # the list's deallocation skips the places of moved references, which are NULL
     return count
 
 
+@helper
+def words_captured(base: int, items: int, count: int) -> int:
+    """A block of as many words as there are callables at `items`, each a reference of its own to a callable with a copy
+    of the current context. 0 with an exception set. The collector does not see it, and takes what is in it for held.
+    """
+    block = block_take(count << 3)
+    if block == 0:
+        refuse(base, REFUSED_MEMORY, get(base + STATE.NONE))
+        return 0
+    for at in range(0, count << 3, 8):
+        put(block + at, 0)
+    for at in range(0, count << 3, 8):
+        word = pack_captured(base, get(items + at), 0, 0)
+        if word == 0:
+            words_release(block, count)
+            return 0
+        put(block + at, word)
+    return block
+
+
+@helper
+def words_release(block: int, count: int) -> None:
+    """Give back a block of words, and release those that have not been moved out of it. An exception that is set stays
+    so.
+    """
+    for at in range(0, count << 3, 8):
+        if get(block + at) != 0:
+            Py_DecRef(get(block + at) & POINTER_MASK)
+    block_give(block, count << 3)
+
+
 @apart
-def send_parts(base: int, queue: int, iterable: int, most: int) -> int:
+def send_parts(base: int, queue: int, iterable: int, most: int, captured: bool) -> int:
     """`send_many` for very many items, or for an iterable of unknown length."""
     source = items_source(base, iterable)
     if source == 0:
@@ -156,15 +196,15 @@ def send_parts(base: int, queue: int, iterable: int, most: int) -> int:
     count = -1
     if items != 0:
         if get(items + SEQUENCE_SIZE) < most:
-            count = send_few(base, queue, items, iterable)
+            count = send_few(base, queue, items, iterable, captured)
         else:
-            count = send_large(base, queue, source, items, iterable)
+            count = send_large(base, queue, source, items, iterable, captured)
     Py_DecRef(source)
     return count
 
 
 @helper
-def send_large(base: int, queue: int, source: int, items: int, culprit: int) -> int:
+def send_large(base: int, queue: int, source: int, items: int, culprit: int, captured: bool) -> int:
     """`send_many` for very many items; consumes the reference of `items`, the first of them. Fill first, then draw."""
     pool = get(queue + QUEUE.POOL)
     table = get(pool + POOL.NEXT)
@@ -176,6 +216,11 @@ def send_large(base: int, queue: int, source: int, items: int, culprit: int) -> 
         if not all_callable(base, items):
             break
         length = get(items + SEQUENCE_SIZE)
+        words = get(items + LIST_ITEMS)
+        if captured:
+            words = words_captured(base, words, length)
+            if words == 0:
+                break
         done = 0
         while done < length:
             if count & ((1 << shift) - 1) == 0:
@@ -190,9 +235,11 @@ def send_large(base: int, queue: int, source: int, items: int, culprit: int) -> 
                     store(table + (last << 3), chunk)
                 last = chunk
             fits = min(length - done, (1 << shift) - (count & ((1 << shift) - 1)))
-            chunk_fill(queue, pool_address(pool, last), count, get(items + LIST_ITEMS) + (done << 3), fits)
+            chunk_fill(queue, pool_address(pool, last), count, words + (done << 3), fits)
             done += fits
             count += fits
+        if captured:
+            words_release(words, length)
         Py_DecRef(items)
         items = 0
         if status == 0 and call_hook(get(base + STATE.CHECK_INTERRUPTS)) == 0:

@@ -16,7 +16,7 @@ from ..base.kernel import MANY, data, inlined, kernel
 from ..base.layout import GROUP, STATE
 from ..ingress.parking import IS_AWAKE
 from ..ingress.ticket_queue import queue_length
-from .scheduling import pack_all, send
+from .scheduling import submit_one
 
 LOW_31 = (1 << 31) - 1
 # Odd, and of 31 bits, so that a product keeps within 62. Counters of neighbouring calls differ in their low bits only.
@@ -50,8 +50,10 @@ def less_busy(group: int, chance: int) -> int:
 @kernel(MANY)
 def group_submit(self: int, arguments: int, count: int) -> int:
     """Any thread: as `submit`, once it is known on which loop."""
-    base = less_busy(data(self), ticks())
-    word = pack_all(base, arguments, count)
-    if word == 0:
-        return 0
-    return send(base, base + STATE.EXTERNAL, word, get(arguments))
+    return submit_one(less_busy(data(self), ticks()), arguments, count, False)
+
+
+@kernel(MANY)
+def group_submit_captured(self: int, arguments: int, count: int) -> int:
+    """`group_submit`, captured (captured.py)."""
+    return submit_one(less_busy(data(self), ticks()), arguments, count, True)

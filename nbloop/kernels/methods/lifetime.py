@@ -45,6 +45,7 @@ from ..ingress.ticket_queue import (
     queue_length,
     queue_reopen,
     queue_return_chunk,
+    queue_tasks,
 )
 from ..memory.pool import pool_end
 from ..memory.ring import ring_end, ring_length, ring_open, ring_pop, ring_seen
@@ -76,6 +77,45 @@ def something_left(base: int) -> bool:
         or timers_referenced(base) > 0
         or load(base + STATE.HOLDS) > 0
     )
+
+
+# What `something_left` looks at, in the order in which `reasons` counts it.
+REASONS = (
+    *("tasks", "commands of other threads", "producers with tasks", "next-ticks", "microtasks", "checkpoint ends"),
+    *("immediates", "close callbacks", "internal tasks", "timers", "descriptors", "functions of promisify"),
+)
+
+
+@kernel(ONE)
+def reasons(self: int, array: int) -> int:
+    """How much there is of each of `REASONS`, into an array of as many words. Any thread; a moment old.
+
+    What waits in handles is theirs to say: other threads must not follow the stack of those that are ready.
+    """
+    base = data(self)
+    at = data(array)
+    timers = base + STATE.TIMERS
+    watches = load(base + STATE.IO + IO.WATCHES)
+    put(at, queue_tasks(base + STATE.EXTERNAL))
+    put(at + 8, queue_length(base + STATE.REMOTE) - load(timers + TIMERS.COMMANDS))
+    put(at + 16, 1 if load(base + STATE.READY) != 0 else 0)
+    put(at + 24, ring_count(base + STATE.NEXT_TICKS))
+    put(at + 32, ring_count(base + STATE.MICROTASKS))
+    put(at + 40, ring_count(base + STATE.CHECKPOINT_ENDS))
+    put(at + 48, ring_count(base + STATE.IMMEDIATES))
+    put(at + 56, ring_count(base + STATE.CLOSING))
+    put(at + 64, ring_count(base + STATE.INTERNAL))
+    put(at + 72, timers_referenced(base))
+    put(at + 80, watches)
+    put(at + 88, load(base + STATE.HOLDS) - watches)
+    return get(base + STATE.NONE)
+
+
+@helper
+def ring_count(ring: int) -> int:
+    """How many words wait, as any thread sees it."""
+    head = load(ring + RING.HEAD)
+    return load(ring + RING.TAIL) - head
 
 
 @kernel(ONE)

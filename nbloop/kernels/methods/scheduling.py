@@ -2,6 +2,9 @@
 status into a result.
 
 refusal.py explains how a call is refused.
+
+Each method that schedules has a second kernel, which captures the caller's context (captured.py). A loop binds the
+one or the other, so a loop that does not capture does not even test whether it does.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from ..base.layout import (
     TERMINATING,
 )
 from ..base.refusal import on_loop_thread, refuse
+from ..calls.captured import pack_captured
 from ..calls.remote import due_push, fetch_remote
 from ..ingress.parking import wake as wake_loop
 from ..ingress.remote_words import remote_slot, remote_word
@@ -42,11 +46,15 @@ from .batch import send_many
 
 
 @inlined
-def pack(base: int, callback: int, rest: int, count: int) -> int:
-    """An owned tagged reference for `callback` with `count` arguments at `rest`, or 0 with an exception set."""
+def pack(base: int, callback: int, rest: int, count: int, captured: bool) -> int:
+    """An owned tagged reference for `callback` with `count` arguments at `rest`, or 0 with an exception set. With
+    `captured` it will run in a copy of the current context.
+    """
     if get(get(callback + OBJECT_TYPE) + TYPE_CALL) == 0:
         refuse(base, REFUSED_CALLABLE, callback)
         return 0
+    if captured:
+        return pack_captured(base, callback, rest, count)
     if count > 0:
         return pack_arguments(callback, rest, count)
     Py_IncRef(callback)
@@ -69,12 +77,12 @@ def pack_arguments(callback: int, rest: int, count: int) -> int:
 
 
 @inlined
-def pack_all(base: int, arguments: int, count: int) -> int:
+def pack_all(base: int, arguments: int, count: int, captured: bool) -> int:
     """`pack` for ``callback, *args`` at `arguments`, where the callback may be missing."""
     if count == 0:
         refuse(base, REFUSED_ARGUMENTS, get(base + STATE.NONE))
         return 0
-    return pack(base, get(arguments), arguments + 8, count - 1)
+    return pack(base, get(arguments), arguments + 8, count - 1, captured)
 
 
 @inlined
@@ -100,14 +108,19 @@ def send_remote(base: int, word: int, kind: int, culprit: int) -> int:
 
 
 @inlined
-def schedule(base: int, arguments: int, count: int, ring: int, kind: int, at_checkpoint: bool) -> int:
-    """Add a callback to a ring, on the loop thread, or send it there from another thread. A ring that runs
-    `at_checkpoint` also accepts it while the loop is ending.
-    """
-    word = pack_all(base, arguments, count)
+def schedule(base: int, arguments: int, count: int, ring: int, kind: int, at_checkpoint: bool, captured: bool) -> int:
+    """`schedule_word` of ``callback, *args``."""
+    word = pack_all(base, arguments, count, captured)
     if word == 0:
         return 0
-    culprit = get(arguments)
+    return schedule_word(base, word, get(arguments), ring, kind, at_checkpoint)
+
+
+@inlined
+def schedule_word(base: int, word: int, culprit: int, ring: int, kind: int, at_checkpoint: bool) -> int:
+    """An owned word into a ring on the loop thread, as a command from any other; what runs `at_checkpoint` also while
+    the loop ends.
+    """
     if not on_loop_thread(base):
         return send_remote(base, word, kind, culprit)
     if queue_length(base + STATE.REMOTE) != 0:
@@ -127,21 +140,19 @@ def schedule(base: int, arguments: int, count: int, ring: int, kind: int, at_che
     return 0
 
 
-@kernel(MANY)
-def submit(self: int, arguments: int, count: int) -> int:
+@inlined
+def submit_one(base: int, arguments: int, count: int, captured: bool) -> int:
     """Any thread: one ticket, one release store, one load of the sleep word."""
-    base = data(self)
-    word = pack_all(base, arguments, count)
+    word = pack_all(base, arguments, count, captured)
     if word == 0:
         return 0
     return send(base, base + STATE.EXTERNAL, word, get(arguments))
 
 
-@kernel(ONE)
-def submit_many(self: int, iterable: int) -> int:
+@inlined
+def submit_all(base: int, iterable: int, captured: bool) -> int:
     """Any thread: one addition to the tail for the whole batch, at most one wake."""
-    base = data(self)
-    count = send_many(base, base + STATE.EXTERNAL, iterable)
+    count = send_many(base, base + STATE.EXTERNAL, iterable, captured)
     if count < 0:
         return 0
     if count > 0:
@@ -160,12 +171,11 @@ def announce(handle: int) -> None:
         wake_loop(base)
 
 
-@kernel(MANY)
-def producer_submit(self: int, arguments: int, count: int) -> int:
-    """`submit` on the handle's own queue: no cache line is shared with another producer."""
-    handle = data(self)
+@inlined
+def producer_submit_one(handle: int, arguments: int, count: int, captured: bool) -> int:
+    """As `submit_one`, on the handle's own queue: no cache line is shared with another producer."""
     base = get(handle + HANDLE.LOOP)
-    word = pack_all(base, arguments, count)
+    word = pack_all(base, arguments, count, captured)
     if word == 0:
         return 0
     while True:
@@ -178,11 +188,10 @@ def producer_submit(self: int, arguments: int, count: int) -> int:
             return 0
 
 
-@kernel(ONE)
-def producer_submit_many(self: int, iterable: int) -> int:
-    """`submit_many` on the handle's own queue."""
-    handle = data(self)
-    count = send_many(get(handle + HANDLE.LOOP), handle + HANDLE.QUEUE, iterable)
+@inlined
+def producer_submit_all(handle: int, iterable: int, captured: bool) -> int:
+    """As `submit_all`, on the handle's own queue."""
+    count = send_many(get(handle + HANDLE.LOOP), handle + HANDLE.QUEUE, iterable, captured)
     if count < 0:
         return 0
     if count > 0:
@@ -190,42 +199,10 @@ def producer_submit_many(self: int, iterable: int) -> int:
     return PyLong_FromLongLong(count)
 
 
-@kernel(MANY)
-def submit_internal(self: int, arguments: int, count: int) -> int:
-    """Add to the internal ring, which runs before the external queue of the same turn."""
-    base = data(self)
-    return schedule(base, arguments, count, base + STATE.INTERNAL, KIND_INTERNAL, False)
-
-
-@kernel(MANY)
-def schedule_microtask(self: int, arguments: int, count: int) -> int:
-    """Add to the microtask ring."""
-    base = data(self)
-    return schedule(base, arguments, count, base + STATE.MICROTASKS, KIND_MICROTASK, True)
-
-
-@kernel(MANY)
-def schedule_next_tick(self: int, arguments: int, count: int) -> int:
-    """Add to the next-tick ring."""
-    base = data(self)
-    return schedule(base, arguments, count, base + STATE.NEXT_TICKS, KIND_NEXT_TICK, True)
-
-
-@kernel(MANY)
-def schedule_close(self: int, arguments: int, count: int) -> int:
-    """Add to the ring of close callbacks."""
-    base = data(self)
-    return schedule(base, arguments, count, base + STATE.CLOSING, KIND_CLOSE, False)
-
-
-@kernel(MANY)
-def schedule_immediate(self: int, arguments: int, count: int) -> int:
-    """Put the callback in a slot, so that it can be cancelled, and the slot's number in a ring; return the id."""
-    base = data(self)
+@inlined
+def immediate_word(base: int, word: int, culprit: int) -> int:
+    """Put an owned word in a slot, so that it can be cancelled, and the slot's number in a ring; return the id."""
     timers = base + STATE.TIMERS
-    word = pack_all(base, arguments, count)
-    if word == 0:
-        return 0
     here = on_loop_thread(base)
     while True:
         status = 0
@@ -256,19 +233,149 @@ def schedule_immediate(self: int, arguments: int, count: int) -> int:
                 immediate_cancel(base, identifier)
             return number
         if slot >= 0 and not slot_unopen(timers, slot, identifier, QUEUED):
-            if refuse(base, status, get(arguments)) == 0:
-                refuse(base, REFUSED_MEMORY, get(arguments))
+            if refuse(base, status, culprit) == 0:
+                refuse(base, REFUSED_MEMORY, culprit)
             return 0
-        if refuse(base, status, get(arguments)) != 0:
+        if refuse(base, status, culprit) != 0:
             Py_DecRef(word & POINTER_MASK)
             return 0
+
+
+@kernel(MANY)
+def submit(self: int, arguments: int, count: int) -> int:
+    """The external queue."""
+    return submit_one(data(self), arguments, count, False)
+
+
+@kernel(ONE)
+def submit_many(self: int, iterable: int) -> int:
+    """All of them into the external queue."""
+    return submit_all(data(self), iterable, False)
+
+
+@kernel(MANY)
+def producer_submit(self: int, arguments: int, count: int) -> int:
+    """The handle's own queue."""
+    return producer_submit_one(data(self), arguments, count, False)
+
+
+@kernel(ONE)
+def producer_submit_many(self: int, iterable: int) -> int:
+    """All of them into the handle's own queue."""
+    return producer_submit_all(data(self), iterable, False)
+
+
+@kernel(MANY)
+def submit_internal(self: int, arguments: int, count: int) -> int:
+    """The internal ring, before the external queue of the same turn."""
+    base = data(self)
+    return schedule(base, arguments, count, base + STATE.INTERNAL, KIND_INTERNAL, False, False)
+
+
+@kernel(MANY)
+def schedule_microtask(self: int, arguments: int, count: int) -> int:
+    """The microtask ring."""
+    base = data(self)
+    return schedule(base, arguments, count, base + STATE.MICROTASKS, KIND_MICROTASK, True, False)
+
+
+@kernel(MANY)
+def schedule_next_tick(self: int, arguments: int, count: int) -> int:
+    """The next-tick ring."""
+    base = data(self)
+    return schedule(base, arguments, count, base + STATE.NEXT_TICKS, KIND_NEXT_TICK, True, False)
+
+
+@kernel(MANY)
+def schedule_close(self: int, arguments: int, count: int) -> int:
+    """The close ring."""
+    base = data(self)
+    return schedule(base, arguments, count, base + STATE.CLOSING, KIND_CLOSE, False, False)
 
 
 @kernel(MANY)
 def schedule_checkpoint_end(self: int, arguments: int, count: int) -> int:
     """Add to the ring that a checkpoint runs last."""
     base = data(self)
-    return schedule(base, arguments, count, base + STATE.CHECKPOINT_ENDS, KIND_CHECKPOINT_END, True)
+    return schedule(base, arguments, count, base + STATE.CHECKPOINT_ENDS, KIND_CHECKPOINT_END, True, False)
+
+
+@kernel(MANY)
+def schedule_immediate(self: int, arguments: int, count: int) -> int:
+    """The check ring."""
+    base = data(self)
+    word = pack_all(base, arguments, count, False)
+    return immediate_word(base, word, get(arguments)) if word != 0 else 0
+
+
+# --- and each of them once more, in the context of who calls it ------------------------------------------------------
+
+
+@kernel(MANY)
+def submit_captured(self: int, arguments: int, count: int) -> int:
+    """`submit`, captured."""
+    return submit_one(data(self), arguments, count, True)
+
+
+@kernel(ONE)
+def submit_many_captured(self: int, iterable: int) -> int:
+    """`submit_many`, captured."""
+    return submit_all(data(self), iterable, True)
+
+
+@kernel(MANY)
+def producer_submit_captured(self: int, arguments: int, count: int) -> int:
+    """`producer_submit`, captured."""
+    return producer_submit_one(data(self), arguments, count, True)
+
+
+@kernel(ONE)
+def producer_submit_many_captured(self: int, iterable: int) -> int:
+    """`producer_submit_many`, captured."""
+    return producer_submit_all(data(self), iterable, True)
+
+
+@kernel(MANY)
+def submit_internal_captured(self: int, arguments: int, count: int) -> int:
+    """`submit_internal`, captured."""
+    base = data(self)
+    return schedule(base, arguments, count, base + STATE.INTERNAL, KIND_INTERNAL, False, True)
+
+
+@kernel(MANY)
+def schedule_microtask_captured(self: int, arguments: int, count: int) -> int:
+    """`schedule_microtask`, captured."""
+    base = data(self)
+    return schedule(base, arguments, count, base + STATE.MICROTASKS, KIND_MICROTASK, True, True)
+
+
+@kernel(MANY)
+def schedule_next_tick_captured(self: int, arguments: int, count: int) -> int:
+    """`schedule_next_tick`, captured."""
+    base = data(self)
+    return schedule(base, arguments, count, base + STATE.NEXT_TICKS, KIND_NEXT_TICK, True, True)
+
+
+@kernel(MANY)
+def schedule_close_captured(self: int, arguments: int, count: int) -> int:
+    """`schedule_close`, captured."""
+    base = data(self)
+    return schedule(base, arguments, count, base + STATE.CLOSING, KIND_CLOSE, False, True)
+
+
+@kernel(MANY)
+def schedule_checkpoint_end_captured(self: int, arguments: int, count: int) -> int:
+    """`schedule_checkpoint_end`, captured."""
+    base = data(self)
+    return schedule(base, arguments, count, base + STATE.CHECKPOINT_ENDS, KIND_CHECKPOINT_END, True, True)
+
+
+@kernel(MANY)
+def schedule_immediate_captured(self: int, arguments: int, count: int) -> int:
+    """`schedule_immediate`, captured."""
+    base = data(self)
+    word = pack_all(base, arguments, count, True)
+    return immediate_word(base, word, get(arguments)) if word != 0 else 0
 
 
 @kernel(NOARGS)

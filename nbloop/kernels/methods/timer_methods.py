@@ -1,5 +1,5 @@
 """The built-in methods of timers: each converts numbers, calls `timer_slots.py`, and returns ids and answers. Here
-times are in seconds, in `js_timers.py` in milliseconds.
+times are in seconds, in `javascript.py` in milliseconds.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def arm(base: int, word: int, now: int, delay: int, period: int, clamp: int, cul
 
 
 @inlined
-def arm_seconds(base: int, arguments: int, count: int, absolute: bool, repeat: bool) -> int:
+def arm_seconds(base: int, arguments: int, count: int, absolute: bool, repeat: bool, captured: bool) -> int:
     """Arm a timer or interval from ``delay, callback, *args``, or from ``deadline, callback, *args``."""
     if count < 2:
         refuse(base, REFUSED_TIMER, get(base + STATE.NONE))
@@ -123,7 +123,7 @@ def arm_seconds(base: int, arguments: int, count: int, absolute: bool, repeat: b
     delay = nanoseconds(base, get(arguments), 1e9, REFUSED_DEADLINE if absolute else REFUSED_DELAY)
     if delay < 0:
         return 0
-    word = pack_all(base, arguments + 8, count - 1)
+    word = pack_all(base, arguments + 8, count - 1, captured)
     if word == 0:
         return 0
     now = loop_ns(base)
@@ -135,7 +135,7 @@ def arm_seconds(base: int, arguments: int, count: int, absolute: bool, repeat: b
 @kernel(MANY)
 def schedule_timer(self: int, arguments: int, count: int) -> int:
     """Arm a one-shot timer."""
-    return arm_seconds(data(self), arguments, count, False, False)
+    return arm_seconds(data(self), arguments, count, False, False, False)
 
 
 @kernel(MANY)
@@ -143,13 +143,31 @@ def schedule_timer_at(self: int, arguments: int, count: int) -> int:
     """Arm a one-shot timer from ``deadline, callback, *args``. Equal deadlines stay equal; converted to delays by two
     readings of the clock, they would not.
     """
-    return arm_seconds(data(self), arguments, count, True, False)
+    return arm_seconds(data(self), arguments, count, True, False, False)
 
 
 @kernel(MANY)
 def schedule_interval(self: int, arguments: int, count: int) -> int:
     """Arm an interval; each period is counted from the start of the callback."""
-    return arm_seconds(data(self), arguments, count, False, True)
+    return arm_seconds(data(self), arguments, count, False, True, False)
+
+
+@kernel(MANY)
+def schedule_timer_captured(self: int, arguments: int, count: int) -> int:
+    """`schedule_timer`, captured (scheduling.py)."""
+    return arm_seconds(data(self), arguments, count, False, False, True)
+
+
+@kernel(MANY)
+def schedule_timer_at_captured(self: int, arguments: int, count: int) -> int:
+    """`schedule_timer_at`, captured."""
+    return arm_seconds(data(self), arguments, count, True, False, True)
+
+
+@kernel(MANY)
+def schedule_interval_captured(self: int, arguments: int, count: int) -> int:
+    """`schedule_interval`, captured: one context for all of its calls."""
+    return arm_seconds(data(self), arguments, count, False, True, True)
 
 
 @inlined

@@ -42,11 +42,13 @@ from ..base.interpreter import (
     DEFINITION_NAME,
     METHOD_FUNCTION,
     OBJECT_TYPE,
+    SEQUENCE_SIZE,
     TUPLE_ITEMS,
     TYPE_SUBCLASS,
 )
 from ..base.kernel import MANY, ONE, apart, data, helper, kernel
 from ..base.layout import (
+    CALLBACK_AT,
     ENTRY,
     EVENT_CHECKPOINT,
     EVENT_MOVE,
@@ -192,7 +194,10 @@ def name_of(recorder: int, word: int) -> int:
     """
     target = word & POINTER_MASK
     if word & TAG_ARGUMENTS != 0:
-        target = get(target + TUPLE_ITEMS)
+        items = target
+        target = get(items + TUPLE_ITEMS)
+        if target == get(recorder + RECORDER.RUN_IN_CONTEXT) and get(items + SEQUENCE_SIZE) > CALLBACK_AT:
+            target = get(items + TUPLE_ITEMS + (CALLBACK_AT << 3))
     kind = get(target + OBJECT_TYPE)
     if kind == get(recorder + RECORDER.METHOD_TYPE):
         target = get(target + METHOD_FUNCTION)

@@ -6,6 +6,7 @@ This file is to promises what `state.py` is to a loop. Kernels must be loaded be
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -105,7 +106,8 @@ def make_view(
 
     The hooks: ``follow(eventual, value)`` resolves with a value that is not plain; ``unhandled(eventual)``: it was
     rejected and has no reaction; ``raised(eventual, error)``: its handler raised; ``lost(eventual, error)``: it cannot
-    be queued; ``made(eventual)``: `then` created it (or None); ``misused(instance)`` raises for wrong arguments.
+    be queued; ``made(eventual)``: `then` created it (or None); ``misused(instance)`` raises for wrong arguments;
+    ``spawning(callback)`` returns what to call instead of a callback that may be a coroutine function.
     """
     view = np.zeros(VIEW.dtype.itemsize // 8, np.int64).view(View)
     view.owner = owner
@@ -118,5 +120,7 @@ def make_view(
     record["on_fulfilled"], record["on_rejected"] = (id(name) for name in names)
     for name, hook in hooks.items():
         record[name] = 0 if hook is None else id(hook)
+    record["function_type"], record["method_type"] = id(FunctionType), id(MethodType)
+    record["builtin_type"] = id(BuiltinFunctionType)
     record["plain"] = [id(kind) for kind in PLAIN_TYPES]
     return view

@@ -18,6 +18,9 @@ from ..base.capi import (
     Py_DecRef,
     Py_IncRef,
     PyCallable_Check,
+    PyContext_CopyCurrent,
+    PyContext_Enter,
+    PyContext_Exit,
     PyErr_GetRaisedException,
     PyList_Append,
     PyList_SetItem,
@@ -28,7 +31,7 @@ from ..base.capi import (
     PyUnicode_Compare,
 )
 from ..base.interpreter import SEQUENCE_SIZE, TUPLE_ITEMS
-from ..base.kernel import KEYWORDS, MANY, NOARGS, data, helper, kernel
+from ..base.kernel import KEYWORDS, MANY, NOARGS, data, helper, inlined, kernel
 from ..base.layout import KIND_MICROTASK, POINTER_MASK, STATE
 from ..calls.invoke import called
 from ..observe.probes import callback_begins
@@ -84,6 +87,12 @@ def then(self: int, arguments: int, count: int, names: int) -> int:
     if get(view + VIEW.MADE) != 0 and ended(PyObject_CallOneArg(get(view + VIEW.MADE), child), 0) != 0:
         Py_DecRef(child)
         return 0
+    if on_fulfilled != 0 or on_rejected != 0:
+        context = PyContext_CopyCurrent()
+        if context == 0:
+            Py_DecRef(child)
+            return 0
+        put(child + EVENTUAL.VALUE, context)  # where it waits until the value comes: settling.queue_reaction
     Py_IncRef(child)
     attach(view, self, child)
     return child
@@ -130,11 +139,14 @@ def reaction_run(base: int, word: int) -> int:
     """Run a reaction from the microtask ring (NewPromiseReactionJob). The caller keeps the reference of `word`. Returns
     0 or LEAVE. Loop thread.
 
-    Its slots are emptied first, so that the handlers do not outlive this call, however long the eventual lives.
+    Its slots are emptied first, so that the handlers do not outlive this call, however long the eventual lives. A
+    handler of `then` runs in the context of that call. A handler without a context is hidden: no user gave it.
     """
     reaction = word & POINTER_MASK
     view = data(get(reaction + EVENTUAL.VIEW))
-    fulfilled = get(reaction + EVENTUAL.LINK) == get(view + VIEW.FULFILLED)
+    link = get(reaction + EVENTUAL.LINK)
+    fulfilled = link == get(view + VIEW.FULFILLED)
+    captured = not fulfilled and link != get(view + VIEW.REJECTED)
     seen = type_of(reaction) == get(view + VIEW.SEEN)
     argument = get(reaction + EVENTUAL.VALUE)
     on_fulfilled = get(reaction + EVENTUAL.ON_FULFILLED)
@@ -142,7 +154,11 @@ def reaction_run(base: int, word: int) -> int:
     put(reaction + EVENTUAL.VALUE, 0)
     put(reaction + EVENTUAL.ON_FULFILLED, 0)
     put(reaction + EVENTUAL.ON_REJECTED, 0)
-    handler = on_fulfilled if fulfilled else on_rejected
+    handler = on_fulfilled if fulfilled or captured else on_rejected
+    if captured:
+        put(reaction + EVENTUAL.LINK, 0)
+    elif seen:
+        handler = 0  # has none for this outcome
     status = 0
     if get(base + STATE.OBSERVED) != 0:
         callback_begins(base, handler if handler != 0 else reaction, KIND_MICROTASK)
@@ -153,6 +169,8 @@ def reaction_run(base: int, word: int) -> int:
     else:
         if type_of(handler) == get(view + VIEW.PLACES):
             result = place_put(base, handler, get(reaction + EVENTUAL.REACTIONS), argument)
+        elif captured:
+            result = call_in_context(link, handler, argument)
         else:
             result = PyObject_CallOneArg(handler, argument)
         if result == 0:
@@ -165,11 +183,25 @@ def reaction_run(base: int, word: int) -> int:
             Py_DecRef(result)
     status = called(base, get(base + STATE.NONE) if status == 0 else 0, word, KIND_MICROTASK)
     Py_DecRef(argument)
+    if captured:
+        Py_DecRef(link)
     if on_fulfilled != 0:
         Py_DecRef(on_fulfilled)
     if on_rejected != 0:
         Py_DecRef(on_rejected)
     return status
+
+
+@inlined
+def call_in_context(context: int, function: int, argument: int) -> int:
+    """Call a function of one argument in a context. A new reference, or 0 with an exception set."""
+    if PyContext_Enter(context) != 0:
+        return 0
+    result = PyObject_CallOneArg(function, argument)
+    if PyContext_Exit(context) != 0 and result != 0:  # the function has left the thread in another one
+        Py_DecRef(result)
+        result = 0
+    return result
 
 
 @helper

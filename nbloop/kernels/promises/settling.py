@@ -62,7 +62,8 @@ VIEW = Record(
             for name in (
                 *("loop", "busy", "drained", "fulfilled", "rejected"),
                 *("seen", "hidden", "places", "on_fulfilled", "on_rejected"),
-                *("follow", "unhandled", "raised", "lost", "made", "misused"),
+                *("follow", "unhandled", "raised", "lost", "made", "misused", "spawning"),
+                *("function_type", "method_type", "builtin_type"),
             )
         ]
         + [("plain", np.int64, (len(PLAIN_TYPES),))]
@@ -181,9 +182,22 @@ def plain(view: int, value: int) -> bool:
 def queue_reaction(view: int, settled: int, reaction: int) -> None:
     """Put a reaction to a settled eventual into the microtask ring, which takes over its reference. Any thread.
 
-    From now on its `_link` is the outcome, and its `_value` the argument for its handler.
+    From now on its `_value` is the argument for its handler. Its `_link` is the outcome. If `then` has given it a
+    handler for this outcome, its `_link` is instead the context, which has waited in `_value`, and the handler is
+    `_on_fulfilled`.
     """
-    put(reaction + EVENTUAL.LINK, load(settled + EVENTUAL.OUTCOME))
+    link = load(settled + EVENTUAL.OUTCOME)
+    context = get(reaction + EVENTUAL.VALUE)
+    if context != 0:
+        if link == get(view + VIEW.REJECTED):
+            handler = get(reaction + EVENTUAL.ON_REJECTED)
+            put(reaction + EVENTUAL.ON_REJECTED, get(reaction + EVENTUAL.ON_FULFILLED))
+            put(reaction + EVENTUAL.ON_FULFILLED, handler)
+        if get(reaction + EVENTUAL.ON_FULFILLED) != 0:
+            link = context
+        else:  # released when it runs: to release it here would run Python between two reactions
+            put(reaction + EVENTUAL.ON_FULFILLED, context)
+    put(reaction + EVENTUAL.LINK, link)
     value = load(settled + EVENTUAL.VALUE)  # written once, and the caller keeps `settled` alive
     Py_IncRef(value)
     put(reaction + EVENTUAL.VALUE, value)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import CoroutineType
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from ..base.atomics import put
 from ..base.interpreter import TYPE_TRAVERSE
 from ..base.kernel import Kernel, data
 from ..base.layout import FAR, HANDLE, LINE, POOL, QUEUE, RING, STATE, TIMERS, table
+from ..calls.captured import RUN_IN_CONTEXT
 from ..methods.lifetime import destroy, dismantle, producer_close, producer_destroy, producer_drop, warm
 from ..timers.buckets import GRAIN_MASK
 from .traverse import traverse_handle, traverse_loop
@@ -234,7 +236,8 @@ def make_loop_state(
     base = _address(state)
     record["none"] = id(None)
     record["one"] = 1
-    record["list_type"], record["tuple_type"] = id(list), id(tuple)
+    record["list_type"], record["tuple_type"], record["coroutine_type"] = id(list), id(tuple), id(CoroutineType)
+    record["run_in_context"] = id(RUN_IN_CONTEXT)
     for name, hook in hooks.items():
         record[name] = _hook(state, hook)
 

@@ -27,6 +27,8 @@ from ..base.capi import (
     Py_DecRef,
     Py_IncRef,
     PyBool_FromLong,
+    PyContext_Enter,
+    PyContext_Exit,
     PyEval_RestoreThread,
     PyEval_SaveThread,
     PyLong_AsLongLong,
@@ -36,12 +38,15 @@ from ..base.capi import (
     libc_syscall,
 )
 from ..base.clock import FOREVER, clock_jump, sleep_ns
+from ..base.interpreter import TUPLE_ITEMS
 from ..base.kernel import MANY, ONE, apart, data, helper, inlined, kernel
 from ..base.layout import (
+    CALLBACK_AT,
     ERROR,
     HANGUP,
     IO,
     KIND_READINESS,
+    POINTER_MASK,
     READ,
     READY_MOST,
     REFUSED_SLOTS,
@@ -49,10 +54,12 @@ from ..base.layout import (
     SLOT_BITS,
     SLOT_LIMIT,
     STATE,
+    TAG_ARGUMENTS,
     TIMERS,
     WRITE,
 )
 from ..base.refusal import refuse
+from ..calls.captured import pack_captured
 from ..calls.invoke import call_hook, called
 from ..ingress.parking import (
     SPIN_LOOKS,
@@ -87,17 +94,30 @@ EPOLLIN, EPOLLOUT, EPOLLERR, EPOLLHUP, EPOLLRDHUP = 1, 4, 8, 16, 0x2000
 @kernel(MANY)
 def watch_open(self: int, arguments: int, _count: int) -> int:
     """(descriptor, callback, interest) -> token. The slot then owns references to both objects. Any thread; O(1)."""
-    base = data(self)
+    callback = get(arguments + 8)
+    Py_IncRef(callback)
+    return watch_store(data(self), arguments, callback)
+
+
+@kernel(MANY)
+def watch_open_captured(self: int, arguments: int, _count: int) -> int:
+    """`watch_open`, captured (captured.py): one context for all calls."""
+    word = pack_captured(data(self), get(arguments + 8), 0, 0)
+    return watch_store(data(self), arguments, word) if word != 0 else 0
+
+
+@helper
+def watch_store(base: int, arguments: int, callback: int) -> int:
+    """`watch_open` with an owned callback, which is marked if it is captured."""
     timers = base + STATE.TIMERS
     slot = slot_take(timers)
     if slot < 0:
+        Py_DecRef(callback & POINTER_MASK)
         refuse(base, REFUSED_SLOTS, get(base + STATE.NONE))
         return 0
     record = slot_at(timers, slot)
     descriptor = get(arguments)
-    callback = get(arguments + 8)
     Py_IncRef(descriptor)
-    Py_IncRef(callback)
     put(record + SLOT.DESCRIPTOR, descriptor)
     store(record + SLOT.INTEREST, PyLong_AsLongLong(get(arguments + 16)))
     fetch_add(base + STATE.IO + IO.WATCHES, 1)
@@ -153,7 +173,23 @@ def watch_release(timers: int, record: int, slot: int) -> None:
     descriptor = get(record + SLOT.DESCRIPTOR)
     slot_free(timers, slot)
     Py_DecRef(descriptor)
-    Py_DecRef(callback)
+    Py_DecRef(callback & POINTER_MASK)
+
+
+@inlined
+def watch_call(callback: int, arguments: int) -> int:
+    """Call the callback of a watch. A new reference, or 0 with an exception set."""
+    if callback & TAG_ARGUMENTS == 0:
+        return PyObject_Vectorcall(callback, arguments, 2, 0)
+    items = (callback & POINTER_MASK) + TUPLE_ITEMS
+    context = get(items + 8)
+    if PyContext_Enter(context) != 0:
+        return 0
+    result = PyObject_Vectorcall(get(items + (CALLBACK_AT << 3)), arguments, 2, 0)
+    if PyContext_Exit(context) != 0 and result != 0:
+        Py_DecRef(result)
+        result = 0
+    return result
 
 
 @inlined
@@ -181,7 +217,7 @@ def watch_ready(base: int, token: int, events: int) -> int:
     put(base + STATE.SUBJECT, token)
     if get(base + STATE.OBSERVED) != 0:
         callback_begins(base, callback, KIND_READINESS)
-    status = called(base, PyObject_Vectorcall(callback, io + IO.ARGUMENT0, 2, 0), callback, KIND_READINESS)
+    status = called(base, watch_call(callback, io + IO.ARGUMENT0), callback, KIND_READINESS)
     while True:
         word = load(record + SLOT.WORD)
         if word & STATE_MASK == CANCELLED:
