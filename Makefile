@@ -10,7 +10,7 @@ asv_python = virtualenv:$$($(py) -c 'import sys; print("%d.%d" % sys.version_inf
 newer = $(or $(VERSION),3.14)
 asv_machine = $(HOME)/.asv-machine.json
 
-.PHONY: help setup demo doctor wheel test test-slow test-interrupts test-gil test-newer test-wheel test-nojit test-checked test-windows test-asyncio verify mutate soak lint format types doctest bench-smoke instructions bench \
+.PHONY: help setup demo doctor wheel test test-slow test-interrupts test-gil test-newer test-wheel test-nojit test-checked test-windows test-asyncio verify mutate soak lint format types docs doctest bench-smoke instructions bench \
     bench-continuous bench-html peers compare figures clean
 
 help: ## list the targets
@@ -90,6 +90,9 @@ format: setup ## format the code, and fix what of style can be fixed
 types: setup ## check the types
 	$(py) -m mypy
 
+docs: setup ## build the documentation's site: dist/docs/index.html
+	@VENV=$(VENV) scripts/docs
+
 doctest: setup ## run the examples in docstrings, README.md and docs/
 	$(py) scripts/run_examples.py $(wildcard README.md docs/*.md docs/*/*.md)
 
@@ -129,5 +132,5 @@ $(asv_machine): | setup
 	$(asv) machine --yes >/dev/null
 
 clean: ## remove what was made here; a built Python stays in the user's cache
-	rm -rf .venv .venv-gil .venv*.lock build dist *.egg-info .asv .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* .venv*.lock build dist *.egg-info .asv .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
