@@ -22,6 +22,7 @@ from .abort import AbortSignal
 from .coroutines import spawn, spawning
 from .performance import Performance
 from .promise import Promise, Rejections, rejected, resolved, settle_by, view_of
+from .waits import Sleep
 
 type Callback = Callable[..., object]
 
@@ -83,9 +84,11 @@ class JS(Unique):
         """`Loop.schedule_next_tick`, for coroutine functions too."""
 
     def sleep(self, ms: float) -> Promise[None]:
-        """A promise, fulfilled with None after `ms` milliseconds."""
+        """A promise, fulfilled with None after `ms` milliseconds, or rejected with `LoopTerminatedError` when the loop
+        ends first.
+        """
         promise: Promise[None] = Promise(self)
-        self.set_timeout(Resolver(promise).resolve, ms)
+        Sleep(self, promise).begin(ms)
         return promise
 
     def promise(self, executor: Callable[[Callable[..., None], Callable[..., None]], object]) -> Promise[Any]:

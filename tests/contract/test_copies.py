@@ -39,9 +39,9 @@ INTERNAL = {
     *("Poller", "Parker", "Target", "TablePoller", "Collector"),  # bases and protocols
     *("EpollPoller", "KqueuePoller", "LockParker", "Watches", "CountingLock", "Latch"),  # of a loop
     *("Fields", "Record"),  # of the kernels: modules of offsets
-    *("Running", "Rejections", "Workers", "Waiters", "Coroutines"),  # of a promise, a view, a loop
+    *("Running", "Rejections", "Workers", "Waiters", "Coroutines", "Living", "Sleep"),  # of a promise, a view, a loop
     *("Kernel", "MethodDef", "TwinMethod", "Status", "External", "Darwin", "FreeBSD"),  # of the process
-    *("StandIn", "Sited", "Spawning"),  # what is scheduled in the place of a callback
+    *("StandIn", "Sited", "Spawning", "Owed"),  # what is scheduled in the place of a callback
     *("Selector", "StreamTransport"),  # of an EventLoop
     "LoopCollector",  # has a loop, and a name
     "Clock",  # two numbers of the machine's
@@ -267,6 +267,7 @@ def right():
             yield kind("why")
     yield nbloop.PollerFailedError(5, "why")
     yield from (js.AbortError("why"), js.InvalidStateError("why"), js.RejectedError([1]), js.NoPromisesError("why"))
+    yield js.CancelledError("why")
     group = js.AggregateError("all", [ValueError("1"), js.RejectedError(2)])
     group.reasons = [ValueError("1"), 2]
     yield group
