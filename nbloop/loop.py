@@ -17,12 +17,15 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from . import debug as _debug
 from . import hooks
 from . import signals as _signals
 from .descriptors import Descriptors
 from .errors import LoopOverloadedError, LoopTerminatedError
 from .kernels.base import layout
+from .kernels.methods import lifetime
 from .kernels.state.state import make_handle_state, make_loop_state
 from .options import (
     FastPathMode,
@@ -182,7 +185,13 @@ class Loop(Descriptors):
             return None
         from .observe import block
 
-        return block.snapshot(self._block)
+        return block.snapshot(self._block, self._waiting)
+
+    def _waiting(self) -> list[int]:
+        """How much waits now, as `Queues` has it."""
+        lengths = np.zeros(4, np.int64)
+        lifetime.waiting.bind(self._state)(lengths, list(self._state.handles.values()))
+        return [int(length) for length in lengths]
 
     def watch(self, threshold: float, on_blocked: Callable[[Blockage], object] | None = None) -> Watchdog:
         """Be told of a callback that does not return within `threshold` seconds (0.001 to 1e6), while it still runs.

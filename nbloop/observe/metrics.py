@@ -143,16 +143,16 @@ class Quantiles:
 
 @dataclass(frozen=True)
 class Queues[N: (int, float)]:
-    """A figure of each kind of queue, sampled by the loop."""
+    """A figure of each kind of queue."""
 
     ingress: N
-    """The submit queue and all producer handles' queues with work, at the start of a turn."""
+    """The submit queue and all producer handles' queues. Sampled at the start of a turn."""
     internal: N
-    """`submit_internal`, at the start of a turn."""
+    """`submit_internal`. Sampled at the start of a turn."""
     microtask: N
-    """Next-ticks and microtasks, at the start of a checkpoint that had any, and then 0 at the start of a turn."""
+    """Next-ticks and microtasks. Sampled at the start of a checkpoint that has any."""
     immediate: N
-    """The check phase's, at the start of a turn."""
+    """The check phase's. Sampled at the start of a turn."""
 
 
 @dataclass(frozen=True)
@@ -187,9 +187,11 @@ class Metrics:
     waiting, each eighth is stamped and counts as 8.
     """
     queue_current: Queues[int]
-    """As last sampled."""
+    """What waits now, also while the loop is idle and while a callback hangs. Read from another process: what waited
+    when the loop last came to a turn's start or end.
+    """
     queue_max: Queues[int]
-    """The most that was ever sampled."""
+    """The most that was ever sampled, or waits now."""
     queue_ema: Queues[float]
     """Exponential moving average of the samples, alpha 0.1, started by the first."""
     turns: int
