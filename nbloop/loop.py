@@ -42,7 +42,7 @@ from .scheduling import Callback, Producer
 from .waiting import refuse_own_thread, send, wait
 
 if TYPE_CHECKING:
-    from .js import Promise
+    from .js import AbortSignal, Promise
     from .observe import Metrics
     from .observe.recorder import Recorder
     from .observe.watchdog import Blockage, Watchdog
@@ -73,7 +73,8 @@ class Loop(Descriptors):
     else False; `on_pressure("high")`, called on the loop once when `pressure_high` tasks wait in the submit queue and
     ready producer handles together (default: 8 * `ingress_budget`, at most `ingress_limit`), and `on_pressure("low")`
     once when no more than `pressure_low` do (default: half of that), so that producers can slow down; `recorder`, a
-    power of two from 64 to 16,777,216, how many of the last events are remembered (`Loop.recorder`), by default none.
+    power of two from 64 to 16,777,216, how many of the last events are remembered (`Loop.recorder`), by default none;
+    `workers`, from 1 to 32,768, the most threads that `promisify` uses at once (default: ``min(32, cores + 4)``).
 
     >>> loop = Loop(auto_exit=True)
     >>> loop.submit(print, "hello from the loop")
@@ -100,6 +101,7 @@ class Loop(Descriptors):
         pressure_high: int | None = None,
         pressure_low: int | None = None,
         recorder: int | None = None,
+        workers: int | None = None,
     ) -> None:
         if "_state" in self.__dict__:
             raise RuntimeError(f"{self.name} is initialised already")
@@ -115,6 +117,8 @@ class Loop(Descriptors):
             check_int("ingress_limit", ingress_limit, 1, (layout.CHUNK_LIMIT - 512) * chunk_size)
         marks = check_pressure(on_pressure, pressure_high, pressure_low, ingress_budget, ingress_limit)
         check_recorder(recorder)
+        if workers is not None:
+            check_int("workers", workers, 1, 1 << 15)
         for option, value in (("auto_exit", auto_exit), ("clamp_nested_timers", clamp_nested_timers), ("debug", debug)):
             if not isinstance(value, bool):
                 raise TypeError(f"{option} must be True or False, not {value!r}")
@@ -127,6 +131,7 @@ class Loop(Descriptors):
         self._on_overload = on_overload
         self._on_error = on_error
         self._on_pressure = on_pressure
+        self._most_workers = workers
         self._shared = None
         self._block = None if (measuring := check_metrics(metrics)) is False else self._make_block(name, measuring)
         self._recorder = None
@@ -210,22 +215,36 @@ class Loop(Descriptors):
         """The loop's flight recorder (`nbloop.observe.recorder.Recorder`); None without ``recorder=``. Any thread."""
         return self._recorder
 
-    def promisify(self, function: Callable[..., Any], /, *args: object) -> Promise[Any]:
+    def promisify(
+        self,
+        function: Callable[..., Any],
+        /,
+        *args: object,
+        signal: AbortSignal | None = None,
+        timeout: float | None = None,
+    ) -> Promise[Any]:
         """Run ``function(*args)`` on a worker thread; a promise for its outcome, which always settles (`nbloop.js`).
 
-        Truly parallel on free-threaded builds, at most ``min(32, cores + 4)`` at once. `shutdown()` waits for what is
+        Truly parallel on free-threaded builds, at most ``Loop(workers=)`` at once. `shutdown()` waits for what is
         running and runs the handlers (called by `function` itself it only requests the end); `close()` rejects with
         `LoopTerminatedError`, and so does a call after the end has begun. Any thread.
+
+        If `signal` is aborted before (`nbloop.js.AbortSignal`), the promise is rejected with its reason, and after
+        `timeout` seconds with a TimeoutError. Nothing interrupts the function then: it goes on, and its outcome is
+        dropped. One that has not begun never will. With either argument not in a signal handler. Raises TypeError,
+        ValueError.
         """
         self._check_fork()
         if not callable(function):
             raise TypeError(f"function must be callable, not {function!r}")
+        if timeout is not None:
+            check_timeout(timeout)
         with self._lock:
             if self._workers is None:
                 from .js.promisify import Workers  # the one place where the loop knows of the view above it
 
                 self._workers = Workers(self)
-        return self._workers.run(function, args)
+        return self._workers.run(function, args, signal, timeout)
 
     def call[T](self, fn: Callable[..., T], /, *args: object, timeout: float | None = None) -> T:
         """Run ``fn(*args)`` on the loop's thread and wait for it; what it returns, or its exception raised.

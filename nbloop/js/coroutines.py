@@ -60,6 +60,7 @@ class Running:
         "_turn",
         "_unlink",
         "ending",
+        "interrupted_by",
         "interruptions",
     )
 
@@ -74,6 +75,7 @@ class Running:
         self._signal = signal
         self._unlink: Any = None
         self.interruptions = 0  # without those that a time-out or a group has taken back
+        self.interrupted_by: BaseException | None = None  # the last of them
         self.ending = False  # has the loop's end cancelled it?
         # counts steps: a promise awaited before an abort interrupted it must not resume the coroutine again
         self._turn = 0
@@ -127,6 +129,7 @@ class Running:
         try:
             if self._turn != ENDED and not self.ending:
                 self.interruptions += 1
+                self.interrupted_by = error
                 self._step(True, error)
         finally:
             del error
@@ -226,7 +229,7 @@ class Running:
         if self._unlink is not None:
             self._unlink()
         promise = self._promise
-        self._signal = self._unlink = None
+        self._signal = self._unlink = self.interrupted_by = None
         del self._promise
         return promise
 

@@ -82,6 +82,11 @@ class _Entry:
         self.removed = False
 
 
+def check_target(value: object) -> None:
+    if not isinstance(value, EventTarget):
+        raise TypeError(f"target must be an EventTarget, not {value!r}")
+
+
 class EventTarget(Unique):
     """Something that events are dispatched to. Every method from any thread."""
 

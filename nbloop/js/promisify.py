@@ -31,13 +31,18 @@ from ..kernels.methods import lifetime
 from ..kernels.promises.classes import Resolver
 from ..lifecycle import LOOK, LoopState
 from ..lock import CountingLock, Latch
+from .abort import limited
 from .promise import Promise
 from .view import JS
+from .waits import unlinked
 
 if TYPE_CHECKING:
     from ..loop import Loop
+    from .abort import AbortSignal
 
-MOST = min(32, (os.process_cpu_count() or 1) + 4)  # threads: as many as `concurrent.futures` would make
+MOST = min(
+    32, (os.process_cpu_count() or 1) + 4
+)  # threads, unless the loop says so: as `concurrent.futures` would make
 
 _at_work = threading.local()  # `of`: the `Workers` whose function the thread is in
 
@@ -45,15 +50,23 @@ _at_work = threading.local()  # `of`: the `Workers` whose function the thread is
 class _Job:
     """A function to be run, and what settles its promise."""
 
-    __slots__ = ("arguments", "function", "resolver", "workers")
+    __slots__ = ("arguments", "function", "resolver", "signal", "unlink", "workers")
 
     def __init__(
-        self, workers: Workers, resolver: Resolver, function: Callable[..., Any], arguments: tuple[object, ...]
+        self,
+        workers: Workers,
+        resolver: Resolver,
+        function: Callable[..., Any],
+        arguments: tuple[object, ...],
+        signal: AbortSignal | None,
     ) -> None:
         self.workers = workers
         self.resolver = resolver
         self.function = function
         self.arguments = arguments
+        self.signal = signal
+        # An abort settles the promise. The function that runs goes on, one that has not begun never will.
+        self.unlink = unlinked if signal is None else signal.on_abort(resolver.reject)
 
     def run(self) -> None:
         """On a worker's thread, where no signal handler runs."""
@@ -61,10 +74,14 @@ class _Job:
             return
         _at_work.of = self.workers
         try:
+            if self.signal is not None:
+                self.signal.throw_if_aborted()
             settle = partial(self.resolver.resolve, self.function(*self.arguments))
         except BaseException as error:
             settle = partial(self.resolver.reject, error)
+        self.unlink()
         del self.function, self.arguments
+        self.signal, self.unlink = None, unlinked
         self.workers.settle(self, settle)
         _at_work.of = None
         del self, settle  # the traceback of an exception keeps this frame, which would keep the promise
@@ -87,6 +104,7 @@ class Workers:
         self._loop = weakref.ref(loop)
         self._js = JS(loop)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._most = MOST if loop._most_workers is None else loop._most_workers
         self._threads = 0
         self.unsettled: dict[_Job, None] = {}
         self._outcomes: deque[Iterator[object]] = deque()  # which the loop would not take: of the end's
@@ -95,10 +113,18 @@ class Workers:
         self._ended = False
         self._hold = lifetime.hold.bind(loop._state)  # a worker at work keeps an auto-exit loop alive
 
-    def run(self, function: Callable[..., Any], args: tuple[object, ...]) -> Promise[Any]:
-        """Start one. Any thread, signal handlers included."""
+    def run(
+        self,
+        function: Callable[..., Any],
+        args: tuple[object, ...],
+        signal: AbortSignal | None,
+        timeout: float | None,
+    ) -> Promise[Any]:
+        """Start one. Any thread; without a signal and a time-out signal handlers included."""
+        if signal is not None or timeout is not None:
+            signal = limited(self._js, signal, None if timeout is None else timeout * 1e3)
         promise: Promise[Any] = Promise(self._js)
-        job = _Job(self, Resolver(promise), function, args)
+        job = _Job(self, Resolver(promise), function, args, signal)
         refusal: Exception = LoopTerminatedError("the loop has terminated or is about to")
         with self._lock:
             loop = self._loop()
@@ -111,6 +137,7 @@ class Workers:
                 if self._threads:
                     self._accept(job)
                     return promise
+        job.unlink()
         job.resolver.reject(refusal)
         return promise
 
@@ -118,7 +145,7 @@ class Workers:
         """One more thread, if all there are may be at work. Before there is a job for it: one that an exception of a
         signal handler has left without a thread would wait for ever.
         """
-        if len(self.unsettled) >= self._threads < MOST:
+        if len(self.unsettled) >= self._threads < self._most:
             _thread.start_new_thread(_work, (self._jobs, self._name))
             self._threads += 1
 
@@ -194,6 +221,7 @@ class Workers:
                 while True:
                     job, _ = self.unsettled.popitem()
                     self._hold(-1)
+                    job.unlink()
                     job.resolver.reject(LoopTerminatedError("the loop was closed"))
         finally:
             done.set()

@@ -39,7 +39,7 @@ INTERNAL = {
     *("Poller", "Parker", "Target", "TablePoller", "Collector"),  # bases and protocols
     *("EpollPoller", "KqueuePoller", "LockParker", "Watches", "CountingLock", "Latch"),  # of a loop
     *("Fields", "Record"),  # of the kernels: modules of offsets
-    *("Running", "Rejections", "Workers", "Waiters", "Coroutines", "Living", "Sleep"),  # of a promise, a view, a loop
+    *("Running", "Rejections", "Workers", "Waiters", "Coroutines", "Living", "Sleep", "Once"),  # of a promise, a view, a loop
     *("Kernel", "MethodDef", "TwinMethod", "Status", "External", "Darwin", "FreeBSD"),  # of the process
     *("StandIn", "Sited", "Spawning", "Owed"),  # what is scheduled in the place of a callback
     *("Selector", "StreamTransport"),  # of an EventLoop
