@@ -9,7 +9,7 @@ asv_env = PATH="$(abspath $(VENV))/bin:$$PATH" $(asv)
 asv_python = virtualenv:$$($(py) -c 'import sys; print("%d.%d" % sys.version_info[:2] + sys.abiflags)')
 asv_machine = $(HOME)/.asv-machine.json
 
-.PHONY: help setup demo doctor test test-interrupts test-gil test-nojit test-checked test-windows test-asyncio verify mutate soak lint format types doctest bench-smoke instructions bench \
+.PHONY: help setup demo doctor wheel test test-slow test-interrupts test-gil test-wheel test-nojit test-checked test-windows test-asyncio verify mutate soak lint format types doctest bench-smoke instructions bench \
     bench-continuous bench-html peers compare figures clean
 
 help: ## list the targets
@@ -24,18 +24,27 @@ demo: setup ## show the loop at work
 doctor: setup ## say what of this machine and Python the loop can use
 	$(py) -m nbloop doctor $(ARGS)
 
+wheel: setup ## build a wheel for this Python that carries compiled kernels: dist/
+	@VENV=$(VENV) scripts/wheel
+
 test: setup ## run the tests; ARGS="-k name" goes to pytest
-	$(py) -m pytest --ignore tests/interrupts $(ARGS)
+	$(py) -m pytest -m "not slow" --ignore tests/interrupts $(ARGS)
+
+test-slow: setup ## run the tests that test leaves out, because each takes seconds of processor time
+	$(py) -m pytest -m slow --ignore tests/interrupts $(ARGS)
 
 test-interrupts: setup ## make a signal arrive before every instruction of many calls: minutes
 	$(py) -m pytest tests/interrupts $(ARGS)
 
 test-gil: ## run the tests on an ordinary CPython, or say why not
 	@if python=$$(scripts/find-python --gil); then \
-	    $(MAKE) --no-print-directory test VENV=.venv-gil PYTHON="$$python"; \
+	    $(MAKE) --no-print-directory test test-slow VENV=.venv-gil PYTHON="$$python"; \
 	else \
 	    echo "SKIPPED: the tests on a Python with the GIL, see above"; \
 	fi
+
+test-wheel: setup ## build the wheel, and run tests on it where there is nothing that compiles; ARGS are pytest's
+	@VENV=$(VENV) scripts/test-wheel $(ARGS)
 
 test-nojit: setup ## run the kernels' tests on the kernels as plain Python
 	NUMBA_DISABLE_JIT=1 $(py) -m pytest tests/kernels $(ARGS)

@@ -45,7 +45,7 @@ LOOPS: dict[str, Callable[[], Driven]] = {
 }
 
 RUNS = "callback included"  # how the names of what the loop does end: no `for` of Python is in that
-WHOLE = ("submit_many: each task",)  # nor in this
+WHOLE = ("submit_many: each task", "contexts=True: submit_many: each task")  # nor in this
 
 type Counts = dict[str, float]
 type Part = Iterator[tuple[str, str]]  # what was done since, and what runs before it goes on; empty: not counted
@@ -145,8 +145,37 @@ def promises(driven: Nbloop) -> Part:
     yield "js: then on a resolved promise, making its lambda included", "js: reaction, callback included"
 
 
+def js_timers(driven: Nbloop) -> Part:
+    """Of the JavaScript view, which captures contexts."""
+    from nbloop.js import JS
+
+    js, calls = JS(driven.loop), [nothing] * COUNT
+    later, soon = js.set_timeout, js.queue_microtask
+    yield "", ""
+    for call in calls:
+        later(call, 0)
+    yield "js: set_timeout, due at once", "js: timer: fire, callback included"
+    for call in calls:
+        soon(call)
+    yield "js: queue_microtask", "js: microtask: run, callback included"
+
+
+def contexts(driven: Nbloop) -> Part:
+    """What `Loop(contexts=True)` binds in the place of these methods."""
+    from nbloop.kernels.methods import scheduling
+
+    calls, soon = [nothing] * COUNT, scheduling.submit_captured.bind(driven.loop._state)
+    many = scheduling.submit_many_captured.bind(driven.loop._state)
+    yield "", ""
+    for call in calls:
+        soon(call)
+    yield "contexts=True: submit", "contexts=True: run of a task, callback included"
+    many(calls)
+    yield "contexts=True: submit_many: each task", ""
+
+
 PARTS: tuple[Callable[[Any], Part], ...] = (limits, tasks, from_threads, arguments, timers)
-ONLY_NBLOOP: tuple[Callable[[Any], Part], ...] = (rings, batches, promises)
+ONLY_NBLOOP: tuple[Callable[[Any], Part], ...] = (rings, batches, promises, js_timers, contexts)
 
 
 def play(name: str, names: Path | None) -> None:

@@ -20,6 +20,7 @@ from .errors import (
     ReentrantRunError,
     ReentrantWaitError,
 )
+from .group import LoopGroup
 from .lifecycle import LoopState
 from .loop import Loop
 from .options import FastPathMode
@@ -45,6 +46,7 @@ __all__ = [
     "Loop",
     "LoopAlreadyRunningError",
     "LoopExecutor",
+    "LoopGroup",
     "LoopOverloadedError",
     "LoopState",
     "LoopTerminatedError",
@@ -60,7 +62,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """asyncio's view of the loop, imported when it is asked for: who does without need not wait for asyncio."""
+    """Import asyncio's view of the loop on first use: programs that do not use it need not wait for asyncio."""
     if name in ("EventLoop", "EventLoopPolicy", "new_event_loop", "run"):
         from . import aio
 

@@ -44,9 +44,11 @@ def header() -> str:
 
 def instrumented() -> str:
     """kernels.ll."""
-    from nbloop.kernels.build.compiler import link_kernels
+    from nbloop.kernels.build.compiler import link_kernels, optimise
+    from nbloop.kernels.build.target import processor
 
-    symbols, module, _machine = link_kernels(list(kernels.values()))
+    symbols, module = link_kernels(list(kernels.values()))
+    optimise(module, *processor())
     names = {symbol: f"kernel_{name}" for name, symbol in symbols.items()}
     for function in module.functions:
         if not function.is_declaration:

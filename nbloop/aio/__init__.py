@@ -1,4 +1,4 @@
-"""The loop as asyncio knows it: `run`, `new_event_loop`, `EventLoop`, `EventLoopPolicy`.
+"""The loop as an asyncio event loop: `run`, `new_event_loop`, `EventLoop`, `EventLoopPolicy`.
 
 >>> import asyncio, nbloop
 >>> async def main():

@@ -35,6 +35,7 @@ from ..debug import Sited, StandIn
 from ..errors import LoopTerminatedError
 from ..lifecycle import running_here
 from .promise import CancelledError, Owed, Promise, reason_as_exception, resolved
+from .tasks import outside_task
 
 if TYPE_CHECKING:
     from ..loop import Loop
@@ -107,7 +108,8 @@ class Running:
                 self._end()._reject(reason)
                 return
             self._unlink = self._signal.on_abort(self._aborted)
-        self._step(False, None)
+        with outside_task():  # which may be spawning it
+            self._step(False, None)
 
     def _aborted(self, reason: Any) -> None:
         """Any thread."""

@@ -7,6 +7,7 @@ loop may have several.
 
 from __future__ import annotations
 
+import concurrent.futures
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
 from functools import partial
 from typing import Any, overload
@@ -23,8 +24,9 @@ from .abort import AbortSignal, limited
 from .coroutines import spawn, spawning
 from .events import Event, EventTarget, check_target
 from .performance import Performance
-from .promise import Promise, Rejections, rejected, resolved, settle_by, view_of
+from .promise import AnyFuture, Promise, Rejections, adopt_future, rejected, resolved, settle_by, view_of
 from .scopes import Group, Timeout
+from .tasks import is_future
 from .waits import Events, Once, Queue, Sleep, interval
 
 type Callback = Callable[..., object]
@@ -179,6 +181,26 @@ class JS(Unique):
     def reject(self, reason: Any = None) -> Promise[Any]:
         """A promise rejected with `reason`, which may be any object (27.2.4.6)."""
         return rejected(self, reason)
+
+    def from_future(self, future: AnyFuture) -> Promise[Any]:
+        """A promise of what a `concurrent.futures.Future` or an asyncio future (a task, too) comes to: its result, or
+        its exception, or for one that is cancelled `concurrent.futures.CancelledError`.
+
+        The promise settles on the thread that completes the future, for asyncio on that of its loop. It neither cancels
+        the future nor keeps this loop alive. Raises TypeError for what is no future, RuntimeError for a pending
+        one of an asyncio loop that is closed. The way back is `asyncio.wrap_future(promise.future())`.
+
+        >>> import concurrent.futures, nbloop
+        >>> from nbloop.js import JS
+        >>> with nbloop.Loop() as loop, concurrent.futures.ThreadPoolExecutor() as pool:
+        ...     JS(loop).from_future(pool.submit(pow, 2, 8)).result()
+        256
+        """
+        if not isinstance(future, concurrent.futures.Future) and not is_future(future):
+            raise TypeError(f"future must be a concurrent.futures.Future or an asyncio future, not {future!r}")
+        promise: Promise[Any] = Promise(self)
+        adopt_future(promise, future)
+        return promise
 
     def try_(self, callback: Callback, /, *args: object) -> Promise[Any]:
         """``callback(*args)`` now; a promise resolved with what it returns, or rejected with what it raises

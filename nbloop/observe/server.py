@@ -1,23 +1,23 @@
-"""A loop's window for a browser, ``go tool pprof`` and Prometheus: a debug server on the loopback interface.
+"""A debug server on the loopback interface, for a browser, ``go tool pprof`` and Prometheus.
 
 ====================================  =============================================================================
-``/``                                 one page that shows depth, delay and throughput as they move
+``/``                                 one page with live depth, delay and throughput
 ``/metrics``                          Prometheus's text (501 without the package prometheus-client)
 ``/debug/vars``                       `Loop.metrics` as JSON
 ``/debug/pprof/profile?seconds=30``   a CPU profile of all threads, for ``go tool pprof URL``
-``/debug/pprof/heap``                 what tracemalloc has traced (409 if it is not tracing)
-``/debug/contention?seconds=5``       wakes, sleeps, repeated swaps, waits for a lock meanwhile, as JSON
-``/debug/trace?seconds=5``            what the loop does meanwhile, for ui.perfetto.dev (409 without ``recorder=``)
+``/debug/pprof/heap``                 what tracemalloc traced (409 if it is not tracing)
+``/debug/contention?seconds=5``       wakes, sleeps, retried swaps and lock waits in that time, as JSON
+``/debug/trace?seconds=5``            what the loop does in that time, for ui.perfetto.dev (409 without ``recorder=``)
 ``/healthz``                          200 if the loop runs a task within a second, else 503
 ====================================  =============================================================================
 
-Stacks and file names are not for others. So it listens on 127.0.0.1 only, and answers nobody whose Host is another
-name (a page elsewhere whose name was made to resolve to 127.0.0.1: DNS rebinding), whose Origin is another page, or
-that a browser sends for another page (``Sec-Fetch-Site``: an image or a link of it has no Origin). The page loads
-nothing from outside, and its policy allows nothing but itself.
+Stacks and file names are private. The server therefore listens on 127.0.0.1 only, and refuses requests with a foreign
+Host (DNS rebinding: another site makes its name resolve to 127.0.0.1), with a foreign Origin, or sent by a browser on
+behalf of another page (``Sec-Fetch-Site``: that page's images and links carry no Origin). The page loads nothing from
+outside, and its policy allows only itself.
 
-HTTP is the standard library's; a request has a thread, so a profile of 30 s keeps nobody waiting, nor the loop. At most
-`MOST_REQUESTS` are answered at once, and `MOST_LONG` of those that take the seconds they are asked for: one more gets
+HTTP is the standard library's, with a thread per request, so a profile of 30 s blocks neither other requests nor the
+loop. At most `MOST_REQUESTS` are answered at once, and `MOST_LONG` of those that take a number of seconds; any more get
 503 and ``Retry-After``. A client that has not sent its request within `READ_SECONDS` is cut off.
 """
 
@@ -56,7 +56,7 @@ HEALTHY = 1.0  # seconds within which a task has to run
 MOST_REQUESTS = 16
 MOST_LONG = 4
 READ_SECONDS = 5.0  # from the connection to the end of the headers
-REST = 0.25  # seconds without accepting, when the process or the system has no descriptor for a connection
+REST = 0.25  # seconds to pause accepting when the process or the system has run out of descriptors
 EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
@@ -77,7 +77,7 @@ class DebugServer(Unique):
         self._thread.start()
 
     def close(self) -> None:
-        """Stop listening; requests in progress end by themselves. Again does nothing. Any thread."""
+        """Stop listening; requests in progress run to their end. Idempotent. Any thread."""
         self._server.closing.set()
         self._server.shutdown()
         self._server.server_close()
@@ -99,13 +99,13 @@ class _Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), _Handler)
         self.slots = threading.BoundedSemaphore(MOST_REQUESTS)
         self.long = threading.BoundedSemaphore(MOST_LONG)
-        self.reading: dict[socket.socket, float] = {}  # connections whose request has not come, and until when it may
+        self.reading: dict[socket.socket, float] = {}  # connections whose request has not arrived, and its deadline
         self.closing = threading.Event()
         names = [f"{name}:{self.server_address[1]}" for name in ("127.0.0.1", "localhost")]
         self.hosts = {*names, *(name.partition(":")[0] for name in names if self.server_address[1] == 80)}
 
     def get_request(self) -> tuple[socket.socket, Any]:
-        """Accept. Without descriptors that fails, and the connection stays where it is: to try at once would spin."""
+        """Accept. Without free descriptors this fails and the connection stays queued; retrying at once would spin."""
         try:
             return super().get_request()
         except OSError as error:
@@ -115,16 +115,16 @@ class _Server(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if not self.slots.acquire(blocking=False):
-            with contextlib.suppress(OSError):  # on the thread that accepts: nothing here waits
+            with contextlib.suppress(OSError):  # this is the accepting thread: nothing here may block
                 request.setblocking(False)
                 request.send(BUSY)
-                request.recv(65536)  # what is closed unread is reset, and the answer lost
+                request.recv(65536)  # closing with unread data would reset the connection and lose the answer
             self.shutdown_request(request)
             return
         self.reading[request] = time.monotonic() + READ_SECONDS
         try:
             super().process_request(request, client_address)
-        except BaseException:  # no thread to be had
+        except BaseException:  # no thread could be started
             self.reading.pop(request, None)
             self.slots.release()
             raise
@@ -137,7 +137,7 @@ class _Server(ThreadingHTTPServer):
             self.slots.release()
 
     def service_actions(self) -> None:
-        """Several times a second: cut off who is too slow. Its thread then reads the end of the connection."""
+        """Called several times a second: cut off slow clients. Their threads then read the end of the connection."""
         now = time.monotonic()
         for request, until in list(self.reading.items()):
             if now > until:
@@ -146,7 +146,7 @@ class _Server(ThreadingHTTPServer):
                     request.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """To the logger, unless the client has left."""
+        """Log the error, unless the client disconnected."""
         if not isinstance(sys.exception(), ConnectionError):
             logger.exception("the debug server of %s could not answer", self.loop.name)
 
@@ -167,7 +167,7 @@ class _Handler(BaseHTTPRequestHandler):
         ):
             self._answer(403, "not for other pages\n")
             return
-        # What a browser does for another page without an Origin. `none` is an address that somebody has typed.
+        # Requests that a browser makes for another page without an Origin. `none` is an address typed by the user.
         if not {"same-origin", "none"}.issuperset(self.headers.get_all("Sec-Fetch-Site", [])):
             self._answer(403, "not for other pages\n")
             return
@@ -178,17 +178,17 @@ class _Handler(BaseHTTPRequestHandler):
             return
         long = page in _LONG
         if long and not self.server.long.acquire(blocking=False):
-            self._answer(503, f"{MOST_LONG} requests of this kind are being answered\n", Retry_After="5")
+            self._answer(503, f"{MOST_LONG} requests of this kind are already in progress\n", Retry_After="5")
             return
         try:
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the client has left
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the client disconnected
                 page(self, urllib.parse.parse_qs(query))
         finally:
             if long:
                 self.server.long.release()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: a page that asks twice a second would fill the log."""
+        """Log nothing: the page asks twice a second and would fill the log."""
 
     def _answer(self, status: int, content: str | bytes, kind: str = "text/plain; charset=utf-8", **more: str) -> None:
         body = content.encode() if isinstance(content, str) else content
@@ -254,7 +254,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, content, "application/json", Content_Disposition=_saved_as("trace.json"))
 
     def _seconds(self, query: dict[str, list[str]], default: str) -> float | None:
-        """For how long; None if that was answered with an error."""
+        """The requested duration; None if the request was answered with an error."""
         try:
             seconds = float(query.get("seconds", [default])[-1])
         except ValueError:
@@ -304,7 +304,7 @@ def _saved_as(name: str) -> str:
 
 
 def _document() -> tuple[str, str]:
-    """The page, and the policy that allows its own script and style, and no others."""
+    """The page, and the policy that allows its own script and style and no others."""
     html = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
 
     def allowed(tag: str) -> str:
@@ -319,8 +319,8 @@ def _document() -> tuple[str, str]:
 
 
 def variables(loop: Loop) -> dict[str, Any]:
-    """A loop's name, state and figures as what JSON can hold; ``metrics`` is None if it does not measure. Of a loop
-    that measures, the figures say whether it runs or sleeps: the state itself would be of another instant.
+    """A loop's name, state and figures, ready for JSON; ``metrics`` is None if the loop does not measure. If it does,
+    the figures say whether it runs or sleeps, because the loop's state would be of another instant.
     """
     figures = loop.metrics()
     state = loop.state
@@ -335,7 +335,7 @@ def variables(loop: Loop) -> dict[str, Any]:
 
 
 def plain(figures: Any) -> Any:
-    """A dataclass of figures as dictionaries and numbers, histograms left out."""
+    """A dataclass of figures as dictionaries and numbers, without histograms."""
     if not dataclasses.is_dataclass(figures):
         return figures
     names = [field.name for field in dataclasses.fields(figures)]

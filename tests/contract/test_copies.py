@@ -39,7 +39,16 @@ INTERNAL = {
     *("Poller", "Parker", "Target", "TablePoller", "Collector"),  # bases and protocols
     *("EpollPoller", "KqueuePoller", "LockParker", "Watches", "CountingLock", "Latch"),  # of a loop
     *("Fields", "Record"),  # of the kernels: modules of offsets
-    *("Running", "Rejections", "Workers", "Waiters", "Coroutines", "Living", "Sleep", "Once"),  # of a promise, a view, a loop
+    *(
+        "Running",
+        "Rejections",
+        "Workers",
+        "Waiters",
+        "Coroutines",
+        "Living",
+        "Sleep",
+        "Once",
+    ),  # of a promise, a view, a loop
     *("Kernel", "MethodDef", "TwinMethod", "Status", "External", "Darwin", "FreeBSD"),  # of the process
     *("StandIn", "Sited", "Spawning", "Owed"),  # what is scheduled in the place of a callback
     *("Selector", "StreamTransport"),  # of an EventLoop
@@ -93,11 +102,13 @@ def unique(make_loop, tmp_path):
         end.callback(aio.close)
         stream = Stream(aio, 0, None, print)
         clock_loop = make_loop()
+        group = nbloop.LoopGroup(1)
+        end.callback(group.close)
         served = end.enter_context(server.DebugServer(loop, 0))
         made = [
             *(loop, view, promise, eventual, resolve.__self__, Places(view._view, print), producer),
             *(view._view, loop._state, loop._state.base, producer._state, loop.recorder, watchdog, loop._shared),
-            nbloop.LoopExecutor(loop),
+            *(nbloop.LoopExecutor(loop), group, group._state),
             *(js.AbortController(), js.AbortController().signal, js.EventTarget(), view.performance),
             *(aio, aio.call_soon(print), aio.call_later(100, print), VirtualClock(clock_loop), served),
             *(shared.loops()[0], Profiler(), nbloop.EventLoopPolicy(), stream),
@@ -196,7 +207,7 @@ def test_a_promise_within_something_else(loop, make_copy):
 
 
 def test_initialised_once(loop):
-    with pytest.raises(RuntimeError, match="initialised already"):
+    with pytest.raises(RuntimeError, match="already initialised"):
         loop.__init__()
     loop.submit(loop.stop)
     loop.run()

@@ -414,6 +414,7 @@ def hit(number):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remover", ["here", "elsewhere"])
 @pytest.mark.parametrize("adder", ["here", "elsewhere"])
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGCHLD"])
@@ -448,6 +449,7 @@ with Loop() as loop:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remover", ["here", "elsewhere"])
 @pytest.mark.parametrize("adder", ["here", "elsewhere"])
 @pytest.mark.parametrize("before", ["SIG_DFL", "SIG_IGN"])

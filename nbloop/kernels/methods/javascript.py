@@ -1,5 +1,5 @@
 """The JavaScript view's own built-in methods: timers in milliseconds, callback first, with HTML's clamp always on; and
-what the loop has too, but for coroutine functions, which a view spawns.
+what the loop has too, but for coroutine functions, which a view spawns, and in the caller's context (captured.py).
 
 Whether a callback is a coroutine function is seen here, where it is scheduled, because only its view can spawn it. That
 takes a look at its type and, of a function or a method, at the flags of its code; a built-in is none. Python is asked
@@ -35,7 +35,7 @@ def pack_spawning(view: int, arguments: int, rest: int, count: int) -> int:
         spawns = kind != get(view + VIEW.BUILTIN_TYPE)
     if spawns:
         return pack_asked(view, callback, rest, count)
-    return pack(get(view + VIEW.LOOP), callback, rest, count)
+    return pack(get(view + VIEW.LOOP), callback, rest, count, True)
 
 
 @apart
@@ -44,7 +44,7 @@ def pack_asked(view: int, callback: int, rest: int, count: int) -> int:
     found = PyObject_CallOneArg(get(view + VIEW.SPAWNING), callback)
     if found == 0:
         return 0
-    word = pack(get(view + VIEW.LOOP), found, rest, count)
+    word = pack(get(view + VIEW.LOOP), found, rest, count, True)
     Py_DecRef(found)
     return word
 
@@ -71,7 +71,7 @@ def arm_milliseconds(view: int, arguments: int, count: int, repeat: bool) -> int
         delay = nanoseconds(base, get(arguments + 8), 1e6, REFUSED_MILLISECONDS)
         if delay < 0:
             return 0
-    word = pack_spawning(view, arguments, arguments + 16, count - 2)
+    word = pack_spawning(view, arguments, arguments + 16, max(0, count - 2))
     if word == 0:
         return 0
     return arm(base, word, loop_ns(base), delay, delay if repeat else -1, 1, get(arguments))
