@@ -29,7 +29,7 @@ from .scheduling import Producer
 from .waiting import LoopExecutor
 
 if TYPE_CHECKING:
-    from .aio import EventLoop, EventLoopPolicy, new_event_loop, run
+    from .aio import EventLoop, EventLoopPolicy, Worker, new_event_loop, run, serve
 
 __version__ = "0.1.0"
 
@@ -56,14 +56,16 @@ __all__ = [
     "ReentrantCloseError",
     "ReentrantRunError",
     "ReentrantWaitError",
+    "Worker",
     "new_event_loop",
     "run",
+    "serve",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """Import asyncio's view of the loop on first use: programs that do not use it need not wait for asyncio."""
-    if name in ("EventLoop", "EventLoopPolicy", "new_event_loop", "run"):
+    if name in ("EventLoop", "EventLoopPolicy", "Worker", "new_event_loop", "run", "serve"):
         from . import aio
 
         return getattr(aio, name)

@@ -1,4 +1,4 @@
-"""The loop as an asyncio event loop: `run`, `new_event_loop`, `EventLoop`, `EventLoopPolicy`.
+"""The loop as an asyncio event loop: `run`, `serve`, `new_event_loop`, `EventLoop`, `EventLoopPolicy`.
 
 >>> import asyncio, nbloop
 >>> async def main():
@@ -10,5 +10,6 @@
 
 from .loop import EventLoop
 from .runner import EventLoopPolicy, new_event_loop, run
+from .serving import Worker, WorkerGroup, serve
 
-__all__ = ["EventLoop", "EventLoopPolicy", "new_event_loop", "run"]
+__all__ = ["EventLoop", "EventLoopPolicy", "Worker", "WorkerGroup", "new_event_loop", "run", "serve"]
