@@ -3,6 +3,7 @@
 Importing this never turns the GIL on, and imports numba only if the kernels have to be compiled (once per machine).
 """
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from .errors import (
@@ -61,6 +62,8 @@ __all__ = [
     "run",
     "serve",
 ]
+if sys.version_info >= (3, 16):
+    __all__.remove("EventLoopPolicy")
 
 
 def __getattr__(name: str) -> Any:

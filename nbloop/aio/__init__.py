@@ -8,8 +8,28 @@
 'done'
 """
 
+import sys
+from typing import TYPE_CHECKING, Any
+
 from .loop import EventLoop
-from .runner import EventLoopPolicy, new_event_loop, run
+from .runner import new_event_loop, run
 from .serving import Worker, WorkerGroup, serve
 
+if TYPE_CHECKING:
+    from .policy import EventLoopPolicy
+
 __all__ = ["EventLoop", "EventLoopPolicy", "Worker", "WorkerGroup", "new_event_loop", "run", "serve"]
+if sys.version_info >= (3, 16):
+    __all__.remove("EventLoopPolicy")
+
+
+def __getattr__(name: str) -> Any:
+    """The policy, where asyncio has any: what it is made of is deprecated."""
+    if name == "EventLoopPolicy":
+        try:
+            from .policy import EventLoopPolicy
+        except AttributeError:
+            pass
+        else:
+            return EventLoopPolicy
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
