@@ -30,7 +30,7 @@ from .scheduling import Producer
 from .waiting import LoopExecutor
 
 if TYPE_CHECKING:
-    from .aio import EventLoop, EventLoopPolicy, new_event_loop, run
+    from .aio import EventLoop, EventLoopPolicy, Worker, new_event_loop, run, serve
 
 __version__ = "0.1.0"
 
@@ -57,8 +57,10 @@ __all__ = [
     "ReentrantCloseError",
     "ReentrantRunError",
     "ReentrantWaitError",
+    "Worker",
     "new_event_loop",
     "run",
+    "serve",
 ]
 if sys.version_info >= (3, 16):
     __all__.remove("EventLoopPolicy")
@@ -66,7 +68,7 @@ if sys.version_info >= (3, 16):
 
 def __getattr__(name: str) -> Any:
     """Import asyncio's view of the loop on first use: programs that do not use it need not wait for asyncio."""
-    if name in ("EventLoop", "EventLoopPolicy", "new_event_loop", "run"):
+    if name in ("EventLoop", "EventLoopPolicy", "Worker", "new_event_loop", "run", "serve"):
         from . import aio
 
         return getattr(aio, name)

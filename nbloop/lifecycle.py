@@ -51,6 +51,7 @@ from .options import check_timeout
 from .parkers import Parker
 from .readiness import Watches
 from .scheduling import Scheduling
+from .threads import LOOK, begin
 from .unique import Unique
 from .waiting import Waiters
 
@@ -74,7 +75,6 @@ class LoopState(enum.Enum):
 
 
 NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC}
-LOOK = 0.5  # seconds between two checks whether a loop that must end has a thread that ends it
 
 _here = threading.local()  # `loop`: a weak reference to the loop that this thread began to run last
 
@@ -229,6 +229,7 @@ class Lifecycle(Unique, Scheduling):
             raise
         finally:
             _here.loop = outside
+            self._unhook()
 
     def _turn_until_end(self) -> None:
         self._runner = threading.get_ident()
@@ -353,13 +354,13 @@ class Lifecycle(Unique, Scheduling):
             raise ReentrantRunError(f"{self.name}.start() was called from one of its own callbacks")
         thread = threading.Thread(target=body, name=self.name, daemon=True)
         try:
-            thread.start()
+            begin(thread)
             while not entered.wait(LOOK):
                 pass
         except BaseException:
-            if handed:
-                handed.clear()
-            else:
+            try:
+                handed.pop()
+            except IndexError:
                 while not entered.wait(LOOK):
                     pass
                 if not failure:
@@ -485,12 +486,10 @@ class Lifecycle(Unique, Scheduling):
         self._runner = threading.get_ident()
         _here.loop = weakref.ref(self)
         self._refuse_new()
-        drain = turn.drain.bind(self._state)
-        while not self._closing and drain() == turn.ENDED_DRAINED:
-            if self._state.close_handles():
-                time.sleep(0)  # a handle's producer is between its ticket and its announcement
-            elif self._workers is None or not self._workers.finish(closing=False):
-                break
+        try:
+            self._drain()
+        finally:
+            self._unhook()
         if self._closing and self._workers is not None:
             self._workers.finish(closing=True)
         lifetime.drop.bind(self._state)()
@@ -511,6 +510,24 @@ class Lifecycle(Unique, Scheduling):
             self._ended.set()
         for watchdog in list(self._watchdogs):  # one added later checks whether the loop has ended
             watchdog._dismiss()
+
+    def _drain(self) -> None:
+        """Run what was accepted, and end the coroutines."""
+        drain = turn.drain.bind(self._state)
+        while not self._closing and drain() == turn.ENDED_DRAINED:
+            if self._state.close_handles():
+                time.sleep(0)  # a handle's producer is between its ticket and its announcement
+            elif self._workers is not None and self._workers.finish(closing=False):
+                pass
+            elif self._coroutines is None or not self._coroutines.end():
+                break
+        lifetime.interrupt.bind(self._state)(1)  # no microtask is taken from now on, as none would run
+        if self._coroutines is not None:
+            self._coroutines.drop()
+
+    def _unhook(self) -> None:
+        if self._coroutines is not None:
+            self._coroutines.unhook()
 
     def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         # The loop was forgotten, but methods taken from it may live on and keep the state: drop what is queued here.

@@ -1,4 +1,4 @@
-"""The loop as an asyncio event loop: `run`, `new_event_loop`, `EventLoop`, `EventLoopPolicy`.
+"""The loop as an asyncio event loop: `run`, `serve`, `new_event_loop`, `EventLoop`, `EventLoopPolicy`.
 
 >>> import asyncio, nbloop
 >>> async def main():
@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from .loop import EventLoop
 from .runner import new_event_loop, run
+from .serving import Worker, WorkerGroup, serve
 
 if TYPE_CHECKING:
     from .policy import EventLoopPolicy
 
-__all__ = ["EventLoop", "EventLoopPolicy", "new_event_loop", "run"]
+__all__ = ["EventLoop", "EventLoopPolicy", "Worker", "WorkerGroup", "new_event_loop", "run", "serve"]
 if sys.version_info >= (3, 16):
     __all__.remove("EventLoopPolicy")
 
