@@ -147,7 +147,7 @@ def test_refused(unique, make_copy):
 @each_way
 @pytest.mark.parametrize("name", ["__reduce__", "__reduce_ex__"])
 def test_refused_to_subclasses(unique, make_copy, name):
-    """Also to one that reduces itself as `object` would: what is restored would be its words."""
+    """Even a class that reduces itself as `object` would is refused: its words would be restored."""
     for base in (js.Promise, nbloop.Producer, js.JS, nbloop.Loop, js.EventTarget):
 
         class Copied(base):
