@@ -1,7 +1,7 @@
-"""Debug mode: remember where a callback was scheduled, and tell `on_error`.
+"""Debug mode: remember where each callback was scheduled, and pass this to `on_error`.
 
-The stack is taken in the scheduling call, which costs some 5 µs and makes the call a Python function, so it is a mode
-and not the default.
+The scheduling call captures the stack, which costs some 5 µs and makes the call a Python function; so this is a mode,
+not the default.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
 
-_SCHEDULING = {  # of a loop, a producer handle or the JavaScript view: which argument is the callback
+_SCHEDULING = {  # methods of a loop, a producer handle or the JavaScript view: the callback's position
     "submit": 0,
     "submit_internal": 0,
     "schedule_microtask": 0,
@@ -57,7 +57,7 @@ class Sited(StandIn):
 
 
 def remember_sites(target: Any) -> None:
-    """Put a remembering function in front of each scheduling method that `target`'s type has."""
+    """Wrap each scheduling method of `target` in a function that remembers the call site."""
     for name, position in _SCHEDULING.items():
         if hasattr(type(target), name):
             target.__dict__[name] = _remembering(getattr(target, name), position)
@@ -82,7 +82,7 @@ def _remembering_many(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def sited(callbacks: Iterable[Any]) -> list[Any]:
-    """Those that are callable remember the call of the scheduling method in progress."""
+    """The callbacks, wrapped to remember the scheduling call in progress; what is not callable stays as it is."""
     frames = [frame for frame in traceback.extract_stack() if frame.filename != __file__]
     site = traceback.StackSummary.from_list(frames)
     return [Sited(callback, site) if callable(callback) else callback for callback in callbacks]

@@ -1,8 +1,8 @@
-"""What the kernels call in Python: to report, to refuse, to raise an overload, to check_interrupts.
+"""The Python functions that kernels call: to report an exception, refuse a call, signal an overload, check interrupts.
 
-Each hook gets a weak reference to the loop, because the state that holds the hooks may outlive it. A hook that raises
-leaves `run()`: `report` does so for KeyboardInterrupt and SystemExit. `refuse` is where every refused call's exception
-is made, so that the messages are in one place.
+Each hook gets a weak reference to the loop, because the state that holds the hooks may outlive it. An exception of a
+hook leaves `run()`: `report` raises KeyboardInterrupt and SystemExit. `refuse` raises the exception of every refused
+call, so all messages are in one place.
 """
 
 from __future__ import annotations
@@ -28,18 +28,21 @@ logger = logging.getLogger("nbloop")
 
 
 def check_interrupts() -> None:
-    """Nothing, in bytecode: signals, garbage collection, stop-the-world and the GIL's switch are looked at on entry."""
+    """An empty Python function: entering it makes the interpreter check for signals, garbage collection, stop-the-world
+    and the GIL's switch.
+    """
 
 
 def report(of: weakref.ref[Loop], error: BaseException, kind: int, what: Any) -> None:
-    """A callback has raised. Raises on what must leave the loop.
+    """Report the exception of a callback; re-raise it if it must leave the loop.
 
-    There is no other Python frame between this one and the kernel: one that held the error would be in its traceback.
+    There must be no other Python frame between this one and the kernel: a frame that held the error would be in its
+    traceback.
     """
     if isinstance(error, (KeyboardInterrupt, SystemExit)):
         try:
             raise error
-        finally:  # its traceback keeps this frame, which would keep it, and the callback, until a collection
+        finally:  # its traceback keeps this frame, which would keep error and callback alive until a collection
             del error, what
     tell(of(), error, layout.KIND_NAMES[kind], what)
 
@@ -73,14 +76,14 @@ def _callback_of(what: Any) -> tuple[Any, tuple[Any, ...]]:
 
 
 def tell(loop: Loop | None, error: BaseException, kind: str, what: Any) -> None:
-    """What a callback, or the first of a tuple with its arguments, has raised: to `on_error`, or to the logger. Raises
-    KeyboardInterrupt and SystemExit only.
+    """Pass the exception of a callback, or of a tuple of callback and arguments, to `on_error` or to the logger. Raises
+    only KeyboardInterrupt and SystemExit.
     """
     try:
         _tell(loop, error, kind, what)
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException:  # no memory to report with, say: a callback that raises never stops the loop
+    except BaseException:  # such as no memory for a report: an exception of a callback never stops the loop
         with contextlib.suppress(Exception):
             sys.excepthook(*sys.exc_info())
 
@@ -90,7 +93,7 @@ def _tell(loop: Loop | None, error: BaseException, kind: str, what: Any) -> None
     context: dict[str, Any] = {"loop": loop, "kind": kind, "args": args} | debug.described(callback)
     callback = context["callback"]
     message = "%s %r of %s raised"
-    name = loop.name if loop is not None else "no loop that is known"
+    name = loop.name if loop is not None else "an unknown loop"
     if loop is None or loop._on_error is None:
         values: list[object] = [kind, callback, name]
         if "scheduled_at" in context:
@@ -116,8 +119,8 @@ def log(
     level: int = logging.ERROR,
     extra: dict[str, Any] | None = None,
 ) -> None:
-    """To the ``nbloop`` logger, with the loop's name as the record's `loop`. One of its handlers that raises is shown
-    as the interpreter would, and does not stop the loop.
+    """Log to the ``nbloop`` logger, with the loop's name as the record's `loop`. An exception of a logging handler goes
+    to `sys.excepthook`, and does not stop the loop.
     """
     try:
         logger.log(level, message, *args, exc_info=error, extra={"loop": loop} | (extra or {}))
@@ -167,8 +170,8 @@ def warn(of: weakref.ref[Loop]) -> None:
 
 
 def wake_parker(of: weakref.ref[Loop], interruption: BaseException | None = None) -> Callable[[], object] | None:
-    """Wake a loop that sleeps in Python. `interruption` was raised when this was called before. What it returns, unless
-    that is None, the kernel calls when it is done.
+    """Wake a loop that sleeps in Python. `interruption` was raised in an earlier attempt to call this. What it returns,
+    unless it is None, the kernel calls when it is done.
     """
     loop = of()
     if loop is not None and loop._parker is not None:
@@ -178,29 +181,29 @@ def wake_parker(of: weakref.ref[Loop], interruption: BaseException | None = None
     again = signals.raising_soon(interruption)  # the exception of a signal's handler, once more, where it may be raised
     if again is None:
         name = loop.name if loop is not None else "a forgotten loop"
-        log(interruption, "an exception came in the way of a wake-up of %s", name, loop=name)
+        log(interruption, "an exception interrupted a wake-up of %s", name, loop=name)
     return again
 
 
 def renew(of: weakref.ref[Loop]) -> None:
-    """The poller reports a descriptor that was closed before it was unregistered, and that nobody can name any more."""
+    """Rebuild the poller: it reports a descriptor that was closed before it was unregistered, and cannot be removed."""
     loop = of()
     if loop is None:
         return
     with loop._lock:
         try:
             loop._watches.renew()
-        except OSError as error:  # no descriptor left for a new set: again when it speaks again
+        except OSError as error:  # no descriptor free for a new set: try again at its next event
             loop._record["io"]["suspect"] = 1
             log(error, "%s cannot renew its poller", loop.name, loop=loop.name)
 
 
 def refuse(of: weakref.ref[Loop], code: int, culprit: object, error: BaseException | None = None) -> None:
-    """Raise for a refusal; returning means that the call is tried again.
+    """Raise the exception for a refusal; if this returns, the call is retried.
 
-    `error` is what the conversion of `culprit` to a number has raised. Only the interpreter's own is replaced: that it
-    is no number, or too large. What its ``__float__`` or ``__index__`` has raised, or a signal's handler in them, has a
-    frame of Python in its traceback, and is the caller's to see.
+    `error` is the exception of converting `culprit` to a number. Only the interpreter's own errors are replaced: not a
+    number, or too large. An exception of its ``__float__`` or ``__index__``, or of a signal handler in them, has a
+    Python frame in its traceback, and is passed on to the caller.
     """
     if error is not None and (not isinstance(error, (TypeError, OverflowError)) or error.__traceback__ is not None):
         try:
@@ -212,8 +215,8 @@ def refuse(of: weakref.ref[Loop], code: int, culprit: object, error: BaseExcepti
     if code == layout.REFUSED_CLOSED:
         if loop is not None:
             loop._check_fork()
-            # It is finding out whether it may exit. On its own thread that goes on only when this call has ended, and
-            # it needs the lock.
+            # The loop is finding out whether it may exit. It must not wait here if that cannot proceed meanwhile: on
+            # the loop's own thread, or while this thread holds the lock that it needs.
             waits = loop.is_loop_thread() or loop._lock._recursion_count() > 0
             if loop._lifecycle() == layout.RUNNING and not waits:
                 time.sleep(0)
@@ -241,11 +244,11 @@ def refuse(of: weakref.ref[Loop], code: int, culprit: object, error: BaseExcepti
         raise TypeError(which.format("", "", culprit))
     if code == layout.REFUSED_IDENTIFIER:
         if isinstance(error, OverflowError):
-            return  # an int that no id can be: unknown
+            return  # an int too large for an id: unknown
         raise TypeError(f"id must be an int, as the scheduling call returned it, not {culprit!r}")
     if code == layout.REFUSED_SLOTS:
         raise MemoryError(
-            f"{name} has no memory for one more timer, immediate or descriptor, or {layout.SLOT_LIMIT:,} of them"
-            " already; nothing was stored"
+            f"{name} has no memory for another timer, immediate or descriptor, or already has {layout.SLOT_LIMIT:,} of"
+            " them; nothing was stored"
         )
-    raise MemoryError(f"{name} has no memory for one more callback; nothing was stored")
+    raise MemoryError(f"{name} has no memory for another callback; nothing was stored")

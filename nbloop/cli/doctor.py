@@ -85,6 +85,8 @@ def _kernels() -> dict[str, Any]:
     return {
         "mode": status.mode,
         "source": status.source,
+        "target": status.target or None,
+        "why": status.why or None,
         "seconds": round(status.seconds, 4),
         "folder": str(folder) if folder is not None else None,
         "file": str(status.file) if status.file is not None else None,
@@ -279,14 +281,17 @@ def _show(screen: Screen, facts: dict[str, Any]) -> None:
             ("packages", ", ".join(f"{name} {text or 'missing'}" for name, text in facts["versions"].items())),
         ],
     )
-    how = {"cache": "loaded from the cache", "compiler": "compiled by this process"}.get(
-        kernels["source"], "not compiled"
-    )
+    how = {
+        "wheel": "loaded as they were installed",
+        "cache": "loaded from the cache",
+        "compiler": "compiled by this process",
+    }.get(kernels["source"], "not compiled")
     size = f" ({kernels['file_bytes'] / 1024:,.0f} KiB)" if kernels["file_bytes"] is not None else ""
     section(
         "Kernels",
         [
             ("mode", f"{kernels['mode']}, {how}" + (f" in {kernels['seconds'] * 1000:,.0f} ms" if size else "")),
+            *([("for", f"{kernels['target']}: {kernels['why']}")] if kernels["target"] else []),
             ("cache folder", kernels["folder"] or "none"),
             ("file", f"{Path(kernels['file']).name}{size}" if kernels["file"] else "none"),
             *([("problem", kernels["problem"])] if kernels["problem"] else []),

@@ -202,6 +202,8 @@ STATE = record(
         *("none", "report", "refuse", "check_interrupts", "overload", "warn", "waker", "renew", "pressure"),
         *("unawaited", "list_type", "tuple_type", "coroutine_type", "run_in_context"),
     ),
+    # With metrics: what other threads have scheduled and the loop has not moved into its rings yet, by ring.
+    _words("remote_microtasks", "remote_internals", "remote_immediates"),
     _words("stop", "holds"),  # shared: a request to end after this turn; holds that keep an auto-exit loop alive
     _words("sleep", "sleep_deadline"),  # shared: the sleep word (parking.py) and the sleep's deadline
     _words("ready", "ready_retries"),  # shared: stack of producer handles with work
