@@ -137,7 +137,6 @@ class Loop(Descriptors):
         name = name if name is not None else f"nbloop-{next(_numbers)}"
         self.debug = debug
         self._captures = contexts
-        self._children_ignore = False
         self._made = time.monotonic_ns()
         self._on_overload = on_overload
         self._on_error = on_error
