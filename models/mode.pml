@@ -9,7 +9,7 @@
 
    stands for:
      parking.wake a741278ed475
-     parking.wake_sleeper 6f9687d27d82
+     parking.wake_sleeper 45669453c4d4
      parking.wide_awake 76c6a58d4dbc
      turn.wait 8b632d8e442e
      turn.doze 4e7ef7f62841

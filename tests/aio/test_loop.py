@@ -751,3 +751,40 @@ def test_a_ready_handle_is_queued_once(aio):
         assert reads == [b"x"]
         assert aio.core._record["turns"] > turns + 10
         aio.remove_reader(a)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
+@pytest.mark.parametrize("ask", ["asyncio.get_running_loop()", "native"])
+def test_the_handler_of_a_runner_does_not_outlive_its_task(run_script, ask):
+    """It is not given back when the loops let go of SIGINT after the Runner's end, and keeps no task. While the task
+    runs it is.
+    """
+    code = f"""
+        import asyncio, gc, signal, weakref, nbloop
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        native = nbloop.Loop()
+        async def main():
+            loop, runners = {ask}, signal.getsignal(signal.SIGINT)
+            for _ in range(2):
+                loop.add_signal_handler(signal.SIGINT, print)
+                assert signal.getsignal(signal.SIGINT) is not runners
+                loop.remove_signal_handler(signal.SIGINT)
+                assert signal.getsignal(signal.SIGINT) is runners
+            loop.add_signal_handler(signal.SIGINT, print)
+            return weakref.ref(asyncio.current_task())
+        task = nbloop.run(main())
+        native.close()
+        print(signal.getsignal(signal.SIGINT) is signal.default_int_handler, gc.collect() and task())
+    """
+    assert run_script(code) == "True None\n"
+
+
+def test_nest_asyncio_is_refused_at_once(aio):
+    """Before it has replaced anything of the class: its own question is answered by why not."""
+    before = dict(vars(type(aio)))
+    with pytest.raises(RuntimeError, match="nest_asyncio cannot patch"):
+        hasattr(aio, "_nest_patched")
+    nest = pytest.importorskip("nest_asyncio")
+    with pytest.raises(RuntimeError, match="nest_asyncio cannot patch"):
+        nest._patch_loop(aio)
+    assert dict(vars(type(aio))) == before

@@ -7,10 +7,11 @@ import os
 import signal
 import threading
 import time
+import weakref
 
 import pytest
 
-from nbloop import FastPathMode, IOEvents, Loop, LoopTerminatedError, signals
+from nbloop import FastPathMode, IOEvents, Loop, LoopTerminatedError, hooks, signals
 from nbloop.kernels.build import object_cache
 
 CTRL_C = """
@@ -815,3 +816,46 @@ assert signal.getsignal(number) is old
 until(lambda: threads() == before)
 """
     )
+
+
+@pytest.mark.parametrize("error", ["KeyboardInterrupt", "SystemExit", "ValueError"])
+def test_an_exception_in_the_middle_of_a_wake_up(run_script, error):
+    """What a signal's handler raises there comes out of the program's next line, and the wake-up is made. Only a loop
+    that sleeps in Python is woken by Python.
+    """
+    run_script(
+        HELPERS
+        + f"""
+loop, ran = Loop(), []
+loop.start()
+until(lambda: loop.state is LoopState.SLEEPING)
+wake, raised = loop._parker.wake, []
+
+def interrupted():
+    if not raised:
+        raised.append({error}("of a handler"))
+        raise raised[0]
+    wake()
+
+loop._parker.wake = interrupted
+try:
+    loop.submit(ran.append, 1)
+    for _ in range(1000):
+        pass
+    raise AssertionError("it was swallowed")
+except {error} as error:
+    assert error is raised[0]
+until(lambda: ran)
+assert not signals._interruptions
+loop.shutdown()
+""",
+        NBLOOP_PARK="lock",
+    )
+
+
+def test_an_exception_that_another_thread_raises_in_a_wake_up(elsewhere, caplog):
+    """There is nowhere to raise it: it is logged."""
+    loop = Loop()
+    elsewhere(hooks.wake_parker, weakref.ref(loop), ValueError("of another thread"))
+    loop.close()
+    assert [record.exc_info[1].args for record in caplog.records] == [("of another thread",)]
