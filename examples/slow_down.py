@@ -1,8 +1,8 @@
-"""A producer that is faster than its loop, and slows down when it is told to.
+"""A producer that is faster than its loop, and slows down on request.
 
 Without backpressure the queue grows for as long as the producer runs. `ingress_limit` would refuse tasks; here the loop
-says when its backlog crosses a mark, and the producer waits on an event meanwhile: nothing is refused, nothing is
-lost, and memory stays bounded by the high mark and what producers submit between two turns.
+reports when its backlog crosses a mark, and the producer waits on an event meanwhile: nothing is refused, nothing is
+lost, and memory stays bounded by the high mark plus what producers submit between two turns.
 
     python examples/slow_down.py [WAITS]
 
@@ -49,7 +49,7 @@ with nbloop.Loop(on_pressure=on_pressure, pressure_high=4_000, pressure_low=500,
             go_on.wait()
 
 figures = loop.metrics()
-assert figures is not None  # it was asked for
+assert figures is not None  # the loop was made with metrics=True
 assert done == n
 assert crossings == ["high", "low"] * (len(crossings) // 2)
 print(f"{done} tasks done, the producer waited {waits} times; at most {figures.queue_max.ingress} waited at once")

@@ -90,6 +90,7 @@ class Lifecycle(Unique, Scheduling):
     """The part of a `Loop` that concerns its life."""
 
     debug: bool
+    _children_ignore = False  # of its signals: see signals.Target
     _recorder: Recorder | None
     _shared: SharedBlock | None
 
@@ -229,6 +230,7 @@ class Lifecycle(Unique, Scheduling):
             raise
         finally:
             _here.loop = outside
+            self._unhook()
 
     def _turn_until_end(self) -> None:
         self._runner = threading.get_ident()
@@ -485,12 +487,10 @@ class Lifecycle(Unique, Scheduling):
         self._runner = threading.get_ident()
         _here.loop = weakref.ref(self)
         self._refuse_new()
-        drain = turn.drain.bind(self._state)
-        while not self._closing and drain() == turn.ENDED_DRAINED:
-            if self._state.close_handles():
-                time.sleep(0)  # a handle's producer is between its ticket and its announcement
-            elif self._workers is None or not self._workers.finish(closing=False):
-                break
+        try:
+            self._drain()
+        finally:
+            self._unhook()
         if self._closing and self._workers is not None:
             self._workers.finish(closing=True)
         lifetime.drop.bind(self._state)()
@@ -511,6 +511,24 @@ class Lifecycle(Unique, Scheduling):
             self._ended.set()
         for watchdog in list(self._watchdogs):  # one added later checks whether the loop has ended
             watchdog._dismiss()
+
+    def _drain(self) -> None:
+        """Run what was accepted, and end the coroutines."""
+        drain = turn.drain.bind(self._state)
+        while not self._closing and drain() == turn.ENDED_DRAINED:
+            if self._state.close_handles():
+                time.sleep(0)  # a handle's producer is between its ticket and its announcement
+            elif self._workers is not None and self._workers.finish(closing=False):
+                pass
+            elif self._coroutines is None or not self._coroutines.end():
+                break
+        lifetime.interrupt.bind(self._state)(1)  # no microtask is taken from now on, as none would run
+        if self._coroutines is not None:
+            self._coroutines.drop()
+
+    def _unhook(self) -> None:
+        if self._coroutines is not None:
+            self._coroutines.unhook()
 
     def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         # The loop was forgotten, but methods taken from it may live on and keep the state: drop what is queued here.

@@ -17,6 +17,8 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from . import debug as _debug
 from . import hooks
 from . import signals as _signals
@@ -24,6 +26,7 @@ from .descriptors import Descriptors
 from .errors import LoopOverloadedError, LoopTerminatedError
 from .kernels.base import layout
 from .kernels.calls.captured import RUN_IN_CONTEXT
+from .kernels.methods import lifetime
 from .kernels.state.state import make_handle_state, make_loop_state
 from .options import (
     FastPathMode,
@@ -40,7 +43,7 @@ from .scheduling import Callback, Producer
 from .waiting import refuse_own_thread, send, wait
 
 if TYPE_CHECKING:
-    from .js import Promise
+    from .js import AbortSignal, Promise
     from .observe import Metrics
     from .observe.recorder import Recorder
     from .observe.watchdog import Blockage, Watchdog
@@ -72,6 +75,7 @@ class Loop(Descriptors):
     ready producer handles together (default: 8 * `ingress_budget`, at most `ingress_limit`), and `on_pressure("low")`
     once when no more than `pressure_low` do (default: half of that), so that producers can slow down; `recorder`, a
     power of two from 64 to 16,777,216, how many of the last events are remembered (`Loop.recorder`), by default none;
+    `workers`, from 1 to 32,768, the most threads that `promisify` uses at once (default: ``min(32, cores + 4)``);
     `contexts`, to run each callback in a copy of the context of the call that scheduled it (PEP 567), where by default
     all of them share the context of the loop's thread.
 
@@ -100,6 +104,7 @@ class Loop(Descriptors):
         pressure_high: int | None = None,
         pressure_low: int | None = None,
         recorder: int | None = None,
+        workers: int | None = None,
         contexts: bool = False,
     ) -> None:
         if "_state" in self.__dict__:
@@ -116,6 +121,8 @@ class Loop(Descriptors):
             check_int("ingress_limit", ingress_limit, 1, (layout.CHUNK_LIMIT - 512) * chunk_size)
         marks = check_pressure(on_pressure, pressure_high, pressure_low, ingress_budget, ingress_limit)
         check_recorder(recorder)
+        if workers is not None:
+            check_int("workers", workers, 1, 1 << 15)
         for option, value in (
             ("auto_exit", auto_exit),
             ("clamp_nested_timers", clamp_nested_timers),
@@ -134,6 +141,7 @@ class Loop(Descriptors):
         self._on_overload = on_overload
         self._on_error = on_error
         self._on_pressure = on_pressure
+        self._most_workers = workers
         self._shared = None
         self._block = None if (measuring := check_metrics(metrics)) is False else self._make_block(name, measuring)
         self._recorder = None
@@ -191,7 +199,13 @@ class Loop(Descriptors):
             return None
         from .observe import block
 
-        return block.snapshot(self._block)
+        return block.snapshot(self._block, self._waiting)
+
+    def _waiting(self) -> list[int]:
+        """How much waits now, as `Queues` has it."""
+        lengths = np.zeros(4, np.int64)
+        lifetime.waiting.bind(self._state)(lengths, list(self._state.handles.values()))
+        return [int(length) for length in lengths]
 
     def watch(self, threshold: float, on_blocked: Callable[[Blockage], object] | None = None) -> Watchdog:
         """Report a callback that does not return within `threshold` seconds (0.001 to 1e6), while it still runs.
@@ -210,23 +224,37 @@ class Loop(Descriptors):
         """The loop's flight recorder (`nbloop.observe.recorder.Recorder`); None without ``recorder=``. Any thread."""
         return self._recorder
 
-    def promisify(self, function: Callable[..., Any], /, *args: object) -> Promise[Any]:
+    def promisify(
+        self,
+        function: Callable[..., Any],
+        /,
+        *args: object,
+        signal: AbortSignal | None = None,
+        timeout: float | None = None,
+    ) -> Promise[Any]:
         """Run ``function(*args)`` on a worker thread; returns a promise of its outcome, which always settles
         (`nbloop.js`).
 
-        Truly parallel on free-threaded builds, at most ``min(32, cores + 4)`` at once. `shutdown()` waits for running
+        Truly parallel on free-threaded builds, at most ``Loop(workers=)`` at once. `shutdown()` waits for running
         functions and runs the handlers (if `function` itself calls it, it only requests the end); `close()` rejects
         with `LoopTerminatedError`, and so does a call after the end has begun. Any thread.
+
+        If `signal` (`nbloop.js.AbortSignal`) is aborted first, the promise is rejected with its reason; after
+        `timeout` seconds it is rejected with a TimeoutError. Nothing interrupts the function: it goes on, and its
+        outcome is dropped. A function that has not begun by then never will. With either argument, do not call it in a
+        signal handler. Raises TypeError, ValueError.
         """
         self._check_fork()
         if not callable(function):
             raise TypeError(f"function must be callable, not {function!r}")
+        if timeout is not None:
+            check_timeout(timeout)
         with self._lock:
             if self._workers is None:
                 from .js.promisify import Workers  # the only place where the loop depends on the view above it
 
                 self._workers = Workers(self)
-        return self._workers.run(function, args)
+        return self._workers.run(function, args, signal, timeout)
 
     def call[T](self, fn: Callable[..., T], /, *args: object, timeout: float | None = None) -> T:
         """Run ``fn(*args)`` on the loop's thread and wait for it; returns its result, or raises its exception.

@@ -242,6 +242,16 @@ class AbortSignal(EventTarget):
         return f"<AbortSignal {f'aborted {self._reason!r}' if self._aborted else 'not aborted'}>"
 
 
+def limited(js: JS, signal: AbortSignal | None, ms: float | None) -> AbortSignal | None:
+    """The signal of the arguments ``signal=`` and ``timeout=``: aborted with the first of them. None for neither."""
+    if signal is not None and not isinstance(signal, AbortSignal):
+        raise TypeError(f"signal must be an AbortSignal or None, not {signal!r}")
+    if ms is None:
+        return signal
+    expires = AbortSignal.timeout(js, check_milliseconds("timeout", ms))
+    return expires if signal is None else AbortSignal.any([signal, expires])
+
+
 def _unlink(identifier: int, sources: list[weakref.ref[AbortSignal]]) -> None:
     """Make the sources forget a dependent that was aborted or collected."""
     for held in sources:

@@ -84,6 +84,11 @@ class _Entry:
         self.removed = False
 
 
+def check_target(value: object) -> None:
+    if not isinstance(value, EventTarget):
+        raise TypeError(f"target must be an EventTarget, not {value!r}")
+
+
 def _call_here(callback: Listener, event: Event) -> None:
     result = callback(event)
     if isinstance(result, CoroutineType):

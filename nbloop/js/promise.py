@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 from .. import hooks
 from ..errors import LoopTerminatedError
+from ..kernels.base import layout
 from ..kernels.base.kernel import method
 from ..kernels.promises import reactions
 from ..kernels.promises.classes import Eventual, Places, Resolver, View, make_view
@@ -51,6 +52,14 @@ class RejectedError(Exception):
     def reason(self) -> object:
         """What the promise was rejected with."""
         return self.args[0]
+
+
+class CancelledError(BaseException):
+    """Raised where a coroutine waits, to end it: by a group that has failed, by a time-out, or because its loop ends.
+
+    It is not an `Exception`, so that a handler of those does not keep the coroutine from its end. A promise that is
+    rejected with it is not reported as an unhandled rejection.
+    """
 
 
 class Promise[T](Eventual):
@@ -455,6 +464,24 @@ def reason_as_exception(holder: Promise[Any] | AbortSignal, reason: Any) -> Base
     return reason.with_traceback(holder._traceback)
 
 
+class Owed:
+    """A callback that does something else if it never runs: if the loop refuses it, or drops it at its end."""
+
+    __slots__ = ("_dropped", "_run")
+
+    def __init__(self, run: Callable[[], object], dropped: Callable[[], object]) -> None:
+        self._run = run
+        self._dropped: Callable[[], object] | None = dropped
+
+    def __call__(self) -> None:
+        self._dropped = None
+        self._run()
+
+    def __del__(self) -> None:
+        if self._dropped is not None:
+            self._dropped()
+
+
 class Rejections:
     """HostPromiseRejectionTracker (27.2.1.9): reports, once, each rejection that has no handler by the end of its
     checkpoint.
@@ -468,26 +495,37 @@ class Rejections:
     def note(self, promise: Promise[Any]) -> None:
         """Note that a promise was rejected before it had a handler. Any thread."""
         self._noted.append(promise)
-        try:
-            self._js.loop.schedule_checkpoint_end(self._notify)
-        except LoopTerminatedError:  # it will not be reported, so do not keep it
-            with contextlib.suppress(ValueError):  # the last checkpoint has just reported it
-                self._noted.remove(promise)
+        with contextlib.suppress(LoopTerminatedError):
+            self._js.loop.schedule_checkpoint_end(Owed(self._notify, self._notify_at_end))
+
+    def _notify_at_end(self) -> None:
+        """No checkpoint comes any more in which something could handle them: log them. Any thread."""
+        with contextlib.suppress(IndexError):  # none is left
+            while True:
+                self._tell(self._noted.popleft(), None)
 
     def _notify(self) -> None:
         """At the end of a checkpoint (HTML, 'notify about rejected promises'), report the promises noted by then. A
         promise that is rejected meanwhile gets its own checkpoint, whose microtasks may handle it.
         """
         for _ in range(len(self._noted)):
-            promise = self._noted.popleft()
-            if hasattr(promise, "_handled"):
-                continue
-            promise._handled = True  # reported: a handler added later changes nothing
-            if self._report is not None:
-                self._report(promise._value, promise)
-                continue
-            reason = promise._value
-            error = reason if isinstance(reason, BaseException) else None
-            made = f"\nmade at:\n{promise._site}" if hasattr(promise, "_site") else ""
-            name = self._js.loop.name
-            hooks.log(error, "unhandled rejection in %s: %r%s", name, reason, made, loop=name)
+            self._tell(self._noted.popleft(), self._report)
+
+    def _tell(self, promise: Promise[Any], report: Callable[[Any, Promise[Any]], object] | None) -> None:
+        """Report it, without `report` to the logger: unless it is handled, or only says that something was cancelled or
+        that this loop ends.
+        """
+        if hasattr(promise, "_handled"):
+            return
+        promise._handled = True  # reported: a handler added later changes nothing
+        reason = promise._value
+        loop = self._js.loop
+        ending = isinstance(reason, LoopTerminatedError) and loop._lifecycle() >= layout.TERMINATING
+        if ending or isinstance(reason, CancelledError):
+            return
+        if report is not None:
+            report(reason, promise)
+            return
+        error = reason if isinstance(reason, BaseException) else None
+        made = f"\nmade at:\n{promise._site}" if hasattr(promise, "_site") else ""
+        hooks.log(error, "unhandled rejection in %s: %r%s", loop.name, reason, made, loop=loop.name)

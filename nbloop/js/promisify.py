@@ -33,11 +33,14 @@ from ..kernels.promises.classes import Resolver
 from ..lifecycle import LoopState
 from ..lock import CountingLock
 from ..threads import aside
+from .abort import limited
 from .promise import Promise
 from .view import JS
+from .waits import unlinked
 
 if TYPE_CHECKING:
     from ..loop import Loop
+    from .abort import AbortSignal
 
 MOST = min(32, (os.process_cpu_count() or 1) + 4)  # threads, as many as `concurrent.futures` would make
 
@@ -47,16 +50,24 @@ _at_work = threading.local()  # `of`: the `Workers` whose function this thread i
 class _Job:
     """A function to run, and the resolver of its promise."""
 
-    __slots__ = ("arguments", "context", "function", "resolver", "workers")
+    __slots__ = ("arguments", "context", "function", "resolver", "signal", "unlink", "workers")
 
     def __init__(
-        self, workers: Workers, resolver: Resolver, function: Callable[..., Any], arguments: tuple[object, ...]
+        self,
+        workers: Workers,
+        resolver: Resolver,
+        function: Callable[..., Any],
+        arguments: tuple[object, ...],
+        signal: AbortSignal | None,
     ) -> None:
         self.context = copy_context()  # the caller's, as of asyncio.to_thread
         self.workers = workers
         self.resolver = resolver
         self.function = function
         self.arguments = arguments
+        self.signal = signal
+        # An abort settles the promise. The function that runs goes on, one that has not begun never will.
+        self.unlink = unlinked if signal is None else signal.on_abort(resolver.reject)
 
     def run(self) -> None:
         """Called on a worker's thread, where no signal handler runs."""
@@ -64,10 +75,14 @@ class _Job:
             return
         _at_work.of = self.workers
         try:
+            if self.signal is not None:
+                self.signal.throw_if_aborted()
             settle = partial(self.resolver.resolve, self.context.run(self.function, *self.arguments))
         except BaseException as error:
             settle = partial(self.resolver.reject, error)
+        self.unlink()
         del self.function, self.arguments, self.context
+        self.signal, self.unlink = None, unlinked
         self.workers.settle(self, settle)
         _at_work.of = None
         del self, settle  # the traceback of an exception keeps this frame, which would keep the promise
@@ -90,6 +105,7 @@ class Workers:
         self._loop = weakref.ref(loop)
         self._js = JS(loop)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._most = MOST if loop._most_workers is None else loop._most_workers
         self._threads = 0
         self.unsettled: dict[_Job, None] = {}
         self._outcomes: deque[Iterator[object]] = deque()  # outcomes that the ending loop refused
@@ -98,10 +114,18 @@ class Workers:
         self._ended = False
         self._hold = lifetime.hold.bind(loop._state)  # a worker at work keeps an auto-exit loop alive
 
-    def run(self, function: Callable[..., Any], args: tuple[object, ...]) -> Promise[Any]:
-        """Start a function. Any thread, also in signal handlers."""
+    def run(
+        self,
+        function: Callable[..., Any],
+        args: tuple[object, ...],
+        signal: AbortSignal | None,
+        timeout: float | None,
+    ) -> Promise[Any]:
+        """Start a function. Any thread; without `signal` and `timeout` also in signal handlers."""
+        if signal is not None or timeout is not None:
+            signal = limited(self._js, signal, None if timeout is None else timeout * 1e3)
         promise: Promise[Any] = Promise(self._js)
-        job = _Job(self, Resolver(promise), function, args)
+        job = _Job(self, Resolver(promise), function, args, signal)
         refusal: Exception = LoopTerminatedError("the loop has terminated or is about to")
         with self._lock:
             loop = self._loop()
@@ -114,6 +138,7 @@ class Workers:
                 if self._threads:
                     self._accept(job)
                     return promise
+        job.unlink()
         job.resolver.reject(refusal)
         return promise
 
@@ -121,7 +146,7 @@ class Workers:
         """Start another thread, if all existing ones may be busy. This precedes the job: if a signal handler raised in
         between, a job without a thread would wait for ever.
         """
-        if len(self.unsettled) >= self._threads < MOST:
+        if len(self.unsettled) >= self._threads < self._most:
             _thread.start_new_thread(_work, (self._jobs, self._name))
             self._threads += 1
 
@@ -193,4 +218,5 @@ class Workers:
             while True:
                 job, _ = self.unsettled.popitem()
                 self._hold(-1)
+                job.unlink()
                 job.resolver.reject(LoopTerminatedError("the loop was closed"))

@@ -8,7 +8,7 @@ loop may have several.
 from __future__ import annotations
 
 import concurrent.futures
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
 from functools import partial
 from typing import Any, overload
 
@@ -17,13 +17,17 @@ from ..kernels.base.kernel import bound
 from ..kernels.methods import javascript as kernels
 from ..kernels.promises.classes import Resolver
 from ..loop import Loop
+from ..options import check_milliseconds
 from ..unique import Unique
 from . import combinators
-from .abort import AbortSignal
+from .abort import AbortSignal, limited
 from .coroutines import spawn, spawning
+from .events import Event, EventTarget, check_target
 from .performance import Performance
 from .promise import AnyFuture, Promise, Rejections, adopt_future, rejected, resolved, settle_by, view_of
+from .scopes import Group, Timeout
 from .tasks import is_future
+from .waits import Events, Once, Queue, Sleep, interval
 
 type Callback = Callable[..., object]
 
@@ -84,11 +88,68 @@ class JS(Unique):
     def next_tick(self, callback: Callback, /, *args: object) -> None:
         """`Loop.schedule_next_tick`, for coroutine functions too."""
 
-    def sleep(self, ms: float) -> Promise[None]:
-        """A promise, fulfilled with None after `ms` milliseconds."""
+    def sleep(self, ms: float, *, signal: AbortSignal | None = None, timeout: float | None = None) -> Promise[None]:
+        """A promise, fulfilled with None after `ms` milliseconds.
+
+        It is rejected, and its timer is cancelled, when `signal` is aborted (with its reason) or when `timeout`
+        milliseconds are over (with a TimeoutError) before; with `LoopTerminatedError` when the loop ends first. O(1)
+        but for the timer.
+        """
+        limit = signal if signal is None and timeout is None else limited(self, signal, timeout)
         promise: Promise[None] = Promise(self)
-        self.set_timeout(Resolver(promise).resolve, ms)
+        if limit is not None and limit.aborted:
+            promise._reject(limit.reason)
+        else:
+            Sleep(self, promise).begin(ms, limit)
         return promise
+
+    def timeout(self, ms: float) -> Timeout:
+        """``async with js.timeout(ms):`` limits the time of its block to `ms` milliseconds, as `asyncio.timeout` does:
+        what the block awaits then is interrupted, and TimeoutError leaves the block (`Timeout`).
+
+        To limit a single operation that takes a signal, and to share a limit, there is `AbortSignal.timeout`. Raises
+        TypeError, ValueError; RuntimeError on entry outside of coroutines of `spawn`.
+        """
+        return Timeout(self, ms)
+
+    def group(self) -> Group:
+        """``async with js.group() as g:`` waits for all coroutines that ``g.spawn`` starts; the first that fails
+        cancels the others, and an `ExceptionGroup` leaves the block, as of `asyncio.TaskGroup` (`Group`). Raises
+        RuntimeError on entry outside of coroutines of `spawn`.
+        """
+        return Group(self)
+
+    def queue(self) -> Queue[Any]:
+        """A queue from any thread into coroutines of this loop, with an end (`Queue`)."""
+        return Queue(self)
+
+    def interval(self, ms: float) -> AsyncGenerator[None]:
+        """``async for _ in js.interval(ms):`` runs its block every `ms` milliseconds, counted as by `set_interval` from
+        when the iteration begins, until it is left. A block that takes longer than that is run again at once, and the
+        times that it has missed meanwhile are one. Raises TypeError, ValueError.
+        """
+        return interval(self, check_milliseconds("ms", ms))
+
+    def once(self, target: EventTarget, type: str, *, signal: AbortSignal | None = None) -> Promise[Event]:
+        """A promise for the next event of a type. An aborted `signal` rejects it with its reason, and nothing listens
+        any more. The event may be dispatched on any thread. Raises TypeError.
+        """
+        check_target(target)
+        limit = limited(self, signal, None)
+        promise: Promise[Event] = Promise(self)
+        if limit is not None and limit.aborted:
+            promise._reject(limit.reason)
+        else:
+            Once(promise, target, type).begin(limit)
+        return promise
+
+    def on(self, target: EventTarget, type: str, *, signal: AbortSignal | None = None) -> Events:
+        """``async for event in js.on(target, type):`` runs its block for each event of a type that is dispatched from
+        now on, on any thread. Events that come meanwhile wait; none is lost. An aborted `signal` ends it with its
+        reason. It listens until `Events.aclose`, or until nobody refers to it any more. Raises TypeError.
+        """
+        check_target(target)
+        return Events(self, target, type, limited(self, signal, None))
 
     def promise(self, executor: Callable[[Callable[..., None], Callable[..., None]], object]) -> Promise[Any]:
         """``executor(resolve, reject)`` runs now; an exception in it rejects (ECMAScript 27.2.3.1)."""
@@ -169,6 +230,4 @@ class JS(Unique):
         """
         if not isinstance(coroutine, Coroutine):
             raise TypeError(f"spawn takes a coroutine, not {coroutine!r}")
-        if signal is not None and not isinstance(signal, AbortSignal):
-            raise TypeError(f"signal must be an AbortSignal or None, not {signal!r}")
-        return spawn(self, coroutine, signal)
+        return spawn(self, coroutine, limited(self, signal, None))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,12 +104,15 @@ def copy(block: Words) -> Any:
     return target.view(layout.LIVE.dtype)[0]
 
 
-def snapshot(block: Words) -> Metrics:
-    """The figures of a block. Any thread, any process. Some 100 µs."""
+def snapshot(block: Words, waiting: Callable[[], Sequence[int]] | None = None) -> Metrics:
+    """The figures of a block. `waiting` says what waits in each queue now; without it, which is in other processes,
+    `queue_current` is what the loop last wrote there. Any thread, any process. Some 100 µs.
+    """
     record = block.view(layout.BLOCK.dtype)[0]
     multiplier = int(record["multiplier"])
     ticks, ns = _now(record)  # before the copy, so that the busy time of a callback in progress never shrinks
     live = copy(block)
+    current = live["current"] if waiting is None else waiting()
 
     def seconds(duration: int) -> float:
         return (int(duration) * multiplier >> meter.MULTIPLIER_BITS) / 1e9
@@ -119,14 +123,13 @@ def snapshot(block: Words) -> Metrics:
         busy += max(0, ticks - int(live["mark"]))
         since = ns / 1e9 - seconds(max(0, ticks - int(live["now"])))
         running = Running(layout.KIND_NAMES[int(live["running"]) - 1], since)
-    current, most = ([int(v) for v in live[name]] for name in ("current", "max"))
     return Metrics(
         time=ns / 1e9,
         tps=_rate(live, ticks // int(record["bucket_ticks"])),
         latency=Quantiles.of(_histogram(live["latency"])),
         delay=Quantiles.of(_histogram(live["delay"])),
-        queue_current=Queues(*current),
-        queue_max=Queues(*most),
+        queue_current=Queues(*(int(length) for length in current)),
+        queue_max=Queues(*(max(int(most), int(length)) for most, length in zip(live["max"], current, strict=True))),
         queue_ema=Queues(*(float(v) / _ALPHA_BITS for v in live["ema"])),
         turns=int(live["turns"]),
         wakes_sent=int(live["wakes_sent"]),

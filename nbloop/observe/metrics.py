@@ -145,16 +145,16 @@ class Quantiles:
 
 @dataclass(frozen=True)
 class Queues[N: (int, float)]:
-    """One figure per kind of queue, sampled by the loop."""
+    """One figure per kind of queue."""
 
     ingress: N
-    """The submit queue plus the queues of all producer handles that have work, at the start of a turn."""
+    """The submit queue plus the queues of all producer handles. Sampled at the start of a turn."""
     internal: N
-    """`submit_internal`, at the start of a turn."""
+    """`submit_internal`. Sampled at the start of a turn."""
     microtask: N
-    """Next-ticks and microtasks, at the start of a checkpoint that had any, and then 0 at the start of a turn."""
+    """Next-ticks and microtasks. Sampled at the start of a checkpoint that has any."""
     immediate: N
-    """Immediates (the check phase's queue), at the start of a turn."""
+    """Immediates (the check phase's queue). Sampled at the start of a turn."""
 
 
 @dataclass(frozen=True)
@@ -189,9 +189,11 @@ class Metrics:
     wait, every eighth is stamped and counts as 8.
     """
     queue_current: Queues[int]
-    """The last sample."""
+    """What waits now, also while the loop is idle or a callback hangs. Read from another process: what waited when the
+    loop last began or ended a turn.
+    """
     queue_max: Queues[int]
-    """The largest sample ever."""
+    """The largest sample ever, or what waits now if that is more."""
     queue_ema: Queues[float]
     """Exponential moving average of the samples, alpha 0.1, starting at the first sample."""
     turns: int

@@ -72,7 +72,7 @@ class LoopCollector(Collector):
                 histogram = getattr(figures, name).histogram
                 histograms.add_metric([loop], buckets(histogram), sum_value=histogram.sum)
             yield histograms
-        depths = GaugeMetricFamily("nbloop_queue_depth", "Waiting at the start of a turn", labels=["loop", "queue"])
+        depths = GaugeMetricFamily("nbloop_queue_depth", "What waits now", labels=["loop", "queue"])
         most = GaugeMetricFamily("nbloop_queue_depth_max", "The largest depth so far", labels=["loop", "queue"])
         for loop, figures in taken:
             for queue in ("ingress", "internal", "microtask", "immediate"):

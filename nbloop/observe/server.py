@@ -43,6 +43,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Self
 
 from ..errors import NbloopError
+from ..lifecycle import LoopState
 from ..lock import Latch
 from ..threads import begin
 from ..unique import Unique
@@ -337,11 +338,16 @@ def _document() -> tuple[str, str]:
 
 
 def variables(loop: Loop) -> dict[str, Any]:
-    """A loop's name, state and figures, ready for JSON; ``metrics`` is None if the loop does not measure."""
+    """A loop's name, state and figures, ready for JSON; ``metrics`` is None if the loop does not measure. If it does,
+    the figures say whether it runs or sleeps, because the loop's state would be of another instant.
+    """
     figures = loop.metrics()
+    state = loop.state
+    if figures is not None and state in (LoopState.RUNNING, LoopState.SLEEPING):
+        state = LoopState.SLEEPING if figures.running is None else LoopState.RUNNING
     return {
         "name": loop.name,
-        "state": loop.state.value,
+        "state": state.value,
         "metrics": None if figures is None else plain(figures),
         "contention": plain(contention.totals(loop)),
     }

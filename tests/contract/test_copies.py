@@ -39,10 +39,20 @@ INTERNAL = {
     *("Poller", "Parker", "Target", "TablePoller", "Collector"),  # bases and protocols
     *("EpollPoller", "KqueuePoller", "LockParker", "Watches", "CountingLock", "Latch"),  # of a loop
     *("Fields", "Record"),  # of the kernels: modules of offsets
-    *("Running", "Rejections", "Workers", "Waiters", "Coroutines"),  # of a promise, a view, a loop
+    *(
+        "Running",
+        "Rejections",
+        "Workers",
+        "Waiters",
+        "Coroutines",
+        "Living",
+        "Sleep",
+        "Once",
+    ),  # of a promise, a view, a loop
     *("Kernel", "MethodDef", "TwinMethod", "Status", "External", "Darwin", "FreeBSD"),  # of the process
-    *("StandIn", "Sited", "Spawning"),  # what is scheduled in the place of a callback
+    *("StandIn", "Sited", "Spawning", "Owed"),  # what is scheduled in the place of a callback
     *("Selector", "StreamTransport"),  # of an EventLoop
+    *("Listeners", "Front", "Back"),  # of a WorkerGroup: sockets and locks, which refuse by themselves
     "LoopCollector",  # has a loop, and a name
     "Clock",  # two numbers of the machine's
 }
@@ -75,6 +85,7 @@ each_way = pytest.mark.parametrize("make_copy", COPIES.values(), ids=COPIES)
 @pytest.fixture
 def unique(make_loop, tmp_path):
     """One of each class that refuses, by class."""
+    from nbloop.aio import Queue, WorkerGroup
     from nbloop.aio.transports import Stream
     from nbloop.kernels.promises.classes import Eventual
     from nbloop.observe import server, shared
@@ -95,11 +106,15 @@ def unique(make_loop, tmp_path):
         clock_loop = make_loop()
         group = nbloop.LoopGroup(1)
         end.callback(group.close)
+        workers = WorkerGroup("workers")
+        workers._add(nbloop.new_event_loop())
+        end.callback(workers._waiting.close)
+        end.callback(workers._close)
         served = end.enter_context(server.DebugServer(loop, 0))
         made = [
             *(loop, view, promise, eventual, resolve.__self__, Places(view._view, print), producer),
             *(view._view, loop._state, loop._state.base, producer._state, loop.recorder, watchdog, loop._shared),
-            *(nbloop.LoopExecutor(loop), promise.future(), group, group._state),
+            *(nbloop.LoopExecutor(loop), promise.future(), group, group._state, workers, workers.workers[0], Queue()),
             *(js.AbortController(), js.AbortController().signal, js.EventTarget(), view.performance),
             *(aio, aio.call_soon(print), aio.call_later(100, print), VirtualClock(clock_loop), served),
             *(shared.loops()[0], Profiler(), nbloop.EventLoopPolicy(), stream),
@@ -132,7 +147,7 @@ def test_refused(unique, make_copy):
 @each_way
 @pytest.mark.parametrize("name", ["__reduce__", "__reduce_ex__"])
 def test_refused_to_subclasses(unique, make_copy, name):
-    """Also to one that reduces itself as `object` would: what is restored would be its words."""
+    """Even a class that reduces itself as `object` would is refused: its words would be restored."""
     for base in (js.Promise, nbloop.Producer, js.JS, nbloop.Loop, js.EventTarget):
 
         class Copied(base):
@@ -269,6 +284,7 @@ def right():
             yield kind("why")
     yield nbloop.PollerFailedError(5, "why")
     yield from (js.AbortError("why"), js.InvalidStateError("why"), js.RejectedError([1]), js.NoPromisesError("why"))
+    yield js.CancelledError("why")
     group = js.AggregateError("all", [ValueError("1"), js.RejectedError(2)])
     group.reasons = [ValueError("1"), 2]
     yield group

@@ -206,8 +206,7 @@ def test_plain_python_and_builtin_do_the_same(caplog: pytest.LogCaptureFixture) 
 )
 def test_memory_orders(verb: str, arguments: int, instruction: str) -> None:
     """Each verb is the one instruction that its docstring says: what every protocol and its proof rest on."""
-    import numba
-
+    numba = pytest.importorskip("numba")  # there is none where a wheel is tested
     from nbloop.kernels.build import compiler
 
     compiler._teach_primitives()
@@ -287,7 +286,7 @@ def test_handle_keeps_the_loop_state_alive() -> None:
     ],
 )
 def test_interpreter_ends_with_work_queued(last_words: str) -> None:
-    """At the interpreter's end the collector still looks at states whose tables it has taken away."""
+    """At the interpreter's end the collector still visits states whose tables it has already freed."""
     program = f"import nbloop\nloop = nbloop.Loop()\n{last_words}\n"
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")

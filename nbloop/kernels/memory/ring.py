@@ -24,6 +24,13 @@ def ring_length(ring: int) -> int:
 
 
 @helper
+def ring_waiting(ring: int) -> int:
+    """`ring_length`, as any thread sees it: a moment old."""
+    head = load(ring + RING.HEAD)  # before the tail, which is never behind it
+    return load(ring + RING.TAIL) - head
+
+
+@helper
 def ring_seen(ring: int) -> bool:
     """Whether anything waits. Any thread, which may see a slightly old state: both words are release-stored."""
     return load(ring + RING.TAIL) != load(ring + RING.HEAD)

@@ -48,7 +48,7 @@ from ..ingress.ticket_queue import (
     queue_tasks,
 )
 from ..memory.pool import pool_end
-from ..memory.ring import ring_end, ring_length, ring_open, ring_pop, ring_seen
+from ..memory.ring import ring_end, ring_length, ring_open, ring_pop, ring_seen, ring_waiting
 from ..memory.slots import CANCELLED, SPENT, STATE_MASK, WATCHED, slot_of, slots_end, timers_referenced
 from ..timers.timer_heap import SMALL_HEAP, heap_end, heap_resize
 from ..timers.timer_queue import timer_queue_clear
@@ -79,7 +79,27 @@ def something_left(base: int) -> bool:
     )
 
 
-# What `something_left` looks at, in the order in which `reasons` counts it.
+@kernel(MANY)
+def waiting(self: int, arguments: int, _count: int) -> int:
+    """Write how much waits now into an array of four words, the first argument: in the submit queue and in the handles
+    of a list, the second; in the internal ring; as microtasks and next-ticks; as immediates. Any thread, also while a
+    callback hangs; a moment old. O(handles).
+    """
+    base = data(self)
+    target = data(get(arguments))
+    handles = get(arguments + 8)
+    ingress = queue_tasks(base + STATE.EXTERNAL)
+    for i in range(get(handles + SEQUENCE_SIZE)):
+        ingress += queue_tasks(data(get(get(handles + LIST_ITEMS) + (i << 3))) + HANDLE.QUEUE)
+    put(target, ingress)
+    put(target + 8, ring_waiting(base + STATE.INTERNAL) + max(0, load(base + STATE.REMOTE_INTERNALS)))
+    microtasks = ring_waiting(base + STATE.NEXT_TICKS) + ring_waiting(base + STATE.MICROTASKS)
+    put(target + 16, microtasks + max(0, load(base + STATE.REMOTE_MICROTASKS)))
+    put(target + 24, ring_waiting(base + STATE.IMMEDIATES) + max(0, load(base + STATE.REMOTE_IMMEDIATES)))
+    return get(base + STATE.NONE)
+
+
+# What `something_left` checks, in the order in which `reasons` counts it.
 REASONS = (
     *("tasks", "commands of other threads", "producers with tasks", "next-ticks", "microtasks", "checkpoint ends"),
     *("immediates", "close callbacks", "internal tasks", "timers", "descriptors", "functions of promisify"),
@@ -88,7 +108,7 @@ REASONS = (
 
 @kernel(ONE)
 def reasons(self: int, array: int) -> int:
-    """How much there is of each of `REASONS`, into an array of as many words. Any thread; a moment old.
+    """Write the count of each of `REASONS` to an array. Any thread; possibly outdated.
 
     What waits in handles is theirs to say: other threads must not follow the stack of those that are ready.
     """
@@ -99,23 +119,16 @@ def reasons(self: int, array: int) -> int:
     put(at, queue_tasks(base + STATE.EXTERNAL))
     put(at + 8, queue_length(base + STATE.REMOTE) - load(timers + TIMERS.COMMANDS))
     put(at + 16, 1 if load(base + STATE.READY) != 0 else 0)
-    put(at + 24, ring_count(base + STATE.NEXT_TICKS))
-    put(at + 32, ring_count(base + STATE.MICROTASKS))
-    put(at + 40, ring_count(base + STATE.CHECKPOINT_ENDS))
-    put(at + 48, ring_count(base + STATE.IMMEDIATES))
-    put(at + 56, ring_count(base + STATE.CLOSING))
-    put(at + 64, ring_count(base + STATE.INTERNAL))
+    put(at + 24, ring_waiting(base + STATE.NEXT_TICKS))
+    put(at + 32, ring_waiting(base + STATE.MICROTASKS))
+    put(at + 40, ring_waiting(base + STATE.CHECKPOINT_ENDS))
+    put(at + 48, ring_waiting(base + STATE.IMMEDIATES))
+    put(at + 56, ring_waiting(base + STATE.CLOSING))
+    put(at + 64, ring_waiting(base + STATE.INTERNAL))
     put(at + 72, timers_referenced(base))
     put(at + 80, watches)
     put(at + 88, load(base + STATE.HOLDS) - watches)
     return get(base + STATE.NONE)
-
-
-@helper
-def ring_count(ring: int) -> int:
-    """How many words wait, as any thread sees it."""
-    head = load(ring + RING.HEAD)
-    return load(ring + RING.TAIL) - head
 
 
 @kernel(ONE)
@@ -349,6 +362,9 @@ def release_all(base: int, breathing: bool) -> int:
     store_sc(base + STATE.INTERRUPT, 1)  # otherwise the loop's own thread could still schedule for a checkpoint
     error = queue_drop(base, base + STATE.EXTERNAL, False, breathing, 0)
     error = queue_drop(base, base + STATE.REMOTE, True, breathing, error)
+    store(base + STATE.REMOTE_MICROTASKS, 0)
+    store(base + STATE.REMOTE_INTERNALS, 0)
+    store(base + STATE.REMOTE_IMMEDIATES, 0)
     error = ring_drop(base, base + STATE.NEXT_TICKS, breathing, error)
     error = ring_drop(base, base + STATE.MICROTASKS, breathing, error)
     error = ring_drop(base, base + STATE.CLOSING, breathing, error)

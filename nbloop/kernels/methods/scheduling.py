@@ -40,6 +40,7 @@ from ..ingress.ticket_queue import queue_length, queue_push
 from ..memory.ring import ring_push
 from ..memory.slots import QUEUED, slot_open, slot_take, slot_take_here
 from ..observe.event_ring import ring_recorded
+from ..observe.meter import remote_counted
 from ..timers.timer_slots import immediate_cancel, slot_unopen
 from ..turn.external import handle_ready
 from .batch import send_many
@@ -104,7 +105,11 @@ def send(base: int, queue: int, word: int, culprit: int) -> int:
 def send_remote(base: int, word: int, kind: int, culprit: int) -> int:
     """`send` to the ring of `kind`, from a thread other than the loop's."""
     word = remote_word(word, kind)
-    return send(base, base + STATE.REMOTE, word, culprit) if word != 0 else 0
+    if word == 0 or send(base, base + STATE.REMOTE, word, culprit) == 0:
+        return 0
+    if get(base + STATE.METRICS) != 0:
+        remote_counted(base, kind, 1)
+    return get(base + STATE.NONE)
 
 
 @inlined
@@ -228,6 +233,8 @@ def immediate_word(base: int, word: int, culprit: int) -> int:
         if status == 0:
             if not here:
                 wake_loop(base)
+                if get(base + STATE.METRICS) != 0:
+                    remote_counted(base, KIND_IMMEDIATE, 1)
             number = PyLong_FromLongLong(identifier)
             if number == 0:  # no memory for the id: nobody could name this immediate, so it is withdrawn
                 immediate_cancel(base, identifier)
@@ -308,7 +315,7 @@ def schedule_immediate(self: int, arguments: int, count: int) -> int:
     return immediate_word(base, word, get(arguments)) if word != 0 else 0
 
 
-# --- and each of them once more, in the context of who calls it ------------------------------------------------------
+# --- the same methods, run in the context of their caller -------------------------------------------------------------
 
 
 @kernel(MANY)

@@ -26,10 +26,23 @@ It loses on short callbacks mixed with slow ones: two slow ones in one group of 
 
 from __future__ import annotations
 
-from ..base.atomics import get, load, monotonic_ns, put, store, ticks
+from ..base.atomics import fetch_add, get, load, monotonic_ns, put, store, ticks
 from ..base.capi import PyLong_AsLongLong, PyLong_FromLongLong
 from ..base.kernel import MANY, apart, data, helper, inlined, kernel
-from ..base.layout import BLOCK, LIVE, LIVE_BYTES, QUEUE, RATE_SLOTS, STAMPED, STAMPED_EIGHTH, STATE
+from ..base.layout import (
+    BLOCK,
+    KIND_IMMEDIATE,
+    KIND_INTERNAL,
+    KIND_MICROTASK,
+    KIND_NEXT_TICK,
+    LIVE,
+    LIVE_BYTES,
+    QUEUE,
+    RATE_SLOTS,
+    STAMPED,
+    STAMPED_EIGHTH,
+    STATE,
+)
 from ..memory.ring import ring_length
 from .histogram import histogram_add
 
@@ -202,10 +215,14 @@ def measure_enters(base: int, slept: bool) -> None:
 
 
 @helper
-def measure_rests(base: int) -> None:
-    """A turn has ended; the loop will sleep or return. Loop thread, metrics on."""
+def measure_rests(base: int, ingress: int) -> None:
+    """A turn has ended, and `ingress` tasks wait; the loop will sleep or return. Loop thread, metrics on."""
     block = get(base + STATE.METRICS)
     change(block)
+    store(block + LIVE.CURRENT, ingress)
+    store(block + LIVE.CURRENT + 8, ring_length(base + STATE.INTERNAL))
+    store(block + LIVE.CURRENT + 16, ring_length(base + STATE.NEXT_TICKS) + ring_length(base + STATE.MICROTASKS))
+    store(block + LIVE.CURRENT + 24, ring_length(base + STATE.IMMEDIATES))
     group_ends(block, clock(block))
     totals(base, block)
     store(block + LIVE.RUNNING, 0)
@@ -263,6 +280,19 @@ def count(base: int, word: int, how_many: int) -> None:
     change(block)
     store(block + word, get(block + word) + how_many)
     change(block)
+
+
+@apart
+def remote_counted(base: int, kind: int, change: int) -> None:
+    """Add to the count of what is on its way from another thread to a ring. Metrics on. Any thread; after it was
+    stored, or moved, so a reader may see -1.
+    """
+    if kind == KIND_MICROTASK or kind == KIND_NEXT_TICK:
+        fetch_add(base + STATE.REMOTE_MICROTASKS, change)
+    elif kind == KIND_INTERNAL:
+        fetch_add(base + STATE.REMOTE_INTERNALS, change)
+    elif kind == KIND_IMMEDIATE:
+        fetch_add(base + STATE.REMOTE_IMMEDIATES, change)
 
 
 @helper

@@ -30,6 +30,7 @@ from .meter import (
     measure_enters,
     measure_rests,
     measure_turn,
+    remote_counted,
 )
 
 
@@ -63,6 +64,8 @@ def observe_boundary(base: int) -> None:
 @apart
 def command_moved(base: int, kind: int) -> None:
     """Something that another thread scheduled has been put into its ring."""
+    if get(base + STATE.METRICS) != 0:
+        remote_counted(base, kind, -1)
     if get(base + STATE.RECORDER) != 0 and kind != KIND_ARM and kind != KIND_CANCEL:
         move_recorded(base, kind)
 
@@ -86,10 +89,10 @@ def loop_enters(base: int, slept: bool) -> None:
 
 
 @apart
-def loop_rests(base: int) -> None:
-    """A turn has ended; the loop will sleep or return."""
+def loop_rests(base: int, ingress: int) -> None:
+    """A turn has ended, and `ingress` tasks wait; the loop will sleep or return."""
     if get(base + STATE.METRICS) != 0:
-        measure_rests(base)
+        measure_rests(base, ingress)
     if get(base + STATE.RECORDER) != 0:
         record_rests(base)
 

@@ -43,12 +43,13 @@ from ..base.capi import (
 )
 from ..base.interpreter import OBJECT_TYPE, TUPLE_ITEMS, slot_offsets
 from ..base.kernel import MANY, ONE, data, helper, inlined, kernel
-from ..base.layout import REFUSED_CLOSED, REFUSED_MEMORY, STATE, TAG_REACTION, Fields, Record
+from ..base.layout import KIND_MICROTASK, REFUSED_CLOSED, REFUSED_MEMORY, STATE, TAG_REACTION, Fields, Record
 from ..base.refusal import on_loop_thread, refuse
 from ..calls.invoke import LEAVE
 from ..calls.remote import due_push, fetch_remote
 from ..ingress.parking import wake as wake_loop
 from ..ingress.ticket_queue import queue_length, queue_push
+from ..observe.meter import remote_counted
 
 # The words of a view: constants of the interpreter, types, names, and the Python functions that kernels call.
 PLAIN_TYPES: tuple[type, ...] = (
@@ -214,6 +215,8 @@ def queue_reaction(view: int, settled: int, reaction: int) -> None:
             status = queue_push(base + STATE.REMOTE, reaction | TAG_REACTION)  # the ring's word: remote_words.py
             if status == 0:
                 wake_loop(base)
+                if get(base + STATE.METRICS) != 0:
+                    remote_counted(base, KIND_MICROTASK, 1)
                 return
         if refuse(base, status, reaction) != 0:
             break

@@ -190,7 +190,7 @@ def run(self: int, _unused: int) -> int:
     while True:
         status = checkpoint(base)
         if observed:
-            loop_rests(base)
+            loop_rests(base, ingress_length(base))
         if status != 0:
             return 0
         ended = 0
@@ -210,12 +210,12 @@ def run(self: int, _unused: int) -> int:
             turn_begins(base, ingress_length(base))
         if checkpoint(base) != 0 or phases(base) != 0 or call_hook(get(base + STATE.CHECK_INTERRUPTS)) != 0:
             if observed:
-                loop_rests(base)
+                loop_rests(base, ingress_length(base))
             return 0
         put(base + STATE.TURNS, get(base + STATE.TURNS) + 1)
         if exchange(base + STATE.STOP, 0) != 0:
             if observed:
-                loop_rests(base)
+                loop_rests(base, ingress_length(base))
             return PyLong_FromLongLong(ENDED_STOP)
 
 
@@ -233,7 +233,7 @@ def drain(self: int, _unused: int) -> int:
     while True:
         status = checkpoint(base)
         if observed:
-            loop_rests(base)
+            loop_rests(base, ingress_length(base))
         if status != 0:
             return 0
         if load(base + STATE.INTERRUPT) != 0:
@@ -253,5 +253,5 @@ def drain(self: int, _unused: int) -> int:
             or call_hook(get(base + STATE.CHECK_INTERRUPTS)) != 0
         ):
             if observed:
-                loop_rests(base)
+                loop_rests(base, ingress_length(base))
             return 0

@@ -1,7 +1,7 @@
 """The interpreter of programs over nbloop's JavaScript view. The names are those of ``node.mjs``.
 
 `await` is written ``await js.resolve(value)``, which is what ECMAScript does: in Python only awaitables can be awaited.
-A reason that is no exception is raised wrapped in a `RejectedError`, and unwrapped here.
+A reason that is not an exception is raised wrapped in a `RejectedError`, and unwrapped here.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from nbloop import Loop
+from nbloop import Loop, LoopState
 from nbloop.js import JS, AggregateError, Promise, RejectedError
 
 from .programs import Tree
@@ -80,7 +80,8 @@ class _Interpreter:
         self.t: dict[int, Callable[[], object]] = {}
 
     def log(self, name: object, *values: Any) -> None:
-        self.events.append(" ".join([str(name), *map(describe, values)]))
+        if self.js.loop.state is not LoopState.TERMINATING:  # then coroutines are cancelled, which Node does not do
+            self.events.append(" ".join([str(name), *map(describe, values)]))
 
     def task(self, block: Tree, v: Any) -> None:
         """A callback of a queue."""
