@@ -22,17 +22,20 @@ is used, with the limits of `signal.signal`.
 
 from __future__ import annotations
 
+import _socket
 import _thread
 import contextlib
 import ctypes
 import logging
 import os
 import signal
-import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain, starmap
+from operator import call
 from typing import Any, Protocol
 
 from .errors import LoopTerminatedError
@@ -74,7 +77,7 @@ _held: dict[int, _StandIn] = {}  # signals that are ours, or were ours and have 
 _reader: _Reader | None = None
 _python_handler = 0  # address of Python's own C handler, once known
 _dispositions = (ctypes.c_char * (COUNT << DISPOSITION_BYTES_BITS))()  # previous ones: a struct sigaction per number
-_wakeup: tuple[socket.socket, socket.socket] | None = None  # Python's wake-up descriptor, while the main thread dozes
+_wakeup: tuple[_socket.socket, _socket.socket] | None = None  # Python's wake-up descriptor, while the main thread dozes
 
 
 def _word(at: int) -> ctypes.c_int64:
@@ -128,19 +131,26 @@ def remove(target: Target, number: int) -> bool:
         if number in _asked:
             _asked[number] = _others(number, target)
         _settle(number)
+    _rest_reader()
+    return found
+
+
+def _rest_reader() -> None:
+    """If nobody asks for any signal, end the thread, and wait for it."""
+    with _lock:
         ended = _end_reader()
     if ended is not None and not _lock._recursion_count():  # type: ignore[attr-defined]
         if ended.runs() and ended.thread.ident != threading.get_ident():
             ended.thread.join(JOIN)
         if not ended.runs():
             ended.close()
-    return found
 
 
 def forget(target: Target) -> None:
-    """Undo every `add` of a target that has ended."""
+    """Undo every `add` of a target that has ended; again, if an exception has left this before its end."""
     for number in {*_asked, *_held}:
         remove(target, number)
+    _rest_reader()
 
 
 def _deliver(number: int) -> None:
@@ -317,10 +327,11 @@ class _Reader:
     """
 
     def __init__(self) -> None:
-        read, write = os.pipe()
-        self.ends = open(read, "rb", 0), open(write, "wb", 0)  # noqa: SIM115 - for longer than a block
+        # One call of C: an exception between two would leave numbers that nobody closes.
+        numbers = chain.from_iterable(starmap(os.pipe, ((),)))
+        self.ends = tuple(map(open, numbers, ("rb", "wb"), (0, 0)))
         self.stopping = False
-        os.set_blocking(write, False)
+        os.set_blocking(self.ends[1].fileno(), False)
         self.thread = _thread._ThreadHandle()
 
     def start(self) -> None:
@@ -403,7 +414,14 @@ def watchful(sleep: Callable[[int], int]) -> int:
     """
     global _wakeup
     rest()
-    _wakeup = ours = socket.socketpair()  # objects, which close themselves if an exception comes before the store
+    # Objects, which close themselves if an exception comes before the store. `socket.socketpair` makes them in Python.
+    _wakeup = ours = _socket.socketpair()
+    before = None
+    steps: tuple[Callable[[], Any], ...] = (
+        partial(signal.set_wakeup_fd, -1),
+        partial(globals().__setitem__, "_wakeup", None),
+    )
+    giving_back: Iterator[Any] = map(call, steps)
     try:
         for end in ours:
             end.setblocking(False)
@@ -414,7 +432,14 @@ def watchful(sleep: Callable[[int], int]) -> int:
         _look_at_signals()  # handle signals that arrived earlier
         return sleep(ours[0].fileno()) if _wakeup is ours else 0  # a handler may have run another loop
     finally:
-        rest()
+        if before == -1 and _wakeup is ours:
+            found, _ = giving_back  # no call: an exception can only come after it
+            if found not in (-1, ours[1].fileno()):
+                signal.set_wakeup_fd(found, warn_on_full_buffer=False)
+            for end in ours:
+                end.close()
+        else:
+            rest()
 
 
 def rest() -> None:

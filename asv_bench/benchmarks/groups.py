@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import threading
+import time
 
 import nbloop
 
@@ -41,3 +44,50 @@ class GroupLife:
         """Decides whether a test or a job may have a group of its own."""
         with nbloop.LoopGroup(2):
             pass
+
+
+class WorkerCall:
+    """`worker.call` there and back, beside what asyncio has for it, on the same two loops."""
+
+    params = ("worker.call", "run_coroutine_threadsafe")
+    param_names = ("way",)
+    CALLS = 3_000
+
+    def track_call(self, way: str) -> float:
+        """Decides whether a call to another loop is cheap enough to be how workers share what only one of them has."""
+
+        async def main(worker: nbloop.Worker) -> float:
+            if not worker.primary:
+                await done
+                return 0.0
+            begun = time.perf_counter()
+            for _ in range(self.CALLS):
+                if way == "worker.call":
+                    await worker.call(1, nothing)
+                else:
+                    there = asyncio.run_coroutine_threadsafe(nothing(), worker.group.loops[1])
+                    await asyncio.wrap_future(there)
+            took = time.perf_counter() - begun
+            await worker.call(1, end)
+            return took / self.CALLS * 1e6
+
+        async def nothing() -> None: ...
+
+        async def end() -> None:
+            done.set_result(None)
+
+        done: asyncio.Future[None]
+
+        async def make(worker: nbloop.Worker) -> float:
+            nonlocal done
+            if worker.index == 1:
+                done = worker.loop.create_future()
+                ready.set()
+            else:
+                await asyncio.to_thread(ready.wait)
+            return await main(worker)
+
+        ready = threading.Event()
+        return nbloop.serve(make, loops=2)[0]
+
+    track_call.unit = "µs"  # type: ignore[attr-defined]

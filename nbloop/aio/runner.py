@@ -1,27 +1,13 @@
-"""How a program gets the loop: `run` for a whole program, a factory for runners, a policy for code that needs one."""
+"""How a program gets the loop: `run` for a whole program, a factory for runners."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import warnings
 from collections.abc import Coroutine
 from typing import Any, Literal
 
-from ..unique import Unique
 from .loop import EventLoop
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.14 deprecates policies
-    _Policy: Any = asyncio.DefaultEventLoopPolicy
-
-
-class EventLoopPolicy(Unique, _Policy):  # type: ignore[misc]
-    """``asyncio.set_event_loop_policy(nbloop.EventLoopPolicy())`` makes each new asyncio loop an nbloop one, for
-    programs that do not accept a loop factory. asyncio deprecates policies from Python 3.14 on.
-    """
-
-    _loop_factory = EventLoop
 
 
 def new_event_loop(

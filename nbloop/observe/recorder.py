@@ -30,6 +30,7 @@ from ..errors import LoopTerminatedError
 from ..kernels.base import layout
 from ..kernels.calls.captured import RUN_IN_CONTEXT
 from ..kernels.observe import event_ring, meter
+from ..threads import begin
 from ..unique import Unique
 from .block import Words, the_clock
 from .trace import trace
@@ -218,7 +219,7 @@ class _OnSignal:
     """The target that nbloop.signals delivers to. Each dump has its own thread: other signals do not wait for it."""
 
     def submit_internal(self, callback: Callable[..., object], *args: object) -> None:
-        threading.Thread(target=callback, args=args, name="nbloop-recorder", daemon=True).start()
+        begin(threading.Thread(target=callback, args=args, name="nbloop-recorder", daemon=True))
 
 
 class _Clock:

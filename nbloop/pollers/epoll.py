@@ -35,6 +35,7 @@ EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLLONESHOT, EPOLLET = 1, 4, 0x2000, 1 << 30, 1 
 
 class _Event(ctypes.Structure):
     _pack_ = 1 if EPOLL_DATA == 4 else 8
+    _layout_ = "ms"  # what _pack_ means; Python 3.14 warns if it is not said
     _fields_ = (("events", ctypes.c_uint32), ("data", ctypes.c_uint64))
 
 

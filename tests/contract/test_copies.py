@@ -52,6 +52,7 @@ INTERNAL = {
     *("Kernel", "MethodDef", "TwinMethod", "Status", "External", "Darwin", "FreeBSD"),  # of the process
     *("StandIn", "Sited", "Spawning", "Owed"),  # what is scheduled in the place of a callback
     *("Selector", "StreamTransport"),  # of an EventLoop
+    *("Listeners", "Front", "Back"),  # of a WorkerGroup: sockets and locks, which refuse by themselves
     "LoopCollector",  # has a loop, and a name
     "Clock",  # two numbers of the machine's
 }
@@ -84,6 +85,7 @@ each_way = pytest.mark.parametrize("make_copy", COPIES.values(), ids=COPIES)
 @pytest.fixture
 def unique(make_loop, tmp_path):
     """One of each class that refuses, by class."""
+    from nbloop.aio import WorkerGroup
     from nbloop.aio.transports import Stream
     from nbloop.js import scopes
     from nbloop.kernels.promises.classes import Eventual
@@ -105,11 +107,15 @@ def unique(make_loop, tmp_path):
         clock_loop = make_loop()
         group = nbloop.LoopGroup(1)
         end.callback(group.close)
+        workers = WorkerGroup("workers")
+        workers._add(nbloop.new_event_loop())
+        end.callback(workers._waiting.close)
+        end.callback(workers._close)
         served = end.enter_context(server.DebugServer(loop, 0))
         made = [
             *(loop, view, promise, eventual, resolve.__self__, Places(view._view, print), producer),
             *(view._view, loop._state, loop._state.base, producer._state, loop.recorder, watchdog, loop._shared),
-            *(nbloop.LoopExecutor(loop), group, group._state),
+            *(nbloop.LoopExecutor(loop), group, group._state, workers, workers.workers[0]),
             *(view.timeout(1), view.group(), scopes.Scope(view), view.queue(), view.on(js.EventTarget(), "x")),
             *(js.AbortController(), js.AbortController().signal, js.EventTarget(), view.performance),
             *(aio, aio.call_soon(print), aio.call_later(100, print), VirtualClock(clock_loop), served),

@@ -38,6 +38,35 @@ def test_warm_import_is_light(run_script):
     assert out == "set()\n"
 
 
+def test_import_warns_of_nothing(run_script):
+    """contract: every module, with warnings as errors: nothing is read that this Python has deprecated."""
+    run_script("import numpy, asyncio\nimport warnings\nwarnings.simplefilter('error')\n" + EVERYTHING)
+
+
+def test_without_asyncios_policies(run_script):
+    """contract, asyncio: as from Python 3.16 on. Nothing of them is read at import, and all else works."""
+    run_script(
+        """
+        import asyncio
+        vars(asyncio).pop("DefaultEventLoopPolicy", None)
+        looked = []
+        def missing(name):
+            looked.append(name)
+            raise AttributeError(name)
+        asyncio.__getattr__ = missing
+        import nbloop, nbloop.aio
+        nbloop.run(asyncio.sleep(0))
+        assert "DefaultEventLoopPolicy" not in looked
+        for module in (nbloop, nbloop.aio):
+            assert not hasattr(module, "EventLoopPolicy")
+            try:
+                module.EventLoopPolicy
+            except AttributeError as error:
+                assert "EventLoopPolicy" in str(error)
+        """
+    )
+
+
 def used(program: str, environment: dict[str, str]) -> tuple[float, float]:
     """Processor time and most memory of a process of its own, in seconds and KiB."""
     pid = os.posix_spawn(sys.executable, [sys.executable, "-c", program], environment)

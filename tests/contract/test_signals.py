@@ -765,7 +765,7 @@ class TestDoze:
             tried.append(1)
             raise OSError(errno.EMFILE, "none left")
 
-        monkeypatch.setattr(signals.socket, "socketpair", none)
+        monkeypatch.setattr(signals._socket, "socketpair", none)
         threading.Thread(target=lambda: (wait_for(lambda: len(tried) > 2), loop.stop())).start()
         loop.run()
 

@@ -16,6 +16,7 @@ that runs when it is not compiled.
 from __future__ import annotations
 
 import platform
+import sys
 from collections.abc import Callable
 from types import FunctionType
 from typing import Any
@@ -267,10 +268,12 @@ def _linked(kernels: list[Kernel]) -> tuple[dict[str, str], Any]:
 
 
 def optimise(whole: Any, cpu: str, features: str) -> Any:
-    """Optimise a linked module for a processor; the machine that it is for."""
-    machine = llvm.Target.from_default_triple().create_target_machine(
+    """Optimise a linked module for a processor; the machine that it is for. Its objects are ELF on all systems."""
+    triple = llvm.get_default_triple() + ("-elf" if sys.platform in ("darwin", "win32") else "")
+    machine = llvm.Target.from_triple(triple).create_target_machine(
         cpu=cpu, features=features, opt=3, reloc="pic", codemodel="default"
     )
+    whole.triple, whole.data_layout = machine.triple, str(machine.target_data)
     builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
     builder.getModulePassManager().run(whole, builder)
     left = [f.name for f in whole.functions if any(b"alwaysinline" in words for words in f.attributes)]
