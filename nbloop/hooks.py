@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from . import debug
 from .errors import LoopOverloadedError, LoopTerminatedError
 from .kernels.base import layout
+from .kernels.state.state import ChannelWords
 
 if TYPE_CHECKING:
     from .loop import Loop
@@ -58,6 +59,9 @@ def tell(loop: Loop | None, error: BaseException, kind: str, what: Any) -> None:
 def _tell(loop: Loop | None, error: BaseException, kind: str, what: Any) -> None:
     # A tuple of the kernels' is of exactly that type, which cannot be called; a callable may be of one derived from it.
     callback, args = (what[0], what[1:]) if type(what) is tuple else (what, ())
+    of = getattr(callback, "__self__", None)
+    if isinstance(of, ChannelWords):  # of whose delivery the user has written this
+        callback = of.on_batch
     context: dict[str, Any] = {"loop": loop, "kind": kind, "callback": callback, "args": args}
     context |= debug.site_of(callback)
     message = "%s %r of %s raised"
@@ -162,6 +166,17 @@ def renew(of: weakref.ref[Loop]) -> None:
             log(error, "%s cannot renew its poller", loop.name, loop=loop.name)
 
 
+def finds_out(loop: Loop) -> bool:
+    """After a refusal because a queue is closed: may it be open again, so that the call is to be tried once more? So it
+    is while the loop finds out whether it may exit. On its own thread that goes on only when this call has ended, and
+    it needs the lock.
+    """
+    if loop._lifecycle() >= layout.TERMINATING or loop.is_loop_thread() or loop._lock._recursion_count() > 0:
+        return False
+    time.sleep(0)
+    return True
+
+
 def refuse(of: weakref.ref[Loop], code: int, culprit: object, error: BaseException | None = None) -> None:
     """Raise for a refusal; returning means that the call is tried again.
 
@@ -179,11 +194,7 @@ def refuse(of: weakref.ref[Loop], code: int, culprit: object, error: BaseExcepti
     if code == layout.REFUSED_CLOSED:
         if loop is not None:
             loop._check_fork()
-            # It is finding out whether it may exit. On its own thread that goes on only when this call has ended, and
-            # it needs the lock.
-            waits = loop.is_loop_thread() or loop._lock._recursion_count() > 0
-            if loop._lifecycle() == layout.RUNNING and not waits:
-                time.sleep(0)
+            if finds_out(loop):
                 return
         raise LoopTerminatedError(f"{name} takes no new work: it has terminated or is about to")
     if code == layout.REFUSED_FULL:
