@@ -122,11 +122,34 @@ def test_plain_values_are_written_as_numpy_does(kind, value, lead):
 
 
 @pytest.mark.parametrize(
-    ("kind", "value"), [("i8", 2**63 - 1), ("u8", 2**63 - 1), ("i8", -(2**63) + 1), ("u4", 2**32 - 1)]
+    ("kind", "value"),
+    [
+        *(("i8", 2**63 - 1), ("u8", 2**63 - 1), ("i8", -(2**63) + 1), ("i8", 2**60), ("u4", 2**32 - 1)),
+        *(("i8", -(2**30)), ("i8", 2**30 - 1), ("f8", 2**53), ("f8", -(2**53)), ("f4", 2**24), ("f4", 3.4028234e38)),
+        *(("f4", float("inf")), ("f8", float("nan"))),
+    ],
 )
 def test_what_is_plain(kind, value):
     """The extremes of the quick path, which would else go unnoticed: numpy gives the same, in a microsecond."""
+    dtype = np.dtype([("value", kind)])
+    table = _fields(dtype)
+    channel = np.zeros(layout.CHANNEL.dtype.itemsize // 8, np.int64)
+    record = channel.view(layout.CHANNEL.dtype)[0]
+    record["float_type"], record["int_type"] = id(float), id(int)
+    written, expected = np.zeros((2, 1), dtype)
+    assert fields.field_fits(data(id(channel)), table.ctypes.data, id(value))
+    fields.field_write(data(id(channel)), table.ctypes.data, id(value), written.ctypes.data)
+    expected["value"][0] = value
+    assert written.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [("i8", 2**63), ("f4", 3.5e38), ("f4", 2**24 + 1), ("i4", 2**31), ("i8", 0.5)]
+)
+def test_what_is_not(kind, value):
+    """Numpy rounds, or refuses."""
     table = _fields(np.dtype([("value", kind)]))
     channel = np.zeros(layout.CHANNEL.dtype.itemsize // 8, np.int64)
-    channel.view(layout.CHANNEL.dtype)[0]["int_type"] = id(int)
-    assert fields.field_fits(data(id(channel)), table.ctypes.data, id(value))
+    record = channel.view(layout.CHANNEL.dtype)[0]
+    record["float_type"], record["int_type"] = id(float), id(int)
+    assert not fields.field_fits(data(id(channel)), table.ctypes.data, id(value))

@@ -269,6 +269,12 @@ def schedule_checkpoint_end(self: int, arguments: int, count: int) -> int:
     return schedule(base, arguments, count, base + STATE.CHECKPOINT_ENDS, KIND_CHECKPOINT_END, True)
 
 
+@kernel(MANY)
+def empty_many(self: int, _arguments: int, _count: int) -> int:
+    """The same with any number of arguments."""
+    return get(data(self) + STATE.NONE)
+
+
 @kernel(NOARGS)
 def empty(self: int, _unused: int) -> int:
     """Does nothing: what a built-in call costs, for benchmarks and `doctor`."""
