@@ -15,7 +15,7 @@
      channel_methods.claim_refused c82b25c673f2
      delivery.channel_wake b9e841fa4361
      delivery.rest 5a15e4f77b5d
-     delivery.deliver e1ee16efcd14
+     delivery.deliver eb5b150f7fda
    check
    check DROP_OLD
    bug BUG_FULL: one record more than there are places

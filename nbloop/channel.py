@@ -200,7 +200,8 @@ def _ask(of: weakref.ref[Loop], room: Room, what: str, timeout: float | None, co
             loop._check_fork()
             if finds_out(loop):
                 return 0
-        raise LoopTerminatedError(f"{what} takes no more records: its loop has terminated or is about to")
+        why = loop._ended_by if loop is not None else None
+        raise LoopTerminatedError(f"{what} takes no more records: its loop has terminated or is about to") from why
     if code == layout.ASK_KEPT:
         raise BufferError(
             f"on_batch of {what} has kept its records, or a view of them, which are overwritten from now on: copy them"
@@ -338,7 +339,8 @@ class Channel(Entrance):
         with loop._lock:
             loop._check_fork()
             if loop._lifecycle() >= layout.TERMINATING:
-                raise LoopTerminatedError(f"{loop.name} takes no new channels: it has terminated or is about to")
+                message = f"{loop.name} takes no new channels: it has terminated or is about to"
+                raise LoopTerminatedError(message) from loop._ended_by
             state = make_channel_state(
                 loop._state,
                 self.dtype,

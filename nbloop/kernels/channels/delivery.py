@@ -228,24 +228,24 @@ def copy_out(channel: int, ticket: int, count: int, to: int) -> None:
 
 @helper
 def handed_over(channel: int, array: int, batch: int) -> int:
-    """Call `on_batch` with a batch, whose reference is given up, and see that no view of it is kept. None, or 0 with
-    an exception set.
+    """Call `on_batch` with a batch, whose reference is given up, and see that no view of it is kept. What it has
+    returned, or 0 with an exception set.
     """
     before = references(channel, array)
     result = PyObject_CallOneArg(get(channel + CHANNEL.ON_BATCH), batch)
     Py_DecRef(batch)
     if result == 0:
         return 0  # the frames in its traceback keep their views
-    Py_DecRef(result)
     if before != 0 and references(channel, array) >= before and ask(channel, ASK_KEPT, 0, 0) < 0:
+        Py_DecRef(result)
         return 0
-    return get(get(channel + HANDLE.LOOP) + STATE.NONE)
+    return result
 
 
 @helper
 def deliver(channel: int, due: bool) -> int:
-    """One batch, if there is any: a `due` one even if it is not full. None, or 0 with the exception of `on_batch` set,
-    whose records are delivered. Loop thread; the channel is busy.
+    """One batch, if there is any: a `due` one even if it is not full. None, or what `on_batch` has returned, or 0 with
+    its exception set, and then its records are delivered all the same. Loop thread; the channel is busy.
     """
     base = get(channel + HANDLE.LOOP)
     none = get(base + STATE.NONE)
@@ -306,8 +306,7 @@ def deliver(channel: int, due: bool) -> int:
     store(channel + CHANNEL.DELIVERED, get(channel + CHANNEL.DELIVERED) + count)
     rest(channel)
     if load_sc(channel + CHANNEL.SLEEPERS) != 0 and ask(channel, ASK_WAKE, 0, 0) < 0:
-        if error != 0:
-            Py_DecRef(error)  # of the two, what a signal's handler has raised goes on
+        Py_DecRef(error if error != 0 else result)  # of two exceptions, what a signal's handler has raised goes on
         return 0
     if error != 0:
         PyErr_SetRaisedException(error)
