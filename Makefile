@@ -34,8 +34,8 @@ test: setup ## run the tests; ARGS="-k name" goes to pytest
 test-slow: setup ## run the tests that test leaves out, because each takes seconds of processor time
 	$(py) -m pytest -m slow --ignore tests/interrupts $(ARGS)
 
-test-interrupts: setup ## make a signal arrive before every instruction of many calls: minutes
-	$(py) -m pytest tests/interrupts $(ARGS)
+test-interrupts: setup ## make a signal arrive before every instruction of many calls: minutes; EVERY=8 for an eighth
+	NBLOOP_EVERY=$(or $(EVERY),1) $(py) -m pytest tests/interrupts $(ARGS)
 
 test-gil: ## run the tests on an ordinary CPython, or say why not
 	@if python=$$(scripts/find-python --gil); then \

@@ -51,6 +51,7 @@ from .options import check_timeout
 from .parkers import Parker
 from .readiness import Watches
 from .scheduling import Scheduling
+from .threads import LOOK, begin
 from .unique import Unique
 from .waiting import Waiters
 
@@ -74,7 +75,6 @@ class LoopState(enum.Enum):
 
 
 NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC}
-LOOK = 0.5  # seconds between two checks whether a loop that must end has a thread that ends it
 
 _here = threading.local()  # `loop`: a weak reference to the loop that this thread began to run last
 
@@ -355,13 +355,13 @@ class Lifecycle(Unique, Scheduling):
             raise ReentrantRunError(f"{self.name}.start() was called from one of its own callbacks")
         thread = threading.Thread(target=body, name=self.name, daemon=True)
         try:
-            thread.start()
+            begin(thread)
             while not entered.wait(LOOK):
                 pass
         except BaseException:
-            if handed:
-                handed.clear()
-            else:
+            try:
+                handed.pop()
+            except IndexError:
                 while not entered.wait(LOOK):
                     pass
                 if not failure:

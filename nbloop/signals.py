@@ -22,19 +22,21 @@ is used, with the limits of `signal.signal`.
 
 from __future__ import annotations
 
+import _socket
 import _thread
 import contextlib
 import ctypes
-import functools
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain, starmap
+from operator import call
 from typing import Any, Protocol
 
 from .errors import LoopTerminatedError
@@ -79,7 +81,7 @@ _held: dict[int, _StandIn] = {}  # signals that are ours, or were ours and have 
 _reader: _Reader | None = None
 _python_handler = 0  # address of Python's own C handler, once known
 _dispositions = (ctypes.c_char * (COUNT << DISPOSITION_BYTES_BITS))()  # previous ones: a struct sigaction per number
-_wakeup: tuple[socket.socket, socket.socket] | None = None  # Python's wake-up descriptor, while the main thread dozes
+_wakeup: tuple[_socket.socket, _socket.socket] | None = None  # Python's wake-up descriptor, while the main thread dozes
 
 
 def _word(at: int) -> ctypes.c_int64:
@@ -135,19 +137,26 @@ def remove(target: Target, number: int) -> bool:
             _asked[number] = _others(number, target)
         _tell_children()
         _settle(number)
+    _rest_reader()
+    return found
+
+
+def _rest_reader() -> None:
+    """If nobody asks for any signal, end the thread, and wait for it."""
+    with _lock:
         ended = _end_reader()
     if ended is not None and not _lock._recursion_count():  # type: ignore[attr-defined]
         if ended.runs() and ended.thread.ident != threading.get_ident():
             ended.thread.join(JOIN)
         if not ended.runs():
             ended.close()
-    return found
 
 
 def forget(target: Target) -> None:
-    """Undo every `add` of a target that has ended."""
+    """Undo every `add` of a target that has ended; again, if an exception has left this before its end."""
     for number in {*_asked, *_held}:
         remove(target, number)
+    _rest_reader()
 
 
 def _ignored_by_children() -> set[int]:
@@ -221,7 +230,7 @@ class _StandIn:
         `asyncio.Runner` sets a handler of its own for SIGINT while it runs a task, and takes it back after that only if
         Python still names it. If that task has ended, this does what the Runner would have done.
         """
-        task = self.before.keywords.get("main_task") if isinstance(self.before, functools.partial) else None
+        task = self.before.keywords.get("main_task") if isinstance(self.before, partial) else None
         if task is not None and isinstance(getattr(self.before.func, "__self__", None), _runner()) and task.done():
             self.before = signal.default_int_handler
         return self.before
@@ -342,7 +351,7 @@ def _asking_main_thread(asked: object) -> Callable[[], int]:
     is full.
     """
     is_true = ctypes.cast(ctypes.pythonapi.PyObject_IsTrue, ctypes.c_void_p)
-    return functools.partial(ctypes.pythonapi.Py_AddPendingCall, is_true, ctypes.c_void_p(id(asked)))
+    return partial(ctypes.pythonapi.Py_AddPendingCall, is_true, ctypes.c_void_p(id(asked)))
 
 
 def _ask_main_thread() -> None:
@@ -387,10 +396,11 @@ class _Reader:
     """
 
     def __init__(self) -> None:
-        read, write = os.pipe()
-        self.ends = open(read, "rb", 0), open(write, "wb", 0)  # noqa: SIM115 - for longer than a block
+        # One call of C: an exception between two would leave numbers that nobody closes.
+        numbers = chain.from_iterable(starmap(os.pipe, ((),)))
+        self.ends = tuple(map(open, numbers, ("rb", "wb"), (0, 0)))
         self.stopping = False
-        os.set_blocking(write, False)
+        os.set_blocking(self.ends[1].fileno(), False)
         self.thread = _thread._ThreadHandle()
 
     def start(self) -> None:
@@ -473,7 +483,14 @@ def watchful(sleep: Callable[[int], int]) -> int:
     """
     global _wakeup
     rest()
-    _wakeup = ours = socket.socketpair()  # objects, which close themselves if an exception comes before the store
+    # Objects, which close themselves if an exception comes before the store. `socket.socketpair` makes them in Python.
+    _wakeup = ours = _socket.socketpair()
+    before = None
+    steps: tuple[Callable[[], Any], ...] = (
+        partial(signal.set_wakeup_fd, -1),
+        partial(globals().__setitem__, "_wakeup", None),
+    )
+    giving_back: Iterator[Any] = map(call, steps)
     try:
         for end in ours:
             end.setblocking(False)
@@ -484,7 +501,14 @@ def watchful(sleep: Callable[[int], int]) -> int:
         _look_at_signals()  # handle signals that arrived earlier
         return sleep(ours[0].fileno()) if _wakeup is ours else 0  # a handler may have run another loop
     finally:
-        rest()
+        if before == -1 and _wakeup is ours:
+            found, _ = giving_back  # no call: an exception can only come after it
+            if found not in (-1, ours[1].fileno()):
+                signal.set_wakeup_fd(found, warn_on_full_buffer=False)
+            for end in ours:
+                end.close()
+        else:
+            rest()
 
 
 def rest() -> None:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from . import hooks
@@ -20,12 +22,11 @@ from .errors import LoopTerminatedError, ReentrantWaitError
 from .kernels.base import layout
 from .lock import CountingLock, Latch
 from .options import check_timeout
+from .threads import LOOK
 from .unique import Unique
 
 if TYPE_CHECKING:
     from .loop import Loop
-
-LOOK = 0.5  # seconds between two checks of what a thread waits for, as in lifecycle.py
 
 type Future = concurrent.futures.Future[Any]
 
@@ -34,6 +35,28 @@ def settle(set_outcome: Callable[[Any], object], outcome: Any) -> None:
     """Give a future its outcome, unless it has one or was cancelled. Any thread."""
     with contextlib.suppress(concurrent.futures.InvalidStateError):
         set_outcome(outcome)
+
+
+class _Condition(threading.Condition):
+    """Its ``with`` enters and leaves by the lock's own methods, of which an exception of a signal handler cannot keep
+    the lock. That of `threading.Condition` is Python: such an exception, after the lock was taken and before the block
+    has begun, leaves the lock taken, and the thread that settles the future hangs.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(CountingLock())
+
+    # Both are read before the lock is taken.
+    __enter__ = property(attrgetter("_lock.__enter__"))
+    __exit__ = property(attrgetter("_lock.__exit__"))
+
+
+class LoopFuture(Unique, concurrent.futures.Future[Any]):
+    """A `concurrent.futures.Future` that an exception of a signal handler does not leave locked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._condition = _Condition()
 
 
 class Waiters:
@@ -46,7 +69,7 @@ class Waiters:
     def future(self, loop: Loop) -> Future:
         """A pending future, which is rejected if the loop ends first."""
         loop._check_fork()
-        future: Future = concurrent.futures.Future()
+        future = LoopFuture()
         at_work = loop._workers is not None and loop._workers.at_work()
         self._held[future] = at_work
         future.add_done_callback(partial(_forget, self._held))
@@ -81,19 +104,26 @@ def refuse_own_thread(loop: Loop, call: str) -> None:
 def wait(future: Future, timeout: float | None, what: str, settled: Callable[[], bool] = lambda: False) -> None:
     """Block until the future is done or `settled()` is true. Raises TimeoutError.
 
-    `settled` covers what may happen while no thread runs the loop; the waiting thread checks it now and then.
+    `settled` covers what may happen while no thread runs the loop; the waiting thread checks it now and then. It checks
+    the future too: an exception of a signal handler can come between its outcome and its callbacks.
     """
     if timeout is not None:
         check_timeout(timeout)
     done = Latch()
     future.add_done_callback(lambda _future: done.set())
     until = None if timeout is None else time.monotonic() + timeout
-    while not settled():
+    while not future.done() and not settled():
         left = LOOK if until is None else min(LOOK, until - time.monotonic())
         if done.wait(max(0.0, left)):
             return
         if left < LOOK and not settled():
             raise TimeoutError(f"{what} has not come within {timeout} s")
+
+
+def _wait_for_all(futures: list[Future]) -> None:
+    """`concurrent.futures.wait` has locks that an exception of a signal handler can leave taken."""
+    for future in futures:
+        wait(future, None, "the outcome of a call")
 
 
 class _Call:
@@ -188,4 +218,4 @@ class LoopExecutor(Unique, concurrent.futures.Executor):
         pending = [future for future in pending if not future.done()]
         if wait and pending:
             refuse_own_thread(self.loop, "LoopExecutor.shutdown()")
-            concurrent.futures.wait(pending)
+            _wait_for_all(pending)

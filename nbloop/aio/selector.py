@@ -11,6 +11,7 @@ import selectors
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from ..errors import FDAlreadyRegisteredError, FDNotRegisteredError
 from ..loop import Loop
 from ..readiness import IOEvents
 from .transports import watched_by
@@ -43,15 +44,24 @@ class Selector(selectors._BaseSelectorImpl):
         key = super().register(fileobj, events, data)
         try:
             self._core.register_fd(key.fd, _interest(events), watched_by(*data) or self._ready)
-        except BaseException:
+        except FDAlreadyRegisteredError:
             super().unregister(fileobj)
+            raise
+        except BaseException:  # a signal handler's may come when it is registered
+            self.unregister(fileobj)
             raise
         return key
 
     def unregister(self, fileobj: Any) -> selectors.SelectorKey:
-        key = super().unregister(fileobj)
-        self._core.unregister_fd(key.fd)
-        return key
+        key = self.get_key(fileobj)
+        try:
+            self._core.unregister_fd(key.fd)
+        except FDNotRegisteredError:  # an exception of a signal handler came between the two
+            pass
+        except OSError:
+            super().unregister(fileobj)
+            raise
+        return super().unregister(fileobj)
 
     def modify(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
         key = self.get_key(fileobj)

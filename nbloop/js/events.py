@@ -137,16 +137,17 @@ class EventTarget(Unique):
         """
         if not isinstance(event, Event):
             raise TypeError(f"event must be an Event, not {event!r}")
-        dispatch = object()
-        if event.__dict__.setdefault("_dispatch", dispatch) is not dispatch:  # DOM's dispatch flag: atomic, as a key is
-            raise InvalidStateError(f"the event {event.type!r} is being dispatched")
+        dispatch, flags = object(), event.__dict__
         try:
+            if flags.setdefault("_dispatch", dispatch) is not dispatch:  # DOM's dispatch flag: atomic, as a key is
+                raise InvalidStateError(f"the event {event.type!r} is being dispatched")
             event.target = self
             if not event._stopped:
                 self._call_listeners(event)
-        finally:
-            event._stopped = event._stopped_at_once = False
-            del event.__dict__["_dispatch"]
+        finally:  # without a call, between which and the next step a signal handler could raise
+            if "_dispatch" in flags and flags["_dispatch"] is dispatch:
+                event._stopped = event._stopped_at_once = False
+                del flags["_dispatch"]
         return not event._prevented
 
     def _call_listeners(self, event: Event) -> None:

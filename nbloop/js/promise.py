@@ -31,7 +31,7 @@ from ..kernels.base.kernel import method
 from ..kernels.promises import reactions
 from ..kernels.promises.classes import Eventual, Places, Resolver, View, make_view
 from ..options import check_timeout
-from ..waiting import refuse_own_thread, settle, wait
+from ..waiting import LoopFuture, refuse_own_thread, settle, wait
 from .tasks import is_future, wait_in_task, when_done
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ class Promise[T](Eventual):
             future: concurrent.futures.Future[T] = loop._waiters.future(loop)
             self._react(partial(settle, future.set_result), partial(_fail, future))
             return future
-        future = concurrent.futures.Future()
+        future = LoopFuture()
         self._handled = True
         if self._outcome:
             future.set_result(self._value)

@@ -30,8 +30,9 @@ from typing import TYPE_CHECKING, Any
 from ..errors import LoopTerminatedError
 from ..kernels.methods import lifetime
 from ..kernels.promises.classes import Resolver
-from ..lifecycle import LOOK, LoopState
-from ..lock import CountingLock, Latch
+from ..lifecycle import LoopState
+from ..lock import CountingLock
+from ..threads import aside
 from .abort import limited
 from .promise import Promise
 from .view import JS
@@ -210,18 +211,12 @@ class Workers:
         another thread promises that follow are rejected, too. If a signal handler raises, the next call does the rest.
         """
         if self.unsettled:
-            done = Latch()
-            _thread.start_new_thread(self._reject_rest, (done,))
-            while not done.wait(LOOK):
-                pass
+            aside(self._reject_rest)
 
-    def _reject_rest(self, done: Latch) -> None:
-        try:
-            with contextlib.suppress(KeyError):  # none is left
-                while True:
-                    job, _ = self.unsettled.popitem()
-                    self._hold(-1)
-                    job.unlink()
-                    job.resolver.reject(LoopTerminatedError("the loop was closed"))
-        finally:
-            done.set()
+    def _reject_rest(self) -> None:
+        with contextlib.suppress(KeyError):  # none is left
+            while True:
+                job, _ = self.unsettled.popitem()
+                self._hold(-1)
+                job.unlink()
+                job.resolver.reject(LoopTerminatedError("the loop was closed"))

@@ -19,6 +19,8 @@ import time
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
+from ..lock import Latch
+from ..threads import LOOK, begin
 from ..unique import Unique
 from . import pprof, stacks
 from .stacks import Stack
@@ -133,7 +135,8 @@ class Profiler(Unique):
         if not 1 <= hertz <= 1000:
             raise ValueError(f"hertz must be from 1 to 1000, not {hertz!r}")
         self._period = 1 / hertz
-        self._stop = threading.Event()
+        self._stop = Latch()
+        self._first = Latch()
         self._thread = threading.Thread(target=self._sample, name="nbloop-profiler", daemon=True)
         self._tracks: dict[int, _Track] = {}
         self._started = 0.0
@@ -144,8 +147,9 @@ class Profiler(Unique):
         if self._thread.ident is not None:
             raise RuntimeError("a profiler can be started once")
         self._started, self._begun = time.time(), time.monotonic_ns()
-        self._look()
-        self._thread.start()
+        begin(self._thread)
+        while not self._first.wait(LOOK):
+            pass
 
     def stop(self) -> None:
         """End. Idempotent. RuntimeError if it was never started."""
@@ -153,7 +157,11 @@ class Profiler(Unique):
         self._thread.join()
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:  # nobody would stop it
+            self._stop.set()
+            raise
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -175,6 +183,10 @@ class Profiler(Unique):
         return Profile(self._started, (self._end - self._begun) / 1e9, self._period, threads)
 
     def _sample(self) -> None:
+        try:  # not on the caller's thread, where a signal handler's exception would lose references in the middle
+            self._look()
+        finally:
+            self._first.set()
         due = time.monotonic()
         while True:
             due = max(due + self._period, time.monotonic())  # missed samples are not made up for: weights are times
@@ -250,6 +262,9 @@ def profile(seconds: float, hertz: float = 100) -> Profile:
     if not 0 <= seconds <= threading.TIMEOUT_MAX:
         raise ValueError(f"seconds must be at least 0 and finite, not {seconds!r}")
     profiler = Profiler(hertz)
-    with profiler:
-        profiler._stop.wait(seconds)
+    try:
+        with profiler:
+            profiler._stop.wait(seconds)
+    finally:  # an exception of a signal handler may have come at the block's end
+        profiler._stop.set()
     return profiler.profile()

@@ -30,6 +30,7 @@ from ..errors import LoopTerminatedError
 from ..kernels.base import layout
 from ..kernels.calls.captured import RUN_IN_CONTEXT
 from ..kernels.observe import event_ring, meter
+from ..threads import begin
 from ..unique import Unique
 from .block import Words, the_clock
 from .trace import trace
@@ -220,7 +221,7 @@ class _OnSignal:
     _children_ignore = False
 
     def submit_internal(self, callback: Callable[..., object], *args: object) -> None:
-        threading.Thread(target=callback, args=args, name="nbloop-recorder", daemon=True).start()
+        begin(threading.Thread(target=callback, args=args, name="nbloop-recorder", daemon=True))
 
 
 class _Clock:

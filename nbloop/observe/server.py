@@ -44,6 +44,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ..errors import NbloopError
 from ..lifecycle import LoopState
+from ..lock import Latch
+from ..threads import begin
 from ..unique import Unique
 from . import contention, heap, profile
 
@@ -71,16 +73,16 @@ class DebugServer(Unique):
         self._server = _Server(loop, port)
         self.port: int = self._server.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}/"
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name=f"{loop.name}-debug", daemon=True
-        )
-        self._thread.start()
+        self._thread = threading.Thread(target=self._server.serve, name=f"{loop.name}-debug", daemon=True)
+        try:
+            begin(self._thread)
+        except BaseException:
+            self._server.closing.set()
+            raise
 
     def close(self) -> None:
         """Stop listening; requests in progress run to their end. Idempotent. Any thread."""
         self._server.closing.set()
-        self._server.shutdown()
-        self._server.server_close()
         self._thread.join()
 
     def __enter__(self) -> Self:
@@ -88,6 +90,10 @@ class DebugServer(Unique):
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
+
+
+class _Closing(Exception):
+    """The server's thread is to end."""
 
 
 class _Server(ThreadingHTTPServer):
@@ -100,9 +106,20 @@ class _Server(ThreadingHTTPServer):
         self.slots = threading.BoundedSemaphore(MOST_REQUESTS)
         self.long = threading.BoundedSemaphore(MOST_LONG)
         self.reading: dict[socket.socket, float] = {}  # connections whose request has not arrived, and its deadline
-        self.closing = threading.Event()
+        self.closing = Latch()
         names = [f"{name}:{self.server_address[1]}" for name in ("127.0.0.1", "localhost")]
         self.hosts = {*names, *(name.partition(":")[0] for name in names if self.server_address[1] == 80)}
+
+    def serve(self) -> None:
+        """The thread's life. `BaseServer.shutdown` waits with locks that an exception of a signal handler leaves taken;
+        here the thread looks whether it is to end.
+        """
+        try:
+            self.serve_forever(poll_interval=0.1)
+        except _Closing:
+            pass
+        finally:
+            self.server_close()
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept. Without free descriptors this fails and the connection stays queued; retrying at once would spin."""
@@ -137,7 +154,9 @@ class _Server(ThreadingHTTPServer):
             self.slots.release()
 
     def service_actions(self) -> None:
-        """Called several times a second: cut off slow clients. Their threads then read the end of the connection."""
+        """Called several times a second: end, or cut off slow clients, whose threads then read an end."""
+        if self.closing.is_set():
+            raise _Closing
         now = time.monotonic()
         for request, until in list(self.reading.items()):
             if now > until:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from .. import debug, hooks, lifecycle
 from ..kernels.base import layout
 from ..lock import Latch
+from ..threads import begin
 from ..unique import Unique
 from . import stacks
 from .stacks import Call, Stack
@@ -101,7 +102,11 @@ class Watchdog(Unique):
         )
         self._thread.daemon = True
         loop._watchdogs[self] = None
-        self._thread.start()
+        try:
+            begin(self._thread)
+        except BaseException:
+            self._dismiss()
+            raise
         if loop._ended.is_set():
             self._dismiss()
 

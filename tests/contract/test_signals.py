@@ -1,4 +1,4 @@
-"""Signals: Ctrl-C leaves run() at once, whatever the loop does; and loops in any thread can ask for signals."""
+"""Signals: Ctrl-C leaves run() at once, whatever the loop does; and loops in any thread can handle signals."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def hit(number=signal.SIGUSR1):
 
 
 class TestAddSignalHandler:
-    """contract: Signals: a loop in any thread can ask for one."""
+    """contract: Signals: a loop in any thread can handle one."""
 
     @pytest.fixture(autouse=True)
     def restored(self, before):
@@ -163,7 +163,7 @@ class TestAddSignalHandler:
         assert not first.calls
 
     def test_several_loops(self, make_loop, wait_for):
-        """Each loop that asks gets it, until it no longer does."""
+        """Each loop that handles it gets it, until it removes its handler."""
         loops, counters = [make_loop() for _ in range(3)], [Counter() for _ in range(3)]
         for loop, counter in zip(loops, counters, strict=True):
             loop.start()
@@ -221,7 +221,7 @@ class TestAddSignalHandler:
 
     @pytest.mark.parametrize("end", ["shutdown", "close"])
     def test_ends_with_the_loop(self, loop, wait_for, end):
-        """A loop that has ended asks for nothing, and can ask for nothing."""
+        """A loop that has ended handles no signal, and cannot add a handler."""
         seen, old = [], signal.getsignal(signal.SIGUSR1)
         signal.signal(signal.SIGUSR1, lambda *_: seen.append("old"))
         try:
@@ -237,7 +237,7 @@ class TestAddSignalHandler:
             signal.signal(signal.SIGUSR1, old)
 
     def test_forgotten_loop_in_a_cycle(self, wait_for):
-        """contract: a forgotten loop is closed; the signal has its old meaning again, whoever found the loop."""
+        """contract: a forgotten loop is closed; the signal's previous handler returns, however it was collected."""
         seen = []
         old = signal.signal(signal.SIGUSR1, lambda *_: seen.append("old"))
         try:
@@ -282,7 +282,7 @@ class TestAddSignalHandler:
         ids=str,
     )
     def test_refused(self, loop, arguments, error):
-        """What is no signal, can not be caught or is no callable."""
+        """What is not a signal, cannot be caught, or is not callable."""
         with pytest.raises(error):
             loop.add_signal_handler(*arguments)
         for number in (signal.SIGUSR1, signal.SIGKILL):
@@ -362,7 +362,7 @@ def test_burst_of_signals(loop, wait_for, before):
 
 
 def test_ctrl_c_at_any_moment_of_run(run_script):
-    """Wherever the exception of a signal's handler comes, the loop is nobody's afterwards, and can be run and ended."""
+    """Wherever a signal handler raises, the loop has no owner afterwards, and can be run and ended."""
     run_script("""
         import random, signal, time
         from nbloop import Loop
@@ -534,7 +534,7 @@ for where in (here, elsewhere):
 @pytest.mark.skipif(object_cache.status.mode != "compiled", reason="un-jitted there is no C handler to save")
 @pytest.mark.parametrize("other", ["", "loop.add_signal_handler(signal.SIGUSR1, print)"])
 def test_a_c_library_that_puts_our_handler_back(run_script, other):
-    """It was saved while a loop asked for the signal, and no loop does any more: it means what it meant before."""
+    """It was saved while a loop handled the signal, and no loop does any more: the previous handler takes effect."""
     run_script(
         HELPERS
         + f"""
@@ -628,7 +628,7 @@ for end in (lambda: loop.remove_signal_handler(signal.SIGUSR1), lambda: loop.clo
 
 @pytest.mark.parametrize("mode", ["AUTO", "DISABLED"])
 def test_a_wakeup_descriptor_of_somebody_else(run_script, mode):
-    """contract: Python's wake-up descriptor is nobody's while callbacks run; what they set stays, after the run too,
+    """contract: Python's wake-up descriptor is free while callbacks run; what they set stays, after the run too,
     and Ctrl-C is seen beside it.
     """
     run_script(
@@ -757,7 +757,7 @@ class TestDoze:
         dozing(look)  # nor after a wake
 
     def test_without_descriptors(self, loop, dozing, wait_for, monkeypatch):
-        """With none to be had the loop goes on with naps, and is woken as well."""
+        """Without free descriptors the loop goes on with naps, and can still be woken."""
         import errno
 
         tried = []
@@ -766,7 +766,7 @@ class TestDoze:
             tried.append(1)
             raise OSError(errno.EMFILE, "none left")
 
-        monkeypatch.setattr(signals.socket, "socketpair", none)
+        monkeypatch.setattr(signals._socket, "socketpair", none)
         threading.Thread(target=lambda: (wait_for(lambda: len(tried) > 2), loop.stop())).start()
         loop.run()
 
