@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import inspect
 import signal
 import weakref
@@ -36,9 +35,11 @@ from sys import _getframe
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import ForkedLoopError, LoopTerminatedError
+from ..kernels.base.kernel import data, method
+from ..kernels.methods import asyncio_methods as kernels
+from ..kernels.methods.asyncio_methods import AIO, AioWords
 from ..loop import Loop
-from ..unique import Unique
-from .handles import Handle, Step, TimerHandle, is_wakeup, run
+from .handles import WORDS, Handle, TimerHandle, run
 from .selector import Selector
 from .transports import KERNELS_READ, StreamTransport, new_buffer
 
@@ -54,7 +55,7 @@ def _signal_arrived(of: weakref.ref[EventLoop], sig: int) -> None:
         loop._handle_signal(sig)  # asyncio's: it finds the handle, and forgets one that was cancelled
 
 
-class EventLoop(Unique, asyncio.SelectorEventLoop):
+class EventLoop(AioWords, asyncio.SelectorEventLoop):
     """An asyncio event loop. Everything that `asyncio.AbstractEventLoop` has; what is not said here is asyncio's.
 
     Thread-safe are `call_soon_threadsafe`, `stop`, and `cancel` of the handles. `call_soon` and `call_at` are checked
@@ -64,7 +65,6 @@ class EventLoop(Unique, asyncio.SelectorEventLoop):
     _closed = True  # until it is made: one whose options are refused has nothing to close
 
     if TYPE_CHECKING:  # asyncio's, which its stubs do not name
-        _debug: bool
         _stopping: bool
         _current_handle: asyncio.Handle | None
 
@@ -88,11 +88,23 @@ class EventLoop(Unique, asyncio.SelectorEventLoop):
         self._core = Loop(
             name=name, metrics=metrics, recorder=recorder, ingress_budget=WHOLE_QUEUE, on_error=self._task_raised
         )
+        # A spin before a sleep saves time to who wakes the loop, and costs a server 4 to 6 % of its CPU time: what ends
+        # its sleeps are descriptors, which only a system call can see.
+        self._core._record["spin_max"] = 0
         self._submit = self._core.submit
         self.time = self._core.now  # type: ignore[method-assign] # no Python frame
         self._received = new_buffer()
-        super().__init__(Selector(self._core, lambda handle: self._run(handle)))  # noqa: PLW0108 - debug mode changes it
         self._unseen = Handle(Handle.cancel, (), self, copy_context())  # for a caller that does not look at it
+        words = WORDS.copy()
+        self._runner = kernels.handle_run.bind(words)
+        for at, word in (
+            (AIO.STATE, data(id(self._core._state))),
+            (AIO.UNSEEN, id(self._unseen)),
+            (AIO.RUNNER, id(self._runner)),
+        ):
+            words[at // 8] = word
+        self._words = words
+        super().__init__(Selector(self._core, lambda handle: self._run(handle)))  # noqa: PLW0108 - debug mode changes it
 
     @property
     def core(self) -> Loop:
@@ -101,42 +113,46 @@ class EventLoop(Unique, asyncio.SelectorEventLoop):
         """
         return self._core
 
-    # --- scheduling: alike, and each written out, because one more Python frame is a tenth of what they take
+    # --- what each callback, future and step of a task asks for: built-in methods, and no Python frame
 
-    def call_soon(  # type: ignore[override]
+    @method(kernels.aio_call_soon)
+    def call_soon(  # type: ignore[override, empty-body]
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.Handle:
         """Run ``callback(*args)`` after all that is ready already. O(1)."""
-        if context is not None and (type(callback) is Step or is_wakeup(callback)) and not self._debug:
-            try:
-                self._submit(context.run, callback, *args)
-            except LoopTerminatedError:
-                self._check_closed()
-                raise
-            return self._unseen
+
+    @method(kernels.aio_call_soon_threadsafe)
+    def call_soon_threadsafe(  # type: ignore[override, empty-body]
+        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
+        """`call_soon` from any thread, signal handlers included. It wakes the loop only if that sleeps."""
+
+    @method(kernels.aio_create_future)
+    def create_future(self) -> asyncio.Future[Any]:  # type: ignore[empty-body]
+        """A future of this loop. Any thread."""
+
+    @method(kernels.aio_get_debug)
+    def get_debug(self) -> bool:  # type: ignore[empty-body]
+        """Is asyncio's debug mode on? Any thread."""
+
+    # --- scheduling where that is rare: debug mode, odd arguments, a closed loop. Written out, because the frame of the
+    # caller is two above `_note`.
+
+    def _call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.Handle:
         handle = Handle(callback, args, self, copy_context() if context is None else context)
         if self._debug:
             self._check_thread()
             self._note(handle, callback, "call_soon")
-        try:
-            self._enqueue(handle)
-        except LoopTerminatedError:
-            self._check_closed()
-            raise
+        self._add_callback(handle)
         return handle
 
-    def call_soon_threadsafe(  # type: ignore[override]
+    def _call_soon_threadsafe(
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.Handle:
-        """`call_soon` from any thread, signal handlers included. It wakes the loop only if that sleeps."""
         handle = Handle(callback, args, self, copy_context() if context is None else context)
         if self._debug:
             self._note(handle, callback, "call_soon_threadsafe")
-        try:
-            self._enqueue(handle)
-        except LoopTerminatedError:
-            self._check_closed()
-            raise
+        self._add_callback(handle)
         return handle
 
     def call_later(  # type: ignore[override]
@@ -161,7 +177,7 @@ class EventLoop(Unique, asyncio.SelectorEventLoop):
             self._check_thread()
             self._note(timer, callback, "call_at")
         try:
-            timer._scheduled = self._core.schedule_timer_at(min(when, FAR), self._enqueue, timer)
+            timer._scheduled = self._core.schedule_timer_at(min(when, FAR), self._submit, self._run, timer)
         except LoopTerminatedError:
             self._check_closed()
             raise
@@ -171,7 +187,11 @@ class EventLoop(Unique, asyncio.SelectorEventLoop):
         self._core.cancel_timer(handle._scheduled)
 
     def _add_callback(self, handle: asyncio.Handle) -> None:
-        self._submit(self._run, handle)
+        try:
+            self._submit(self._run, handle)
+        except LoopTerminatedError:
+            self._check_closed()
+            raise
 
     # --- running
 
@@ -267,10 +287,8 @@ class EventLoop(Unique, asyncio.SelectorEventLoop):
 
     def set_debug(self, enabled: bool) -> None:
         """asyncio's debug mode: what is scheduled is checked, where is remembered, and slow callbacks are logged."""
-        super().set_debug(enabled)
-        self._run = self._run_in_debug if enabled else run
-        # A handle of ours is called by the core itself; the debug mode puts a frame in between.
-        self._enqueue = functools.partial(self._submit, self._run_in_debug) if enabled else self._submit
+        super().set_debug(bool(enabled))  # a word that kernels compare
+        self._run = self._run_in_debug if enabled else self._runner
         for transport in list(vars(self).get("_transports", {}).values()):  # asyncio makes it after its first call
             if isinstance(transport, StreamTransport):
                 transport.aim()

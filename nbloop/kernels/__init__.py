@@ -6,7 +6,7 @@
 """
 
 from .build import object_cache
-from .methods import js_timers, lifetime, scheduling, signal_handler, timer_methods
+from .methods import asyncio_methods, js_timers, lifetime, scheduling, signal_handler, timer_methods
 from .observe import event_ring, frames, meter
 from .promises import reactions, settling
 from .state import traverse
@@ -15,6 +15,7 @@ from .turn import fd_watches, stream, turn
 object_cache.load()
 
 __all__ = [
+    "asyncio_methods",
     "event_ring",
     "fd_watches",
     "frames",

@@ -290,6 +290,159 @@ def test_cancel_from_any_thread(running, together):
     assert all(isinstance(n, int) for n in ran)
 
 
+def test_a_handle_of_any_callback(aio):
+    """`call_soon` returns a handle of its own, in every form of the call, with what asyncio's shows."""
+    context = contextvars.copy_context()
+    seen = []
+
+    def note(*values):
+        seen.append(values)
+
+    handles = [
+        aio.call_soon(note),
+        aio.call_soon(note, 1, 2),
+        aio.call_soon(note, 3, context=None),
+        aio.call_soon(note, 4, context=context),
+        aio.call_soon(seen.append, (5,), context=context),
+        aio.call_soon(seen.append, (6,), **{"".join(("con", "text")): context}),
+        aio.call_soon_threadsafe(note, 7),
+        aio.call_soon_threadsafe(seen.append, (8,), context=context),
+    ]
+    assert len({id(handle) for handle in handles}) == len(handles)
+    assert all(isinstance(handle, asyncio.Handle) for handle in handles)
+    assert [handle.get_context() is context for handle in handles] == [
+        False,
+        False,
+        False,
+        True,
+        True,
+        True,
+        False,
+        True,
+    ]
+    assert handles[1]._args == (1, 2)
+    assert handles[1]._callback is note
+    assert "note" in repr(handles[0])
+    assert not any(handle.cancelled() for handle in handles)
+    handles[1].cancel()
+    assert handles[1].cancelled()
+    aio.call_soon(aio.stop)
+    aio.run_forever()
+    assert seen == [(), (3,), (4,), (5,), (6,), (7,), (8,)]
+    gone = weakref.ref(handles.pop(0))
+    handles.clear()
+    assert gone() is None
+
+
+def test_call_soon_refuses(aio):
+    """Odd arguments, as asyncio does, and a closed loop; a call that raised has scheduled nothing."""
+    seen = []
+    context = contextvars.copy_context()
+    for call in (aio.call_soon, aio.call_soon_threadsafe):
+        for arguments, keywords in (
+            ((), {}),
+            ((seen.append, 1), {"contexts": context}),
+            ((seen.append, 1), {"context": context, "more": 1}),
+        ):
+            with pytest.raises(TypeError):
+                call(*arguments, **keywords)
+    aio.call_soon(aio.stop)
+    aio.run_forever()
+    assert seen == []
+    aio.close()
+    for call in (aio.call_soon, aio.call_soon_threadsafe):
+        with pytest.raises(RuntimeError, match="closed"):
+            call(seen.append, 1)
+    assert aio.create_future().get_loop() is aio
+
+
+def test_a_loop_that_was_not_made_refuses():
+    """What `__new__` alone made has no words."""
+    loop = nbloop.EventLoop.__new__(nbloop.EventLoop)
+    for call in (lambda: loop.call_soon(print), lambda: loop.call_soon_threadsafe(print), loop.create_future):
+        with pytest.raises(TypeError):
+            call()
+    with pytest.raises(TypeError):
+        loop.get_debug()
+    with pytest.raises(TypeError):
+        nbloop.EventLoop.call_soon(asyncio.new_event_loop, print)
+
+
+def test_a_handle_cancelled_while_it_is_read(aio):
+    """`cancel` sets its mark first: what is marked does not run, though callback and arguments are still there."""
+    seen = []
+    handle = aio.call_soon(seen.append, 1)
+    handle._cancelled = True
+    aio.call_soon(aio.stop)
+    aio.run_forever()
+    assert seen == []
+
+
+def test_what_others_write_into_a_handle(aio):
+    """Tools do. It works, or is an error of that callback; it is not a crash."""
+    seen, errors = [], []
+    aio.set_exception_handler(lambda _loop, context: errors.append(type(context["exception"])))
+
+    class Other(asyncio.Handle):
+        __slots__ = ()
+
+        def __init__(self):
+            self._cancelled, self._callback, self._args, self._loop = False, seen.append, [5], aio
+            self._context = contextvars.copy_context()
+
+    class Duck:
+        _cancelled, _callback, _args, _context = False, seen.append, (6,), contextvars.copy_context()
+
+    Duck._callback = seen.append
+    first, second, third = (aio.call_soon(seen.append, number) for number in range(3))
+    first._args = [10]
+    second._callback = lambda _number: seen.append(11)
+    third._args = (1, 2, 3)
+    aio._add_callback(Other())
+    aio._add_callback(Duck())
+    aio._add_callback(asyncio.Handle(seen.append, (7,), aio))
+    aio.call_soon(aio.stop)
+    aio.run_forever()
+    assert seen == [10, 11, 5, 6, 7]
+    assert errors == [TypeError]
+
+
+def test_a_patched_call_soon_is_used(aio):
+    """On the instance, and in a subclass; asyncio's C code finds both."""
+    seen = []
+
+    class Counts(nbloop.EventLoop):
+        def call_soon(self, callback, *args, context=None):
+            seen.append(type(callback).__name__)
+            return super().call_soon(callback, *args, context=context)
+
+        def create_future(self):
+            seen.append("future")
+            return super().create_future()
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        waiting = loop.create_future()
+        loop.call_soon(waiting.set_result, 1)
+        return await waiting
+
+    loop = Counts()
+    assert loop.run_until_complete(main()) == 1
+    assert "future" in seen
+    assert len(seen) > 3
+    loop.close()
+    ours = aio.call_soon
+    patched = []
+
+    def call_soon(*arguments, **keywords):
+        patched.append(arguments[0])
+        return ours(*arguments, **keywords)
+
+    aio.call_soon = call_soon
+    assert aio.run_until_complete(main()) == 1
+    assert len(patched) > 2
+
+
 def test_idle_loop_has_no_descriptor(aio, descriptors):
     """Without descriptors to watch the loop has none: no pair of sockets, no epoll; it sleeps on a futex."""
     before = descriptors()

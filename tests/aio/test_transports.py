@@ -94,9 +94,10 @@ class Logged(asyncio.Protocol):
 class Buffered(asyncio.BufferedProtocol):
     def __init__(self, log: list[object]) -> None:
         self.log = log
-        self.buffer = bytearray(100)
+        self.buffer = bytearray(65536)
 
     def get_buffer(self, sizehint: int) -> bytearray:
+        assert sizehint == -1
         return self.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -215,6 +216,91 @@ def connected():
     return run
 
 
+class Broken(Buffered):
+    """Fails where `fault` says."""
+
+    fault = ""
+
+    def get_buffer(self, sizehint):
+        self.log.append(("get_buffer", sizehint))
+        if self.fault == "get_buffer":
+            raise ValueError("no buffer")
+        if self.fault == "closes":
+            self.transport.close()
+        return {"empty": bytearray(), "read-only": b"12345", "none": None, "small": self.buffer}.get(
+            self.fault, memoryview(self.buffer)[5:]
+        )
+
+    def buffer_updated(self, nbytes):
+        super().buffer_updated(nbytes)
+        if self.fault == "buffer_updated":
+            raise ValueError(nbytes)
+        if self.fault == "replaces":
+            self.transport.set_protocol(Logged(self.log))
+
+
+@pytest.mark.parametrize(
+    "fault", ["", "get_buffer", "empty", "read-only", "none", "small", "closes", "buffer_updated", "replaces"]
+)
+def test_a_buffered_protocol_receives_into_its_buffer(fault):
+    """Or fails, and the connection with it, as on asyncio."""
+
+    def run(factory):
+        log = []
+
+        async def play():
+            loop = asyncio.get_running_loop()
+            loop.set_exception_handler(lambda _loop, context: log.append(context["message"]))
+            peer, mine = pair("unix")
+            protocol = Broken(log)
+            protocol.buffer = bytearray(10)
+            protocol.transport, _ = await loop.connect_accepted_socket(lambda: protocol, mine)
+            protocol.fault = fault
+            for data in (b"abc", b"defghijklmnopqrstuvwxyz"):
+                with contextlib.suppress(OSError):
+                    peer.send(data)
+                await settle()
+            log.append(bytes(protocol.buffer))
+            with contextlib.suppress(OSError):
+                peer.shutdown(socket.SHUT_WR)
+            await settle()
+            protocol.transport.abort()
+            await settle()
+            peer.close()
+
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(asyncio.wait_for(play(), PATIENCE))
+        return [("lost", bool(one[1])) if one[0] == "lost" else one for one in log]
+
+    assert run(LOOPS["nbloop"]) == run(LOOPS["asyncio"])
+
+
+@pytest.mark.parametrize("kind", ["unix", "tcp"])
+def test_large_messages_arrive_whole(connected, kind):
+    """Whatever came before: after a large one the system is asked how much there is."""
+
+    async def test(transport, protocol, peer):
+        sizes = (100, 70_000, 70_000, 10, 200_000, 300_000, 65_536, 65_535, 1, 500_000, 500_000, 3)
+        sent = b"".join(bytes([number]) * size for number, size in enumerate(sizes))
+        loop = asyncio.get_running_loop()
+
+        def send():
+            peer.setblocking(True)
+            for number, size in enumerate(sizes):
+                peer.sendall(bytes([number]) * size)
+
+        def received():
+            return b"".join(data for name, data in (one for one in protocol.log if one != "made"))
+
+        await loop.run_in_executor(None, send)
+        while len(received()) < len(sent):
+            await asyncio.sleep(0)
+        assert max(len(one[1]) for one in protocol.log if one != "made") > 65_536
+        return received() == sent
+
+    assert connected(test, kind=kind)
+
+
 @pytest.mark.skipif(not COMPILED, reason="kernels that are Python have frames")
 def test_no_frame_of_ours_runs_for_a_message(connected):
     """Between the loop's run and `data_received`, and below `write`, no Python function is called."""
@@ -243,6 +329,34 @@ def test_no_frame_of_ours_runs_for_a_message(connected):
     caller, calls = connected(test)
     assert caller == "_turn_until_end"  # which has called the kernel that turns
     assert set(calls) <= {"data_received", "check_interrupts"}  # the second once a turn
+
+
+@pytest.mark.skipif(not COMPILED, reason="kernels that are Python have frames")
+def test_no_frame_of_ours_runs_for_a_stream():
+    """Nor for the future that a reader waits for, its callback, and the step of the task."""
+
+    async def main():
+        peer, mine = pair("unix")
+        reader, writer = await asyncio.open_connection(sock=mine)
+        ours = []
+
+        def note(frame, event, _argument):
+            if event == "call" and frame.f_code.co_filename.startswith(os.path.dirname(nbloop.__file__)):
+                ours.append(frame.f_code.co_name)
+
+        sys.setprofile(note)
+        for _ in range(10):
+            asyncio.get_running_loop().call_soon(peer.send, b"x")
+            assert await reader.read(100) == b"x"
+            writer.write(b"y")
+        sys.setprofile(None)
+        ours = [name for name in ours if name not in ("check_interrupts", "main", "note")]
+        assert peer.recv(100) == b"y" * 10
+        peer.close()
+        writer.close()
+        return ours
+
+    assert nbloop.run(main()) == []
 
 
 def test_interest_is_not_changed_for_a_message(connected, monkeypatch):
