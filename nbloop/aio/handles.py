@@ -44,6 +44,21 @@ def run(handle: asyncio.Handle) -> None:
     del handle, of, callback, args  # the exception may be kept, and its traceback keeps this frame
 
 
+_CODE = asyncio.Handle._run.__code__
+
+
+def tools_watch() -> bool:
+    """Has somebody put a function of his own in the place of asyncio's `Handle._run`, as profilers and tracers do?"""
+    kinds: tuple[Any, ...] = (asyncio.Handle, asyncio.TimerHandle, Handle, TimerHandle)
+    known = _CODE.co_filename == asyncio.events.__file__  # or it was there before this was imported
+    return not known or any(getattr(kind._run, "__code__", None) is not _CODE for kind in kinds)
+
+
+def run_watched(handle: Any) -> None:
+    """Run a handle by its own method."""
+    handle._run()
+
+
 def failed(told: tuple[Any, Callable[..., object], tuple[Any, ...], BaseException]) -> None:
     """A handle's callback has raised, says the kernel that has run it."""
     handle, callback, args, error = told

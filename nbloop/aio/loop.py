@@ -24,11 +24,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import inspect
 import signal
 import weakref
 from asyncio import base_events as _base_events
-from asyncio import format_helpers
+from asyncio import constants, format_helpers, trsock
 from collections.abc import Callable
 from contextvars import Context, copy_context
 from sys import _getframe
@@ -39,13 +40,14 @@ from ..kernels.base.kernel import data, method
 from ..kernels.methods import asyncio_methods as kernels
 from ..kernels.methods.asyncio_methods import AIO, AioWords
 from ..loop import Loop
-from .handles import WORDS, Handle, TimerHandle, run
+from .handles import WORDS, Handle, TimerHandle, run, run_watched, tools_watch
 from .selector import Selector
 from .transports import KERNELS_READ, StreamTransport, new_buffer
 
 base_events: Any = _base_events  # its stubs do not name what is wanted of it
 
 FAR = 1e10  # s on the clock: later than its end, so never, as is what no float can be
+EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # after which a listener rests
 WHOLE_QUEUE = 1 << 40  # tasks in a turn: asyncio's turn, too, runs all that is ready when it begins
 
 
@@ -76,6 +78,9 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         def _check_thread(self) -> None: ...
         def _check_callback(self, callback: object, method: str) -> None: ...
         def _run_forever_setup(self) -> None: ...
+        def _remove_reader(self, fd: int) -> bool: ...
+        def _start_serving(self, *arguments: Any) -> None: ...
+        def _accept_connection2(self, *arguments: Any) -> Any: ...
         def _run_forever_cleanup(self) -> None: ...
 
     def __init__(
@@ -92,7 +97,9 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         # its sleeps are descriptors, which only a system call can see.
         self._core._record["spin_max"] = 0
         self._submit = self._core.submit
-        self.time = self._core.now  # type: ignore[method-assign] # no Python frame
+        self._now = self._core.now
+        if type(self).time is asyncio.BaseEventLoop.time:
+            self.time = self._now  # type: ignore[method-assign] # no Python frame
         self._received = new_buffer()
         self._unseen = Handle(Handle.cancel, (), self, copy_context())  # for a caller that does not look at it
         words = WORDS.copy()
@@ -176,6 +183,8 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         if self._debug:
             self._check_thread()
             self._note(timer, callback, "call_at")
+        if self.time is not self._now:  # a tool's clock: what is between now and then on it is so on ours
+            when = self._now() + (when - self.time())
         try:
             timer._scheduled = self._core.schedule_timer_at(min(when, FAR), self._submit, self._run, timer)
         except LoopTerminatedError:
@@ -196,7 +205,10 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
     # --- running
 
     def run_forever(self) -> None:
-        """Run until `stop`. What is ready by then has run; what that made ready waits for the next run."""
+        """Run until `stop`. What is ready by then has run; what that made ready waits for the next run. If
+        `asyncio.Handle._run` has been replaced by now, it is called for each callback, task steps included.
+        """
+        self._choose_run()
         self._run_forever_setup()
         try:
             self._core.run()
@@ -228,6 +240,38 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
             return super()._make_socket_transport(sock, protocol, waiter, **more)  # type: ignore[misc]
         self._ensure_fd_no_transport(sock)
         return StreamTransport(self, sock, protocol, waiter, **more)
+
+    def _accept_connection(  # its first arguments are asyncio's; what follows are TLS's timeouts
+        self, factory: Any, sock: Any, sslcontext: Any = None, server: Any = None, backlog: int = 100, *timeouts: Any
+    ) -> None:
+        """Accept what waits. Without descriptors the listener rests, and comes back once; asyncio before 3.14 tries on,
+        and each failure comes back for itself.
+        """
+        for _ in range(backlog):
+            try:
+                conn, address = sock.accept()
+                if self._debug:
+                    base_events.logger.debug("%r got a new connection from %r: %r", server, address, conn)
+                conn.setblocking(False)
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in EXHAUSTED:
+                    raise
+                message = "socket.accept() out of system resource"
+                self.call_exception_handler(
+                    {"message": message, "exception": error, "socket": trsock.TransportSocket(sock)}
+                )
+                self._remove_reader(sock.fileno())
+                arguments = (factory, sock, sslcontext, server, backlog, *timeouts)
+                self.call_later(constants.ACCEPT_RETRY_DELAY, self._serve_again, *arguments)
+                return
+            extra = {"peername": address}
+            self.create_task(self._accept_connection2(factory, conn, extra, sslcontext, server, *timeouts))
+
+    def _serve_again(self, factory: Any, sock: Any, *rest: Any) -> None:
+        if sock.fileno() != -1:  # closed meanwhile
+            self._start_serving(factory, sock, *rest)
 
     # --- signals
 
@@ -288,16 +332,23 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
     def set_debug(self, enabled: bool) -> None:
         """asyncio's debug mode: what is scheduled is checked, where is remembered, and slow callbacks are logged."""
         super().set_debug(bool(enabled))  # a word that kernels compare
-        self._run = self._run_in_debug if enabled else self._runner
+        self._choose_run()
         for transport in list(vars(self).get("_transports", {}).values()):  # asyncio makes it after its first call
             if isinstance(transport, StreamTransport):
                 transport.aim()
+
+    def _choose_run(self) -> None:
+        """Who runs a handle: the kernel, unless somebody wants to see it."""
+        tools = tools_watch()
+        self._words[AIO.TOOLS // 8] = tools
+        self._run_seen = run_watched if tools else run
+        self._run = self._run_in_debug if self._debug else run_watched if tools else self._runner
 
     def _run_in_debug(self, handle: asyncio.Handle) -> None:
         start = self.time()
         self._current_handle = handle
         try:
-            run(handle)
+            self._run_seen(handle)
         finally:
             self._current_handle = None
         took = self.time() - start

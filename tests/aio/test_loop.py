@@ -443,6 +443,67 @@ def test_a_patched_call_soon_is_used(aio):
     assert len(patched) > 2
 
 
+@pytest.mark.parametrize("debug", [False, True])
+def test_a_patched_run_of_handles_is_used(aio, monkeypatch, debug):
+    """For callbacks, timers, descriptors, and the steps of tasks; and no longer once it is gone."""
+    seen = []
+    original = asyncio.Handle._run
+
+    def run(handle):
+        seen.append(handle)
+        original(handle)
+
+    async def main():
+        done = aio.create_future()
+        aio.call_later(0, done.set_result, 1)
+        await done
+        await asyncio.sleep(0)
+        receiver, sender = socket.socketpair()
+        with receiver, sender:
+            read = aio.create_future()
+            aio.add_reader(receiver, read.set_result, 2)
+            sender.send(b"x")
+            await read
+            aio.remove_reader(receiver)
+
+    aio.set_debug(debug)
+    with monkeypatch.context() as patch:
+        patch.setattr(asyncio.Handle, "_run", run)
+        aio.run_until_complete(main())
+    watched = [str(handle) for handle in seen]
+    assert len([text for text in watched if "set_result" in text]) >= 1
+    assert sum(isinstance(handle, asyncio.TimerHandle) for handle in seen) == 1
+    assert len(seen) >= 7  # two of them, and five steps and wake-ups of the task
+    seen.clear()
+    aio.run_until_complete(main())
+    assert seen == []
+
+
+@pytest.mark.parametrize("how", ["instance", "subclass"])
+def test_a_replaced_clock_is_used(how):
+    """`call_later` counts from it, and a timer waits as long as it says."""
+
+    class Slow(nbloop.EventLoop):
+        def time(self):
+            return 1000.0 + super().time()
+
+    loop = Slow() if how == "subclass" else nbloop.new_event_loop()
+    if how == "instance":
+        loop.time = lambda: 5.0
+    now = loop.time()
+    ran = []
+    timer = loop.call_later(0.01, ran.append, 1)
+    later = loop.call_at(loop.time() + 1000, ran.append, 2)
+    assert timer.when() - now == pytest.approx(0.01, abs=0.01)
+    start = time.monotonic()
+    loop.call_later(0.02, loop.stop)
+    loop.run_forever()
+    assert ran == [1]
+    assert time.monotonic() - start < PATIENCE
+    later.cancel()
+    loop.close()
+
+
 def test_idle_loop_has_no_descriptor(aio, descriptors):
     """Without descriptors to watch the loop has none: no pair of sockets, no epoll; it sleeps on a futex."""
     before = descriptors()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import errno
 import gc
+import itertools
 import os
 import random
 import socket
@@ -23,6 +25,7 @@ from tests.support.waiting import PATIENCE
 pytestmark = pytest.mark.skipif(not KERNELS_READ, reason="asyncio's own transports here")
 
 COMPILED = os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0")
+CONNECTIONS = 120  # of each of 18 ends
 LOOPS = {"asyncio": asyncio.new_event_loop, "nbloop": nbloop.new_event_loop}
 
 
@@ -214,6 +217,11 @@ def connected():
         return nbloop.run(main())
 
     return run
+
+
+class Raises(Logged):
+    def data_received(self, data):
+        raise ValueError(data)
 
 
 class Broken(Buffered):
@@ -435,23 +443,44 @@ def test_debug_mode_sees_slow_protocols(connected, caplog):
 
 
 @pytest.mark.parametrize("kind", ["unix", "tcp"])
-@pytest.mark.parametrize("end", ["close", "abort", "peer", "in flight"])
+@pytest.mark.parametrize(
+    "end", ["close", "abort", "peer", "in flight", "close in flight", "paused", "half", "reset", "raises"]
+)
 def test_nothing_is_left_of_a_closed_connection(kind, end):
     """Transport, protocol and stream are gone with the connection, without a collection."""
 
     async def main():
         gone = []
-        for _ in range(50):
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _loop, _context: None)
+        for number in range(CONNECTIONS):
             peer, mine = pair(kind)
-            transport, protocol = await asyncio.get_running_loop().connect_accepted_socket(lambda: Logged([]), mine)
+            make = Buffered if number % 2 else Logged
+            transport, protocol = await loop.connect_accepted_socket(lambda make=make: make([]), mine)
             gone += [weakref.ref(transport), weakref.ref(protocol)]
             peer.send(b"x")
             await settle()
-            transport.write(b"y" * (10_000_000 if end == "in flight" else 1))
+            transport.write(b"y" * (10_000_000 if "in flight" in end else 1))
             if end == "close":
                 transport.close()
             elif end == "abort":
                 transport.abort()
+            elif end == "close in flight":
+                transport.close()
+                peer.close()
+            elif end == "paused":
+                transport.pause_reading()
+                peer.send(b"x")
+                transport.close()
+            elif end == "half":
+                transport.write_eof()
+                peer.shutdown(socket.SHUT_WR)
+            elif end == "reset":
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                peer.close()
+            elif end == "raises":
+                transport.set_protocol(Raises([]))
+                peer.send(b"x")
             else:
                 peer.close()
             del transport, protocol
@@ -519,3 +548,84 @@ def test_a_socket_that_has_nothing_is_left_alone(connected):
         return list(protocol.log)
 
     assert connected(test) == ["made", ("data", b"x")]
+
+
+# --- accepting
+
+
+@pytest.fixture
+def exhausted(monkeypatch):
+    """`exhausted.left`: how many more times the system has no descriptor for `accept`; `calls`: when it was called."""
+
+    class Exhausted:
+        left = 0
+        calls: list[float] = []  # noqa: RUF012 - of one test
+
+    state = Exhausted()
+    state.calls = []
+    accept = socket.socket.accept
+
+    def refused(self):
+        state.calls.append(asyncio.get_running_loop().time())
+        if state.left > 0:
+            state.left -= 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        return accept(self)
+
+    monkeypatch.setattr(socket.socket, "accept", refused)
+    monkeypatch.setattr(asyncio.constants, "ACCEPT_RETRY_DELAY", 0.01)
+    return state
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_listener_rests_and_comes_back_once(exhausted, times):
+    """One failure, one rest, one retry; then all that wait are accepted."""
+
+    async def main():
+        made, told = [], []
+
+        class Counts(asyncio.Protocol):
+            def connection_made(self, transport):
+                made.append(transport)
+                if len(made) == 5:
+                    done.set_result(None)
+
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _loop, context: told.append(context["message"]))
+        done = loop.create_future()
+        server = await loop.create_server(Counts, "127.0.0.1", 0)
+        exhausted.left = times
+        clients = [socket.create_connection(server.sockets[0].getsockname()) for _ in range(5)]
+        await asyncio.wait_for(done, PATIENCE)
+        assert told == ["socket.accept() out of system resource"] * times
+        retries = exhausted.calls[: times + 1]
+        assert all(later - before >= 0.009 for before, later in itertools.pairwise(retries))
+        for client in clients:
+            client.close()
+        for transport in made:
+            transport.abort()
+        server.close()
+        await server.wait_closed()
+
+    nbloop.run(main())
+
+
+def test_a_listener_closed_while_it_rests_stays_closed(exhausted):
+    async def main():
+        told, rested = [], asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def note(_loop, context):
+            told.append(context)
+            rested.set()
+
+        loop.set_exception_handler(note)
+        server = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0)
+        exhausted.left = 1
+        with socket.create_connection(server.sockets[0].getsockname()):
+            await asyncio.wait_for(rested.wait(), PATIENCE)
+            server.close()
+            await asyncio.sleep(0.03)
+        return len(told)
+
+    assert nbloop.run(main()) == 1

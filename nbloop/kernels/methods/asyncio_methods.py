@@ -4,7 +4,7 @@ Problem: `call_soon`, `create_future` and `get_debug` are called for each messag
 functions they are three frames, and a handle's run is a fourth. Idea: kernels whose ``self`` is the asyncio loop. They
 make asyncio's own handle, word by word, and put it into the queue. A task needs no handle: what its C code schedules
 is known by its type (`STEP`) or by its definition (`WAKEUP`), and nobody sees what `call_soon` returns for it. The
-rare rest goes to Python: debug mode, odd arguments, a loop that is closed.
+rare rest goes to Python: debug mode, tools that watch handles, odd arguments, a loop that is closed.
 
 Where asyncio keeps the slots of its handles is found when `aio/loop.py` is imported, and not before, because who uses
 no asyncio does not wait for its import. So the places are words here (`AIO`) and not constants.
@@ -55,7 +55,7 @@ LOOP_WORDS = Fields(
     "LOOP_WORDS",
     {slot.removeprefix("_").upper(): at for slot, at in zip(AioWords.__slots__, slot_offsets(AioWords), strict=True)},
 )
-# Of an asyncio loop. All but the first and the places are addresses of objects, which the loop or a module keeps.
+# Of an asyncio loop. All but the first two and the places are addresses of objects, which the loop or a module keeps.
 AIO = Record(
     "AIO",
     np.dtype(
@@ -63,6 +63,7 @@ AIO = Record(
             (name, np.int64)
             for name in (
                 "state",  # the address of the words of the core
+                "tools",  # not 0: a tool wants to see each handle run
                 *("none", "false", "tuple", "step", "builtin", "wakeup", "context_type", "run_in", "future"),
                 *("handle", "timer", "foreign_handle", "foreign_timer", "unseen", "runner"),
                 *("soon_slowly", "threadsafe_slowly", "run_slowly", "failed"),
@@ -101,7 +102,7 @@ def aio_soon(self: int, arguments: int, count: int, names: int, slowly: int) -> 
     if words == 0:
         return 0
     context = 0
-    plain = count > 0 and load(self + LOOP_WORDS.DEBUG) == get(words + AIO.FALSE)
+    plain = count > 0 and load(self + LOOP_WORDS.DEBUG) == get(words + AIO.FALSE) and load(words + AIO.TOOLS) == 0
     if names != 0:
         context = get(arguments + (count << 3))
         name = get(names + TUPLE_ITEMS)  # asyncio's C code has a string of its own
