@@ -188,4 +188,9 @@ def _words() -> Any:
     return words.view(np.int64)
 
 
-WORDS = _words()  # what is the same for all loops
+_WORDS = _words()  # what is the same for all loops
+
+
+def new_words() -> Any:
+    """The words of a loop, which has to write its own."""
+    return _WORDS.copy()

@@ -40,7 +40,7 @@ from ..kernels.base.kernel import data, method
 from ..kernels.methods import asyncio_methods as kernels
 from ..kernels.methods.asyncio_methods import AIO, AioWords
 from ..loop import Loop
-from .handles import WORDS, Handle, TimerHandle, run, run_watched, tools_watch
+from .handles import Handle, TimerHandle, new_words, run, run_watched, tools_watch
 from .selector import Selector
 from .transports import KERNELS_READ, StreamTransport, new_buffer
 
@@ -102,7 +102,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
             self.time = self._now  # type: ignore[method-assign] # no Python frame
         self._received = new_buffer()
         self._unseen = Handle(Handle.cancel, (), self, copy_context())  # for a caller that does not look at it
-        words = WORDS.copy()
+        words = new_words()
         self._runner = kernels.handle_run.bind(words)
         for at, word in (
             (AIO.STATE, data(id(self._core._state))),
