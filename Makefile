@@ -7,9 +7,10 @@ asv = $(py) -m asv --config $(asv_conf)
 # asv makes an environment of its own to measure a commit in, from a Python that it finds by name: this one.
 asv_env = PATH="$(abspath $(VENV))/bin:$$PATH" $(asv)
 asv_python = virtualenv:$$($(py) -c 'import sys; print("%d.%d" % sys.version_info[:2] + sys.abiflags)')
+newer = $(or $(VERSION),3.14)
 asv_machine = $(HOME)/.asv-machine.json
 
-.PHONY: help setup demo doctor test test-interrupts test-gil test-nojit test-checked test-windows test-asyncio verify mutate soak lint format types doctest bench-smoke instructions bench \
+.PHONY: help setup demo doctor wheel test test-slow test-interrupts test-gil test-newer test-wheel test-nojit test-checked test-windows test-asyncio verify mutate soak lint format types docs doctest bench-smoke instructions bench \
     bench-continuous bench-html peers compare figures clean
 
 help: ## list the targets
@@ -24,18 +25,34 @@ demo: setup ## show the loop at work
 doctor: setup ## say what of this machine and Python the loop can use
 	$(py) -m nbloop doctor $(ARGS)
 
-test: setup ## run the tests; ARGS="-k name" goes to pytest
-	$(py) -m pytest --ignore tests/interrupts $(ARGS)
+wheel: setup ## build a wheel for this Python that carries compiled kernels: dist/
+	@VENV=$(VENV) scripts/wheel
 
-test-interrupts: setup ## make a signal arrive before every instruction of many calls: minutes
-	$(py) -m pytest tests/interrupts $(ARGS)
+test: setup ## run the tests; ARGS="-k name" goes to pytest
+	$(py) -m pytest -m "not slow" --ignore tests/interrupts $(ARGS)
+
+test-slow: setup ## run the tests that test leaves out, because each takes seconds of processor time
+	$(py) -m pytest -m slow --ignore tests/interrupts $(ARGS)
+
+test-interrupts: setup ## make a signal arrive before every instruction of many calls: minutes; EVERY=8 for an eighth
+	NBLOOP_EVERY=$(or $(EVERY),1) $(py) -m pytest tests/interrupts $(ARGS)
 
 test-gil: ## run the tests on an ordinary CPython, or say why not
 	@if python=$$(scripts/find-python --gil); then \
-	    $(MAKE) --no-print-directory test VENV=.venv-gil PYTHON="$$python"; \
+	    $(MAKE) --no-print-directory test test-slow VENV=.venv-gil PYTHON="$$python"; \
 	else \
 	    echo "SKIPPED: the tests on a Python with the GIL, see above"; \
 	fi
+
+test-newer: ## run the tests on an ordinary CPython of a newer Debian, VERSION=3.14 or 3.15, or say why not
+	@if python=$$(scripts/debian-python $(newer)); then \
+	    $(MAKE) --no-print-directory $(or $(TARGET),test) VENV=.venv-$(newer) PYTHON="$$python"; \
+	else \
+	    echo "SKIPPED: the tests on Python $(newer), see above"; \
+	fi
+
+test-wheel: setup ## build the wheel, and run tests on it where there is nothing that compiles; ARGS are pytest's
+	@VENV=$(VENV) scripts/test-wheel $(ARGS)
 
 test-nojit: setup ## run the kernels' tests on the kernels as plain Python
 	NUMBA_DISABLE_JIT=1 $(py) -m pytest tests/kernels $(ARGS)
@@ -76,6 +93,9 @@ format: setup ## format the code, and fix what of style can be fixed
 types: setup ## check the types
 	$(py) -m mypy
 
+docs: setup ## build the documentation's site: dist/docs/index.html
+	@VENV=$(VENV) scripts/docs
+
 doctest: setup ## run the examples in docstrings, README.md and docs/
 	$(py) scripts/run_examples.py $(wildcard README.md docs/*.md docs/*/*.md)
 
@@ -115,5 +135,5 @@ $(asv_machine): | setup
 	$(asv) machine --yes >/dev/null
 
 clean: ## remove what was made here; a built Python stays in the user's cache
-	rm -rf .venv .venv-gil .venv*.lock build dist *.egg-info .asv .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* .venv*.lock build dist *.egg-info .asv .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

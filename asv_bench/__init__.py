@@ -1,3 +1,1 @@
-"""Measurements of nbloop: `compare` prints them beside asyncio's, `benchmarks` is the asv suite; both use the same
-code.
-"""
+"""Measurements of nbloop: `compare` prints them beside asyncio's; `benchmarks` is the asv suite."""

@@ -1,7 +1,7 @@
-"""What an asyncio program does all day, on any loop of asyncio's kind: switch between tasks, talk through streams.
+"""The typical work of an asyncio program, on any asyncio loop: switching between tasks, talking through streams.
 
-As in `workloads`, each function makes a probe, of one thread, which is the loop's. Callbacks, timers and hops of these
-loops are measured by the probes for all loops; here is what only coroutines do.
+As in `workloads`, each function makes a probe of one thread, which is the loop's. The probes for all loops measure
+callbacks, timers and hops of these loops; this file has what only coroutines do.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ SETTLE = 3e-4  # seconds after which an idle loop sleeps: well over nbloop's lon
 
 
 def taken() -> threading.Lock:
-    """A lock that is held: what somebody else's release lets one wait for."""
+    """A lock that is held, to wait for another thread's release."""
     lock = threading.Lock()
     lock.acquire()
     return lock
@@ -65,12 +65,12 @@ def race(label: str, entrance: Entrance, producers: int, total: int, functions: 
     """`producers` threads share `total` tasks and start at a barrier: ns a task until the last one has run, and ns a
     submit.
 
-    Fair by construction. Both loops get the same number of the same callbacks: for each producer a closure of its own
-    with an empty body, made in that producer's thread, as code that submits work would do (one function shared by all
-    would add its reference count as a bottleneck); or `functions` such closures in turn, because of one alone the line
-    of its reference count still goes to and fro between the producer and the loop. `entrance` is called by each
-    producer, before the barrier, for the method that it submits with. Submission is in order per producer, so all
-    tasks have run when each producer's last one has; that one takes the time.
+    Fair by construction. Both loops get the same number of the same callbacks: for each producer its own closure with
+    an empty body, made in that producer's thread, as code that submits work would do (one function shared by all would
+    add its reference count as a bottleneck); or `functions` such closures in turn, because the cache line of a single
+    one's reference count still bounces between the producer and the loop. Each producer calls `entrance`, before the
+    barrier, to get the method that it submits with. Submission is in order per producer, so all tasks have run when
+    each producer's last one has; that one takes the time.
     """
     share = total // producers
 
@@ -155,7 +155,7 @@ def delays(driven: Consumer, count: int, asleep: bool) -> dict[int, float]:
 
 
 def call_and_wait(label: str, driven: Consumer, calls: int = 100) -> Probe:
-    """`hop` one after the other, both sides waiting as they like: ns for one. The "ping-pong" of others' benchmarks."""
+    """`hop` repeatedly, both sides waiting in their natural way: ns for one. The "ping-pong" of other benchmarks."""
 
     def probe() -> Mapping[str, float]:
         submit, lock = driven.soon_threadsafe, taken()
@@ -215,7 +215,7 @@ def timers_fired(label: str, driven: Driven, count: int = 1000) -> Probe:
 
 
 def hops_in_a_row(label: str, driven: Consumer, hops: int = 200) -> Probe:
-    """`hop` one after the other, the submitter looking at the lock all the time instead of waiting for it.
+    """`hop` repeatedly, with the submitter polling the lock instead of waiting for it.
 
     A loop that spins before it sleeps need not sleep in between, if the submitter runs meanwhile: see `on_two_cores`.
     """
@@ -223,7 +223,7 @@ def hops_in_a_row(label: str, driven: Consumer, hops: int = 200) -> Probe:
     def probe() -> Mapping[str, float]:
         submit, lock = driven.soon_threadsafe, taken()
         release = lock.release  # the loop's thread counts references to it
-        _apart = [lock.locked for _ in range(8)]  # so that it shares no cache line with what is looked at all the time
+        _apart = [lock.locked for _ in range(8)]  # so that it shares no cache line with the word that is polled
         locked = lock.locked
         times = []
         for _ in range(hops):
@@ -239,9 +239,9 @@ def hops_in_a_row(label: str, driven: Consumer, hops: int = 200) -> Probe:
 
 
 def on_two_cores(driven: Consumer, probe: Probe) -> Probe:
-    """`probe` with the calling thread on one core and the loop's on another, as far as the system lets one say so.
+    """`probe` with the calling thread on one core and the loop's on another, where the system supports that.
 
-    Left alone, a scheduler on a busy machine may put both on one, and then neither runs while the other spins.
+    Otherwise the scheduler of a busy machine may put both on one core, and then neither runs while the other spins.
     """
     if not hasattr(os, "sched_setaffinity"):
         return probe
@@ -266,8 +266,8 @@ def on_two_cores(driven: Consumer, probe: Probe) -> Probe:
 
 
 def timer_elsewhere(label: str, driven: Nbloop, pairs: int = 100) -> Probe:
-    """Schedule and cancel a timer from outside, ns for both, the loop asleep until an earlier timer: nobody needs to
-    be woken.
+    """Schedule and cancel a timer from outside, ns for both, while the loop sleeps until an earlier timer: no wake is
+    needed.
     """
     driven.loop.schedule_timer(900.0, nothing)
     rng = random.Random(1)
@@ -275,7 +275,7 @@ def timer_elsewhere(label: str, driven: Nbloop, pairs: int = 100) -> Probe:
     def probe() -> Mapping[str, float]:
         schedule, cancel = driven.later, driven.cancel
         delays = [1000 + rng.random() for _ in range(pairs)]
-        driven.loop.wake()  # it takes in what the round before left
+        driven.loop.wake()  # it processes what the previous round left
         time.sleep(SETTLE * 4)
         base = loop_cost()
         start = clock()
@@ -303,8 +303,8 @@ def timer_elsewhere_waking(label: str, driven: Nbloop, pairs: int = 10) -> Probe
 
 
 def timer_elsewhere_asyncio(label: str, driven: Asyncio, pairs: int = 10) -> Probe:
-    """What asyncio needs for the same: its timers belong to the loop's thread, so the handle and the answer have to
-    be fetched from there.
+    """The same with asyncio: its timers belong to the loop's thread, so the handle and the answer must be fetched from
+    there.
     """
 
     def probe() -> Mapping[str, float]:
@@ -334,7 +334,7 @@ def timer_elsewhere_asyncio(label: str, driven: Asyncio, pairs: int = 10) -> Pro
 
 
 def hop_locks(label: str, hops: int = 10) -> Probe:
-    """`hop` without a loop: a thread of Python that waits for a lock and releases another."""
+    """`hop` without a loop: a Python thread that waits for one lock and releases another."""
     there, back = taken(), taken()
 
     def answer() -> None:

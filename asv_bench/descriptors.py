@@ -1,4 +1,4 @@
-"""What descriptors cost: from an event to its callback, a byte over and back, and those where nothing happens.
+"""What descriptors cost: from an event to its callback, a byte over and back, and descriptors without events.
 
 As in `workloads`, each function makes a probe. Callbacks take the descriptor and its events, both optional, because
 nbloop gives them and asyncio does not.
@@ -21,7 +21,7 @@ ECHO = 64  # bytes
 
 
 def room() -> None:
-    """Let this process have as many descriptors as the system allows it: more than it is given to begin with."""
+    """Raise this process's limit of descriptors to the most that the system allows."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
@@ -45,8 +45,8 @@ def eventfds(ready: int, idle: int = 0) -> Iterator[list[int]]:
 
 
 class Ready:
-    """A probe: ns for one callback of a descriptor that can be read, in each turn all of those that can, since nobody
-    reads what is there. `close` unregisters them. Several loops can watch the same descriptors.
+    """A probe: ns for one callback of a readable descriptor. All of them are ready in every turn, since nobody reads
+    the data. `close` unregisters them. Several loops can watch the same descriptors.
     """
 
     def __init__(self, label: str, driven: Driven, fds: list[int], calls: int = 5000) -> None:
@@ -83,7 +83,7 @@ class Ready:
 class Echo:
     """A probe: ns for 64 bytes sent, received, sent back and received, over each of `connections` TCP connections.
 
-    Both ends are the loop's. Every connection sends anew as soon as it has its answer, so all are busy all the time.
+    Both ends are on the loop. Every connection sends again as soon as it has its answer, so all are always busy.
     """
 
     def __init__(self, label: str, driven: Driven, connections: int = 100, rounds: int = 10) -> None:

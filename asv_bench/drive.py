@@ -36,10 +36,10 @@ class Driven(Protocol):
         """Call `callback` whenever the descriptor can be read."""
 
     def unwatch(self, fd: int) -> None:
-        """Do so no longer."""
+        """Stop doing so."""
 
     def start(self) -> None:
-        """Run in a thread of its own from now on."""
+        """Run in a separate thread from now on."""
 
     def close(self) -> None:
         """End the loop and the thread of `start`."""

@@ -1,14 +1,13 @@
 """Instructions for each operation, counted by valgrind: the figure that no neighbour on the machine can change.
 
-Times on a shared machine differ by half from one minute to the next, so a kernel that has become 5 % slower is not
-seen in them. Its instructions are: the same program on the same interpreter executes the same ones, to within a few
-in ten thousand. Kernels are compiled for a generic processor, so that they are the same on every machine of an
-architecture. What a count does not know is what the time is made of besides: cache misses, locked instructions, the
-system's work. So it says that a path has grown, not that it has become slow, and ratios of counts are not ratios of
-times.
+Times on a shared machine vary by half from one minute to the next, so they do not show that a kernel has become 5 %
+slower. Instruction counts do: the same program on the same interpreter executes the same instructions, to within a few
+in ten thousand. Kernels are compiled for a generic processor, so that counts are the same on every machine of an
+architecture. A count leaves out the other parts of the time: cache misses, locked instructions, the system's work. So
+it shows that a path has grown, not that it has become slow, and ratios of counts are not ratios of times.
 
-How: a program (`play`) that valgrind runs calls `getppid` between its parts, at each of which callgrind writes down
-what it has counted since. The `for` around the calls is counted apart and taken off; callbacks are Python functions
+How: valgrind runs a program (`play`) that calls `getppid` between its parts; at each call callgrind dumps what it has
+counted since the last. The `for` around the calls is counted separately and subtracted; callbacks are Python functions
 that do nothing.
 """
 
@@ -45,7 +44,7 @@ LOOPS: dict[str, Callable[[], Driven]] = {
 }
 
 RUNS = "callback included"  # how the names of what the loop does end: no `for` of Python is in that
-WHOLE = ("submit_many: each task",)  # nor in this
+WHOLE = ("submit_many: each task", "contexts=True: submit_many: each task")  # nor in this
 
 type Counts = dict[str, float]
 type Part = Iterator[tuple[str, str]]  # what was done since, and what runs before it goes on; empty: not counted
@@ -145,13 +144,42 @@ def promises(driven: Nbloop) -> Part:
     yield "js: then on a resolved promise, making its lambda included", "js: reaction, callback included"
 
 
+def js_timers(driven: Nbloop) -> Part:
+    """Of the JavaScript view, which captures contexts."""
+    from nbloop.js import JS
+
+    js, calls = JS(driven.loop), [nothing] * COUNT
+    later, soon = js.set_timeout, js.queue_microtask
+    yield "", ""
+    for call in calls:
+        later(call, 0)
+    yield "js: set_timeout, due at once", "js: timer: fire, callback included"
+    for call in calls:
+        soon(call)
+    yield "js: queue_microtask", "js: microtask: run, callback included"
+
+
+def contexts(driven: Nbloop) -> Part:
+    """What `Loop(contexts=True)` binds in the place of these methods."""
+    from nbloop.kernels.methods import scheduling
+
+    calls, soon = [nothing] * COUNT, scheduling.submit_captured.bind(driven.loop._state)
+    many = scheduling.submit_many_captured.bind(driven.loop._state)
+    yield "", ""
+    for call in calls:
+        soon(call)
+    yield "contexts=True: submit", "contexts=True: run of a task, callback included"
+    many(calls)
+    yield "contexts=True: submit_many: each task", ""
+
+
 PARTS: tuple[Callable[[Any], Part], ...] = (limits, tasks, from_threads, arguments, timers)
-ONLY_NBLOOP: tuple[Callable[[Any], Part], ...] = (rings, batches, promises)
+ONLY_NBLOOP: tuple[Callable[[Any], Part], ...] = (rings, batches, promises, js_timers, contexts)
 
 
 def play(name: str, names: Path | None) -> None:
-    """Run all parts on a loop of this name, twice, because the first time is unlike others; then say which part each
-    mark ended. The program that is counted.
+    """The program that is counted: run all parts on a loop of this name, twice, because the first time differs; then
+    report which part each mark ended.
     """
     # A program with a second thread, as nbloop's are: from its start on, free-threaded 3.13 counts no references of
     # functions and code, which is 21 instructions of a call.
@@ -194,12 +222,12 @@ def play(name: str, names: Path | None) -> None:
 
 
 def missing() -> str:
-    """Why nothing can be counted here, or nothing."""
+    """The reason why nothing can be counted here; empty if it can."""
     return "" if shutil.which("valgrind") else "valgrind is not installed"
 
 
 def count(name: str) -> Counts:
-    """Instructions of each operation on the loop of this name, the `for` around it taken off."""
+    """Instructions of each operation on the loop of this name, without the surrounding `for`."""
     environment = dict(os.environ, PYTHONHASHSEED="0", NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="")
     command = [sys.executable, "-m", "asv_bench.instructions", "--play", name]
     subprocess.run(command, env=environment, check=True)  # kernels compiled by now
@@ -218,12 +246,12 @@ def count(name: str) -> Counts:
 
 
 def interpreter() -> str:
-    """What the figures depend on, besides the code."""
+    """What the figures depend on besides the code."""
     return f"{platform.machine()}, Python {platform.python_version()}{sys.abiflags}, {platform.python_compiler()}"
 
 
 def grown(now: Mapping[str, float], before: Mapping[str, float]) -> list[str]:
-    """What has more instructions than was written down, by more than GROWN and more than five.
+    """The operations whose count exceeds the recorded one by more than GROWN and by more than five.
 
     >>> grown({"submit": 320, "run": 101}, {"submit": 300, "run": 97, "gone": 1})
     ['submit: 320 instructions, 300 are written down']
@@ -245,7 +273,7 @@ def markdown(counted: Mapping[str, Counts]) -> str:
 
 
 def write_down(file: Path) -> None:
-    """Count on every loop that there is; the table goes into `file`, nbloop's counts beside this program."""
+    """Count on every available loop; the table goes into `file`, nbloop's counts into a file beside this program."""
     counted = {name: count(name) for name in LOOPS if name != "uvloop" or peers.installed("uvloop")}
     write(file, f"{interpreter()}.\n\n{markdown(counted)}", "instructions, written by make instructions")
     rounded = {name: round(value, 1) for name, value in counted["nbloop"].items()}
@@ -259,7 +287,7 @@ def written_down() -> tuple[str, Counts]:
 
 
 def compare() -> int:
-    """Count nbloop's, show them beside those written down; 1 if something has grown."""
+    """Count nbloop's instructions, show them beside the recorded ones; return 1 if something has grown."""
     counts = count("nbloop")
     counted_on, before = written_down()
     print("     now   before")
@@ -274,7 +302,7 @@ def compare() -> int:
 
 
 def main() -> int:
-    """Compare with what was written down, or write it down."""
+    """Compare with the recorded counts, or record them."""
     parser = argparse.ArgumentParser(prog="python -m asv_bench.instructions", description=__doc__.partition("\n")[0])
     parser.add_argument("--write", metavar="FILE", type=Path, help="write the counts down, and a table into FILE")
     parser.add_argument("--play", choices=LOOPS, help=argparse.SUPPRESS)

@@ -1,8 +1,7 @@
-"""What the JavaScript view does: promises, combinators, its timeouts. Beside each what an asyncio user writes instead.
+"""What the JavaScript view does: promises, combinators, its timeouts; each beside what an asyncio user writes instead.
 
-As in `workloads`, each function makes a probe, of one thread, which is the loop's. `queue_microtask` and
-`set_immediate` are the loop's own methods: `workloads.burst` measures them, and `subprocesses.Node` what Node needs
-for its own.
+As in `workloads`, each function makes a probe of one thread, which is the loop's. `queue_microtask` and
+`set_immediate` are the loop's own methods: `workloads.burst` measures them, and `subprocesses.Node` measures Node's.
 """
 
 from __future__ import annotations
@@ -44,8 +43,8 @@ def create_future(label: str, theirs: Asyncio, count: int = 1000) -> Probe:
 
 
 def _in_turn(label: str, ours: Nbloop, begin: Callable[[Callable[[Any], None]], object], times: int) -> Probe:
-    """ns for one of `times` runs, each begun by the end of the one before: ``begin(end)`` sees to it that ``end(...)``
-    is called.
+    """ns for one of `times` runs, each begun by the end of the previous one: ``begin(end)`` must make ``end(...)`` be
+    called.
     """
 
     def all_runs(end: Callable[..., object]) -> None:
@@ -84,7 +83,7 @@ def chain(
 
 
 def all_resolved(label: str, ours: Nbloop, js: JS, items: int = ITEMS, times: int = REPEAT) -> Probe:
-    """`all` of promises that are resolved already, until the handler of its promise runs."""
+    """`all` of promises that are already resolved, until the handler of its promise runs."""
     promises = [js.resolve(value) for value in range(items)]
     return _in_turn(label, ours, lambda end: js.all(promises).then(end), times)
 
@@ -115,7 +114,7 @@ def await_chain(label: str, theirs: Asyncio, length: int = CHAIN, times: int = R
 
 
 def gather_done(label: str, theirs: Asyncio, items: int = ITEMS, times: int = REPEAT) -> Probe:
-    """`asyncio.gather` of futures that are done already."""
+    """`asyncio.gather` of futures that are already done."""
     futures = [theirs.loop.create_future() for _ in range(items)]
     for value, future in enumerate(futures):
         future.set_result(value)

@@ -1,13 +1,12 @@
-"""How everything here is measured: interleaved rounds in one process, medians with quartiles, ratios formed within a
-round.
+"""How everything here is measured: interleaved rounds in one process, medians with quartiles, ratios within a round.
 
-A machine that does other things is faster in one second than in the next. So what is compared is measured in turn,
-round by round, and a ratio is the median of the rounds' ratios, not the ratio of two medians. The yardstick for
-nanoseconds is `E`, what calling an empty built-in with one argument costs (``callable(f)``): nothing that Python code
-calls can cost less, and it scales with machine and build.
+A machine that does other things is faster in one second than in the next. So things that are compared are measured in
+turn, round by round, and a ratio is the median of the rounds' ratios, not the ratio of two medians. The yardstick for
+nanoseconds is `E`, the cost of calling an empty built-in with one argument (``callable(f)``): no call from Python code
+can cost less, and it scales with machine and build.
 
-Conventions: times are ns for one operation; the cost of the measuring loop itself is measured in the same round and
-taken off; cyclic garbage collection is off meanwhile, as in `timeit`, which favours asyncio (it allocates a tracked
+Conventions: times are ns for one operation; the cost of the measuring loop is measured in the same round and
+subtracted; cyclic garbage collection is off meanwhile, as in `timeit`, which favours asyncio (it allocates a tracked
 object for each callback, nbloop none).
 """
 
@@ -31,7 +30,7 @@ type Rounds = dict[str, list[float]]
 
 @dataclass(frozen=True)
 class Sample:
-    """The middle of a number of measurements, and between which two values half of them lie."""
+    """The median of a number of measurements, and the two values between which half of them lie."""
 
     median: float
     low: float
@@ -52,9 +51,7 @@ class Sample:
 
 
 def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
-    """Round by round; a round whose divisor is not positive (measured as less than the loop around it) does not
-    count.
-    """
+    """Ratios round by round, except rounds whose divisor is not positive (measured as less than the empty loop)."""
     return [a / b for a, b in zip(above, below, strict=True) if b > 0]
 
 
@@ -96,7 +93,7 @@ def loop_cost(count: int = 2000) -> float:
 
 
 def each(function: Callable[..., Any], count: int, *args: Any) -> float:
-    """ns that one ``function(*args)`` costs, for no argument or one; the loop's own cost is still in it."""
+    """ns that one ``function(*args)`` costs, with no argument or one, including the loop's own cost."""
     if args:
         (argument,) = args
         start = clock()
@@ -118,5 +115,5 @@ def yardstick() -> Mapping[str, float]:
 
 
 def gil_enabled() -> bool:
-    """Does this interpreter run one thread at a time just now?"""
+    """Whether this interpreter currently runs one thread at a time."""
     return bool(getattr(sys, "_is_gil_enabled", lambda: True)())

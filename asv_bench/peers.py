@@ -1,7 +1,7 @@
-"""What nbloop is set beside, apart from asyncio: other loops, and the least that could be called one.
+"""What nbloop is compared with, apart from asyncio: other loops, and the least that could be called one.
 
-A peer that is not installed is None in `PEERS`, and its rows say so. What a peer cannot do (trio has no timers
-outside its tasks) it has no method for.
+A peer that is not installed is None in `PEERS`, and its rows say so. A peer has no method for what it cannot do (trio
+has no timers outside its tasks).
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from .measure import Probe
 
 
 def installed(package: str) -> bool:
-    """Can it be imported?"""
+    """Whether it can be imported."""
     return importlib.util.find_spec(package) is not None
 
 
 def version(package: str) -> str | None:
-    """Of an installed package; None of one that is not."""
+    """The version of an installed package; None if it is not installed."""
     return importlib.metadata.version(package) if installed(package) else None
 
 
@@ -48,7 +48,7 @@ class Uvloop(Asyncio):
 
 
 class Consumer(Protocol):
-    """What runs callbacks in a thread of its own."""
+    """Something that runs callbacks in its own thread."""
 
     name: str
     thread: threading.Thread | None
@@ -92,7 +92,7 @@ class Trio:
 
 
 class SimpleQueue:
-    """No loop: a thread that takes callbacks out of a `queue.SimpleQueue` and calls them."""
+    """Not a loop: a thread that takes callbacks from a `queue.SimpleQueue` and calls them."""
 
     name = "SimpleQueue"
 
@@ -118,10 +118,10 @@ class SimpleQueue:
 
 
 class Deque:
-    """Less than that: a `collections.deque`, which nobody can wait for, so its thread looks all the time.
+    """Even less: a `collections.deque`, on which a thread cannot wait, so its thread polls all the time.
 
-    Which would take a core from all others that are measured in the same rounds: `around` lets it run for its own
-    part of a round only, and `start` and `close` do nothing.
+    That would take a core from all others that are measured in the same rounds: `around` runs it only for its own part
+    of a round, and `start` and `close` do nothing.
     """
 
     name = "deque"
@@ -170,7 +170,7 @@ def probe(make: Callable[..., Probe], consumer: Consumer, *arguments: object) ->
 
 
 def uvloops() -> list[Uvloop]:
-    """One uvloop where it is installed, none where not."""
+    """One uvloop if it is installed, else none."""
     return [Uvloop()] if installed("uvloop") else []
 
 
@@ -180,5 +180,5 @@ def consumers() -> list[Consumer]:
 
 
 def missing() -> list[str]:
-    """The peers that could be installed and are not."""
+    """The peers that could be installed but are not."""
     return [package for package in ("uvloop", "trio") if not installed(package)]

@@ -53,13 +53,13 @@ GO_ORIGIN = (
     "another thread to the callback and back) on 2 vCPUs of the same kind, with Go 1.27, medians of 3; not in these "
     "rounds."
 )
-BASELINES = ("deque", "SimpleQueue", "raw futex")  # no loops: what is slower than they are is not marked so
+BASELINES = ("deque", "SimpleQueue", "raw futex")  # not loops: a row that is slower than they are is not marked as lost
 
 
 @dataclass(frozen=True)
 class Row:
-    """One figure. `judged` is what the target of `key` is about, None if that could not be measured, and `note` says
-    why; `nbloop` (None in a row about the machine), `asyncio` and `others`, by name, are what was measured, in `unit`.
+    """One figure. `judged` is the value for the target of `key`, or None if it could not be measured, and `note` says
+    why; `nbloop` (None in a row about the machine), `asyncio` and `others`, by name, are the measurements, in `unit`.
     """
 
     key: str
@@ -72,17 +72,17 @@ class Row:
 
     @property
     def target(self) -> Target:
-        """What this is held to."""
+        """The target of this row."""
         return TARGETS[self.key]
 
     @property
     def reached(self) -> bool | None:
-        """None if there is nothing to reach, or nothing to judge by."""
+        """Whether the target was reached; None if there is no target or no measurement."""
         return None if self.judged is None else self.target.reached(self.judged.median)
 
     @property
     def slower_than(self) -> list[str]:
-        """The other loops that did better in these rounds, by more than the spread of both: a lost row."""
+        """The other loops that were better in these rounds, by more than the spread of both: a lost row."""
         ours = self.nbloop
         if ours is None:
             return []
@@ -248,14 +248,14 @@ LEGEND = (
 
 
 def table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
-    """Header and rows as text, without the columns that would have nothing in them."""
+    """Header and rows as text, without empty columns."""
     lines = [HEADER, *(row.cells() for row in rows)]
     filled = [at for at in range(len(HEADER)) if at < 2 or any(line[at] != "–" for line in lines[1:])]
     return [tuple(line[at] for at in filled) for line in lines]
 
 
 def notes(rows: Iterable[Row]) -> list[str]:
-    """What the reader has to know of some of the rows."""
+    """What the reader must know about some of the rows."""
     return [f"not judged: {row.target.what}: {row.note}" for row in rows if row.note]
 
 
@@ -317,7 +317,7 @@ def brief(rows: Sequence[Row]) -> str:
 
 
 def write(file: Path, table: str, which: str = "written by make figures") -> None:
-    """Put a table between the two marks of a file that has them; any other file is (over)written with it."""
+    """Put a table between the two marks of a file that has them; overwrite any other file with it."""
     text = file.read_text(encoding="utf-8") if file.exists() else ""
     before, begin, rest = text.partition(BEGIN.format(which))
     _, end, after = rest.partition(END)
@@ -325,7 +325,7 @@ def write(file: Path, table: str, which: str = "written by make figures") -> Non
 
 
 def show(rows: Sequence[Row], yardstick: str) -> None:
-    """Print the table: with rich where it is installed, plain otherwise or where the output is no terminal."""
+    """Print the table: with rich if it is installed and the output is a terminal, otherwise plain."""
     print(heading(), LEGEND, yardstick, sep="\n", end="\n\n")
     if importlib.util.find_spec("rich") is not None and sys.stdout.isatty():
         _show_rich(rows)

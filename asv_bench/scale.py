@@ -1,8 +1,8 @@
-"""What an operation costs as there are more of them: ``python -m asv_bench.scale`` (part of ``make figures``).
+"""How costs grow with size: ``python -m asv_bench.scale`` (part of ``make figures``).
 
-Four questions, each a plot: tasks that are queued, timers that are pending, descriptors that are watched, threads
-that submit. The measurements are those of `compare`, at many sizes; nbloop and its peers are measured in turn at each.
-Plots want matplotlib, numbers (``--json``) do not; ``--plot FILE`` draws numbers that another Python has measured.
+Four questions, each a plot: queued tasks, pending timers, watched descriptors, submitting threads. The measurements are
+those of `compare`, at many sizes; nbloop and its peers are measured in turn at each. Plots need matplotlib, numbers
+(``--json``) do not; ``--plot FILE`` draws numbers that another Python measured.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ type Series = dict[str, list[tuple[int, float, float, float]]]  # size, median, 
 
 
 def measure(question: Question, budget: float) -> Series:
-    """Every size, with as many rounds as `budget` seconds allow, one at least."""
+    """Measure every size, with as many rounds as `budget` seconds allow, at least one."""
     series: Series = {}
     for size in question.sizes:
         rounds = max(1, min(ROUNDS, int(budget / question.work(size))))
@@ -131,7 +131,7 @@ def measure(question: Question, budget: float) -> Series:
     return series
 
 
-# One colour a loop, one stroke a kind: matched by the beginning, and by the end, of a series' name.
+# One colour per loop, one stroke per kind, chosen by the beginning and the end of a series' name.
 COLOURS = {"nbloop": "#c0392b", "asyncio": "#2c5f8a", "uvloop": "#3f8f4f"}
 STROKES = {"cancel": "--", "fire": ":", "all ready": "--", "handles": "--"}
 
@@ -156,7 +156,7 @@ def plot(name: str, series: Mapping[str, Sequence[Sequence[float]]], folder: Pat
 
 
 def draw(name: str, picture: Callable[[Any], None], folder: Path) -> Path:
-    """Have `picture` draw on axes, into ``folder/NAME.svg``: the same file for the same numbers."""
+    """Make `picture` draw on axes, and save ``folder/NAME.svg``: the same file for the same numbers."""
     import matplotlib
 
     matplotlib.use("svg")

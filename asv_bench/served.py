@@ -1,7 +1,7 @@
-"""What a server costs: CPU time of the thread that runs its loop, for a message that comes and goes back over TCP.
+"""What a server costs: CPU time of its loop's thread, for a message that arrives and goes back over TCP.
 
-CPU time and not the time between: the load is made by another thread of this process, and what else runs on the machine
-hardly changes it.
+CPU time, not elapsed time: another thread of this process makes the load, and other work on the machine hardly affects
+CPU time.
 """
 
 from __future__ import annotations

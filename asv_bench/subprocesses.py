@@ -1,7 +1,7 @@
-"""What is measured in a process of its own: memory, import, an idle loop, Node.js, a C program.
+"""Measurements in a separate process: memory, import, an idle loop, Node.js, a C program.
 
-Run as ``python -m asv_bench.subprocesses QUESTION ...`` it is that process, and prints its answer as JSON; functions
-without underscore start it and read the answer.
+Run as ``python -m asv_bench.subprocesses QUESTION ...``, this is that process, and prints its answer as JSON; the
+functions without underscore start it and read the answer.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def _ask(*arguments: object) -> dict[str, Any]:
 
 
 def memory(which: str, tasks: int) -> dict[str, float]:
-    """Resident bytes a task with `tasks` queued: ``each``; ``again``: what a second burst adds; ``kept``: after the
-    last has run and the loop idled.
+    """Resident bytes per task with `tasks` queued: ``each``; ``again``: growth by a second burst; ``kept``: retained
+    when all have run and the loop has been idle.
     """
     import_seconds(which)  # a process that had to compile first would have freed memory to give
     return _ask("memory", which, tasks)
@@ -67,7 +67,7 @@ def make_driven(which: str) -> Driven:
 
 
 def fill(driven: Driven, tasks: int) -> None:
-    """Queue `tasks` times the same callback, on a loop that does not run, from the thread that will run it."""
+    """Queue the same callback `tasks` times, on a loop that is not running, from the thread that will run it."""
     schedule = driven.soon
     for _ in repeat(None, tasks):
         schedule(nothing)
@@ -117,8 +117,8 @@ def import_seconds(module: str, cold: bool = False) -> float:
 
 
 class Companion:
-    """A program that waits between rounds. A probe: a call is one round, and gives the ns that it measured, as
-    ``NAME what``; nothing where it could not be started, and then `missing` says why not.
+    """A program that waits between rounds. A probe: each call is one round, and returns the ns that it measured, as
+    ``NAME what``; nothing if the program could not be started, and then `missing` says why.
     """
 
     name: str
@@ -131,7 +131,7 @@ class Companion:
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def command(self) -> list[str]:
-        """What to start; empty if that is not possible, and then it has set `missing`."""
+        """The command to start; empty if that is impossible, after setting `missing`."""
         raise NotImplementedError
 
     def __call__(self) -> Mapping[str, float]:
@@ -190,10 +190,10 @@ class Limits(Companion):
 
 
 def idle(seconds: float, trace: bool = True) -> dict[str, dict[str, float | None]]:
-    """What idle loops do in `seconds`, by name: ``cpu`` in ms, ``switches`` of context, ``syscalls`` (None without
+    """What idle loops do in `seconds`, by name: ``cpu`` in ms, context ``switches``, ``syscalls`` (None without
     strace).
 
-    The last comes from a second window, because attaching a tracer interrupts the very call that the loop sleeps in.
+    The last is counted in a second period, because attaching a tracer interrupts the very call that the loop sleeps in.
     A system call that has not returned is the sleep itself, and does not count.
     """
     command = [sys.executable, "-m", "asv_bench.subprocesses", "idle", str(seconds)]
@@ -212,7 +212,7 @@ def idle(seconds: float, trace: bool = True) -> dict[str, dict[str, float | None
 
 
 def _traced(pid: int, seconds: float) -> Counter[int] | None:
-    """System calls that each thread of a process began or ended within `seconds`; None if it can not be traced here."""
+    """System calls that each thread of a process began or ended within `seconds`; None if it cannot be traced here."""
     strace = shutil.which("strace")
     if strace is None:
         return None
@@ -259,7 +259,7 @@ def _idle(seconds: float) -> dict[str, dict[str, Any]]:
 
 
 def _spent(thread: threading.Thread) -> tuple[int, int]:
-    """ns of CPU that a thread has used, and how often it left a CPU (0 where the system does not tell)."""
+    """ns of CPU time that a thread has used, and how often it left a CPU (0 if the system does not report it)."""
     assert thread.ident is not None
     cpu = time.clock_gettime_ns(time.pthread_getcpuclockid(thread.ident))
     switches = 0

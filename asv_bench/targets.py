@@ -1,8 +1,8 @@
-"""The figures that nbloop is held to: one row of `compare` each. What is measured for a row is in `compare`, how in
-the workloads.
+"""The targets of nbloop's figures: one row of `compare` each. `compare` says what is measured for a row, the workloads
+say how.
 
-`limit` is judged in `unit`: "E" is the cost of an empty built-in call, "x" a ratio to asyncio's value of the same
-rounds (or, where `what` says so, to something else). A row without a limit is there to be looked at.
+`limit` is in `unit`: "E" is the cost of an empty built-in call, "x" a ratio to asyncio's value of the same rounds (or,
+where `what` says so, to something else). A row without a limit is for information only.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Target:
-    """What a row is about, and what is to be reached."""
+    """What a row is about, and its target."""
 
     what: str
     unit: str
@@ -20,7 +20,7 @@ class Target:
     at_least: bool = False
 
     def reached(self, value: float) -> bool | None:
-        """Is that what was asked for? None if nothing was."""
+        """Whether the value reaches the target; None if there is none."""
         if self.limit is None:
             return None
         return value >= self.limit if self.at_least else value <= self.limit

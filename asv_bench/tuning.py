@@ -1,8 +1,8 @@
 """The figures of the tuning guide: ``python -m asv_bench.tuning`` (part of ``make figures``).
 
-Each section of docs/performance-tuning.md asks one question; here it is measured, on the reader's machine: ``--only
-modes`` prints that section's table. Figures that stand beside each other are measured in turn, in one process, and
-delays are those that the loop itself tells. Pictures want matplotlib, tables do not.
+Each section of docs/performance-tuning.md asks one question; this file measures it on the reader's machine: ``--only
+modes`` prints that section's table. Figures that stand side by side are measured in turn, in one process, and delays
+are those that the loop itself reports. Pictures need matplotlib, tables do not.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _seconds(value: float) -> str:
 
 
 def modes(rounds: int) -> Answer:
-    """A single task by another thread, to a loop that sleeps: where, and what it costs."""
+    """A single task by another thread, to a loop that sleeps: where it sleeps, and what the task costs."""
     table = [["loop", "sleeps", "delay p50", "p99", "wake-up system calls per task"]]
     shapes: dict[str, list[list[float]]] = {}
     kinds: list[tuple[str, str, FastPathMode]] = [
@@ -86,7 +86,7 @@ def modes(rounds: int) -> Answer:
 
 
 def _since(now: Histogram, before: Histogram) -> Histogram:
-    """What a histogram has that it had not before."""
+    """What was added to a histogram since an earlier copy."""
     return Histogram(now._counts - before._counts, now._total - before._total, now._max)
 
 
@@ -109,7 +109,7 @@ def chunks(rounds: int) -> Answer:
 
 
 def budget(rounds: int) -> Answer:
-    """How late a timer is while more tasks wait than can be run: its share of the loop is what a turn leaves it."""
+    """How late a timer is while more tasks wait than the loop can run: it gets what each turn leaves it."""
     table = [["`ingress_budget`", "submit and run, per task", "a 1 ms timer is late by, median", "worst"]]
     for size in (64, 1024, 16_384):
         costs, late = [], []
@@ -238,7 +238,7 @@ def kinds(rounds: int) -> Answer:
 
 
 def watching(rounds: int) -> Answer:
-    """What it costs to look: submit and run of 1,000, in terms of a loop that nobody looks at."""
+    """The cost of observing: submit and run of 1,000 tasks, relative to an unobserved loop."""
     loops = {
         "nothing": Nbloop(),
         "`metrics=True`": Nbloop(metrics=True),
@@ -265,7 +265,7 @@ def watching(rounds: int) -> Answer:
 
 
 def contended(rounds: int) -> Answer:
-    """Four threads hand 200,000 tasks to a loop: what `nbloop.observe.contention` tells of it, a thousand tasks."""
+    """Four threads hand 200,000 tasks to a loop: the figures of `nbloop.observe.contention`, per thousand tasks."""
     total, threads = 200_000, 4
     ways: dict[str, tuple[dict[str, Any], Callable[[nbloop.Loop], Callable[[], object]]]] = {
         "`submit`": ({}, lambda loop: lambda: _repeat(loop.submit, total // threads)),
@@ -313,7 +313,7 @@ def _repeat(submit: Callable[..., Any], count: int) -> None:
 
 
 def memory(rounds: int) -> Answer:
-    """What tracemalloc sees a waiting callback take, in bytes and blocks; the loop's own arrays are there before."""
+    """What a waiting callback takes according to tracemalloc, in bytes and blocks, without the loop's own arrays."""
     count = 1000
     loop = nbloop.Loop(initial_chunks=64)
 
@@ -363,7 +363,7 @@ def _partial(function: Callable[..., Any], *args: Any) -> Callable[..., Any]:
 
 
 def traced(_rounds: int) -> Answer:
-    """A flight recorder's last 300 µs or so of two threads that submit to a loop, as `Recorder.trace` has them."""
+    """About the last 300 µs in a flight recorder while two threads submit to a loop, as `Recorder.trace` returns it."""
     loop = nbloop.Loop(name="traced", recorder=4096)
 
     def work() -> None:

@@ -1,8 +1,8 @@
 """What one thread does: scheduling and running, on the loop's own thread. See `crossing` for what takes two.
 
 Each function makes a probe for `measure.interleave`: a call of it is one round, and returns ns for one operation
-under names that begin with `label`. The cost of the measuring loop is taken off, that of the callback is not: that is
-the reader's to do, with `callee` of the same round.
+under names that begin with `label`. The cost of the measuring loop is subtracted, that of the callback is not: the
+reader can subtract it, with `callee` of the same round.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def batch(label: str, driven: Driven, submit_many: Callable[..., Any], count: in
 def arm_and_cancel(
     label: str, driven: Driven, arm: Callable[..., Any], cancel: Callable[[Any], Any], *wanted: Any, count: int = BURST
 ) -> Probe:
-    """``cancel(arm(*wanted))`` of two arguments, again and again on the loop: ns for both, the measuring loop's cost
-    off.
+    """``cancel(arm(*wanted))`` of two arguments, repeatedly on the loop: ns for both, without the measuring loop's
+    cost.
 
     Cancelled handles stay in asyncio's heap until the loop's next turn, whose time is not counted: to its advantage.
     """
@@ -122,9 +122,9 @@ def timers_in_order(label: str, driven: Driven, count: int = 1_000_000) -> Probe
 class Timers:
     """Schedule, cancel and fire timers while `pending` others wait, all with random deadlines. A probe.
 
-    Every round builds its world anew: `pending` timers that are far from due, and in between, at random, some that are
-    due at once. So those that fire were armed as early and lie as scattered as any. The time to fire includes the
-    callback. Then, with none but the far ones left, batches of further ones are scheduled, and as many cancelled, drawn
+    Every round starts from scratch: `pending` timers that are far from due and, in between, at random, some that are
+    due at once. So the ones that fire were armed as early and lie as scattered as the others. The time to fire includes
+    the callback. Then, with only the far ones left, further batches are scheduled, and as many timers cancelled, drawn
     from all of them.
     """
 
@@ -179,7 +179,7 @@ class Timers:
         }
 
     def _change(self, far: list[Any]) -> tuple[float, float]:
-        """Schedule a batch and cancel as many: ns for one of each. The loops around the calls are taken off."""
+        """Schedule a batch and cancel as many: ns for one of each, without the loops around the calls."""
         later, cancel = self.driven.later, self.driven.cancel
         delays = self.random.uniform(1000, 2000, self.batch).tolist()
         places = self.random.integers(len(far), size=self.batch).tolist()

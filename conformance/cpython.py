@@ -1,10 +1,10 @@
-"""Run one module of CPython's own asyncio tests with nbloop's loop in the place of asyncio's::
+"""Run one module of CPython's own asyncio tests with nbloop's loop instead of asyncio's::
 
     python conformance/cpython.py test_events
 
-The tests are those of the interpreter that runs this. Wherever one makes a loop of asyncio's, by name or through the
-policy, it gets an `nbloop.EventLoop`; what a test says of its loop is then said of ours. Left out are the tests of how
-asyncio's own loop does it, each for a reason given here; one of these that does not exist any more is an error.
+The tests are those of the interpreter that runs this. Wherever a test makes an asyncio loop, by name or through the
+policy, it gets an `nbloop.EventLoop`, so what it asserts about its loop is asserted about ours. Tests of the internals
+of asyncio's own loop are skipped, each for a reason given here; a skipped test that no longer exists is an error.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import nbloop
 
-# Modules of `test.test_asyncio` that make loops. The others try proactors, Windows and plain data structures.
+# Modules of `test.test_asyncio` that make loops. The others test proactors, Windows and plain data structures.
 MODULES = (
     "test_base_events",
     "test_buffered_proto",
@@ -71,7 +71,7 @@ EXCLUDED = {
 
 
 class Stand(nbloop.EventLoop):
-    """In the place of `asyncio.SelectorEventLoop`, which is told which selector to use."""
+    """Replaces `asyncio.SelectorEventLoop`, which takes a selector as its argument."""
 
     def __init__(self, selector: Any = None) -> None:
         if selector is not None:
@@ -80,7 +80,7 @@ class Stand(nbloop.EventLoop):
 
 
 def available() -> bool:
-    """Does this interpreter have the tests of its library?"""
+    """Whether this interpreter comes with the tests of its library."""
     return importlib.util.find_spec("test") is not None and importlib.util.find_spec("test.test_asyncio") is not None
 
 

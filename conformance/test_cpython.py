@@ -1,4 +1,4 @@
-"""CPython's own asyncio tests, each module in a process of its own, on nbloop's loop (cpython.py)."""
+"""CPython's own asyncio tests, each module in a separate process, on nbloop's loop (cpython.py)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run(module):
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("module", cpython.MODULES)
 def test_module(module):
-    """Some of these tests count on time: what fails is run again, as CPython's own runner does on its machines."""
+    """Some of these tests depend on timing: failures are rerun, as CPython's own runner does on its machines."""
     done = run(module)
     if done.returncode != 0:
         print(done.stderr[-10_000:])

@@ -1,7 +1,7 @@
-"""An asyncio program that is told when something keeps its loop from running, while it still does.
+"""An asyncio program that reports what blocks its loop, while the loop is still blocked.
 
-asyncio's debug mode logs a slow callback once it is over; a watchdog on the loop's core says where it is, and needs
-no debug mode. Here one of two coroutines forgets that `time.sleep` waits for the whole loop.
+asyncio's debug mode logs a slow callback only once it is over. A watchdog on the loop's core says where it is while it
+runs, and needs no debug mode. Here one of two coroutines forgets that `time.sleep` blocks the whole loop.
 
     python examples/blocked_asyncio.py
 """

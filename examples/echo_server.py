@@ -3,8 +3,8 @@
     python examples/echo_server.py [PORT]           # prints where it listens; Ctrl-C ends it
     socat - TCP:127.0.0.1:PORT
 
-A connection is a socket and the bytes that it still has to send. As long as there are some, nothing more is read, so a
-client that does not read its echo holds up nobody, and costs one chunk of memory.
+A connection is a socket and the bytes that it still has to send. As long as there are any, it reads nothing more, so a
+client that does not read its echo delays nobody, and costs one chunk of memory.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class Connection:
             self.loop.modify_fd(fd, WRITE if self.unsent else READ)
 
     def close(self) -> None:
-        self.loop.unregister_fd(self.client.fileno())  # before the number is somebody else's
+        self.loop.unregister_fd(self.client.fileno())  # before the number is reused
         self.client.close()
 
 
 def serve(loop: Loop, port: int = 0) -> socket.socket:
-    """Accept connections on the loopback interface; the listening socket."""
+    """Accept connections on the loopback interface; returns the listening socket."""
     server = socket.create_server(("127.0.0.1", port))
     server.setblocking(False)
 

@@ -1,8 +1,8 @@
-"""A producer that is faster than its loop, and slows down when it is told to.
+"""A producer that is faster than its loop, and slows down on request.
 
 Without backpressure the queue grows for as long as the producer runs. `ingress_limit` would refuse tasks; here the loop
-says when its backlog crosses a mark, and the producer waits on an event meanwhile: nothing is refused, nothing is
-lost, and memory stays bounded by the high mark and what producers submit between two turns.
+reports when its backlog crosses a mark, and the producer waits on an event meanwhile: nothing is refused, nothing is
+lost, and memory stays bounded by the high mark plus what producers submit between two turns.
 
     python examples/slow_down.py [WAITS]
 

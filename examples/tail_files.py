@@ -1,9 +1,9 @@
-"""Print what is appended to files, as `tail -F` does: also to a file that is replaced, or that does not exist yet.
+"""Print what is appended to files, as `tail -F` does, even to a file that is replaced or does not exist yet.
 
     python examples/tail_files.py /var/log/syslog another.log
 
-A regular file is always ready, so there is nothing to wait for (the system refuses to watch it). What can be waited
-for is inotify, a descriptor that becomes readable when a directory changes (Linux). A named pipe is watched as it is.
+A regular file is always ready, so there is nothing to wait for (the system refuses to watch it). Instead the program
+waits for inotify, a descriptor that becomes readable when a directory changes (Linux). A named pipe is watched itself.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Tail:
 
 
 def follow(loop: Loop, paths: list[Path]) -> None:
-    """Print what comes to the end of these files from now on, on the loop."""
+    """Print what is appended to these files from now on, on the loop."""
     libc = ctypes.CDLL(None, use_errno=True)
     inotify = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
     if inotify < 0:
@@ -66,7 +66,7 @@ def follow(loop: Loop, paths: list[Path]) -> None:
     tails: dict[tuple[int, str], Tail] = {}
     for path in paths:
         if path.exists() and stat.S_ISFIFO(path.stat().st_mode):
-            pipe = os.open(path, os.O_RDWR | os.O_NONBLOCK)  # also for writing: so it never comes to an end
+            pipe = os.open(path, os.O_RDWR | os.O_NONBLOCK)  # also for writing, so that it never reports an end
             loop.register_fd(pipe, IOEvents.READ, lambda fd, _events: os.write(1, os.read(fd, 65536)))
             continue
         watch = libc.inotify_add_watch(inotify, os.fsencode(path.parent), IN_MODIFY | IN_MOVED_TO | IN_CREATE)

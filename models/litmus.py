@@ -1,13 +1,14 @@
 """The litmus tests in this folder: what the kernels' memory orders forbid, in *every* execution that C11 allows.
 
-A litmus test is a few accesses of two or three threads and an outcome that must not exist. It is written in the
-kernels' own verbs (atomics.py), each with the line of the kernels that it stands for after ``//``: the line has to be
-in that function, with that verb, so no kernel can weaken an order behind the test's back. herd7 then enumerates all
-executions under RC11 (Lahav et al., PLDI 2017), whose compilation to Arm and x86 is proven (Podkopaev et al., POPL
-2019). A plain access (``get``, ``put``) that races is an undefined execution, and fails too.
+A litmus test consists of a few accesses by two or three threads and an outcome that must not exist. It is written in
+the kernels' own verbs (atomics.py), each followed, after ``//``, by the line of the kernels that it represents. The
+line must be in that function, with that verb, so no kernel can weaken an order unnoticed. herd7 then enumerates all
+executions under RC11 (Lahav et al., PLDI 2017), whose compilation to Arm and x86 is proven correct (Podkopaev et al.,
+POPL 2019). A plain access (``get``, ``put``) that races is an undefined execution, and also fails.
 
-Every order has to be needed: with any one access a step weaker the outcome must exist. Where less than what the verb
-gives would do *for this outcome*, ``[release is enough]`` says so, and is checked: all such at once still hold.
+Every order must be needed: with any one access a step weaker, the outcome must exist. Where a weaker order than the
+verb's suffices *for this outcome*, ``[release is enough]`` says so, and is checked: with all of these weakened at once
+the test still holds.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from tests.support import sources
 
 FOLDER = Path(__file__).parent
 FETCH = FOLDER.parent / "scripts" / "fetch-herd"
-VERBS = {  # what each is in C, and its order
+VERBS = {  # each verb in C, and its order
     "get": ("*{0}", ""),
     "put": ("*{0} = {1}", ""),
     "load": ("atomic_load_explicit({0}, {order})", "acquire"),
@@ -47,7 +48,7 @@ WEAKER = {
 
 @dataclass(frozen=True)
 class Access:
-    """One access of a test: the verb, the line that it quotes, and the least order that is enough for it."""
+    """One access of a test: the verb, the line that it quotes, and the weakest order that suffices."""
 
     verb: str
     module: str
@@ -56,13 +57,13 @@ class Access:
     enough: str
 
     def weaker(self) -> list[str]:
-        """The orders that must not be enough: one step below."""
+        """The orders that must not suffice: one step weaker."""
         return WEAKER[self.verb.removesuffix("_sc") if self.verb.startswith(("load", "store")) else ""].get(
             self.enough, []
         )
 
     def source(self) -> str:
-        """Of the kernel that it quotes."""
+        """The source of the kernel that it quotes."""
         found = getattr(sources.module(self.module), self.function)
         return inspect.getsource(getattr(found, "function", found))
 
@@ -81,7 +82,7 @@ class Litmus:
 
     @cached_property
     def quoted(self) -> list[Access]:
-        """All that quote a kernel, in the order of the text; what a caller of the kernels does, plainly, does not."""
+        """All accesses that quote a kernel, in textual order; a plain access by the kernels' caller quotes none."""
         found = []
         for code, comment in self.lines:
             verbs = [call[1] for call in CALL.finditer(code)]
@@ -99,11 +100,11 @@ class Litmus:
 
     @property
     def accesses(self) -> list[Access]:
-        """The atomic ones."""
+        """The atomic accesses."""
         return [access for access in self.quoted if VERBS[access.verb][1]]
 
     def program(self, orders: list[str]) -> str:
-        """In C, with these orders of the atomic accesses."""
+        """The test in C, with these orders for the atomic accesses."""
         left = iter(orders)
 
         def access(call: re.Match[str]) -> str:
@@ -116,7 +117,7 @@ class Litmus:
         return "\n".join(CALL.sub(access, code) for code, _ in self.lines) + "\n"
 
     def as_written(self) -> list[str]:
-        """The orders that the verbs give."""
+        """The orders of the verbs."""
         return [VERBS[access.verb][1] for access in self.accesses]
 
 
@@ -124,7 +125,7 @@ TESTS = [Litmus(path) for path in sorted(FOLDER.glob("*.litmus"))]
 
 
 def herd() -> str | None:
-    """herd7: the one on the path, or the one that scripts/fetch-herd has fetched."""
+    """herd7 from the path, or the one that scripts/fetch-herd fetched."""
     if found := shutil.which("herd7"):
         return found
     where = subprocess.run([FETCH, "--where"], check=True, capture_output=True, text=True, timeout=20).stdout.strip()
@@ -132,7 +133,7 @@ def herd() -> str | None:
 
 
 def forbidden(test: Litmus, orders: list[str], folder: Path) -> tuple[bool, str]:
-    """Is there no execution with the outcome, and none that is undefined? And what herd7 says."""
+    """Whether no execution has the outcome and none is undefined; and herd7's output."""
     tool = herd()
     assert tool is not None
     file = folder / test.path.name

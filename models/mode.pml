@@ -15,7 +15,7 @@
      turn.doze 4e7ef7f62841
      fd_watches.epoll_sleep b601ced7e03c
      fd_watches.epoll_block 600111201ac4
-     loop.set_fast_path_mode 2cb0d8ff6abb
+     loop.set_fast_path_mode 3b9d15187b12
      loop.register_fd 59ac7ab7eeea
      loop.unregister_fd c591efdf3c47
      loop._change_over 38ec9f23d706

@@ -1,8 +1,8 @@
 """The Promela models in this folder, and how spin checks one.
 
-A model's first comment says what it stands for: functions of the kernels by name, each with a stamp of its source, so
-that a kernel can not change without somebody looking at its models; then which variants are checked, and which bugs,
-planted by a macro, must be found. ``python models/promela.py`` writes the stamps anew: after having looked.
+A model's first comment names the kernel functions that it represents, each with a stamp of its source, so that nobody
+can change a kernel without examining its models; then the variants that are checked, and the bugs, planted by a macro,
+that must be found. ``python models/promela.py`` rewrites the stamps, after you have examined the models.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ class Model:
         return self.path.read_text(encoding="utf-8").partition("*/")[0]
 
     def stamps(self) -> list[tuple[str, str, str]]:
-        """Module, function and stamp of what the model stands for."""
+        """Module, name and stamp of each function that the model represents."""
         return STANDS_FOR.findall(self.head)
 
     def checks(self) -> list[str]:
-        """The variants that have to hold, each a string of macros."""
+        """The variants that must hold, each a string of macros."""
         return [variant.strip() for variant in re.findall(r"^   check\b(.*)$", self.head, re.MULTILINE)]
 
     def bugs(self) -> list[str]:
-        """The variants that must not."""
+        """The variants that must fail."""
         return re.findall(r"^   bug ([A-Z_ ]+):", self.head, re.MULTILINE)
 
 
@@ -53,9 +53,8 @@ MODELS = [Model(path) for path in sorted(FOLDER.glob("*.pml"))]
 
 
 def stamp(module: str, name: str) -> str:
-    """Twelve digits that change with what a kernel function, or a method of `Loop`, does, and not with its layout,
-    comments or docstring,
-    and not with where it is inlined.
+    """Twelve digits that change with the code of a kernel function, or of a method of `Loop`, but not with its layout,
+    comments, docstring, or inlining.
     """
     if module == "loop":
         function = getattr(Loop, name)
@@ -73,12 +72,12 @@ def stamp(module: str, name: str) -> str:
 
 
 def missing_tools() -> str:
-    """What spin needs and this machine lacks; empty if nothing."""
+    """The tools that spin needs and this machine lacks; empty if none."""
     return " and ".join(tool for tool in ("spin", "cc") if shutil.which(tool) is None)
 
 
 def check(model: Model, variant: str, folder: Path) -> tuple[bool, str]:
-    """Search every state of a variant: whether all of them are right, and what spin says. `folder` is for its files."""
+    """Search every state of a variant; return whether all are right, and spin's output. `folder` is for its files."""
     macros = [f"-D{macro}" for macro in variant.split()]
     subprocess.run(["spin", "-a", *macros, model.path], cwd=folder, check=True, capture_output=True, timeout=SECONDS)
     options = ["-O1", "-w", "-DSAFETY", f"-DMEMLIM={MEMORY_MIB}"]
@@ -87,7 +86,7 @@ def check(model: Model, variant: str, folder: Path) -> tuple[bool, str]:
         [folder / "pan", "-m100000"], cwd=folder, check=True, capture_output=True, text=True, timeout=SECONDS
     )
     found = re.search(r"errors: (\d+)", done.stdout)
-    # A search that ran out of depth or memory has not looked at everything, which must not pass for "no error".
+    # A search that ran out of depth or memory is incomplete, which must not pass for "no error".
     if found is None or "max search depth too small" in done.stdout or "out of memory" in done.stdout:
         raise RuntimeError(f"the search of {model.path.name} ({variant}) is not complete:\n{done.stdout}")
     return found[1] == "0", done.stdout

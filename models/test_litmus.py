@@ -1,4 +1,4 @@
-"""The kernels' memory orders forbid each outcome, each of them is needed, and the tests quote them as they are."""
+"""The kernels' memory orders forbid each outcome, each order is needed, and the tests quote the present kernels."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_outcome_is_forbidden(test: Litmus, folder: Path) -> None:
 
 @files
 def test_what_is_said_to_be_enough_is(test: Litmus, folder: Path) -> None:
-    """With all orders at once as weak as the test says that they may be."""
+    """The test holds with all orders at once as weak as it says they may be."""
     right, said = litmus.forbidden(test, [access.enough for access in test.accesses], folder)
     assert right, said
 

@@ -1,4 +1,4 @@
-"""Every model holds in all its states, notices its planted bugs, and is about the kernels as they are."""
+"""Every model holds in all its states, detects its planted bugs, and represents the present kernels."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_stands_for_the_kernels_as_they_are(model: Model) -> None:
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.path.stem)
 def test_every_planted_bug_is_tried(model: Model) -> None:
-    """A macro that the text knows and the head does not would be a check that nobody runs."""
+    """A macro in the text that the head does not list would be a check that nobody runs."""
     text = model.path.read_text(encoding="utf-8")
     words = set(text.partition("*/")[2].replace("(", " ").replace(")", " ").split())
     planted = {word for word in words if word.startswith("BUG_")}

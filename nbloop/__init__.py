@@ -3,6 +3,7 @@
 Importing this never turns the GIL on, and imports numba only if the kernels have to be compiled (once per machine).
 """
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from .errors import (
@@ -20,6 +21,7 @@ from .errors import (
     ReentrantRunError,
     ReentrantWaitError,
 )
+from .group import LoopGroup
 from .lifecycle import LoopState
 from .loop import Loop
 from .options import FastPathMode
@@ -28,7 +30,7 @@ from .scheduling import Producer
 from .waiting import LoopExecutor
 
 if TYPE_CHECKING:
-    from .aio import EventLoop, EventLoopPolicy, new_event_loop, run
+    from .aio import EventLoop, EventLoopPolicy, Worker, new_event_loop, run, serve
 
 __version__ = "0.1.0"
 
@@ -45,6 +47,7 @@ __all__ = [
     "Loop",
     "LoopAlreadyRunningError",
     "LoopExecutor",
+    "LoopGroup",
     "LoopOverloadedError",
     "LoopState",
     "LoopTerminatedError",
@@ -54,14 +57,18 @@ __all__ = [
     "ReentrantCloseError",
     "ReentrantRunError",
     "ReentrantWaitError",
+    "Worker",
     "new_event_loop",
     "run",
+    "serve",
 ]
+if sys.version_info >= (3, 16):
+    __all__.remove("EventLoopPolicy")
 
 
 def __getattr__(name: str) -> Any:
-    """asyncio's view of the loop, imported when it is asked for: who does without need not wait for asyncio."""
-    if name in ("EventLoop", "EventLoopPolicy", "new_event_loop", "run"):
+    """Import asyncio's view of the loop on first use: programs that do not use it need not wait for asyncio."""
+    if name in ("EventLoop", "EventLoopPolicy", "Worker", "new_event_loop", "run", "serve"):
         from . import aio
 
         return getattr(aio, name)

@@ -1,7 +1,7 @@
-"""Debug mode: remember where a callback was scheduled, and tell `on_error`.
+"""Debug mode: remember where each callback was scheduled, and pass this to `on_error`.
 
-The stack is taken in the scheduling call, which costs some 5 µs and makes the call a Python function, so it is a mode
-and not the default.
+The scheduling call captures the stack, which costs some 5 µs and makes the call a Python function; so this is a mode,
+not the default.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
 
-_SCHEDULING = {  # of a loop, a producer handle or the JavaScript view: which argument is the callback
+_SCHEDULING = {  # methods of a loop, a producer handle or the JavaScript view: the callback's position
     "submit": 0,
     "submit_internal": 0,
     "schedule_microtask": 0,
@@ -24,28 +24,40 @@ _SCHEDULING = {  # of a loop, a producer handle or the JavaScript view: which ar
     "schedule_interval": 1,
     "set_timeout": 0,
     "set_interval": 0,
+    "set_immediate": 0,
+    "queue_microtask": 0,
+    "next_tick": 0,
 }
 _MANY = "submit_many"  # its argument is an iterable of callbacks
 
 
-class Sited:
-    """A callback that knows where it was scheduled."""
+class StandIn:
+    """What is scheduled in the place of a callback."""
 
-    __slots__ = ("callback", "site")
+    __slots__ = ("callback",)
 
-    def __init__(self, callback: Callable[..., object], site: traceback.StackSummary) -> None:
+    def __init__(self, callback: Callable[..., object]) -> None:
         self.callback = callback
-        self.site = site
-
-    def __call__(self, *args: object) -> object:
-        return self.callback(*args)
 
     def __repr__(self) -> str:
         return repr(self.callback)
 
 
+class Sited(StandIn):
+    """A callback that knows where it was scheduled."""
+
+    __slots__ = ("site",)
+
+    def __init__(self, callback: Callable[..., object], site: traceback.StackSummary) -> None:
+        super().__init__(callback)
+        self.site = site
+
+    def __call__(self, *args: object) -> object:
+        return self.callback(*args)
+
+
 def remember_sites(target: Any) -> None:
-    """Put a remembering function in front of each scheduling method that `target`'s type has."""
+    """Wrap each scheduling method of `target` in a function that remembers the call site."""
     for name, position in _SCHEDULING.items():
         if hasattr(type(target), name):
             target.__dict__[name] = _remembering(getattr(target, name), position)
@@ -70,16 +82,19 @@ def _remembering_many(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def sited(callbacks: Iterable[Any]) -> list[Any]:
-    """Those that are callable remember the call of the scheduling method in progress."""
+    """The callbacks, wrapped to remember the scheduling call in progress; what is not callable stays as it is."""
     frames = [frame for frame in traceback.extract_stack() if frame.filename != __file__]
     site = traceback.StackSummary.from_list(frames)
     return [Sited(callback, site) if callable(callback) else callback for callback in callbacks]
 
 
-def site_of(callback: object) -> dict[str, Any]:
-    """What `on_error`'s context says of a remembered callback: the callback itself, and the stack under
-    ``scheduled_at``.
+def described(callback: object) -> dict[str, Any]:
+    """What `on_error`'s context says of a callback: the callback itself, whatever stands in for it, and of a remembered
+    one the stack under ``scheduled_at``.
     """
-    if isinstance(callback, Sited):
-        return {"callback": callback.callback, "scheduled_at": callback.site}
-    return {}
+    found: dict[str, Any] = {}
+    while isinstance(callback, StandIn):
+        if isinstance(callback, Sited):
+            found["scheduled_at"] = callback.site
+        callback = callback.callback
+    return {"callback": callback} | found

@@ -1,10 +1,10 @@
 """How a loop sleeps, and the descriptors it watches: the fast path's mode and the public side of readiness.
 
-Problem: whoever only waits for other threads sleeps cheapest on a futex, whoever watches descriptors has to sleep in
-the platform's poller, and which of the two a loop is may change while it sleeps, from any thread. Idea: only its
-owner changes how a loop sleeps, between two sleeps; everybody else changes the table (readiness.py) under the loop's
-lock, and then asks the owner to look at it again, or is the owner for that instant if nobody runs the loop. The mode
-is decided under the same lock, so a descriptor is never registered while it is FORCED.
+Problem: a loop that only waits for other threads sleeps cheapest on a futex, a loop that watches descriptors must sleep
+in the platform's poller, and any thread may turn one into the other while the loop sleeps. Idea: only the owner changes
+how a loop sleeps, between two sleeps. Other threads change the table (readiness.py) under the loop's lock and then ask
+the owner to read it again, or become the owner for an instant if no thread runs the loop. The mode is decided under the
+same lock, so a descriptor is never registered while it is FORCED.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .readiness import IOEvents, ReadyCallback, check_descriptor, check_events
 
 
 class Descriptors(Lifecycle):
-    """The part of a `Loop` that sleeps, and watches descriptors meanwhile."""
+    """The part of a `Loop` that sleeps, and watches descriptors while it does."""
 
     def __init__(self, name: str, state: Any, mode: FastPathMode) -> None:
         super().__init__(name, state)
@@ -36,16 +36,16 @@ class Descriptors(Lifecycle):
 
     @property
     def fast_path_mode(self) -> FastPathMode:
-        """The mode last set. Any thread."""
+        """The mode that was set last. Any thread."""
         return self._mode
 
     def set_fast_path_mode(self, mode: FastPathMode) -> None:
-        """Change how the loop sleeps, at run time. Any thread; the loop changes over before its next sleep, and loses
+        """Change how the loop sleeps, at run time. Any thread; the loop switches before its next sleep, and loses
         nothing.
 
-        Raises TypeError for what is no `FastPathMode`, `FastPathIncompatibleError` for FORCED while descriptors are
-        registered, `LoopTerminatedError` after the end, OSError if there is no descriptor left for a poller; in each
-        case the mode stays.
+        Raises TypeError if `mode` is not a `FastPathMode`, `FastPathIncompatibleError` for FORCED while descriptors are
+        registered, `LoopTerminatedError` after the end, OSError if no descriptor is free for a poller; in each case the
+        mode stays as it was.
         """
         check_mode("mode", mode)
         self._check_fork()
@@ -53,7 +53,7 @@ class Descriptors(Lifecycle):
         def change() -> bool:
             if mode is FastPathMode.FORCED and len(self._watches):
                 raise FastPathIncompatibleError(
-                    f"{self.name} watches {len(self._watches)} descriptors: the fast path can not be forced"
+                    f"{self.name} watches {len(self._watches)} descriptors: the fast path cannot be forced"
                 )
             if self._lifecycle() >= layout.TERMINATING:
                 raise LoopTerminatedError(f"{self.name} has terminated or is about to")
@@ -65,19 +65,20 @@ class Descriptors(Lifecycle):
         self._change(change)
 
     def register_fd(self, fd: int, events: IOEvents | int, callback: ReadyCallback) -> None:
-        """Run ``callback(fd, events)`` on the loop's thread whenever the descriptor is ready for what `events` asks.
+        """Run ``callback(fd, events)`` on the loop's thread whenever the descriptor is ready for any of `events`.
 
-        Level-triggered: as long as it is ready, once in each turn; `IOEvents.EDGE` and `IOEvents.ONESHOT` change that.
-        ERROR and HANGUP are reported unasked, unless `events` is 0, which mutes. A microtask checkpoint follows each
-        callback; one that raises goes to `on_error`, and the watch stays. A registered descriptor keeps an `auto_exit`
-        loop alive. Any thread; a loop that is just waiting sees it at once. O(1); a system call or two.
+        Level-triggered: once per turn while it is ready; `IOEvents.EDGE` and `IOEvents.ONESHOT` change that. ERROR and
+        HANGUP are always reported, unless `events` is 0, which mutes the watch. A microtask checkpoint follows each
+        callback. An exception of the callback goes to `on_error`, and the watch stays. A registered descriptor keeps an
+        `auto_exit` loop alive. Any thread; takes effect at once, even if the loop is asleep. O(1); one or two system
+        calls.
 
         Raises `FDAlreadyRegisteredError`, `FDOutOfRangeError`, `FastPathIncompatibleError` while the fast path is
-        forced, TypeError or ValueError for what is no descriptor, events or callback, OSError from the system (EPERM
+        forced, TypeError or ValueError for an invalid descriptor, events or callback, OSError from the system (EPERM
         for a regular file, EBADF, ENOSPC, EMFILE), `LoopTerminatedError`; in each case nothing is registered.
 
-        A descriptor is to be unregistered before it is closed. Closed first, it is silent (unless a duplicate of it is
-        open), and its number stays taken here until `unregister_fd`; whoever has that number by then is not touched.
+        Unregister a descriptor before you close it. If it is closed first, it goes silent (unless a duplicate is open),
+        and its number stays taken in this loop until `unregister_fd`, which does not affect a new file of that number.
         """
         fd, interest = check_descriptor(fd), check_events(events)
         if not callable(callback):
@@ -95,9 +96,9 @@ class Descriptors(Lifecycle):
         self._change(change)
 
     def modify_fd(self, fd: int, events: IOEvents | int) -> None:
-        """Change what a registered descriptor is watched for; 0 mutes it, and a ONESHOT is armed anew.
+        """Change which events a registered descriptor is watched for; 0 mutes it, and a ONESHOT watch is re-armed.
 
-        What was collected before and is not asked for any more is not delivered. Any thread. O(1), one system call.
+        Events that were collected before but are no longer wanted are not delivered. Any thread. O(1), one system call.
         Raises `FDNotRegisteredError`, OSError from the system (and then nothing has changed), otherwise as
         `register_fd`.
         """
@@ -107,11 +108,11 @@ class Descriptors(Lifecycle):
             self._watches.modify(fd, interest)
 
     def unregister_fd(self, fd: int) -> None:
-        """Watch a descriptor no longer. When this returns no callback of it starts any more, also none whose event was
-        collected already; one in progress on the loop's thread goes on.
+        """Stop watching a descriptor. After this returns, none of its callbacks starts, not even for an event that was
+        already collected; one in progress on the loop's thread goes on.
 
-        From its own callback, another one, another thread. O(1), one system call. Raises `FDNotRegisteredError`,
-        also after the loop has ended.
+        May be called in its own callback, in another one, and on any thread. O(1), one system call. Raises
+        `FDNotRegisteredError`, also after the loop has ended.
         """
         fd = check_descriptor(fd)
         self._check_fork()
@@ -128,9 +129,9 @@ class Descriptors(Lifecycle):
             raise LoopTerminatedError(f"{self.name} watches no descriptors: it has terminated or is about to")
 
     def _change(self, change: Callable[[], bool]) -> None:
-        """Call it under the lock; if it says so, or if it raises, have the loop sleep as mode and descriptors ask from
-        now on. An exception of a signal handler may come after the change and before the loop has heard of it: a watch
-        that is there would be seen by nobody.
+        """Call `change` under the lock; if it returns True or raises, make the loop sleep as mode and descriptors now
+        require. A signal handler may raise after the change and before the loop learns of it; without the second case,
+        nothing would wait for the new watch.
         """
         try:
             with self._lock:
@@ -143,7 +144,7 @@ class Descriptors(Lifecycle):
             raise
 
     def _change_over(self) -> None:
-        """Have the loop sleep as mode and descriptors ask from now on: at once if nobody runs it, else before its next
+        """Make the loop sleep as mode and descriptors now require: at once if no thread runs it, else before its next
         sleep.
         """
         while not self.is_loop_thread():
@@ -152,20 +153,20 @@ class Descriptors(Lifecycle):
                     self._install_parker()
                     return
             finally:
-                self._give_up()  # first: one call of C, of which an exception can only come after
+                self._give_up()  # first: it is one C call, so an exception can only come after it
                 self._owe_end()
             if self._lifecycle() != layout.AWAKE:  # it runs: only its own thread may change how it sleeps
-                with contextlib.suppress(LoopTerminatedError):  # it has slept for the last time
+                with contextlib.suppress(LoopTerminatedError):  # it will not sleep again
                     self.submit_internal(self._install_parker)
                 return
             time.sleep(0)
         self._install_parker()
 
     def _install_parker(self) -> None:
-        """Sleep as the mode and the descriptors ask. The owner only, awake.
+        """Choose how to sleep, as the mode and the descriptors require. Owner only, awake.
 
-        A wake that was claimed before and comes late goes to the old place or the new one: the sleep that it was for
-        is over, and another is at most ended early.
+        A wake that was claimed earlier and arrives late goes to the old sleeper or the new one: the sleep it was meant
+        for is over, and at worst another sleep ends early.
         """
         with self._lock:
             poller = self._watches.poller

@@ -1,14 +1,14 @@
-"""What a loop raises. Every error derives from `NbloopError`, and is also the built-in that fits."""
+"""The errors of nbloop. Each derives from `NbloopError` and from the built-in exception that fits."""
 
 from __future__ import annotations
 
 
 class NbloopError(Exception):
-    """Base of all errors that nbloop raises on its own account."""
+    """Base class of all errors defined by nbloop."""
 
 
 class LoopTerminatedError(NbloopError, RuntimeError):
-    """The loop takes no new work: `shutdown()` or `close()` has begun, or an auto-exit loop has ended."""
+    """The loop accepts no new work: `shutdown()` or `close()` has begun, or an auto-exit loop has ended."""
 
 
 class LoopAlreadyRunningError(NbloopError, RuntimeError):
@@ -20,29 +20,29 @@ class ReentrantRunError(NbloopError, RuntimeError):
 
 
 class ReentrantCloseError(NbloopError, RuntimeError):
-    """`close()` was called from one of the loop's own callbacks, for whose end it would have to wait."""
+    """`close()` was called from one of the loop's own callbacks, whose end it would have to wait for."""
 
 
 class ReentrantWaitError(NbloopError, RuntimeError):
-    """The loop's own thread was asked to wait for something that only this thread can do."""
+    """The loop's own thread would wait for something that only this thread can do."""
 
 
 class LoopOverloadedError(NbloopError, RuntimeError):
-    """More is queued than the loop was built to take: `ingress_limit` was reached (nothing was stored), or, as the
-    argument of `on_overload`, more tasks waited than `ingress_budget` allows in one turn (nothing was lost).
+    """Too much is queued: `ingress_limit` was reached (nothing was stored); or, as the argument of `on_overload`, more
+    tasks waited than `ingress_budget` allows in one turn (nothing was lost).
     """
 
 
 class ForkedLoopError(NbloopError, RuntimeError):
-    """The loop was inherited through `os.fork`: its thread, and the descriptors it sleeps on, belong to the parent."""
+    """The loop was inherited through `os.fork`: its thread and its descriptors belong to the parent."""
 
 
 class FDAlreadyRegisteredError(NbloopError, ValueError):
-    """The descriptor has a callback already."""
+    """The descriptor already has a callback."""
 
 
 class FDNotRegisteredError(NbloopError, LookupError):
-    """The descriptor has no callback: it was never registered, or not any more."""
+    """The descriptor has no callback: it was never registered, or has been unregistered."""
 
 
 class FDOutOfRangeError(NbloopError, ValueError):
@@ -50,8 +50,8 @@ class FDOutOfRangeError(NbloopError, ValueError):
 
 
 class PollerFailedError(NbloopError, OSError):
-    """The system's poller fails, so the loop has ended; the cause is the system's error."""
+    """The system's poller failed, so the loop has ended; the cause is the system's error."""
 
 
 class FastPathIncompatibleError(NbloopError, RuntimeError):
-    """The fast path was forced while descriptors are registered, or a descriptor registered while it is forced."""
+    """The fast path was to be forced while descriptors are registered, or the reverse."""

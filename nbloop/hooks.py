@@ -1,8 +1,8 @@
-"""What the kernels call in Python: to report, to refuse, to raise an overload, to check_interrupts.
+"""The Python functions that kernels call: to report an exception, refuse a call, signal an overload, check interrupts.
 
-Each hook gets a weak reference to the loop, because the state that holds the hooks may outlive it. A hook that raises
-leaves `run()`: `report` does so for KeyboardInterrupt and SystemExit. `refuse` is where every refused call's exception
-is made, so that the messages are in one place.
+Each hook gets a weak reference to the loop, because the state that holds the hooks may outlive it. An exception of a
+hook leaves `run()`: `report` raises KeyboardInterrupt and SystemExit. `refuse` raises the exception of every refused
+call, so all messages are in one place.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ import logging
 import sys
 import time
 import weakref
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from . import debug
 from .errors import LoopOverloadedError, LoopTerminatedError
 from .kernels.base import layout
+from .kernels.calls.captured import RUN_IN_CONTEXT
 
 if TYPE_CHECKING:
     from .loop import Loop
@@ -26,42 +28,72 @@ logger = logging.getLogger("nbloop")
 
 
 def check_interrupts() -> None:
-    """Nothing, in bytecode: signals, garbage collection, stop-the-world and the GIL's switch are looked at on entry."""
+    """An empty Python function: entering it makes the interpreter check for signals, garbage collection, stop-the-world
+    and the GIL's switch.
+    """
 
 
 def report(of: weakref.ref[Loop], error: BaseException, kind: int, what: Any) -> None:
-    """A callback has raised. Raises on what must leave the loop.
+    """Report the exception of a callback; re-raise it if it must leave the loop.
 
-    There is no other Python frame between this one and the kernel: one that held the error would be in its traceback.
+    There must be no other Python frame between this one and the kernel: a frame that held the error would be in its
+    traceback.
     """
     if isinstance(error, (KeyboardInterrupt, SystemExit)):
         try:
             raise error
-        finally:  # its traceback keeps this frame, which would keep it, and the callback, until a collection
+        finally:  # its traceback keeps this frame, which would keep error and callback alive until a collection
             del error, what
     tell(of(), error, layout.KIND_NAMES[kind], what)
 
 
+def unawaited(of: weakref.ref[Loop], coroutine: CoroutineType[Any, Any, Any], kind: int, what: Any) -> None:
+    """A callback has returned a coroutine, which the loop does not run: close it, and report that. One that has begun,
+    or has ended, is somebody else's.
+    """
+    frame: object = coroutine.cr_frame  # None if it has ended, which typeshed does not know
+    if frame is None or coroutine.cr_running or coroutine.cr_suspended:
+        return
+    coroutine.close()
+    never_awaited(of(), coroutine, layout.KIND_NAMES[kind], what)
+
+
+def never_awaited(loop: Loop | None, coroutine: CoroutineType[Any, Any, Any], kind: str, what: Any) -> None:
+    """Report a coroutine that a callback has returned, and that nobody has run."""
+    callback = debug.described(_callback_of(what)[0])["callback"]
+    name = getattr(callback, "__qualname__", None) or repr(callback)
+    error = RuntimeError(f"the coroutine {coroutine.__qualname__!r} of {name} was never awaited: use js.spawn")
+    tell(loop, error, kind, what)
+
+
+def _callback_of(what: Any) -> tuple[Any, tuple[Any, ...]]:
+    """The callback and the arguments of what kernels have called, whatever context it ran in."""
+    # A tuple of theirs is of exactly that type, which cannot be called; a callable may be of one derived from it.
+    callback, args = (what[0], what[1:]) if type(what) is tuple else (what, ())
+    while callback is RUN_IN_CONTEXT and len(args) >= layout.CALLBACK_AT:
+        callback, args = args[layout.CALLBACK_AT - 1], args[layout.CALLBACK_AT :]
+    return callback, args
+
+
 def tell(loop: Loop | None, error: BaseException, kind: str, what: Any) -> None:
-    """What a callback, or the first of a tuple with its arguments, has raised: to `on_error`, or to the logger. Raises
-    KeyboardInterrupt and SystemExit only.
+    """Pass the exception of a callback, or of a tuple of callback and arguments, to `on_error` or to the logger. Raises
+    only KeyboardInterrupt and SystemExit.
     """
     try:
         _tell(loop, error, kind, what)
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException:  # no memory to report with, say: a callback that raises never stops the loop
+    except BaseException:  # such as no memory for a report: an exception of a callback never stops the loop
         with contextlib.suppress(Exception):
             sys.excepthook(*sys.exc_info())
 
 
 def _tell(loop: Loop | None, error: BaseException, kind: str, what: Any) -> None:
-    # A tuple of the kernels' is of exactly that type, which cannot be called; a callable may be of one derived from it.
-    callback, args = (what[0], what[1:]) if type(what) is tuple else (what, ())
-    context: dict[str, Any] = {"loop": loop, "kind": kind, "callback": callback, "args": args}
-    context |= debug.site_of(callback)
+    callback, args = _callback_of(what)
+    context: dict[str, Any] = {"loop": loop, "kind": kind, "args": args} | debug.described(callback)
+    callback = context["callback"]
     message = "%s %r of %s raised"
-    name = loop.name if loop is not None else "no loop that is known"
+    name = loop.name if loop is not None else "an unknown loop"
     if loop is None or loop._on_error is None:
         values: list[object] = [kind, callback, name]
         if "scheduled_at" in context:
@@ -87,8 +119,8 @@ def log(
     level: int = logging.ERROR,
     extra: dict[str, Any] | None = None,
 ) -> None:
-    """To the ``nbloop`` logger, with the loop's name as the record's `loop`. One of its handlers that raises is shown
-    as the interpreter would, and does not stop the loop.
+    """Log to the ``nbloop`` logger, with the loop's name as the record's `loop`. An exception of a logging handler goes
+    to `sys.excepthook`, and does not stop the loop.
     """
     try:
         logger.log(level, message, *args, exc_info=error, extra={"loop": loop} | (extra or {}))
@@ -138,7 +170,7 @@ def warn(of: weakref.ref[Loop]) -> None:
 
 
 def wake_parker(of: weakref.ref[Loop], interruption: BaseException | None = None) -> None:
-    """Wake a loop that sleeps in Python. `interruption` was raised when this was called before."""
+    """Wake a loop that sleeps in Python. `interruption` was raised in an earlier attempt to call this."""
     loop = of()
     if loop is not None and loop._parker is not None:
         loop._parker.wake()
@@ -146,28 +178,28 @@ def wake_parker(of: weakref.ref[Loop], interruption: BaseException | None = None
         _thread.interrupt_main()  # once more, where it may be raised
     elif interruption is not None:
         name = loop.name if loop is not None else "a forgotten loop"
-        log(interruption, "an exception came in the way of a wake-up of %s", name, loop=name)
+        log(interruption, "an exception interrupted a wake-up of %s", name, loop=name)
 
 
 def renew(of: weakref.ref[Loop]) -> None:
-    """The poller reports a descriptor that was closed before it was unregistered, and that nobody can name any more."""
+    """Rebuild the poller: it reports a descriptor that was closed before it was unregistered, and cannot be removed."""
     loop = of()
     if loop is None:
         return
     with loop._lock:
         try:
             loop._watches.renew()
-        except OSError as error:  # no descriptor left for a new set: again when it speaks again
+        except OSError as error:  # no descriptor free for a new set: try again at its next event
             loop._record["io"]["suspect"] = 1
             log(error, "%s cannot renew its poller", loop.name, loop=loop.name)
 
 
 def refuse(of: weakref.ref[Loop], code: int, culprit: object, error: BaseException | None = None) -> None:
-    """Raise for a refusal; returning means that the call is tried again.
+    """Raise the exception for a refusal; if this returns, the call is retried.
 
-    `error` is what the conversion of `culprit` to a number has raised. Only the interpreter's own is replaced: that it
-    is no number, or too large. What its ``__float__`` or ``__index__`` has raised, or a signal's handler in them, has a
-    frame of Python in its traceback, and is the caller's to see.
+    `error` is the exception of converting `culprit` to a number. Only the interpreter's own errors are replaced: not a
+    number, or too large. An exception of its ``__float__`` or ``__index__``, or of a signal handler in them, has a
+    Python frame in its traceback, and is passed on to the caller.
     """
     if error is not None and (not isinstance(error, (TypeError, OverflowError)) or error.__traceback__ is not None):
         try:
@@ -179,13 +211,14 @@ def refuse(of: weakref.ref[Loop], code: int, culprit: object, error: BaseExcepti
     if code == layout.REFUSED_CLOSED:
         if loop is not None:
             loop._check_fork()
-            # It is finding out whether it may exit. On its own thread that goes on only when this call has ended, and
-            # it needs the lock.
+            # The loop is finding out whether it may exit. It must not wait here if that cannot proceed meanwhile: on
+            # the loop's own thread, or while this thread holds the lock that it needs.
             waits = loop.is_loop_thread() or loop._lock._recursion_count() > 0
             if loop._lifecycle() == layout.RUNNING and not waits:
                 time.sleep(0)
                 return
-        raise LoopTerminatedError(f"{name} takes no new work: it has terminated or is about to")
+        why = loop._ended_by if loop is not None else None
+        raise LoopTerminatedError(f"{name} takes no new work: it has terminated or is about to") from why
     if code == layout.REFUSED_FULL:
         limit = int(loop._record["external"]["limit"]) if loop is not None else 0
         raise LoopOverloadedError(f"{name} is full: ingress_limit={limit} tasks are waiting; nothing was stored")
@@ -207,11 +240,11 @@ def refuse(of: weakref.ref[Loop], code: int, culprit: object, error: BaseExcepti
         raise TypeError(which.format("", "", culprit))
     if code == layout.REFUSED_IDENTIFIER:
         if isinstance(error, OverflowError):
-            return  # an int that no id can be: unknown
+            return  # an int too large for an id: unknown
         raise TypeError(f"id must be an int, as the scheduling call returned it, not {culprit!r}")
     if code == layout.REFUSED_SLOTS:
         raise MemoryError(
-            f"{name} has no memory for one more timer, immediate or descriptor, or {layout.SLOT_LIMIT:,} of them"
-            " already; nothing was stored"
+            f"{name} has no memory for another timer, immediate or descriptor, or already has {layout.SLOT_LIMIT:,} of"
+            " them; nothing was stored"
         )
-    raise MemoryError(f"{name} has no memory for one more callback; nothing was stored")
+    raise MemoryError(f"{name} has no memory for another callback; nothing was stored")

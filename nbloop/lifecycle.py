@@ -1,16 +1,16 @@
-"""Who may run, stop and end a loop, and what a fork leaves of it.
+"""Running, stopping and ending a loop, and what a fork does to it.
 
-Problem: any thread may call `run`, `stop`, `shutdown` and `close` at any moment, also from callbacks; yet one thread
-runs the loop, its end happens once, and what was accepted before it runs. Idea: all of this meets in three words of
-the kernels' memory. The *owner* word says which thread is inside `run`; the *lifecycle* word only ever moves forward
-(but for `stop`, which takes RUNNING back to AWAKE)::
+Problem: any thread may call `run`, `stop`, `shutdown` and `close` at any moment, even from callbacks; yet only one
+thread runs the loop, it ends only once, and what was accepted before the end runs. Idea: three words in the kernels'
+memory coordinate all of this. The *owner* word says which thread is inside `run`; the *lifecycle* word only moves
+forward (except that `stop` takes RUNNING back to AWAKE)::
 
     AWAKE <--stop-- RUNNING       shutdown, close, auto-exit: --> TERMINATING --> TERMINATED
           --run-->
 
-Whoever moves it to TERMINATING closes the queues in the same call; whoever owns the loop then finishes it: the thread
-in `run()`, or, if there is none, a thread made for it. `interrupt` is the third word: looked at after each callback,
-it makes the kernel leave for `close()` and in a forked child.
+The thread that moves it to TERMINATING closes the queues in the same call. The loop's owner then finishes it: the
+thread in `run()`, or, if there is none, a thread made for this. The third word is `interrupt`: the kernels read it
+after each callback and return if it is set, by `close()` or in a forked child.
 
 What happens once in a loop's life is plain Python, here; what happens for each callback is in the kernels.
 """
@@ -28,6 +28,8 @@ import time
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn, Self
+
+import numpy as np
 
 from . import hooks
 from . import signals as _signals
@@ -49,10 +51,12 @@ from .options import check_timeout
 from .parkers import Parker
 from .readiness import Watches
 from .scheduling import Scheduling
+from .threads import LOOK, begin
 from .unique import Unique
 from .waiting import Waiters
 
 if TYPE_CHECKING:
+    from .js.coroutines import Coroutines
     from .js.promisify import Workers
     from .loop import Loop
     from .observe.recorder import Recorder
@@ -61,7 +65,7 @@ if TYPE_CHECKING:
 
 
 class LoopState(enum.Enum):
-    """Where a loop is in its life. `AWAKE`: not running (yet, or any more after `stop()`), and taking work."""
+    """Where a loop is in its life. `AWAKE`: not running, either not yet or not since `stop()`, but accepting work."""
 
     AWAKE = "awake"
     RUNNING = "running"
@@ -71,20 +75,19 @@ class LoopState(enum.Enum):
 
 
 NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC}
-LOOK = 0.5  # seconds between two looks at whether somebody ends a loop that is to end
 
-_here = threading.local()  # `loop`: a weak reference to the one that this thread has begun to run last
+_here = threading.local()  # `loop`: a weak reference to the loop that this thread began to run last
 
 
 def running_here() -> Loop | None:
-    """The loop whose callback the calling thread is in, the innermost one; None if it is in none."""
+    """The loop whose callback is running on the calling thread, the innermost one; None if there is none."""
     of: Callable[[], Any] | None = getattr(_here, "loop", None)
     loop = of() if of is not None else None
     return loop if loop is not None and loop.is_loop_thread() else None
 
 
 class Lifecycle(Unique, Scheduling):
-    """The part of a `Loop` that is its life."""
+    """The part of a `Loop` that concerns its life."""
 
     debug: bool
     _recorder: Recorder | None
@@ -94,18 +97,20 @@ class Lifecycle(Unique, Scheduling):
         self.name = name
         self._state = state
         self._record = state.record
-        # re-entrant for signal handlers; construction of handles and finishers; nothing that a callback's life needs
+        # Re-entrant because of signal handlers. For cold paths, such as making handles; never for running callbacks.
         self._lock = CountingLock()
         self._ended = Latch()
         self._closing = False
-        self._finishing = _thread.allocate_lock()  # held by the thread that was made to end the loop
+        self._finishing = _thread.allocate_lock()  # held by the thread made to end the loop
         self._forked = False
-        self._runner = 0  # identifier of the thread that runs or finishes the loop, or did last
+        self._ended_by: BaseException | None = None  # why its group ended it: the cause of each refusal since then
+        self._runner = 0  # identifier of the thread that runs or finishes the loop, or did so last
         self._workers: Workers | None = None
+        self._coroutines: Coroutines | None = None
         self._watchdogs: dict[Watchdog, None] = {}  # which end with it, and whose handlers it keeps
         self._waiters = Waiters(name)
         self._parker: Parker | None = None
-        self._watches = Watches(state)
+        self._watches = Watches(state, self._captures)
         self._acquire = lifetime.acquire.bind(state)
         self._release = lifetime.release.bind(state)
         self._give_up = lifetime.leave.bind(state)
@@ -114,31 +119,53 @@ class Lifecycle(Unique, Scheduling):
 
     @property
     def state(self) -> LoopState:
-        """Where the loop is in its life, a moment old. Any thread."""
+        """Where the loop is in its life, possibly already outdated. Any thread."""
         lifecycle = self._lifecycle()
         if lifecycle == layout.AWAKE:
             return LoopState.AWAKE
         if lifecycle == layout.TERMINATED:
             return LoopState.TERMINATED
         if lifecycle == layout.TERMINATING and self._record["remote"]["tail"] < 0:  # the queue that is closed last
-            return LoopState.TERMINATING  # whoever sees this is refused from then on
+            return LoopState.TERMINATING  # a thread that sees this will find its submits refused
         return LoopState.SLEEPING if self._record["sleep"] else LoopState.RUNNING
 
     @bound(lifetime.alive)
     def alive(self) -> bool:
-        """Is there anything to run, but for unreferenced timers? Any thread; a moment old when others submit
+        """Whether there is anything to run except unreferenced timers. Any thread; possibly outdated if others submit
         meanwhile. O(1).
         """
         return False  # pragma: no cover
 
+    def what_keeps_alive(self) -> dict[str, int]:
+        """What `alive` is true for, and so what an `auto_exit` loop waits for: how many there are of each kind.
+
+        The kinds: ``tasks``, ``producers with tasks`` (1 for any number), ``commands of other threads`` (which the
+        loop has not seen yet), ``next-ticks``, ``microtasks``, ``checkpoint ends``, ``immediates``, ``close
+        callbacks``, ``internal tasks``, ``timers`` (referenced ones, intervals included), ``descriptors`` and
+        ``functions of promisify``. Nothing else keeps a loop alive: not pending promises, coroutines that wait for
+        them, signal handlers, or unreferenced timers.
+
+        Any thread, also while a callback hangs; a moment old. O(1).
+
+        >>> import nbloop
+        >>> loop = nbloop.Loop(auto_exit=True)
+        >>> timer = loop.schedule_timer(3600, print)
+        >>> loop.what_keeps_alive()
+        {'timers': 1}
+        """
+        self._check_fork()
+        counts = np.zeros(len(lifetime.REASONS), np.int64)
+        lifetime.reasons.bind(self._state)(counts)
+        return {reason: count for reason, count in zip(lifetime.REASONS, counts.tolist(), strict=True) if count > 0}
+
     @bound(lifetime.is_loop_thread)
     def is_loop_thread(self) -> bool:
-        """Is the calling thread the one inside `run()`? Any thread. O(1)."""
+        """Whether the calling thread is the one inside `run()`. Any thread. O(1)."""
         return False  # pragma: no cover
 
     def run(self) -> None:
         """Run the loop on this thread until `stop()`, `shutdown()`, `close()` or, with `auto_exit`, until nothing
-        referenced is left.
+        keeps it alive.
 
         Raises `LoopAlreadyRunningError`, `ReentrantRunError` (from its own callback), `LoopTerminatedError`.
         KeyboardInterrupt and SystemExit from a callback, and Ctrl-C on the main thread, leave it; what was accepted
@@ -149,27 +176,27 @@ class Lifecycle(Unique, Scheduling):
         try:
             self._enter()
             self._turn()
-        finally:  # also of a Ctrl-C between the two; an exception may come anywhere but before the first line
+        finally:  # covers Ctrl-C between the two calls: an exception can come anywhere after `try` is entered
             self._give_up()
             self._owe_end()
 
     @bound(lifetime.stop)
     def stop(self) -> None:
-        """Ask `run()` to return after the turn in progress (without one: after the first turn of the next `run`,
-        which will not wait).
+        """Make `run()` return after the current turn, or, if the loop is not running, after the first turn of the next
+        `run`, which will not sleep.
 
-        What is queued stays queued, and the loop can be run again. Any thread, signal handlers included. O(1).
+        What is queued stays queued, and the loop can be run again. Any thread, also in signal handlers. O(1).
         """
 
     @bound(lifetime.wake)
     def wake(self) -> bool:
-        """Wake the loop if it sleeps; whether this call did. Nothing needs it: every submit does. Any thread. One
-        load if awake.
+        """Wake the loop if it sleeps; return whether this call did. Rarely needed, since every submit wakes the loop.
+        Any thread. One load if awake.
         """
         return False  # pragma: no cover
 
     def _enter(self) -> None:
-        """Become the owner of a loop that is AWAKE, or say why not."""
+        """Become the owner of a loop that is AWAKE, or raise."""
         self._check_fork()
         while held := self._acquire():
             if held == 2:
@@ -177,31 +204,32 @@ class Lifecycle(Unique, Scheduling):
             if self._lifecycle() == layout.RUNNING:
                 raise LoopAlreadyRunningError(f"{self.name} is run by another thread")
             if self._lifecycle() != layout.AWAKE:
-                break  # whoever holds it finishes it
-            time.sleep(0)  # held for a moment only: another run() comes or goes, or the mode changes
+                break  # the owner is finishing it
+            time.sleep(0)  # owned only for a moment: another run() begins or ends, or the mode changes
         if held or not self._transition(layout.AWAKE, layout.RUNNING):
             if not held:
                 self._give_up()
                 self._owe_end()
-            raise LoopTerminatedError(f"{self.name} can not be run: it has terminated or is about to")
+            raise LoopTerminatedError(f"{self.name} cannot be run: it has terminated or is about to")
 
     def _owe_end(self) -> None:
-        """If it is to end and has not, because an exception or this very visit was in the way, somebody must."""
+        """If the loop must end and has not, because of an exception or of our brief ownership, make a thread do it."""
         if self._lifecycle() == layout.TERMINATING:
             self._ensure_finisher()
 
     def _turn(self) -> None:
-        outside = getattr(_here, "loop", None)  # whose callback this is called in
+        outside = getattr(_here, "loop", None)  # the loop in whose callback this is called, if any
         try:
             _here.loop = weakref.ref(self)
             self._turn_until_end()
         except BaseException as error:
-            self._waiters.abandon(f"an exception has left {self.name}.run()", error)
+            self._waiters.abandon(f"an exception left {self.name}.run()", error)
             if self._recorder is not None:
                 self._recorder._run_raised()
             raise
         finally:
             _here.loop = outside
+            self._unhook()
 
     def _turn_until_end(self) -> None:
         self._runner = threading.get_ident()
@@ -224,20 +252,20 @@ class Lifecycle(Unique, Scheduling):
                 if self._quiet_for_good():
                     self._finish()
                     return
-            else:  # interrupted, or asked to end
+            else:  # interrupted, or ending
                 self._check_fork()
                 self._finish()
                 return
 
     def _park(self) -> None:
-        """Sleep for the kernels, which have announced it."""
+        """Sleep on behalf of the kernels, which have announced the sleep."""
         try:
             self._look()
         finally:
             lifetime.awaken.bind(self._state)()
 
     def _look(self) -> None:
-        """Wait outside the kernels, for as long as they say."""
+        """Wait outside the kernels, for as long as they request."""
         assert self._parker is not None
         try:
             found = self._parker.wait(int(self._record["poll_timeout"]))
@@ -247,9 +275,9 @@ class Lifecycle(Unique, Scheduling):
             self._watches.collect(found)
 
     def _doze(self) -> None:
-        """Nothing has come in a nap on the main thread: sleep on, but wait for Python's wake-up descriptor as well.
+        """After a nap on the main thread without arrivals, sleep on, but also wait for Python's wake-up descriptor.
 
-        Without descriptors to be had, or where the poller is not the kernels', naps have to do: 20 a second.
+        If no descriptors are free, or the kernels cannot wait in the poller, the loop goes on with naps: 20 a second.
         """
         ended = 0
         try:
@@ -260,7 +288,7 @@ class Lifecycle(Unique, Scheduling):
         except MemoryError:
             return
         except OSError as error:
-            if error.errno not in NO_DESCRIPTORS:  # of a signal's handler
+            if error.errno not in NO_DESCRIPTORS:  # raised by a signal handler
                 raise
         if ended == turn.ENDED_BROKEN:
             self._end_broken(self._io_error())
@@ -270,25 +298,29 @@ class Lifecycle(Unique, Scheduling):
         return OSError(number, os.strerror(number))
 
     def _end_broken(self, error: OSError) -> NoReturn:
-        """The poller fails: looking again would spin, so the loop ends, and says why. What was accepted is run."""
-        hooks.log(error, "%s can not poll any more and ends", self.name, loop=self.name, level=logging.CRITICAL)
+        """End the loop because its poller failed, since polling again would spin. What was accepted still runs."""
+        hooks.log(error, "%s cannot poll any more and ends", self.name, loop=self.name, level=logging.CRITICAL)
         self._begin_end()
         self._finish()
-        raise PollerFailedError(error.errno, f"{self.name} can not poll any more and has ended: {error}") from error
+        raise PollerFailedError(error.errno, f"{self.name} cannot poll any more and has ended: {error}") from error
 
     def _quiet_for_good(self) -> bool:
-        """Auto-exit: the kernel found nothing left and closed the queues; is there nothing in the handles either?"""
+        """Auto-exit: the kernel found nothing left and closed the queues; end if the handles are empty too."""
         with self._lock:
             quiet: bool = lifetime.end_if_quiet.bind(self._state)(list(self._state.handles.values()))
         return quiet
 
     def start(self) -> threading.Thread:
-        """Run the loop in a thread of its own, made here; returns once it runs. Raises what `run` would.
+        """Run the loop in a new thread; returns once it runs. Raises what `run` would.
 
-        The thread is a daemon: at the interpreter's exit a loop that nobody shut down is not waited for. If a signal
-        handler's exception leaves this call, the thread stops the loop, as `stop` does, and ends.
+        The thread is a daemon: the interpreter's exit does not wait for a loop that was not shut down. If a signal
+        handler raises out of this call, the thread stops the loop, as `stop` does, and ends.
         """
-        handed = [self]  # the thread takes it, or this call takes it back
+        return self._start(None)
+
+    def _start(self, left: Callable[[Lifecycle, BaseException | None], object] | None) -> threading.Thread:
+        """`start`; the thread calls ``left(loop, error)`` when it has left `run`, with its exception or None."""
+        handed = [self]  # the thread takes the loop, or this call takes it back
         entered = Latch()
         failure: list[NbloopError] = []
 
@@ -304,23 +336,31 @@ class Lifecycle(Unique, Scheduling):
                 return
             finally:
                 entered.set()
+            failed: BaseException | None = None
             try:
                 loop._turn()
+            except BaseException as error:
+                if left is None:
+                    raise
+                failed = error
             finally:
                 loop._give_up()
                 loop._owe_end()
+            if left is not None:
+                left(loop, failed)
+                failed = None  # its traceback has this frame
 
         if self.is_loop_thread():
             raise ReentrantRunError(f"{self.name}.start() was called from one of its own callbacks")
         thread = threading.Thread(target=body, name=self.name, daemon=True)
         try:
-            thread.start()
+            begin(thread)
             while not entered.wait(LOOK):
                 pass
         except BaseException:
-            if handed:
-                handed.clear()
-            else:
+            try:
+                handed.pop()
+            except IndexError:
                 while not entered.wait(LOOK):
                     pass
                 if not failure:
@@ -345,10 +385,10 @@ class Lifecycle(Unique, Scheduling):
     def shutdown(self, timeout: float | None = None) -> None:
         """End gracefully: refuse new work, run what was accepted, then release the rest; returns when that is done.
 
-        Run are the immediates, close callbacks, internal and external tasks that were accepted, with the microtasks
-        they queue; timers are not. From a callback, and from a function that `promisify` runs, it only requests the
-        end and returns. A loop that was never run is finished on a thread of its own. Any number of threads may call
-        it, any number of times. Raises TimeoutError after `timeout` seconds; the end goes on.
+        The accepted immediates, close callbacks, internal and external tasks run, with the microtasks they queue;
+        timers do not. From a callback, and from a function that `promisify` runs, it only requests the end and returns.
+        A loop that was never run is finished on a new thread. Any number of threads may call it, any number of times.
+        Raises TimeoutError after `timeout` seconds; the shutdown goes on.
         """
         if timeout is not None:
             check_timeout(timeout)
@@ -357,13 +397,13 @@ class Lifecycle(Unique, Scheduling):
         if self.is_loop_thread():
             return
         self._ensure_finisher()
-        if self._workers is not None and self._workers.at_work():  # the end waits for what this one does
+        if self._workers is not None and self._workers.at_work():  # the end waits for this worker
             return
         if not self._wait_for_end(timeout):
             raise TimeoutError(f"{self.name} has not ended within {timeout} s; the shutdown goes on")
 
     def close(self) -> None:
-        """End at once: the callback in progress ends, the rest is dropped and its references released; returns when
+        """End at once: let the callback in progress finish, drop the rest and release its references; returns when
         that is done.
 
         Not from the loop's own callbacks (`ReentrantCloseError`). Any other thread; idempotent.
@@ -371,11 +411,7 @@ class Lifecycle(Unique, Scheduling):
         self._check_fork()
         if self.is_loop_thread():
             raise ReentrantCloseError(f"{self.name}.close() was called from one of its own callbacks; use shutdown()")
-        self._closing = True
-        if self._workers is not None:
-            self._workers.hurry()
-        self._begin_end()
-        lifetime.interrupt.bind(self._state)(1)
+        self._begin_close()
         try:
             if self._acquire() == 0:
                 self._finish()
@@ -385,8 +421,8 @@ class Lifecycle(Unique, Scheduling):
         self._wait_for_end(None)
 
     def _wait_for_end(self, timeout: float | None) -> bool:
-        """Has it ended? Looks now and then whether somebody still sees to it: a Ctrl-C may have made a `run` leave
-        without a finisher.
+        """Wait until the loop has ended; False after `timeout`. Checks now and then that some thread is still ending
+        it: Ctrl-C may have made a `run` leave without a finisher.
         """
         until = None if timeout is None else time.monotonic() + timeout
         while True:
@@ -398,11 +434,19 @@ class Lifecycle(Unique, Scheduling):
             self._ensure_finisher()
 
     def _begin_end(self) -> None:
-        """Move to TERMINATING and refuse new work, from whichever stage this is."""
-        while self._lifecycle() < layout.TERMINATING:  # again, if a run() or a stop() came between the two
+        """Move to TERMINATING and refuse new work, from any state."""
+        while self._lifecycle() < layout.TERMINATING:  # repeat if a run() or a stop() came between the two
             if not self._transition(layout.RUNNING, layout.TERMINATING):
                 self._transition(layout.AWAKE, layout.TERMINATING)
         self._refuse_new()
+
+    def _begin_close(self) -> None:
+        """`_begin_end`, for an end that drops what was accepted: the loop leaves `run` after the current callback."""
+        self._closing = True
+        if self._workers is not None:
+            self._workers.hurry()
+        self._begin_end()
+        lifetime.interrupt.bind(self._state)(1)
 
     def _refuse_new(self) -> None:
         lifetime.close_queues.bind(self._state)()
@@ -410,16 +454,16 @@ class Lifecycle(Unique, Scheduling):
             self._state.close_handles()
 
     def _ensure_finisher(self) -> None:
-        """If nobody runs a loop that is to end, make a thread that ends it."""
+        """If no thread runs a loop that must end, make a thread that ends it."""
         if not self._ended.is_set() and not self._finishing.locked() and not self._record["owner"]:
-            # One call of C, which no exception of a signal handler can divide: `threading.Thread.start` is many.
+            # One C call, which an exception of a signal handler cannot split; `threading.Thread.start` is many.
             _thread.start_new_thread(self._finish_elsewhere, ())
 
     def _finish_elsewhere(self) -> None:
         if not self._finishing.acquire(blocking=False):
-            return  # another one was made in the same instant
+            return  # another finisher was made at the same instant
         threading.current_thread().name = f"{self.name}-finisher"
-        # a run() that is just finding out that it came too late, or one that finishes itself
+        # The owner may be a run() that is finding out that it came too late, or one that finishes the loop itself.
         while self._acquire() != 0:
             if self._ended.wait(0.001):
                 return
@@ -427,7 +471,7 @@ class Lifecycle(Unique, Scheduling):
             while not self._ended.is_set():
                 try:
                     self._finish()
-                # there is no run() that these could leave, and the rest is owed
+                # There is no run() for these to leave, and the remaining callbacks must still run.
                 except (KeyboardInterrupt, SystemExit) as error:
                     message = "%s: a callback asked to leave run() while the loop ended without one"
                     hooks.log(error, message, self.name, loop=self.name)
@@ -436,24 +480,22 @@ class Lifecycle(Unique, Scheduling):
             self._release()
 
     def _finish(self) -> None:
-        """Drain, unless closing; then release everything. The owner's thread, lifecycle TERMINATING."""
+        """Drain, unless closing; then release everything. Owner only, lifecycle TERMINATING."""
         if self._ended.is_set():
             return
         self._runner = threading.get_ident()
         _here.loop = weakref.ref(self)
         self._refuse_new()
-        drain = turn.drain.bind(self._state)
-        while not self._closing and drain() == turn.ENDED_DRAINED:
-            if self._state.close_handles():
-                time.sleep(0)  # a handle's producer is between its ticket and its announcement
-            elif self._workers is None or not self._workers.finish(closing=False):
-                break
+        try:
+            self._drain()
+        finally:
+            self._unhook()
         if self._closing and self._workers is not None:
             self._workers.finish(closing=True)
         lifetime.drop.bind(self._state)()
         self._state.drop_handles()
         while int(self._record["wakes_sent"]) < int(self._record["claimed"]):
-            time.sleep(0)  # a wake call is on its way to the descriptor that is closed next
+            time.sleep(0)  # a wake call is on its way to the descriptor that will be closed next
         with self._lock:
             self._watches.close()
         _signals.forget(self)
@@ -466,11 +508,29 @@ class Lifecycle(Unique, Scheduling):
             self._waiters.abandon(f"{self.name} has terminated")
         finally:
             self._ended.set()
-        for watchdog in list(self._watchdogs):  # one that comes later looks whether the loop has ended
+        for watchdog in list(self._watchdogs):  # one added later checks whether the loop has ended
             watchdog._dismiss()
 
+    def _drain(self) -> None:
+        """Run what was accepted, and end the coroutines."""
+        drain = turn.drain.bind(self._state)
+        while not self._closing and drain() == turn.ENDED_DRAINED:
+            if self._state.close_handles():
+                time.sleep(0)  # a handle's producer is between its ticket and its announcement
+            elif self._workers is not None and self._workers.finish(closing=False):
+                pass
+            elif self._coroutines is None or not self._coroutines.end():
+                break
+        lifetime.interrupt.bind(self._state)(1)  # no microtask is taken from now on, as none would run
+        if self._coroutines is not None:
+            self._coroutines.drop()
+
+    def _unhook(self) -> None:
+        if self._coroutines is not None:
+            self._coroutines.unhook()
+
     def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        # Forgotten while methods taken from it live on: they keep the state, so what is queued has to be dropped here.
+        # The loop was forgotten, but methods taken from it may live on and keep the state: drop what is queued here.
         if not finalizing() and "_transition" in self.__dict__ and not self._forked and not self._ended.is_set():
             self.close()
 
@@ -494,18 +554,18 @@ def _after_fork_in_child() -> None:
     """Make every inherited loop refuse: its thread stayed in the parent, and its descriptors are shared with it."""
     for loop in list(_live):
         loop._forked = True
-        loop._lock = CountingLock()  # the parent's other threads may have held it
+        loop._lock = CountingLock()  # another thread of the parent may have held it
         for name in faces(type(loop)):
             loop.__dict__[name] = lambda *_args, _loop=loop: _loop._check_fork()
-        # the sleeper is in the parent, and its wake descriptor is shared: nobody here may write to it
+        # The sleeper is in the parent, and its wake descriptor is shared: nothing here may write to it.
         loop._record["sleep"] = 0
         lifetime.interrupt.bind(loop._state)(1)
-        # A child forked in a callback returns into the kernel: it must not count in the parent's figures.
+        # A child forked in a callback returns into the kernel, and must not count in the parent's figures.
         for word in ("observed", "metrics", "recorder"):
             loop._record[word] = 0
         loop._refuse_new()
-        loop._record["lifecycle"] = layout.TERMINATED  # timers, immediates and the views of the loop look at this
-        loop._watches.close()  # this process's copies: the parent's stay as they are
+        loop._record["lifecycle"] = layout.TERMINATED  # timers, immediates and the loop's views check this
+        loop._watches.close()  # closes this process's copies; the parent's stay open
 
 
 if hasattr(os, "register_at_fork"):

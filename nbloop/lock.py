@@ -1,11 +1,10 @@
-"""The lock of what is rare: a re-entrant one that counts how often, and for how long, somebody had to wait for it.
+"""The lock for cold paths: a re-entrant lock that counts how often, and for how long, threads had to wait for it.
 
-Nothing that a callback goes through takes a lock; registering descriptors, making producer handles and ending a loop
-do. Whether they get in each other's way is asked of the lock itself: one try that does not wait, and only who fails
-looks at the clock.
+Nothing on a callback's path takes a lock; registering descriptors, making producer handles and ending a loop do. The
+lock itself measures contention: it first tries without waiting, and reads the clock only if that fails.
 
-Of the interpreter's own lock only ``__enter__`` is Python: a signal handler that raises between the release and the
-return of a Python ``__exit__`` would be one that raises before the release, and leave the lock taken for ever.
+Only ``__enter__`` of the interpreter's lock is replaced by Python code. With a Python ``__exit__``, a signal handler
+could raise before the release and leave the lock taken for ever.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING
 
 
 class CountingLock(_thread.RLock):  # type: ignore[misc]  # typeshed calls it final, CPython does not
-    """A re-entrant lock for ``with``; `waits` and `waited_ns` are written by who holds it, and read by anybody."""
+    """A re-entrant lock for ``with``. Its holder writes `waits` and `waited_ns`; any thread may read them."""
 
     waits = 0
     waited_ns = 0
@@ -33,7 +32,7 @@ class CountingLock(_thread.RLock):  # type: ignore[misc]  # typeshed calls it fi
                 self.acquire()
                 self.waits += 1
                 self.waited_ns += time.monotonic_ns() - begun
-        except BaseException:  # a signal handler has raised: before the lock was ours, or after
+        except BaseException:  # a signal handler raised, before or after we got the lock
             if self._recursion_count() > depth:
                 self.release()
             raise
@@ -41,11 +40,11 @@ class CountingLock(_thread.RLock):  # type: ignore[misc]  # typeshed calls it fi
 
 
 class Latch:
-    """Something that happens once, for which any thread, and a signal handler that interrupts any of these calls, may
-    wait.
+    """An event that happens once. Any thread may wait for it, even in a signal handler that interrupts one of these
+    calls.
 
-    `threading.Event` has a lock of its own, which a handler's call cannot take while the call that it interrupts holds
-    it, and an exception between its steps can leave that lock taken or make it RuntimeError.
+    `threading.Event` has an internal lock, which a handler cannot take while the interrupted call holds it; and an
+    exception between its steps can leave that lock taken, or cause a RuntimeError.
     """
 
     def __init__(self) -> None:
@@ -53,17 +52,17 @@ class Latch:
         self._waiting: list[_thread.LockType] = []
 
     def is_set(self) -> bool:
-        """Has it happened? Any thread."""
+        """Whether it has happened. Any thread."""
         return self._happened
 
     def set(self) -> None:
-        """It has. Once. An exception of a signal handler in here can leave a waiter to its timeout."""
+        """Make it happen. Once. If a signal handler raises in here, a waiter may have to wait for its timeout."""
         self._happened = True
         for gate in list(self._waiting):
             gate.release()
 
     def wait(self, timeout: float) -> bool:
-        """Wait up to `timeout` seconds: has it happened? Any thread."""
+        """Wait up to `timeout` seconds; return whether it has happened. Any thread."""
         gate = _thread.allocate_lock()
         gate.acquire()
         self._waiting.append(gate)

@@ -1,15 +1,15 @@
-"""The loop: its options, and what it is made of.
+"""The loop: its options and its parts.
 
-Problem: the hot path is compiled and knows nothing of Python's manners; users want clear errors, graceful ends,
-signals that work. Idea: three layers of one object, each in a file of its own. Everything that a callback needs
-(submit, cancel) is a built-in method made by the kernels and reached without a Python frame (`scheduling.py`); who may
-run and end a loop is plain Python over three words of the kernels' memory (`lifecycle.py`); so is how it sleeps, and
-what it watches meanwhile (`descriptors.py`). Here they get their memory, and what else hangs on a loop: handles,
-signals, workers, figures.
+Problem: the hot path is compiled and knows nothing of Python's conventions; users want clear errors, graceful ends,
+signals that work. Idea: one object in three layers, each in its own file. Whatever callbacks need (submit, cancel) is a
+built-in method made by the kernels and called without a Python frame (`scheduling.py`). Running and ending a loop is
+plain Python over three words of the kernels' memory (`lifecycle.py`); so is how it sleeps and which descriptors it
+watches (`descriptors.py`). This file gives the layers their memory, and adds handles, signals, workers and figures.
 """
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import itertools
 import time
@@ -17,12 +17,16 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from . import debug as _debug
 from . import hooks
 from . import signals as _signals
 from .descriptors import Descriptors
 from .errors import LoopOverloadedError, LoopTerminatedError
 from .kernels.base import layout
+from .kernels.calls.captured import RUN_IN_CONTEXT
+from .kernels.methods import lifetime
 from .kernels.state.state import make_handle_state, make_loop_state
 from .options import (
     FastPathMode,
@@ -39,7 +43,7 @@ from .scheduling import Callback, Producer
 from .waiting import refuse_own_thread, send, wait
 
 if TYPE_CHECKING:
-    from .js import Promise
+    from .js import AbortSignal, Promise
     from .observe import Metrics
     from .observe.recorder import Recorder
     from .observe.watchdog import Blockage, Watchdog
@@ -47,9 +51,9 @@ if TYPE_CHECKING:
 
 type ErrorHandler = Callable[[BaseException, dict[str, Any]], object]
 
-SPIN_MOST = 50_000  # ns; longer than the 3-19 µs a sleep costs, short enough that an idle loop's one spin is not felt
+SPIN_MOST = 50_000  # ns; longer than the 3-19 µs that a sleep costs, and too short to notice when a loop falls idle
 
-_numbers = itertools.count(1)  # of loops without a name
+_numbers = itertools.count(1)  # numbers for loops without a name
 
 
 class Loop(Descriptors):
@@ -59,18 +63,21 @@ class Loop(Descriptors):
     handlers and in callbacks of the loop. Times are seconds on the clock of `time.monotonic`.
 
     Options, all checked here: `fast_path_mode` (`FastPathMode`); `on_overload(error)`, called on the loop once in
-    each turn in which more than `ingress_budget` external tasks waited; `on_error(exception, context)`, called for a
-    callback that raised (default: the ``nbloop`` logger); `chunk_size`, a power of two from 16 to 4,096, tasks in a
-    chunk of the submit queue, and `initial_chunks`, made at construction; `ingress_limit`, the most tasks that may
+    each turn in which more than `ingress_budget` external tasks waited; `on_error(exception, context)`, called when a
+    callback raises (default: the ``nbloop`` logger); `chunk_size`, a power of two from 16 to 4,096, the number of tasks
+    in a chunk of the submit queue, and `initial_chunks`, made at construction; `ingress_limit`, the most tasks that may
     wait in the submit queue, and in each producer handle's (default: 33,488,896 at the default chunk size);
     `auto_exit`, to end when nothing referenced is left; `clamp_nested_timers`, HTML's 4 ms for deeply nested timers;
-    `debug`, to remember where each callback was scheduled and tell `on_error`; `name`, for threads and messages;
-    `metrics`, True to measure (`Loop.metrics`), "shared" to let other processes of the same user read it
-    (`nbloop.observe.shared`), by default what the environment variable NBLOOP_METRICS says (``1`` or ``shared``), or
+    `debug`, to remember where each callback was scheduled and pass it to `on_error`; `name`, for threads and messages;
+    `metrics`, True to measure (`Loop.metrics`), "shared" to let other processes of the same user read the figures
+    (`nbloop.observe.shared`), by default the value of the environment variable NBLOOP_METRICS (``1`` or ``shared``), or
     else False; `on_pressure("high")`, called on the loop once when `pressure_high` tasks wait in the submit queue and
     ready producer handles together (default: 8 * `ingress_budget`, at most `ingress_limit`), and `on_pressure("low")`
     once when no more than `pressure_low` do (default: half of that), so that producers can slow down; `recorder`, a
-    power of two from 64 to 16,777,216, how many of the last events are remembered (`Loop.recorder`), by default none.
+    power of two from 64 to 16,777,216, how many of the last events are remembered (`Loop.recorder`), by default none;
+    `workers`, from 1 to 32,768, the most threads that `promisify` uses at once (default: ``min(32, cores + 4)``);
+    `contexts`, to run each callback in a copy of the context of the call that scheduled it (PEP 567), where by default
+    all of them share the context of the loop's thread.
 
     >>> loop = Loop(auto_exit=True)
     >>> loop.submit(print, "hello from the loop")
@@ -97,9 +104,11 @@ class Loop(Descriptors):
         pressure_high: int | None = None,
         pressure_low: int | None = None,
         recorder: int | None = None,
+        workers: int | None = None,
+        contexts: bool = False,
     ) -> None:
         if "_state" in self.__dict__:
-            raise RuntimeError(f"{self.name} is initialised already")
+            raise RuntimeError(f"{self.name} is already initialised")
         check_mode("fast_path_mode", fast_path_mode)
         check_callable("on_overload", on_overload)
         check_callable("on_error", on_error)
@@ -112,7 +121,14 @@ class Loop(Descriptors):
             check_int("ingress_limit", ingress_limit, 1, (layout.CHUNK_LIMIT - 512) * chunk_size)
         marks = check_pressure(on_pressure, pressure_high, pressure_low, ingress_budget, ingress_limit)
         check_recorder(recorder)
-        for option, value in (("auto_exit", auto_exit), ("clamp_nested_timers", clamp_nested_timers), ("debug", debug)):
+        if workers is not None:
+            check_int("workers", workers, 1, 1 << 15)
+        for option, value in (
+            ("auto_exit", auto_exit),
+            ("clamp_nested_timers", clamp_nested_timers),
+            ("debug", debug),
+            ("contexts", contexts),
+        ):
             if not isinstance(value, bool):
                 raise TypeError(f"{option} must be True or False, not {value!r}")
         if name is not None and not isinstance(name, str):
@@ -120,10 +136,12 @@ class Loop(Descriptors):
 
         name = name if name is not None else f"nbloop-{next(_numbers)}"
         self.debug = debug
+        self._captures = contexts
         self._made = time.monotonic_ns()
         self._on_overload = on_overload
         self._on_error = on_error
         self._on_pressure = on_pressure
+        self._most_workers = workers
         self._shared = None
         self._block = None if (measuring := check_metrics(metrics)) is False else self._make_block(name, measuring)
         self._recorder = None
@@ -132,7 +150,7 @@ class Loop(Descriptors):
 
             self._recorder = Recorder(recorder, name)
 
-        me = weakref.ref(self)  # the hooks live in the state, which the loop keeps: they must not keep the loop
+        me = weakref.ref(self)  # the loop keeps the state, which keeps the hooks: these must not keep the loop
         state = make_loop_state(
             chunk_size=chunk_size,
             initial_chunks=initial_chunks,
@@ -141,6 +159,7 @@ class Loop(Descriptors):
             recorder=None if self._recorder is None else self._recorder._words,
             hooks={
                 "report": functools.partial(hooks.report, me),
+                "unawaited": functools.partial(hooks.unawaited, me),
                 "refuse": functools.partial(hooks.refuse, me),
                 "overload": functools.partial(hooks.overload, me),
                 "warn": functools.partial(hooks.warn, me),
@@ -161,7 +180,7 @@ class Loop(Descriptors):
             _debug.remember_sites(self)
 
     def _make_block(self, name: str, measuring: bool | Literal["shared"]) -> Any:
-        if measuring == "shared":  # imported here: who does not measure does not pay for it
+        if measuring == "shared":  # imported here, so that a loop that does not measure does not pay for it
             from .observe.shared import SharedBlock
 
             self._shared = SharedBlock(name)
@@ -173,22 +192,27 @@ class Loop(Descriptors):
     def metrics(self) -> Metrics | None:
         """The loop's figures at one instant, detached from it (`nbloop.observe.Metrics`); None without ``metrics=``.
 
-        Any thread, also while a callback hangs; not a signal handler. The loop is not stopped and does not wait. Some
-        100 µs.
+        Any thread, even while a callback hangs; not a signal handler. The loop neither stops nor waits. Some 100 µs.
         """
         self._check_fork()
         if self._block is None:
             return None
         from .observe import block
 
-        return block.snapshot(self._block)
+        return block.snapshot(self._block, self._waiting)
+
+    def _waiting(self) -> list[int]:
+        """How much waits now, as `Queues` has it."""
+        lengths = np.zeros(4, np.int64)
+        lifetime.waiting.bind(self._state)(lengths, list(self._state.handles.values()))
+        return [int(length) for length in lengths]
 
     def watch(self, threshold: float, on_blocked: Callable[[Blockage], object] | None = None) -> Watchdog:
-        """Be told of a callback that does not return within `threshold` seconds (0.001 to 1e6), while it still runs.
+        """Report a callback that does not return within `threshold` seconds (0.001 to 1e6), while it still runs.
 
-        ``on_blocked(blockage)`` (`nbloop.observe.watchdog.Blockage`) is called once for each blockage, on a thread of
-        the watchdog; by default the ``nbloop`` logger is told. A handler that raises is logged. The loop does nothing
-        for it. Ends with the loop, or with the watchdog's `stop`. Any thread. Raises TypeError, ValueError.
+        ``on_blocked(blockage)`` (`nbloop.observe.watchdog.Blockage`) is called once for each blockage, on the
+        watchdog's thread; by default it is logged to ``nbloop``. An exception of the handler is logged. This costs the
+        loop nothing. It ends with the loop, or with the watchdog's `stop`. Any thread. Raises TypeError, ValueError.
         """
         self._check_fork()
         from .observe.watchdog import Watchdog
@@ -200,29 +224,44 @@ class Loop(Descriptors):
         """The loop's flight recorder (`nbloop.observe.recorder.Recorder`); None without ``recorder=``. Any thread."""
         return self._recorder
 
-    def promisify(self, function: Callable[..., Any], /, *args: object) -> Promise[Any]:
-        """Run ``function(*args)`` on a worker thread; a promise for its outcome, which always settles (`nbloop.js`).
+    def promisify(
+        self,
+        function: Callable[..., Any],
+        /,
+        *args: object,
+        signal: AbortSignal | None = None,
+        timeout: float | None = None,
+    ) -> Promise[Any]:
+        """Run ``function(*args)`` on a worker thread; returns a promise of its outcome, which always settles
+        (`nbloop.js`).
 
-        Truly parallel on free-threaded builds, at most ``min(32, cores + 4)`` at once. `shutdown()` waits for what is
-        running and runs the handlers (called by `function` itself it only requests the end); `close()` rejects with
-        `LoopTerminatedError`, and so does a call after the end has begun. Any thread.
+        Truly parallel on free-threaded builds, at most ``Loop(workers=)`` at once. `shutdown()` waits for running
+        functions and runs the handlers (if `function` itself calls it, it only requests the end); `close()` rejects
+        with `LoopTerminatedError`, and so does a call after the end has begun. Any thread.
+
+        If `signal` (`nbloop.js.AbortSignal`) is aborted first, the promise is rejected with its reason; after
+        `timeout` seconds it is rejected with a TimeoutError. Nothing interrupts the function: it goes on, and its
+        outcome is dropped. A function that has not begun by then never will. With either argument, do not call it in a
+        signal handler. Raises TypeError, ValueError.
         """
         self._check_fork()
         if not callable(function):
             raise TypeError(f"function must be callable, not {function!r}")
+        if timeout is not None:
+            check_timeout(timeout)
         with self._lock:
             if self._workers is None:
-                from .js.promisify import Workers  # the one place where the loop knows of the view above it
+                from .js.promisify import Workers  # the only place where the loop depends on the view above it
 
                 self._workers = Workers(self)
-        return self._workers.run(function, args)
+        return self._workers.run(function, args, signal, timeout)
 
     def call[T](self, fn: Callable[..., T], /, *args: object, timeout: float | None = None) -> T:
-        """Run ``fn(*args)`` on the loop's thread and wait for it; what it returns, or its exception raised.
+        """Run ``fn(*args)`` on the loop's thread and wait for it; returns its result, or raises its exception.
 
-        Ordered as `submit`. Waits also while no thread runs the loop yet. Raises TimeoutError after `timeout` seconds:
-        a function that has not begun by then never will, one that has goes on. Raises `ReentrantWaitError` on the
-        loop's own thread; `LoopTerminatedError` when the loop ends, or an exception leaves `run()`, before `fn` has
+        Ordered as `submit`. Also waits while no thread runs the loop yet. Raises TimeoutError after `timeout` seconds:
+        a function that has not begun by then never will, one that has begun goes on. Raises `ReentrantWaitError` on the
+        loop's own thread; `LoopTerminatedError` if the loop ends, or an exception leaves `run()`, before `fn` has
         begun; otherwise as `submit`. Any other thread; not a signal handler. O(1).
 
         >>> with Loop() as loop:
@@ -235,18 +274,18 @@ class Loop(Descriptors):
         future = send(self, fn, args, {})
         try:
             wait(future, timeout, f"the outcome of {fn!r}")
-        except BaseException:  # also an exception of a signal handler: nobody waits any more
+        except BaseException:  # including one from a signal handler: nobody waits any more
             if future.cancel() or not future.done():
                 raise
         result: T = future.result()
         return result
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait until the loop has ended, which another thread has to see to. Returns at once if it has.
+        """Wait until the loop has ended, which another thread must bring about. Returns at once if it has.
 
-        A loop that `stop` has left has not ended. Raises TimeoutError after `timeout` seconds; `ReentrantWaitError` on
-        the loop's own thread; `LoopTerminatedError`, with the exception as its cause, when an exception leaves `run()`
-        meanwhile, after which the loop has not ended but can be run again. Any other thread; not a signal handler.
+        After `stop` a loop has not ended. Raises TimeoutError after `timeout` seconds; `ReentrantWaitError` on the
+        loop's own thread; `LoopTerminatedError`, with the exception as its cause, if an exception leaves `run()`
+        meanwhile: the loop has then not ended, and can be run again. Any other thread; not a signal handler.
 
         >>> loop = Loop(auto_exit=True)
         >>> thread = loop.start()
@@ -260,11 +299,11 @@ class Loop(Descriptors):
         error = future.exception() if future.done() else None
         if error is not None and error.__cause__ is not None:
             raise error
-        self._wait_for_end(None)  # which comes in a moment: the loop has released its waiters
+        self._wait_for_end(None)  # a short wait: the loop has already released its waiters
 
     def producer(self) -> Producer:
-        """A private entrance for one producing thread at a time: same promise as `submit`, order kept per handle, no
-        line shared with others.
+        """A handle for submitting from one thread at a time: the promise of `submit`, in order per handle, without a
+        cache line shared with other producers.
 
         Raises `LoopTerminatedError` once the end of the loop has begun.
         """
@@ -278,24 +317,26 @@ class Loop(Descriptors):
         return handle
 
     def add_signal_handler(self, sig: int, callback: Callback, /, *args: object) -> None:
-        """Submit ``callback(*args)`` for each arrival of a signal, whichever thread this loop runs in; replaces an
-        earlier one.
+        """Submit ``callback(*args)`` at each arrival of a signal, whichever thread this loop runs in; replaces an
+        earlier handler.
 
-        Several loops may ask for the same signal, and each gets it. While one does, the signal does nothing else
-        (SIGINT raises no KeyboardInterrupt). Any thread. Raises TypeError, ValueError for a number that is no
-        signal's or can not be caught, `LoopTerminatedError`.
+        Several loops may handle the same signal, and each gets it. While any loop does, the signal has no other effect
+        (SIGINT raises no KeyboardInterrupt). Any thread. Raises TypeError, ValueError for a number that is not a signal
+        or a signal that cannot be caught, `LoopTerminatedError`.
         """
         self._check_fork()
         if self._lifecycle() >= layout.TERMINATING:
             raise LoopTerminatedError(f"{self.name} takes no signals: it has terminated or is about to")
+        if self._captures and callable(callback):
+            callback, args = RUN_IN_CONTEXT, (contextvars.copy_context(), callback, *args)
         _signals.add(self, sig, callback, args)
-        if self._lifecycle() == layout.TERMINATED:  # its end may have come before this, and has forgotten its signals
+        if self._lifecycle() == layout.TERMINATED:  # the end may already have forgotten the loop's signals
             _signals.forget(self)
             raise LoopTerminatedError(f"{self.name} takes no signals: it has terminated")
 
     def remove_signal_handler(self, sig: int, /) -> bool:
-        """Undo `add_signal_handler`; the last loop to do so gives the signal back its old meaning. False: there was
-        none. Any thread. Raises TypeError for what is no number.
+        """Undo `add_signal_handler`; when the last loop does so, the signal gets its previous handler back. False if
+        there was none. Any thread. Raises TypeError if `sig` is not a number.
         """
         self._check_fork()
         return _signals.remove(self, sig)

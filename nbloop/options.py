@@ -1,4 +1,4 @@
-"""The options of a loop, checked: each error names the option and what it accepts."""
+"""Checks of a loop's options: each error names the option and what it accepts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def check_int(option: str, value: object, least: int, most: int) -> None:
 
 
 def check_metrics(value: object) -> bool | Literal["shared"]:
-    """What to measure: the option, or if it says nothing the environment."""
+    """What to measure: the option, or, if that is None, the environment variable."""
     if value is None:
         said = os.environ.get("NBLOOP_METRICS", "")
         if said not in ("", "0", "1", "shared"):
@@ -51,7 +51,7 @@ def check_metrics(value: object) -> bool | Literal["shared"]:
 
 
 def check_recorder(value: object) -> None:
-    """How many entries the flight recorder has."""
+    """Check the number of entries of the flight recorder."""
     if value is None:
         return
     check_int("recorder", value, 64, 1 << 24)
@@ -63,13 +63,13 @@ def check_recorder(value: object) -> None:
 def check_pressure(
     on_pressure: object, high: int | None, low: int | None, budget: int, limit: int | None
 ) -> tuple[int, int]:
-    """The two marks; (0, 0) for none."""
+    """The two marks; (0, 0) without `on_pressure`."""
     check_callable("on_pressure", on_pressure)
     if on_pressure is None:
         if high is not None or low is not None:
-            raise ValueError("pressure_high and pressure_low mean something only with on_pressure")
+            raise ValueError("pressure_high and pressure_low need on_pressure")
         return 0, 0
-    most = 1 << 40 if limit is None else limit  # more than that never wait in one queue, so it would never be called
+    most = 1 << 40 if limit is None else limit  # a queue never holds more, so a higher mark would never be reached
     if high is None:
         high = min(8 * budget, most)
     check_int("pressure_high", high, 1, most)
@@ -87,7 +87,7 @@ def check_timeout(timeout: object) -> None:
 
 
 def check_milliseconds(name: str, value: object) -> float:
-    """A duration, or a moment after an origin."""
+    """Check a duration, or a time since an origin."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number of milliseconds, not {value!r}")
     if not 0 <= value < math.inf:

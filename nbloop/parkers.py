@@ -1,7 +1,7 @@
-"""How a loop without descriptors sleeps when the kernels do not do it themselves.
+"""How a loop without descriptors sleeps where the kernels cannot do it themselves.
 
-On Linux nothing is needed from here: the kernels call futex. Elsewhere a `LockParker` stands in: a lock is what every
-platform's CPython can wait on with a timeout.
+On Linux and Windows the kernels call the system's futex, and nothing here is needed. Elsewhere they use a `LockParker`:
+on every platform CPython can wait for a lock with a timeout.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from .kernels.base.capi import SYS_FUTEX, WINDOWS
 
 
 class Parker(Protocol):
-    """What a loop needs to sleep outside the kernels; every `Poller` is one."""
+    """What a loop needs to sleep outside the kernels; every `Poller` is a `Parker`."""
 
     def wait(self, timeout_ns: int) -> Sequence[tuple[int, int]]:
-        """Sleep until a wake call arrives, for at most that long (-1: no limit). The loop's thread."""
+        """Sleep until a wake call arrives, for at most `timeout_ns` (-1: no limit). The loop's thread."""
 
     def wake(self) -> None:
-        """Make the `wait` in progress, or the next one, return. Any thread, once per announced sleep."""
+        """Make the current `wait`, or the next one, return. Any thread, once per announced sleep."""
 
 
 class LockParker:
-    """A lock used as a one-slot semaphore: `wait` takes it, `wake` gives it back."""
+    """A lock used as a binary semaphore: `wait` takes it, `wake` releases it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -37,10 +37,10 @@ class LockParker:
         return ()
 
     def wake(self) -> None:
-        with contextlib.suppress(RuntimeError):  # free already: a wake of an earlier sleep, which ended by itself
+        with contextlib.suppress(RuntimeError):  # already free: this wake is for an earlier sleep that timed out
             self._lock.release()
 
 
 def futex_available() -> bool:
-    """Do the kernels sleep by themselves here? ``NBLOOP_PARK=lock`` says no, to test what other platforms do."""
+    """Whether the kernels sleep by themselves here. ``NBLOOP_PARK=lock`` turns that off, to test other platforms."""
     return (SYS_FUTEX != 0 or WINDOWS) and os.environ.get("NBLOOP_PARK") != "lock"

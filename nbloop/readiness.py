@@ -1,9 +1,9 @@
-"""Which descriptors a loop watches: registration, which is rare, in plain Python under the loop's lock.
+"""The descriptors that a loop watches: registration, which is rare, is plain Python under the loop's lock.
 
-What happens for every event is a kernel (kernels/turn/fd_watches.py) and takes no lock. A watch is three things that
-change together here: an entry of the table below, a slot with the callback, and an entry of the platform's poller. The
-order decides what a thread in between can see: a slot is open before the system can report its token, and a slot is
-closed after the system was told to forget it, which is the moment from which on no callback starts.
+Events are handled by a kernel (kernels/turn/fd_watches.py) without a lock. A watch consists of three things that change
+together here: an entry in the table below, a slot with the callback, and an entry in the platform's poller. The order
+of changes decides what another thread can see in between: a slot is opened before the system can report its token, and
+closed after the system was told to forget it; from that moment on no callback starts.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ FD_MOST = (1 << 32) - 1  # a Windows socket is an unsigned 32-bit number here; e
 
 
 class IOEvents(enum.IntFlag):
-    """What a descriptor is watched for, and what its callback is told.
+    """What a descriptor is watched for, and what its callback receives.
 
-    `READ` and `WRITE` are asked for and reported; `ERROR` and `HANGUP` are reported unasked, `HANGUP` also when the
-    peer of a socket watched for READ has closed its half. `EDGE` (report changes only) and `ONESHOT` (report once,
-    then be silent until `modify_fd`) are only asked for.
+    `READ` and `WRITE` are requested and reported; `ERROR` and `HANGUP` are always reported, `HANGUP` also when the peer
+    of a socket watched for READ has closed its half. `EDGE` (report only changes) and `ONESHOT` (report once, then stay
+    silent until `modify_fd`) can only be requested.
     """
 
     READ = layout.READ
@@ -41,7 +41,7 @@ class IOEvents(enum.IntFlag):
     ONESHOT = layout.ONESHOT
 
 
-# What callbacks are given, by number: made once, so an event allocates nothing.
+# The callbacks' arguments, by number: made once, so that an event allocates nothing.
 _MASKS = tuple(IOEvents(number) for number in range(16))
 _MASK_ADDRESSES = np.array([id(mask) for mask in _MASKS], np.int64)
 
@@ -57,7 +57,7 @@ def check_descriptor(fd: object) -> int:
 
 
 def check_events(events: object) -> int:
-    """The interest that `events` asks for."""
+    """The interest for `events`."""
     if not isinstance(events, int) or isinstance(events, bool):
         raise TypeError(f"events must be nbloop.IOEvents, not {events!r}")
     interest = int(events)
@@ -65,23 +65,23 @@ def check_events(events: object) -> int:
         raise ValueError(f"events must be made of nbloop.IOEvents.READ, WRITE, EDGE and ONESHOT, not {interest:#x}")
     if interest and not interest & (layout.READ | layout.WRITE):
         raise ValueError(
-            f"events must name READ, WRITE or both, not {events!r} alone; ERROR and HANGUP are told of unasked, 0 mutes"
+            f"events must name READ, WRITE or both, not {events!r} alone; ERROR and HANGUP are always reported, 0 mutes"
         )
     return interest & ~(layout.ERROR | layout.HANGUP)
 
 
 class Watches:
-    """The descriptors of one loop. Every method under the loop's lock, but `collect`, which is its thread's."""
+    """The descriptors of one loop. All methods need the loop's lock, except `collect`, which needs its thread."""
 
-    def __init__(self, state: Any) -> None:
+    def __init__(self, state: Any, captures: bool) -> None:
         self.poller: Poller | None = None
-        self._tokens: dict[int, int] = {}  # by descriptor: what is in here is registered
-        self._interests: dict[int, int] = {}  # of those
+        self._tokens: dict[int, int] = {}  # by descriptor; its keys are the registered ones
+        self._interests: dict[int, int] = {}  # by descriptor
         self._state = state
         self._record = state.record["io"]
         self._record["masks"] = _MASK_ADDRESSES.ctypes.data
         self._record["poller"] = -1
-        self._open = kernels.watch_open.bind(state)
+        self._open = (kernels.watch_open_captured if captures else kernels.watch_open).bind(state)
         self._change = kernels.watch_change.bind(state)
         self._close = kernels.watch_close.bind(state)
 
@@ -89,8 +89,8 @@ class Watches:
         return len(self._tokens)
 
     def open_poller(self) -> Poller:
-        """The poller, made at the first call and kept until the loop ends: making one costs two descriptors, and a loop
-        that had one descriptor to watch will have another. OSError if that fails, and nothing has changed.
+        """The poller, made at the first call and kept until the loop ends: it costs two descriptors, and a loop that
+        watched one descriptor will watch another. OSError if it cannot be made; then nothing has changed.
         """
         if self.poller is None:
             poller = make_poller()
@@ -113,12 +113,12 @@ class Watches:
     def register(self, fd: int, interest: int, callback: ReadyCallback) -> None:
         if fd in self._tokens:
             raise FDAlreadyRegisteredError(f"descriptor {fd} is registered; use modify_fd(), or unregister_fd() first")
-        if self.poller is None and not WINDOWS:  # whose own descriptors must not take the number of one that is closed
+        if self.poller is None and not WINDOWS:  # if `fd` is closed, the poller's descriptor must not get its number
             os.fstat(fd)
         poller = self.open_poller()
         self._interests[fd] = interest
         try:
-            # The slot and the entry that names it, in one call of C: between two calls a signal handler may raise.
+            # Make the slot and the entry that names it in one C call: between two calls a signal handler may raise.
             self._tokens.update(zip((fd,), map(self._open, (fd,), (callback,), (interest,)), strict=True))
             poller.add(fd, interest, self._tokens[fd])
         except BaseException:
@@ -131,12 +131,12 @@ class Watches:
     def modify(self, fd: int, interest: int) -> None:
         token, before = self._known(fd), self._interests[fd]
         assert self.poller is not None
-        # Both, while the system changes over: an edge that is reported in between must find its interest.
+        # Keep both interests while the system switches: an edge reported in between must find its interest.
         self._change(token, before | interest)
         try:
             self.poller.modify(fd, interest, token)
         except BaseException:
-            with contextlib.suppress(OSError):  # a signal handler's exception may have come after the change
+            with contextlib.suppress(OSError):  # a signal handler may have raised after the change
                 self.poller.modify(fd, before, token)
             self._change(token, before)
             raise
@@ -150,7 +150,7 @@ class Watches:
         known = False
         try:
             known = self.poller.remove(fd)
-        finally:  # an exception of a signal handler may have come when the system has forgotten it, or before
+        finally:  # a signal handler may have raised after the system forgot the descriptor, or before
             if not known:
                 self._record["suspect"] = 1
             next(closing)
@@ -162,26 +162,26 @@ class Watches:
         return token
 
     def _closing(self, fd: int) -> Iterator[object]:
-        """Its `next` takes the entry away and closes the slot, in one call of C."""
+        """An iterator whose `next` removes the entry and closes the slot, in one C call."""
         return map(self._close, map(self._tokens.pop, (fd,)))
 
     def renew(self) -> None:
-        """An entry that cannot be removed has spoken: make the poller forget all but what is registered."""
+        """An entry that cannot be removed has fired: make the poller forget everything that is not registered."""
         assert self.poller is not None
         try:
             self.poller.renew((fd, self._interests[fd], token) for fd, token in self._tokens.items())
-        finally:  # the old set may be gone when an exception of a signal handler comes
+        finally:  # if a signal handler raises, the old set may already be gone
             self._record["poller"] = self.poller.descriptor
 
     def collect(self, found: Sequence[tuple[int, int]]) -> None:
-        """Hand the kernels what the poller has reported. The loop's thread."""
+        """Pass the poller's events to the kernels. The loop's thread."""
         if found:
             self._ready[: 2 * len(found)] = np.array(found, np.int64).ravel()
             kernels.collected.bind(self._state)(len(found))
 
     def close(self) -> None:
-        """Forget all of them; the kernels have released their callbacks. Nobody wakes the loop any more. Again, if an
-        exception of a signal handler has left it before its end.
+        """Forget all descriptors, whose callbacks the kernels have released. No thread may wake the loop any more. May
+        be repeated if a signal handler raised before its end.
         """
         self._tokens.clear()
         self._interests.clear()

@@ -1,38 +1,41 @@
 """Signals for a loop in any thread, and for several loops at once.
 
 `signal.signal` can be called on the main thread only, its handlers run on the main thread only, and
-`signal.set_wakeup_fd` has one taker a process. Here a signal's C handler is a kernel
+`signal.set_wakeup_fd` serves one user per process. Here a signal's C handler is a kernel
 (kernels/methods/signal_handler.py) that writes the number to a pipe; a daemon thread reads the pipe and submits
-(internally, so that a full loop gets it too) to every loop that asked for that signal. Pipe and thread are there while
-some loop asks for some signal, and no longer.
+(internally, so that even a full loop gets it) to every loop that handles that signal. Pipe and thread exist only while
+some loop handles some signal.
 
-Python does not know of a C handler that it has not set. A library that saves ``signal.getsignal(n)`` and puts it back
-with ``signal.signal(n, saved)``, as uvicorn does, must lead the signal to the loops again. So what Python names
-meanwhile is a `_StandIn`, which delivers to the loops itself if Python calls it, and has the C handler installed again.
-Only the main thread can set it. What another thread adds or removes takes effect in C at once; Python's name for it
+Python does not know of a C handler that it has not set. When a library saves ``signal.getsignal(n)`` and restores it
+with ``signal.signal(n, saved)``, as uvicorn does, the signal must reach the loops again. So the handler that Python
+reports meanwhile is a `_StandIn`: if Python calls it, it delivers to the loops itself and reinstalls the C handler.
+Only the main thread can set it. What another thread adds or removes takes effect in C at once; Python's view of it
 follows when the main thread next runs bytecode (``Py_AddPendingCall``).
 
-A signal is given back only while it is still ours. The system itself is asked which handler it has, and Python which
-one it names, so there is no state of ours to disagree with them: `_settle` brings both in line with what loops ask for,
-from whatever an exception or another program has left.
+A signal's previous handler is restored only while the signal is still ours. We ask the system and Python which handler
+they have, so no state of our own can disagree with theirs: `_settle` brings both in line with what the loops want,
+whatever an exception or another library left behind.
 
-Un-jitted kernels cannot be C handlers, and Windows forgets a C handler each time it calls one; there the stand-in is
-all there is, with the limits of `signal.signal`.
+Un-jitted kernels cannot be C handlers, and Windows resets a C handler each time it calls one; there only the stand-in
+is used, with the limits of `signal.signal`.
 """
 
 from __future__ import annotations
 
+import _socket
 import _thread
 import contextlib
 import ctypes
 import logging
 import os
 import signal
-import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain, starmap
+from operator import call
 from typing import Any, Protocol
 
 from .errors import LoopTerminatedError
@@ -52,7 +55,7 @@ logger = logging.getLogger("nbloop")
 
 
 class Target(Protocol):
-    """What a signal is delivered to."""
+    """A receiver of signals."""
 
     @property
     def submit_internal(self) -> Callable[..., None]:
@@ -61,20 +64,20 @@ class Target(Protocol):
 
 type _Handler = tuple[Callable[..., object], tuple[object, ...]]
 
-_NATIVE = bool(on_signal.address) and not WINDOWS  # is the kernel the C handler?
+_NATIVE = bool(on_signal.address) and not WINDOWS  # whether the kernel is the C handler
 _UNCATCHABLE = {getattr(signal, name) for name in ("SIGKILL", "SIGSTOP") if hasattr(signal, name)}
-JOIN = 1.0  # seconds for which the removal of the last handler waits for the thread to end
-NAP = 50_000_000  # ns that a loop on the main thread sleeps before it dozes: half of what Ctrl-C may take
+JOIN = 1.0  # seconds that the removal of the last handler waits for the thread to end
+NAP = 50_000_000  # ns that a loop on the main thread sleeps before it dozes: half of the time that Ctrl-C may take
 
-# Writers hold the lock. It is re-entrant, because a collection, a signal's handler or a pending call may come in the
-# middle of one of them. Readers take none: a value is a tuple that is replaced as a whole.
+# Writers hold the lock. It is re-entrant, because a collection, a signal handler or a pending call may interrupt one of
+# them. Readers take no lock: a value is a tuple that is replaced as a whole.
 _lock = threading.RLock()
 _asked: dict[int, tuple[tuple[weakref.ref[Target], _Handler], ...]] = {}
-_held: dict[int, _StandIn] = {}  # signals that are ours, or were and have not been given back in full
+_held: dict[int, _StandIn] = {}  # signals that are ours, or were ours and have not been fully restored
 _reader: _Reader | None = None
 _python_handler = 0  # address of Python's own C handler, once known
-_dispositions = (ctypes.c_char * (COUNT << DISPOSITION_BYTES_BITS))()  # from before, by number: a struct sigaction each
-_wakeup: tuple[socket.socket, socket.socket] | None = None  # Python's wake-up descriptor, while the main thread dozes
+_dispositions = (ctypes.c_char * (COUNT << DISPOSITION_BYTES_BITS))()  # previous ones: a struct sigaction per number
+_wakeup: tuple[_socket.socket, _socket.socket] | None = None  # Python's wake-up descriptor, while the main thread dozes
 
 
 def _word(at: int) -> ctypes.c_int64:
@@ -82,10 +85,10 @@ def _word(at: int) -> ctypes.c_int64:
 
 
 def add(target: Target, number: int, callback: Callable[..., object], args: tuple[object, ...]) -> None:
-    """Submit ``callback(*args)`` to `target` for each arrival of a signal; replaces what it asked for before. Any
-    thread; un-jitted, off the main thread, it takes effect when that next runs bytecode.
+    """Submit ``callback(*args)`` to `target` at each arrival of a signal; replaces its earlier request. Any thread; if
+    kernels are un-jitted, a call off the main thread takes effect when that next runs bytecode.
 
-    ValueError for a number that no signal has, or a signal that cannot be caught.
+    ValueError for a number that is not a signal, or a signal that cannot be caught.
     """
     _check_number(number)
     if not callable(callback):
@@ -116,7 +119,7 @@ def _check_number(number: object) -> None:
 
 
 def _others(number: int, target: Target) -> tuple[tuple[weakref.ref[Target], _Handler], ...]:
-    """Who else asks for a signal. Of a target in a cycle the collector clears the weak reference first."""
+    """The other targets of a signal. If a target is in a dead cycle, the collector has cleared its weak reference."""
     return tuple(one for one in _asked.get(number, ()) if one[0]() is not None and one[0]() is not target)
 
 
@@ -128,23 +131,30 @@ def remove(target: Target, number: int) -> bool:
         if number in _asked:
             _asked[number] = _others(number, target)
         _settle(number)
+    _rest_reader()
+    return found
+
+
+def _rest_reader() -> None:
+    """If nobody asks for any signal, end the thread, and wait for it."""
+    with _lock:
         ended = _end_reader()
     if ended is not None and not _lock._recursion_count():  # type: ignore[attr-defined]
         if ended.runs() and ended.thread.ident != threading.get_ident():
             ended.thread.join(JOIN)
         if not ended.runs():
             ended.close()
-    return found
 
 
 def forget(target: Target) -> None:
-    """Undo every `add` of a target that has ended."""
+    """Undo every `add` of a target that has ended; again, if an exception has left this before its end."""
     for number in {*_asked, *_held}:
         remove(target, number)
+    _rest_reader()
 
 
 def _deliver(number: int) -> None:
-    """To every loop that asks for it. Any thread, Python's signal handlers included; no lock."""
+    """Deliver a signal to every loop that handles it. Any thread, also in Python's signal handlers; no lock."""
     for of, (callback, args) in _asked.get(number, ()):
         target = of()
         if target is not None:
@@ -152,31 +162,31 @@ def _deliver(number: int) -> None:
 
 
 def _hand(target: Target, callback: Callable[..., object], *args: object) -> None:
-    """Submit to one loop, which may have ended, or have no memory. Then that loop does not get it; the others do."""
+    """Submit to one loop. If it has ended or has no memory, it misses the signal, but the others get it."""
     try:
-        target.submit_internal(callback, *args)  # which has no limit: a full loop gets its signal too
+        target.submit_internal(callback, *args)  # it has no limit, so even a full loop gets its signal
     except LoopTerminatedError:
         pass
     except Exception as error:
         logger.error("a signal did not reach %r", target, exc_info=error)
 
 
-# --- whose a signal is ------------------------------------------------------------------------------------------------
+# --- ownership of a signal --------------------------------------------------------------------------------------------
 
 
 class _StandIn:
-    """What Python names as a signal's handler while the loops have it.
+    """The handler that Python reports for a signal while the loops have it.
 
-    Python calls it where its own C handler is the system's: somebody has put it back, or the kernel cannot be one.
-    When no loop asks any more it is as good as what was there before it.
+    Python calls it if the system has Python's own C handler: somebody restored that, or the kernel cannot be one. When
+    no loop handles the signal any more, it behaves like its predecessor.
     """
 
     def __init__(self, number: int) -> None:
-        """Note what a signal means now."""
+        """Remember the signal's present handler."""
         now = signal.getsignal(number)
-        self.before: Any = now.before if isinstance(now, _StandIn) else now  # None: no handler of Python's
-        self.overtaken = False  # has the main thread set another one while this was made?
-        self.owed = False  # is it still to be set, by the main thread?
+        self.before: Any = now.before if isinstance(now, _StandIn) else now  # None: not a handler of Python
+        self.overtaken = False  # whether the main thread set another handler while this was made
+        self.owed = False  # whether the main thread must still set it
         if not WINDOWS:
             libc_sigaction(number, 0, _disposition(number))
 
@@ -192,12 +202,12 @@ class _StandIn:
             now = signal.signal(number, signal.SIG_IGN if ignored else signal.SIG_DFL)
             if not ignored:
                 signal.raise_signal(number)
-            if now is not self:  # another handler had saved this one, and has called it
+            if now is not self:  # another handler had saved this one and called it
                 signal.signal(number, now)
         return None
 
     def __repr__(self) -> str:
-        return f"<nbloop's handler, in the place of {self.before!r}>"
+        return f"<nbloop's handler, in place of {self.before!r}>"
 
 
 def _disposition(number: int) -> int:
@@ -205,7 +215,7 @@ def _disposition(number: int) -> int:
 
 
 def _handler_at(disposition: int) -> int:
-    return ctypes.c_int64.from_address(disposition).value  # the first member of the structure, wherever there is one
+    return ctypes.c_int64.from_address(disposition).value  # the first member of the structure, on every system
 
 
 def _handler(number: int) -> int:
@@ -218,11 +228,12 @@ def _handler(number: int) -> int:
 
 
 def _is_ours(number: int) -> bool:
-    """Does a signal lead to us? If not, somebody has set another handler since."""
+    """Whether a signal still comes to us; if not, somebody has set another handler since."""
     handler = _handler(number)
     if _NATIVE and handler == on_signal.address:
         return True
-    # Put back by somebody, or given back by a thread that cannot set Python's part; but no C library has taken it.
+    # Somebody restored the stand-in, or a thread that cannot set Python's part gave the signal back; but no C library
+    # has taken it.
     known = WINDOWS or handler in (_python_handler, _handler_at(_disposition(number)))
     return known and isinstance(signal.getsignal(number), _StandIn)
 
@@ -232,7 +243,7 @@ def _on_main_thread() -> bool:
 
 
 def _settle(number: int) -> None:
-    """Bring the system and Python in line with what loops ask for: at any time, on any thread, from any state. Under
+    """Bring the system and Python in line with what the loops want: at any time, on any thread, from any state. Under
     the lock.
     """
     if not _asked.get(number, ()):
@@ -243,11 +254,11 @@ def _settle(number: int) -> None:
 
 
 def _install(number: int) -> None:
-    """Lead a signal to us. Under the lock, of one that is held; idempotent."""
+    """Direct a signal in `_held` to us. Under the lock; idempotent."""
     global _python_handler
     stand_in = _held[number]
     named = isinstance(signal.getsignal(number), _StandIn)
-    # A handler of a C library that Python does not know of could not be given back in Python's terms.
+    # A C library's handler that Python does not know could not be restored through Python.
     if not named and (stand_in.before is not None or not _NATIVE):
         if _on_main_thread():
             before = signal.signal(number, stand_in)
@@ -260,11 +271,11 @@ def _install(number: int) -> None:
             _ask_main_thread()
     if _NATIVE:
         ctypes.pythonapi.PyOS_setsig(number, ctypes.c_void_p(on_signal.address))
-        signal.siginterrupt(number, False)  # as asyncio: C libraries' system calls go on
+        signal.siginterrupt(number, False)  # as in asyncio: system calls of C libraries are restarted
 
 
 def _give_back(number: int) -> None:
-    """Give a signal its old meaning, if it still is ours. Under the lock; idempotent."""
+    """Restore a signal's previous handler, if the signal is still ours. Under the lock; idempotent."""
     stand_in = _held.get(number)
     if stand_in is None:
         return
@@ -277,16 +288,16 @@ def _give_back(number: int) -> None:
             else:
                 _ask_main_thread()
         if not WINDOWS and not (whole and stand_in.overtaken):
-            libc_sigaction(number, _disposition(number), 0)  # which Python may not know of, with its flags
+            libc_sigaction(number, _disposition(number), 0)  # with its flags; Python may not know it
     if whole:
         _held.pop(number, None)
 
 
 class _Unsettled:
-    """Python's part of what other threads have added or removed: an object whose truth is a side effect.
+    """Completes Python's part of what other threads added or removed, as a side effect of its truth value.
 
-    It is what a pending call calls. `PyObject_IsTrue` has the signature of one, and lets an exception (Ctrl-C in the
-    middle of it) reach the program, where a ctypes callback would swallow it.
+    A pending call evaluates it. `PyObject_IsTrue` has the signature of a pending call, and lets an exception (Ctrl-C
+    during the call) reach the program, whereas a ctypes callback would swallow it.
     """
 
     def __bool__(self) -> bool:
@@ -300,7 +311,7 @@ _unsettled = _Unsettled()
 
 
 def _ask_main_thread() -> None:
-    """Have it settle all signals when it next runs bytecode. A full queue (32 calls) leaves that to the next call."""
+    """Make it settle all signals when it next runs bytecode. If the queue is full (32 calls), a later call does it."""
     is_true = ctypes.cast(ctypes.pythonapi.PyObject_IsTrue, ctypes.c_void_p)
     ctypes.pythonapi.Py_AddPendingCall(is_true, ctypes.c_void_p(id(_unsettled)))
 
@@ -311,15 +322,16 @@ def _ask_main_thread() -> None:
 class _Reader:
     """The pipe that the C handler writes to, and the thread that reads it.
 
-    Its ends are objects: what an exception has left behind closes itself, and not before the thread has ended. The
-    thread is not a `threading.Thread`, whose `start` an exception can leave with locks that nobody releases any more.
+    Its ends are objects, so a reader abandoned by an exception closes itself, but not before the thread has ended. The
+    thread is not a `threading.Thread`, because an exception in its `start` can leave locks taken for ever.
     """
 
     def __init__(self) -> None:
-        read, write = os.pipe()
-        self.ends = open(read, "rb", 0), open(write, "wb", 0)  # noqa: SIM115 - for longer than a block
+        # One call of C: an exception between two would leave numbers that nobody closes.
+        numbers = chain.from_iterable(starmap(os.pipe, ((),)))
+        self.ends = tuple(map(open, numbers, ("rb", "wb"), (0, 0)))
         self.stopping = False
-        os.set_blocking(write, False)
+        os.set_blocking(self.ends[1].fileno(), False)
         self.thread = _thread._ThreadHandle()
 
     def start(self) -> None:
@@ -338,9 +350,9 @@ class _Reader:
                     _pass_on(number)
 
     def stop(self) -> None:
-        """Have the thread end, also one that has yet to begin. Idempotent. The C handler knows this pipe no more."""
+        """Make the thread end, even if it has yet to begin. Idempotent. The C handler no longer uses this pipe."""
         self.stopping = True
-        with contextlib.suppress(BlockingIOError):  # full: then the thread looks anyway
+        with contextlib.suppress(BlockingIOError):  # the pipe is full: the thread will check anyway
             os.write(self.ends[1].fileno(), b"\0")
 
     def close(self) -> None:
@@ -349,7 +361,7 @@ class _Reader:
 
 
 def _pass_on(number: int) -> None:
-    """Nobody asks for a signal that has arrived. If it still comes to us, a C library had saved our handler."""
+    """Pass on a signal that no loop handles. It still came to us because a C library had saved our handler."""
     with _lock:
         if not _asked.get(number) and _handler(number) == on_signal.address:
             libc_sigaction(number, _disposition(number), 0)
@@ -357,7 +369,7 @@ def _pass_on(number: int) -> None:
 
 
 def _start_reader() -> None:
-    """Have the pipe and the thread that reads it. Under the lock; idempotent, also after an exception in the middle of
+    """Make the pipe and the thread that reads it. Under the lock; idempotent, even after an exception in the middle of
     this, or of `_end_reader`.
     """
     global _reader
@@ -372,13 +384,13 @@ def _start_reader() -> None:
 
 
 def _end_reader() -> _Reader | None:
-    """If nobody asks for any signal, stop the thread, which may not have ended yet. Under the lock."""
+    """If no loop handles any signal, stop the thread, which may not have ended on return. Under the lock."""
     global _reader
     reader = _reader
     if reader is None or any(_asked.values()):
         return None
     _word(DESCRIPTOR).value = -1
-    while _word(INSIDE).value > 0:  # handlers on other threads, which may have the descriptor in hand
+    while _word(INSIDE).value > 0:  # handlers on other threads may be using the descriptor
         time.sleep(0)
     reader.stop()
     _reader = None
@@ -389,35 +401,49 @@ def _end_reader() -> _Reader | None:
 
 
 def nap() -> int:
-    """How many ns a loop on this thread may sleep before it dozes; 0 on any but the main thread: no limit."""
+    """How many ns a loop on this thread may sleep before it dozes; 0 (no limit) except on the main thread."""
     return NAP if _on_main_thread() else 0
 
 
 def watchful(sleep: Callable[[int], int]) -> int:
-    """What ``sleep(descriptor)`` returns: a sleep on the main thread that is to end when the descriptor can be read,
-    because a signal has arrived that Python handles. 0 at once, if the wake-up descriptor is somebody else's. OSError
-    if there are no descriptors to be had.
+    """Call ``sleep(descriptor)``, a sleep on the main thread that ends when the descriptor is readable because a signal
+    has arrived that Python handles, and return its result. 0 at once if somebody else uses the wake-up descriptor.
+    OSError if no descriptors are free.
 
-    Python's wake-up descriptor is ours for as long as this takes, so no callback ever sees it.
+    We own Python's wake-up descriptor only during this call, so no callback ever sees it.
     """
     global _wakeup
     rest()
-    _wakeup = ours = socket.socketpair()  # objects, which close themselves if an exception comes before the store
+    # Objects, which close themselves if an exception comes before the store. `socket.socketpair` makes them in Python.
+    _wakeup = ours = _socket.socketpair()
+    before = None
+    steps: tuple[Callable[[], Any], ...] = (
+        partial(signal.set_wakeup_fd, -1),
+        partial(globals().__setitem__, "_wakeup", None),
+    )
+    giving_back: Iterator[Any] = map(call, steps)
     try:
         for end in ours:
             end.setblocking(False)
         before = signal.set_wakeup_fd(ours[1].fileno(), warn_on_full_buffer=False)
         if before != -1:
-            signal.set_wakeup_fd(before, warn_on_full_buffer=False)  # Python does not say what its owner has chosen
+            signal.set_wakeup_fd(before, warn_on_full_buffer=False)  # Python does not reveal the owner's choice
             return 0
-        _look_at_signals()  # at those that came before
+        _look_at_signals()  # handle signals that arrived earlier
         return sleep(ours[0].fileno()) if _wakeup is ours else 0  # a handler may have run another loop
     finally:
-        rest()
+        if before == -1 and _wakeup is ours:
+            found, _ = giving_back  # no call: an exception can only come after it
+            if found not in (-1, ours[1].fileno()):
+                signal.set_wakeup_fd(found, warn_on_full_buffer=False)
+            for end in ours:
+                end.close()
+        else:
+            rest()
 
 
 def rest() -> None:
-    """Give the wake-up descriptor back, if it is ours: also one that an exception has left. The main thread."""
+    """Give back the wake-up descriptor, if it is ours, even if an exception left it behind. The main thread."""
     global _wakeup
     if _wakeup is not None:
         found = signal.set_wakeup_fd(-1)
@@ -429,16 +455,14 @@ def rest() -> None:
 
 
 def _look_at_signals() -> None:
-    """Nothing, in bytecode: on the main thread its entry is where the interpreter runs Python's signal handlers."""
+    """An empty Python function: entering it on the main thread makes the interpreter run Python's signal handlers."""
 
 
 # --- fork -------------------------------------------------------------------------------------------------------------
 
 
 def _after_fork_in_child() -> None:
-    """The loops stayed in the parent: the child's signals mean what they meant before, and the parent's pipe is closed
-    here.
-    """
+    """The loops stayed in the parent: restore the previous handlers here, and close the copy of the parent's pipe."""
     global _lock, _reader
     _lock = threading.RLock()
     _asked.clear()

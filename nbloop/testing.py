@@ -1,7 +1,7 @@
-"""For tests of programs that use timers: a clock that stands until it is moved, so that nothing has to sleep.
+"""For tests of programs that use timers: a clock that stands still until it is moved, so that nothing has to sleep.
 
 Idea (trio's MockClock): the loop compares its deadlines with a word instead of the system's clock. `advance` moves the
-word and wakes the loop; with `autojump` a loop that has had nothing to do for so long moves it itself.
+word and wakes the loop; with `autojump`, a loop that has been idle for that long moves it itself.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from .lifecycle import LoopState
 from .loop import Loop
 from .unique import Unique
 
-MOST = 4e9  # seconds; as a timer's delay
+MOST = 4e9  # seconds; the limit of timer delays, too
 
 
 class VirtualClock(Unique):
-    """The clock of one loop, from 0 on: `loop.now()`, timers, intervals, and all that is built on them follow it.
+    """A loop's clock, starting at 0: `loop.now()`, timers, intervals, and everything built on them follow it.
 
-    It takes a loop that has not been run and has no timer yet, else ValueError. `autojump` is how many seconds of real
-    time the loop has to be idle for the clock to jump to its next deadline: 0 for at once, None for never.
-    Callbacks that work for long, and worker threads (`promisify`), take no virtual time: where other threads submit,
-    give `autojump` more than they need.
+    The loop must not have run or have a timer yet, else ValueError. After `autojump` seconds of real time without
+    anything to do, the clock jumps to the loop's next deadline: 0 means at once, None never.
+    Long callbacks and worker threads (`promisify`) take no virtual time: if other threads submit, make `autojump`
+    longer than they need.
 
     >>> loop = Loop(auto_exit=True)
     >>> clock = VirtualClock(loop, autojump=0)
@@ -40,29 +40,29 @@ class VirtualClock(Unique):
         record = loop._record
         scheduled = loop.alive() or record["timers"]["live_here"] or record["timers"]["live_elsewhere"]
         if record["virtual"] or loop.state is not LoopState.AWAKE or record["turns"] or scheduled:
-            raise ValueError(f"{loop.name} must be new: not run yet, nothing scheduled, and without a virtual clock")
+            raise ValueError(f"{loop.name} must be new: not run yet, nothing scheduled, no virtual clock")
         self.loop = loop
         record["autojump"] = jump
         record["virtual"] = 1
         self._advance = lifetime.clock_advance.bind(loop._state)
 
     def now(self) -> float:
-        """Seconds since the clock was made; as `loop.now()`. Any thread."""
+        """Virtual seconds since the clock was made, like `loop.now()`. Any thread."""
         return self.loop.now()
 
     def advance(self, seconds: float) -> None:
-        """Move the clock on, and wake the loop: what is then due runs, earliest deadline first. Any thread, also from a
-        callback; does not wait for what runs. ValueError for what is negative or not finite, and for what would move
-        it beyond 2**63 ns, 292 years, where its time ends; the clock is then where it was.
+        """Move the clock forward and wake the loop: what is due then runs, earliest deadline first. Any thread, also in
+        a callback; does not wait for what runs. ValueError if `seconds` is negative or not finite, or would move the
+        clock beyond 2**63 ns (292 years), where its time ends; the clock then stays where it was.
         """
         if not self._advance(_nanoseconds("seconds", seconds)):
             raise ValueError(f"seconds must not move the clock, now {self.now():g}, beyond 9.2e9 seconds: {seconds!r}")
         with contextlib.suppress(LoopTerminatedError):
-            self.loop.submit_internal(_look)  # a loop that is just going to sleep sees this, and then the clock
+            self.loop.submit_internal(_look)  # a loop that is about to sleep sees this, and then the clock
 
 
 def _look() -> None:
-    """For the loop to look at its clock again."""
+    """Makes the loop read its clock again."""
 
 
 def _nanoseconds(name: str, seconds: object) -> int:

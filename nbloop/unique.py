@@ -1,9 +1,9 @@
-"""What there is one of.
+"""Objects that cannot be copied.
 
 A copy of a loop, a promise or a handle would share memory that one of the two frees, or callbacks that one of the two
-runs; a copy made by pickle would hold addresses of another process. So these refuse, in every way that Python copies:
-`copy.copy`, `copy.deepcopy` and `pickle` all ask for `__reduce_ex__`, and all of them give what they have copied to
-`__setstate__`, which a subclass's own `__reduce__` cannot avoid.
+runs; a copy made by pickle would hold addresses of another process. So these objects refuse all of Python's ways to
+copy: `copy.copy`, `copy.deepcopy` and `pickle` all call `__reduce_ex__`, and pass the copied state to `__setstate__`,
+which even a subclass with its own `__reduce__` cannot avoid.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NoReturn, SupportsIndex
 
 
 class Unique:
-    """A base of classes whose instances cannot be copied or pickled: a TypeError says so."""
+    """A base class for objects that cannot be copied or pickled: TypeError."""
 
     __slots__ = ()
 
@@ -21,5 +21,5 @@ class Unique:
 
     def __setstate__(self, state: object, /) -> NoReturn:
         raise TypeError(
-            f"a {type(self).__name__} cannot be copied or pickled: its memory, callbacks and threads are this one's"
+            f"a {type(self).__name__} cannot be copied or pickled: a copy would share its memory, callbacks and threads"
         )

@@ -1,18 +1,20 @@
 """Threads that wait for a loop: for a promise, for a call, for its end.
 
-Problem: what a thread waits for may never come, because the loop has ended or an exception has left `run()`. Idea: a
-thread waits for a `concurrent.futures.Future`, and the loop keeps each of these futures until it is done, so it rejects
-those that are still pending when it ends. It keeps them by strong references: when the collector takes a loop apart, it
-may have cleared the loop's weak ones before it calls the loop's finaliser.
+Problem: what a thread waits for may never happen, because the loop has ended or an exception has left `run()`. Idea: a
+thread waits for a `concurrent.futures.Future`, and the loop keeps each such future until it is done, so that it can
+reject those still pending when it ends. It keeps strong references, because the collector, when it destroys a loop, may
+clear weak references before it calls the loop's finaliser.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from . import hooks
@@ -20,12 +22,11 @@ from .errors import LoopTerminatedError, ReentrantWaitError
 from .kernels.base import layout
 from .lock import CountingLock, Latch
 from .options import check_timeout
+from .threads import LOOK
 from .unique import Unique
 
 if TYPE_CHECKING:
     from .loop import Loop
-
-LOOK = 0.5  # seconds between two looks at what a thread waits for, as in lifecycle.py
 
 type Future = concurrent.futures.Future[Any]
 
@@ -36,27 +37,49 @@ def settle(set_outcome: Callable[[Any], object], outcome: Any) -> None:
         set_outcome(outcome)
 
 
+class _Condition(threading.Condition):
+    """Its ``with`` enters and leaves by the lock's own methods, of which an exception of a signal handler cannot keep
+    the lock. That of `threading.Condition` is Python: such an exception, after the lock was taken and before the block
+    has begun, leaves the lock taken, and the thread that settles the future hangs.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(CountingLock())
+
+    # Both are read before the lock is taken.
+    __enter__ = property(attrgetter("_lock.__enter__"))
+    __exit__ = property(attrgetter("_lock.__exit__"))
+
+
+class LoopFuture(Unique, concurrent.futures.Future[Any]):
+    """A `concurrent.futures.Future` that an exception of a signal handler does not leave locked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._condition = _Condition()
+
+
 class Waiters:
     """The futures of one loop that may still be pending. Every method from any thread."""
 
     def __init__(self, name: str) -> None:
-        self._name = name  # of the loop
-        self._held: dict[Future, bool] = {}  # is it a worker that waits?
+        self._name = name  # the loop's
+        self._held: dict[Future, bool] = {}  # whether a worker waits for it
 
     def future(self, loop: Loop) -> Future:
         """A pending future, which is rejected if the loop ends first."""
         loop._check_fork()
-        future: Future = concurrent.futures.Future()
+        future = LoopFuture()
         at_work = loop._workers is not None and loop._workers.at_work()
         self._held[future] = at_work
         future.add_done_callback(partial(_forget, self._held))
-        # The end moves the lifecycle first and reads the futures then: one of the two sees the other.
+        # The end first moves the lifecycle, then reads the futures: one of the two sees the other.
         if loop._lifecycle() >= (layout.TERMINATING if at_work else layout.TERMINATED):
             settle(future.set_exception, LoopTerminatedError(f"{loop.name} has terminated or is about to"))
         return future
 
     def abandon(self, message: str, cause: BaseException | None = None, *, workers: bool = False) -> None:
-        """Reject all that are pending, or those for which workers wait."""
+        """Reject all pending futures, or only those for which workers wait."""
         for future, at_work in list(self._held.items()):
             if workers and not at_work:
                 continue
@@ -64,7 +87,7 @@ class Waiters:
             error.__cause__ = cause
             try:
                 settle(future.set_exception, error)
-            except BaseException as raised:  # a callback of the future's: the others must hear of it all the same
+            except BaseException as raised:  # from a callback of the future: the others must still be rejected
                 hooks.log(raised, "a callback of a future raised: %s", message, loop=self._name)
 
 
@@ -73,7 +96,7 @@ def _forget(held: dict[Future, Any], future: Future) -> None:
 
 
 def refuse_own_thread(loop: Loop, call: str) -> None:
-    """A loop cannot wait for itself."""
+    """Raise if the caller is the loop's own thread: a loop cannot wait for itself."""
     if loop.is_loop_thread():
         raise ReentrantWaitError(f"{call} would wait for {loop.name} on its own thread, for ever")
 
@@ -81,14 +104,15 @@ def refuse_own_thread(loop: Loop, call: str) -> None:
 def wait(future: Future, timeout: float | None, what: str, settled: Callable[[], bool] = lambda: False) -> None:
     """Block until the future is done or `settled()` is true. Raises TimeoutError.
 
-    `settled` is for what may happen while no thread runs the loop, so the thread looks at it now and then.
+    `settled` covers what may happen while no thread runs the loop; the waiting thread checks it now and then. It checks
+    the future too: an exception of a signal handler can come between its outcome and its callbacks.
     """
     if timeout is not None:
         check_timeout(timeout)
     done = Latch()
     future.add_done_callback(lambda _future: done.set())
     until = None if timeout is None else time.monotonic() + timeout
-    while not settled():
+    while not future.done() and not settled():
         left = LOOK if until is None else min(LOOK, until - time.monotonic())
         if done.wait(max(0.0, left)):
             return
@@ -96,8 +120,14 @@ def wait(future: Future, timeout: float | None, what: str, settled: Callable[[],
             raise TimeoutError(f"{what} has not come within {timeout} s")
 
 
+def _wait_for_all(futures: list[Future]) -> None:
+    """`concurrent.futures.wait` has locks that an exception of a signal handler can leave taken."""
+    for future in futures:
+        wait(future, None, "the outcome of a call")
+
+
 class _Call:
-    """A function that the loop is to call, and the future of its outcome."""
+    """A function for the loop to call, and the future of its outcome."""
 
     __slots__ = ("args", "function", "future", "kwargs")
 
@@ -108,7 +138,9 @@ class _Call:
         self.kwargs = kwargs
 
     def __call__(self) -> None:
-        """On the loop's thread. What was cancelled, or rejected because nobody ran the loop, is not called."""
+        """Called on the loop's thread. A call that was cancelled, or rejected because no thread ran the loop, is
+        skipped.
+        """
         if self.future.done() or not self.future.set_running_or_notify_cancel():
             return
         try:
@@ -116,7 +148,7 @@ class _Call:
         except BaseException as error:
             settle(self.future.set_exception, error)
             if isinstance(error, (KeyboardInterrupt, SystemExit)):
-                raise  # they leave run(), as from every callback
+                raise  # they leave run(), as from any callback
         else:
             settle(self.future.set_result, outcome)
         finally:
@@ -124,7 +156,7 @@ class _Call:
 
 
 def send(loop: Loop, function: Callable[..., Any], args: Any, kwargs: Any) -> Future:
-    """Submit a call; the future of its outcome. Raises as `Loop.submit`."""
+    """Submit a call; returns the future of its outcome. Raises as `Loop.submit`."""
     if not callable(function):
         raise TypeError(f"fn must be callable, not {function!r}")
     future = loop._waiters.future(loop)
@@ -133,7 +165,7 @@ def send(loop: Loop, function: Callable[..., Any], args: Any, kwargs: Any) -> Fu
 
 
 class LoopExecutor(Unique, concurrent.futures.Executor):
-    """A loop as a `concurrent.futures.Executor`: what is submitted runs on the loop's thread, one after the other, in
+    """A loop as a `concurrent.futures.Executor`: submitted functions run on the loop's thread, one after the other, in
     the order of the calls.
 
     A future that is pending when the loop ends, or when an exception leaves `run()`, is rejected with
@@ -159,7 +191,7 @@ class LoopExecutor(Unique, concurrent.futures.Executor):
         self._shut = False
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
-        """Call ``fn(*args, **kwargs)`` on the loop's thread; a future of its outcome. O(1).
+        """Call ``fn(*args, **kwargs)`` on the loop's thread; returns a future of its outcome. O(1).
 
         Raises RuntimeError after `shutdown`, TypeError if `fn` is not callable, otherwise as `Loop.submit`.
         """
@@ -172,10 +204,10 @@ class LoopExecutor(Unique, concurrent.futures.Executor):
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more calls, and wait for those that were taken. The loop goes on. O(pending).
+        """Refuse more calls, and wait for the accepted ones. The loop goes on. O(pending).
 
-        With `cancel_futures` those that have not begun never will. Raises `ReentrantWaitError` on the loop's own
-        thread if it would have to wait there.
+        With `cancel_futures`, calls that have not begun never will. Raises `ReentrantWaitError` if it would have to
+        wait on the loop's own thread.
         """
         with self._lock:
             self._shut = True
@@ -186,4 +218,4 @@ class LoopExecutor(Unique, concurrent.futures.Executor):
         pending = [future for future in pending if not future.done()]
         if wait and pending:
             refuse_own_thread(self.loop, "LoopExecutor.shutdown()")
-            concurrent.futures.wait(pending)
+            _wait_for_all(pending)

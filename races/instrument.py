@@ -1,7 +1,8 @@
-"""The kernels that ship, as ThreadSanitizer wants them: the linked and optimised LLVM module with each function marked.
+"""The shipped kernels, prepared for ThreadSanitizer: the linked and optimised LLVM module with each function marked.
 
-``python races/instrument.py FOLDER`` writes there kernels.ll, with one function ``kernel_NAME`` a kernel, and layout.h,
-which tells driver.c where the words of a state are. A process of its own, because numba is taught its primitives once.
+``python races/instrument.py FOLDER`` writes kernels.ll, with one function ``kernel_NAME`` per kernel, and layout.h,
+which tells driver.c the offsets of a state's words. It runs in a separate process, because numba's primitives can be
+registered only once.
 """
 
 from __future__ import annotations
@@ -44,15 +45,17 @@ def header() -> str:
 
 def instrumented() -> str:
     """kernels.ll."""
-    from nbloop.kernels.build.compiler import link_kernels
+    from nbloop.kernels.build.compiler import link_kernels, optimise
+    from nbloop.kernels.build.target import processor
 
-    symbols, module, _machine = link_kernels(list(kernels.values()))
+    symbols, module = link_kernels(list(kernels.values()))
+    optimise(module, *processor())
     names = {symbol: f"kernel_{name}" for name, symbol in symbols.items()}
     for function in module.functions:
         if not function.is_declaration:
             function.add_function_attribute("sanitize_thread")
             function.name = names.get(function.name, function.name)
-    # The driver's own: a sanitizer knows where an allocation ends, and not where a map does.
+    # The driver's own allocator: a sanitizer knows where an allocation ends, but not where a mapping does.
     return re.sub(r"@(mmap|munmap|madvise)\b", r"@kernels_\1", str(module))
 
 

@@ -1,5 +1,5 @@
-"""ThreadSanitizer finds no race in the kernels that ship, and finds one as soon as their memory orders are weakened.
-AddressSanitizer finds no access out of bounds in them, and finds one as soon as an array is shorter than they think.
+"""ThreadSanitizer finds no race in the shipped kernels, and finds one as soon as their memory orders are weakened.
+AddressSanitizer finds no access out of bounds in them, and finds one as soon as an array is shorter than they assume.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from pathlib import Path
 import llvmlite.binding as llvm
 import pytest
 
-# The first test waits for numba, which takes 40 s, and on a busy machine several times that.
+# The first test waits for numba, which takes 40 s, or several times that on a busy machine.
 pytestmark = pytest.mark.timeout(400)
 
 HERE = Path(__file__).parent
 CLANG = f"clang-{llvm.llvm_version_info[0]}"  # it reads the text of the very LLVM that numba writes with
 PLAYS = {"submit": 4000, "burst": 10000, "handles": 4000, "timers": 4000, "remote": 4000, "close": 4000}
 
-# What is taken away from every access of a kind, and a play that shows it. Sequential consistency is not in the list:
-# that a store must not be overtaken by a load is no race, and ThreadSanitizer does not look for it; models/ does.
+# How every access of a kind is weakened, and a play that exposes it. Sequential consistency is not in the list: a load
+# that overtakes a store is not a race, so ThreadSanitizer does not detect it; models/ does.
 PLANTED = {
     "a release store becomes a plain one": (
         r"store atomic i64 (.*), ptr (.*) release, align 8",
@@ -57,7 +57,7 @@ def build(folder: Path, kernels: str, sanitizer: str = "thread", *more: str) -> 
 
 
 def play(program: Path, name: str, rounds: int) -> subprocess.CompletedProcess[str]:
-    # Without address randomisation, which some kernels have more of than ThreadSanitizer's shadow memory allows.
+    # Without address randomisation: on some systems it exceeds what ThreadSanitizer's shadow memory allows.
     command = ["setarch", platform.machine(), "-R", program, name, str(rounds)]
     environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0"}  # objects are counted; the driver keeps its tables
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
@@ -101,7 +101,7 @@ def test_planted_race_is_found(bug: str, instrumented: Path, tmp_path: Path) -> 
     assert count > 10, "the kernels have no such access any more: plant this bug anew"
     shutil.copy(instrumented / "layout.h", tmp_path)
     program = build(tmp_path, text)
-    # A race that is there need not show itself each time.
+    # An existing race need not show up each time.
     assert any("data race" in play(program, name, 4000).stderr for _ in range(5))
 
 
@@ -122,7 +122,7 @@ def test_within_bounds(bounded: Path, name: str, rounds: int) -> None:
 
 @pytest.mark.parametrize("name", ["burst", "timers"])
 def test_a_short_array_is_found(instrumented: Path, tmp_path: Path, name: str) -> None:
-    """What kernels take for theirs ends 512 bytes earlier."""
+    """An array ends 512 bytes earlier than the kernels assume."""
     shutil.copy(instrumented / "layout.h", tmp_path)
     kernels = (instrumented / "kernels.ll").read_text(encoding="utf-8")
     program = build(tmp_path, kernels, "address", "-DTOO_SHORT=512")
@@ -130,8 +130,8 @@ def test_a_short_array_is_found(instrumented: Path, tmp_path: Path, name: str) -
 
 
 def test_numba_checks_no_bounds_here(instrumented: Path, tmp_path: Path) -> None:
-    """Why there is AddressSanitizer: NUMBA_BOUNDSCHECK checks indices of arrays, of which kernels have none. With it
-    they are the same to the byte.
+    """The reason for AddressSanitizer: NUMBA_BOUNDSCHECK checks array indices, and kernels index no arrays. With it
+    they are identical to the byte.
     """
     environment = os.environ | {"NUMBA_DISABLE_JIT": "0", "NUMBA_BOUNDSCHECK": "1"}
     subprocess.run([sys.executable, "-P", HERE / "instrument.py", tmp_path], check=True, env=environment, timeout=300)

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Sourced by the scripts beside it: how a long step shows itself, and how one stops with its reason.
-# Everything is said on stderr, since find-python's and build-python's stdout is an answer.
+# Sourced by the scripts beside it: how a long step shows progress, and how a failing one reports its reason.
+# All messages go to stderr, because the stdout of find-python and build-python is their result.
 
 say() { printf '[%s] %s\n' "${0##*/}" "$*" >&2; }
 die() { say "$*"; exit 1; }
@@ -35,7 +35,7 @@ step() {
 }
 
 # need_packages PACKAGE...: on Debian, stop with the command that installs what is missing. The system is the
-# user's: only CI, and only as root, has it run here.
+# user's: only in CI, and only as root, the command is run here.
 need_packages() {
     command -v dpkg-query >/dev/null || return 0
     local missing=() package
@@ -53,8 +53,8 @@ need_packages() {
     fi
 }
 
-# want_packages PACKAGE...: as need_packages, for what only some checks need: they say themselves what they skip, and
-# why. CI has what can be had installed; elsewhere nothing is said and nothing stops.
+# want_packages PACKAGE...: like need_packages, for packages that only some checks need: these report themselves what
+# they skip, and why. CI installs what is available; elsewhere this prints nothing and never stops.
 want_packages() {
     [[ ${CI:-} == true && $(id -u) == 0 ]] && command -v apt-get >/dev/null || return 0
     local missing=() package
@@ -77,7 +77,7 @@ want_packages() {
 # shellcheck disable=SC2154,SC2034 # cache comes from, and apt goes to, the script
 use_suite() {
     local codename mirror keyring
-    # The mirror is the one that the system's own apt uses for its release, by whichever of its names.
+    # Use the mirror that the system's own apt uses for its release, under any of the release's names.
     codename=$(. /etc/os-release && printf '%s' "${VERSION_CODENAME:-}")
     # shellcheck disable=SC2016 # apt's variables, not the shell's
     mirror=$(apt-get indextargets --format '$(RELEASE) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' |
@@ -87,7 +87,7 @@ use_suite() {
     for keyring in /usr/share/keyrings/debian-archive-keyring.{gpg,pgp}; do
         if [[ -f $keyring ]]; then break; fi
     done
-    # Same file system as what is made in it, so that the last step is a rename and what is killed leaves nothing half made.
+    # On the file system of the result, so that the last step is a rename, and a killed run leaves nothing half made.
     work=$(mktemp -d "$cache/tmp.XXXXXX")
     cd "$work" || die "$work is gone"
     mkdir -p lists/partial cache/archives/partial

@@ -2,12 +2,12 @@
 
     python scripts/mutate.py [--jobs N] [WORD ...]      only mutants whose name or module contains a word
 
-The bugs and the tests that have to fail are the list in tests/support/mutants.py. Each is planted into a copy of the
-tree in a temporary folder; the working tree is never touched. First the same tests have to pass without a bug, or a
-failure would say nothing. A mutant is killed if a test fails, hangs, or takes the interpreter down; it survives if all
-pass. A run that ends in any other way (a collection error, no tests) is a mistake in the list, and fails too.
+tests/support/mutants.txt lists the bugs and the tests that must fail. Each is planted in a copy of the tree in a
+temporary folder; the working tree is never touched. First the same tests must pass without a bug, or a failure would
+prove nothing. A mutant is killed if a test fails, hangs, or crashes the interpreter; it survives if all pass. A run
+that ends in any other way (a collection error, no tests) is a mistake in the list, and also fails.
 
-Planted bugs of the suite's own (tests named ``..._caught``) are left out: they quote the code that is being changed.
+Bugs that the suite plants itself (tests named ``..._caught``) are left out: they quote the code that is being changed.
 Exit status 0 means: every mutant was killed, except those that the list argues are harmless, which all survived.
 """
 
@@ -37,14 +37,14 @@ FAILED = 1  # pytest's exit status when tests have failed; 2 and more: it could 
 
 
 def copy_tree(folder: Path) -> None:
-    """What the tests need, with the bytecode that is there: only the file with the bug is compiled anew."""
+    """Copy what the tests need, with existing bytecode: only the file with the bug is compiled again."""
     for part in PARTS:
         source = ROOT / part
         (shutil.copytree if source.is_dir() else shutil.copy2)(source, folder / part)
 
 
 def run_tests(folder: Path, tests: Iterable[str], compiled: bool, first: bool) -> tuple[int, str]:
-    """pytest's exit status, negative for a signal, and what it said."""
+    """pytest's exit status, negative for a signal, and its output."""
     environment = os.environ | {"PYTHONPATH": str(folder), "NBLOOP_CACHE_DIR": str(folder / "cache")}
     environment["NUMBA_DISABLE_JIT"] = "0" if compiled else "1"
     command = [sys.executable, "-P", "-m", "pytest", "-q", "-k", "not caught", f"--timeout={TEST_SECONDS}"]
@@ -77,7 +77,7 @@ def reason(said: str) -> str:
 
 
 def try_mutant(mutant: Mutant) -> tuple[str, float, str]:
-    """What became of it: killed, SURVIVED, argued, NOT ARGUED, or BROKEN; in how many seconds; by what."""
+    """The outcome (killed, SURVIVED, argued, NOT ARGUED, or BROKEN), the seconds it took, and the test that failed."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="nbloop-mutant-") as name:
         folder = Path(name)
@@ -95,7 +95,7 @@ def try_mutant(mutant: Mutant) -> tuple[str, float, str]:
 
 
 def sound(chosen: list[Mutant]) -> bool:
-    """Do the tests of the chosen mutants pass without a bug?"""
+    """Whether the tests of the chosen mutants pass without a bug."""
     for compiled in (False, True):
         tests = sorted({test for mutant in chosen if mutant.compiled is compiled for test in mutant.tests})
         if not tests:

@@ -1,6 +1,6 @@
 """Run the examples (``>>>``) of nbloop's docstrings and of the Markdown files named as arguments.
 
-Not ``pytest --doctest-glob``: to that, the fence that closes a Markdown code block is part of the expected output.
+Not ``pytest --doctest-glob``, which takes the fence that closes a Markdown code block for expected output.
 """
 
 import doctest
@@ -31,7 +31,7 @@ def examples() -> Iterator[doctest.DocTest]:
         yield from finder.find(module, name)
     for path in sys.argv[1:]:
         text = FENCE.sub("", Path(path).read_text(encoding="utf-8"))
-        # One namespace a file: a later block goes on where an earlier one ended.
+        # One namespace per file: a later block continues where an earlier one ended.
         yield doctest.DocTestParser().get_doctest(text, {"__name__": "__main__"}, path, path, 0)
 
 

@@ -1,6 +1,6 @@
-"""The asv suite: one file a question. How something is measured is in the modules that `compare` uses too.
+"""The asv suite: one file per question. The modules that `compare` uses do the measuring.
 
-asv takes a module's names for settings (`processes`, `number`, `timeout` ...): do not import anything so named.
+asv takes certain names in a module for settings (`processes`, `number`, `timeout` ...): import nothing of such a name.
 """
 
 import sys

@@ -26,7 +26,7 @@ class OwnThread:
             of.close()
 
     def track_call_soon(self) -> float:
-        """Decides whether scheduling and running a handle, most of which is asyncio's own Python, is any faster."""
+        """Decides whether scheduling and running a handle is any faster; most of that is asyncio's own Python."""
         return _times_asyncio(*(workloads.burst(of.name, of, of.soon) for of in self.loops), "+run")  # type: ignore[misc]
 
     def track_timers(self) -> float:
@@ -34,11 +34,11 @@ class OwnThread:
         return _times_asyncio(*(workloads.timer_pairs(of.name, of) for of in self.loops))
 
     def track_switch(self) -> float:
-        """Decides what of that is left where tasks take turns."""
+        """Decides how much of that remains where tasks take turns."""
         return _times_asyncio(*(coroutines.switches(of.name, of) for of in self.loops))
 
     def track_streams(self) -> float:
-        """Decides whether descriptors are watched at no greater cost than by asyncio's selector: 1 is as fast."""
+        """Decides whether watching descriptors costs no more than with asyncio's selector: 1 is as fast."""
         return _times_asyncio(*(coroutines.Streams(of.name, of) for of in self.loops))
 
     track_call_soon.unit = track_timers.unit = track_switch.unit = track_streams.unit = "times as fast as asyncio"  # type: ignore[attr-defined]
@@ -60,7 +60,7 @@ class Threads:
             of.close()
 
     def track_call_soon_threadsafe(self, producers: int) -> float:
-        """Decides what the wake without a system call is worth, with one thread that calls and with several."""
+        """Decides what a wake without a system call is worth, with one calling thread and with several."""
         probes = (crossing.race(of.name, crossing.entrance(of), producers, 20_000) for of in self.loops)
         return _times_asyncio(*probes)
 
@@ -89,7 +89,7 @@ class Server:
             of.close()
 
     def track_message(self, beside: str, _streams: bool, _size: int) -> float:
-        """Decides what transports in kernels are worth to a server, and what is still missing to uvloop's."""
+        """Decides what transports in kernels are worth to a server, and how far they are from uvloop's."""
         values = interleave(ROUNDS, self.probes)
         return Sample.of(ratios(values["nbloop.aio"], values[beside])).median
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: a loop made before and closed after, and the median ratio of some interleaved rounds."""
+"""Shared by the benchmarks: a loop made before and closed after, and the median ratio of some interleaved rounds."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def times_asyncio(ours: Probe, theirs: Probe, rounds: int = ROUNDS, warm: int = 
 
 
 def drain(driven: Driven) -> None:
-    """Run what is queued; FIFO, so a stop at the end stops when all has run."""
+    """Run what is queued. The queue is FIFO, so a stop at its end stops when everything has run."""
     driven.run(driven.stop)
 
 
@@ -41,7 +41,7 @@ class OnThisThread:
 
 
 class BesideAsyncio:
-    """Both loops, each in a thread of its own."""
+    """Both loops, each in its own thread."""
 
     def setup(self, *_parameters: object) -> None:
         self.ours, self.theirs = Nbloop(), Asyncio()

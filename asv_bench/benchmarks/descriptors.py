@@ -1,4 +1,4 @@
-"""What does readiness of a descriptor cost to be told of?"""
+"""What does it cost to be notified that a descriptor is ready?"""
 
 from contextlib import ExitStack, closing
 
@@ -56,7 +56,7 @@ class Dispatch(_Ours):
     param_names = ("ready",)
 
     def track_beside_asyncio(self, ready: int) -> float:
-        """Decides whether a callback comes at half the price of `add_reader`'s, one ready or many: at least 2."""
+        """Decides whether a callback costs half as much as `add_reader`'s, with one ready or many: at least 2."""
         return _dispatch(self.ours, Asyncio(), ready)
 
     track_beside_asyncio.unit = UNIT  # type: ignore[attr-defined]
@@ -74,7 +74,7 @@ class DispatchUvloop(_Ours):
             raise NotImplementedError  # asv: not applicable
 
     def track_beside_uvloop(self, ready: int) -> float:
-        """Decides whether it is no dearer than through libuv: at least 1. No answer without uvloop."""
+        """Decides whether it costs no more than with libuv: at least 1. No answer without uvloop."""
         return _dispatch(self.ours, peers.Uvloop(), ready)
 
     track_beside_uvloop.unit = UNIT  # type: ignore[attr-defined]
@@ -110,9 +110,7 @@ class Connections(_Ours):
     param_names = ("connections",)
 
     def track_beside_asyncio(self, connections: int) -> float:
-        """Decides whether an echo server gets 1.5 times as much done as over `add_reader`: most of it is the
-        system's.
-        """
+        """Decides whether an echo server does 1.5 times as much as with `add_reader`; most time is the system's."""
         ours, theirs = self.ours, Asyncio()
         try:
             return _beside(Echo("ours", ours, connections), Echo("theirs", theirs, connections), 20)

@@ -1,12 +1,12 @@
-"""For how long does one large call hold up everybody else?
+"""How long does one large call make others wait?
 
-Three who may have to wait: a thread that stops the world, as each collection of the free-threaded build does; a
-signal's Python handler, on the very thread that is inside the call; a thread that only wants to go on, for which on the
-build with the GIL the call must let go of it. Each keeps a diary while the call runs: how much processor time the
-calling thread has used by now. The longest gap between two entries is the hold-up.
+Three witnesses may have to wait: a thread that stops the world, as each collection of the free-threaded build does; a
+Python signal handler on the very thread that is inside the call; a thread that just runs on, for which the call must
+release the GIL on a build that has one. While the call runs, each keeps a diary of the processor time that the calling
+thread has used so far. The longest gap between two entries is the pause.
 
-Processor time and not the wall's, because a shared machine takes the processor away for longer than what is measured
-here. It also takes it from the witness, so the smallest of some rounds counts.
+Processor time, not wall time, because a shared machine takes the processor away for longer than what is measured here.
+It also takes it from the witness, so the smallest of several rounds counts.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def close(loop: nbloop.Loop, count: int) -> Call:
 
 
 def open_bucket(loop: nbloop.Loop, count: int) -> Call:
-    """Timers of a day's delay, and the clock comes to their bucket, which is moved into finer ones."""
+    """Timers with a delay of a day; the clock reaches their bucket, whose entries move into finer ones."""
     clock = VirtualClock(loop)
     arm_far(loop, count)
     loop.submit(loop.stop)
@@ -88,15 +88,15 @@ CALLS = {f.__name__: f for f in (submit_list, submit_iterator, cancel, close, op
 
 @contextlib.contextmanager
 def stopping() -> Iterator[Diary]:
-    """A thread stops the world, again and again. (`gc.freeze` does, and looks into no object: a collection's own time
-    does not count.)
+    """A thread stops the world repeatedly (by `gc.freeze`, which visits no object: a collection's own time does not
+    count).
     """
     return beside(lambda: (gc.freeze(), gc.unfreeze()))
 
 
 @contextlib.contextmanager
 def going_on() -> Iterator[Diary]:
-    """A thread goes on, as far as the GIL lets it."""
+    """A thread runs on, as far as the GIL lets it."""
     return beside(lambda: None)
 
 
@@ -128,7 +128,7 @@ def beside(step: Callable[[], object]) -> Iterator[Diary]:
 
 @contextlib.contextmanager
 def signalled() -> Iterator[Diary]:
-    """A timer of the system's sends signals, whose handler runs on this thread."""
+    """A system timer sends signals, whose handler runs on this thread."""
     diary: Diary = [time.thread_time()]
     before = signal.signal(signal.SIGALRM, lambda *_: diary.append(time.thread_time()))
     signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
@@ -167,7 +167,7 @@ class HeldUp:
     timeout = 300
 
     def track_held_up(self, call: str, items: int, witness: str) -> float:
-        """Decides whether nobody waits longer for a call of a million than for one of ten thousand: 1 ms at most."""
+        """Decides whether a call with a million items makes others wait no longer than one with ten thousand: 1 ms."""
         return held_up(call, items, witness)
 
     track_held_up.unit = "ms"  # type: ignore[attr-defined]

@@ -46,15 +46,15 @@ class Recorder:
         return statistics.median(on[0] - off[0] for off, on in self.pairs) / TASKS
 
     def track_run_event(self) -> float:
-        """Decides whether the loop can: 30 ns an event at most, look at the clock and name included."""
+        """Decides whether the loop can: at most 30 ns per event, including the reading of the clock and the name."""
         return statistics.median(on[1] - off[1] for off, on in self.pairs) / TASKS
 
     def track_on_by_off(self) -> float:
-        """How much longer a task takes from submit to done that does nothing: two events in 60 ns."""
+        """How much longer an empty task takes from submit to done: two events in 60 ns."""
         return statistics.median(sum(on) / sum(off) for off, on in self.pairs)
 
     def time_trace(self) -> None:
-        """Decides for how long a dump keeps a core busy: 65,536 events."""
+        """Decides how long a dump of 65,536 events keeps a core busy."""
         assert self.on.recorder is not None
         self.on.recorder.trace()
 

@@ -1,4 +1,4 @@
-"""The loop as asyncio knows it: `run`, `new_event_loop`, `EventLoop`, `EventLoopPolicy`.
+"""The loop as an asyncio event loop: `run`, `serve`, `new_event_loop`, `EventLoop`, `EventLoopPolicy`.
 
 >>> import asyncio, nbloop
 >>> async def main():
@@ -8,7 +8,28 @@
 'done'
 """
 
-from .loop import EventLoop
-from .runner import EventLoopPolicy, new_event_loop, run
+import sys
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["EventLoop", "EventLoopPolicy", "new_event_loop", "run"]
+from .loop import EventLoop
+from .runner import new_event_loop, run
+from .serving import Worker, WorkerGroup, serve
+
+if TYPE_CHECKING:
+    from .policy import EventLoopPolicy
+
+__all__ = ["EventLoop", "EventLoopPolicy", "Worker", "WorkerGroup", "new_event_loop", "run", "serve"]
+if sys.version_info >= (3, 16):
+    __all__.remove("EventLoopPolicy")
+
+
+def __getattr__(name: str) -> Any:
+    """The policy, where asyncio has any: what it is made of is deprecated."""
+    if name == "EventLoopPolicy":
+        try:
+            from .policy import EventLoopPolicy
+        except AttributeError:
+            pass
+        else:
+            return EventLoopPolicy
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -27,6 +27,7 @@ import contextlib
 import errno
 import inspect
 import signal
+import warnings
 import weakref
 from asyncio import base_events as _base_events
 from asyncio import constants, format_helpers, trsock
@@ -64,7 +65,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
     for their thread in debug mode only, as asyncio's, and do no harm from another one.
     """
 
-    _closed = True  # until it is made: one whose options are refused has nothing to close
+    _made = False  # until then there is nothing to close: options were refused, or a signal's handler has raised
 
     if TYPE_CHECKING:  # asyncio's, which its stubs do not name
         _stopping: bool
@@ -112,6 +113,11 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
             words[at // 8] = word
         self._words = words
         super().__init__(Selector(self._core, lambda handle: self._run(handle)))  # noqa: PLW0108 - debug mode changes it
+        self._made = True
+
+    def __del__(self, _warn: Callable[..., object] = warnings.warn) -> None:
+        if self._made:
+            super().__del__(_warn)  # type: ignore[call-arg]
 
     @property
     def core(self) -> Loop:

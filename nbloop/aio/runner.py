@@ -1,27 +1,13 @@
-"""How a program gets the loop: `run` for a whole program, a factory for a runner, a policy for what asks for one."""
+"""How a program gets the loop: `run` for a whole program, a factory for runners."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import warnings
 from collections.abc import Coroutine
 from typing import Any, Literal
 
-from ..unique import Unique
 from .loop import EventLoop
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)  # of 3.14, where policies are on their way out
-    _Policy: Any = asyncio.DefaultEventLoopPolicy
-
-
-class EventLoopPolicy(Unique, _Policy):  # type: ignore[misc]
-    """``asyncio.set_event_loop_policy(nbloop.EventLoopPolicy())`` makes each new loop of asyncio an nbloop one, for
-    programs that can not be given a loop factory. asyncio deprecates policies from Python 3.14 on.
-    """
-
-    _loop_factory = EventLoop
 
 
 def new_event_loop(
@@ -30,10 +16,10 @@ def new_event_loop(
     metrics: bool | Literal["shared"] | None = None,
     recorder: int | None = None,
 ) -> EventLoop:
-    """A new asyncio event loop over an `nbloop.Loop` of its own, for ``asyncio.Runner(loop_factory=...)`` and all else
-    that takes a factory.
+    """A new asyncio event loop over its own `nbloop.Loop`, for ``asyncio.Runner(loop_factory=...)`` and other users of
+    a factory.
 
-    Options as those of `nbloop.Loop`; all errors are its. Any thread.
+    The options and errors are those of `nbloop.Loop`. Any thread.
     """
     return EventLoop(name=name, metrics=metrics, recorder=recorder)
 
@@ -46,10 +32,10 @@ def run[T](
     metrics: bool | Literal["shared"] | None = None,
     recorder: int | None = None,
 ) -> T:
-    """`asyncio.run` over nbloop: run a coroutine in a new loop to its end, cancel what is left, close the loop.
+    """`asyncio.run` over nbloop: run a coroutine to its end in a new loop, cancel remaining tasks, close the loop.
 
     `debug` is asyncio's debug mode; the other options are those of `nbloop.Loop`. Raises what the coroutine raises,
-    KeyboardInterrupt after Ctrl-C (which cancels it first), RuntimeError inside of a running loop.
+    KeyboardInterrupt after Ctrl-C (which first cancels it), RuntimeError inside a running loop.
     """
     if asyncio._get_running_loop() is not None:
         raise RuntimeError("nbloop.run() cannot be called from a running event loop")

@@ -1,7 +1,8 @@
-"""asyncio's table of readers and writers, kept where its transports look for it, over the core's descriptors.
+"""asyncio's table of readers and writers, where its transports expect it, over the core's descriptors.
 
-asyncio waits in a selector; here the loop waits, and the selector is only the table. What is ready is put at the end
-of the loop's queue and not called at once, because that is asyncio's order: what became ready earlier runs earlier.
+asyncio waits in a selector; here the loop waits, and the selector is only the table. A ready handle is put at the end
+of the loop's queue instead of being called at once, because that is asyncio's order: what was ready earlier runs
+earlier.
 """
 
 from __future__ import annotations
@@ -10,16 +11,18 @@ import selectors
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from ..errors import FDAlreadyRegisteredError, FDNotRegisteredError
 from ..loop import Loop
 from ..readiness import IOEvents
 from .transports import watched_by
 
 READ, WRITE, ERROR, HANGUP = (int(one) for one in (IOEvents.READ, IOEvents.WRITE, IOEvents.ERROR, IOEvents.HANGUP))
 
-# Who is told, by what was reported: a table, because `&` of an enum.IntFlag is Python, 2.7 us.
+# Whether the reader or the writer is called, by reported events: a table, because `&` of an enum.IntFlag is Python code
+# and takes 2.7 µs.
 READER = [bool(events & (READ | HANGUP | ERROR)) for events in range(16)]
 WRITER = [bool(events & (WRITE | ERROR)) for events in range(16)]
-WRITER_ALONE = [bool(events & (WRITE | ERROR | HANGUP)) for events in range(16)]  # to whom else would a HANGUP be told
+WRITER_ALONE = [bool(events & (WRITE | ERROR | HANGUP)) for events in range(16)]  # without a reader it gets HANGUP, too
 
 
 def _interest(events: int) -> int:
@@ -41,22 +44,31 @@ class Selector(selectors._BaseSelectorImpl):
         key = super().register(fileobj, events, data)
         try:
             self._core.register_fd(key.fd, _interest(events), watched_by(*data) or self._ready)
-        except BaseException:
+        except FDAlreadyRegisteredError:
             super().unregister(fileobj)
+            raise
+        except BaseException:  # a signal handler's may come when it is registered
+            self.unregister(fileobj)
             raise
         return key
 
     def unregister(self, fileobj: Any) -> selectors.SelectorKey:
-        key = super().unregister(fileobj)
-        self._core.unregister_fd(key.fd)
-        return key
+        key = self.get_key(fileobj)
+        try:
+            self._core.unregister_fd(key.fd)
+        except FDNotRegisteredError:  # an exception of a signal handler came between the two
+            pass
+        except OSError:
+            super().unregister(fileobj)
+            raise
+        return super().unregister(fileobj)
 
     def modify(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
         key = self.get_key(fileobj)
         if events != key.events:
             try:
                 self._core.modify_fd(key.fd, _interest(events))
-            except BaseException:  # closed, and its number given to another: as asyncio's own, it is forgotten
+            except BaseException:  # closed, and its number reused: forget it, as asyncio's own selector does
                 self.unregister(fileobj)
                 raise
         watched_by(*data)
@@ -72,19 +84,19 @@ class Selector(selectors._BaseSelectorImpl):
         if reader is None:
             told = WRITER_ALONE
         else:
-            told = WRITER  # the end of what the peer sends is the reader's
+            told = WRITER  # the end of the peer's data concerns the reader only
             if READER[events]:
                 self._tell(reader)
         if writer is not None and told[events]:
             self._tell(writer)
 
     def _tell(self, handle: Any) -> None:
-        """Queue a handle, unless it waits there already: asyncio looks again only when all that was ready has run, but
-        this loop also while a producer is between its ticket and its task, and all behind that has to wait.
+        """Queue a handle, unless it is already queued. asyncio polls again only after all ready handles have run. This
+        loop may poll again while its queue is blocked by a producer that has a ticket but has not stored its task yet.
         """
         if handle not in self._queued:
             self._core.submit(self._told, handle)
-            self._queued.add(handle)  # not before: a submit that is refused must not be the last
+            self._queued.add(handle)  # not before the submit, or a refused one would block all later ones
 
     def _told(self, handle: Any) -> None:
         self._queued.discard(handle)

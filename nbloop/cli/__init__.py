@@ -1,4 +1,5 @@
-"""The command line: `demo` shows the loop at work beside asyncio, `doctor` says what of this machine it can use.
+"""The command line: `demo` runs the loop beside asyncio, `doctor` reports what the loop can use here, and `top` shows
+running loops.
 
-`nbloop.__main__` parses the arguments and imports one of the two; nothing else of nbloop imports this package.
+`nbloop.__main__` parses the arguments and imports the chosen command; nothing else in nbloop imports this package.
 """

@@ -1,4 +1,4 @@
-"""The demo's work: reading a text, parsing its lines, merging what was found.
+"""The demo's work: reading a text, parsing its lines, merging the counts.
 
 Problem: a comparison of loops is worth little on made-up work. Idea: real work on real text, written once and handed to
 both loops: `words` runs in the producers, `Tally` on the loop. Every interpreter brings a large real text along, the
@@ -67,7 +67,7 @@ def words(line: str) -> Counter[str]:
 
 
 def count_directly(lines: Iterable[str]) -> Counter[str]:
-    """The totals, by other code than the loops': what they are held against."""
+    """The totals, counted by separate code: the reference for the loops' totals."""
     total: Counter[str] = Counter()
     for line in lines:
         total.update(_findall(line))
@@ -80,7 +80,7 @@ def fingerprint(totals: Mapping[str, int]) -> str:
 
 
 class Tally:
-    """The aggregate that only the loop's thread touches. `later(delay, callback)` is the loop's timer."""
+    """The aggregate, touched by the loop's thread only. `later(delay, callback)` sets a timer of the loop."""
 
     def __init__(self, later: Callable[[float, Callable[[], object]], object]) -> None:
         self.totals: dict[str, int] = {}
@@ -92,7 +92,7 @@ class Tally:
         self._armed = False
 
     def merge(self, counts: Mapping[str, int]) -> None:
-        """Add one line's counts to the partial ones; the first since the last flush sets a timer for the next."""
+        """Add one line's counts to the partial counts. The first line after a flush sets a timer for the next flush."""
         partial = self._partial
         for word, count in counts.items():
             if word in partial:
@@ -105,7 +105,7 @@ class Tally:
             self._later(FLUSH, self.flush)
 
     def merge_stamped(self, counts: Mapping[str, int], submitted: int) -> None:
-        """As `merge`, for a line that carries the time of its submit."""
+        """Like `merge`, for a line that carries the time of its submit."""
         self.delays.append(perf_counter_ns() - submitted)
         self.merge(counts)
 

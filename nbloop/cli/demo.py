@@ -1,10 +1,10 @@
 """`nbloop demo`: producer threads parse a real text, a loop merges the counts; nbloop and asyncio side by side.
 
-Problem: one figure says little about a loop. When parsing dominates, the best of loops gains little end to end; when
-producers run ahead of the loop, a cheap submit makes the queue longer and the delay worse. Idea: measure the same work
-whole (`_count_words`), and its parts apart: what the producers spend in submit, what the loop's thread spends, the
-hand-over alone (`_hand_over`), a hop between threads (`_hop_between`, `_hop_to_sleeper`), and the delay at a rate that
-both loops can keep up with. Clocks are read once a batch, not once a call, and one line of a batch carries a stamp.
+Problem: one figure says little about a loop. When parsing dominates, even the best loop gains little end to end; when
+producers outrun the loop, a cheap submit makes the queue longer and the delay worse. Idea: measure the whole work
+(`_count_words`), and its parts separately: the producers' time in submit, the loop thread's CPU time, the hand-over
+alone (`_hand_over`), a hop between threads (`_hop_between`, `_hop_to_sleeper`), and the delay at a rate that both loops
+can keep up with. Clocks are read once per batch, not once per call, and one line of each batch carries a time stamp.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ PACED_SECONDS = 1.5
 HAND_OVERS = 400_000
 HOPS_BETWEEN = 4_000
 HOPS_TO_SLEEPER = 250
-REST = 0.002  # seconds in which a loop surely falls asleep
+REST = 0.002  # seconds after which a loop is surely asleep
 
 ENGINES: tuple[type[Nbloop] | type[Asyncio], ...] = (Nbloop, NbloopProducers, Asyncio)
 
 
 @dataclass
 class Run:
-    """What one pass over the text has shown."""
+    """The results of one pass over the text."""
 
     totals: Mapping[str, int]
     lines: int
     seconds: float
     loop_cpu: int = 0  # ns
     delays: list[int] = field(default_factory=list)  # ns
-    submits: list[float] = field(default_factory=list)  # ns a call, one for each batch
-    parses: list[float] = field(default_factory=list)  # ns a line, one for each batch
-    submitting: int = 0  # ns, all producers together
+    submits: list[float] = field(default_factory=list)  # ns per call, one for each batch
+    parses: list[float] = field(default_factory=list)  # ns per line, one for each batch
+    submitting: int = 0  # ns, summed over all producers
 
 
 @dataclass
@@ -57,17 +57,17 @@ class Figures:
     """One engine's column of the table."""
 
     run: Run
-    hand_over: float = 0.0  # a second
+    hand_over: float = 0.0  # per second
     hop_between: float = 0.0  # ns
     hop_to_sleeper: float = 0.0  # ns
     paced: Run | None = None
 
 
-type Body = Callable[[int, Entrance], None]  # what producer number so-and-so does
+type Body = Callable[[int, Entrance], None]  # the work of a producer, given its number
 
 
 class _Producers:
-    """Threads that work and submit, and say when they have finished."""
+    """Threads that work and submit, and report to the loop when they have finished."""
 
     def __init__(self, body: Body, entrances: Sequence[Entrance], finished: Callable[[], object]) -> None:
         self.failures: list[BaseException] = []
@@ -95,7 +95,7 @@ class _Producers:
 
 
 def _drive(engine: Engine, count: int, make_body: Callable[[_Stop], Body]) -> tuple[float, int]:
-    """Run `engine` here, fed by `count` producers, until all is done: seconds, and ns of this thread's CPU time."""
+    """Run `engine` here, fed by `count` producers, until they are done. Returns seconds, and this thread's CPU ns."""
     missing = count
 
     def finished() -> None:
@@ -122,7 +122,7 @@ def _drive(engine: Engine, count: int, make_body: Callable[[_Stop], Body]) -> tu
 
 
 class _Stop:
-    """A word that producers look at between batches."""
+    """A flag that producers check between batches."""
 
     now = False
 
@@ -196,7 +196,7 @@ class _Picture:
             self._bar.show(
                 tally.lines, f"{tally.lines:>9,} lines  {rate:>9,.0f}/s  {len(tally.totals):,} different words"
             )
-        except OSError as failure:  # nobody reads our output any more
+        except OSError as failure:  # the reader of our output has closed it
             self.failure = failure
             self._engine.stop()
 
@@ -235,7 +235,7 @@ def _hand_over(engine: Engine, tasks: int, count: int) -> float:
 
 
 def _hop_between(make: Callable[[], Engine], hops: int) -> float:
-    """ns from submit to callback (p50) when two loops, each on its thread, answer each other at once."""
+    """ns from submit to callback (p50) when two loops, each on its own thread, answer each other immediately."""
     one, two = make(), make()
     stamps: list[int] = []
     over = threading.Event()
@@ -255,11 +255,11 @@ def _hop_between(make: Callable[[], Engine], hops: int) -> float:
         one.start()
         two.start()
         to_one, to_two = one.entrance(), two.entrance()
-        one.entrance()(ping)  # not by `to_one`, which is the other thread's
+        one.entrance()(ping)  # not through `to_one`, which belongs to the other thread
         over.wait()
     finally:
         stop.now = True
-        over.wait(1)  # after Ctrl-C the ball is still in the air, and a closed loop refuses it
+        over.wait(1)  # after Ctrl-C a hop is still under way, and a closed loop would refuse it
         one.close()
         two.close()
     return statistics.median(after - before for before, after in itertools.pairwise(stamps)) / 2
@@ -291,7 +291,7 @@ def _hop_to_sleeper(make: Callable[[], Engine], hops: int) -> float:
     return statistics.median(delays)
 
 
-# --- showing it -----------------------------------------------------------------------------------------------------
+# --- output ---------------------------------------------------------------------------------------------------------
 
 
 def _quantile(values: Sequence[float], share: float) -> float:
@@ -311,13 +311,13 @@ def _rate(value: float) -> str:
 
 
 def _ratio(better: float, worse: float) -> str:
-    """How many times better nbloop is; both arguments in the sense that larger is better for the first."""
+    """How many times better nbloop is: `better` divided by `worse`."""
     value = better / worse if worse else float("inf")
     return f"{value:.1f}×" if value < 10 else f"{value:,.0f}×"
 
 
 def _rows(columns: Sequence[Figures]) -> list[list[str]]:
-    """The closing table. Columns: nbloop's submit, nbloop's handles, asyncio; then nbloop's submit against asyncio."""
+    """The closing table. Columns: nbloop's submit, nbloop's handles, asyncio, and nbloop's submit against asyncio."""
 
     def higher(name: str, of: Callable[[Figures], float]) -> list[str]:
         values = [of(column) for column in columns]
@@ -348,12 +348,12 @@ def _rows(columns: Sequence[Figures]) -> list[list[str]]:
 
 
 def main(path: str | None = None, *, lines: int = 200_000, producers: int = 4, plain: bool = False) -> int:
-    """Run the demo; 0 if all totals are equal, 1 if they are not, 2 for a text that can not be read."""
+    """Run the demo; return 0 if all totals are equal, 1 if they are not, 2 if the text cannot be read."""
     try:
         text = read(path, lines)
     except (OSError, ValueError) as problem:
         reason = problem.strerror if isinstance(problem, OSError) else problem
-        print(f"nbloop demo: can not read {path or 'the standard library'}: {reason}", file=sys.stderr)
+        print(f"nbloop demo: cannot read {path or 'the standard library'}: {reason}", file=sys.stderr)
         return 2
     screen = make_screen(plain)
     _introduce(screen, text, producers)
@@ -397,9 +397,9 @@ def _compare(screen: Screen, lines: list[str], producers: int) -> int:
     screen.table(["", "nbloop", "producer()", "asyncio", "nbloop better by"], _rows(columns), emphasised=4)
     parse = statistics.median(columns[0].run.parses)
     screen.line(
-        f"  Parsing a line takes {_time(parse)} (p50) on any loop, which bounds what a loop can gain end to end."
+        f"  Parsing a line takes {_time(parse)} (p50) with any loop, which limits what a loop can gain end to end."
     )
-    screen.line("  At full speed, submit to run grows as producers outrun the loop: to compare, see the steady rate.")
+    screen.line("  At full speed the delay grows as producers outrun the loop: compare delays at the steady rate.")
 
     screen.heading("Totals")
     results = [("counted directly", truth), ("one thread, no loop", alone.totals)]

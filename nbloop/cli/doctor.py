@@ -1,9 +1,9 @@
-"""`nbloop doctor`: what of this machine and this Python the loop can use, and what would make it slow.
+"""`nbloop doctor`: what the loop can use on this machine and Python, and what would make it slow.
 
-Problem: the loop works nearly everywhere, and is fast where a dozen facts hold; a user with a slow one should not have
-to know them all. Idea: `examine` gathers the facts as plain data, `complaints` holds them against what the loop needs,
-and both are shown as text or JSON. numba is asked for by its metadata only: importing it takes a second, and the loop
-itself does without.
+Problem: the loop works nearly everywhere, but is fast only where a dozen conditions hold; a user with a slow loop
+should not have to know them all. Idea: `examine` gathers the facts as plain data, `complaints` compares them with what
+the loop needs, and both are shown as text or JSON. numba's version comes from its metadata: importing numba takes a
+second, and the loop itself does not need to.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SLOW_CLOCK_NS = 300
 
 
 def examine() -> dict[str, Any]:
-    """All facts, as what JSON can hold."""
+    """All facts, ready for JSON."""
     facts: dict[str, Any] = {
         "python": _python(),
         "versions": {"nbloop": __version__, **{name: _version(name) for name in ("numba", "numpy", "llvmlite")}},
@@ -85,6 +85,8 @@ def _kernels() -> dict[str, Any]:
     return {
         "mode": status.mode,
         "source": status.source,
+        "target": status.target or None,
+        "why": status.why or None,
         "seconds": round(status.seconds, 4),
         "folder": str(folder) if folder is not None else None,
         "file": str(status.file) if status.file is not None else None,
@@ -94,13 +96,13 @@ def _kernels() -> dict[str, Any]:
 
 
 def _sleeping() -> dict[str, Any]:
-    """How a loop sleeps, as `make_parker` decides it, and why."""
+    """How a loop sleeps, as `make_parker` decides, and why."""
     found: dict[str, Any] = {}
     if futex_available():
         how = "WaitOnAddress" if WINDOWS else "futex"
         found["fast_path"] = {"how": how, "why": "the kernels call it themselves, without Python"}
     elif os.environ.get("NBLOOP_PARK") == "lock":
-        found["fast_path"] = {"how": "lock", "why": "NBLOOP_PARK=lock asks for it"}
+        found["fast_path"] = {"how": "lock", "why": "NBLOOP_PARK=lock is set"}
     else:
         found["fast_path"] = {"how": "lock", "why": f"nbloop has no futex for {sys.platform}"}
     try:
@@ -119,7 +121,7 @@ def _sleeping() -> dict[str, Any]:
 
 
 def _quota() -> float | None:
-    """Cores that the container's quota allows, if it has one."""
+    """The number of cores that the container's CPU quota allows; None without a quota."""
     with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         if quota != "max":
@@ -134,7 +136,7 @@ def _clock_source() -> str | None:
 
 
 def _watchers() -> list[str]:
-    """What looks at every call or line of this process."""
+    """Tools that intercept every call or line of this process."""
     found = []
     if sys.gettrace() is not None or threading.gettrace() is not None:
         found.append("a trace function (a debugger, or coverage)")
@@ -148,7 +150,7 @@ def _watchers() -> list[str]:
 
 
 def _cost(call: Callable[..., object], *args: object) -> float:
-    """ns a call, without the loop around it: the median of some rounds."""
+    """ns per call, without the surrounding loop: the median of some rounds."""
     rounds: list[float] = []
     over = time.perf_counter() + MEASURING
     while time.perf_counter() < over:
@@ -167,7 +169,7 @@ def _nothing() -> None:
 
 
 def _submit_cost() -> float:
-    """ns a submit, to a loop that is awake, in memory that it has used before."""
+    """ns per submit, to a loop that is awake, in memory that it has used before."""
     loop = Loop(name="doctor")
     submit, callback = loop.submit, _nothing
     rounds: list[float] = []
@@ -187,21 +189,21 @@ def _submit_cost() -> float:
 
 
 def complaints(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    """What makes the loop slow here, each with what can be done about it."""
+    """What makes the loop slow here, each problem with its remedy."""
     found: list[tuple[str, str]] = []
     python, kernels, cores, clock = facts["python"], facts["kernels"], facts["cores"], facts["clock"]
     if not python["free_threaded_build"]:
         found.append(
             (
-                "This Python has the GIL: threads take turns, and a hop between them may wait 5 ms for it",
+                "This Python has the GIL: threads take turns, and a hop between threads may wait 5 ms for it",
                 "Use a free-threaded build (python3.13t, python3.14t)",
             )
         )
     elif python["gil_enabled"]:
         found.append(
             (
-                "This Python could do without the GIL, but has turned it on",
-                "Unset PYTHON_GIL and -X gil, or find the module that needs it: Python warns at its import",
+                "This Python can run without the GIL, but the GIL is on",
+                "Unset PYTHON_GIL and -X gil, or find the module that enables it: Python warns when it is imported",
             )
         )
     if python["debug_build"]:
@@ -211,14 +213,14 @@ def complaints(facts: dict[str, Any]) -> list[tuple[str, str]]:
     if cores["usable"] == 1:
         found.append(
             (
-                "There is one core to use: producers and the loop take turns, and the loop sleeps without spinning",
+                "Only one core is usable: producers and the loop take turns, and the loop sleeps without spinning",
                 "Give the process two cores or more (taskset, cpuset)",
             )
         )
     elif cores["quota"] is not None and cores["quota"] < 2:
         found.append(
             (
-                f"The container may use {cores['quota']} cores' time: threads are stopped when it is spent",
+                f"The container's CPU quota is {cores['quota']} cores: threads are stopped when it is used up",
                 "Raise its CPU quota to two cores or more",
             )
         )
@@ -230,29 +232,29 @@ def complaints(facts: dict[str, Any]) -> list[tuple[str, str]]:
         found.append(
             (
                 f"Every process compiles the kernels, {kernels['seconds']:.0f} s: {kernels['problem'] or 'no cache'}",
-                "Let NBLOOP_CACHE_DIR name a folder that can be written",
+                "Set NBLOOP_CACHE_DIR to a writable folder",
             )
         )
     if facts["sleeping"]["fast_path"]["how"] == "lock":
         if futex_available() or os.environ.get("NBLOOP_PARK") == "lock":
-            found.append(("The loop sleeps on a lock of Python's", "Unset NBLOOP_PARK, which is for testing"))
+            found.append(("The loop sleeps on a Python lock", "Unset NBLOOP_PARK, which is for testing"))
         else:
             found.append(
-                ("The loop sleeps on a lock of Python's", "Nothing yet: only Linux and Windows have the faster way")
+                ("The loop sleeps on a Python lock", "No remedy yet: only Linux and Windows have a faster way")
             )
     if clock["source"] in SLOW_CLOCKS or clock["read_ns"] > SLOW_CLOCK_NS:
         found.append(
             (
                 f"Reading the clock ({clock['source'] or 'unknown source'}) takes {clock['read_ns']:.0f} ns",
-                "Have the machine's administrator choose the clock source tsc, if it is stable there",
+                "Ask the machine's administrator to select the clock source tsc, if it is stable there",
             )
         )
-    watched = [(f"Every call is watched by {name}", "Switch it off when speed counts") for name in facts["watchers"]]
+    watched = [(f"Every call is intercepted by {name}", "Turn it off when speed counts") for name in facts["watchers"]]
     return found + watched
 
 
 def main(*, as_json: bool = False) -> int:
-    """Print the report; 0."""
+    """Print the report; return 0."""
     facts = examine()
     if as_json:
         print(json.dumps(facts, indent=2))
@@ -279,14 +281,17 @@ def _show(screen: Screen, facts: dict[str, Any]) -> None:
             ("packages", ", ".join(f"{name} {text or 'missing'}" for name, text in facts["versions"].items())),
         ],
     )
-    how = {"cache": "loaded from the cache", "compiler": "compiled by this process"}.get(
-        kernels["source"], "not compiled"
-    )
+    how = {
+        "wheel": "loaded as they were installed",
+        "cache": "loaded from the cache",
+        "compiler": "compiled by this process",
+    }.get(kernels["source"], "not compiled")
     size = f" ({kernels['file_bytes'] / 1024:,.0f} KiB)" if kernels["file_bytes"] is not None else ""
     section(
         "Kernels",
         [
             ("mode", f"{kernels['mode']}, {how}" + (f" in {kernels['seconds'] * 1000:,.0f} ms" if size else "")),
+            *([("for", f"{kernels['target']}: {kernels['why']}")] if kernels["target"] else []),
             ("cache folder", kernels["folder"] or "none"),
             ("file", f"{Path(kernels['file']).name}{size}" if kernels["file"] else "none"),
             *([("problem", kernels["problem"])] if kernels["problem"] else []),
@@ -300,14 +305,14 @@ def _show(screen: Screen, facts: dict[str, Any]) -> None:
             ("cores", f"{cores['usable']} usable of {cores['machine']}{quota}"),
             ("idle loop spins", spin),
             *((name, f"{sleeping[key]['how']}: {sleeping[key]['why']}") for name, key in SLEEPERS),
-            ("clock", f"{facts['clock']['source'] or 'unknown'}, {facts['clock']['read_ns']:.0f} ns a reading"),
+            ("clock", f"{facts['clock']['source'] or 'unknown'}, {facts['clock']['read_ns']:.0f} ns per reading"),
         ],
     )
     section(
         "Measured now",
         [
-            ("empty built-in", f"{facts['costs']['empty_builtin_ns']:.0f} ns a call"),
-            ("submit", f"{facts['costs']['submit_ns']:.0f} ns a call"),
+            ("empty built-in", f"{facts['costs']['empty_builtin_ns']:.0f} ns per call"),
+            ("submit", f"{facts['costs']['submit_ns']:.0f} ns per call"),
         ],
     )
     screen.heading("What makes it slow here")

@@ -1,4 +1,4 @@
-"""nbloop and asyncio under the same few names, so that the demo's code is one.
+"""nbloop and asyncio behind one small interface, so that both run the same demo code.
 
 Each engine is a loop with its natural cross-thread call and its natural timers; nothing is wrapped in the hot path:
 `entrance()` returns the bound method itself (``Loop.submit``, ``Producer.submit``, ``call_soon_threadsafe``).
@@ -23,25 +23,25 @@ class Engine(Protocol):
     name: str
 
     def entrance(self) -> Entrance:
-        """What one producing thread calls to hand over ``callback, *args``."""
+        """The function that one producer thread calls with ``callback, *args``."""
 
     def later(self, delay: float, callback: Thunk) -> object:
-        """Call it once, that many seconds from now. The loop's thread."""
+        """Call `callback` once, `delay` seconds from now. The loop's thread."""
 
     def every(self, period: float, callback: Thunk) -> object:
-        """Call it again and again until the loop ends. Before the loop runs, or on its thread."""
+        """Call `callback` every `period` seconds until the loop ends. Before the loop runs, or on its thread."""
 
     def run(self) -> None:
         """Run on this thread until `stop`."""
 
     def start(self) -> None:
-        """Run on a thread of its own until `close`."""
+        """Run on a separate thread until `close`."""
 
     def stop(self) -> None:
         """Make `run` return. The loop's thread."""
 
     def close(self) -> None:
-        """End it and release what it holds. Another thread than its own, or after `run`."""
+        """End the loop and release its resources. From another thread, or after `run`."""
 
 
 class Nbloop:
@@ -75,7 +75,7 @@ class Nbloop:
 
 
 class NbloopProducers(Nbloop):
-    """`nbloop.Loop` through a handle per producing thread."""
+    """`nbloop.Loop` through one handle per producer thread."""
 
     name = "producer()"
 
@@ -84,7 +84,7 @@ class NbloopProducers(Nbloop):
 
 
 class Asyncio:
-    """asyncio's own loop through `call_soon_threadsafe`."""
+    """asyncio's default loop through `call_soon_threadsafe`."""
 
     name = "asyncio"
 

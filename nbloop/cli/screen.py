@@ -1,7 +1,7 @@
-"""What the commands show: plain lines, or rich's bars and tables where there is a terminal and rich is installed.
+"""The commands' output: plain lines, or rich's bars and tables on a terminal if rich is installed.
 
-Both screens take the same calls, and no command knows which one it has. A bar is redrawn only by `Bar.show`, on the
-thread that calls it: no refreshing thread competes with what is being measured.
+Both screens have the same interface, and no command knows which one it has. Only `Bar.show` redraws a bar, on the
+calling thread: no refresh thread competes with what is being measured.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ NAME_WIDTH = 20
 
 
 class Bar(Protocol):
-    """The progress of one run; a context manager, so that a terminal is left as it was."""
+    """The progress of one run; a context manager, so that the terminal is restored."""
 
     period: float  # seconds between two calls of `show`
 
@@ -25,7 +25,7 @@ class Bar(Protocol):
     def __exit__(self, *_exc: object) -> None: ...
 
     def show(self, done: int, text: str) -> None:
-        """So many lines are done; `text` says more about them."""
+        """Show that `done` lines are done, with `text` for details."""
 
     def finish(self, text: str) -> None:
         """All are done."""
@@ -41,13 +41,13 @@ class Screen(Protocol):
     def bar(self, name: str, total: int) -> Bar: ...
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], emphasised: int = 0) -> None:
-        """A table: the first column to the left, the others to the right; a row of one cell is a title within it."""
+        """A table with its first column left-aligned and the others right-aligned; a row of one cell is a subtitle."""
 
     def verdict(self, good: bool, text: str) -> None: ...
 
 
 def make_screen(plain: bool = False) -> Screen:
-    """Rich's screen if there is a terminal for it, else the plain one."""
+    """Rich's screen on a capable terminal, else the plain one."""
     if plain or not sys.stdout.isatty() or os.environ.get("TERM") == "dumb" or importlib.util.find_spec("rich") is None:
         return PlainScreen()
     return RichScreen()

@@ -1,9 +1,10 @@
-"""`nbloop top`: every measured loop of this user, live, also of a process that hangs.
+"""`nbloop top`: every measured loop of this user, live, even in a process that hangs.
 
-Problem: who is stuck can not answer. Idea: loops made with ``metrics="shared"`` measure in files; this reads them, and
-asks nobody. Rates are over the time between two looks; with only one look they are the loop's own, over 10 s.
+Problem: a stuck process cannot answer. Idea: loops made with ``metrics="shared"`` measure in shared memory; this reads
+it without involving their process. Rates cover the time between two looks; with only one look they are the loop's own,
+over 10 s.
 
-It shows loops of this version of nbloop and of this user only, and none on systems without file locks.
+It shows only loops of this user and of this version of nbloop, and none on systems without file locks.
 """
 
 from __future__ import annotations
@@ -44,11 +45,11 @@ DISPENSABLE = (
     "waiting",
 )
 UNCERTAIN = 0.001  # a callback this short is not worth naming
-TOO_LONG = 1.0  # and one this long is to be seen at once
+TOO_LONG = 1.0  # a callback this long is highlighted
 
 
 class Look:
-    """One loop at one moment, and what it was at the look before."""
+    """One loop at one moment, compared with the previous look."""
 
     def __init__(self, loop: shared.SharedLoop, now: Metrics, before: Metrics | None) -> None:
         self.loop = loop
@@ -60,17 +61,17 @@ class Look:
         else:
             self.rate = now.tps
             busy, passed = now.busy_time, now.time - loop.made
-        # Not of busy and idle time: a sleep counts when it ends, and that may be hours from now
+        # Divided by the time that passed, not by busy plus idle time: a sleep counts when it ends, perhaps hours later.
         self.busy = min(1.0, busy / passed) if passed > 0 else 0.0
 
     @property
     def running_for(self) -> float | None:
-        """Seconds that the callback in progress has taken; None if there is none."""
+        """Seconds that the callback in progress has taken so far; None if there is none."""
         running = self.now.running
         return None if running is None else max(0.0, self.now.time - running.since)
 
     def facts(self) -> dict[str, Any]:
-        """For JSON."""
+        """The figures for JSON."""
         return {
             "pid": self.loop.pid,
             "name": self.loop.name,
@@ -81,7 +82,7 @@ class Look:
         }
 
     def row(self) -> list[str]:
-        """For the table, as `COLUMNS` says."""
+        """The table's row, in the order of `COLUMNS`."""
         running, took = self.now.running, self.running_for
         named = running is not None and took is not None and took >= UNCERTAIN
         return [
@@ -101,7 +102,7 @@ class Look:
 
 
 def duration(seconds: float) -> str:
-    """With three digits and a unit.
+    """A duration with three digits and a unit.
 
     >>> duration(0.0000123), duration(0.25), duration(75)
     ('12.3 µs', '250 ms', '75 s')
@@ -113,14 +114,14 @@ def duration(seconds: float) -> str:
 
 
 class Looker:
-    """Takes looks, and remembers each loop's last."""
+    """Takes looks, and remembers the last one of each loop."""
 
     def __init__(self, pid: int | None) -> None:
         self._pid = pid
         self._before: dict[str, Metrics] = {}
 
     def look(self) -> list[Look]:
-        """All loops there are now. One whose process dies under it is left out."""
+        """All loops that exist now. A loop whose process dies meanwhile is left out."""
         looks = []
         for loop in shared.loops(self._pid):
             try:
@@ -133,9 +134,9 @@ class Looker:
 
 
 def main(pid: int | None, *, once: bool, as_json: bool) -> int:
-    """Show the loops until Ctrl-C, or once, once where there is no terminal; 0, or 1 if that one look finds none."""
+    """Show the loops until Ctrl-C, or once if asked or without a terminal. Returns 1 if a single look finds none."""
     if importlib.util.find_spec("fcntl") is None:
-        print("nbloop: loops can not be read from outside on this system: it has no file locks", file=sys.stderr)
+        print("nbloop: top needs file locks, which this system does not have", file=sys.stderr)
         return 1
     looker = Looker(pid)
     if as_json:
@@ -156,7 +157,7 @@ def main(pid: int | None, *, once: bool, as_json: bool) -> int:
 
 def _none(pid: int | None) -> str:
     whose = "this user has" if pid is None else f"process {pid} has"
-    return f'{whose} no loop that can be read: Loop(metrics="shared"), or NBLOOP_METRICS=shared for all of a process'
+    return f'{whose} no readable loop: use Loop(metrics="shared"), or NBLOOP_METRICS=shared for a whole process'
 
 
 def _live(looker: Looker, pid: int | None) -> int:
@@ -173,7 +174,9 @@ def _live(looker: Looker, pid: int | None) -> int:
 
 
 def fitting(rows: Sequence[Sequence[str]], room: int) -> list[int]:
-    """Which of `COLUMNS` fit into so many cells, three beside each one's content; the dispensable ones go first."""
+    """The indices of the `COLUMNS` that fit into `room` cells, with three cells of padding each. The `DISPENSABLE`
+    ones are dropped first.
+    """
     widths = [3 + max(map(len, column)) for column in zip(COLUMNS, *rows, strict=True)]
     kept = list(range(len(COLUMNS)))
     for name in DISPENSABLE:

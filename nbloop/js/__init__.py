@@ -4,7 +4,7 @@ from .abort import AbortController, AbortError, AbortSignal
 from .combinators import AggregateError, NoPromisesError
 from .events import CustomEvent, Event, EventTarget, InvalidStateError
 from .performance import Performance, PerformanceEntry
-from .promise import Promise, RejectedError
+from .promise import CancelledError, Promise, RejectedError
 from .view import JS
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "AbortError",
     "AbortSignal",
     "AggregateError",
+    "CancelledError",
     "CustomEvent",
     "Event",
     "EventTarget",

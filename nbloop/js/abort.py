@@ -1,10 +1,11 @@
 """`AbortController` and `AbortSignal` (DOM, section 3).
 
 A signal is aborted once, for a reason. Composite signals (`any`) follow the *sources* of their sources (DOM 3.2.1,
-dependent signals), hold them weakly (but for time-outs, which nobody else may know) and are held by them weakly while
-nobody listens, and unlink from all of them when one wins, so a long-lived source does not collect dead composites.
-Links are dicts, whose operations are atomic, and keep the order in which composites were made, which is that of their
-callbacks.
+dependent signals). They hold sources weakly (except time-outs, which nothing else may refer to), sources hold them
+weakly while nobody listens, and they unlink from all sources when one aborts, so a long-lived source does not
+accumulate dead composites.
+Links are dicts: their operations are atomic, and they keep the order in which composites were made, which is the order
+of their callbacks.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Iterable
-from types import TracebackType
+from contextvars import Context, copy_context
+from types import CoroutineType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from .. import hooks
 from ..lifecycle import running_here
 from ..options import check_milliseconds
 from ..unique import Unique
+from .coroutines import run_here
 from .events import Event, EventTarget
 from .promise import reason_as_exception
 
@@ -30,9 +33,15 @@ class AbortError(Exception):
     """The default reason of an abort (DOM's ``AbortError``)."""
 
 
-def _call(callback: Callable[[Any], object], reason: Any) -> None:
+def _call_here(callback: Callable[[Any], object], reason: Any) -> None:
+    result = callback(reason)
+    if isinstance(result, CoroutineType):
+        run_here(result, "abort callback", (callback, reason))
+
+
+def _call(context: Context, callback: Callable[[Any], object], reason: Any) -> None:
     try:
-        callback(reason)
+        context.run(_call_here, callback, reason)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
@@ -40,8 +49,8 @@ def _call(callback: Callable[[Any], object], reason: Any) -> None:
 
 
 class AbortSignal(EventTarget):
-    """Tells of an abort: `aborted`, `reason`, `on_abort`, an ``abort`` event, `throw_if_aborted`. Every method from
-    any thread.
+    """Reports an abort: `aborted`, `reason`, `on_abort`, an ``abort`` event, `throw_if_aborted`. Any thread may call
+    any method.
     """
 
     def __init__(self) -> None:
@@ -50,18 +59,18 @@ class AbortSignal(EventTarget):
         self._aborted = False
         self._reason: Any = None
         self._traceback: TracebackType | None  # of the reason, when it was raised first
-        self._algorithms: dict[int, Callable[[Any], object]] = {}
+        self._algorithms: dict[int, tuple[Context, Callable[[Any], object]]] = {}
         self._next = 0
         self._dependents: dict[int, weakref.ref[AbortSignal]] = {}  # by id, in the order in which they were made
         self._strong: dict[int, AbortSignal] = {}  # dependents that somebody listens to
         self._sources: dict[int, weakref.ref[AbortSignal]] = {}
-        # sources that nobody but their timers might know, so this one keeps them
+        # Sources that perhaps only their timers refer to, so this signal keeps them.
         self._timeouts: list[AbortSignal] = []
-        self._anchor: list[AbortSignal] | None = None  # of a timeout: what its timer keeps while somebody listens
+        self._anchor: list[AbortSignal] | None = None  # for a time-out: what its timer keeps while somebody listens
 
     @property
     def aborted(self) -> bool:
-        """Has it been aborted?"""
+        """Whether it has been aborted."""
         return self._aborted
 
     @property
@@ -71,15 +80,15 @@ class AbortSignal(EventTarget):
 
     @classmethod
     def abort(cls, reason: Any = None) -> AbortSignal:
-        """A signal that is aborted already (DOM, ``AbortSignal.abort``)."""
+        """A signal that is already aborted (DOM, ``AbortSignal.abort``)."""
         signal = cls()
         signal._abort(AbortError("this operation was aborted") if reason is None else reason)
         return signal
 
     @classmethod
     def timeout(cls, js: JS, ms: float) -> AbortSignal:
-        """A signal that is aborted with a TimeoutError after `ms` milliseconds, on the loop; its timer keeps no loop
-        alive (DOM, ``AbortSignal.timeout``). ValueError for a negative `ms`.
+        """A signal that is aborted with a TimeoutError after `ms` milliseconds, on the loop; its timer does not keep
+        the loop alive (DOM, ``AbortSignal.timeout``). ValueError for a negative `ms`.
         """
         check_milliseconds("ms", ms)
         signal = cls()
@@ -107,7 +116,7 @@ class AbortSignal(EventTarget):
         given = list(signals)
         for source in given:
             if not isinstance(source, AbortSignal):
-                raise TypeError(f"signals must be of AbortSignals, not {source!r}")
+                raise TypeError(f"signals must contain only AbortSignals, not {source!r}")
         signal = cls()
         for source in given:
             if source._aborted:
@@ -123,7 +132,7 @@ class AbortSignal(EventTarget):
         cleanup: Any = weakref.finalize(signal, _unlink, id(signal), list(signal._sources.values()))
         cleanup.atexit = False
         for root in roots.values():
-            if root._aborted:  # meanwhile, on another thread
+            if root._aborted:  # another thread has just aborted it
                 signal._abort(root._reason)
                 break
         return signal
@@ -132,41 +141,42 @@ class AbortSignal(EventTarget):
         return [source for source in (held() for held in list(self._sources.values())) if source is not None]
 
     def throw_if_aborted(self) -> None:
-        """Raise the reason if it is aborted."""
+        """Raise the reason if the signal is aborted."""
         if self._aborted:
             raise reason_as_exception(self, self._reason)
 
     def on_abort(self, callback: Callable[[Any], object]) -> Callable[[], None]:
-        """Call ``callback(reason)`` when it is aborted, on the aborting thread, at once if it is; the function
-        returned undoes this.
+        """Call ``callback(reason)`` when the signal is aborted, on the aborting thread, or now if it already is.
+        Returns a function that undoes this.
         """
         if not callable(callback):
             raise TypeError(f"callback must be callable, not {callback!r}")
+        context = copy_context()
         with self._lock:
             if not self._aborted:
                 self._next += 1
                 key = self._next
-                self._algorithms[key] = callback
+                self._algorithms[key] = context, callback
                 self._listened()
                 return lambda: self._forget(key)
-        _call(callback, self._reason)
+        _call(context, callback, self._reason)
         return lambda: None
 
     def add_event_listener(self, type: str, callback: Any, *, once: bool = False) -> None:
-        """As `EventTarget.add_event_listener`; its one event is ``abort``."""
+        """Like `EventTarget.add_event_listener`; the only event is ``abort``."""
         with self._lock:
             super().add_event_listener(type, callback, once=once)
             if type == "abort" and not self._aborted:
                 self._listened()
 
     def remove_event_listener(self, type: str, callback: Any) -> None:
-        """As `EventTarget.remove_event_listener`."""
+        """Like `EventTarget.remove_event_listener`."""
         with self._lock:
             super().remove_event_listener(type, callback)
             self._unlistened()
 
     def _listened(self) -> None:
-        """What somebody listens to must live as long as what can abort it: its sources, or its timer and theirs."""
+        """A signal with listeners must live as long as what can abort it: its sources, its timer, or their timers."""
         for signal in (self, *self._living_sources()):
             if signal is not self:
                 signal._strong[id(self)] = self
@@ -180,10 +190,10 @@ class AbortSignal(EventTarget):
                 signal._let_go()
 
     def _let_go(self) -> None:
-        """The timer of a time-out need not keep it any more, unless somebody listens."""
+        """Stop the timer of a time-out from keeping it alive, unless somebody listens."""
         if self._anchor and not self._wanted():
             self._anchor.clear()
-            if self._wanted():  # meanwhile, on another thread
+            if self._wanted():  # another thread has just begun to listen
                 self._anchor.append(self)
 
     def _wanted(self) -> bool:
@@ -195,8 +205,8 @@ class AbortSignal(EventTarget):
             self._unlistened()
 
     def _abort(self, reason: Any) -> None:
-        """Signal abort (DOM 3.1): once; first this signal's reason and its dependents', then the callbacks of each in
-        that order.
+        """Signal abort (DOM 3.1), once: first set the reason of this signal and its dependents, then run the callbacks
+        of each in that order.
         """
         if not self._take(reason):
             return
@@ -224,16 +234,26 @@ class AbortSignal(EventTarget):
         with self._lock:
             callbacks = list(self._algorithms.values())
             self._algorithms.clear()
-        for callback in callbacks:
-            _call(callback, reason)
+        for context, callback in callbacks:
+            _call(context, callback, reason)
         self.dispatch_event(Event("abort"))
 
     def __repr__(self) -> str:
         return f"<AbortSignal {f'aborted {self._reason!r}' if self._aborted else 'not aborted'}>"
 
 
+def limited(js: JS, signal: AbortSignal | None, ms: float | None) -> AbortSignal | None:
+    """The signal of the arguments ``signal=`` and ``timeout=``: aborted with the first of them. None for neither."""
+    if signal is not None and not isinstance(signal, AbortSignal):
+        raise TypeError(f"signal must be an AbortSignal or None, not {signal!r}")
+    if ms is None:
+        return signal
+    expires = AbortSignal.timeout(js, check_milliseconds("timeout", ms))
+    return expires if signal is None else AbortSignal.any([signal, expires])
+
+
 def _unlink(identifier: int, sources: list[weakref.ref[AbortSignal]]) -> None:
-    """Let the sources forget a dependent that was aborted or collected."""
+    """Make the sources forget a dependent that was aborted or collected."""
     for held in sources:
         source = held()
         if source is not None:
@@ -243,11 +263,11 @@ def _unlink(identifier: int, sources: list[weakref.ref[AbortSignal]]) -> None:
 
 
 class AbortController(Unique):
-    """Something that can abort its `signal`."""
+    """Can abort its `signal`."""
 
     def __init__(self) -> None:
         self.signal = AbortSignal()
 
     def abort(self, reason: Any = None) -> None:
-        """Abort the signal, with an `AbortError` if no reason is given; a second call does nothing. Any thread."""
+        """Abort the signal, with an `AbortError` if no reason is given. A second call does nothing. Any thread."""
         self.signal._abort(AbortError("this operation was aborted") if reason is None else reason)

@@ -1,10 +1,10 @@
 """`all`, `race`, `all_settled`, `any`: one promise for many (ECMAScript 27.2.4.1-3 and .5).
 
-Each takes any iterable of promises, thenables, futures, awaitables and plain values, exhausts it at once, and treats
-each item, before it takes the next, as ``resolve(item).then(...)``, which is what makes the number of jobs the
-standard's; the promises that those `then` would make are seen by nobody, so they are not made. Items may settle on
-any threads: a value goes straight from the promise to its place in a list, by a kernel (`Places`), and who fills the
-last place settles the result.
+Each takes any iterable of promises, thenables, futures, awaitables and plain values, exhausts it immediately, and
+treats each item, before it takes the next, like ``resolve(item).then(...)``, so that the number of jobs is that of the
+standard. The promises that those `then` would return are never visible, so they are not made. Items may settle on any
+threads: a kernel moves a value straight from its promise to its place in a list (`Places`), and the thread that fills
+the last place settles the result.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ type Settler = Callable[[Any], None]
 
 
 class AggregateError(ExceptionGroup[Exception]):
-    """All promises given to `any` were rejected; `reasons` has why, in the order in which they were given.
+    """All promises given to `any` were rejected; `reasons` holds their reasons, in the order of the promises.
 
-    An `ExceptionGroup`, so ``except*`` works: a reason that is no `Exception` appears among `exceptions` as a
-    `RejectedError`. A group can not be empty: of `any` of nothing the only exception is a `NoPromisesError`, and
+    An `ExceptionGroup`, so ``except*`` works: a reason that is not an `Exception` appears among `exceptions` as a
+    `RejectedError`. A group cannot be empty: for `any` of nothing the only exception is a `NoPromisesError`, and
     `reasons` is empty.
     """
 
     reasons: list[Any]
 
     def derive(self, exceptions: Any, /) -> AggregateError:  # type: ignore[override]
-        """A group of some of its exceptions, as ``except*`` makes them."""
+        """A group of some of the exceptions, as ``except*`` makes it."""
         group = AggregateError(self.message, exceptions)
         group.reasons = list(exceptions)
         return group
@@ -52,16 +52,14 @@ def _aggregate(reasons: list[Any]) -> AggregateError:
 def _combine(
     js: JS, items: Iterable[Any], subscribe: Callable[[Iterable[Promise[Any]], Settler, Settler], None]
 ) -> Promise[Any]:
-    """A promise, settled by what `subscribe` does with the items as promises of this view, each made as it is asked
-    for.
-    """
+    """A promise that `subscribe` settles; it gets the items as promises of this view, each made on request."""
     promise: Promise[Any] = Promise(js)
     resolver = Resolver(promise)
     try:
         subscribe((resolved(js, item) for item in items), resolver.resolve, resolver.reject)
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # the iterable's own, or of a `then` that was overridden: IfAbruptRejectPromise
+    except BaseException as error:  # from the iterable, or from an overridden `then`: IfAbruptRejectPromise
         resolver.reject(error)
     try:
         return promise
@@ -113,7 +111,7 @@ def any_(js: JS, items: Iterable[Any]) -> Promise[Any]:
 
 
 def race(js: JS, items: Iterable[Any]) -> Promise[Any]:
-    """Settled as the first that settles (27.2.4.5). Empty: pending for ever."""
+    """Settled like the first that settles (27.2.4.5). Empty: pending for ever."""
 
     def subscribe(promises: Iterable[Promise[Any]], resolve_it: Settler, reject_it: Settler) -> None:
         for promise in promises:

@@ -1,21 +1,24 @@
 """`EventTarget`, `Event`, `CustomEvent` (DOM, sections 2.2 to 2.8), without a tree: an event has one target and does
 not bubble further.
 
-Dispatch is synchronous, on the dispatching thread, over the listeners that were there when it began; one that is
-removed meanwhile is not called, one with `once` is removed before it is called. Listener lists are replaced, never
-changed in place, so any thread may add, remove and dispatch at once. An event is in one dispatch at a time, on any
-threads: a second one raises `InvalidStateError`.
+Dispatch is synchronous, on the dispatching thread, over the listeners present when it began. A listener that is removed
+meanwhile is not called; one with `once` is removed before it is called. Listener lists are replaced, never changed in
+place, so any thread may add, remove and dispatch at any time. An event can be in only one dispatch at a time: a second
+one, on any thread, raises `InvalidStateError`.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextvars import copy_context
+from types import CoroutineType
 from typing import Any
 
 from .. import hooks
 from ..lifecycle import running_here
 from ..unique import Unique
+from .coroutines import run_here
 
 
 class InvalidStateError(RuntimeError):
@@ -28,7 +31,7 @@ def check_name(argument: str, value: object) -> None:
 
 
 class Event:
-    """Something that has happened, of a `type`."""
+    """Something of a certain `type` that has happened."""
 
     def __init__(self, type: str, *, cancelable: bool = False, bubbles: bool = False) -> None:
         check_name("type", type)
@@ -38,29 +41,29 @@ class Event:
         self.target: EventTarget | None = None
         self._prevented = False
         self._stopped = False  # before or in a dispatch: DOM's stop propagation flag
-        self._stopped_at_once = False  # and its stop immediate propagation flag
+        self._stopped_at_once = False  # DOM's stop immediate propagation flag
 
     @property
     def default_prevented(self) -> bool:
-        """Has a listener called `prevent_default` on a cancelable event?"""
+        """Whether a listener called `prevent_default` on a cancelable event."""
         return self._prevented
 
     def prevent_default(self) -> None:
-        """Ask whoever dispatched it not to do what it would; only if it is cancelable."""
+        """Ask the dispatcher to skip its default action, if the event is cancelable."""
         if self.cancelable:
             self._prevented = True
 
     def stop_propagation(self) -> None:
-        """Before a dispatch: no listener is called. In one there is nothing to stop, since there is no tree."""
+        """Before a dispatch: no listener is called. During one there is nothing to stop, since there is no tree."""
         self._stopped = True
 
     def stop_immediate_propagation(self) -> None:
-        """No further listener is called."""
+        """Call no further listener."""
         self._stopped = self._stopped_at_once = True
 
 
 class CustomEvent(Event):
-    """An event with a `detail` of the user's own."""
+    """An event with a `detail` of the user's choice."""
 
     def __init__(self, type: str, *, detail: Any = None, cancelable: bool = False, bubbles: bool = False) -> None:
         super().__init__(type, cancelable=cancelable, bubbles=bubbles)
@@ -71,17 +74,29 @@ type Listener = Callable[[Event], object]
 
 
 class _Entry:
-    __slots__ = ("callback", "once", "removed", "type")
+    __slots__ = ("callback", "context", "once", "removed", "type")
 
     def __init__(self, type: str, callback: Listener, once: bool) -> None:
         self.type = type
         self.callback = callback
+        self.context = copy_context()
         self.once = once
         self.removed = False
 
 
+def check_target(value: object) -> None:
+    if not isinstance(value, EventTarget):
+        raise TypeError(f"target must be an EventTarget, not {value!r}")
+
+
+def _call_here(callback: Listener, event: Event) -> None:
+    result = callback(event)
+    if isinstance(result, CoroutineType):
+        run_here(result, "event listener", (callback, event))
+
+
 class EventTarget(Unique):
-    """Something that events are dispatched to. Every method from any thread."""
+    """Something that events are dispatched to. Any thread may call any method."""
 
     def __init__(self) -> None:
         self._listeners: tuple[_Entry, ...] = ()
@@ -90,6 +105,9 @@ class EventTarget(Unique):
     def add_event_listener(self, type: str, callback: Listener, *, once: bool = False) -> None:
         """Call ``callback(event)`` for events of a type, in order of addition; the same callback is added once (DOM
         2.7, 'add an event listener').
+
+        The coroutine of a coroutine function is spawned on the loop that runs on the dispatching thread. There has to
+        be one. What it raises is reported as the exception of any listener.
         """
         check_name("type", type)
         if not callable(callback):
@@ -99,7 +117,7 @@ class EventTarget(Unique):
                 self._listeners = (*self._listeners, _Entry(type, callback, once))
 
     def remove_event_listener(self, type: str, callback: Listener) -> None:
-        """Undo `add_event_listener`; not called any more even by a dispatch in progress. Unknown: nothing happens."""
+        """Undo `add_event_listener`. Even a dispatch in progress no longer calls it. An unknown listener is ignored."""
         with self._listeners_lock:
             for entry in self._listeners:
                 if entry.type == type and entry.callback == callback:
@@ -113,22 +131,23 @@ class EventTarget(Unique):
     def dispatch_event(self, event: Event) -> bool:
         """Call the listeners for the event's type; False if it is cancelable and one prevented the default (DOM 2.9).
 
-        A listener that raises is reported to the `on_error` of the loop that runs on this thread, and to the logger if
-        there is none; the next is called. KeyboardInterrupt and SystemExit leave the call. O(listeners). Raises
-        TypeError, and `InvalidStateError` for an event that is being dispatched already.
+        An exception of a listener is reported to the `on_error` of the loop that runs on this thread, or to the logger
+        if there is none; then the next listener is called. KeyboardInterrupt and SystemExit leave the call.
+        O(listeners). Raises TypeError, and `InvalidStateError` for an event that is already being dispatched.
         """
         if not isinstance(event, Event):
             raise TypeError(f"event must be an Event, not {event!r}")
-        dispatch = object()
-        if event.__dict__.setdefault("_dispatch", dispatch) is not dispatch:  # DOM's dispatch flag: atomic, as a key is
-            raise InvalidStateError(f"the event {event.type!r} is being dispatched")
+        dispatch, flags = object(), event.__dict__
         try:
+            if flags.setdefault("_dispatch", dispatch) is not dispatch:  # DOM's dispatch flag: atomic, as a key is
+                raise InvalidStateError(f"the event {event.type!r} is being dispatched")
             event.target = self
             if not event._stopped:
                 self._call_listeners(event)
-        finally:
-            event._stopped = event._stopped_at_once = False
-            del event.__dict__["_dispatch"]
+        finally:  # without a call, between which and the next step a signal handler could raise
+            if "_dispatch" in flags and flags["_dispatch"] is dispatch:
+                event._stopped = event._stopped_at_once = False
+                del flags["_dispatch"]
         return not event._prevented
 
     def _call_listeners(self, event: Event) -> None:
@@ -141,7 +160,7 @@ class EventTarget(Unique):
                 if entry.once:
                     self._remove(entry)
             try:
-                entry.callback(event)
+                entry.context.copy().run(_call_here, entry.callback, event)  # a copy: it may dispatch to itself
             except (KeyboardInterrupt, SystemExit):
                 raise
             except BaseException as error:

@@ -25,7 +25,7 @@ class PerformanceEntry:
 
 
 class Performance(Unique):
-    """Marks and measures since its making. Every method from any thread."""
+    """Marks and measures since its creation. Any thread may call any method."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock  # in seconds
@@ -35,11 +35,11 @@ class Performance(Unique):
         self._lock = threading.Lock()
 
     def now(self) -> float:
-        """Milliseconds since the time origin; never goes back."""
+        """Milliseconds since the time origin; never goes backwards."""
         return (self._clock() - self._origin) * 1e3
 
     def mark(self, name: str, *, detail: Any = None, start_time: float | None = None) -> PerformanceEntry:
-        """Remember a moment: now, or `start_time`, in ms since the time origin. ValueError if that is negative (User
+        """Record a moment: now, or `start_time` in ms since the time origin. ValueError if that is negative (User
         Timing: a TypeError).
         """
         check_name("name", name)
@@ -52,7 +52,7 @@ class Performance(Unique):
     def measure(
         self, name: str, start: str | float | None = None, end: str | float | None = None, *, detail: Any = None
     ) -> PerformanceEntry:
-        """Remember a span between two moments: a mark's name (its last), ms, or None for the origin and for now.
+        """Record the span between two moments: the name of a mark (its last one), ms, or None for the origin and now.
 
         LookupError for a name that was never marked (User Timing: a SyntaxError).
         """
@@ -76,7 +76,7 @@ class Performance(Unique):
     def get_entries(
         self, *, name: str | None = None, entry_type: Literal["mark", "measure"] | None = None
     ) -> list[PerformanceEntry]:
-        """The entries, of a name or type if given, in order of start time."""
+        """The entries, of the given name and type if any, in order of start time."""
         with self._lock:
             entries = list(self._entries)
         return sorted(
@@ -89,11 +89,11 @@ class Performance(Unique):
         )
 
     def clear_marks(self, name: str | None = None) -> None:
-        """Forget marks, all or those of a name."""
+        """Forget all marks, or those of one name."""
         self._clear("mark", name)
 
     def clear_measures(self, name: str | None = None) -> None:
-        """Forget measures, all or those of a name."""
+        """Forget all measures, or those of one name."""
         self._clear("measure", name)
 
     def _clear(self, kind: str, name: str | None) -> None:

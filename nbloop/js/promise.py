@@ -1,16 +1,15 @@
 """Promises/A+ with ECMAScript's counting of jobs, settled from any thread.
 
-Source: ECMAScript 2025, 27.2 (names of its abstract operations are cited where they are implemented) and Promises/A+
-1.1.
+Source: ECMAScript 2025, 27.2 (its abstract operations are cited where they are implemented) and Promises/A+ 1.1.
 
 Problem: interleavings of promise chains are observable, so each step must take the *number* of microtasks that the
-standard says; and on free-threaded Python `resolve` and `then` may be called by different threads at once. Idea: what
-every promise does, which is to settle once and to queue reactions in order, is compiled and works on the instance's own
-slots (kernels/promises/settling.py has the protocol). Here is what is JavaScript's: what a promise may be resolved with
-besides a plain value, who is told of a rejection, and what becomes of handlers when the loop has ended. The kernels
-call these functions when they meet such a case, so none of them is on the way of a chain of plain values.
+standard prescribes; and on free-threaded Python different threads may call `resolve` and `then` at once. Idea: what
+every promise does, settling once and queueing reactions in order, is compiled and works on the instance's own slots
+(kernels/promises/settling.py explains the protocol). This file holds the JavaScript part: what a promise may be
+resolved with besides a plain value, where unhandled rejections are reported, and what happens to handlers when the loop
+has ended. The kernels call these functions only in such cases, so a chain of plain values never reaches them.
 
-It loses where every handler returns an object that has to be asked whether it is a thenable: that is Python's part.
+It loses where every handler returns an object that must be tested for being a thenable: Python does that.
 """
 
 from __future__ import annotations
@@ -27,20 +26,27 @@ from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 from .. import hooks
 from ..errors import LoopTerminatedError
+from ..kernels.base import layout
 from ..kernels.base.kernel import method
 from ..kernels.promises import reactions
 from ..kernels.promises.classes import Eventual, Places, Resolver, View, make_view
 from ..options import check_timeout
-from ..waiting import refuse_own_thread, settle, wait
+from ..waiting import LoopFuture, refuse_own_thread, settle, wait
+from .tasks import is_future, wait_in_task, when_done
 
 if TYPE_CHECKING:
+    import asyncio
+
     from ..loop import Loop
     from .abort import AbortSignal
     from .view import JS
 
 
+type AnyFuture = concurrent.futures.Future[Any] | asyncio.Future[Any]
+
+
 class RejectedError(Exception):
-    """Raised by ``await promise`` for a reason that is no exception: the reason is its only argument, `reason`."""
+    """Raised by ``await promise`` for a reason that is not an exception; its only argument is the reason."""
 
     @property
     def reason(self) -> object:
@@ -48,41 +54,49 @@ class RejectedError(Exception):
         return self.args[0]
 
 
+class CancelledError(BaseException):
+    """Raised where a coroutine waits, to end it: by a group that has failed, by a time-out, or because its loop ends.
+
+    It is not an `Exception`, so that a handler of those does not keep the coroutine from its end. A promise that is
+    rejected with it is not reported as an unhandled rejection.
+    """
+
+
 class Promise[T](Eventual):
-    """A value that will be there, or a reason why not. Made by `JS.promise`, `JS.with_resolvers` and the other
-    methods of `JS`.
+    """A value that will be available later, or the reason why it will not. Made by `JS.promise`, `JS.with_resolvers`
+    and other methods of `JS`.
 
     Handlers run as microtasks of the loop, in the order in which they were added, each at most once, never inside
-    `then`. Every method may be called from any thread. A pending promise that nobody refers to any more is collected,
-    with its handlers.
+    `then`. Any thread may call any method. A pending promise that nothing refers to any more is collected, with its
+    handlers.
     """
 
     __slots__ = ("__weakref__", "_site", "_traceback", "_waited")
     _site: str
     _traceback: TracebackType | None
-    _waited: concurrent.futures.Future[None]  # for which `result` waits
+    _waited: concurrent.futures.Future[None]  # `result` waits for it
 
     def __init__(self, js: JS) -> None:
-        self._view = js._view  # the one word that can not be absent: a slot written costs 25 ns
+        self._view = js._view  # the only word that is always set: writing a slot costs 25 ns
         if js.debug:
-            _made(self, 3)  # and this one, and the view's
+            _made(self, 3)  # leave out this frame and the view's, too
 
     @property
     def state(self) -> Literal["pending", "fulfilled", "rejected"]:
-        """Where it stands. ``pending`` may be a moment old; the others are final."""
+        """The state. ``pending`` may already be outdated; the others are final."""
         if not hasattr(self, "_outcome"):
             return "pending"
         return "fulfilled" if self._outcome else "rejected"
 
     @property
     def value(self) -> T | None:
-        """What it was fulfilled with; None before, and if it is rejected (`state` tells). Any thread. O(1)."""
+        """The value it was fulfilled with; None before that, or if it is rejected (see `state`). Any thread. O(1)."""
         return self._value if getattr(self, "_outcome", None) is True else None
 
     @property
     def reason(self) -> Any:
-        """What it was rejected with; None before, and if it is fulfilled. To read it does not handle the rejection.
-        Any thread. O(1).
+        """The reason it was rejected with; None before that, or if it is fulfilled. Reading it does not handle the
+        rejection. Any thread. O(1).
         """
         return self._value if getattr(self, "_outcome", None) is False else None
 
@@ -92,13 +106,14 @@ class Promise[T](Eventual):
         return getattr(self, "_site", None)
 
     def result(self, timeout: float | None = None) -> T:
-        """Wait on another thread than the loop's until it settles: its value, or its reason raised, as `await` does
-        (one that is not an exception as `RejectedError`). At once if it has settled, also after the loop's end.
+        """Wait, on a thread other than the loop's, until it settles; return its value or raise its reason, as `await`
+        does (a reason that is not an exception as `RejectedError`). Returns at once if it has settled, even after the
+        loop's end.
 
-        Whoever waits has handled the rejection. Raises TimeoutError after `timeout` seconds; `ReentrantWaitError` on
-        the loop's own thread; `LoopTerminatedError` when the loop ends first, when an exception leaves `run()`, and,
-        in a function that `promisify` runs, when the end begins. While no thread runs the loop the wait goes on. Not
-        from a signal handler. O(1).
+        Waiting handles the rejection. Raises TimeoutError after `timeout` seconds; `ReentrantWaitError` on the loop's
+        own thread; `LoopTerminatedError` if the loop ends first, if an exception leaves `run()`, and, in a function
+        that `promisify` runs, when the end begins. While no thread runs the loop, the wait goes on. Not from a signal
+        handler. O(1).
 
         >>> import nbloop
         >>> from nbloop.js import JS
@@ -121,7 +136,7 @@ class Promise[T](Eventual):
         raise reason_as_exception(self, self._value)
 
     def _wait_once(self, loop: Loop) -> concurrent.futures.Future[None]:
-        """One for all calls of `result`, so that calls which time out do not add up to a list of reactions."""
+        """One future for all calls of `result`, so that calls that time out do not accumulate reactions."""
         waited: concurrent.futures.Future[None] | None = getattr(self, "_waited", None)
         if waited is None or waited.done():
             waited = loop._waiters.future(loop)
@@ -132,9 +147,9 @@ class Promise[T](Eventual):
     def future(self) -> concurrent.futures.Future[T]:
         """A new `concurrent.futures.Future` of its outcome, for any thread, and for `asyncio.wrap_future`.
 
-        It is done at once if the promise has settled, and otherwise by a microtask of the loop. It is rejected as
-        `result` raises. To cancel it does nothing to the promise. It keeps neither the loop nor the promise: if
-        the promise is collected before it has settled, the future is pending until the loop ends. O(1).
+        If the promise has settled, the future is done at once, otherwise a microtask of the loop completes it. It fails
+        with what `result` raises. Cancelling it does nothing to the promise. It keeps neither the loop nor the promise
+        alive: if the promise is collected before it settles, the future stays pending until the loop ends. O(1).
 
         >>> import nbloop
         >>> from nbloop.js import JS
@@ -147,7 +162,7 @@ class Promise[T](Eventual):
             future: concurrent.futures.Future[T] = loop._waiters.future(loop)
             self._react(partial(settle, future.set_result), partial(_fail, future))
             return future
-        future = concurrent.futures.Future()
+        future = LoopFuture()
         self._handled = True
         if self._outcome:
             future.set_result(self._value)
@@ -155,7 +170,7 @@ class Promise[T](Eventual):
             _fail(future, self._value)
         return future
 
-    # A handler's promise or awaitable, then its plain value: of a union of both, mypy could not tell which one it is.
+    # First handlers that return promises or awaitables, then plain values: mypy could not separate a union of both.
     @overload
     def then(self, on_fulfilled: None = None, on_rejected: None = None) -> Promise[T]: ...
     @overload
@@ -182,11 +197,11 @@ class Promise[T](Eventual):
     def then[U, V](self, on_fulfilled: Callable[[T], U], on_rejected: Callable[[Any], V]) -> Promise[U | V]: ...
     @method(reactions.then)
     def then(self, on_fulfilled: Any = None, on_rejected: Any = None) -> Promise[Any]:
-        """A promise for what the handler returns; without one for an outcome, for that outcome itself. What is not
-        callable is ignored.
+        """A promise of the handler's result, or of this promise's own outcome if there is no handler for it. Handlers
+        that are not callable are ignored.
 
-        ECMAScript 27.2.5.4, Promises/A+ 2.2. A handler that raises rejects the new promise; one that returns a
-        promise, a thenable, a `concurrent.futures.Future` or an awaitable makes it follow that. O(1).
+        ECMAScript 27.2.5.4, Promises/A+ 2.2. A handler that raises rejects the new promise; if it returns a promise, a
+        thenable, a `concurrent.futures.Future` or an awaitable, the new promise follows that. O(1).
         """
         raise NotImplementedError  # pragma: no cover
 
@@ -201,10 +216,10 @@ class Promise[T](Eventual):
         return self.then(None, on_rejected)
 
     def finally_(self, on_finally: Callable[[], object] | None = None) -> Promise[T]:
-        """A promise for the same outcome, once ``on_finally()`` has run and what it returned has settled (ECMAScript
+        """A promise of the same outcome, after ``on_finally()`` has run and its result has settled (ECMAScript
         27.2.5.3).
 
-        An exception in it, or a rejection of what it returned, becomes the outcome instead.
+        If it raises, or its result is rejected, that becomes the outcome instead.
         """
         if not callable(on_finally):
             return self.then()
@@ -214,17 +229,25 @@ class Promise[T](Eventual):
             return js.resolve(on_finally()).then(lambda _ignored: value)
 
         def catch_finally(reason: Any) -> Promise[T]:
-            again: Promise[T] = Promise(js)  # as of `then` with a handler that throws, which not every reason can be
+            again: Promise[T] = Promise(js)  # not `then` with a handler that raises: not every reason can be raised
             js.resolve(on_finally())._react(lambda _ignored: again._reject(reason), again._reject)
             return again
 
         return self.then(then_finally, catch_finally)
 
     def __await__(self) -> Generator[Any, Any, T]:
-        """``await promise`` in a coroutine that `JS.spawn` runs: its value, or its reason raised."""
+        """``await promise`` in a coroutine that `JS.spawn` runs or in an asyncio task: its value, or its reason raised.
+
+        In a task it is as ``await asyncio.wrap_future(promise.future())``, whichever thread runs the promise's loop,
+        and raises the same. To cancel the task does nothing to the promise.
+        """
+        waiting = wait_in_task(self)
+        if waiting is not None:
+            del self  # as below
+            return cast("T", (yield from waiting))
         try:
             return cast("T", (yield self))
-        finally:  # the traceback of the reason keeps this frame, which would keep the promise, which keeps the reason
+        finally:  # the reason's traceback keeps this frame, which would keep the promise, which keeps the reason
             del self
 
     def __repr__(self) -> str:
@@ -241,8 +264,8 @@ def _fail(future: concurrent.futures.Future[Any], reason: Any) -> None:
 
 
 def _follow(promise: Promise[Any], resolution: Any) -> None:
-    """The body of a promise resolve function (27.2.1.3.2) for what is of no plain type. The caller alone may settle
-    this promise. What takes a job to find out is never known when the loop has ended: then it is rejected.
+    """The body of a promise resolve function (27.2.1.3.2) for a value that is not plain. The caller must have the sole
+    right to settle the promise. If a job is needed but the loop has ended, the promise is rejected.
     """
     try:
         _look_into(promise, resolution)
@@ -254,21 +277,25 @@ def _follow(promise: Promise[Any], resolution: Any) -> None:
 
 def _look_into(promise: Promise[Any], resolution: Any) -> None:
     if resolution is promise:
-        promise._reject(TypeError("a promise can not be resolved with itself"))
+        promise._reject(TypeError("a promise cannot be resolved with itself"))
         return
     js: JS = promise._view.owner
     if isinstance(resolution, Promise):
         # Its `then` is ours: the job does what calling it with two resolving functions would, without making them.
-        js.queue_microtask(resolution._react, promise._resolve, promise._reject)
+        js.loop.schedule_microtask(resolution._react, promise._resolve, promise._reject)
         return
-    if isinstance(resolution, concurrent.futures.Future):
-        resolution.add_done_callback(lambda future: _adopt_future(promise, future))
+    if isinstance(resolution, concurrent.futures.Future) or is_future(resolution):
+        try:
+            adopt_future(promise, resolution)
+        except RuntimeError as error:  # the loop of an asyncio future is closed
+            promise._reject(error)
+            del promise, resolution  # as in `settle_by`
         return
     if isinstance(resolution, Awaitable):
         js.queue_microtask(_follow_awaitable, promise, resolution)
         return
     try:
-        then = getattr(resolution, "then", None)  # once
+        then = getattr(resolution, "then", None)  # read only once
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
@@ -286,7 +313,7 @@ def _unhandled(promise: Promise[Any]) -> None:
 
 
 def _raised(reaction: Eventual, error: BaseException) -> None:
-    """A handler has raised; of those that nobody sees it is dropped."""
+    """A handler raised: reject its promise. The exception of a hidden reaction's handler is dropped."""
     if isinstance(error, (KeyboardInterrupt, SystemExit)):
         raise error
     if isinstance(reaction, Promise):
@@ -301,8 +328,8 @@ _losing = _Losing()
 
 
 def _lost(reaction: Eventual, error: BaseException) -> None:
-    """A reaction will never run, for there is no loop left: what waits for it is rejected, to the end of the chain,
-    which may be too long for recursion: rejecting one comes back here with the next.
+    """Reject a reaction that will never run because the loop is gone, and what waits for it, to the end of the chain.
+    Rejecting one calls this again for the next, so a loop replaces recursion, for which a chain may be too long.
     """
     if _losing.waiting is not None:
         _losing.waiting.append(reaction)
@@ -312,13 +339,14 @@ def _lost(reaction: Eventual, error: BaseException) -> None:
         while waiting:
             reaction = waiting.pop()
             if isinstance(reaction, Promise):
-                for slot in ("_on_fulfilled", "_on_rejected"):  # which live no longer than they can be called
+                # a context and handlers, which live no longer than they can be called
+                for slot in ("_link", "_on_fulfilled", "_on_rejected"):
                     with contextlib.suppress(AttributeError):
                         delattr(reaction, slot)
-                reaction._handled = True  # nobody could do anything about it
+                reaction._handled = True  # nobody could do anything about this rejection
                 reaction._reject(error)
                 continue
-            handler = getattr(reaction, "_on_rejected", None)  # of a combinator, an adoption or a coroutine
+            handler = getattr(reaction, "_on_rejected", None)  # the handler of a combinator, an adoption or a coroutine
             if isinstance(handler, Places):
                 handler.put(reaction._reactions, error)
             elif handler is not None:
@@ -328,18 +356,18 @@ def _lost(reaction: Eventual, error: BaseException) -> None:
 
 
 def _made(promise: Promise[Any], frames: int = 1) -> None:
-    """In debug mode: remember where, but for that many innermost frames, this one's included."""
+    """In debug mode, remember the call stack without its innermost `frames` frames, which include this one."""
     promise._site = "".join(traceback.format_stack()[:-frames])
 
 
 def _misused(instance: object) -> None:
     if isinstance(instance, Resolver):
-        raise TypeError("a resolving function takes one argument, or none")
-    raise TypeError("then takes two arguments at most, on_fulfilled and on_rejected")
+        raise TypeError("a resolving function takes at most one argument")
+    raise TypeError("then takes at most two arguments, on_fulfilled and on_rejected")
 
 
-def view_of(js: JS) -> View:
-    """What kernels know of a view."""
+def view_of(js: JS, spawning: Callable[[Callable[..., Any]], Callable[..., Any]]) -> View:
+    """What kernels know of a view. `spawning` says what to schedule for a callback."""
     hooks = {
         "follow": _follow,
         "unhandled": _unhandled,
@@ -347,6 +375,7 @@ def view_of(js: JS) -> View:
         "lost": _lost,
         "made": _made if js.debug else None,
         "misused": _misused,
+        "spawning": spawning,
     }
     return make_view(js.loop._state, js, Promise, hooks, ("on_fulfilled", "on_rejected"))
 
@@ -359,15 +388,15 @@ def _thenable_job(promise: Promise[Any], then: Callable[..., Any]) -> None:
 
 
 def settle_by(resolver: Resolver, executor: Callable[..., Any]) -> None:
-    """``executor(resolve, reject)``, whose exception rejects. Its traceback keeps this frame and its callers':
-    nothing that leads to the promise may be in them, or what the executor held would stay until a collection.
+    """Call ``executor(resolve, reject)``; an exception rejects. Its traceback keeps this frame and its callers' alive:
+    they must not refer to the promise, or what the executor held would stay until a collection.
     """
     try:
         executor(resolver.resolve, resolver.reject)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
-        resolver.reject(error)  # which forgets the promise
+        resolver.reject(error)  # this forgets the promise
 
 
 def _follow_awaitable(promise: Promise[Any], awaitable: Awaitable[Any]) -> None:
@@ -377,16 +406,24 @@ def _follow_awaitable(promise: Promise[Any], awaitable: Awaitable[Any]) -> None:
     promise._view.owner.spawn(wait())._react(promise._resolve, promise._reject)
 
 
-def _adopt_future(promise: Promise[Any], future: concurrent.futures.Future[Any]) -> None:
-    """In whichever thread completes the future."""
-    if future.cancelled():
-        promise._reject(concurrent.futures.CancelledError())
-        return
-    error = future.exception()
-    if error is not None:
-        promise._reject(error)
+def adopt_future(promise: Promise[Any], future: AnyFuture) -> None:
+    """Settle as a future does. Any thread."""
+
+    def done(future: AnyFuture) -> None:
+        """In whichever thread completes the future, or on its loop's."""
+        if future.cancelled():
+            promise._reject(concurrent.futures.CancelledError())
+            return
+        error = future.exception()
+        if error is not None:
+            promise._reject(error)
+        else:
+            promise._resolve(future.result())
+
+    if isinstance(future, concurrent.futures.Future):
+        future.add_done_callback(done)
     else:
-        promise._resolve(future.result())
+        when_done(future, done)
 
 
 def rejected(js: JS, reason: Any) -> Promise[Any]:
@@ -404,7 +441,7 @@ def resolved[T](js: JS, value: Awaitable[T]) -> Promise[T]: ...
 def resolved[T](js: JS, value: T) -> Promise[T]: ...
 def resolved(js: JS, value: Any) -> Promise[Any]:
     """PromiseResolve (27.2.4.7.1): the value itself if it is a promise of this view, else a new promise resolved with
-    it.
+    the value.
     """
     if isinstance(value, Promise) and value._view is js._view:
         return value
@@ -417,8 +454,8 @@ def resolved(js: JS, value: Any) -> Promise[Any]:
 
 
 def reason_as_exception(holder: Promise[Any] | AbortSignal, reason: Any) -> BaseException:
-    """What is raised for the reason that `holder` has. An exception gets back the traceback that it had at the first
-    time: each raise adds to it, and keeps the frames that it names alive.
+    """The exception to raise for `holder`'s reason. It gets the traceback that it had the first time, because each
+    raise adds to the traceback and keeps the added frames alive.
     """
     if not isinstance(reason, BaseException):
         return RejectedError(reason)
@@ -427,9 +464,27 @@ def reason_as_exception(holder: Promise[Any] | AbortSignal, reason: Any) -> Base
     return reason.with_traceback(holder._traceback)
 
 
+class Owed:
+    """A callback that does something else if it never runs: if the loop refuses it, or drops it at its end."""
+
+    __slots__ = ("_dropped", "_run")
+
+    def __init__(self, run: Callable[[], object], dropped: Callable[[], object]) -> None:
+        self._run = run
+        self._dropped: Callable[[], object] | None = dropped
+
+    def __call__(self) -> None:
+        self._dropped = None
+        self._run()
+
+    def __del__(self) -> None:
+        if self._dropped is not None:
+            self._dropped()
+
+
 class Rejections:
-    """HostPromiseRejectionTracker (27.2.1.9): tells of each rejection that nobody handled by the end of its
-    checkpoint, once.
+    """HostPromiseRejectionTracker (27.2.1.9): reports, once, each rejection that has no handler by the end of its
+    checkpoint.
     """
 
     def __init__(self, js: JS, report: Callable[[Any, Promise[Any]], object] | None) -> None:
@@ -438,28 +493,39 @@ class Rejections:
         self._noted: deque[Promise[Any]] = deque()
 
     def note(self, promise: Promise[Any]) -> None:
-        """A promise was rejected that has no handler yet. Any thread."""
+        """Note that a promise was rejected before it had a handler. Any thread."""
         self._noted.append(promise)
-        try:
-            self._js.loop.schedule_checkpoint_end(self._notify)
-        except LoopTerminatedError:  # nobody will be told, so nothing is to be kept
-            with contextlib.suppress(ValueError):  # told meanwhile, at the last checkpoint
-                self._noted.remove(promise)
+        with contextlib.suppress(LoopTerminatedError):
+            self._js.loop.schedule_checkpoint_end(Owed(self._notify, self._notify_at_end))
+
+    def _notify_at_end(self) -> None:
+        """No checkpoint comes any more in which something could handle them: log them. Any thread."""
+        with contextlib.suppress(IndexError):  # none is left
+            while True:
+                self._tell(self._noted.popleft(), None)
 
     def _notify(self) -> None:
-        """At the end of a checkpoint (HTML, 'notify about rejected promises'): of those that were noted by then. What
-        is rejected meanwhile has a checkpoint of its own, whose microtasks may handle it.
+        """At the end of a checkpoint (HTML, 'notify about rejected promises'), report the promises noted by then. A
+        promise that is rejected meanwhile gets its own checkpoint, whose microtasks may handle it.
         """
         for _ in range(len(self._noted)):
-            promise = self._noted.popleft()
-            if hasattr(promise, "_handled"):
-                continue
-            promise._handled = True  # reported: a handler added later changes nothing
-            if self._report is not None:
-                self._report(promise._value, promise)
-                continue
-            reason = promise._value
-            error = reason if isinstance(reason, BaseException) else None
-            made = f"\nmade at:\n{promise._site}" if hasattr(promise, "_site") else ""
-            name = self._js.loop.name
-            hooks.log(error, "unhandled rejection in %s: %r%s", name, reason, made, loop=name)
+            self._tell(self._noted.popleft(), self._report)
+
+    def _tell(self, promise: Promise[Any], report: Callable[[Any, Promise[Any]], object] | None) -> None:
+        """Report it, without `report` to the logger: unless it is handled, or only says that something was cancelled or
+        that this loop ends.
+        """
+        if hasattr(promise, "_handled"):
+            return
+        promise._handled = True  # reported: a handler added later changes nothing
+        reason = promise._value
+        loop = self._js.loop
+        ending = isinstance(reason, LoopTerminatedError) and loop._lifecycle() >= layout.TERMINATING
+        if ending or isinstance(reason, CancelledError):
+            return
+        if report is not None:
+            report(reason, promise)
+            return
+        error = reason if isinstance(reason, BaseException) else None
+        made = f"\nmade at:\n{promise._site}" if hasattr(promise, "_site") else ""
+        hooks.log(error, "unhandled rejection in %s: %r%s", loop.name, reason, made, loop=loop.name)

@@ -7,26 +7,36 @@ loop may have several.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+import concurrent.futures
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
+from functools import partial
 from typing import Any, overload
 
 from .. import debug
 from ..kernels.base.kernel import bound
-from ..kernels.methods import js_timers as kernels
+from ..kernels.methods import javascript as kernels
 from ..kernels.promises.classes import Resolver
 from ..loop import Loop
+from ..options import check_milliseconds
 from ..unique import Unique
 from . import combinators
-from .abort import AbortSignal
-from .coroutines import spawn
+from .abort import AbortSignal, limited
+from .coroutines import spawn, spawning
+from .events import Event, EventTarget, check_target
 from .performance import Performance
-from .promise import Promise, Rejections, rejected, resolved, settle_by, view_of
+from .promise import AnyFuture, Promise, Rejections, adopt_future, rejected, resolved, settle_by, view_of
+from .scopes import Group, Timeout
+from .tasks import is_future
+from .waits import Events, Once, Queue, Sleep, interval
 
 type Callback = Callable[..., object]
 
 
 class JS(Unique):
     """The JavaScript view of `loop`. Every method from any thread, and errors as the loop's own scheduling calls.
+
+    A coroutine function given as a callback (also a method, `functools.partial` or callable object of one) is spawned
+    by each call; what it raises is an unhandled rejection.
 
     `on_unhandled_rejection(reason, promise)` is called once for each rejection that nobody handled by the end of its
     checkpoint; without it the logger ``nbloop`` is told.
@@ -43,13 +53,9 @@ class JS(Unique):
         self.debug = loop.debug
         self.performance = Performance(loop.now)
         self.rejections = Rejections(self, on_unhandled_rejection)
-        self._state = loop._state
-        self._view = view_of(self)
+        self._state = self._view = view_of(self, partial(spawning, self))  # what the kernels below work on
         self.clear_timeout = self.clear_interval = loop.cancel_timer
         self.clear_immediate = loop.cancel_immediate
-        self.set_immediate = loop.schedule_immediate
-        self.queue_microtask = loop.schedule_microtask
-        self.next_tick = loop.schedule_next_tick
         if loop.debug:
             debug.remember_sites(self)
 
@@ -69,11 +75,81 @@ class JS(Unique):
         """
         return 0  # pragma: no cover
 
-    def sleep(self, ms: float) -> Promise[None]:
-        """A promise, fulfilled with None after `ms` milliseconds."""
+    @bound(kernels.set_immediate)
+    def set_immediate(self, callback: Callback, /, *args: object) -> int:
+        """`Loop.schedule_immediate`, for coroutine functions too."""
+        return 0  # pragma: no cover
+
+    @bound(kernels.queue_microtask)
+    def queue_microtask(self, callback: Callback, /, *args: object) -> None:
+        """`Loop.schedule_microtask`, for coroutine functions too."""
+
+    @bound(kernels.next_tick)
+    def next_tick(self, callback: Callback, /, *args: object) -> None:
+        """`Loop.schedule_next_tick`, for coroutine functions too."""
+
+    def sleep(self, ms: float, *, signal: AbortSignal | None = None, timeout: float | None = None) -> Promise[None]:
+        """A promise, fulfilled with None after `ms` milliseconds.
+
+        It is rejected, and its timer is cancelled, when `signal` is aborted (with its reason) or when `timeout`
+        milliseconds are over (with a TimeoutError) before; with `LoopTerminatedError` when the loop ends first. O(1)
+        but for the timer.
+        """
+        limit = signal if signal is None and timeout is None else limited(self, signal, timeout)
         promise: Promise[None] = Promise(self)
-        self.set_timeout(Resolver(promise).resolve, ms)
+        if limit is not None and limit.aborted:
+            promise._reject(limit.reason)
+        else:
+            Sleep(self, promise).begin(ms, limit)
         return promise
+
+    def timeout(self, ms: float) -> Timeout:
+        """``async with js.timeout(ms):`` limits the time of its block to `ms` milliseconds, as `asyncio.timeout` does:
+        what the block awaits then is interrupted, and TimeoutError leaves the block (`Timeout`).
+
+        To limit a single operation that takes a signal, and to share a limit, there is `AbortSignal.timeout`. Raises
+        TypeError, ValueError; RuntimeError on entry outside of coroutines of `spawn`.
+        """
+        return Timeout(self, ms)
+
+    def group(self) -> Group:
+        """``async with js.group() as g:`` waits for all coroutines that ``g.spawn`` starts; the first that fails
+        cancels the others, and an `ExceptionGroup` leaves the block, as of `asyncio.TaskGroup` (`Group`). Raises
+        RuntimeError on entry outside of coroutines of `spawn`.
+        """
+        return Group(self)
+
+    def queue(self) -> Queue[Any]:
+        """A queue from any thread into coroutines of this loop, with an end (`Queue`)."""
+        return Queue(self)
+
+    def interval(self, ms: float) -> AsyncGenerator[None]:
+        """``async for _ in js.interval(ms):`` runs its block every `ms` milliseconds, counted as by `set_interval` from
+        when the iteration begins, until it is left. A block that takes longer than that is run again at once, and the
+        times that it has missed meanwhile are one. Raises TypeError, ValueError.
+        """
+        return interval(self, check_milliseconds("ms", ms))
+
+    def once(self, target: EventTarget, type: str, *, signal: AbortSignal | None = None) -> Promise[Event]:
+        """A promise for the next event of a type. An aborted `signal` rejects it with its reason, and nothing listens
+        any more. The event may be dispatched on any thread. Raises TypeError.
+        """
+        check_target(target)
+        limit = limited(self, signal, None)
+        promise: Promise[Event] = Promise(self)
+        if limit is not None and limit.aborted:
+            promise._reject(limit.reason)
+        else:
+            Once(promise, target, type).begin(limit)
+        return promise
+
+    def on(self, target: EventTarget, type: str, *, signal: AbortSignal | None = None) -> Events:
+        """``async for event in js.on(target, type):`` runs its block for each event of a type that is dispatched from
+        now on, on any thread. Events that come meanwhile wait; none is lost. An aborted `signal` ends it with its
+        reason. It listens until `Events.aclose`, or until nobody refers to it any more. Raises TypeError.
+        """
+        check_target(target)
+        return Events(self, target, type, limited(self, signal, None))
 
     def promise(self, executor: Callable[[Callable[..., None], Callable[..., None]], object]) -> Promise[Any]:
         """``executor(resolve, reject)`` runs now; an exception in it rejects (ECMAScript 27.2.3.1)."""
@@ -106,6 +182,26 @@ class JS(Unique):
         """A promise rejected with `reason`, which may be any object (27.2.4.6)."""
         return rejected(self, reason)
 
+    def from_future(self, future: AnyFuture) -> Promise[Any]:
+        """A promise of what a `concurrent.futures.Future` or an asyncio future (a task, too) comes to: its result, or
+        its exception, or for one that is cancelled `concurrent.futures.CancelledError`.
+
+        The promise settles on the thread that completes the future, for asyncio on that of its loop. It neither cancels
+        the future nor keeps this loop alive. Raises TypeError for what is no future, RuntimeError for a pending
+        one of an asyncio loop that is closed. The way back is `asyncio.wrap_future(promise.future())`.
+
+        >>> import concurrent.futures, nbloop
+        >>> from nbloop.js import JS
+        >>> with nbloop.Loop() as loop, concurrent.futures.ThreadPoolExecutor() as pool:
+        ...     JS(loop).from_future(pool.submit(pow, 2, 8)).result()
+        256
+        """
+        if not isinstance(future, concurrent.futures.Future) and not is_future(future):
+            raise TypeError(f"future must be a concurrent.futures.Future or an asyncio future, not {future!r}")
+        promise: Promise[Any] = Promise(self)
+        adopt_future(promise, future)
+        return promise
+
     def try_(self, callback: Callback, /, *args: object) -> Promise[Any]:
         """``callback(*args)`` now; a promise resolved with what it returns, or rejected with what it raises
         (``Promise.try``).
@@ -134,6 +230,4 @@ class JS(Unique):
         """
         if not isinstance(coroutine, Coroutine):
             raise TypeError(f"spawn takes a coroutine, not {coroutine!r}")
-        if signal is not None and not isinstance(signal, AbortSignal):
-            raise TypeError(f"signal must be an AbortSignal or None, not {signal!r}")
-        return spawn(self, coroutine, signal)
+        return spawn(self, coroutine, limited(self, signal, None))

@@ -1,12 +1,12 @@
-"""Everything compiled, one folder a concern; importing this loads the kernels. Imports between folders point one way::
+"""Everything compiled, one folder per concern; importing this loads the kernels. Imports between folders go one way::
 
     base <- memory <- observe <- ingress <- timers <- calls <- promises <- turn <- methods <- state <- build
 
-`turn.phases.phases` is the page on which a turn is read.
+To read a turn from start to end, begin with `turn.phases.phases`.
 """
 
 from .build import object_cache
-from .methods import asyncio_methods, js_timers, lifetime, scheduling, signal_handler, timer_methods
+from .methods import asyncio_methods, group, javascript, lifetime, scheduling, signal_handler, timer_methods
 from .observe import event_ring, frames, meter
 from .promises import reactions, settling
 from .state import traverse
@@ -19,7 +19,8 @@ __all__ = [
     "event_ring",
     "fd_watches",
     "frames",
-    "js_timers",
+    "group",
+    "javascript",
     "lifetime",
     "meter",
     "object_cache",

@@ -1,7 +1,7 @@
-"""Looking at loops: figures, from inside the process or from another one; profiles; a debug server.
+"""Observing loops: figures, read inside the process or from another one; profiles; a debug server.
 
-What only some need is imported where it is used: `profile` (processor time), `heap`, `contention`, `watchdog`,
-`server`, `shared`, `prometheus`, `opentelemetry`.
+Optional parts are imported only where they are used: `profile` (CPU time), `heap`, `contention`, `watchdog`, `server`,
+`shared`, `prometheus`, `opentelemetry`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
 
 def serve(loop: Loop, port: int = 0) -> DebugServer:
-    """Serve a loop's figures and profiles on 127.0.0.1 (`nbloop.observe.server`); the system chooses the port if it is
-    0. Close it when done, or use it in a ``with`` block.
+    """Serve a loop's figures and profiles on 127.0.0.1 (`nbloop.observe.server`). With port 0 the system chooses one.
+    Close the server when done, or use it in a ``with`` block.
 
-    Figures need ``metrics=``. Any thread; not a signal handler. TypeError, ValueError, OSError if the port is taken.
+    Figures need ``metrics=``. Any thread; not a signal handler. Raises TypeError or ValueError for a bad port, OSError
+    if the port is taken.
     """
     from .server import DebugServer
 

@@ -1,13 +1,14 @@
-"""A loop's block of figures (`kernels/observe/meter.py`): made, calibrated, and read into a `Metrics`.
+"""A loop's block of figures (`kernels/observe/meter.py`): creating it, calibrating it, and reading it into a `Metrics`.
 
-A reader copies the words with a kernel, coherently, and does the arithmetic here, on its own copy. It never waits for
-the loop: a callback that hangs leaves the block at rest, a loop that is busy makes a copy when asked for one.
+A reader takes a coherent copy of the words with a kernel and does the arithmetic here, on its copy. It never waits for
+the loop: while a callback hangs, the block does not change; a busy loop makes a copy on request.
 """
 
 from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,14 @@ from ..kernels.observe import meter
 from ..kernels.observe.histogram import CARRY_BITS
 from .metrics import Histogram, Metrics, Quantiles, Queues, Running
 
-PATIENCE = 1.0  # seconds; a copy is there within 0.2 ms of processor time
+PATIENCE = 1.0  # seconds; a copy takes at most 0.2 ms of CPU time
 _ALPHA_BITS = 1 << meter.EMA_BITS
 
 type Words = npt.NDArray[np.int64]
 
 
 def cycles_count_time() -> bool:
-    """Does the processor's cycle counter run at one rate, on all cores alike, and does the system trust it itself?"""
+    """Does the processor's cycle counter run at one rate on all cores, and does the system itself trust it?"""
     if object_cache.status.mode != "compiled":
         return False
     try:
@@ -35,7 +36,7 @@ def cycles_count_time() -> bool:
         clocks = Path("/sys/devices/system/clocksource/clocksource0/available_clocksource").read_text().split()
     except OSError:
         return False
-    return {"constant_tsc", "nonstop_tsc"} <= set(flags) and "tsc" in clocks  # a system that found it bad removed it
+    return {"constant_tsc", "nonstop_tsc"} <= set(flags) and "tsc" in clocks  # a system that distrusts it removes it
 
 
 class Clock:
@@ -55,7 +56,7 @@ class Clock:
                 self.cycles, self._ticks, self.multiplier = False, time.monotonic_ns, 1 << meter.MULTIPLIER_BITS
 
     def pair(self) -> tuple[int, int]:
-        """(ticks, ns) of one moment: the closest of several looks at both."""
+        """(ticks, ns) of one moment: the closest of several readings of both clocks."""
         best = (0, 0, 1 << 62)
         for _ in range(10):
             before, ns, after = self._ticks(), time.monotonic_ns(), self._ticks()
@@ -64,11 +65,11 @@ class Clock:
         return best[:2]
 
 
-the_clock = functools.cache(Clock)  # 10 ms, once a process
+the_clock = functools.cache(Clock)  # 10 ms, once per process
 
 
 def fill(block: Words, name: str) -> None:
-    """Make a zeroed block ready for a loop. Before the loop has it."""
+    """Prepare a zeroed block, before a loop uses it."""
     clock = the_clock()
     record = block.view(layout.BLOCK.dtype)[0]
     record["cycles"] = clock.cycles
@@ -82,15 +83,15 @@ def fill(block: Words, name: str) -> None:
 
 
 def make(name: str) -> Words:
-    """A block in this process's memory; its pages are used as the buckets are."""
+    """A block in this process's memory. A page is used only once one of its buckets is."""
     block = layout.table(layout.BLOCK.dtype.itemsize // 8)
     fill(block, name)
     return block
 
 
 def copy(block: Words) -> Any:
-    """LIVE at one instant, as a record of its own. Any thread. RuntimeError if there is none to be had: only if the
-    process that wrote it died while it did.
+    """LIVE at one instant, as a separate record. Any thread. RuntimeError if no coherent copy can be taken, which
+    happens only if the writing process died in the middle of a change.
     """
     target = np.zeros(layout.LIVE.dtype.itemsize // 8, np.int64)
     read = meter.metrics_read.bind(block)
@@ -103,12 +104,15 @@ def copy(block: Words) -> Any:
     return target.view(layout.LIVE.dtype)[0]
 
 
-def snapshot(block: Words) -> Metrics:
-    """The figures of a block. Any thread, any process. Some 100 µs."""
+def snapshot(block: Words, waiting: Callable[[], Sequence[int]] | None = None) -> Metrics:
+    """The figures of a block. `waiting` says what waits in each queue now; without it, which is in other processes,
+    `queue_current` is what the loop last wrote there. Any thread, any process. Some 100 µs.
+    """
     record = block.view(layout.BLOCK.dtype)[0]
     multiplier = int(record["multiplier"])
-    ticks, ns = _now(record)  # before the copy: what of a callback in progress counts as busy then never shrinks
+    ticks, ns = _now(record)  # before the copy, so that the busy time of a callback in progress never shrinks
     live = copy(block)
+    current = live["current"] if waiting is None else waiting()
 
     def seconds(duration: int) -> float:
         return (int(duration) * multiplier >> meter.MULTIPLIER_BITS) / 1e9
@@ -119,14 +123,13 @@ def snapshot(block: Words) -> Metrics:
         busy += max(0, ticks - int(live["mark"]))
         since = ns / 1e9 - seconds(max(0, ticks - int(live["now"])))
         running = Running(layout.KIND_NAMES[int(live["running"]) - 1], since)
-    current, most = ([int(v) for v in live[name]] for name in ("current", "max"))
     return Metrics(
         time=ns / 1e9,
         tps=_rate(live, ticks // int(record["bucket_ticks"])),
         latency=Quantiles.of(_histogram(live["latency"])),
         delay=Quantiles.of(_histogram(live["delay"])),
-        queue_current=Queues(*current),
-        queue_max=Queues(*most),
+        queue_current=Queues(*(int(length) for length in current)),
+        queue_max=Queues(*(max(int(most), int(length)) for most, length in zip(live["max"], current, strict=True))),
         queue_ema=Queues(*(float(v) / _ALPHA_BITS for v in live["ema"])),
         turns=int(live["turns"]),
         wakes_sent=int(live["wakes_sent"]),
@@ -141,13 +144,13 @@ def snapshot(block: Words) -> Metrics:
 
 
 def _now(record: Any) -> tuple[int, int]:
-    """(ticks, ns) of one moment on the clock of a block."""
+    """(ticks, ns) of one moment, on the block's clock."""
     if not record["cycles"]:
         ns = time.monotonic_ns()
         return ns, ns
     if the_clock().cycles:
         return the_clock().pair()
-    ns = time.monotonic_ns()  # kernels as plain Python have no such counter; the writer's calibration has to do
+    ns = time.monotonic_ns()  # un-jitted kernels cannot read the counter; the writer's calibration has to do
     gone = ((ns - int(record["ns_base"])) << meter.MULTIPLIER_BITS) // int(record["multiplier"])
     return int(record["tick_base"]) + gone, ns
 
@@ -158,7 +161,7 @@ def _histogram(words: Words) -> Histogram:
 
 
 def _rate(live: Any, now: int) -> float:
-    """Per second over the buckets (now - 100, now]: what has returned since the first of them that had any began."""
+    """Callbacks per second over the buckets (now - 100, now]: those that returned since the first non-empty one."""
     done = int(live["callbacks"]) - int(live["errors"])
     numbers, before = live["rate"][:, 0], live["rate"][:, 1]
     inside = before[(numbers > now - meter.WINDOW) & (numbers <= now) & (numbers > 0)]

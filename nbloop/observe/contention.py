@@ -1,15 +1,14 @@
-"""Where threads get in each other's way: what profiles of blocking and of mutexes are elsewhere.
+"""Where threads get in each other's way: the counterpart of block and mutex profiles elsewhere.
 
-Problem: such a profile shows who waits for which lock, and nothing on a loop's hot path takes one. What contention
-costs there is a system call to wake a sleeper, a compare-and-swap that another thread has spoiled and that is made
-again, a loop that waits for a producer which was descheduled between its ticket and its store. Idea: each is counted
-where it happens, always, by whoever it happens to: who has just slept, or lost a line to another core, does not feel
-one more addition, and the path without contention executes the same instructions as without counters. Reading is some
-twenty loads; the loop does not notice.
+Problem: a mutex profile shows which threads wait for which lock, but nothing on a loop's hot path takes a lock. There,
+contention costs a system call to wake a sleeper, a compare-and-swap that fails and is retried, or a loop that waits for
+a producer descheduled between taking its ticket and storing its task. Idea: the thread that suffers the event counts
+it, always: after a sleep, or a cache line lost to another core, one more addition does not matter, and the uncontended
+path executes the same instructions as without counters. Reading takes some twenty loads; the loop does not notice.
 
-It loses on stacks: it says that threads meet at the pool of chunks, and not which of them. And a swap of a promise's
-word that has to be repeated is not counted: that word is of no loop, and it happens at most once for each reaction that
-is added in the instant in which its promise settles.
+It loses on stacks: it says that threads collide at the pool of chunks, but not which threads. And retries on a
+promise's word are not counted: the word belongs to no loop, and a retry happens at most once for each reaction that is
+added at the instant its promise settles.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Retries:
-    """Compare-and-swaps that failed because another thread came first, and were made again, by what they were of."""
+    """Compare-and-swaps that failed because another thread came first and were retried, by data structure."""
 
     submit: int
-    """The submit queue: installing a chunk, closing, and each submit if there is an `ingress_limit`; a submit without
-    one is an addition, which can not fail.
+    """The submit queue: installing a chunk, closing, and each submit if there is an `ingress_limit`. Without a limit
+    a submit is an atomic addition, which cannot fail.
     """
     remote: int
-    """The queue of what other threads schedule: the same."""
+    """The queue of what other threads schedule, counted the same way."""
     producers: int
     """The stack of producer handles that have work."""
     chunks: int
@@ -43,50 +42,50 @@ class Retries:
     """
 
     def __sub__(self, earlier: Retries) -> Retries:
-        """Those since `earlier`, of the same loop."""
+        """The retries since `earlier`, which must come from the same loop."""
         return Retries(**{one.name: getattr(self, one.name) - getattr(earlier, one.name) for one in fields(self)})
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """The sum of all."""
         return sum(getattr(self, one.name) for one in fields(self))
 
 
 @dataclass(frozen=True)
 class Contention:
-    """What has happened in so many seconds. Detached: nothing in it changes any more.
+    """What happened in a number of seconds. Detached: nothing in it changes any more.
 
-    Its figures are read one after the other while the loop runs: each is exact, and two may be some ns apart.
+    The figures are read one after the other while the loop runs: each is exact, but two may be some ns apart.
     """
 
     seconds: float
     wakes_sent: int
     """System calls made to wake the loop."""
     wakes_elided: int
-    """Tasks and commands that came through a queue and needed none of their own, because the loop was awake or another
-    had sent it.
+    """Tasks and commands that came through a queue and needed no wake-up of their own, because the loop was awake or
+    another thread had already sent one.
     """
     parks: int
     """How often the loop went to sleep, with a system call."""
     parked_time: float
-    """Seconds that it slept, a sleep in progress included."""
+    """Seconds it slept, including a sleep in progress."""
     spins_won: int
-    """Looks around before a sleep that found something, and so spared the sleep and its wake."""
+    """Spins before a sleep that found work, and so saved the sleep and its wake-up."""
     spins_lost: int
-    """Those that did not."""
+    """Spins that found none."""
     stalls: int
-    """Waits of the loop for a producer that had drawn its ticket and not stored yet."""
+    """Waits of the loop for a producer that had taken its ticket but not stored its task yet."""
     stalled_time: float
-    """Seconds of that."""
+    """Seconds spent in stalls."""
     lock_waits: int
-    """Waits for the loop's lock, which registering descriptors, making producer handles and ending take."""
+    """Waits for the loop's lock, which is taken to register descriptors, make producer handles and end the loop."""
     lock_time: float
-    """Seconds of that, of all threads together."""
+    """Seconds spent in lock waits, summed over all threads."""
     retries: Retries
 
     def per_second(self) -> dict[str, float]:
-        """Each figure by `seconds`, of `retries` the total; of a time it is the share (of `lock_time` the threads that
-        waited on average). Empty if no time has passed.
+        """Each figure divided by `seconds`, with the total for `retries`. A time becomes a share (`lock_time`: the
+        average number of waiting threads). Empty if no time has passed.
         """
         if self.seconds <= 0:
             return {}
@@ -98,14 +97,14 @@ class Contention:
         return rates | {"retries": self.retries.total / self.seconds}
 
     def __sub__(self, earlier: Contention) -> Contention:
-        """What has happened since `earlier`, of the same loop."""
+        """What happened since `earlier`, which must come from the same loop."""
 
         return Contention(**{one.name: getattr(self, one.name) - getattr(earlier, one.name) for one in fields(self)})
 
 
 def totals(loop: Loop) -> Contention:
-    """What has happened since the loop was made. Any thread, also while a callback hangs or after the loop's end; not
-    a signal handler. Some 20 µs. ForkedLoopError in a forked child.
+    """What has happened since the loop was made. Any thread, even while a callback hangs or after the loop's end; not
+    a signal handler. Takes some 20 µs. ForkedLoopError in a forked child.
     """
     loop._check_fork()
     record: Any = loop._record
@@ -113,7 +112,7 @@ def totals(loop: Loop) -> Contention:
     external, remote, pool = record["external"], record["remote"], record["pool"]
     parked = int(record["parked"])
     now = time.monotonic_ns()
-    if parked < 0:  # less the beginning of a sleep that has no end yet
+    if parked < 0:  # a sleep is in progress: its start has been subtracted, its end not yet added
         parked += now
     sent = int(record["wakes_sent"])
     arrived = int(external["head"]) - int(external["passed"]) + int(remote["head"]) + int(record["handled"])
@@ -140,12 +139,12 @@ def totals(loop: Loop) -> Contention:
 
 
 def contention(loop: Loop, seconds: float) -> Contention:
-    """What happens in the next so many seconds, for which the calling thread waits. Any thread but the loop's own, on
-    which nothing would happen meanwhile. TypeError or ValueError for a time that is negative or no number.
+    """What happens in the next `seconds`, while the calling thread waits. Any thread except the loop's own, where
+    nothing would happen meanwhile. TypeError or ValueError for a time that is negative or not a number.
 
     >>> import nbloop
     >>> with nbloop.Loop() as loop:
-    ...     seen = contention(loop, seconds=0.05)  # of a loop that has nothing to do: it sleeps
+    ...     seen = contention(loop, seconds=0.05)  # this loop has nothing to do: it sleeps
     >>> seen.retries.total, seen.wakes_sent, 0.5 < seen.parked_time / seen.seconds < 1.01
     (0, 0, True)
     """

@@ -1,12 +1,11 @@
-"""Who holds the memory: what `tracemalloc` has traced, as a profile that ``go tool pprof`` opens.
+"""What holds the memory: the allocations `tracemalloc` traced, as a profile that ``go tool pprof`` opens.
 
-tracemalloc knows file and line of each allocation that is still alive, numpy's arrays included, but no function names.
-Idea: the innermost of the functions found in modules and classes whose lines hold that line; what none of them holds,
-the bodies of modules for one, has the file's name. (Parsing the sources instead takes a minute in a process that is
-traced.)
+tracemalloc knows the file and line of each live allocation, numpy's arrays included, but no function names. Idea: take
+the innermost function, among those found in modules and classes, whose lines contain that line. A line outside all of
+them, as in a module's body, gets the file's name. (Parsing the sources instead takes a minute in a traced process.)
 
-Tracing costs a third to a half of the speed of code that allocates, so somebody has to ask for it: `tracemalloc.start`,
-or ``python -X tracemalloc=25``. Nothing here starts it.
+Tracing slows code that allocates by a third to a half, so it is opt-in: `tracemalloc.start`, or
+``python -X tracemalloc=25``. Nothing here starts it.
 """
 
 from __future__ import annotations
@@ -21,16 +20,15 @@ from . import pprof
 
 
 def heap() -> bytes:
-    """What is allocated now and was since tracing began: values inuse_objects and inuse_space (the default).
+    """What was allocated since tracing began and is still alive: values inuse_objects and inuse_space (the default).
 
-    Stacks are as deep as `tracemalloc.start` was told to keep them (1 by default: the line that allocates). Any
-    thread; takes time in proportion to what is traced. RuntimeError if tracemalloc is
-    not tracing,
+    Stacks are as deep as the argument of `tracemalloc.start` (1 by default: the line that allocates). Any thread; takes
+    time in proportion to what is traced. RuntimeError if tracemalloc is not tracing.
     """
     if not tracemalloc.is_tracing():
         raise RuntimeError("tracemalloc is not tracing: call tracemalloc.start(25), or run python -X tracemalloc=25")
     now = time.time_ns()
-    # "traceback" groups the traces by what they are made of, without an object for each
+    # "traceback" groups the traces by their raw frames, without making an object for each
     held = tracemalloc.take_snapshot().statistics("traceback")
     places = _Places(_functions({frame.filename for one in held for frame in one.traceback}))
     return pprof.encode(
@@ -44,7 +42,7 @@ def heap() -> bytes:
 
 
 class _Places(dict[tracemalloc.Frame, pprof.Place]):
-    """A line -> the same with the innermost function that holds it."""
+    """Maps a line to itself with the innermost function that contains it."""
 
     def __init__(self, functions: dict[str, list[tuple[int, int, str]]]) -> None:
         super().__init__()
@@ -60,8 +58,8 @@ class _Places(dict[tracemalloc.Frame, pprof.Place]):
 
 
 def _functions(files: set[str]) -> dict[str, list[tuple[int, int, str]]]:
-    """(first line, last line, qualified name) of each function of these files that a module or class has, by file,
-    outer ones first.
+    """(first line, last line, qualified name) of each function in these files that a module or class holds, by file,
+    outer functions first.
     """
     found: dict[str, list[tuple[int, int, str]]] = {file: [] for file in files}
     waiting: list[object] = [thing for module in list(sys.modules.values()) for thing in list(vars(module).values())]

@@ -1,9 +1,9 @@
-"""What a loop tells of itself: frozen, detached figures, and the histogram they come from.
+"""A loop's metrics: frozen, detached figures, and the histogram they come from.
 
-Problem: quantiles of everything that ever ran, in bounded memory, mergeable, and not wrong by more than one can see.
-Idea: a log-linear histogram: exact below 128 ns, and 64 buckets to each doubling above, so a bucket's middle is within
+Problem: quantiles of everything that ever ran, in bounded memory, mergeable, and with an error too small to see. Idea:
+a log-linear histogram: exact below 128 ns, and 64 buckets to each doubling above, so a bucket's middle is within
 1/128 = 0.8 % of every duration in it. Adding is one increment, merging is adding, and a quantile is a walk along the
-sums. (Four P-square estimators, the usual alternative, are off by several per cent and can not be merged.)
+sums. (Four P-square estimators, the usual alternative, are off by several per cent and cannot be merged.)
 
 It loses where a histogram must: 19 KB each, and two durations in one bucket are the same duration.
 """
@@ -11,7 +11,9 @@ It loses where a histogram must: 19 KB each, and two durations in one bucket are
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,9 +33,9 @@ _LOW, _MIDDLE = _bounds()
 
 
 class Histogram:
-    """Durations in seconds, at most 1 % off in any quantile, from 0 to 73 minutes (longer ones count as that).
+    """Durations in seconds from 0 to 73 minutes (longer ones count as 73 minutes), at most 1 % off in any quantile.
 
-    Not for several threads at once; a snapshot's own is nobody else's. Memory: 19 KB.
+    Not thread-safe; a snapshot's histogram is the caller's own. Memory: 19 KB.
 
     >>> h = Histogram()
     >>> for ms in range(1, 101):
@@ -60,12 +62,12 @@ class Histogram:
 
     @property
     def count(self) -> int:
-        """How many durations. O(buckets)."""
+        """The number of durations. O(buckets)."""
         return int(self._counts.sum())
 
     @property
     def sum(self) -> float:
-        """All durations together, in seconds; exact."""
+        """The sum of all durations, in seconds; exact."""
         return self._total / 1e9
 
     @property
@@ -75,14 +77,14 @@ class Histogram:
 
     @property
     def mean(self) -> float:
-        """Sum by count; 0 without any."""
+        """Sum divided by count; 0 if empty."""
         count = self.count
         return self._total / count / 1e9 if count else 0.0
 
     def quantile(self, q: float) -> float:
-        """The duration, in seconds, that a part `q` of all do not exceed (nearest rank); 0 without any. O(buckets).
+        """The duration, in seconds, that a share `q` of all do not exceed (nearest rank); 0 if empty. O(buckets).
 
-        At most 1 % from the exact one. ValueError unless 0 <= q <= 1.
+        At most 1 % from the exact value. ValueError unless 0 <= q <= 1.
         """
         if not 0 <= q <= 1:
             raise ValueError(f"q must be from 0 to 1, not {q!r}")
@@ -94,7 +96,7 @@ class Histogram:
         return min(int(_MIDDLE[int(np.searchsorted(sums, rank))]), self._max) / 1e9
 
     def merge(self, other: Histogram) -> None:
-        """Add all of another's durations to this one. O(buckets)."""
+        """Add all durations of another histogram to this one. O(buckets)."""
         self._counts += other._counts
         self._total += other._total
         self._max = max(self._max, other._max)
@@ -105,11 +107,11 @@ class Histogram:
         self._total = self._max = 0
 
     def copy(self) -> Histogram:
-        """One of its own with the same content."""
+        """An independent histogram with the same content."""
         return Histogram(self._counts.copy(), self._total, self._max)
 
     def buckets(self) -> list[tuple[float, int]]:
-        """(upper bound in seconds, how many) of each bucket that has any, ascending. For exporters. O(buckets)."""
+        """(upper bound in seconds, count) of each non-empty bucket, ascending. For exporters. O(buckets)."""
         used = np.flatnonzero(self._counts)
         ends = np.append(_LOW[1:], MOST_NS + 1)
         return [((int(ends[i]) - 1) / 1e9, int(self._counts[i])) for i in used]
@@ -120,8 +122,8 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Quantiles:
-    """A distribution of durations, all in seconds. Quantiles are at most 1 % off; `max`, `mean`, `count` as the
-    histogram has them. All 0 without any.
+    """A distribution of durations, in seconds. Quantiles are at most 1 % off; `max`, `mean` and `count` are exact. All
+    are 0 for an empty histogram.
     """
 
     p50: float
@@ -132,44 +134,44 @@ class Quantiles:
     mean: float
     count: int
     histogram: Histogram
-    """Everything, for other quantiles, for merging several loops' and for exporters. A copy: change it as you like."""
+    """The whole distribution, for other quantiles, for merging several loops, and for exporters. A copy of your own."""
 
     @classmethod
     def of(cls, histogram: Histogram) -> Quantiles:
-        """The usual ones of a histogram, which is kept."""
+        """The usual quantiles of a histogram, which is kept by reference."""
         p50, p90, p95, p99 = (histogram.quantile(q) for q in (0.5, 0.9, 0.95, 0.99))
         return cls(p50, p90, p95, p99, histogram.max, histogram.mean, histogram.count, histogram)
 
 
 @dataclass(frozen=True)
 class Queues[N: (int, float)]:
-    """A figure of each kind of queue, sampled by the loop."""
+    """One figure per kind of queue."""
 
     ingress: N
-    """The submit queue and all producer handles' queues with work, at the start of a turn."""
+    """The submit queue plus the queues of all producer handles. Sampled at the start of a turn."""
     internal: N
-    """`submit_internal`, at the start of a turn."""
+    """`submit_internal`. Sampled at the start of a turn."""
     microtask: N
-    """Next-ticks and microtasks, at the start of a checkpoint that had any, and then 0 at the start of a turn."""
+    """Next-ticks and microtasks. Sampled at the start of a checkpoint that has any."""
     immediate: N
-    """The check phase's, at the start of a turn."""
+    """Immediates (the check phase's queue). Sampled at the start of a turn."""
 
 
 @dataclass(frozen=True)
 class Running:
-    """The callback that a loop is in."""
+    """The callback that a loop is running."""
 
     kind: str
     """As in `on_error`'s context: task, microtask, next-tick, timer, ..."""
     since: float
-    """When it began, on the clock of `time.monotonic`. Up to eight callbacks early among callbacks so short that they
-    are timed in groups.
+    """When it began, on the clock of `time.monotonic`. Among callbacks so short that they are timed in groups it may be
+    up to eight callbacks too early.
     """
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """A loop's figures at one instant: nothing in it changes any more, and all of it is of the same instant.
+    """A loop's figures at one instant: nothing in it changes any more, and all of it belongs to the same instant.
 
     Times are seconds, counts are since the loop was made.
     """
@@ -179,36 +181,74 @@ class Metrics:
     tps: float
     """Callbacks that returned normally, per second, over the last 10 s in buckets of 100 ms (so it rises for 10 s)."""
     latency: Quantiles
-    """How long callbacks ran, from the end of the one before, or of the sleep, to their own end. Callbacks under
-    250 ns in a row are timed in groups of up to 8, see `nbloop.kernels.observe.meter`.
+    """How long callbacks ran, from the end of the previous callback or sleep to their own end. Consecutive callbacks
+    under 250 ns are timed in groups of up to 8; see `nbloop.kernels.observe.meter`.
     """
     delay: Quantiles
-    """From `submit` to start, of tasks of the submit queue and of producer handles, stamped at submit. With 64 or more
-    waiting, each eighth is stamped and counts as 8.
+    """From `submit` to start, for tasks of the submit queue and of producer handles, stamped at submit. When 64 or more
+    wait, every eighth is stamped and counts as 8.
     """
     queue_current: Queues[int]
-    """As last sampled."""
+    """What waits now, also while the loop is idle or a callback hangs. Read from another process: what waited when the
+    loop last began or ended a turn.
+    """
     queue_max: Queues[int]
-    """The most that was ever sampled."""
+    """The largest sample ever, or what waits now if that is more."""
     queue_ema: Queues[float]
-    """Exponential moving average of the samples, alpha 0.1, started by the first."""
+    """Exponential moving average of the samples, alpha 0.1, starting at the first sample."""
     turns: int
     wakes_sent: int
     """System calls made to wake the loop."""
     wakes_elided: int
-    """Tasks and commands from outside that needed none of their own, because the loop was awake or another had sent
-    it.
+    """Tasks and commands from outside that needed no wake-up of their own, because the loop was awake or another thread
+    had already sent one.
     """
     idle_time: float
-    """Sleeping, looking around before it, or polling. Counted when it ends: a loop that sleeps just now has had more.
+    """Time spent sleeping, spinning before a sleep, or polling. A sleep counts when it ends, so a sleeping loop has
+    been idle for longer than this says.
     """
     busy_time: float
-    """Turning, callbacks included, also the one in progress."""
+    """Time spent in turns, callbacks included, even the one in progress."""
     overloads: int
-    """Turns in which more waited than `ingress_budget`."""
+    """Turns in which more than `ingress_budget` tasks waited."""
     callbacks: int
-    """That have ended, normally or not."""
+    """Callbacks that have ended, normally or not."""
     errors: int
-    """That raised."""
+    """Callbacks that raised."""
     running: Running | None
-    """What the loop is in just now."""
+    """The callback in progress; None if there is none."""
+
+    @classmethod
+    def merged(cls, figures: Sequence[Metrics]) -> Metrics:
+        """The figures of several loops as if they were one: counts, rates, depths and times are summed, distributions
+        merged, and `running` is what has run longest. `time` is that of the latest. ValueError for none.
+
+        Each loop's are of one instant; those of two loops are as far apart as they were taken. `queue_max` is the sum
+        of what each had at most, which may have been at different moments. O(loops).
+        """
+        if not figures:
+            raise ValueError("figures must be those of one loop at least")
+
+        def queues(name: str) -> Queues[Any]:
+            depths = [getattr(one, name) for one in figures]
+            return Queues(*(sum(getattr(one, queue.name) for one in depths) for queue in fields(Queues)))
+
+        def quantiles(name: str) -> Quantiles:
+            histogram = Histogram()
+            for one in figures:
+                histogram.merge(getattr(one, name).histogram)
+            return Quantiles.of(histogram)
+
+        found: dict[str, Any] = {name: sum(getattr(one, name) for one in figures) for name in _SUMS}
+        found |= {name: queues(name) for name in ("queue_current", "queue_max", "queue_ema")}
+        found |= {name: quantiles(name) for name in ("latency", "delay")}
+        found["time"] = max(one.time for one in figures)
+        found["running"] = min((one.running for one in figures if one.running), key=_since, default=None)
+        return cls(**found)
+
+
+def _since(running: Running) -> float:
+    return running.since
+
+
+_SUMS = ("tps", "turns", "wakes_sent", "wakes_elided", "idle_time", "busy_time", "overloads", "callbacks", "errors")

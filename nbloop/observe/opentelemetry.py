@@ -2,8 +2,9 @@
 
     instrument(loop)                 # the global meter provider; or instrument(loop, provider)
 
-Instruments are observable: read when a reader collects, and never by the loop. The API has no observable histogram, so
-durations are quantiles, a gauge with the attribute ``quantile``, beside a counter of the durations' number and sum.
+Instruments are observable: they are read when a reader collects, never by the loop. The API has no observable
+histogram, so durations become quantiles, a gauge with the attribute ``quantile``, plus counters of their number and
+sum.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ _QUANTILES = (0.5, 0.9, 0.95, 0.99)
 
 
 def instrument(loop: Loop, provider: MeterProvider | None = None) -> None:
-    """Have a provider's instruments tell of a loop that measures; ValueError if it does not. A loop that has ended is
-    told of no longer, and none is kept. Again does nothing. Any thread.
+    """Report a loop's figures through a provider's instruments. ValueError if the loop does not measure.
+
+    A loop that has ended is no longer reported, and no loop is kept alive. Idempotent. Any thread.
     """
     if loop.metrics() is None:
         raise ValueError(f"{loop.name} does not measure: make it with metrics=True")
@@ -49,7 +51,7 @@ def instrument(loop: Loop, provider: MeterProvider | None = None) -> None:
 
 
 def _make_instruments(provider: MeterProvider, loops: weakref.WeakSet[Loop]) -> None:
-    """Of all loops of a provider: of a second instrument of the same name it would not ask the callback."""
+    """One set for all loops of a provider: it would not call the callback of a second instrument of the same name."""
     meter = provider.get_meter("nbloop")
     look = functools.partial(_observe, loops, Loop.metrics)
     look_at_contention = functools.partial(_observe, loops, totals)
@@ -78,7 +80,7 @@ def _observe[Figures](
         for loop in living:
             try:
                 figures = read(loop)
-            except ForkedLoopError:  # a child with a reader of its own
+            except ForkedLoopError:  # a forked child that has a reader of its own
                 continue
             if figures is not None:
                 for value, attributes in take(figures):

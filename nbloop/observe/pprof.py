@@ -1,10 +1,10 @@
-"""Profiles in the format of pprof (gzipped protobuf, ``perftools.profiles.Profile``), which ``go tool pprof``,
-speedscope, Pyroscope and others read.
+"""Profiles in pprof's format (gzipped protobuf, ``perftools.profiles.Profile``), which ``go tool pprof``, speedscope,
+Pyroscope and others read.
 
-Why not the package protobuf: where the GIL is off it installs as plain Python only, and takes 12 s for 10,000 stacks
-of 25 calls, where this takes 0.8 s; it is also a generated module bound to its major version. A profile is made of two
-of the format's wire types, numbers and bytes, and nothing here ever reads one, so an encoder is these two functions.
-The tests decode with the package.
+Why not the package protobuf: on a free-threaded Python it installs as plain Python only and takes 12 s for 10,000
+stacks of 25 calls, where this takes 0.8 s; it would also tie us to a generated module of one major version. A profile
+uses two of the format's wire types, numbers and bytes, and nothing here ever reads one, so two functions make an
+encoder. The tests decode with the package.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ type Sample = tuple[Sequence[Place], Sequence[int], Mapping[str, str]]
 
 
 def _varint(value: int) -> bytes:
-    """Seven bits a byte, the lowest first; all but the last have the eighth. Values from 0 on."""
+    """Seven bits per byte, lowest first; all bytes except the last set the eighth bit. Non-negative values only."""
     if value < 0x80:
         return value.to_bytes()
     out = bytearray()
@@ -46,12 +46,12 @@ def _number(field: int, value: int) -> bytes:
 
 
 def _bytes(field: int, content: bytes) -> bytes:
-    """A field of wire type 2: text, another message, or numbers in a row."""
+    """A field of wire type 2: text, another message, or packed numbers."""
     return _varint(field << 3 | 2) + _varint(len(content)) + content
 
 
 class _Strings(dict[str, int]):
-    """Text -> its number in the string table, whose first is the empty one."""
+    """Maps a text to its index in the string table, whose first entry is empty."""
 
     def __missing__(self, text: str) -> int:
         self[text] = len(self)
@@ -59,7 +59,7 @@ class _Strings(dict[str, int]):
 
 
 class _Locations(dict[Place, bytes]):
-    """A place -> its encoded number; a new one, and its function, are written to the profile."""
+    """Maps a place to its encoded number; a new place, and its function, are written to the profile."""
 
     def __init__(self, strings: _Strings, out: bytearray) -> None:
         super().__init__()
@@ -90,8 +90,8 @@ def encode(
     duration_ns: int,
     period: tuple[str, str, int],
 ) -> bytes:
-    """A profile, gzipped. `types` are the (name, unit) of a sample's values, `default` the name of the one that is
-    shown first, `period` the (name, unit, amount) between two samples. Field numbers are profile.proto's.
+    """A gzipped profile. `types` are the (name, unit) of a sample's values, `default` names the value shown first,
+    `period` is the (name, unit, amount) between two samples. Field numbers are those of profile.proto.
     """
     strings = _Strings({"": 0})
     out = bytearray()
@@ -102,7 +102,7 @@ def encode(
 
     for name, unit in types:
         out += _bytes(1, value_type(name, unit))
-    # One mapping that says that functions, files and lines are known, or tools look for a binary to find them in.
+    # One mapping that says that functions, files and lines are known; without it, tools look for a binary.
     out += _bytes(3, _number(1, 1) + _number(5, strings["python"]) + _number(7, 1) + _number(8, 1) + _number(9, 1))
     for stack, values, labels in samples:
         sample = _bytes(1, b"".join([locations[place] for place in stack]))

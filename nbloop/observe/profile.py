@@ -1,12 +1,11 @@
-"""Where the time goes: all threads' stacks, sampled from a thread of its own.
+"""Where the time goes: the stacks of all threads, sampled by a separate thread.
 
 Problem: tracing each call (cProfile, viztracer) costs several times what a callback of a loop does, and profilers that
-read from outside do not know a free-threaded CPython 3.13. Idea: look at all stacks some hundred times a second
-(`stacks.py`), and weigh each by what has passed since the look before: on the wall's clock, and on the thread's own
-processor clock, so that waiting is told from working. Cost: a look at 7 threads takes
-0.1 ms, so 1 % at 100 Hz.
+read from outside do not know a free-threaded CPython 3.13. Idea: sample all stacks about a hundred times a second
+(`stacks.py`), and weigh each by the time since the previous sample: wall time, and the thread's own CPU time, which
+separates waiting from working. Cost: a sample of 7 threads takes 0.1 ms, so 1 % at 100 Hz.
 
-It loses on what is shorter than the period and not often: a sampler sees in proportion, not each call. Time inside
+It loses on what is both rare and shorter than the period: a sampler sees proportions, not single calls. Time inside
 kernels counts for the Python function that called them: `Loop.run`, or one that it called.
 """
 
@@ -20,6 +19,8 @@ import time
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
+from ..lock import Latch
+from ..threads import LOOK, begin
 from ..unique import Unique
 from . import pprof, stacks
 from .stacks import Stack
@@ -27,7 +28,7 @@ from .stacks import Stack
 
 @dataclass
 class Run:
-    """Looks in a row at a thread that found one and the same stack."""
+    """Consecutive samples of a thread that found the same stack."""
 
     stack: Stack
     looks: int
@@ -37,14 +38,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Profile:
-    """What a profiler has seen. Each thread's runs are in order of time."""
+    """What a profiler saw. Each thread's runs are in chronological order."""
 
     started: float
     """On the clock of `time.time`."""
     duration: float
     """Seconds."""
     period: float
-    """Seconds between two looks, as asked for."""
+    """Seconds between two samples, as requested."""
     threads: dict[str, list[Run]]
 
     def pprof(self) -> bytes:
@@ -67,8 +68,8 @@ class Profile:
         )
 
     def speedscope(self, clock: Literal["cpu", "wall"] = "cpu") -> str:
-        """JSON for https://www.speedscope.app: one profile a thread, in order of time, weighed by processor time or,
-        with ``clock="wall"``, also by waiting. ValueError for another clock.
+        """JSON for https://www.speedscope.app: one profile per thread, in chronological order, weighed by CPU time or,
+        with ``clock="wall"``, by wall time, which includes waiting. ValueError for another clock.
         """
         if clock not in ("cpu", "wall"):
             raise ValueError(f'clock must be "cpu" or "wall", not {clock!r}')
@@ -113,10 +114,11 @@ def _place(call: stacks.Call) -> pprof.Place:
 
 
 class Profiler(Unique):
-    """Samples all threads but its own from `start` to `stop`, or as long as a ``with`` block runs.
+    """Samples all threads except its own from `start` to `stop`, or while a ``with`` block runs.
 
-    `hertz` looks a second, 1 to 1000. One profiler is for one use; several may run at once. Memory: one entry for each
-    change of a thread's stack from one look to the next, so at most 100 a second and thread at 100 Hz.
+    `hertz` is the number of samples per second, 1 to 1000. A profiler can be used once; several may run at the same
+    time. Memory: one entry each time a thread's stack differs from its last sample, so at most 100 per second and
+    thread at 100 Hz.
 
     >>> with Profiler(hertz=500) as profiler:
     ...     deadline = time.thread_time() + 0.1
@@ -133,27 +135,33 @@ class Profiler(Unique):
         if not 1 <= hertz <= 1000:
             raise ValueError(f"hertz must be from 1 to 1000, not {hertz!r}")
         self._period = 1 / hertz
-        self._stop = threading.Event()
+        self._stop = Latch()
+        self._first = Latch()
         self._thread = threading.Thread(target=self._sample, name="nbloop-profiler", daemon=True)
         self._tracks: dict[int, _Track] = {}
         self._started = 0.0
         self._begun = self._end = self._looked = 0
 
     def start(self) -> None:
-        """Begin, with a first look now. RuntimeError if it was started before."""
+        """Begin, and take the first sample now. RuntimeError if it was started before."""
         if self._thread.ident is not None:
             raise RuntimeError("a profiler can be started once")
         self._started, self._begun = time.time(), time.monotonic_ns()
-        self._look()
-        self._thread.start()
+        begin(self._thread)
+        while not self._first.wait(LOOK):
+            pass
 
     def stop(self) -> None:
-        """End; again does nothing. RuntimeError if it was never started."""
+        """End. Idempotent. RuntimeError if it was never started."""
         self._stop.set()
         self._thread.join()
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:  # nobody would stop it
+            self._stop.set()
+            raise
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -175,9 +183,13 @@ class Profiler(Unique):
         return Profile(self._started, (self._end - self._begun) / 1e9, self._period, threads)
 
     def _sample(self) -> None:
+        try:  # not on the caller's thread, where a signal handler's exception would lose references in the middle
+            self._look()
+        finally:
+            self._first.set()
         due = time.monotonic()
         while True:
-            due = max(due + self._period, time.monotonic())  # what was missed is not made up for: weights are times
+            due = max(due + self._period, time.monotonic())  # missed samples are not made up for: weights are times
             ended = self._stop.wait(max(0.0, due - time.monotonic()))
             self._look()
             if ended:
@@ -185,7 +197,7 @@ class Profiler(Unique):
                 return
 
     def _look(self) -> None:
-        """Add what passed since the last look to the stacks that are there now."""
+        """Add the time since the last sample to the stacks of now."""
         seen = stacks.capture()
         now = time.monotonic_ns()
         known = {thread.ident: thread for thread in threading.enumerate()}
@@ -194,14 +206,14 @@ class Profiler(Unique):
             if thread is self._thread:
                 continue
             track = self._tracks.get(ident)
-            if track is None or track.thread is not thread:  # an identifier is used again after its thread's end
+            if track is None or track.thread is not thread:  # identifiers are reused after a thread's end
                 if track is not None:
                     self._tracks[-len(self._tracks) - 1] = track
                 track = self._tracks[ident] = _Track(thread, ident)
                 if self._looked == 0:
                     track.last_wall, track.last_cpu = now, track.cpu_clock()
                     continue
-                track.last_wall, track.last_cpu = self._looked, 0  # it began after the look before: all of it counts
+                track.last_wall, track.last_cpu = self._looked, 0  # it began after the last sample: all of it counts
             cpu = track.cpu_clock()
             worked = now - track.last_wall if cpu is None or track.last_cpu is None else cpu - track.last_cpu
             track.add(stack, worked, now - track.last_wall)
@@ -213,7 +225,7 @@ class _Track:
     """One thread as the profiler follows it."""
 
     def __init__(self, thread: threading.Thread | None, ident: int) -> None:
-        self.thread = thread  # None: not made by `threading`
+        self.thread = thread  # None: `threading` did not make it
         self.name = thread.name if thread is not None else f"thread {ident}"
         self.runs: list[Run] = []
         self.last_wall = 0
@@ -228,10 +240,10 @@ class _Track:
         run.wall_ns += wall_ns
 
     def cpu_clock(self) -> int | None:
-        """The thread's processor time in ns; None where it can not be had, and then waiting counts as working.
+        """The thread's CPU time in ns; None where it is not available, and then waiting counts as working.
 
-        Linux's clocks of threads by their number, which `pthread_getcpuclockid` computes too; that function may crash
-        for a thread that has just ended, while a number without a thread is an error.
+        Linux numbers the clocks of threads as `pthread_getcpuclockid` computes them. That function may crash for a
+        thread that has just ended, while the number of a missing thread's clock is merely an error.
         """
         if sys.platform != "linux" or self.thread is None or self.thread.native_id is None:
             return None
@@ -242,14 +254,17 @@ class _Track:
 
 
 def profile(seconds: float, hertz: float = 100) -> Profile:
-    """Sample all threads for so long, the calling one, which waits, included. Any thread. TypeError, ValueError as
-    `Profiler`, and for a time that is negative or no number.
+    """Sample all threads for `seconds`, including the calling one, which waits. Any thread. TypeError or ValueError
+    as in `Profiler`, and for a time that is negative or not a number.
     """
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
         raise TypeError(f"seconds must be a number, not {seconds!r}")
     if not 0 <= seconds <= threading.TIMEOUT_MAX:
         raise ValueError(f"seconds must be at least 0 and finite, not {seconds!r}")
     profiler = Profiler(hertz)
-    with profiler:
-        profiler._stop.wait(seconds)
+    try:
+        with profiler:
+            profiler._stop.wait(seconds)
+    finally:  # an exception of a signal handler may have come at the block's end
+        profiler._stop.set()
     return profiler.profile()

@@ -2,8 +2,8 @@
 
     prometheus_client.REGISTRY.register(LoopCollector(loop))
 
-Durations are histograms, with a bucket for each power of two of nanoseconds: those bounds are bounds of the loop's own
-histogram too, so each count is exact.
+Durations become histograms with a bucket for each power of two in nanoseconds. These bounds are also bounds of the
+loop's own histogram, so each count is exact.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _COUNTERS = {
     "errors": "Callbacks that raised",
     "turns": "Turns of the loop",
     "wakes_sent": "System calls made to wake the loop",
-    "wakes_elided": "Tasks and commands from outside that needed no wake of their own",
-    "overloads": "Turns in which more waited than ingress_budget",
+    "wakes_elided": "Tasks and commands from outside that needed no wake-up of their own",
+    "overloads": "Turns in which more than ingress_budget tasks waited",
 }
 _CONTENTION = {
     "parks": "How often the loop went to sleep",
@@ -42,17 +42,17 @@ _WAITING = {
     "stalled_time": ("stalled", "The loop waiting for a producer between ticket and store"),
     "lock_time": ("lock", "Threads waiting for the loop's lock"),
 }
-_SECONDS = {"idle_time": "Sleeping, looking around before it, or polling", "busy_time": "Turning, callbacks included"}
+_SECONDS = {"idle_time": "Sleeping, spinning before a sleep, or polling", "busy_time": "In turns, callbacks included"}
 
 
 class LoopCollector(Collector):
-    """Collects from loops that measure; one that does not (or has been forked away) is left out. Any thread."""
+    """Collects from loops that measure and skips those that do not, or that belong to a forked parent. Any thread."""
 
     def __init__(self, *loops: Loop) -> None:
         self._loops = loops
 
     def collect(self) -> Iterator[Metric]:
-        """All families, each with one sample a loop, labelled with its name."""
+        """All families, each with one sample per loop, labelled with its name."""
         measuring = [(loop, figures) for loop in self._loops if (figures := _measured(loop)) is not None]
         taken = [(loop.name, figures) for loop, figures in measuring]
         for name, text in _COUNTERS.items():
@@ -72,8 +72,8 @@ class LoopCollector(Collector):
                 histogram = getattr(figures, name).histogram
                 histograms.add_metric([loop], buckets(histogram), sum_value=histogram.sum)
             yield histograms
-        depths = GaugeMetricFamily("nbloop_queue_depth", "Waiting at the start of a turn", labels=["loop", "queue"])
-        most = GaugeMetricFamily("nbloop_queue_depth_max", "The most that ever waited then", labels=["loop", "queue"])
+        depths = GaugeMetricFamily("nbloop_queue_depth", "What waits now", labels=["loop", "queue"])
+        most = GaugeMetricFamily("nbloop_queue_depth_max", "The largest depth so far", labels=["loop", "queue"])
         for loop, figures in taken:
             for queue in ("ingress", "internal", "microtask", "immediate"):
                 depths.add_metric([loop, queue], getattr(figures.queue_current, queue))
@@ -91,7 +91,7 @@ class LoopCollector(Collector):
 def _measured(loop: Loop) -> Metrics | None:
     try:
         return loop.metrics()
-    except ForkedLoopError:  # a child that serves its own figures, from a registry that it inherited
+    except ForkedLoopError:  # a forked child that serves its own figures from an inherited registry
         return None
 
 
@@ -107,7 +107,7 @@ def _contention(loops: Sequence[tuple[str, Contention]]) -> Iterator[Metric]:
             family.add_metric([loop], getattr(seen, field))
         yield family
     retries = CounterMetricFamily(
-        "nbloop_retries", "Compare-and-swaps that another thread has spoiled", labels=["loop", "of"]
+        "nbloop_retries", "Compare-and-swaps that failed because of another thread", labels=["loop", "of"]
     )
     for loop, seen in loops:
         for one in dataclasses.fields(Retries):
@@ -116,7 +116,7 @@ def _contention(loops: Sequence[tuple[str, Contention]]) -> Iterator[Metric]:
 
 
 def buckets(histogram: Histogram) -> list[tuple[str, float]]:
-    """(upper bound in seconds, how many are not longer), cumulative, as Prometheus has them."""
+    """(upper bound in seconds, number of durations up to it), cumulative, as Prometheus wants them."""
     bounds = [((1 << power) - 1) / 1e9 for power in POWERS]
     found, total, rest = [], 0, histogram.buckets()
     at = 0

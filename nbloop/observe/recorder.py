@@ -1,8 +1,8 @@
-"""What a loop did last: its flight recorder, read at any time, and written to a file when something goes wrong.
+"""What a loop did last: its flight recorder, readable at any time, and written to a file when something goes wrong.
 
-A reader copies the entries that are whole with a kernel (`kernels/observe/event_ring.py`) and does everything else on
-its copy; the loop does not wait, and need not be alive. With the GIL a callback that hangs in C code without letting go
-of it holds up every other thread, and so the reader; on a free-threaded build it does not.
+A reader copies the complete entries with a kernel (`kernels/observe/event_ring.py`) and does everything else on its
+copy; the loop does not wait, and need not be alive. With the GIL, a callback that hangs in C code without releasing it
+blocks every other thread, hence the reader; on a free-threaded build it does not.
 
 >>> import nbloop
 >>> loop = nbloop.Loop(recorder=1024, auto_exit=True)
@@ -28,7 +28,9 @@ import numpy as np
 from .. import hooks, signals
 from ..errors import LoopTerminatedError
 from ..kernels.base import layout
+from ..kernels.calls.captured import RUN_IN_CONTEXT
 from ..kernels.observe import event_ring, meter
+from ..threads import begin
 from ..unique import Unique
 from .block import Words, the_clock
 from .trace import trace
@@ -44,8 +46,8 @@ _KINDS = layout.KIND_NAMES | {
     layout.EVENT_TURN: "turn",
     layout.EVENT_CHECKPOINT: "checkpoint",
 }
-_BATCH = 4096  # entries that a kernel copies at once: 0.2 ms in which the world can not be stopped
-_LONG = 100_000_000  # ns between two looks at both clocks that tell their rates better than the calibration does
+_BATCH = 4096  # entries that a kernel copies at once: 0.2 ms in which the world cannot be stopped
+_LONG = 100_000_000  # ns: two readings of both clocks this far apart give their rates better than the calibration does
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,43 +55,42 @@ class Event:
     """One entry of a recorder."""
 
     number: int
-    """How many were recorded before it; of the callback in progress -1."""
+    """The number of events recorded before it; -1 for the callback in progress."""
     time: float
-    """When, or when it began: seconds on the clock of `time.monotonic`."""
+    """When it happened or began: seconds on the clock of `time.monotonic`."""
     duration: float
-    """Seconds, of a callback (until now, of the one in progress) or a ``sleep``; else 0."""
+    """Seconds that a callback or a ``sleep`` took (for the callback in progress: until now); else 0."""
     thread: int
-    """`threading.get_ident` of who did it."""
+    """`threading.get_ident` of the thread that did it."""
     kind: str
-    """A callback's, or ``submit move arm cancel sleep wake overload turn checkpoint``."""
+    """The kind of callback, or one of ``submit move arm cancel sleep wake overload turn checkpoint``."""
     subject: int
-    """What it is about: the id of a timer (``timer arm cancel``) or immediate (``cancel``), a watch's token
-    (``readiness callback``), how many tasks wait (``turn``) or microtasks and next-ticks (``checkpoint``). Of any other
-    callback its place, ``position << 16 | queue``, which is that of its ``submit``, or the one to which a ``move`` has
-    taken it from there.
+    """The id of a timer (``timer arm cancel``) or immediate (``cancel``), a watch's token (``readiness callback``), the
+    number of waiting tasks (``turn``) or of waiting microtasks and next-ticks (``checkpoint``). For any other callback
+    its place, ``position << 16 | queue``: that of its ``submit``, or the one to which a ``move`` took it from there.
     """
     name: str | None
-    """Of a callback: the qualified name of its code or its type."""
+    """For a callback: the qualified name of its code or its type."""
     value: int
-    """How many were submitted, from `subject` on (``submit``); the place it came to (``move``); the deadline in ns
-    (``arm``); the descriptor (``readiness callback``); how many internal tasks wait (``turn``); else 0.
+    """The number of tasks submitted, from `subject` on (``submit``); the new place (``move``); the deadline in ns
+    (``arm``); the descriptor (``readiness callback``); the number of waiting internal tasks (``turn``); else 0.
     """
     failed: bool = False
-    """The callback has raised."""
+    """Whether the callback raised."""
     immediates: int = 0
-    """How many wait (``turn``)."""
+    """The number of waiting immediates (``turn``)."""
 
 
 class Recorder(Unique):
-    """A loop's flight recorder (`Loop.recorder`). Every method from any thread, also while the loop hangs or after its
-    end; not in signal handlers, which is what `dump_on` is for.
+    """A loop's flight recorder (`Loop.recorder`). Any thread may call any method, even while the loop hangs or after
+    its end. Signal handlers may not: `dump_on` is for them.
     """
 
     def __init__(self, entries: int, name: str) -> None:
         self._name = name
         self._entries = entries
         self._names: dict[int, Any] = {}
-        # A map begins on a page, and so do entries on lines of their own.
+        # A mapping begins on a page boundary, so each entry has cache lines of its own.
         self._words: Words = layout.table((layout.RECORDER.dtype.itemsize + entries * layout.ENTRY.dtype.itemsize) // 8)
         record = self._record = self._words[: layout.RECORDER.dtype.itemsize // 8].view(layout.RECORDER.dtype)[0]
         clock = the_clock()
@@ -99,6 +100,7 @@ class Recorder(Unique):
         record["function_type"] = id(types.FunctionType)
         record["method_type"] = id(types.MethodType)
         record["builtin_type"] = id(types.BuiltinFunctionType)
+        record["run_in_context"] = id(RUN_IN_CONTEXT)
         record["tick_base"], record["ns_base"] = clock.pair()
         record["boundary"] = record["rested"] = record["tick_base"]
         self._read = event_ring.recorder_read.bind(self._words)
@@ -111,18 +113,18 @@ class Recorder(Unique):
 
     @property
     def entries(self) -> int:
-        """How many events are remembered."""
+        """The number of events that the ring holds."""
         return self._entries
 
     @property
     def lost(self) -> int:
-        """Events not written, because their thread was held up for as long as the ring takes to come round."""
+        """Events that were not written because their thread was delayed until the ring had wrapped around."""
         return int(self._record["lost"])
 
     def events(self) -> list[Event]:
-        """What is remembered, oldest first by number, and at the end the callback in progress, if there is one.
+        """The recorded events, oldest first by number, and at the end the callback in progress, if there is one.
 
-        An entry that is being written just now is not among them. Some 2 µs an event.
+        Entries that are being written at this moment are left out. Some 2 µs per event.
         """
         head = self._head(None)
         batches = []
@@ -151,14 +153,14 @@ class Recorder(Unique):
         return events
 
     def trace(self, since: float = 0.0) -> dict[str, Any]:
-        """The events as a Chrome trace (`nbloop.observe.trace`), which `json.dump` takes; only those that had not ended
-        at `since`, on the clock of `time.monotonic`.
+        """The events as a Chrome trace (`nbloop.observe.trace`), ready for `json.dump`; only those that had not ended
+        by `since`, a time on the clock of `time.monotonic`.
         """
         events = [event for event in self.events() if event.time + event.duration >= since]
         return trace(events, self._name, int(self._record["thread"]))
 
     def dump(self, path: str | os.PathLike[str]) -> None:
-        """Write `trace` to a file, as JSON; who opens it sees all of it or what was there before. Raises OSError."""
+        """Write `trace` to a file, as JSON. A reader sees the whole new file or the old one. Raises OSError."""
         path = Path(path)
         part = path.with_name(f".{path.name}-{os.getpid()}-{threading.get_ident()}")
         try:
@@ -169,11 +171,11 @@ class Recorder(Unique):
             part.unlink(missing_ok=True)
 
     def dump_on(self, path: str | os.PathLike[str], *, signal: int | None = None, exception: bool = True) -> None:
-        """From now on write the trace to `path` by itself: with `exception` when `run()` raises, and at each arrival of
-        `signal`, on a thread of its own, so also while the loop hangs. Replaces what was asked for before.
+        """From now on, write the trace to `path` automatically: when `run()` raises, if `exception` is true, and at
+        each arrival of `signal`, on a separate thread, so even while the loop hangs. Replaces any earlier request.
 
-        A dump that fails is logged. The signal is given back when the loop ends; after that it is not taken any more
-        (LoopTerminatedError). TypeError or ValueError for what is no signal that can be caught.
+        A dump that fails is logged. The signal's previous handler returns when the loop ends; after that, requesting a
+        signal raises LoopTerminatedError. TypeError or ValueError for a signal that cannot be caught.
         """
         path = Path(path)
         if not isinstance(exception, bool):
@@ -181,7 +183,7 @@ class Recorder(Unique):
         target = None
         if signal is not None:
             if self._ended:
-                raise LoopTerminatedError(f"{self._name} has ended: signal can not be taken for its recorder")
+                raise LoopTerminatedError(f"{self._name} has ended: its recorder cannot take a signal any more")
             target = _OnSignal()
             signals.add(target, signal, self._dump_or_log, (path,))
         self._forget_signal()
@@ -214,14 +216,14 @@ class Recorder(Unique):
 
 
 class _OnSignal:
-    """To whom nbloop.signals delivers: each dump has a thread of its own, because other signals are not to wait."""
+    """The target that nbloop.signals delivers to. Each dump has its own thread: other signals do not wait for it."""
 
     def submit_internal(self, callback: Callable[..., object], *args: object) -> None:
-        threading.Thread(target=callback, args=args, name="nbloop-recorder", daemon=True).start()
+        begin(threading.Thread(target=callback, args=args, name="nbloop-recorder", daemon=True))
 
 
 class _Clock:
-    """From the recorder's ticks to seconds: two looks at both clocks, a long time apart, tell how they differ."""
+    """Converts the recorder's ticks to seconds; two readings of both clocks, far apart, give the rate."""
 
     def __init__(self, ticks: int, ns: int) -> None:
         clock = the_clock()
@@ -261,7 +263,7 @@ def _event(row: list[int], clock: _Clock, names: dict[int, Any]) -> Event:
 
 
 def _name(entered: Any) -> str | None:
-    """Of what the kernels have entered: a code, a type, or a built-in's own name."""
+    """The name of what the kernels stored: a code object, a type, or a built-in's own name."""
     if isinstance(entered, types.CodeType):
         return entered.co_qualname
     if isinstance(entered, type):

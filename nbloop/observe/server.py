@@ -1,23 +1,23 @@
-"""A loop's window for a browser, ``go tool pprof`` and Prometheus: a debug server on the loopback interface.
+"""A debug server on the loopback interface, for a browser, ``go tool pprof`` and Prometheus.
 
 ====================================  =============================================================================
-``/``                                 one page that shows depth, delay and throughput as they move
+``/``                                 one page with live depth, delay and throughput
 ``/metrics``                          Prometheus's text (501 without the package prometheus-client)
 ``/debug/vars``                       `Loop.metrics` as JSON
 ``/debug/pprof/profile?seconds=30``   a CPU profile of all threads, for ``go tool pprof URL``
-``/debug/pprof/heap``                 what tracemalloc has traced (409 if it is not tracing)
-``/debug/contention?seconds=5``       wakes, sleeps, repeated swaps, waits for a lock meanwhile, as JSON
-``/debug/trace?seconds=5``            what the loop does meanwhile, for ui.perfetto.dev (409 without ``recorder=``)
+``/debug/pprof/heap``                 what tracemalloc traced (409 if it is not tracing)
+``/debug/contention?seconds=5``       wakes, sleeps, retried swaps and lock waits in that time, as JSON
+``/debug/trace?seconds=5``            what the loop does in that time, for ui.perfetto.dev (409 without ``recorder=``)
 ``/healthz``                          200 if the loop runs a task within a second, else 503
 ====================================  =============================================================================
 
-Stacks and file names are not for others. So it listens on 127.0.0.1 only, and answers nobody whose Host is another
-name (a page elsewhere whose name was made to resolve to 127.0.0.1: DNS rebinding), whose Origin is another page, or
-that a browser sends for another page (``Sec-Fetch-Site``: an image or a link of it has no Origin). The page loads
-nothing from outside, and its policy allows nothing but itself.
+Stacks and file names are private. The server therefore listens on 127.0.0.1 only, and refuses requests with a foreign
+Host (DNS rebinding: another site makes its name resolve to 127.0.0.1), with a foreign Origin, or sent by a browser on
+behalf of another page (``Sec-Fetch-Site``: that page's images and links carry no Origin). The page loads nothing from
+outside, and its policy allows only itself.
 
-HTTP is the standard library's; a request has a thread, so a profile of 30 s keeps nobody waiting, nor the loop. At most
-`MOST_REQUESTS` are answered at once, and `MOST_LONG` of those that take the seconds they are asked for: one more gets
+HTTP is the standard library's, with a thread per request, so a profile of 30 s blocks neither other requests nor the
+loop. At most `MOST_REQUESTS` are answered at once, and `MOST_LONG` of those that take a number of seconds; any more get
 503 and ``Retry-After``. A client that has not sent its request within `READ_SECONDS` is cut off.
 """
 
@@ -43,6 +43,9 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Self
 
 from ..errors import NbloopError
+from ..lifecycle import LoopState
+from ..lock import Latch
+from ..threads import begin
 from ..unique import Unique
 from . import contention, heap, profile
 
@@ -55,7 +58,7 @@ HEALTHY = 1.0  # seconds within which a task has to run
 MOST_REQUESTS = 16
 MOST_LONG = 4
 READ_SECONDS = 5.0  # from the connection to the end of the headers
-REST = 0.25  # seconds without accepting, when the process or the system has no descriptor for a connection
+REST = 0.25  # seconds to pause accepting when the process or the system has run out of descriptors
 EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
@@ -70,16 +73,16 @@ class DebugServer(Unique):
         self._server = _Server(loop, port)
         self.port: int = self._server.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}/"
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name=f"{loop.name}-debug", daemon=True
-        )
-        self._thread.start()
+        self._thread = threading.Thread(target=self._server.serve, name=f"{loop.name}-debug", daemon=True)
+        try:
+            begin(self._thread)
+        except BaseException:
+            self._server.closing.set()
+            raise
 
     def close(self) -> None:
-        """Stop listening; requests in progress end by themselves. Again does nothing. Any thread."""
+        """Stop listening; requests in progress run to their end. Idempotent. Any thread."""
         self._server.closing.set()
-        self._server.shutdown()
-        self._server.server_close()
         self._thread.join()
 
     def __enter__(self) -> Self:
@@ -87,6 +90,10 @@ class DebugServer(Unique):
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
+
+
+class _Closing(Exception):
+    """The server's thread is to end."""
 
 
 class _Server(ThreadingHTTPServer):
@@ -98,13 +105,24 @@ class _Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), _Handler)
         self.slots = threading.BoundedSemaphore(MOST_REQUESTS)
         self.long = threading.BoundedSemaphore(MOST_LONG)
-        self.reading: dict[socket.socket, float] = {}  # connections whose request has not come, and until when it may
-        self.closing = threading.Event()
+        self.reading: dict[socket.socket, float] = {}  # connections whose request has not arrived, and its deadline
+        self.closing = Latch()
         names = [f"{name}:{self.server_address[1]}" for name in ("127.0.0.1", "localhost")]
         self.hosts = {*names, *(name.partition(":")[0] for name in names if self.server_address[1] == 80)}
 
+    def serve(self) -> None:
+        """The thread's life. `BaseServer.shutdown` waits with locks that an exception of a signal handler leaves taken;
+        here the thread looks whether it is to end.
+        """
+        try:
+            self.serve_forever(poll_interval=0.1)
+        except _Closing:
+            pass
+        finally:
+            self.server_close()
+
     def get_request(self) -> tuple[socket.socket, Any]:
-        """Accept. Without descriptors that fails, and the connection stays where it is: to try at once would spin."""
+        """Accept. Without free descriptors this fails and the connection stays queued; retrying at once would spin."""
         try:
             return super().get_request()
         except OSError as error:
@@ -114,16 +132,16 @@ class _Server(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if not self.slots.acquire(blocking=False):
-            with contextlib.suppress(OSError):  # on the thread that accepts: nothing here waits
+            with contextlib.suppress(OSError):  # this is the accepting thread: nothing here may block
                 request.setblocking(False)
                 request.send(BUSY)
-                request.recv(65536)  # what is closed unread is reset, and the answer lost
+                request.recv(65536)  # closing with unread data would reset the connection and lose the answer
             self.shutdown_request(request)
             return
         self.reading[request] = time.monotonic() + READ_SECONDS
         try:
             super().process_request(request, client_address)
-        except BaseException:  # no thread to be had
+        except BaseException:  # no thread could be started
             self.reading.pop(request, None)
             self.slots.release()
             raise
@@ -136,7 +154,9 @@ class _Server(ThreadingHTTPServer):
             self.slots.release()
 
     def service_actions(self) -> None:
-        """Several times a second: cut off who is too slow. Its thread then reads the end of the connection."""
+        """Called several times a second: end, or cut off slow clients, whose threads then read an end."""
+        if self.closing.is_set():
+            raise _Closing
         now = time.monotonic()
         for request, until in list(self.reading.items()):
             if now > until:
@@ -145,7 +165,7 @@ class _Server(ThreadingHTTPServer):
                     request.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """To the logger, unless the client has left."""
+        """Log the error, unless the client disconnected."""
         if not isinstance(sys.exception(), ConnectionError):
             logger.exception("the debug server of %s could not answer", self.loop.name)
 
@@ -166,7 +186,7 @@ class _Handler(BaseHTTPRequestHandler):
         ):
             self._answer(403, "not for other pages\n")
             return
-        # What a browser does for another page without an Origin. `none` is an address that somebody has typed.
+        # Requests that a browser makes for another page without an Origin. `none` is an address typed by the user.
         if not {"same-origin", "none"}.issuperset(self.headers.get_all("Sec-Fetch-Site", [])):
             self._answer(403, "not for other pages\n")
             return
@@ -177,17 +197,17 @@ class _Handler(BaseHTTPRequestHandler):
             return
         long = page in _LONG
         if long and not self.server.long.acquire(blocking=False):
-            self._answer(503, f"{MOST_LONG} requests of this kind are being answered\n", Retry_After="5")
+            self._answer(503, f"{MOST_LONG} requests of this kind are already in progress\n", Retry_After="5")
             return
         try:
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the client has left
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the client disconnected
                 page(self, urllib.parse.parse_qs(query))
         finally:
             if long:
                 self.server.long.release()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: a page that asks twice a second would fill the log."""
+        """Log nothing: the page asks twice a second and would fill the log."""
 
     def _answer(self, status: int, content: str | bytes, kind: str = "text/plain; charset=utf-8", **more: str) -> None:
         body = content.encode() if isinstance(content, str) else content
@@ -253,7 +273,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, content, "application/json", Content_Disposition=_saved_as("trace.json"))
 
     def _seconds(self, query: dict[str, list[str]], default: str) -> float | None:
-        """For how long; None if that was answered with an error."""
+        """The requested duration; None if the request was answered with an error."""
         try:
             seconds = float(query.get("seconds", [default])[-1])
         except ValueError:
@@ -303,7 +323,7 @@ def _saved_as(name: str) -> str:
 
 
 def _document() -> tuple[str, str]:
-    """The page, and the policy that allows its own script and style, and no others."""
+    """The page, and the policy that allows its own script and style and no others."""
     html = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
 
     def allowed(tag: str) -> str:
@@ -318,18 +338,23 @@ def _document() -> tuple[str, str]:
 
 
 def variables(loop: Loop) -> dict[str, Any]:
-    """A loop's name, state and figures as what JSON can hold; ``metrics`` is None if it does not measure."""
+    """A loop's name, state and figures, ready for JSON; ``metrics`` is None if the loop does not measure. If it does,
+    the figures say whether it runs or sleeps, because the loop's state would be of another instant.
+    """
     figures = loop.metrics()
+    state = loop.state
+    if figures is not None and state in (LoopState.RUNNING, LoopState.SLEEPING):
+        state = LoopState.SLEEPING if figures.running is None else LoopState.RUNNING
     return {
         "name": loop.name,
-        "state": loop.state.value,
+        "state": state.value,
         "metrics": None if figures is None else plain(figures),
         "contention": plain(contention.totals(loop)),
     }
 
 
 def plain(figures: Any) -> Any:
-    """A dataclass of figures as dictionaries and numbers, histograms left out."""
+    """A dataclass of figures as dictionaries and numbers, without histograms."""
     if not dataclasses.is_dataclass(figures):
         return figures
     names = [field.name for field in dataclasses.fields(figures)]

@@ -1,19 +1,18 @@
-"""A loop's figures in memory that other processes of the same user map: who is there, and what does it do just now?
+"""A loop's figures in memory that other processes of the same user can map: which loops exist, and what do they do?
 
-That memory *is* the block that the loop measures in (`Loop(metrics="shared")`), so the loop pays nothing more for it,
-and a loop that hangs, or whose process is stopped, can be read as well as any. It has no name in any file system: a
-mapped file that somebody truncates, or whose disk is full when a page is first written, takes the process down
-(SIGBUS). So it is a memfd, whose pages are reserved when it is made and which is sealed against any change of its size,
-and a small file says where: ``/proc/PID/fd/N``, which the system opens for processes of the same user. A reader maps
-nothing that is not sealed.
+That memory *is* the block that the loop measures in (`Loop(metrics="shared")`), so the loop pays nothing extra, and a
+loop that hangs, or whose process is stopped, can be read like any other. It is not a file in a file system: if somebody
+truncates a mapped file, or its disk is full when a page is first written, the process dies of SIGBUS. It is a memfd,
+whose pages are reserved when it is made and which is sealed against changes of size. A small file holds its path,
+``/proc/PID/fd/N``, which the system opens for processes of the same user. A reader maps sealed memory only.
 
-These files lie in ``$XDG_RUNTIME_DIR/nbloop``, or without that in ``nbloop-UID`` under the folder for temporary files:
-a folder of mode 0700 that must be the user's own, and files of mode 0600.
+The small files live in ``$XDG_RUNTIME_DIR/nbloop``, or without that variable in ``nbloop-UID`` under the temporary
+folder. The folder has mode 0700 and must belong to the user; the files have mode 0600.
 
-A file is removed when its loop ends and when its process exits. A process that is killed leaves it behind; that nobody
-is there is told by an advisory lock that the writer holds for life, and not by its process id, which may be somebody
-else's by now, or of another container, whose loops cannot be read from here, and are left alone. Who makes or
-lists files removes those without a lock. Linux only.
+A file is removed when its loop ends and when its process exits. A killed process leaves its file behind. Whether the
+writer lives is decided by an advisory lock that it holds for life, not by its process id: the id may have been reused,
+or may belong to another container, whose loops cannot be read from here and are left alone. Making or listing files
+removes those that nobody holds a lock on. Linux only.
 
 >>> import nbloop
 >>> with nbloop.Loop(name="example", metrics="shared") as loop:
@@ -64,27 +63,27 @@ _numbers = itertools.count(1)
 
 
 def folder() -> Path:
-    """Where this user's files are; made if need be. OSError if it is somebody else's, or open to others."""
+    """The folder of this user's files, created if necessary. OSError if it belongs or is open to somebody else."""
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     place = Path(runtime) / "nbloop" if runtime else Path(tempfile.gettempdir()) / f"nbloop-{os.getuid()}"
     with contextlib.suppress(FileExistsError):
         place.mkdir(mode=0o700)
     found = place.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise PermissionError(f"{place} must be a folder of this user's own that nobody else may enter")
+        raise PermissionError(f"{place} must be a folder that belongs to this user and that nobody else may enter")
     return place
 
 
 class SharedBlock(Unique):
-    """The writer's side: a block in a file, locked while this lives, removed by `close` and at exit."""
+    """The writer's side: a block and its file, locked while this object lives, removed by `close` and at exit."""
 
     def __init__(self, name: str) -> None:
         if sys.platform != "linux":
-            raise NotImplementedError('metrics="shared" needs Linux, for memory that nobody can truncate; use True')
+            raise NotImplementedError('metrics="shared" needs Linux, whose sealed memory cannot be truncated; use True')
         sweep()
         self.path = folder() / f"{os.getpid()}-{next(_numbers)}-{os.urandom(4).hex()}.metrics"
         self._pid = os.getpid()
-        # Under another name until it is locked and whole: nobody sees, or sweeps, one that is half made.
+        # It has another name until it is locked and complete, so nobody sees or sweeps a half-made file.
         self._fd, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=".new-")
         self._memory = -1
         try:
@@ -109,7 +108,7 @@ class SharedBlock(Unique):
 
 
 def _make_memory() -> int:
-    """A descriptor of zeroed memory for a block, all of it there, and of this size for ever. OSError."""
+    """A descriptor of zeroed memory for a block, fully reserved and of fixed size. Raises OSError."""
     create = ctypes.CDLL(None, use_errno=True).memfd_create  # os.memfd_create is missing in some builds of Python
     memory = int(create(b"nbloop", MFD_CLOEXEC | MFD_ALLOW_SEALING))
     if memory < 0:
@@ -149,7 +148,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _process_start() -> int:
-    """When this process began, in the system's ticks since it started; 0 where there is no way to know."""
+    """When this process began, in clock ticks since the system booted; 0 if unknown."""
     try:
         return int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     except (OSError, IndexError, ValueError):
@@ -158,21 +157,21 @@ def _process_start() -> int:
 
 @dataclass(frozen=True)
 class SharedLoop(Unique):
-    """A loop of some process of this user, by its file. What it shows may end at any time."""
+    """A loop of some process of this user, found through its file. The loop may end at any time."""
 
     pid: int
     name: str
     path: Path
     process_start: int
-    """In the system's ticks since it started, as in ``/proc/PID/stat``."""
+    """In clock ticks since the system booted, as in ``/proc/PID/stat``."""
     made: float
-    """When, on the clock of `time.monotonic`."""
+    """When the loop was made, on the clock of `time.monotonic`."""
     _words: Words = field(repr=False, compare=False)
 
     def snapshot(self) -> Metrics:
-        """As `Loop.metrics`, of that loop; after its end what it last was. Its process is neither stopped nor waited
-        for. RuntimeError if that was killed in the middle of a change, or if somebody has written nonsense there. Any
-        thread. Some 100 µs.
+        """The loop's figures, as `Loop.metrics` returns them; after its end, the last ones. Neither stops its process
+        nor waits for it. RuntimeError if that was killed in the middle of a change, or if somebody wrote nonsense
+        there. Any thread. Some 100 µs.
         """
         try:
             return block.snapshot(self._words)
@@ -180,7 +179,7 @@ class SharedLoop(Unique):
             raise RuntimeError(f"the figures of process {self.pid} make no sense: {error!r}") from error
 
     def alive(self) -> bool:
-        """Is its file still there, and its writer?"""
+        """Whether its file still exists and its writer lives."""
         with contextlib.suppress(OSError):
             fd = _open_file(self.path)
             try:
@@ -191,12 +190,12 @@ class SharedLoop(Unique):
 
 
 def _open_file(path: Path) -> int:
-    """A descriptor of a file of this user's. OSError for anything else: links, pipes, what belongs to others."""
+    """A descriptor of one of this user's files. OSError for anything else: links, pipes, other users' files."""
     fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     found = os.fstat(fd)
     if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
         os.close(fd)
-        raise PermissionError(f"{path} is not a file of this user's")
+        raise PermissionError(f"{path} is not a file that belongs to this user")
     return fd
 
 
@@ -210,16 +209,16 @@ def _locked(fd: int) -> bool:
 
 
 def loops(pid: int | None = None) -> list[SharedLoop]:
-    """The loops that can be read now, of one process or of all of this user's; files of the dead are removed.
+    """The loops that can be read now, of one process or of all this user's processes; removes files of dead ones.
 
-    Those of another version of nbloop, whose blocks mean something else, are left out. Any thread. OSError as
-    `folder`.
+    Loops of another version of nbloop, whose blocks have another layout, are left out. Any thread. Raises OSError as
+    `folder` does.
     """
     found = []
     sweep()
     for path in sorted(folder().glob("*.metrics")):
         if pid is None or path.name.startswith(f"{pid}-"):
-            with contextlib.suppress(OSError, ValueError):  # gone meanwhile, or not a file of this kind
+            with contextlib.suppress(OSError, ValueError):  # it has just been removed, or is not one of our files
                 found.append(_open(path))
     return [one for one in found if one is not None]
 
@@ -230,12 +229,12 @@ def _open(path: Path) -> SharedLoop | None:
         pid, number, *identity = (int(part) for part in os.read(fd, 200).split())
     finally:
         os.close(fd)
-    # Its writer may be gone, or of another namespace, and that number somebody else's: looked at before it is opened.
+    # If the writer is gone or in another namespace, the number may denote something else: check before opening.
     where = f"/proc/{pid}/fd/{number}"
     found = os.stat(where)
     if [found.st_dev, found.st_ino] != identity or not stat.S_ISREG(found.st_mode):
         return None
-    memory = os.open(where, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)  # written is one word: please make me a copy
+    memory = os.open(where, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)  # a reader writes one word, to request a copy
     try:
         if fcntl.fcntl(memory, F_GET_SEALS) & SEALS != SEALS or os.fstat(memory).st_size != SIZE:
             return None
@@ -250,11 +249,11 @@ def _open(path: Path) -> SharedLoop | None:
 
 
 def sweep() -> int:
-    """Remove the files that killed processes have left; how many."""
+    """Remove the files that killed processes left behind; return their number."""
     removed = 0
     for path in folder().glob(".new-*"):
         with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > 60:  # it takes a moment to become whole
+            if time.time() - path.stat().st_mtime > 60:  # completing a file takes a moment
                 path.unlink()
                 removed += 1
     for path in folder().glob("*.metrics"):

@@ -1,14 +1,14 @@
-"""What every thread executes at this moment, also on a free-threaded Python.
+"""What every thread executes at this moment, even on a free-threaded Python.
 
-Problem: `sys._current_frames` gives each thread's innermost frame; its callers are found by following `f_back`, and by
-then the thread runs on. Without a GIL that reads frames while they are popped and reused: looking at two threads that
-call and return all the time crashed CPython 3.13t within two minutes. Idea: follow the callers while the world is
-stopped. The one public function that stops it around one of ours is `PyUnstable_GC_VisitObjects`; ours is a kernel
-(`nbloop.kernels.observe.frames`), which ends the visit at its first object. A look at 7 threads takes
-0.1 ms, and they stand still for a part of it.
+Problem: `sys._current_frames` gives each thread's innermost frame; the callers are found by following `f_back`, while
+the thread runs on. Without a GIL that reads frames as they are popped and reused: sampling two threads that constantly
+call and return crashed CPython 3.13t within two minutes. Idea: follow the callers while the world is stopped. The only
+public function that stops the world around a callback is `PyUnstable_GC_VisitObjects`; our callback is a kernel
+(`nbloop.kernels.observe.frames`), which ends the visit at its first object. Capturing 7 threads takes 0.1 ms, and they
+stand still for part of it.
 
-It loses when a thread is in a long call of C code that neither comes back to bytecode nor detaches: stopping the world
-waits for it, and so do all other threads, as with any garbage collection.
+It loses when a thread is in a long C call that neither returns to bytecode nor detaches: stopping the world waits for
+it, and so do all other threads, as in any garbage collection.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ import numpy as np
 from ..kernels.base.interpreter import function
 from ..kernels.observe import frames
 
-DEPTH = 500  # calls of a thread that are followed, at least
-AGAIN = 5  # looks, if a generator has just yielded
+DEPTH = 500  # calls that are followed in each thread, at least
+AGAIN = 5  # attempts, if a generator has just yielded
 _SUSPENDS = CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR
 
-# It keeps the thread attached, as it has to be.
+# `function` leaves the thread attached during the call, as these functions require.
 _visit = function("PyUnstable_GC_VisitObjects", None, ctypes.c_void_p, ctypes.c_void_p)
 _release = function("Py_DecRef", None, ctypes.c_void_p)
 
 
 class Call(NamedTuple):
-    """One call of a stack: which code, and the line that it executes."""
+    """One call on a stack: its code, and the line that it executes."""
 
     code: CodeType
     line: int
@@ -48,18 +48,19 @@ type Stack = tuple[Call, ...]
 
 
 def capture(ask: tuple[CodeType, str] | None = None) -> dict[int, tuple[Stack, list[object]]]:
-    """Each thread's stack, by its identifier, the caller's own included; all stacks are of one moment.
+    """Each thread's stack, by its identifier, including the caller's own; all stacks belong to one moment.
 
-    `ask` is a code and the name of one of its arguments, which it never deletes: the values that these have in the
-    calls of that code come with the stack, innermost first; ValueError if it is none. Stacks of more than
-    some 500 calls lose the outermost. Any thread; not a signal handler. O(calls); see above for what it may wait for.
+    `ask` is a code object and the name of one of its arguments, which the code never deletes: the argument's values in
+    the calls of that code come with the stack, innermost first. ValueError if the code has no such argument. Stacks of
+    more than some 500 calls lose the outermost ones. Any thread; not a signal handler. O(calls); see above for what it
+    may wait for.
     """
     if ask is not None and ask[1] not in ask[0].co_varnames[: ask[0].co_argcount]:
-        raise ValueError(f"{ask[1]!r} is no argument of {ask[0].co_qualname}")
+        raise ValueError(f"{ask[1]!r} is not an argument of {ask[0].co_qualname}")
     for _ in range(AGAIN):
         found = _look(ask)
-        # One that was innermost when the frames were taken, and has yielded before the world stood still, has no
-        # callers any more. A thread's outermost call is none of these otherwise.
+        # A generator that was innermost when the frames were taken, and yielded before the world stopped, has lost its
+        # callers. Otherwise a thread's outermost call is never a generator's.
         if not any(calls and calls[-1].code.co_flags & _SUSPENDS for calls, _ in found.values()):
             break
     return found
@@ -75,7 +76,7 @@ def _look(ask: tuple[CodeType, str] | None) -> dict[int, tuple[Stack, list[objec
     table[frames.FRAMES : frames.FRAMES + len(innermost)] = [id(frame) for frame in innermost.values()]
     if frames.frames_visit.address:
         _visit(frames.frames_visit.address, table.ctypes.data)
-    else:  # kernels as plain Python, for debuggers: nothing stops the world, and nobody profiles that
+    else:  # un-jitted kernels, for debuggers: nothing stops the world, and nobody profiles that
         frames.frames_visit.function(0, table.ctypes.data)
     rows = iter(table[frames.FRAMES + len(innermost) : table[frames.USED]].tolist())
     found: dict[int, tuple[Stack, list[object]]] = {}
@@ -94,7 +95,7 @@ def _look(ask: tuple[CodeType, str] | None) -> dict[int, tuple[Stack, list[objec
 
 
 def _owned(address: int) -> Any:
-    """The object that an owned reference refers to; the reference is given up for the result's own."""
+    """The object behind an owned reference, which is exchanged for the result's own."""
     value = ctypes.py_object.from_buffer(ctypes.c_void_p(address)).value
     _release(address)
     return value

@@ -1,14 +1,15 @@
 """A recorder's events in the trace-event format that Perfetto (https://ui.perfetto.dev) and chrome://tracing open.
 
-One track a thread: callbacks and sleeps of the loop's, submits, timers' arms and cancels of all. Arrows (flows) lead
-from a submit or an arm to the callback that it has led to; counters show how much waited. The format is described in
-Google's "Trace Event Format"; what is used of it are complete events (X), instants (i), counters (C), flows (s, f) and
-names (M). Times are µs from the first event; `otherData` says when that was on the clock of `time.monotonic`.
+Each thread has a track. The loop's shows its callbacks and sleeps; every track shows submits and the arming and
+cancelling of timers. Arrows (flows) lead from a submit or an arm to the callback that it caused; counters show how much
+waited. The format is described in Google's "Trace Event Format"; this uses complete events (X), instants (i), counters
+(C), flows (s, f) and names (M). Times are µs from the first event; `otherData` holds that event's time on the clock of
+`time.monotonic`.
 
-Two things of Perfetto's importer that the format does not say, and that make it drop slices and arrows silently. It
-cuts times off to whole ns: 1.001 µs, which in binary is a little less, is 1000 ns, and two neighbours overlap
-(`microseconds`). And it binds an arrow to the slice of its track that was read last, so an arrow's ends come directly
-behind their slices.
+Perfetto's importer does two things that the format does not mention and that make it drop slices and arrows silently.
+It truncates times to whole ns: 1.001 µs, which in binary is a little less, becomes 1000 ns, and two neighbours overlap
+(`microseconds`). And it binds an arrow to the slice that was read last on its track, so an arrow's ends come directly
+after their slices.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from ..kernels.base.layout import PLACE_BITS
 if TYPE_CHECKING:
     from .recorder import Event
 
-MARK = 100  # ns: a submit is recorded as a moment, and drawn as long as this if nothing follows sooner
+MARK = 100  # ns: a submit is recorded as a moment, and drawn this long unless something follows sooner
 _MOMENTS = {"submit", "arm"}
 _INSTANTS = {"cancel", "wake", "overload"}
 _COUNTERS = {"turn", "checkpoint"}
@@ -36,7 +37,7 @@ _COUNTERS = {"turn", "checkpoint"}
 
 @dataclass(slots=True)
 class _Slice:
-    """Something on a track that lasts: integer ns, so that neighbours and parents compare exactly."""
+    """Something with a duration on a track. In integer ns, so that neighbours and parents compare exactly."""
 
     event: Event
     start: int
@@ -44,7 +45,7 @@ class _Slice:
 
 
 def trace(events: list[Event], loop: str, thread: int) -> dict[str, Any]:
-    """The trace of a loop with the name `loop` that `thread` runs. Its events are sorted by time."""
+    """The trace of the loop named `loop`, which `thread` runs. Its events are sorted by time."""
     began = min((event.time for event in events), default=0.0)
     pid = os.getpid()
     tids = _tracks(events, thread)
@@ -59,14 +60,14 @@ def trace(events: list[Event], loop: str, thread: int) -> dict[str, Any]:
     runs = [run for run in runs if run.event.kind != "move"]
     _set_apart(runs, moments)
 
-    ends: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)  # of arrows, by the identity of their slice
+    ends: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)  # arrows' ends, by the identity of their slice
     for number, (source, target) in enumerate(flows):
         if source.start < target.start:  # else the clocks of two cores differ by more than the callback took
             for slice, which in ((source, {"ph": "s"}), (target, {"ph": "f", "bp": "e"})):
                 common = {"ts": microseconds(slice.start), "pid": pid, "tid": tids[slice.event.thread]}
                 ends[id(slice)].append({"name": source.event.kind, "cat": "flow", "id": number, **which, **common})
     made: list[dict[str, Any]] = []
-    for slice in sorted((*runs, *moments), key=lambda one: (one.start, -one.end)):  # an outer one before those in it
+    for slice in sorted((*runs, *moments), key=lambda one: (one.start, -one.end)):  # outer slices before inner ones
         made += [_complete(slice, pid, tids[slice.event.thread]), *ends[id(slice)]]
     for other in others:
         event = other.event
@@ -87,7 +88,7 @@ def trace(events: list[Event], loop: str, thread: int) -> dict[str, Any]:
 
 
 def microseconds(ns: int) -> float:
-    """ns as µs that are the same ns again for a reader that multiplies by 1000 and cuts off.
+    """ns as µs, such that a reader that multiplies by 1000 and truncates gets the same ns.
 
     >>> int(1.001 * 1000), int(microseconds(1001) * 1000)
     (1000, 1001)
@@ -97,7 +98,7 @@ def microseconds(ns: int) -> float:
 
 
 def _tracks(events: list[Event], loop_thread: int) -> dict[int, int]:
-    """A small number for each thread, the loop's first: the viewers take 32 bits, and an identifier has 64."""
+    """A small number for each thread, the loop's first: viewers accept 32 bits, and an identifier has 64."""
     tids = {loop_thread: 1}
     for event in events:
         tids.setdefault(event.thread, len(tids) + 1)
@@ -115,8 +116,8 @@ def _names(pid: int, loop: str, loop_thread: int, tids: dict[int, int]) -> Itera
 
 
 def _flows(runs: list[_Slice], moments: list[_Slice], moves: list[Event]) -> Iterator[tuple[_Slice, _Slice]]:
-    """Which submit or arm has led to which callback. No callback began before it was submitted: its slice, which begins
-    where the one before it ended, is made to begin later.
+    """Pairs of a submit or arm and the callback it caused. A callback's slice begins where the previous one ended;
+    since no callback begins before its submit, the slice is moved to begin later if necessary.
     """
     moved = {move.value: move.subject for move in moves}
     armed = {moment.event.subject: moment for moment in moments if moment.event.kind == "arm"}
@@ -131,7 +132,7 @@ def _flows(runs: list[_Slice], moments: list[_Slice], moves: list[Event]) -> Ite
     for run in runs:
         source = None
         if run.event.kind == "timer":
-            source = armed.pop(run.event.subject, None)  # of an interval its first callback
+            source = armed.pop(run.event.subject, None)  # for an interval only its first callback
         elif run.event.kind not in ("readiness callback", "sleep", "move"):
             place = moved.get(run.event.subject, run.event.subject)
             position, ranges = place >> PLACE_BITS, submits[place & ((1 << PLACE_BITS) - 1)]
@@ -144,8 +145,8 @@ def _flows(runs: list[_Slice], moments: list[_Slice], moves: list[Event]) -> Ite
 
 
 def _set_apart(runs: list[_Slice], moments: list[_Slice]) -> None:
-    """Make the slices of a track nest: callbacks do not overlap, and a moment ends before what follows it, and within
-    the callback that it is in.
+    """Make the slices of a track nest: callbacks do not overlap, and a moment ends before the next event and within
+    the callback that contains it.
     """
     tracks: defaultdict[int, tuple[list[_Slice], list[_Slice]]] = defaultdict(lambda: ([], []))
     for run in runs:
@@ -184,7 +185,7 @@ def _complete(slice: _Slice, pid: int, tid: int) -> dict[str, Any]:
 
 
 def _args(event: Event) -> dict[str, Any]:
-    """What a click on it shows."""
+    """What a click on the event shows."""
     args: dict[str, Any] = {"number": event.number}
     if event.number < 0:
         args["state"] = "in progress"

@@ -1,14 +1,14 @@
-"""Telling of a loop that is blocked, while it is still blocked.
+"""Reporting a blocked loop while it is still blocked.
 
-Problem: one callback that does not return stops everything that the loop does, and the loop itself can not say so.
-Idea: a thread of its own looks a few times in each `threshold` at the loop's heartbeat, its counts of callbacks and
-turns. If they stand still for so long while the loop is running, awake and neither looking around for work nor
-waiting in a poller, one callback is to blame; the stack of the loop's thread says which. A look is three loads; the
-loop does nothing for it.
+Problem: one callback that does not return stops everything the loop does, and the loop itself cannot say so. Idea: a
+separate thread checks the loop's heartbeat, its counts of callbacks and turns, a few times per `threshold`. If they
+stand still for a whole threshold while the loop is running and awake, and is neither spinning for work nor waiting in
+a poller, one callback is to blame; the stack of the loop's thread says which. A check is three loads; the loop does
+nothing for it.
 
-It loses on a callback that is in C code without letting go of its thread state: the report comes, but the stack has to
-wait (`stacks.py`) and every thread with it, so it is taken only after the first words were said. With the GIL such a
-callback holds up the watchdog too.
+It loses on a callback that is in C code without detaching its thread state: the report comes, but the stack has to
+wait (`stacks.py`), and every thread with it, so it is captured only after the first message is out. With the GIL such a
+callback also holds up the watchdog.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from .. import debug, hooks, lifecycle
 from ..kernels.base import layout
 from ..lock import Latch
+from ..threads import begin
 from ..unique import Unique
 from . import stacks
 from .stacks import Call, Stack
@@ -33,7 +34,7 @@ from .stacks import Call, Stack
 if TYPE_CHECKING:
     from ..loop import Loop
 
-LOOKS = 4  # in each threshold: a blockage is told of at most a quarter late
+LOOKS = 4  # checks per threshold: a blockage is reported at most a quarter late
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class Blockage:
     _seen: list[BlockedIn] = field(default_factory=list, repr=False, compare=False)
 
     def look(self) -> BlockedIn:
-        """Where the loop is: taken at the first call, and kept. Waits for a thread that is in C code without letting
-        go, and so do all others meanwhile; see this module.
+        """Where the loop is, captured at the first call and kept. Waits for a thread that is in C code without
+        detaching, and so do all other threads meanwhile; see the module's docstring.
         """
         if not self._seen:
             stack, scheduled = self._look()
@@ -64,20 +65,20 @@ class BlockedIn:
     """What a blocked loop was found in."""
 
     stack: Stack
-    """Of the loop's thread, innermost call first."""
+    """The stack of the loop's thread, innermost call first."""
     callback: Call | None
-    """The callback's own call; None if it is no Python function, or has returned meanwhile."""
+    """The callback's own call; None if it is not a Python function or has just returned."""
     scheduled: Any
     """With ``debug=True`` the callback itself, else None."""
     scheduled_at: traceback.StackSummary | None
-    """With ``debug=True`` where it was scheduled, else None."""
+    """With ``debug=True`` where the callback was scheduled, else None."""
 
     @classmethod
     def of(cls, stack: Stack, scheduled: list[object]) -> BlockedIn:
-        """From the loop's thread's stack, and the remembered callbacks in it, innermost first."""
+        """From the stack of the loop's thread and the `debug.Sited` callbacks on it, both innermost first."""
         mine = [i for i, call in enumerate(stack) if call.code.co_filename in (lifecycle.__file__, debug.__file__)]
         callback = stack[mine[0] - 1] if mine and mine[0] > 0 else None
-        site = debug.site_of(scheduled[0]) if scheduled else {}
+        site = debug.described(scheduled[0]) if scheduled else {}
         return cls(stack, callback, site.get("callback"), site.get("scheduled_at"))
 
 
@@ -94,25 +95,29 @@ class Watchdog(Unique):
         self._on_blocked = on_blocked or log
         self._stop = Latch()
         self._loop = weakref.ref(loop)
-        # The thread must keep neither the loop, which ends when it is forgotten, nor the handler, which may refer to
-        # it: the loop keeps its watchdogs.
+        # The thread must not keep the loop alive, which ends when it is collected, nor the handler, which may refer to
+        # the loop. The loop keeps its watchdogs.
         self._thread = threading.Thread(
             target=_watch, args=(weakref.ref(self), self._loop, self._stop, threshold), name=f"{loop.name}-watchdog"
         )
         self._thread.daemon = True
         loop._watchdogs[self] = None
-        self._thread.start()
+        try:
+            begin(self._thread)
+        except BaseException:
+            self._dismiss()
+            raise
         if loop._ended.is_set():
             self._dismiss()
 
     def stop(self) -> None:
-        """Watch no longer. When this returns no handler is called any more, except one that calls this. Any thread."""
+        """Stop watching. When this returns, no handler runs any more, except one that called this. Any thread."""
         self._dismiss()
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
     def _dismiss(self) -> None:
-        """Have the thread end, without waiting for it. Idempotent."""
+        """Make the thread end, without waiting for it. Idempotent."""
         self._stop.set()
         loop = self._loop()
         if loop is not None:
@@ -126,7 +131,7 @@ class Watchdog(Unique):
 
 
 def _watch(me: weakref.ref[Watchdog], of: weakref.ref[Loop], stop: Latch, threshold: float) -> None:
-    """The thread of a watchdog. Between two looks it keeps nothing alive."""
+    """A watchdog's thread. Between two checks it keeps nothing alive."""
     last, since, told = None, time.monotonic(), False
     while not stop.wait(threshold / LOOKS):
         watchdog, loop = me(), of()
@@ -143,7 +148,7 @@ def _watch(me: weakref.ref[Watchdog], of: weakref.ref[Loop], stop: Latch, thresh
 
 
 def heartbeat(loop: Loop) -> tuple[int, int, int] | None:
-    """(thread, callbacks, turns) of a loop that may be in a callback; None of one that certainly is not."""
+    """(thread, callbacks, turns) of a loop that may be in a callback; None if it certainly is not."""
     record = loop._record
     if int(record["lifecycle"]) not in (layout.RUNNING, layout.TERMINATING) or record["sleep"]:
         return None
@@ -157,11 +162,11 @@ def _look(thread: int) -> tuple[Stack, list[object]]:
 
 
 def log(blockage: Blockage) -> None:
-    """Two messages to the logger ``nbloop``: that it is blocked, and, which may have to wait, where."""
+    """Log two messages to the logger ``nbloop``: that the loop is blocked, and then where, which may have to wait."""
     say = functools.partial(hooks.log, None, level=logging.WARNING, loop=blockage.loop)
     say("%s has been in one callback for %.3g s", blockage.loop, blockage.blocked_for)
     seen = blockage.look()
-    lines = [f"{blockage.loop} is blocked in {seen.scheduled or seen.callback or 'a callback that is no Python code'}"]
+    lines = [f"{blockage.loop} is blocked in {seen.scheduled or seen.callback or 'a callback that is not Python code'}"]
     lines += [f"  {call}" for call in reversed(seen.stack)]
     if seen.scheduled_at is not None:
         lines += ["scheduled at", *(line.rstrip() for line in seen.scheduled_at.format())]

@@ -1,9 +1,9 @@
 """The platforms' pollers, through ctypes: one file per family of system calls, behind one interface.
 
-A poller is told of descriptors with an interest (bits of `nbloop.IOEvents`) and a *token*, which comes back with each
-event; what a token means, and whether it still means anything, is not its business (kernels/turn/fd_watches.py). All of
-them are level-triggered unless EDGE or ONESHOT is asked for, report errors and hang-ups unasked, and report nothing for
-an interest of 0.
+A poller watches descriptors. Each has an interest (bits of `nbloop.IOEvents`) and a *token*, which comes back with each
+event. What a token means, and whether it is still valid, is not the poller's concern (kernels/turn/fd_watches.py). All
+pollers are level-triggered unless EDGE or ONESHOT is requested, report errors and hang-ups unconditionally, and report
+nothing for an interest of 0.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Protocol
 
 
 class Poller(Protocol):
-    """What a loop needs of a platform to wait for descriptors. Calls that change it are serialised by the loop's lock;
-    `wait` runs beside them, on the loop's thread.
+    """What a loop needs from a platform to wait for descriptors. The loop's lock serialises the calls that change it;
+    `wait` runs concurrently with them, on the loop's thread.
     """
 
     park_mode: int  # PARK_EPOLL if the kernels wait, with `descriptor` and `wake_fd`; PARK_POLLER if `wait` does
@@ -23,33 +23,33 @@ class Poller(Protocol):
     wake_fd: int
 
     def add(self, fd: int, interest: int, token: int) -> None:
-        """Watch a descriptor, at once, also while the loop waits. OSError from the system."""
+        """Watch a descriptor, with immediate effect even while the loop waits. OSError from the system."""
 
     def modify(self, fd: int, interest: int, token: int) -> None:
-        """Change what is reported of it; a ONESHOT is armed anew. OSError from the system, and then nothing changed."""
+        """Change what is reported, and re-arm a ONESHOT watch. OSError from the system, and then nothing changed."""
 
     def remove(self, fd: int) -> bool:
-        """Watch it no longer. False: the system does not know it any more, as its user closed it first, and may go on
-        reporting it if a duplicate is open: `renew` is called then.
+        """Stop watching. False if the system no longer knows the descriptor, because its user closed it first; the
+        system may then go on reporting it while a duplicate is open, until the loop calls `renew`.
         """
 
     def renew(self, watches: Iterable[tuple[int, int, int]]) -> None:
-        """Forget everything but these (descriptor, interest, token). The loop's thread."""
+        """Forget everything except these (descriptor, interest, token). The loop's thread."""
 
     def wait(self, timeout_ns: int) -> Sequence[tuple[int, int]]:
-        """At most READY_MOST pairs (token, events) that are ready, as soon as there are some; after `timeout_ns`, none
-        (-1: no limit).
+        """Wait until descriptors are ready, and return at most READY_MOST pairs (token, events); none after
+        `timeout_ns` (-1: no limit).
         """
 
     def wake(self) -> None:
-        """Make the `wait` in progress, or the next one, return. Any thread."""
+        """Make the current `wait`, or the next one, return. Any thread."""
 
     def close(self) -> None:
-        """Release what it holds; again does nothing. Nobody waits, and nobody wakes any more."""
+        """Release its descriptors. Idempotent. No `wait` or `wake` may be in progress or follow."""
 
 
 def make_poller() -> Poller:
-    """The poller of this platform. OSError if there is none, or no descriptor left for it."""
+    """This platform's poller. OSError if there is none, or if no descriptor is free."""
     if sys.platform == "linux":
         from .epoll import EpollPoller
 

@@ -1,19 +1,19 @@
-"""epoll with an eventfd (Linux). The kernels wait (kernels/turn/fd_watches.py); this file makes the set and changes it.
+"""epoll with an eventfd (Linux). The kernels wait (kernels/turn/fd_watches.py); this file makes and changes the set.
 
-Both descriptors are edge-triggered where it counts: the wake descriptor is registered with EPOLLET and never read, so
-a wake costs one write and no read. A muted descriptor stays in the set with no events and EPOLLET: the system reports
-errors and hang-ups of a descriptor unasked, and level-triggered ones of a muted socket would spin the loop.
+The wake descriptor is registered with EPOLLET and never read, so a wake costs one write and no read. A muted descriptor
+stays in the set with no events and EPOLLET: the system always reports errors and hang-ups, and level-triggered reports
+for a muted socket would spin the loop.
 
-A half-close of the peer (EPOLLRDHUP) is asked for together with READ only: it is news for whoever reads, while for one
-that still writes what is left it would be true, and so reported, for ever.
+A half-close by the peer (EPOLLRDHUP) is requested together with READ only. To a reader it is news; for a watch that
+only writes, the condition would stay true and be reported for ever.
 
-What epoll watches is not the number but the open file behind it, and it forgets that only when the last duplicate is
-closed. A user who closes a descriptor before unregistering it can therefore leave an entry that nothing can name any
-more. `remove` notices, and when such an entry speaks up the set is made anew (`renew`).
+epoll watches the open file, not the descriptor number, and forgets the file only when its last duplicate is closed. A
+user who closes a descriptor before unregistering it can therefore leave an entry that nothing can name any more.
+`remove` detects this, and when such an entry fires, the set is rebuilt (`renew`).
 
-Both descriptors are owned by objects that close them once, when they are asked to or when nobody refers to them. A
-number alone is lost where an exception of a signal handler comes between the call that returns it and its store, and a
-close that is made again after one would close what has the number by then.
+Each of the two descriptors is owned by an object that closes it exactly once, on request or when collected. A bare
+number would leak if a signal handler raised between the call that returns it and its store, and a close retried after
+such an exception could close an unrelated descriptor that has the number by then.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLLONESHOT, EPOLLET = 1, 4, 0x2000, 1 << 30, 1 
 
 class _Event(ctypes.Structure):
     _pack_ = 1 if EPOLL_DATA == 4 else 8
+    _layout_ = "ms"  # what _pack_ means; Python 3.14 warns if it is not said
     _fields_ = (("events", ctypes.c_uint32), ("data", ctypes.c_uint64))
 
 
@@ -69,7 +70,7 @@ class EpollPoller:
     park_mode = PARK_EPOLL
 
     def __init__(self) -> None:
-        # Made and owned in one call of C. The owner is of a type that closes any descriptor, whatever its name says.
+        # Created and owned within one C call. select.epoll serves as the owner because it closes any descriptor.
         self._wake = next(map(select.epoll.fromfd, map(os.eventfd, (0,), (os.EFD_CLOEXEC | os.EFD_NONBLOCK,))))
         self.wake_fd = self._wake.fileno()
         self._set = self._make()
@@ -88,7 +89,7 @@ class EpollPoller:
     def add(self, fd: int, interest: int, token: int) -> None:
         try:
             self._control(self.descriptor, EPOLL_CTL_ADD, fd, _bits(interest), token)
-        except FileExistsError:  # closed, unregistered, and come back by dup2() under its old number
+        except FileExistsError:  # closed, unregistered, and restored under its old number by dup2()
             self.modify(fd, interest, token)
 
     def modify(self, fd: int, interest: int, token: int) -> None:
@@ -98,7 +99,7 @@ class EpollPoller:
         try:
             self._control(self.descriptor, EPOLL_CTL_DEL, fd, 0, 0)
         except OSError as error:
-            if error.errno not in (errno.EBADF, errno.ENOENT, errno.EPERM):  # closed; another file; and no pollable one
+            if error.errno not in (errno.EBADF, errno.ENOENT, errno.EPERM):  # closed; another file; not pollable
                 raise
             return False
         return True
@@ -107,13 +108,13 @@ class EpollPoller:
         made = self._make()
         descriptor = made.fileno()
         for fd, interest, token in watches:
-            try:  # the old set tells whether the number still is the file that was registered
+            try:  # the old set knows whether the number still denotes the file that was registered
                 self.modify(fd, interest, token)
             except OSError:
                 continue
             self._control(descriptor, EPOLL_CTL_ADD, fd, _bits(interest), token)
         self.descriptor = descriptor
-        self._set = made  # which closes the old one
+        self._set = made  # this closes the old one
 
     def wait(self, timeout_ns: int) -> Sequence[tuple[int, int]]:
         raise RuntimeError("the kernels wait for epoll")  # pragma: no cover
@@ -127,8 +128,8 @@ class EpollPoller:
 
 
 def has_ns_timeouts() -> bool:
-    """Does the system have epoll_pwait2, whose timeout is in ns (Linux 5.11)?"""
+    """Whether the system has epoll_pwait2, whose timeout is in ns (Linux 5.11)."""
     ctypes.set_errno(0)
     _libc.syscall(*map(ctypes.c_long, (SYS_EPOLL_PWAIT2, -1, 0, 0, 0, 0, 0)))
-    # What it says of such arguments. ENOSYS is an older kernel, EPERM a filter (seccomp) that does not know the number.
+    # A kernel that has it rejects these arguments so. ENOSYS: an older kernel; EPERM: a seccomp filter that lacks it.
     return ctypes.get_errno() in (errno.EINVAL, errno.EBADF, errno.EFAULT)

@@ -1,23 +1,23 @@
-"""A completion port that is told when a socket becomes ready (Windows). Python waits, through ctypes.
+"""Socket readiness through a completion port (Windows). Python waits, through ctypes.
 
-Problem: a completion port says that an operation has ended, not that one could begin. The textbook's bridge, a receive
-or send of zero bytes, answers for a connected stream only: on a datagram socket it throws the datagram away, on a
-listening or a connecting one it fails or ends at once, it does not tell a half-close from data, and a socket belongs
-for ever to the first port it was used with, so no second loop can watch it. Idea: ask the driver below Winsock, as
-`select` and WSAPoll do, but overlapped. A *poll* operation on \\Device\\Afd names a socket and the states to wait for,
-and its end is a packet of our port. (libuv, mio and wepoll do the same; it is not documented, and has not changed
-since Windows NT.)
+Problem: a completion port reports that an operation has ended, not that one could begin. The textbook's bridge, a
+receive or send of zero bytes, works for a connected stream only: on a datagram socket it discards the datagram, on a
+listening or connecting socket it fails or ends at once, it cannot distinguish a half-close from data, and it binds the
+socket for ever to the first port, so that no second loop can watch it. Idea: ask the driver below Winsock, as `select`
+and WSAPoll do, but overlapped. A *poll* operation on \\Device\\Afd names a socket and the states to wait for, and its
+completion is a packet on our port. (libuv, mio and wepoll do the same; it is not documented, and has not changed since
+Windows NT.)
 
-A poll ends once. Level-triggered readiness is made of that by polling again when the loop next waits, so that what a
-callback has left is reported anew and at once. The same is the reason for EDGE not being offered: whether a socket was
-drained and has filled again, or was never drained, looks alike from here, and an edge would be lost or made up.
+A poll completes once. To make readiness level-triggered, the poll is repeated when the loop next waits, so that data
+that a callback left unread is reported again at once. For the same reason EDGE is not offered: a socket that was
+drained and filled again looks the same from here as one that was never drained, so edges would be lost or invented.
 
-The system writes into an operation's memory until its packet is taken, also when it is cancelled. Operations therefore
-stay in a table by address until then; a watch that has changed its mind lets go of its operation and starts another,
-and the packet of the old one finds nobody.
+The system writes to an operation's memory until its packet is dequeued, even after a cancellation. Operations therefore
+stay in a table by address until then. A watch whose interest changes abandons its operation and starts another; the old
+operation's packet is then ignored.
 
-Costs a system call for each event more than epoll does. A socket that is closed while it is registered goes silent;
-if another gets its number before the loop has waited again, the watch cannot tell them apart.
+It costs one system call per event more than epoll. A socket that is closed while registered goes silent; if another
+socket gets its number before the loop has waited again, the watch cannot tell them apart.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def _check_status(status: int) -> None:
 
 
 def _base_handle(fd: int) -> int:
-    """The socket that the driver knows, below whatever provider is layered over it. OSError for what is no socket."""
+    """The socket that the driver knows, below any layered providers. OSError if `fd` is not a socket."""
     base, size = _handle(), _dword()
     out = (ctypes.byref(base), ctypes.sizeof(base), ctypes.byref(size))
     if _socket_control(fd, SIO_BASE_HANDLE, None, 0, *out, None, None) != 0:
@@ -137,7 +137,7 @@ def _base_handle(fd: int) -> int:
 def _states(interest: int) -> int:
     states = ABORT | CONNECT_FAIL | LOCAL_CLOSE
     if interest & READ:
-        states |= RECEIVE | ACCEPT | DISCONNECT  # a half-close is news for whoever reads
+        states |= RECEIVE | ACCEPT | DISCONNECT  # only a reader wants to know of a half-close
     if interest & WRITE:
         states |= SEND
     return states
@@ -151,7 +151,7 @@ def _events(states: int) -> int:
         events |= WRITE
     if states & DISCONNECT:
         events |= READ | HANGUP
-    if states & (ABORT | CONNECT_FAIL):  # whoever reads or writes now is told the error
+    if states & (ABORT | CONNECT_FAIL):  # reading or writing now returns the error
         events |= READ | WRITE | ERROR | HANGUP
     return events
 
@@ -169,7 +169,7 @@ class _Watch:
 
 
 class _Operation:
-    """One poll, with the memory that the system writes to. Nobody's any more if `watch` is None."""
+    """One poll, with the memory that the system writes to. Abandoned if `watch` is None."""
 
     __slots__ = ("memory", "watch")
 
@@ -184,11 +184,11 @@ class _Operation:
 
 
 class IocpPoller(TablePoller[_Watch]):
-    """A completion port, and the driver's handle that polls are made on."""
+    """A completion port, and the driver handle on which polls are made."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._operations: dict[int, _Operation] = {}  # by the address of their memory; each has a packet to come
+        self._operations: dict[int, _Operation] = {}  # by the address of their memory; each still awaits its packet
         self._due: dict[_Watch, None] = {}  # to be polled when the loop waits next
         self._packets = (_Packet * READY_MOST)()
         self._port = _checked(_create_port(_handle(-1), None, 0, 1))
@@ -244,11 +244,11 @@ class IocpPoller(TablePoller[_Watch]):
             self._cancel(operation)
 
     def _cancel(self, operation: _Operation) -> None:
-        """Its packet still comes, and until then the memory is the system's."""
+        """Cancel an operation. Its packet still arrives; until then the memory belongs to the system."""
         operation.watch = None
         outcome = _Status()
         status = _cancel(self._driver, operation.address, ctypes.byref(outcome))
-        if status != STATUS_NOT_FOUND:  # it has just ended by itself
+        if status != STATUS_NOT_FOUND:  # not found: it has just completed
             _check_status(status)
 
     def wait(self, timeout_ns: int) -> Sequence[tuple[int, int]]:
@@ -258,14 +258,14 @@ class IocpPoller(TablePoller[_Watch]):
             for watch in due:
                 try:
                     self._poll(watch)
-                except OSError:  # closed before it was unregistered: silent until then
+                except OSError:  # closed before it was unregistered: it stays silent
                     continue
         count = self._take(milliseconds)
         with self._lock:
             return [pair for packet in self._packets[:count] if (pair := self._ended(packet)) is not None]
 
     def _take(self, milliseconds: int) -> int:
-        """Wait for packets; how many there are now in `_packets`."""
+        """Wait for packets; return how many `_packets` now holds."""
         count = _dword()
         if not _get_packets(self._port, self._packets, READY_MOST, ctypes.byref(count), milliseconds, 0):
             error = ctypes.get_last_error()
@@ -275,7 +275,7 @@ class IocpPoller(TablePoller[_Watch]):
         return count.value
 
     def _ended(self, packet: _Packet) -> tuple[int, int] | None:
-        """What a packet says of its watch, if that still wants to know."""
+        """The (token, events) that a packet reports, or None if its watch no longer wants it."""
         if packet.key != POLLS:
             return None
         operation = self._operations.pop(packet.operation)
@@ -285,7 +285,7 @@ class IocpPoller(TablePoller[_Watch]):
         watch.operation = None
         memory = operation.memory
         if memory.io.status >= 0x80000000:
-            # Cancelled by somebody else: the thread that asked has ended, or another program layer is at work.
+            # Cancelled by somebody else: the thread that issued the poll has ended, or another library cancelled it.
             if memory.io.status == STATUS_CANCELLED:
                 self._due[watch] = None
             return None

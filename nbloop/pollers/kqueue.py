@@ -1,19 +1,18 @@
 """kqueue (macOS, FreeBSD). Python waits, through ctypes.
 
-A descriptor has up to two entries in a kqueue, one to read and one to write, which speak up on their own; what is
-reported of one descriptor is put together again here, so that a callback hears READ and WRITE in one call, and a
-ONESHOT that has spoken through one entry takes the other with it.
+A descriptor has up to two entries in a kqueue, one for reading and one for writing, which fire independently. `wait`
+merges the events of one descriptor, so that a callback gets READ and WRITE in one call; a ONESHOT that fired through
+one entry removes the other.
 
 Each change of a watch gives its entries a new *key*, the word that comes back with their events. An event that was
-taken from the system before a change, and is looked at after it, carries an old key and finds nobody; nothing is lost
-by that, because the system looks anew at what is added again. An entry dies with its descriptor, so there is nothing
-that `remove` could leave behind; but `modify` of one that was closed, and whose number is taken again, watches the
-successor.
+fetched before a change but is processed after it carries an old key and is ignored. Nothing is lost, because the system
+checks an entry again when it is added. An entry dies with its descriptor, so `remove` leaves nothing behind; but
+`modify` of a closed descriptor whose number has been reused watches the new file.
 
-A user event is the wake call. A kqueue takes regular files, and reports them for ever; they are refused, as elsewhere.
+Wakes use a user event. A kqueue accepts regular files and reports them for ever; they are refused, as on other systems.
 
-Tested for the layouts, the constants and the flow against a stand-in over epoll (tests/support/kevent_double.c) and
-against libkqueue, where NBLOOP_LIBKQUEUE says where that is; on no real kernel yet.
+The layouts, the constants and the flow are tested against a stand-in over epoll (tests/support/kevent_double.c) and
+against libkqueue, if NBLOOP_LIBKQUEUE holds its path; not yet on a real kernel.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ class _Timespec(ctypes.Structure):
 
 
 def layout_here() -> Any:
-    """The layout of this system. OSError if it has no kqueue, or another one."""
+    """This system's layout. OSError if it has no kqueue, or one that is not supported."""
     if sys.platform == "darwin":
         return Darwin
     if sys.platform.startswith("freebsd"):
@@ -80,7 +79,7 @@ class _Watch:
 
 
 class KqueuePoller(TablePoller[_Watch]):
-    """A kqueue; `library` has its system calls, in terms of `event`, a ``struct kevent``."""
+    """A kqueue. `library` provides its system calls, which take `event`, a ``struct kevent``."""
 
     def __init__(self, library: ctypes.CDLL | None = None, event: Any = None) -> None:
         super().__init__()
@@ -90,7 +89,7 @@ class KqueuePoller(TablePoller[_Watch]):
         self._kevent = library.kevent
         self._kevent.argtypes = [number, pointer, number, pointer, number, pointer]
         self._keys: dict[int, _Watch] = {}  # by the key of their last change
-        self._last = 0  # key given; 0 is the wake event's
+        self._last = 0  # the last key given out; 0 is the wake event's
         self._found = (self._event * READY_MOST)()
         self.descriptor = self._checked(library.kqueue())
         try:
@@ -108,14 +107,14 @@ class KqueuePoller(TablePoller[_Watch]):
         return result
 
     def _control(self, *changes: tuple[int, int, int, int, int]) -> None:
-        """Make changes (filter, flags, fflags, descriptor, key), all that can be made; OSError of the first that can
-        not, but for the end of what has ended already.
+        """Apply changes (filter, flags, fflags, descriptor, key), as many as possible. Raises the OSError of the first
+        one that fails, except for deleting an entry that is already gone.
         """
         made = (self._event * len(changes))()
         for entry, (which, flags, fflags, ident, key) in zip(made, changes, strict=True):
             entry.ident, entry.filter, entry.flags = ident, which, flags | EV_RECEIPT
             entry.fflags, entry.udata = fflags, key
-        # With EV_RECEIPT each change comes back with its own errno, and no event takes its place.
+        # With EV_RECEIPT each change returns its own errno, and no event takes its place.
         count = self._checked(self._kevent(self.descriptor, made, len(changes), made, len(changes), None))
         for entry, (_, flags, _, ident, _) in zip(made[:count], changes, strict=False):
             gone = flags & EV_DELETE and entry.data in (errno.ENOENT, errno.EBADF)
@@ -137,7 +136,7 @@ class KqueuePoller(TablePoller[_Watch]):
         try:
             self._control(*self._changes(watch, interest, key))
         except BaseException:
-            # What was made of it is undone; if the descriptor is closed there is nothing left to undo.
+            # Undo the changes that succeeded; if the descriptor is closed there is nothing left to undo.
             undo = _Watch(watch.fd)
             undo.interest = interest
             with contextlib.suppress(OSError):
@@ -149,13 +148,13 @@ class KqueuePoller(TablePoller[_Watch]):
 
     @staticmethod
     def _changes(watch: _Watch, interest: int, key: int) -> list[tuple[int, int, int, int, int]]:
-        """What takes the entries of a watch from its interest to another."""
+        """The changes that turn a watch's entries from its current interest to another."""
         how = EV_ADD | (EV_CLEAR if interest & EDGE else 0) | (EV_ONESHOT if interest & ONESHOT else 0)
         changes = []
         for bit, which in FILTERS:
             if watch.interest & bit:
-                # Also before it is added again: an entry keeps the flags that it was made with, and of one that is
-                # added twice libkqueue keeps the first key.
+                # Delete even before adding again: an entry keeps the flags it was created with, and libkqueue keeps
+                # the first key of an entry that is added twice.
                 changes.append((which, EV_DELETE, 0, watch.fd, 0))
             if interest & bit:
                 changes.append((which, how, 0, watch.fd, key))
@@ -184,7 +183,7 @@ class KqueuePoller(TablePoller[_Watch]):
 
     def close(self) -> None:
         descriptor, self.descriptor = self.descriptor, -1
-        with contextlib.suppress(OSError):  # a forked child has no copy; and a second call
+        with contextlib.suppress(OSError):  # fails in a forked child, which has no copy, and when called again
             os.close(descriptor)
 
 

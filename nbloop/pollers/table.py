@@ -1,4 +1,4 @@
-"""What is common to pollers whose system does not keep the token: a table of what is watched, and its lock."""
+"""Shared code of the pollers whose system does not store the token: a table of watches, and its lock."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..kernels.base.layout import PARK_POLLER
 
 
 class TablePoller[Watch](ABC):
-    """Changes one watch at a time, under a lock that `wait` takes only while it collects, never while it waits."""
+    """Changes one watch at a time, under a lock that `wait` holds only while it collects events, not while it waits."""
 
     park_mode = PARK_POLLER
     descriptor = wake_fd = -1
@@ -22,15 +22,15 @@ class TablePoller[Watch](ABC):
 
     @abstractmethod
     def _new(self, fd: int) -> Watch:
-        """A watch of a descriptor, for nothing yet. OSError for one that can not be watched."""
+        """A new watch of a descriptor, without interest yet. OSError if the descriptor cannot be watched."""
 
     @abstractmethod
     def _change(self, watch: Watch, interest: int, token: int) -> None:
-        """Have it report something else from now on, also while the loop waits; on failure nothing has changed."""
+        """Change what a watch reports, with immediate effect even while the loop waits. On failure nothing changes."""
 
     @abstractmethod
     def _forget(self, watch: Watch) -> None:
-        """Have it report nothing any more, whether its descriptor is open or not."""
+        """Make a watch report nothing any more, whether its descriptor is open or not."""
 
     def add(self, fd: int, interest: int, token: int) -> None:
         with self._lock:
@@ -48,7 +48,7 @@ class TablePoller[Watch](ABC):
             self._change(watch, interest, token)
 
     def remove(self, fd: int) -> bool:
-        """True, always: what is forgotten here can not speak up again, whoever has closed it."""
+        """Always True: a forgotten watch cannot fire again, even if its descriptor was closed first."""
         with self._lock:
             watch = self._watches.pop(fd, None)
             if watch is not None:

@@ -224,6 +224,7 @@ def test_interval_that_cancels_itself(addresses: Any) -> None:
     loop.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*DROPPED, *HANDLERS])
 def test_collected_with_its_loop(addresses: Any, name: str, where: str) -> None:
     """The collector finds them where they are queued, and follows them: a loop that is forgotten with them goes."""

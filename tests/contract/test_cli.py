@@ -86,11 +86,11 @@ def test_demo_with_fewer_lines_than_producers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (("--file", "no-such-file.txt"), "can not read no-such-file.txt: No such file"),
-        (("--file", "."), "can not read .: "),
-        (("--file", ""), "can not read"),
-        (("--lines", "0"), "argument --lines: must be a whole number from 1 on, not '0'"),
-        (("--producers", "many"), "argument --producers: must be a whole number from 1 on, not 'many'"),
+        (("--file", "no-such-file.txt"), "cannot read no-such-file.txt: No such file"),
+        (("--file", "."), "cannot read .: "),
+        (("--file", ""), "cannot read"),
+        (("--lines", "0"), "argument --lines: must be a whole number, at least 1, not '0'"),
+        (("--producers", "many"), "argument --producers: must be a whole number, at least 1, not 'many'"),
     ],
 )
 def test_demo_refuses_what_it_can_not_do(

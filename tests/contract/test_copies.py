@@ -40,10 +40,20 @@ INTERNAL = {
     *("Poller", "Parker", "Target", "TablePoller", "Collector"),  # bases and protocols
     *("EpollPoller", "KqueuePoller", "LockParker", "Watches", "CountingLock", "Latch"),  # of a loop
     *("Fields", "Record"),  # of the kernels: modules of offsets
-    *("Running", "Rejections", "Workers", "Waiters"),  # of a promise, a view, a loop
+    *(
+        "Running",
+        "Rejections",
+        "Workers",
+        "Waiters",
+        "Coroutines",
+        "Living",
+        "Sleep",
+        "Once",
+    ),  # of a promise, a view, a loop
     *("Kernel", "MethodDef", "TwinMethod", "Status", "External", "Darwin", "FreeBSD"),  # of the process
-    "Sited",  # a callback with the place where it was scheduled
+    *("StandIn", "Sited", "Spawning", "Owed"),  # what is scheduled in the place of a callback
     *("Selector", "StreamTransport"),  # of an EventLoop
+    *("Listeners", "Front", "Back"),  # of a WorkerGroup: sockets and locks, which refuse by themselves
     "LoopCollector",  # has a loop, and a name
     "Clock",  # two numbers of the machine's
 }
@@ -76,6 +86,7 @@ each_way = pytest.mark.parametrize("make_copy", COPIES.values(), ids=COPIES)
 @pytest.fixture
 def unique(make_loop, tmp_path):
     """One of each class that refuses, by class."""
+    from nbloop.aio import WorkerGroup
     from nbloop.aio.transports import Stream
     from nbloop.kernels.promises.classes import Eventual
     from nbloop.observe import server, shared
@@ -94,11 +105,17 @@ def unique(make_loop, tmp_path):
         end.callback(aio.close)
         stream = Stream(aio, 0, None, print)
         clock_loop = make_loop()
+        group = nbloop.LoopGroup(1)
+        end.callback(group.close)
+        workers = WorkerGroup("workers")
+        workers._add(nbloop.new_event_loop())
+        end.callback(workers._waiting.close)
+        end.callback(workers._close)
         served = end.enter_context(server.DebugServer(loop, 0))
         made = [
             *(loop, view, promise, eventual, resolve.__self__, Places(view._view, print), producer),
             *(view._view, loop._state, loop._state.base, producer._state, loop.recorder, watchdog, loop._shared),
-            nbloop.LoopExecutor(loop),
+            *(nbloop.LoopExecutor(loop), group, group._state, workers, workers.workers[0]),
             *(js.AbortController(), js.AbortController().signal, js.EventTarget(), view.performance),
             *(aio, aio.call_soon(print), aio.call_later(100, print), VirtualClock(clock_loop), served),
             *(shared.loops()[0], Profiler(), nbloop.EventLoopPolicy(), stream),
@@ -197,7 +214,7 @@ def test_a_promise_within_something_else(loop, make_copy):
 
 
 def test_initialised_once(loop):
-    with pytest.raises(RuntimeError, match="initialised already"):
+    with pytest.raises(RuntimeError, match="already initialised"):
         loop.__init__()
     loop.submit(loop.stop)
     loop.run()
@@ -268,6 +285,7 @@ def right():
             yield kind("why")
     yield nbloop.PollerFailedError(5, "why")
     yield from (js.AbortError("why"), js.InvalidStateError("why"), js.RejectedError([1]), js.NoPromisesError("why"))
+    yield js.CancelledError("why")
     group = js.AggregateError("all", [ValueError("1"), js.RejectedError(2)])
     group.reasons = [ValueError("1"), 2]
     yield group

@@ -40,6 +40,7 @@ def collected():
     gc.enable()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [True, False], ids=["finaliser first", "loop first"])
 @pytest.mark.parametrize("busy", [True, False], ids=["with work", "at rest"])
 def test_handle_within_one_collection_with_its_loop(collected, busy, first):

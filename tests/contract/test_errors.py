@@ -391,6 +391,7 @@ CONVERT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", CONVERT)
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, MemoryError, LookupError, TypeError, OverflowError])
 def test_what_a_conversion_raises_is_not_replaced(loop, call, kind):

@@ -123,6 +123,7 @@ def starve(put, inside):
     print("starved, and served")
 
 
+@pytest.mark.slow
 @each_put
 @pytest.mark.parametrize("inside", [False, True], ids=["outside", "inside"])
 def test_no_memory_for_the_loop(run_script, put, inside):

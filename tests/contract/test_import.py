@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import sysconfig
 
 import pytest
+
+from nbloop.kernels.build import object_cache
 
 EVERYTHING = """
 import importlib, pkgutil, sys
@@ -27,11 +30,71 @@ def test_gil_stays_off(run_script):
 
 
 def test_warm_import_is_light(run_script):
-    """contract: numba is imported only if kernels have to be compiled; on this machine they have been by now."""
+    """contract: numba and llvmlite are imported only if kernels have to be compiled; here they have been by now."""
     out = run_script(
-        "import sys, nbloop; nbloop.Loop(auto_exit=True).run(); print({'numba', 'asyncio'} & set(sys.modules))"
+        "import sys, nbloop; nbloop.Loop(auto_exit=True).run();"
+        "print({'numba', 'llvmlite', 'asyncio', 'importlib.metadata'} & set(sys.modules))"
     )
     assert out == "set()\n"
+
+
+def test_import_warns_of_nothing(run_script):
+    """contract: every module, with warnings as errors: nothing is read that this Python has deprecated."""
+    run_script("import numpy, asyncio\nimport warnings\nwarnings.simplefilter('error')\n" + EVERYTHING)
+
+
+def test_without_asyncios_policies(run_script):
+    """contract, asyncio: as from Python 3.16 on. Nothing of them is read at import, and all else works."""
+    run_script(
+        """
+        import asyncio
+        vars(asyncio).pop("DefaultEventLoopPolicy", None)
+        looked = []
+        def missing(name):
+            looked.append(name)
+            raise AttributeError(name)
+        asyncio.__getattr__ = missing
+        import nbloop, nbloop.aio
+        nbloop.run(asyncio.sleep(0))
+        assert "DefaultEventLoopPolicy" not in looked
+        for module in (nbloop, nbloop.aio):
+            assert not hasattr(module, "EventLoopPolicy")
+            try:
+                module.EventLoopPolicy
+            except AttributeError as error:
+                assert "EventLoopPolicy" in str(error)
+        """
+    )
+
+
+def used(program: str, environment: dict[str, str]) -> tuple[float, float]:
+    """Processor time and most memory of a process of its own, in seconds and KiB."""
+    pid = os.posix_spawn(sys.executable, [sys.executable, "-c", program], environment)
+    _, status, usage = os.wait4(pid, 0)
+    assert status == 0
+    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss
+
+
+@pytest.mark.skipif(not hasattr(os, "wait4"), reason="the system does not say what a process has used")
+@pytest.mark.skipif(object_cache.status.mode != "compiled", reason="kernels run as plain Python")
+def test_import_costs_little_more_than_what_it_needs() -> None:
+    """contract: with compiled kernels there, time at most 1.25 and memory at most 1.5 of `import numpy, asyncio`.
+
+    The least of several rounds counts, because a busy machine makes each longer, and none shorter.
+    """
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    programs = ("import numpy, asyncio", "import nbloop")
+    for program in programs:  # what they import is compiled to bytecode
+        used(program, environment)
+    least = [(1e9, 1e9)] * 2
+    for _ in range(20):
+        for i, program in enumerate(programs):
+            least[i] = tuple(map(min, least[i], used(program, environment)))  # type: ignore[assignment]
+        (time, memory), (our_time, our_memory) = least
+        if our_time <= 1.25 * time and our_memory <= 1.5 * memory:
+            return
+    pytest.fail(f"{our_time:.3f} s, {our_memory:.0f} KiB for nbloop; {time:.3f} s, {memory:.0f} KiB for the others")
 
 
 def test_nothing_runs_by_itself(run_script):

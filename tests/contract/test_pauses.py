@@ -126,6 +126,7 @@ def test_signals_are_handled_in_the_middle(make_loop: Callable[..., Loop], call:
     pytest.fail("a handler waits for the end")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not FREE_THREADED, reason="nothing stops the world")
 @pytest.mark.parametrize("call", CALLS)
 def test_the_world_is_stopped_in_the_middle(make_loop: Callable[..., Loop], call: Callable[..., Any]) -> None:

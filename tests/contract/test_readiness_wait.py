@@ -164,7 +164,7 @@ def test_broken_poller(loop, pair, caplog):
         loop.submit(ran.append, 1)
 
     loop.submit(break_it)
-    with pytest.raises(PollerFailedError, match="can not poll any more") as raised:
+    with pytest.raises(PollerFailedError, match="cannot poll any more") as raised:
         loop.run()
     assert raised.value.errno == errno.EINVAL
     assert loop.state is LoopState.TERMINATED

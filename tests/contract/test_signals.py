@@ -414,6 +414,7 @@ def hit(number):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remover", ["here", "elsewhere"])
 @pytest.mark.parametrize("adder", ["here", "elsewhere"])
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGCHLD"])
@@ -448,6 +449,7 @@ with Loop() as loop:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remover", ["here", "elsewhere"])
 @pytest.mark.parametrize("adder", ["here", "elsewhere"])
 @pytest.mark.parametrize("before", ["SIG_DFL", "SIG_IGN"])
@@ -763,7 +765,7 @@ class TestDoze:
             tried.append(1)
             raise OSError(errno.EMFILE, "none left")
 
-        monkeypatch.setattr(signals.socket, "socketpair", none)
+        monkeypatch.setattr(signals._socket, "socketpair", none)
         threading.Thread(target=lambda: (wait_for(lambda: len(tried) > 2), loop.stop())).start()
         loop.run()
 

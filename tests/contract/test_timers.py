@@ -93,7 +93,7 @@ def test_no_more_than_there_are_ids(loop, turns):
             lambda: loop.schedule_immediate(pytest.fail),
             lambda: loop.register_fd(writer.fileno(), IOEvents.WRITE, pytest.fail),
         ):
-            with pytest.raises(MemoryError, match="4,194,304 of them already; nothing was stored"):
+            with pytest.raises(MemoryError, match="already has 4,194,304 of them; nothing was stored"):
                 refused()
         turns(loop)
         assert loop.cancel_timer(first)

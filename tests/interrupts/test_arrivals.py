@@ -5,14 +5,11 @@ from __future__ import annotations
 import signal
 from typing import Any
 
-import pytest
-
 from nbloop import Loop
 from tests.support.arrivals import TESTS, Arrivals, Place, handled
 from tests.support.waiting import PATIENCE
 
 
-@pytest.mark.skip(reason="finds one more place now and then, which nobody has explained yet: see docs/reliability.md")
 def test_the_places_are_all_that_there_are() -> None:
     """A signal before any instruction is handled where one before an instruction of `places` is."""
     arrivals = Arrivals()

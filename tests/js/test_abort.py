@@ -390,7 +390,7 @@ def test_any_leaves_nothing_with_a_source():
 
 def test_any_takes_signals_only():
     """contract: an error, not a signal that never aborts."""
-    with pytest.raises(TypeError, match="signals must be of AbortSignals, not 5"):
+    with pytest.raises(TypeError, match="signals must contain only AbortSignals, not 5"):
         AbortSignal.any([5])
     with pytest.raises(TypeError):
         AbortSignal.any(5)

@@ -31,6 +31,7 @@ BATCHES = [CHOSEN] if CHOSEN else [range(first, first + BATCH) for first in rang
 needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="Node.js, the reference, is not installed")
 
 
+@pytest.mark.slow
 @needs_node
 @pytest.mark.parametrize("seeds", BATCHES, ids=lambda seeds: f"{seeds[0]}-{seeds[-1]}")
 def test_the_order_is_nodes(seeds: range | list[int]) -> None:

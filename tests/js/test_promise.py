@@ -152,9 +152,9 @@ def test_arguments_of_the_view(page, js):
     with pytest.raises(TypeError, match="ms must be a number of milliseconds, not 'soon'"):
         js.set_timeout(print, "soon")
     for wrong in (lambda: js.resolve(1).then(1, 2, 3), lambda: js.resolve(1).then(on_settled=print)):
-        with pytest.raises(TypeError, match="then takes two arguments at most, on_fulfilled and on_rejected"):
+        with pytest.raises(TypeError, match="then takes at most two arguments, on_fulfilled and on_rejected"):
             wrong()
-    with pytest.raises(TypeError, match="a resolving function takes one argument"):
+    with pytest.raises(TypeError, match="a resolving function takes at most one argument"):
         js.with_resolvers()[1](1, 2)
     for delay in (float("nan"), float("inf")):
         with pytest.raises(ValueError, match="finite"):

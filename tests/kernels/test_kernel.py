@@ -206,8 +206,7 @@ def test_plain_python_and_builtin_do_the_same(caplog: pytest.LogCaptureFixture) 
 )
 def test_memory_orders(verb: str, arguments: int, instruction: str) -> None:
     """Each verb is the one instruction that its docstring says: what every protocol and its proof rest on."""
-    import numba
-
+    numba = pytest.importorskip("numba")  # there is none where a wheel is tested
     from nbloop.kernels.build import compiler
 
     compiler._teach_primitives()

@@ -1,4 +1,4 @@
-"""object_cache.py: the one object file, where it is kept, and what happens when it can not be or is damaged.
+"""object_cache.py: the one library, where it is kept, and what happens when it cannot be or is damaged.
 
 Two tests compile all kernels in a process of their own, some 20 s each; they are marked slow.
 """
@@ -20,8 +20,9 @@ from typing import Any
 
 import pytest
 
+from nbloop.kernels.base import capi, interpreter
 from nbloop.kernels.base.kernel import kernels
-from nbloop.kernels.build import object_cache
+from nbloop.kernels.build import object_cache, target
 from nbloop.kernels.build.target import processor
 
 compiled_only = pytest.mark.skipif(
@@ -38,7 +39,7 @@ loop = nbloop.Loop(auto_exit=True)
 loop.submit(ran.append, 1)
 loop.submit(loop.schedule_timer, 0, ran.append, 2)
 loop.run()
-numba = "numba" in sys.modules
+numba = sorted({"numba", "llvmlite"} & set(sys.modules))
 if "everything" in sys.argv:
     import importlib, pkgutil
     for module in pkgutil.walk_packages(nbloop.__path__, "nbloop."):
@@ -119,50 +120,76 @@ def test_key_changes_with_the_set_of_files(sources: Path) -> None:
 
 def test_key_changes_with_versions_and_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = {object_cache.pack_key()}
-    monkeypatch.setattr(object_cache.importlib.metadata, "version", lambda name: f"another {name}")
+    monkeypatch.setattr(object_cache, "_version", lambda name: f"another {name}")
     keys.add(object_cache.pack_key())
-    monkeypatch.setattr(object_cache.llvm, "get_host_cpu_name", lambda: "another")
+    monkeypatch.setattr(target, "_facts", lambda: {"flags": "another"})
     keys.add(object_cache.pack_key())
     monkeypatch.setenv("NUMBA_CPU_NAME", "generic")
     keys.add(object_cache.pack_key())
     monkeypatch.setenv("NUMBA_CPU_FEATURES", "+avx2")
     keys.add(object_cache.pack_key())
-    assert len(keys) == 5
+    monkeypatch.setattr(interpreter, "ARRAY_DATA", 8)
+    keys.add(object_cache.pack_key())
+    monkeypatch.setattr(object_cache, "EXTENSION_SUFFIXES", [".cpython-399-another.so"])
+    keys.add(object_cache.pack_key())
+    assert len(keys) == 7
+
+
+def test_the_versions_are_those_of_the_packages() -> None:
+    """Found without an import."""
+    llvmlite = pytest.importorskip("llvmlite")
+    assert llvmlite.__version__ in object_cache._version("llvmlite")
+    assert object_cache._version("no_such_package") == ""
 
 
 def test_a_named_processor_has_no_features_of_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    llvm = pytest.importorskip("llvmlite.binding")
     monkeypatch.delenv("NUMBA_CPU_FEATURES", raising=False)
     monkeypatch.delenv("NUMBA_CPU_NAME", raising=False)
-    assert processor() == (object_cache.llvm.get_host_cpu_name(), object_cache.llvm.get_host_cpu_features().flatten())
+    assert processor() == (llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
     monkeypatch.setenv("NUMBA_CPU_NAME", "generic")
     assert processor() == ("generic", "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere llvmlite is asked")
+def test_the_processor_is_the_same_at_each_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key has no line of /proc/cpuinfo that changes from one moment, or one boot, to the next."""
+    known = target.identity()
+    assert len(known) > 4
+    assert known == target.identity()
+    assert not [fact for fact in known if "MHz" in fact or "bogomips" in fact.lower()]
+    monkeypatch.setitem(sys.modules, "llvmlite", None)  # not importable
+    assert known == target.identity()
 
 
 # --- the file -------------------------------------------------------------------------------------
 
 
-def test_damage_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A digest of itself, and exactly the kernels that are declared."""
-    monkeypatch.setattr(object_cache, "status", object_cache.Status())
-    digest = object_cache.hashlib.sha256(b"code").hexdigest()
-    symbols = {name: f"symbol_{name}" for name in kernels}
-    good = json.dumps({"symbols": symbols, "sha256": digest}).encode() + b"\ncode"
-    assert object_cache._checked(good) == (symbols, b"code")
-    assert not object_cache.status.problem
-    few = dict(list(symbols.items())[1:])
+def test_damage_is_noticed() -> None:
+    """A digest of itself, and exactly the kernels and C functions that are declared."""
+    good = object_cache.packed(b"co\nde", "generic", "so")
+    code, facts = object_cache._checked(good) or (b"", {})
+    assert code == b"co\nde"
+    assert (facts["target"], facts["why"]) == ("generic", "so")
+
+    def line(**changed: object) -> bytes:
+        return b"co\nde\n" + json.dumps(facts | changed).encode()
+
+    assert object_cache._checked(line()) is not None
     for damaged in (
         b"",
         b"\n",
-        b"{}\ncode",
+        b"co\nde\n{}",
         good[:-1],
         good + b"x",
-        good.replace(b"code", b"c0de"),
-        json.dumps({"symbols": few, "sha256": digest}).encode() + b"\ncode",
-        json.dumps([1]).encode() + b"\ncode",
+        b"x" + good,
+        good.replace(b"co\nde", b"co\nd3"),
+        line(kernels=sorted(kernels)[1:]),
+        line(imports=[*capi.externals][::-1]),
+        b"co\nde\n[1]",
         b"\xff\xfe\n\x00",
     ):
         assert object_cache._checked(damaged) is None
-        assert "damaged" in object_cache.status.problem
 
 
 def test_folder_is_chosen_by_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -175,26 +202,44 @@ def test_folder_is_chosen_by_the_environment(monkeypatch: pytest.MonkeyPatch, tm
 
 
 class Loaded:
-    """`pack.load` in this process, of a pack made by hand, with the compiler and the linker left out."""
+    """`object_cache.load` in this process, of a pack made by hand, with the compiler and the linker left out."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         self.cache = tmp_path / "cache"
-        self.symbols = {name: f"symbol_{name}" for name in kernels}
         self.good = self.made(b"code")
         self.linked: list[bytes] = []
+        self.paths: list[str | None] = []
         compiler = type(sys)("compiler")
-        compiler.compile_kernels = lambda _kernels: (self.symbols, b"compiled")
+        compiler.compile_kernels = lambda _kernels, _processors: [b"compiled"]
         monkeypatch.setitem(sys.modules, "nbloop.kernels.build.compiler", compiler)
-        monkeypatch.setattr(object_cache, "_link", lambda _symbols, code: self.linked.append(code))
-        monkeypatch.setattr(object_cache, "_name_symbols", lambda: None)
+        monkeypatch.setattr(object_cache, "find_spec", lambda _name: None)
+        monkeypatch.setattr(object_cache, "_can_compile", lambda: True)
+        monkeypatch.setattr(target, "processor", lambda: ("this", ""))
+        monkeypatch.setattr(object_cache, "_link", self.link)
+        monkeypatch.setattr(object_cache, "CARRIED", tmp_path / "packs")
         monkeypatch.setenv("NBLOOP_CACHE_DIR", str(self.cache))
         monkeypatch.setenv("NUMBA_DISABLE_JIT", "0")
+        monkeypatch.delenv("NUMBA_CPU_NAME", raising=False)
         self.monkeypatch = monkeypatch
         self.file = self.cache / f"kernels-{object_cache.pack_key()}.pack"
 
+    def link(self, code: bytes, path: str | None) -> None:
+        self.linked.append(code)
+        if path is not None:  # what is loaded by its path is what was read
+            self.paths.append(path)
+            assert Path(path).read_bytes().startswith(code)
+
     def made(self, code: bytes) -> bytes:
-        facts = {"symbols": self.symbols, "sha256": object_cache.hashlib.sha256(code).hexdigest()}
-        return json.dumps(facts).encode() + b"\n" + code
+        return object_cache.packed(code, "this", "so")
+
+    def carry(self, name: str, **changed: object) -> None:
+        """Have a wheel's pack of that name."""
+        object_cache.CARRIED.mkdir(exist_ok=True)
+        content = object_cache.packed(name.encode(), name, "")
+        code, _, line = content.rpartition(b"\n")
+        facts = json.loads(line)
+        facts["made for"] |= changed
+        (object_cache.CARRIED / f"{name}.so").write_bytes(code + b"\n" + json.dumps(facts).encode())
 
     def keep(self, folder_mode: int = 0o700, mode: int = 0o600) -> None:
         self.cache.mkdir(exist_ok=True)
@@ -206,7 +251,6 @@ class Loaded:
         """Where the kernels came from, which they are, and the problem."""
         self.monkeypatch.setattr(object_cache, "status", object_cache.Status())
         object_cache.load()
-        assert len(object_cache.status.keep) == 0
         return object_cache.status.source, self.linked.pop(), object_cache.status.problem
 
     def left(self) -> list[str]:
@@ -364,7 +408,116 @@ def test_two_processes_at_once(loaded: Loaded) -> None:
     assert loaded.left() == []
 
 
+# --- packs that a wheel carries -------------------------------------------------------------------
+
+EVERY = {"flags": " ".join(target._V3)}
+
+
+@pytest.fixture
+def x86(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A processor that has everything."""
+    monkeypatch.setattr(target, "_facts", lambda: EVERY)
+    return monkeypatch
+
+
+def test_a_carried_pack_is_loaded_and_nothing_is_read_or_written_elsewhere(
+    loaded: Loaded, x86: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    loaded.carry("generic")
+    loaded.carry("x86-64-v3")
+    assert loaded.load() == ("wheel", b"x86-64-v3", "")
+    assert object_cache.status.target == "x86-64-v3"
+    assert "AVX2" in object_cache.status.why
+    assert loaded.paths == [str(object_cache.CARRIED / "x86-64-v3.so")]
+    assert not loaded.cache.exists()
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("missing", sorted(target._V3))
+def test_a_processor_without_one_of_the_features_runs_the_generic_one(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    monkeypatch.setattr(target, "_facts", lambda: {"flags": " ".join(target._V3 - {missing})})
+    loaded.carry("generic")
+    loaded.carry("x86-64-v3")
+    assert loaded.load() == ("wheel", b"generic", "")
+    assert missing in object_cache.status.why
+
+
+def test_numbas_variable_chooses_among_those_that_are_carried(loaded: Loaded, x86: pytest.MonkeyPatch) -> None:
+    loaded.carry("generic")
+    loaded.carry("x86-64-v3")
+    x86.setenv("NUMBA_CPU_NAME", "generic")
+    assert loaded.load() == ("wheel", b"generic", "")
+    x86.setenv("NUMBA_CPU_NAME", "another")
+    assert loaded.load() == ("wheel", b"x86-64-v3", "")
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"interpreter": ".cpython-399t-x86_64-linux-gnu.so"}, "made for *.cpython-399t-x86_64-linux-gnu.so"),
+        ({"words": {"ARRAY_DATA": 8}}, "laid out differently (ARRAY_DATA"),
+        ({"sources": "others"}, "the sources beside them are others"),
+    ],
+)
+def test_a_carried_pack_for_another_interpreter_is_not_loaded(
+    loaded: Loaded, changed: dict[str, object], reason: str
+) -> None:
+    """With numba the kernels are compiled, and the reason is kept; without it the import says how to go on."""
+    here = object_cache.made_for()
+    if "words" in changed:
+        changed = {"words": here["words"] | {"ARRAY_DATA": 8}}
+    loaded.carry("generic", **changed)
+    source, code, problem = loaded.load()
+    assert (source, code) == ("compiler", b"compiled")
+    assert reason in problem
+    loaded.file.unlink()
+    loaded.monkeypatch.setattr(object_cache, "_can_compile", lambda: False)
+    with pytest.raises(ImportError) as refused:
+        loaded.load()
+    message = str(refused.value)
+    assert reason in message
+    assert "pip install 'nbloop[jit]'" in message
+    assert object_cache.EXTENSION_SUFFIXES[0] in message
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "changed", "no file"])
+def test_a_damaged_carried_pack_is_not_loaded(loaded: Loaded, damage: str) -> None:
+    loaded.carry("generic")
+    file = object_cache.CARRIED / "generic.so"
+    content = file.read_bytes()
+    if damage == "no file":
+        file.unlink()
+        file.mkdir()
+    else:
+        file.write_bytes(
+            {"truncated": content[:-9], "empty": b"", "changed": content.replace(b"gen", b"GEN", 1)}[damage]
+        )
+    source, code, problem = loaded.load()
+    assert (source, code) == ("compiler", b"compiled")
+    assert ("cannot be read" if damage == "no file" else "are damaged") in problem
+
+
+def test_without_packs_and_numba_the_import_says_how_to_go_on(loaded: Loaded) -> None:
+    loaded.monkeypatch.setattr(object_cache, "_can_compile", lambda: False)
+    with pytest.raises(ImportError, match=r"pip install 'nbloop\[jit\]'"):
+        loaded.load()
+    loaded.keep()
+    assert loaded.load() == ("cache", b"code", "")
+
+
 # --- whole processes ------------------------------------------------------------------------------
+
+
+@compiled_only
+def test_a_pack_that_is_there_is_loaded_without_numba_and_llvmlite() -> None:
+    ended = subprocess.run([sys.executable, "-c", USER], capture_output=True, text=True, timeout=200, check=False)
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    assert found["ran"] == [1, 2]
+    assert found["source"] in ("cache", "wheel")
+    assert found["numba"] == []
 
 
 @compiled_only
@@ -393,7 +546,7 @@ def test_damaged_pack_is_compiled_anew_and_then_served(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     cache.mkdir()
     file = cache / f"kernels-{object_cache.pack_key()}.pack"
-    file.write_bytes(b'{"symbols": {}, "sha256": ""}\nnot an object file')
+    file.write_bytes(b"not a library\n{}")
     found, lines = user(cache)
     assert (found["source"], found["ran"]) == ("compiler", [1, 2])
     assert "damaged" in found["problem"]
@@ -407,7 +560,7 @@ def test_damaged_pack_is_compiled_anew_and_then_served(tmp_path: Path) -> None:
     found, lines = user(cache, "everything")
     assert (found["source"], found["ran"], found["problem"]) == ("cache", [1, 2], "")
     assert lines == []
-    assert not found["numba"]
+    assert found["numba"] == []
     assert found["file"] == str(file)
     if sysconfig.get_config_var("Py_GIL_DISABLED"):
         assert not found["gil"], "an import has turned the GIL on"

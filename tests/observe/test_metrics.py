@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 import time
@@ -11,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nbloop.js import JS
 from nbloop.kernels.base import layout
 from nbloop.kernels.observe import meter
-from nbloop.observe import Histogram, block
+from nbloop.observe import Histogram, block, server, shared
 from tests.support.waiting import PATIENCE, together, wait_for
 
 
@@ -206,6 +208,126 @@ def test_depths(make_loop, turns):
     assert got.queue_current == type(got.queue_current)(0, 0, 0, 0)
     assert got.queue_max.ingress == 30
     assert got.queue_ema.ingress == pytest.approx(27.0, abs=1e-4)
+
+
+def depths(loop):
+    """What waits, as every reader in this process says it."""
+    prometheus_client = pytest.importorskip("prometheus_client")
+    from nbloop.observe.prometheus import LoopCollector
+
+    registry = prometheus_client.CollectorRegistry()
+    registry.register(LoopCollector(loop))
+    names = [field.name for field in dataclasses.fields(loop.metrics().queue_current)]
+    exported = [registry.get_sample_value("nbloop_queue_depth", {"loop": loop.name, "queue": name}) for name in names]
+    page = server.variables(loop)["metrics"]["queue_current"]
+    now = loop.metrics().queue_current
+    assert dataclasses.astuple(now) == tuple(exported) == tuple(page.values())
+    return dataclasses.astuple(now)
+
+
+@pytest.mark.parametrize("metrics", [True, pytest.param("shared", marks=pytest.mark.skipif("sys.platform != 'linux'"))])
+def test_an_idle_loop_has_nothing_waiting(make_loop, asleep, metrics):
+    """contract, Metrics: queue_current is what waits now, also for an idle loop."""
+    loop = make_loop(metrics=metrics)
+    for _ in range(500):
+        loop.submit(int)
+        loop.submit_internal(int)
+        loop.schedule_immediate(int)
+        loop.schedule_microtask(int)
+    assert depths(loop) == (500, 500, 500, 500)
+    with loop:
+        returned(loop)
+        asleep(loop)
+        assert depths(loop) == (0, 0, 0, 0)
+        if metrics == "shared":
+            (other,) = [other for other in shared.loops(os.getpid()) if other.name == loop.name]
+            assert dataclasses.astuple(other.snapshot().queue_current) == (0, 0, 0, 0)
+    assert depths(loop) == (0, 0, 0, 0)
+
+
+def test_what_waits_behind_a_callback_that_hangs(make_loop):
+    """contract, Metrics: and while a callback hangs."""
+    loop = make_loop(metrics=True)
+    inside, go = threading.Event(), threading.Event()
+    handles = [loop.producer() for _ in range(3)]
+    js = JS(loop)
+    promise, resolve, _reject = js.with_resolvers()
+    for _ in range(5):
+        promise.then(int)
+
+    def hangs():
+        loop.submit_internal(int)
+        loop.schedule_microtask(int)
+        loop.schedule_next_tick(int)
+        loop.schedule_immediate(int)
+        inside.set()
+        go.wait(PATIENCE)
+
+    with loop:
+        loop.submit(hangs)
+        wait_for(inside)
+        for _ in range(777):
+            loop.submit(int)
+        assert depths(loop) == (777, 1, 2, 1)
+        loop.submit_many([int] * 1000)
+        for handle in handles:
+            handle.submit_many([int] * 10)
+            handle.submit(int)
+        assert depths(loop) == (1777 + 33, 1, 2, 1)
+        handles.clear()  # what they hold is still run
+        assert depths(loop) == (1777 + 33, 1, 2, 1)
+        for _ in range(20):
+            loop.submit_internal(int)
+            loop.schedule_immediate(int)
+        for _ in range(7):
+            loop.schedule_microtask(int)
+            loop.schedule_next_tick(int)
+        resolve(1)
+        loop.schedule_close(int)
+        loop.schedule_timer(1e6, int)
+        assert depths(loop) == (1777 + 33, 21, 2 + 14 + 5, 21)
+        assert loop.metrics().queue_max.ingress == 1777 + 33
+        go.set()
+        returned(loop)
+        wait_for(lambda: depths(loop) == (0, 0, 0, 0))
+
+
+def test_nothing_waits_in_a_loop_that_was_closed(make_loop):
+    loop = make_loop(metrics=True)
+    loop.submit_many([int] * 10)
+    for _ in range(10):
+        loop.submit_internal(int)
+        loop.schedule_microtask(int)
+        loop.schedule_immediate(int)
+    loop.close()
+    assert depths(loop) == (0, 0, 0, 0)
+
+
+def test_the_page_says_what_its_figures_say(make_loop, asleep):
+    """contract, Metrics: running or sleeping, of the same instant as the figures."""
+    loop = make_loop(metrics=True)
+    assert server.variables(loop)["state"] == "awake"
+    inside, go, over = threading.Event(), threading.Event(), threading.Event()
+    with loop:
+        asleep(loop)
+        assert server.variables(loop)["state"] == "sleeping"
+        loop.submit(lambda: (inside.set(), go.wait(PATIENCE)))
+        wait_for(inside)
+        assert server.variables(loop)["state"] == "running"
+        go.set()
+
+        def either(i):
+            if i == 0:
+                for _ in range(2_000):
+                    loop.submit(int)
+                over.set()
+                return
+            while not over.is_set():
+                seen = server.variables(loop)
+                assert seen["state"] == ("running" if seen["metrics"]["running"] else "sleeping")
+
+        assert together(2, either) == [None, None]
+    assert server.variables(loop)["state"] == "terminated"
 
 
 def test_overloads(make_loop, turns):

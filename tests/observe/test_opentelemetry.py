@@ -33,6 +33,8 @@ def test_the_reader_collects_the_loop_s_figures(make_loop: Callable[..., Loop], 
     for _ in range(70):
         loop.submit(int)
     turns(loop)
+    for _ in range(7):
+        loop.submit(int)
     figures: Any = loop.metrics()
     seen = collected(reader)
     assert [(p.value, dict(p.attributes)) for p in seen["nbloop.callbacks"]] == [(70, {"loop": "told"})]
@@ -40,7 +42,7 @@ def test_the_reader_collects_the_loop_s_figures(make_loop: Callable[..., Loop], 
     assert seen["nbloop.latency.sum"][0].value == figures.latency.histogram.sum
     quantiles = {p.attributes["quantile"]: p.value for p in seen["nbloop.delay"]}
     assert quantiles == {q: figures.delay.histogram.quantile(q) for q in (0.5, 0.9, 0.95, 0.99)}
-    assert {p.attributes["queue"]: p.value for p in seen["nbloop.queue.depth"]}["ingress"] == 70
+    assert {p.attributes["queue"]: p.value for p in seen["nbloop.queue.depth"]}["ingress"] == 7
     met = totals(loop)
     for name in ("parks", "stalls", "lock_waits", "parked_time", "stalled_time", "lock_time"):
         assert [(p.value, dict(p.attributes)) for p in seen[f"nbloop.{name}"]] == [

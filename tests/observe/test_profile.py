@@ -234,5 +234,5 @@ def test_deep_stacks_lose_the_outermost() -> None:
     assert stacks.DEPTH <= len(calls) < stacks.DEPTH + 5
     assert calls[2].code.co_name == "deep"
     assert answers[:3] == [0, 1, 2]
-    with pytest.raises(ValueError, match="no argument"):
+    with pytest.raises(ValueError, match="not an argument"):
         stacks.capture(ask=(deep.__code__, "nothing"))

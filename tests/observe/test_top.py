@@ -99,7 +99,7 @@ def test_a_killed_process_is_gone_and_so_is_its_file(
     assert not list(tmp_path.rglob("*.metrics"))
     done = top(place, "--once", str(hanging.pid))
     assert done.returncode == 1
-    assert f"process {hanging.pid} has no loop" in done.stdout
+    assert f"process {hanging.pid} has no readable loop" in done.stdout
 
 
 def test_the_live_view_moves_and_ends_with_ctrl_c(place: dict[str, str], hanging: subprocess.Popen[bytes]) -> None:

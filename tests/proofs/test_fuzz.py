@@ -29,6 +29,7 @@ def _made_once() -> None:
     program.World(bytes(2)).run()
 
 
+@pytest.mark.slow
 @settings(
     max_examples=int(EXAMPLES * FACTOR),
     derandomize=FACTOR <= 1,

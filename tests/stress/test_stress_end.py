@@ -66,6 +66,7 @@ def race(end: str, entrance: str, running: bool) -> tuple[list[Producer], list[i
     return producers, executed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("running", [True, False], ids=["running", "awake"])
 @pytest.mark.parametrize("entrance", ["loop", "handle"])
 def test_shutdown_runs_what_was_accepted(entrance: str, running: bool) -> None:
@@ -78,6 +79,7 @@ def test_shutdown_runs_what_was_accepted(entrance: str, running: bool) -> None:
             assert mine == producer.accepted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("running", [True, False], ids=["running", "awake"])
 @pytest.mark.parametrize("entrance", ["loop", "handle"])
 def test_close_runs_or_releases_what_was_accepted(entrance: str, running: bool) -> None:

@@ -9,6 +9,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+import pytest
+
 import nbloop
 from tests.support.crowd import PATIENCE, arrived, crowd, scaled
 
@@ -161,6 +163,7 @@ def test_references_follow_their_timers() -> None:
     loop.shutdown(PATIENCE)
 
 
+@pytest.mark.slow
 def test_collector_is_not_held_up_by_built_in_callbacks() -> None:
     """A loop whose callbacks execute no bytecode lets another thread collect garbage: it breathes."""
     loop = nbloop.Loop()

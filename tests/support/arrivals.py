@@ -9,6 +9,8 @@ instructions of one function after which it looks for the first time at the same
 `test_arrivals.py` shows that the others reach no other place.
 
 What is interrupted is all Python code that the call executes on the main thread, the standard library's included.
+Meanwhile the collector begins nothing by itself: a finaliser in the middle of the call would be another place each
+time. Only the code that holds the place is instrumented, so the threads of a loop keep their speed.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import _thread
 import dis
 import functools
+import gc
 import os
 import signal
 import sys
@@ -25,6 +28,7 @@ from types import CodeType
 from typing import Any
 
 TOOL = 4
+INSTRUCTION = sys.monitoring.events.INSTRUCTION
 TESTS = os.path.dirname(os.path.dirname(__file__)) + os.sep
 LOOKS = ("JUMP_BACKWARD", "CALL", "RETURN", "YIELD")  # how the names begin of what a look follows, or may follow
 
@@ -55,11 +59,8 @@ class Arrivals:
         """For as long as this lasts `during` works."""
         sys.monitoring.use_tool_id(TOOL, "nbloop interrupts")
         try:
-            sys.monitoring.set_events(TOOL, sys.monitoring.events.INSTRUCTION)
             yield
         finally:
-            sys.monitoring.set_events(TOOL, 0)
-            self._listen(None)
             sys.monitoring.free_tool_id(TOOL)
 
     def during(self, call: Callable[[], object], at: Place | None, number: int) -> None:
@@ -69,11 +70,23 @@ class Arrivals:
             self._seen.clear()
         else:
             self._left = at[2]
+        collects = gc.isenabled()
+        gc.disable()
+        self._instrument(INSTRUCTION)
         self._listen(self._see if at is None else self._meet)
         try:
             call()
         finally:
             self._listen(None)
+            self._instrument(0)
+            if collects:
+                gc.enable()
+
+    def _instrument(self, events: int) -> None:
+        if self._at is None:
+            sys.monitoring.set_events(TOOL, events)
+        else:
+            sys.monitoring.set_local_events(TOOL, self._at[0], events)
 
     def places(self, all_of_them: bool = False) -> list[Place]:
         """Of the last call without an arrival: the instructions that the interpreter's next look follows each at a
@@ -88,7 +101,7 @@ class Arrivals:
         return found
 
     def _listen(self, listener: Callable[[CodeType, int], Any] | None) -> None:
-        sys.monitoring.register_callback(TOOL, sys.monitoring.events.INSTRUCTION, listener)
+        sys.monitoring.register_callback(TOOL, INSTRUCTION, listener)
 
     def _see(self, code: CodeType, offset: int) -> None:
         if _thread.get_ident() == self._main and not code.co_filename.startswith(TESTS):

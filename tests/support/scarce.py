@@ -1,8 +1,8 @@
-"""Memory that runs out when a test says so, for compiled kernels as for plain ones: to be imported before nbloop.
+"""Memory that runs out when a test says so, for compiled kernels as for plain ones.
 
-Kernels take memory from functions that they know by name (kernels/memory/system.py), and the object loader is told here
-where those are: in front of the real ones. Only for a process of its own: what stands in front is Python, which runs in
-the middle of a structure then.
+Kernels take memory from functions that they know by name (kernels/memory/system.py), and their table of C functions is
+told here where those are: in front of the real ones. Only for a process of its own: what stands in front is Python,
+which runs in the middle of a structure then.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import llvmlite.binding
+from nbloop.kernels.base import capi
+from nbloop.kernels.base.atomics import put
+from nbloop.kernels.build import object_cache
+from nbloop.kernels.memory import system
 
 WORD, INT = ctypes.c_ssize_t, ctypes.c_int
 TAKERS: dict[str, tuple[Any, list[Any], int]] = {  # where it is, its arguments, and what it returns if it fails
@@ -21,7 +24,7 @@ TAKERS: dict[str, tuple[Any, list[Any], int]] = {  # where it is, its arguments,
     "PyMem_RawMalloc": (ctypes.pythonapi, [WORD], 0),
 }
 left = sys.maxsize  # pieces that can be taken
-kept: list[Any] = []  # the object loader keeps addresses only
+kept: list[Any] = []  # the table has addresses only
 
 
 def _in_front(name: str) -> Callable[..., int]:
@@ -48,23 +51,13 @@ def failing_after(count: int) -> Iterator[None]:
 
 
 def _install() -> None:
-    named = llvmlite.binding.add_symbol
-
-    def naming(name: str, address: int) -> None:
-        if name in TAKERS:
-            kept.append(ctypes.PYFUNCTYPE(WORD, *TAKERS[name][1])(_in_front(name)))
-            address = ctypes.cast(kept[-1], ctypes.c_void_p).value or 0
-        named(name, address)
-
-    assert "nbloop" not in sys.modules
-    llvmlite.binding.add_symbol = naming
-    from nbloop.kernels.build import object_cache
-    from nbloop.kernels.memory import system
-
     if object_cache.status.mode == "interpreted":
         system.libc_mmap, system.PyMem_RawMalloc = _in_front("mmap"), _in_front("PyMem_RawMalloc")
-    else:
-        assert len(kept) == len(TAKERS)
+        return
+    for name, (_library, arguments, _failure) in TAKERS.items():
+        kept.append(ctypes.PYFUNCTYPE(WORD, *arguments)(_in_front(name)))
+        at = object_cache.status.imports + 8 * list(capi.externals).index(name)
+        put(at, ctypes.cast(kept[-1], ctypes.c_void_p).value or 0)
 
 
 _install()

@@ -15,8 +15,10 @@ import weakref
 from collections.abc import Callable, Generator
 from typing import Any
 
-from nbloop import Loop, LoopState
+from nbloop import Loop, LoopState, LoopTerminatedError
 from tests.support.waiting import PATIENCE, wait_for
+
+ENDING = (LoopState.TERMINATING, LoopState.TERMINATED)
 
 type Scenario = Callable[[World], Generator[Callable[[], object]]]
 
@@ -27,6 +29,12 @@ class World:
     def __init__(self) -> None:
         self._loops: list[Loop] = []
         self._threads: list[threading.Thread] = []
+        self._held: list[weakref.ref[Any]] = []
+
+    def to_go[T](self, thing: T) -> T:
+        """It is to be gone when nobody refers to it any more."""
+        self._held.append(weakref.ref(thing))
+        return thing
 
     def loop(self, **options: Any) -> Loop:
         """A loop that nobody runs."""
@@ -51,26 +59,26 @@ class World:
         for thread in self._threads:
             thread.join(PATIENCE)
             assert not thread.is_alive(), f"{thread} goes on"
-        held: list[weakref.ref[Any]] = [weakref.ref(loop) for loop in self._loops]
-        held += [weakref.ref(loop._state) for loop in self._loops]
+        for loop in self._loops:
+            self.to_go(loop)
+            self.to_go(loop._state)
         self._loops.clear()
-        return held
+        return self._held
 
 
 def lively(loop: Loop) -> None:
     """A loop that has not begun to end runs what it is given, and a loop that has refuses it."""
-    if loop.state in (LoopState.TERMINATING, LoopState.TERMINATED):
-        return
     ran: list[int] = []
-    loop.submit(ran.append, 1)
-    if loop.state is LoopState.AWAKE:
+    while not ran and loop.state not in ENDING:
+        try:
+            loop.submit(ran.append, 1)
+        except LoopTerminatedError:  # an end has begun that the loop's own thread completes
+            wait_for(lambda: loop.state in ENDING)
+            return
         while not ran and loop.state is LoopState.AWAKE:
             loop.stop()
             loop.run()
-    else:
-        wait_for(lambda: ran or loop.state is LoopState.AWAKE)
-        if not ran:
-            lively(loop)
+        wait_for(lambda: ran or loop.state in (LoopState.AWAKE, *ENDING))
 
 
 def ended(loop: Loop) -> None:
@@ -90,25 +98,29 @@ def ended(loop: Loop) -> None:
     assert free == [True], "the loop's lock is held"
 
 
-def outside() -> tuple[list[str], list[str]]:
-    """Descriptors of this process and threads, by name."""
+def outside() -> tuple[list[str], int]:
+    """Descriptors of this process by name, and how many threads it has."""
     found = []
     for number in os.listdir("/proc/self/fd"):
         try:
             found.append(f"{number} {os.readlink(f'/proc/self/fd/{number}')}")
         except FileNotFoundError:  # the one that listed the directory
             continue
-    return sorted(found), sorted(thread.name for thread in list(threading._active.values()))  # type: ignore[attr-defined]
+    return sorted(found), len(os.listdir("/proc/self/task"))
 
 
-def unchanged(before: tuple[list[str], list[str]], held: list[tuple[str, str, weakref.ref[Any]]]) -> None:
-    """Descriptors and threads are as they were, and nothing of `held` lives."""
+def unchanged(before: tuple[list[str], int], held: list[tuple[str, str, weakref.ref[Any]]]) -> None:
+    """Descriptors are as they were, there are no more threads, and nothing of `held` lives."""
     until = time.monotonic() + PATIENCE
     while True:
         gc.collect()
         left = [f"{kind}, arrived at {place}" for place, kind, ref in held if ref() is not None]
-        now = outside()
-        if now == before and not left:
+        descriptors, threads = outside()
+        if descriptors == before[0] and threads <= before[1] and not left:
             return
-        assert time.monotonic() < until, f"left behind: {now} of {before}; {'; '.join(left)}"
+        if time.monotonic() > until:
+            opened = set(descriptors) - set(before[0])
+            closed = set(before[0]) - set(descriptors)
+            threads = [thread.name for thread in threading.enumerate()]
+            raise AssertionError(f"left behind: {opened=}, {closed=}, {threads=}, {left=}")
         time.sleep(0.001)

@@ -1,3 +1,3 @@
-"""What every kernel is written in: the verbs that read and write words, the C functions, the layout of the records,
-how a kernel is declared, the clock, and how a call is refused.
+"""What every kernel is written in: the verbs that read and write words, the C functions, the layout of the records, the
+declaration of kernels, the clock, and how a call is refused.
 """

@@ -1,19 +1,19 @@
 """Words of shared memory: the only way a kernel reads or writes anything.
 
-Problem: kernels share 64-bit words with other threads, and LLVM treats a plain read of a word that somebody else
-writes as if nobody did (it hoists it out of a spin loop). Idea: an address is an integer, and *every* access is one of
-the verbs below, so that the verb, not the reader's care, says who else may touch the word:
+Problem: kernels share 64-bit words with other threads, and LLVM assumes that nobody else writes a word that is read
+plainly (it hoists the read out of a spin loop). Idea: an address is an integer, and *every* access uses one of the
+verbs below, so that the verb, not the reader's care, says who else may touch the word:
 
-* ``get`` / ``put``: the word has one owner, who is running this code. Plain machine loads and stores. ``get_half`` /
-  ``put_half``: 32 bits of the system's.
+* ``get`` / ``put``: the word belongs to the thread that runs this code. Plain machine loads and stores. ``get_half`` /
+  ``put_half``: 32-bit words of the operating system.
 * ``load`` / ``store``: acquire / release. ``load_sc`` / ``store_sc``: in the one total order of sequentially consistent
-  operations, for store-then-look-at-another-word protocols (Dekker), where acquire and release are not enough.
+  operations, for protocols that store one word and then read another (Dekker), where acquire and release are too weak.
 * ``fetch_add``, ``exchange``, ``compare_and_swap``: read-modify-write, sequentially consistent.
 
-This file holds the *twins*: the same verbs for plain Python, over the same memory, so that every kernel also runs
-un-jitted (debuggers, coverage, deterministic interleaving). ``compiler.py`` lowers each name to one instruction.
-Four more touch no memory: ``first_bit`` and ``last_bit`` of a word of flags, ``before`` of two counters that may have
-wrapped, and ``prefetch``, a hint.
+This file holds the *twins*: the same verbs in plain Python, over the same memory, so that every kernel also runs
+un-jitted (for debuggers, coverage, deterministic interleaving). ``compiler.py`` lowers each name to one instruction.
+Four more verbs touch no memory: ``first_bit`` and ``last_bit`` of a word of flags, ``before`` for two counters that may
+have wrapped, and ``prefetch``, a hint.
 
 The twins lose where it does not matter: about 1 µs each, and read-modify-write is atomic only among twins (one lock).
 """
@@ -50,12 +50,12 @@ _one_at_a_time = threading.RLock()  # re-entrant: a signal handler may run a twi
 
 
 def get(address: int) -> int:
-    """The word at `address`, which only the caller's thread writes. Plain load."""
+    """Read the word at `address`, which only the calling thread writes. Plain load."""
     return _word(address).value
 
 
 def get_half(address: int) -> int:
-    """The unsigned 32-bit word at `address`, a multiple of 4: a field of a system structure, or errno. Plain load."""
+    """Read the unsigned 32-bit word at `address`, a multiple of 4: a system structure's field, or errno. Plain load."""
     return ctypes.c_uint32.from_address(address).value
 
 
@@ -70,12 +70,12 @@ def put_half(address: int, value: int) -> None:
 
 
 def load(address: int) -> int:
-    """Acquire: what its writer did before the matching `store` is seen after this."""
+    """Acquire load: everything that the writer did before the matching `store` is visible after this."""
     return _word(address).value
 
 
 def store(address: int, value: int) -> None:
-    """Release: what this thread did before is seen by whoever `load`s the value."""
+    """Release store: everything that this thread did before is visible to a thread that `load`s the value."""
     _word(address).value = value
 
 
@@ -85,12 +85,12 @@ def load_sc(address: int) -> int:
 
 
 def store_sc(address: int, value: int) -> None:
-    """A store in that order: no later `load_sc` of this thread overtakes it (x86: xchg)."""
+    """A store in the same total order: no later `load_sc` of this thread overtakes it (x86: xchg)."""
     _word(address).value = value
 
 
 def fetch_add(address: int, value: int) -> int:
-    """Add, wrapping at 64 bits; the old value is returned."""
+    """Add, wrapping at 64 bits; return the old value."""
     with _one_at_a_time:
         word = _word(address)
         old = word.value
@@ -99,7 +99,7 @@ def fetch_add(address: int, value: int) -> int:
 
 
 def exchange(address: int, value: int) -> int:
-    """Write `value`; the old value is returned."""
+    """Write `value`; return the old value."""
     with _one_at_a_time:
         word = _word(address)
         old = word.value
@@ -108,7 +108,7 @@ def exchange(address: int, value: int) -> int:
 
 
 def compare_and_swap(address: int, expected: int, value: int) -> bool:
-    """Write `value` if the word still is `expected`; tell whether it was. Never fails spuriously."""
+    """Write `value` if the word is still `expected`; return whether it was. Never fails spuriously."""
     with _one_at_a_time:
         word = _word(address)
         if word.value != expected:
@@ -118,7 +118,7 @@ def compare_and_swap(address: int, expected: int, value: int) -> bool:
 
 
 def first_bit(word: int) -> int:
-    """Index of the lowest bit that is set; the word must not be 0.
+    """The index of the lowest set bit; the word must not be 0.
 
     >>> first_bit(0b101000), first_bit(-(1 << 63))
     (3, 63)
@@ -127,7 +127,7 @@ def first_bit(word: int) -> int:
 
 
 def last_bit(word: int) -> int:
-    """Index of the highest bit that is set in a positive word.
+    """The index of the highest set bit of a positive word.
 
     >>> last_bit(0b101000)
     5
@@ -136,9 +136,9 @@ def last_bit(word: int) -> int:
 
 
 def before(one: int, other: int) -> bool:
-    """Is `one` before `other`, of two counters of 64 bits that go on from the greatest word to the least? The sign of
-    their difference, so they must be less than 2**63 apart. Written as a comparison, or as a plain difference, it would
-    be compiled as one of numbers that never wrap.
+    """Whether `one` is before `other`, for two 64-bit counters that may wrap: the sign of their difference. They must
+    be less than 2**63 apart. The compiler would treat a comparison, or the sign of a plain difference, as one of
+    numbers that never wrap.
 
     >>> before(1, 2), before((1 << 63) - 1, -(1 << 63)), before(2, 2)
     (True, True, False)
@@ -147,8 +147,8 @@ def before(one: int, other: int) -> bool:
 
 
 def prefetch(address: int) -> None:
-    """Have the line of `address` on its way, to be written: the caller will need it some tens of ns later. Any address
-    will do, no memory effect.
+    """Start fetching the cache line of `address` for writing; the caller will need it some tens of ns later. Any
+    address is allowed; no memory effect.
     """
 
 
@@ -163,12 +163,12 @@ def monotonic_ns() -> int:
 
 
 def leading_zeros(value: int) -> int:
-    """How many of the 64 bits lie above the highest one set; not 0."""
+    """The number of bits above the highest set one, of 64; the value must not be 0."""
     return 64 - value.bit_length()
 
 
 def ticks() -> int:
     """The processor's cycle counter on x86-64, which costs a fifth of a clock call; elsewhere, and in plain Python,
-    `monotonic_ns`. Whether it counts at one rate on all cores is for `meter.py`'s users to find out.
+    `monotonic_ns`. Callers must find out whether it counts at the same rate on all cores (`observe/block.py` does).
     """
     return time.monotonic_ns()

@@ -3,14 +3,14 @@
 Each is declared once, with its C signature; ``compiler.py`` turns the declaration into an external symbol, and
 un-jitted code calls the same function through ctypes. Two rules make the twins faithful:
 
-* An object is its address (an ``int``) and every reference that C would own is owned here too.
+* An object is its address (an ``int``), and every reference that C would own is owned here too.
 * Compiled code leaves an exception in the thread state and returns the failure value; a twin cannot (ctypes raises at
   once), so it keeps the exception in `pending` until `PyErr_GetRaisedException` takes it or the method's wrapper
   raises it.
 
-Nothing but CPython's documented API and the system's own functions is used, so the compiled object links anywhere the
-interpreter runs. What differs between systems is in this file: kernels ask ``WINDOWS``, a constant, and the branch of
-another system is gone when they are compiled.
+Only CPython's documented API and functions of the operating system are used, so the compiled object links wherever the
+interpreter runs. Differences between systems are confined to this file: kernels test ``WINDOWS``, a constant, and the
+compiler removes the other system's branch.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class External:
     twin: Callable[..., int]
 
     def address(self) -> int:
-        """Where this process has it, for the object loader; 0 if the platform has no such symbol, ImportError if
-        CPython has none.
+        """Its address in this process, for the object loader; 0 if the platform has no such symbol, ImportError if
+        CPython lacks it.
         """
         try:
             found = function(self.name, None) if self.name.startswith("Py") else _system[self.name]
@@ -82,7 +82,7 @@ def _through_ctypes(name: str, result: str, arguments: tuple[str, ...]) -> Calla
     def twin(*values: int) -> int:
         try:
             return called(*values) or 0
-        except BaseException as error:  # the C function failed with this set: keep it, as the thread state would
+        except BaseException as error:  # the C function failed with this exception: keep it, as the thread state would
             frames = error.__traceback__
             pending.error = error.with_traceback(frames and frames.tb_next)  # C has no frame for this one
             return failure
@@ -121,8 +121,7 @@ def _write_unraisable(_where: int) -> int:
     return 0
 
 
-# Twins run inside Python code, which needs its thread state: they cannot detach, and the calls that block do it
-# themselves.
+# Twins run inside Python code, which needs its thread state, so they cannot detach; calls that block do so themselves.
 def _save_thread() -> int:
     return 1
 
@@ -135,7 +134,7 @@ def _get_thread_state() -> int:
     return threading.get_ident()
 
 
-_errno = ctypes.c_int(0)  # of the un-jitted kernel that has just made a system call; tests run one at a time
+_errno = ctypes.c_int(0)  # the errno of an un-jitted kernel's last system call; such tests run one at a time
 
 
 def _syscall(*values: int) -> int:
@@ -215,7 +214,7 @@ def _wake_by_address(word: int) -> int:
     return 0
 
 
-# The raw allocator runs no Python and needs no thread state; system.py says what it is for.
+# The raw allocator runs no Python and needs no thread state; system.py explains its use.
 PyMem_RawMalloc = _declare("PyMem_RawMalloc", WORD, WORD)
 PyMem_RawFree = _declare("PyMem_RawFree", VOID, WORD)
 Py_IncRef = _declare("Py_IncRef", VOID, WORD)
@@ -256,6 +255,7 @@ PyBuffer_Release = _declare("PyBuffer_Release", VOID, WORD)
 PyBytes_AsString = _declare("PyBytes_AsString", WORD, WORD)
 PyBytes_Size = _declare("PyBytes_Size", WORD, WORD)
 PyObject_GetAttr = _declare("PyObject_GetAttr", WORD, WORD, WORD)
+PyContext_CopyCurrent = _declare("PyContext_CopyCurrent", WORD)
 PyContext_Enter = _declare("PyContext_Enter", INT, WORD)
 PyContext_Exit = _declare("PyContext_Exit", INT, WORD)
 PyContext_CopyCurrent = _declare("PyContext_CopyCurrent", WORD)
@@ -283,9 +283,9 @@ libc_usleep = _declare("usleep", INT, INT, twin=_usleep)
 libc_mmap = _declare("mmap", WORD, WORD, WORD, INT, INT, INT, WORD, twin=_mmap)
 libc_munmap = _declare("munmap", INT, WORD, WORD, twin=_munmap)
 libc_madvise = _declare("madvise", INT, WORD, WORD, INT, twin=_madvise)
-# Variadic in C; on x86-64 and AArch64 Linux its integer arguments travel exactly as fixed ones.
+# Variadic in C; on x86-64 and AArch64 Linux its integer arguments are passed exactly like fixed ones.
 libc_syscall = _declare("syscall", WORD, WORD, WORD, WORD, WORD, WORD, WORD, twin=_syscall)
-# Windows: its futex, with the timeout in ms (-1: none), and its shortest sleep.
+# Windows: its futex, with a timeout in ms (-1: none), and its sleep.
 WaitOnAddress = _declare("WaitOnAddress", INT, WORD, WORD, WORD, INT, twin=_wait_on_address)
 WakeByAddressSingle = _declare("WakeByAddressSingle", VOID, WORD, twin=_wake_by_address)
 Sleep = _declare("Sleep", VOID, INT, twin=_sleep)
@@ -296,14 +296,14 @@ TYPE_BYTES = 1 << 27  # Py_TPFLAGS_BYTES_SUBCLASS, of the stable ABI
 BUFFER_WRITABLE = 1  # PyBUF_WRITABLE, and of struct Py_buffer, of the stable ABI since 3.11, its size and `len`
 BUFFER_BYTES, BUFFER_LENGTH = 80, 16
 
-# --- numbers of the system -------------------------------------------------------------------------------------------
+# --- system constants ------------------------------------------------------------------------------------------------
 FUTEX_NUMBERS = {"x86_64": 202, "aarch64": 98}
 SYS_FUTEX = FUTEX_NUMBERS.get(platform.machine(), 0) if sys.platform == "linux" and sys.byteorder == "little" else 0
 FUTEX_WAIT_PRIVATE, FUTEX_WAKE_PRIVATE = 128, 129
-# epoll_pwait, whose timeout is in ms; its successor with a timespec (Linux 5.11) has one number on all machines
+# epoll_pwait, whose timeout is in ms; its successor with a timespec (Linux 5.11) has the same number on all machines
 SYS_EPOLL_PWAIT = {"x86_64": 281, "aarch64": 22}.get(platform.machine(), 0)
 SYS_EPOLL_PWAIT2 = 441
-# ppoll: a NULL mask, so that its size does not matter
+# ppoll: called with a NULL mask, so the mask's size does not matter
 SYS_PPOLL = {"x86_64": 271, "aarch64": 73}.get(platform.machine(), 0)
 POLLIN = 1
 # ioctl: how many bytes a socket has to give

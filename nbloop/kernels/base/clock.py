@@ -1,8 +1,8 @@
-"""What time it is for a loop: the system's monotonic clock, or, in tests, one that stands until it is moved.
+"""A loop's time: the system's monotonic clock, or, in tests, a virtual clock that stands still until it is moved.
 
-Everything that compares with a deadline asks `loop_ns`, so that timers, intervals, and what is built on them follow
-one clock. How long a sleep may last in real time is a second question (`sleep_ns`): with a virtual clock it has
-nothing to do with the deadline. Off costs one load of a word on a line that every method has read already.
+Everything that compares with a deadline uses `loop_ns`, so timers, intervals, and what is built on them follow one
+clock. How long a sleep may last in real time is a separate question (`sleep_ns`): with a virtual clock it does not
+depend on the deadline. Without one, the feature costs one load from a line that every method has already read.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from .kernel import helper
 from .layout import STATE
 
 FOREVER = (1 << 63) - 1
-LAST = FOREVER - 1  # the end of time, 292 years: no deadline is later, and no virtual clock goes beyond
+LAST = FOREVER - 1  # the end of time, 292 years: no finite deadline is later, and no virtual clock goes beyond
 
 
 @helper
 def loop_ns(base: int) -> int:
-    """Now, in ns of the loop's clock. Any thread."""
+    """The current time in ns on the loop's clock. Any thread."""
     if get(base + STATE.VIRTUAL) == 0:
         return monotonic_ns()
     return load(base + STATE.VIRTUAL_NOW)
@@ -25,7 +25,7 @@ def loop_ns(base: int) -> int:
 
 @helper
 def sleep_ns(base: int, deadline: int) -> int:
-    """For how many ns of real time a sleep until `deadline` may last, at least 0; FOREVER for no limit. Loop thread."""
+    """How many ns of real time a sleep until `deadline` may last, at least 0; FOREVER for no limit. Loop thread."""
     if deadline == FOREVER:
         return FOREVER
     if get(base + STATE.VIRTUAL) == 0:
@@ -38,7 +38,7 @@ def sleep_ns(base: int, deadline: int) -> int:
 
 @helper
 def clock_jump(base: int, deadline: int, idle: int) -> None:
-    """Nothing has come for `idle` ns of real time: a virtual clock that jumps goes to `deadline`. Loop thread."""
+    """After `idle` ns of real time without arrivals, move a virtual clock that jumps to `deadline`. Loop thread."""
     if (
         get(base + STATE.VIRTUAL) == 0
         or get(base + STATE.AUTOJUMP) < 0
@@ -48,5 +48,5 @@ def clock_jump(base: int, deadline: int, idle: int) -> None:
         return
     now = load(base + STATE.VIRTUAL_NOW)
     if now < deadline:
-        # Or somebody has just moved it, and the loop looks again.
+        # If the swap fails, another thread has just moved the clock, and the loop checks again.
         compare_and_swap(base + STATE.VIRTUAL_NOW, now, deadline)

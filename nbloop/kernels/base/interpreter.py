@@ -1,14 +1,14 @@
-"""What is assumed of CPython and numpy: where an object holds what kernels read and write by address.
+"""Assumptions about CPython and numpy: the offsets in objects that kernels read and write by address.
 
-Problem: a C function for such a word is a call where the word is a load (`PyCallable_Check`: 2 ns of each submit), and
-nothing documents where the words are. Idea: each place is a constant here, and beside it stands a question
-to this interpreter that has to give the same answer through its documented interface. The questions are asked at each
-import, under ``-O`` as well, before a kernel is loaded; they take 75 µs. An answer that differs is an ImportError,
-without exception: a loop that goes on would read memory that means something else, or, where only `TYPE_TRAVERSE` is
-wrong, never be collected, and nobody would be told.
+Problem: reading such a word through a C function costs a call instead of a load (`PyCallable_Check`: 2 ns of each
+submit), but the offsets are not documented. Idea: each offset is a constant here, next to a check that this
+interpreter's documented interface gives the same answer. The checks run at each import, even under ``-O``, before any
+kernel is loaded; they take 75 µs. Any mismatch is an ImportError: otherwise the loop would read memory that means
+something else, or, if only `TYPE_TRAVERSE` were wrong, would silently never be collected.
 
-What needs no question: numbers of the stable ABI (METH_x, Py_tp_x, Py_TPFLAGS_x), and what the C-API's documentation
-says of its functions. For the words of ``__slots__`` nothing is assumed: `slot_offsets` finds them.
+No check is needed for constants of the stable ABI (METH_x, Py_tp_x, Py_TPFLAGS_x) and for what the C-API documents
+about its functions. The places of ``__slots__``, of a function's code and of a code's flags involve no assumption:
+they are found.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from __future__ import annotations
 import ctypes
 import sys
 import types
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-# An instance of our own: argument types set on `ctypes.pythonapi` would hold for the whole process. Windows takes no
-# library without a name.
+# A separate instance, because argument types set on `ctypes.pythonapi` would apply to the whole process. Windows
+# accepts no library without a name.
 _api = ctypes.PyDLL(ctypes.pythonapi._name, handle=ctypes.pythonapi._handle)
 
 
 def function(name: str, result: Any, *arguments: Any) -> Any:
-    """A function of the C-API, called attached. What it takes and returns is said for nbloop alone."""
+    """A function of the C-API, called attached. Its declared types apply to nbloop alone."""
     try:
         found = _api[name]
     except AttributeError:
@@ -38,7 +39,7 @@ def function(name: str, result: Any, *arguments: Any) -> Any:
 def _refusal(what: str, why: str) -> ImportError:
     return ImportError(
         f"nbloop cannot run on this interpreter: {what}: {why}. Its kernels read objects by address, and would read the"
-        " wrong memory. Use a Python and a numpy that this version of nbloop was made for, or a newer nbloop. (Here:"
+        " wrong memory. Use a Python and a numpy that this version of nbloop supports, or a newer nbloop. (This is"
         f" Python {sys.version.split()[0]}{getattr(sys, 'abiflags', '')}, numpy {np.__version__})"
     )
 
@@ -53,7 +54,7 @@ def _word(address: int) -> int:
 
 
 def _pointer(address: int) -> int:
-    """The word at an address that is read through; 0 if it cannot be a pointer to a word, and reading would crash."""
+    """The word at an address, to be dereferenced; 0 if it cannot point to a word, so that reading would crash."""
     word = _word(address)
     return word if word % 8 == 0 and word >= 1 << 16 else 0
 
@@ -72,12 +73,12 @@ _give = function("Py_DecRef", None, ctypes.py_object)
 
 # --- objects ----------------------------------------------------------------------------------------------------------
 
-# An address is 64 bits, and C aligns what begins with one to as many: the low bits that queues keep marks in.
+# Addresses have 64 bits, and C aligns structures that begin with one to 8 bytes: queues keep marks in the low bits.
 OBJECT_ALIGNMENT = 8
 _expect(
     "OBJECT_ALIGNMENT",
     ctypes.sizeof(ctypes.c_void_p) == ctypes.alignment(ctypes.c_void_p) == OBJECT_ALIGNMENT,
-    f"pointers are not {OBJECT_ALIGNMENT} bytes, aligned to as many",
+    f"pointers are not {OBJECT_ALIGNMENT} bytes wide and aligned",
 )
 _expect(
     "id()",
@@ -91,7 +92,7 @@ _expect("OBJECT_HEADER", _word(id(_tuple) + OBJECT_HEADER - 8) == id(tuple), "an
 OBJECT_TYPE = OBJECT_HEADER - 8
 _expect("OBJECT_TYPE", _word(id(_tuple) + OBJECT_TYPE) == id(tuple), "an object's type is not the word there")
 
-# Kernels return these without a reference, and keep them where references are.
+# Kernels return these without taking a reference, and store them where owned references are expected.
 IMMORTAL: tuple[object, ...] = (None, True, False)
 for _one in IMMORTAL:
     _before = sys.getrefcount(_one)
@@ -102,7 +103,7 @@ for _one in IMMORTAL:
 
 # --- tuples and lists -------------------------------------------------------------------------------------------------
 
-SEQUENCE_SIZE = OBJECT_HEADER  # ob_size, of both
+SEQUENCE_SIZE = OBJECT_HEADER  # ob_size, for both
 _expect(
     "SEQUENCE_SIZE", _word(id(_tuple) + SEQUENCE_SIZE) == len(_tuple), "the length of a tuple is not the word there"
 )
@@ -127,14 +128,14 @@ _expect(
 
 TP_CALL, TP_TRAVERSE = 50, 71  # numbers of the stable ABI: Py_tp_call and Py_tp_traverse
 
-TYPE_CALL = OBJECT_HEADER + 8 + 13 * 8  # what `PyCallable_Check` looks at, which takes 2 ns more
-TYPE_TRAVERSE = OBJECT_HEADER + 8 + 20 * 8  # written, so that the collector sees what a state's words own
+TYPE_CALL = OBJECT_HEADER + 8 + 13 * 8  # what `PyCallable_Check` reads, which takes 2 ns more
+TYPE_TRAVERSE = OBJECT_HEADER + 8 + 20 * 8  # overwritten, so that the collector sees what a state's words own
 for _name, _at, _number in (("TYPE_CALL", TYPE_CALL, TP_CALL), ("TYPE_TRAVERSE", TYPE_TRAVERSE, TP_TRAVERSE)):
     for _kind in (type, types.FunctionType, int):
         _expect(
             _name,
             ctypes.c_void_p.from_address(id(_kind) + _at).value == _get_slot(_kind, _number),
-            f"PyType_GetSlot says something else of {_kind.__name__!r} than the word there",
+            f"PyType_GetSlot disagrees with the word there for {_kind.__name__!r}",
         )
 
 TYPE_SUBCLASS = 1 << 31  # in the flags of a type whose instances are types
@@ -148,7 +149,7 @@ _expect(
 
 
 class MethodDef(ctypes.Structure):
-    """PyMethodDef: of built-ins that are there, and of those that are made of kernels."""
+    """PyMethodDef, of existing built-ins and of those made from kernels."""
 
     _fields_ = (
         ("name", ctypes.c_char_p),
@@ -158,14 +159,49 @@ class MethodDef(ctypes.Structure):
     )
 
 
-METHOD_FUNCTION = OBJECT_HEADER  # of a bound method
+METHOD_FUNCTION = OBJECT_HEADER  # in a bound method
 _expect(
     "METHOD_FUNCTION",
     _word(id(_method) + METHOD_FUNCTION) == id(_method.__func__),
     "the function of a method is not the word there",
 )
 
-BUILTIN_DEFINITION = OBJECT_HEADER  # of a built-in function: the address of its PyMethodDef
+
+async def _coroutine_function() -> None: ...
+
+
+_codes = [_expect.__code__, _coroutine_function.__code__]
+
+
+def _first_place(kind: type, step: int, holds: Callable[[int], bool]) -> int:
+    return next((at for at in range(OBJECT_HEADER, kind.__basicsize__, step) if holds(at)), 0)
+
+
+def _half(address: int) -> int:
+    return ctypes.c_uint.from_address(address).value
+
+
+FUNCTION_CODE = _first_place(types.FunctionType, 8, lambda at: _word(id(_expect) + at) == id(_codes[0]))
+_expect(
+    "FUNCTION_CODE",
+    _word(id(_coroutine_function) + FUNCTION_CODE) == id(_codes[1]),
+    "the code of a function is not the word there",
+)
+
+CODE_FLAGS = _first_place(types.CodeType, 4, lambda at: all(_half(id(code) + at) == code.co_flags for code in _codes))
+_expect(
+    "CODE_FLAGS",
+    all(_half(id(code) + CODE_FLAGS) == code.co_flags for code in _codes),
+    "the flags of a code are not the half of a word there",
+)
+CODE_COROUTINE = 0x80  # CO_COROUTINE, a bit of those flags
+_expect(
+    "CODE_COROUTINE",
+    [code.co_flags & CODE_COROUTINE for code in _codes] == [0, CODE_COROUTINE],
+    "the flags of a code do not say whether it is a coroutine's",
+)
+
+BUILTIN_DEFINITION = OBJECT_HEADER  # in a built-in function: the address of its PyMethodDef
 _definition = _pointer(id(len) + BUILTIN_DEFINITION)
 _expect(
     "BUILTIN_DEFINITION",
@@ -197,7 +233,7 @@ _expect(
 
 
 def slot_offsets(kind: Any, names: tuple[str, ...] = ()) -> tuple[int, ...]:
-    """Where in an instance of `kind` its ``__slots__`` are, or those of these names: found by setting each of them."""
+    """The offsets of the ``__slots__`` of `kind`, in order, or of these names: found by setting each of them."""
     instance = kind.__new__(kind)
     names = names or kind.__slots__
     marks = [object() for _ in names]
@@ -205,5 +241,5 @@ def slot_offsets(kind: Any, names: tuple[str, ...] = ()) -> tuple[int, ...]:
         setattr(instance, name, mark)
     places = range(OBJECT_HEADER, kind.__basicsize__, 8)
     found = {_word(id(instance) + at): at for at in places}
-    _expect("__slots__", {id(mark) for mark in marks} <= set(found), f"those of {kind.__name__} are not words of it")
+    _expect("__slots__", {id(mark) for mark in marks} <= set(found), f"{kind.__name__} does not hold them as words")
     return tuple(found[id(mark)] for mark in marks)

@@ -1,21 +1,22 @@
-"""Kernels that are built-in methods: how one is declared and bound.
+"""Kernels that are built-in methods: how to declare and bind one.
 
 Problem: every layer between ``loop.submit(f)`` and the two atomic operations it needs costs more than they do (a
 Numba dispatcher call 110-175 ns, ctypes 450-500 ns, an empty built-in 22 ns on 3.13t). Idea: a compiled function with
-the C signature of a CPython method, put into a ``PyMethodDef``, *is* a built-in method; its ``self`` is the numpy
-array that holds the state, so the method keeps its memory alive. Declaring one reads like declaring a function::
+the C signature of a CPython method, put into a ``PyMethodDef``, *is* a built-in method. Its ``self`` is the numpy array
+that holds the state, so the method keeps its memory alive. A kernel is declared like a function::
 
     @kernel(ONE)
     def push(self, callback):
         base = data(self)
         ...
 
-and binding it to a state is one call, ``push.bind(state, like=documented_function)``. The sources are plain Python over
-integer addresses: ``object_cache.py`` runs them compiled, and with ``NUMBA_DISABLE_JIT=1`` the same functions run as
-they are.
+and one call, ``push.bind(state, like=documented_function)``, binds it to a state. The sources are plain Python over
+integer addresses: ``object_cache.py`` runs them compiled; with ``NUMBA_DISABLE_JIT=1`` the same functions run as they
+are.
 
-A kernel returns a new reference, or 0 with an exception set (by the Python function it called to set it). It never
-allocates, never raises in Numba's sense, and never blocks attached: what may wait detaches the thread state first.
+A kernel returns a new reference, or 0 with an exception set (by a Python function that it called for this purpose). It
+never allocates, never raises in Numba's sense, and never blocks while attached: it detaches its thread state before it
+may wait.
 """
 
 from __future__ import annotations
@@ -39,23 +40,23 @@ SIGNAL = 0  # not a method: a C signal handler, void(int)
 TRAVERSE = -1  # not a method: a type's tp_traverse, int(PyObject *, visitproc, void *)
 
 helpers: list[FunctionType] = []  # functions that kernels call, in order of declaration
-attributes: dict[FunctionType, tuple[str, ...]] = {}  # of helpers: what LLVM is told of them, as it names it
+attributes: dict[FunctionType, tuple[str, ...]] = {}  # LLVM's function attributes of helpers
 kernels: dict[str, Kernel] = {}
 
 
 def helper[F: Callable[..., Any]](function: F) -> F:
-    """Declare a function that kernels may call; it is compiled into its callers. The function itself is returned."""
+    """Declare a function that kernels may call; it is compiled into its callers. Returns the function itself."""
     assert isinstance(function, FunctionType)
     helpers.append(function)
     return function
 
 
 def inlined[F: Callable[..., Any]](function: F) -> F:
-    """A `helper` of which each caller has its own copy: the path that every submit and every callback takes.
+    """Declare a `helper` that is copied into each caller: for the path that every submit and every callback takes.
 
-    LLVM's own judgement goes by size, and what a hot path says of rare cases counts in it. A call costs more than its
-    jump, since results travel through memory: with these marks a submit costs 1.4 E instead of 1.85, and a task of
-    `submit_many` 9 ns instead of 17.
+    LLVM decides by size, and the code for rare cases counts towards it. A call costs more than its jump, because
+    results travel through memory: with these marks a submit costs 1.4 E instead of 1.85, and a task of `submit_many`
+    9 ns instead of 17.
     """
     assert isinstance(function, FunctionType)
     attributes[function] = ("alwaysinline",)
@@ -63,7 +64,7 @@ def inlined[F: Callable[..., Any]](function: F) -> F:
 
 
 def apart[F: Callable[..., Any]](function: F) -> F:
-    """A `helper` that is never copied into its callers: what happens rarely stays out of the way of what is hot."""
+    """Declare a `helper` that is never copied into its callers: this keeps rare cases out of the hot path."""
     assert isinstance(function, FunctionType)
     attributes[function] = ("noinline", "cold")
     return helper(function)
@@ -71,8 +72,8 @@ def apart[F: Callable[..., Any]](function: F) -> F:
 
 def kernel(arity: int) -> Callable[[Callable[..., int | None]], Kernel]:
     """Declare a built-in method: ``(self, _)`` for NOARGS, ``(self, argument)`` for ONE, ``(self, array, count)`` for
-    MANY, ``(self, array, count, names)`` for KEYWORDS, where `names` is a tuple or 0, and the values of named arguments
-    follow the `count` others.
+    MANY, ``(self, array, count, names)`` for KEYWORDS, where `names` is a tuple or 0, and the values of keyword
+    arguments follow the `count` positional ones.
     """
 
     def declare(function: Callable[..., int | None]) -> Kernel:
@@ -86,7 +87,7 @@ def kernel(arity: int) -> Callable[[Callable[..., int | None]], Kernel]:
 
 @inlined
 def data(self: int) -> int:
-    """Address of the first element of the array object at `self`."""
+    """The address of the first element of the array object at `self`."""
     return get(self + ARRAY_DATA)
 
 
@@ -95,7 +96,7 @@ _new_builtin = c_function("PyCFunction_NewEx", ctypes.py_object, ctypes.c_void_p
 
 
 class Kernel:
-    """A declared kernel; `address` is 0 until the pack is loaded, and stays 0 when kernels run un-jitted."""
+    """A declared kernel. `address` is 0 until the compiled object is loaded, and stays 0 when kernels run un-jitted."""
 
     def __init__(self, function: FunctionType, arity: int) -> None:
         self.function = function
@@ -103,11 +104,11 @@ class Kernel:
         self.arity = arity
         self.address = 0
         self.__doc__ = function.__doc__
-        self._definitions: dict[str, MethodDef] = {}  # a built-in points into its definition: these live for ever
+        self._definitions: dict[str, MethodDef] = {}  # built-ins point into their definitions, so these live for ever
 
     def bind(self, state: Any, like: Callable[..., Any] | None = None) -> Callable[..., Any]:
-        """A built-in method over `state`; name, signature and docstring are those of `like`, for the kernels' own use
-        of none.
+        """A built-in method over `state`, with the name, signature and docstring of `like`; without `like`, for
+        internal use.
 
         The method holds a reference to `state`, an array whose memory the kernel works on. Thread-safe.
         """
@@ -116,8 +117,8 @@ class Kernel:
         return _new_builtin(self._definition(like), state, None)
 
     def descriptor(self, kind: type, like: Callable[..., Any]) -> Any:
-        """A method for the instances of `kind`, each of which the kernel has as its ``self``; name, signature and
-        docstring are those of `like`. Thread-safe.
+        """A method for instances of `kind`, which the kernel receives as its ``self``, with the name, signature and
+        docstring of `like`. Thread-safe.
         """
         if self.address:
             return _new_descriptor(kind, self._definition(like))
@@ -130,7 +131,7 @@ class Kernel:
         return method
 
     def _definition(self, like: Callable[..., Any] | None) -> int:
-        """Without `like` it has no docstring: finalisers bind kernels, and are not to depend on `inspect`."""
+        """Without `like` there is no docstring: finalisers bind kernels, and must not depend on `inspect`."""
         face = f"{like.__module__}.{like.__qualname__}" if like else ""
         definition = self._definitions.get(face)
         if definition is None:
@@ -148,22 +149,23 @@ def _doc(like: Callable[..., Any]) -> str:
     return f"{like.__name__}{text}\n--\n\n{textwrap.dedent(like.__doc__ or '').strip()}"
 
 
-def bound[F: Callable[..., Any]](of: Kernel) -> Callable[[F], F]:
-    """Make a documented method of a class the face of kernel `of`.
+def bound[F: Callable[..., Any]](of: Kernel, captured: Kernel | None = None) -> Callable[[F], F]:
+    """Make a documented method of a class the public face of kernel `of`; of `captured`, if there is one, for instances
+    whose ``_captures`` is true.
 
-    The class has a function of that signature and docstring, to be called with an instance; an instance, which must
-    have ``_state``, gets a built-in in its place on first use. A non-data descriptor, as
-    ``functools.cached_property`` is: later look-ups find the built-in itself.
+    On the class it is a function with that signature and docstring, to be called with an instance. An instance, which
+    must have ``_state``, gets a built-in in its place on first use. Like ``functools.cached_property`` it is a non-data
+    descriptor: later look-ups find the built-in itself.
     """
 
     def face(function: F) -> F:
-        return _Face(of, function)  # type: ignore[return-value]
+        return _Face(of, captured, function)  # type: ignore[return-value]
 
     return face
 
 
 def check_instance(instance: object, owner: type, function: Callable[..., Any]) -> None:
-    """What a built-in's descriptor does: TypeError for an instance of another class."""
+    """Raise TypeError for an instance of another class, as a built-in's descriptor does."""
     if not isinstance(instance, owner):
         raise TypeError(
             f"descriptor {function.__name__!r} for {owner.__name__!r} objects doesn't apply to a"
@@ -172,8 +174,9 @@ def check_instance(instance: object, owner: type, function: Callable[..., Any]) 
 
 
 class _Face:
-    def __init__(self, of: Kernel, function: Callable[..., Any]) -> None:
+    def __init__(self, of: Kernel, captured: Kernel | None, function: Callable[..., Any]) -> None:
         self._of = of
+        self._captured = captured
         self._function = function
         self.__doc__ = function.__doc__
         self.__name__ = function.__name__
@@ -181,8 +184,8 @@ class _Face:
 
         @functools.wraps(function)
         def unbound(instance: Any, /, *args: Any, **keywords: Any) -> Any:
-            check_instance(instance, self._owner, function)  # whose words would be taken for what they are not
-            return of.bind(instance._state, function)(*args, **keywords)
+            check_instance(instance, self._owner, function)  # a foreign instance's words would be misread
+            return self._kernel(instance).bind(instance._state, function)(*args, **keywords)
 
         self._owner: type = object
         self._unbound = unbound
@@ -190,23 +193,26 @@ class _Face:
     def __set_name__(self, owner: type, _name: str) -> None:
         self._owner = owner
 
+    def _kernel(self, instance: Any) -> Kernel:
+        return self._captured if self._captured is not None and instance._captures else self._of
+
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         if instance is None:
             return self._unbound
-        method = self._of.bind(instance._state, self._function)
+        method = self._kernel(instance).bind(instance._state, self._function)
         if getattr(type(instance), self.__name__) is not self._unbound:
-            return method  # for a subclass's method of this name, which must go on being found itself
+            return method  # not cached: a subclass overrides this name, and look-ups must keep finding its method
         return instance.__dict__.setdefault(self.__name__, method)
 
 
 def faces(kind: type) -> list[str]:
-    """The names of a class under which its instances have built-ins."""
+    """The names of a class's methods that become built-ins on its instances."""
     return [name for each in kind.__mro__ for name, value in vars(each).items() if isinstance(value, _Face)]
 
 
 def method[F: Callable[..., Any]](of: Kernel) -> Callable[[F], F]:
-    """Make a documented method of a class the face of kernel `of`, whose ``self`` is then the *instance*: its
-    ``__slots__`` are the words that the kernel works on. No state, no bound method, no frame.
+    """Make a documented method of a class the public face of kernel `of`, whose ``self`` is then the *instance*: the
+    kernel works on the words of its ``__slots__``. No state, no bound method, no frame.
     """
 
     def face(function: F) -> F:
@@ -216,7 +222,7 @@ def method[F: Callable[..., Any]](of: Kernel) -> Callable[[F], F]:
 
 
 class _Method:
-    """Stands in a class's body for the descriptor, which can be made only when there is a class."""
+    """A placeholder in a class's body for the descriptor, which can be made only once the class exists."""
 
     def __init__(self, of: Kernel, function: Callable[..., Any]) -> None:
         self._of = of
@@ -227,7 +233,7 @@ class _Method:
 
 
 class TwinMethod:
-    """A kernel bound to a state but run as plain Python: same arguments, results and exceptions as the built-in."""
+    """A kernel bound to a state that runs as plain Python, with the same arguments, results and exceptions."""
 
     def __init__(self, of: Kernel, state: Any, like: Callable[..., Any]) -> None:
         self._kernel = of

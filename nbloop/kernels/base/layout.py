@@ -1,12 +1,12 @@
 """The memory of a loop: one numpy structured dtype that kernels, Python code, documents and tests share.
 
-``STATE`` describes one loop, ``HANDLE`` one producer handle; both are made of the records below. A kernel knows a word
-by its byte offset (the constants at the end, taken from the dtype, so the two cannot disagree); a test or a debugger
-reads the same word by name: ``loop_state.record["external"]["tail"]``.
+``STATE`` describes one loop, ``HANDLE`` one producer handle; both consist of the records below. A kernel addresses a
+word by its byte offset (taken from the dtype, so the two cannot disagree); a test or a debugger reads the same word by
+name: ``loop_state.record["external"]["tail"]``.
 
-Two rules of placement. Words that different threads *write* are a `LINE` apart: 128 bytes, because adjacent-line
-prefetch on x86 and Apple's 128-byte lines both make neighbours of two 64-byte lines. Words that are only read stay
-together on lines nobody writes, so every core keeps its own copy.
+Two rules of placement. Words that different threads *write* are a `LINE` apart: 128 bytes, because both adjacent-line
+prefetch on x86 and Apple's 128-byte lines couple neighbouring 64-byte lines. Words that are only read share lines that
+nobody writes, so every core keeps its own copy.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ WORDS = LINE // 8
 
 
 class Fields(ModuleType):
-    """Byte offsets by name, as kernels read them: ``QUEUE.TAIL``.
+    """Byte offsets by name, as kernels use them: ``QUEUE.TAIL``.
 
-    It is a module because Numba freezes an attribute of a module into a constant. An attribute of a class or an
-    instance would be a look-up at run time, or have no Numba type at all.
+    It is a module because Numba freezes a module's attributes into constants. An attribute of a class or an instance
+    would be a look-up at run time, or would have no Numba type at all.
     """
 
     def __init__(self, name: str, offsets: Mapping[str, int]) -> None:
@@ -39,7 +39,7 @@ class Fields(ModuleType):
 
 
 class Record(Fields):
-    """The words of a numpy record; `dtype` is the record. Offsets count from `at` before it."""
+    """The words of a numpy record, described by `dtype`, which begins at offset `at`."""
 
     dtype: np.dtype[np.void]
 
@@ -49,7 +49,7 @@ class Record(Fields):
 
 
 def offset(record: np.dtype[np.void], *path: str) -> int:
-    """Byte offset of a word by its path of names.
+    """The byte offset of a word, by its path of names.
 
     >>> offset(QUEUE.dtype, "tail"), offset(STATE.dtype, "sleep_deadline") - offset(STATE.dtype, "sleep")
     (128, 8)
@@ -63,7 +63,7 @@ def offset(record: np.dtype[np.void], *path: str) -> int:
 
 
 def _lines(*lines: dict[str, object]) -> np.dtype[np.void]:
-    """A dtype whose every argument starts on a line of its own; values are `np.int64` or another record."""
+    """A dtype in which each argument starts on a new line; values are `np.int64` or another record."""
     names: list[str] = []
     formats: list[object] = []
     offsets: list[int] = []
@@ -80,7 +80,7 @@ def _lines(*lines: dict[str, object]) -> np.dtype[np.void]:
 
 
 def record(name: str, *lines: dict[str, object]) -> Record:
-    """A record whose every argument starts on a line of its own."""
+    """A record in which each argument starts on a new line."""
     return Record(name, _lines(*lines))
 
 
@@ -96,9 +96,9 @@ QUEUE = record(
         *("gate", "limit", "directory", "directory_mask", "shift", "pool"),
         *("observed", "measured", "recorder", "number"),
     ),
-    # shared: every producer adds to it; swaps of this queue's words that had to be repeated; fillers that were drawn
+    # shared: `tail`, to which every producer adds; retried swaps of this queue's words; fillers drawn
     _words("tail", "retries", "filled"),
-    # owned by the consumer, `passed` counts fillers; `final` is written once, by whoever closes
+    # owned by the consumer, `passed` counts fillers; `final` is written once, by the thread that closes
     _words("head", "chunk", "final", "stamp", "passed"),
 )
 
@@ -108,8 +108,8 @@ POOL = record(
     # read-mostly
     _words("slabs", "next", "slab_next", "chunk_bytes", "slab_limit"),
     _words("free", "free_retries"),  # shared: stack of chunk numbers
-    _words("free_slabs", "free_slabs_retries", "slab_count"),  # shared: stack of slab numbers, the first never used
-    _words("free_chunks"),  # shared: how many chunks wait in `free`, for the decision to give memory back
+    _words("free_slabs", "free_slabs_retries", "slab_count"),  # shared: stack of slab numbers; first number never used
+    _words("free_chunks"),  # shared: number of chunks in `free`, for the decision to give memory back
 )
 
 # A growable ring of callables with one owner (ring.py). 64 bytes, two to a line: both belong to the loop thread.
@@ -117,22 +117,22 @@ RING = Record(
     "RING", np.dtype([(name, np.int64) for name in ("cells", "mask", "head", "tail", "_4", "_5", "_6", "_7")])
 )
 
-# Timers (timer_slots.py): slots that any thread may arm or cancel, and the heap (timer_heap.py) of those due soon.
+# Timers (timer_slots.py): slots that any thread may arm or cancel, and the heap (timer_heap.py) of timers due soon.
 TIMERS = record(
     "TIMERS",
     _words("slabs", "next"),  # read-mostly
-    # shared: stack of slot numbers, and the first never used; its retries are also those of the slots' own words
+    # shared: stack of slot numbers; retries of the stack and of the slots' own words; first slot number never used
     _words("free", "retries", "slot_count"),
-    # Shared: balance of other threads' arms and cancels; slots that do not count; timer commands in the remote queue.
+    # Shared: balance of other threads' arms and cancels; unreferenced timers; timer commands in the remote queue.
     _words("live_elsewhere", "unreferenced", "commands"),
-    # Owned by the loop thread: the heap, and how many of its entries are of timers that were cancelled.
+    # Owned by the loop thread: the heap, and how many of its entries belong to cancelled timers.
     _words("heap", "heap_block", "size", "capacity", "stale"),
-    # spare slots: a stack of the loop thread's own, and its size
+    # spare slots: a private stack of the loop thread, and its size
     _words("sequence", "live_here", "nesting", "spare", "spares"),
 )
-# One slot; 64 bytes, so two slots never share a line of 64. `order`: the number of a timer's entry in the heap or a
-# bucket (heap.order_of), 0 if it has none, and below that its nesting level and clamp. `place`: where in the buckets. A
-# watched descriptor (fd_watches.py) uses `interest`, and `descriptor`, the int object that its callback is given.
+# One slot; 64 bytes, so two slots never share a 64-byte line. `order`: the number of a timer's entry in the heap or a
+# bucket (timer_heap.order_of), 0 without an entry, and in the low bits its nesting level and clamp. `place`: its bucket
+# + 1, 0 in the heap. A watched descriptor (fd_watches.py) uses `interest`, and `descriptor`, its callback's argument.
 SLOT = Record(
     "SLOT",
     np.dtype(
@@ -145,25 +145,25 @@ SLOT = Record(
 # One entry of the heap, or of a bucket of far timers; four fill one 64-byte line.
 NODE = Record("NODE", np.dtype([("deadline", np.int64), ("order", np.int64)]))
 
-# Far timers (buckets.py), unsorted in buckets by range of deadlines. All of it belongs to the loop thread.
+# Far timers (buckets.py), unsorted in buckets by range of deadlines. Owned by the loop thread.
 FAR = record(
     "FAR",
     _words("horizon", "count", "opening", "buckets", "epoch", "unswept"),
-    _words(*(f"level{level}" for level in range(8))),  # a bit for each bucket of the level that is not empty
+    _words(*(f"level{level}" for level in range(8))),  # a bit for each non-empty bucket of the level
 )
-# One bucket: where its next entry goes, where its last chunk ends and which that is; how many entries; a lower bound
-# of their deadlines, and whether the entry that set it has gone. A 64-byte line.
+# One bucket, a 64-byte line: where its next entry goes; the end and the number of its last chunk; how many entries it
+# has, and how many are stale; a lower bound of the deadlines, and whether the entry that set it is gone.
 BUCKET = Record(
     "BUCKET",
     np.dtype([(name, np.int64) for name in ("next", "end", "chunk", "count", "stale", "least", "loose", "_7")]),
 )
 
-# Readiness (fd_watches.py): what the poller has reported and the loop has not dispatched yet.
+# Readiness (fd_watches.py): events that the poller has reported and the loop has not dispatched yet.
 IO = record(
     "IO",
-    _words("watches", "suspect"),  # shared: registered descriptors; has one been closed before it was unregistered?
-    # Owned by the loop thread: the poller's descriptor, or -1; whether it knows timeouts in ns; where the system writes
-    # events; pairs (token, events) and how many of them there are and are done.
+    _words("watches", "suspect"),  # shared: registered descriptors; whether one was closed before it was unregistered
+    # Owned by the loop thread: the poller's descriptor, or -1; whether it takes timeouts in ns; where the system writes
+    # events; pairs (token, events), how many there are, and how many are done.
     _words(
         "poller",
         "ns_timeouts",
@@ -197,13 +197,15 @@ STATE = record(
         "metrics",
         "recorder",
     ),
-    # Objects the kernels call or return; owned references, released with the state.
+    # Objects that the kernels call or return, kept alive by the state.
     _words(
         *("none", "report", "refuse", "check_interrupts", "overload", "warn", "waker", "renew", "pressure"),
-        *("list_type", "tuple_type"),
+        *("unawaited", "list_type", "tuple_type", "coroutine_type", "run_in_context"),
     ),
-    _words("stop", "holds"),  # shared: asks for the end after this turn
-    _words("sleep", "sleep_deadline"),  # shared: the sleep word (parking.py) and until when
+    # With metrics: what other threads have scheduled and the loop has not moved into its rings yet, by ring.
+    _words("remote_microtasks", "remote_internals", "remote_immediates"),
+    _words("stop", "holds"),  # shared: a request to end after this turn; holds that keep an auto-exit loop alive
+    _words("sleep", "sleep_deadline"),  # shared: the sleep word (parking.py) and the sleep's deadline
     _words("ready", "ready_retries"),  # shared: stack of producer handles with work
     _words("virtual_now"),  # shared: the time of a loop with a virtual clock (clock.py)
     {"external": QUEUE},
@@ -237,36 +239,36 @@ STATE = record(
         "napped",
     ),
     _words("arguments0", "arguments1", "arguments2", "arguments3"),  # scratch for vectorcall, loop thread only
-    _words("wakes_sent"),  # shared: counted by whoever wakes
-    # counters of parking.py; claimed: wake calls this loop has seen claimed; parked, stalled: ns
+    _words("wakes_sent"),  # shared: counted by the waking thread
+    # counters of parking.py; claimed: wake calls that this loop knows were claimed; parked, stalled: ns
     _words("spins_won", "spins_lost", "parks", "claimed", "parked", "stalled"),
 )
 
-# What a loop measures of itself (meter.py), if it does; the histograms are those of histogram.py.
+# The loop's figures (meter.py), if it measures; the histograms are those of histogram.py.
 RATE_SLOTS = 128
 HISTOGRAM_BUCKETS = (36 << 6) + 64
-HISTOGRAM = np.dtype((np.int64, (3 + HISTOGRAM_BUCKETS,)))  # sum, max, sum of more than one word has, counts
+HISTOGRAM = np.dtype((np.int64, (3 + HISTOGRAM_BUCKETS,)))  # sum, max, carry of the sum, counts
 _LIVE = _lines(
     _words(
         "now",  # ticks of the last boundary: the end of a callback or of a sleep
         "mark",  # ticks up to which idle and busy time are accounted for
         "group",  # callbacks since `now`
-        "stride",  # callbacks that share a look
+        "stride",  # callbacks that share one reading of the clock
         "typical",  # ns of a short callback
-        "bucket_end",  # ticks at which the bucket of the rate ends
-        "running",  # kind of the callback in progress + 1, 0 for none
+        "bucket_end",  # ticks at which the rate's current bucket ends
+        "running",  # kind of the callback in progress + 1; 0 if there is none
         "callbacks",
         "errors",
         "turns",
         "wakes_sent",
-        "arrived",  # from outside, and taken
+        "arrived",  # tasks and commands taken from outside
         "idle",
         "busy",
         "overloads",
     ),
     {"current": np.dtype((np.int64, (4,))), "max": np.dtype((np.int64, (4,))), "ema": np.dtype((np.int64, (4,)))}
     | _words("samples", "microtask_samples", "calm"),
-    {"rate": np.dtype((np.int64, (RATE_SLOTS, 2)))},  # (number of a bucket, callbacks before it)
+    {"rate": np.dtype((np.int64, (RATE_SLOTS, 2)))},  # (bucket number, callbacks before the bucket)
     {"latency": HISTOGRAM},
     {"delay": HISTOGRAM},
 )
@@ -276,7 +278,7 @@ BLOCK = record(
     # Written at construction. `tick_base` and `ns_base` are one moment on both clocks.
     _words("magic", "layout", "pid", "process_start", "cycles", "multiplier", "tick_base", "ns_base", "bucket_ticks")
     | {"name": np.dtype("S128")},
-    _words("pace"),  # 0, or 7: which tickets are stamped. Read by producers, written by the loop when it changes
+    _words("pace"),  # 0 or 7: which tickets are stamped. Read by producers, written by the loop when it changes
     _words("wanted"),  # written by readers
     _words("sequence", "published", "published_at"),
     {"live": _LIVE},
@@ -284,20 +286,23 @@ BLOCK = record(
 )
 LIVE = Record("LIVE", _LIVE, BLOCK.LIVE)
 
-# A flight recorder (event_ring.py): this, and behind it a power of two of entries.
-KNOWN = 512  # callables whose name needs no look at the table of names
+# A flight recorder (event_ring.py): this record, followed by entries, whose number is a power of two.
+KNOWN = 512  # recently called callables, whose names need no look-up in the dict of names
 RECORDER = record(
     "RECORDER",
     # Written at construction. `tick_base` and `ns_base` are one moment on both clocks.
-    _words("cycles", "mask", "names", "function_type", "method_type", "builtin_type", "tick_base", "ns_base"),
-    _words("head"),  # shared: everybody who records adds to it
+    _words(
+        *("cycles", "mask", "names", "function_type", "method_type", "builtin_type", "run_in_context"),
+        *("tick_base", "ns_base"),
+    ),
+    _words("head"),  # shared: every recording thread adds to it
     _words("lost"),  # shared
     _words(
         "boundary",  # ticks of the last boundary: the end of a callback or of a sleep
         "rested",  # ticks at which the last turn ended
         "parks",  # sleeps that have been recorded
-        "thread",  # identifier of the thread that runs the loop, or did last
-        "running",  # callbacks before the one in progress, and its kind + 1 in the low byte; 0 for none
+        "thread",  # identifier of the thread that runs the loop, or ran it last
+        "running",  # callbacks before the one in progress, and its kind + 1 in the low byte; 0 if there is none
         "subject",
         "what",
         "value",
@@ -314,40 +319,43 @@ ENTRY = Record(
 
 HANDLE = record(
     "HANDLE",
-    # The address of the loop's state, and of this handle's state object; the loop's own note of how much waits.
+    # The address of the loop's state, and of this handle's state object; the loop's own count of waiting tasks.
     _words("loop", "self"),
     _words("waiting"),
-    _words("queued", "next_ready"),  # shared with the loop: is this handle in the ready stack, and what lies under it
+    _words("queued", "next_ready"),  # shared with the loop: whether this handle is in the ready stack; the one below it
     {"queue": QUEUE},
 )
 
+# A group (methods/group.py): how many loops, and from `loops` on the addresses of their states. Only read, once made.
+GROUP = Record("GROUP", np.dtype([(name, np.int64) for name in ("count", "loops")]))
+
 
 # --- sizes ----------------------------------------------------------------------------------------------------------
-DIRECTORY_BITS = 18  # segments a queue can have in use: 262,144 of 128 cells are 33.5 million queued tasks
-CHUNKS_PER_SLAB_BITS = 6  # 64 chunks of 1 KiB: a map of 64 KiB
-SLOTS_PER_SLAB_BITS = 10  # 1,024 timer slots of 64 bytes: a map of 64 KiB
-SLOT_BITS = 22  # 4.2 million timers; the other 41 bits of an id count how often its slot was used
+DIRECTORY_BITS = 18  # segments that a queue can use: 262,144 of 128 cells hold 33.5 million queued tasks
+CHUNKS_PER_SLAB_BITS = 6  # 64 chunks of 1 KiB: a mapping of 64 KiB
+SLOTS_PER_SLAB_BITS = 10  # 1,024 timer slots of 64 bytes: a mapping of 64 KiB
+SLOT_BITS = 22  # 4.2 million timers; the other 41 bits of an id count the uses of its slot
 CHUNK_LIMIT = 1 << DIRECTORY_BITS
 SLAB_LIMIT = CHUNK_LIMIT >> CHUNKS_PER_SLAB_BITS
 SLOT_LIMIT = 1 << SLOT_BITS
 SLOT_SLAB_LIMIT = SLOT_LIMIT >> SLOTS_PER_SLAB_BITS
 FAR_LEVELS = 8
-DIGIT_BITS = 6  # 64 buckets a level
+DIGIT_BITS = 6  # 64 buckets per level
 BUCKET_TOTAL = FAR_LEVELS << DIGIT_BITS
 BUCKET_BYTES = BUCKET.dtype.itemsize
 SLOT_BYTES = SLOT.dtype.itemsize
 NODE_BYTES = NODE.dtype.itemsize
 
 
-# Private, which is not Python's default: a forked child that lets go of its copy of a loop must not empty the parent's.
+# Private, which is not Python's default: a forked child that releases its copy of a loop must not empty the parent's.
 _PRIVATE: dict[str, Any] = {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
 
 
 def table(words: int) -> npt.NDArray[np.int64]:
     """A zeroed table that costs address space, not memory, until its entries are used.
 
-    An anonymous map and not `np.zeros`: after the first freed table glibc raises its mmap threshold, and from then on
-    the same `np.zeros(2 MiB)` is carved from the heap and cleared by hand, 2 MiB resident a loop.
+    An anonymous mapping, not `np.zeros`: after the first table is freed, glibc raises its mmap threshold, and from then
+    on the same `np.zeros(2 MiB)` comes from the heap and is cleared by hand, which makes 2 MiB resident per loop.
     """
     return np.frombuffer(mmap.mmap(-1, words * 8, **_PRIVATE), np.int64)
 
@@ -357,33 +365,34 @@ K_ENTRIES = RECORDER.dtype.itemsize
 # --- values ---------------------------------------------------------------------------------------------------------
 AWAKE, RUNNING, TERMINATING, TERMINATED = 0, 1, 2, 3  # lifecycle
 OPEN, EXACT, FULL = 0, 1, 2  # gate of a queue
-MINUS = -(1 << 63)  # the sign bit: in a tail it means closed
+MINUS = -(1 << 63)  # the sign bit; in a tail it means closed
 # How the loop sleeps: in the kernels on a futex, in Python on a lock, in the kernels in epoll, in Python in a poller.
 PARK_FUTEX, PARK_PYTHON, PARK_EPOLL, PARK_POLLER = 0, 1, 2, 3
 READ, WRITE, ERROR, HANGUP, EDGE, ONESHOT = 1, 2, 4, 8, 16, 32  # readiness.IOEvents
-READY_MOST = 1024  # events that one poll can report; more are there at the next turn's
+READY_MOST = 1024  # events that one poll can report; the rest are reported by the next turn's poll
 
 # Why a call was refused: the argument of the Python function that raises the exception.
 REFUSED_CLOSED, REFUSED_FULL, REFUSED_MEMORY, REFUSED_CALLABLE, REFUSED_ARGUMENTS = 1, 2, 3, 4, 5
 REFUSED_DELAY, REFUSED_SLOTS, REFUSED_IDENTIFIER, REFUSED_TIMER, REFUSED_MILLISECONDS = 6, 7, 8, 9, 10
 REFUSED_DEADLINE = 11
-GONE = 64  # beside one of them: the reference of what was refused has been released already
+GONE = 64  # added to one of them: the reference to the refused object has already been released
 
-# What a cell holds: an owned reference and, in its low bits, how to read it. Three bits, because a C compiler aligns a
-# PyObject to 8 bytes and no further (static types of extension modules lie at 8 mod 16), and no high bit, because
-# nobody promises that an address has an unused one. What the three mean is each queue's own:
+# What a cell holds: an owned reference and, in its low bits, how to read it. Three bits, because C compilers align a
+# PyObject to 8 bytes and no more (static types of extension modules lie at 8 mod 16), and no high bits, because nothing
+# guarantees unused ones in an address. Each queue gives the three bits its own meaning:
 TAGS = OBJECT_ALIGNMENT - 1
 POINTER_MASK = ~TAGS
 TAG_ARGUMENTS = 1  # in queues of tasks and in rings: the reference is a tuple (callable, *args)
-STAMPED, STAMPED_EIGHTH = 2, 6  # in queues of tasks: its time lies beside the cell, and counts for 1 or for 8
-FILLER = 4  # alone, in queues of tasks: no task, to be stepped over
+STAMPED, STAMPED_EIGHTH = 2, 6  # in queues of tasks: the submit time lies beside the cell, and counts for 1 or for 8
+CALLBACK_AT = 2  # where in such a tuple the real callback is, if it runs in a context of its own (captured.py)
+FILLER = 4  # alone, in queues of tasks: not a task; the consumer steps over it
 TAG_REACTION = 2  # in rings: a microtask that is a reaction (reactions.py)
 # in the remote queue: remote_words.py
 
-# What is called. KIND_ARM and KIND_CANCEL are commands of the remote queue, as KIND_IMMEDIATE can be.
+# Kinds of callbacks. KIND_ARM and KIND_CANCEL are commands of the remote queue, as KIND_IMMEDIATE can be.
 KIND_TASK, KIND_MICROTASK, KIND_NEXT_TICK, KIND_INTERNAL, KIND_CLOSE = 0, 1, 2, 3, 4
 KIND_ARM, KIND_CANCEL, KIND_IMMEDIATE, KIND_TIMER, KIND_CHECKPOINT_END, KIND_READINESS = 5, 6, 7, 8, 9, 10
-# What callbacks are called: in `on_error`'s context, metrics and traces.
+# Names of the kinds, in `on_error`'s context, metrics and traces.
 KIND_NAMES = {
     KIND_TASK: "task",
     KIND_MICROTASK: "microtask",
@@ -395,8 +404,8 @@ KIND_NAMES = {
     KIND_CHECKPOINT_END: "checkpoint end",
     KIND_READINESS: "readiness callback",
 }
-# What an entry of the recorder tells of; smaller numbers are the KIND_x of a callback that has run.
+# Kinds of the recorder's entries; smaller numbers are the KIND_x of a callback that has run.
 EVENT_SUBMIT, EVENT_MOVE, EVENT_ARM, EVENT_CANCEL, EVENT_SLEEP, EVENT_WAKE = 16, 17, 18, 19, 20, 21
 EVENT_OVERLOAD, EVENT_TURN, EVENT_CHECKPOINT = 22, 23, 24
-PLACE_BITS = 16  # of a place, ``position << PLACE_BITS | number``: which queue or ring the position is in
-NUMBER_EXTERNAL, NUMBER_REMOTE, NUMBER_RINGS, NUMBER_HANDLES = 1, 2, 8, 32  # a ring's: its kind added
+PLACE_BITS = 16  # a place is ``position << PLACE_BITS | number``, where `number` is that of a queue or ring
+NUMBER_EXTERNAL, NUMBER_REMOTE, NUMBER_RINGS, NUMBER_HANDLES = 1, 2, 8, 32  # rings add their kind

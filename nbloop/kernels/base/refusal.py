@@ -1,10 +1,10 @@
-"""Who calls a method, and how a call is refused.
+"""Which thread calls a method, and how a call is refused.
 
 Every refusal goes through one Python function, the state's ``refuse(code, culprit, error)``, which raises the right
-exception, naming the argument; `error` is what the interpreter has raised already while it converted that, or None. It
-is called before anything is stored, or after what was stored has been taken back, so a refused call changes nothing. If
-it returns instead, the call is tried again: that is how a submit meets a loop that is just finding out whether it may
-exit (`quiet`).
+exception and names the argument; `error` is the exception that the interpreter raised while converting that, or None.
+It is called before anything is stored, or after what was stored has been undone, so a refused call changes nothing. If
+it returns instead, the call is retried: this happens to a submit that meets a loop which is just deciding whether it
+may exit (`quiet`).
 """
 
 from __future__ import annotations
@@ -26,15 +26,13 @@ from .layout import STATE
 
 @inlined
 def on_loop_thread(base: int) -> bool:
-    """Is the caller the thread inside `run()`? Its thread state's address is the owner word; 2 ns."""
+    """Whether the caller is the thread inside `run()`: the owner word is its thread state's address. 2 ns."""
     return load(base + STATE.OWNER) == PyThreadState_GetUnchecked()
 
 
 @apart
 def refuse(base: int, code: int, culprit: int) -> int:
-    """Raise for `code`, or what has been raised already: -1 with the exception set; 0 means that the call is to be
-    tried again.
-    """
+    """Raise the exception for `code`, or the one that is already set, and return -1; 0 means: retry the call."""
     error = PyErr_GetRaisedException()
     if error == 0:
         error = get(base + STATE.NONE)

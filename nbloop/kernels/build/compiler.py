@@ -1,11 +1,12 @@
-"""From plain-Python kernels to one object file. The only file that imports numba; `object_cache.py` imports it only
-when the cache has nothing.
+"""From plain-Python kernels to one shared library. The only file that imports numba; `object_cache.py` imports it only
+when there is no library yet.
 
 Each primitive of atomics.py is lowered to one LLVM instruction, each external of capi.py to a call by name, each
 helper is made known to Numba as it stands, and each kernel becomes a `cfunc` with its C signature. Their modules are
 then linked into *one*, everything but the kernels' entry points is made internal, and it is optimised once more as a
-whole: dead error paths go, and what remains refers to nothing but the C-API and libc. Such an object needs llvmlite
-alone to load: importing numba costs 1 s, loading this 20 ms.
+whole, for each processor that it is wanted for: dead error paths go, and what remains refers to nothing but the C-API
+and libc. linker.py makes a library of such an object, which the system's loader takes: importing numba costs 1 s,
+loading this 1 ms.
 
 Numba is taught what the sources' own functions mean (`infer_global` and `lower_builtin` on the twins themselves,
 `register_jitable` on the helpers), instead of the sources being written for Numba: a kernel calls the very function
@@ -15,6 +16,7 @@ that runs when it is not compiled.
 from __future__ import annotations
 
 import platform
+import sys
 from collections.abc import Callable
 from types import FunctionType
 from typing import Any
@@ -30,7 +32,7 @@ from ..base import atomics, capi
 from ..base.kernel import KEYWORDS, MANY, SIGNAL, TRAVERSE, Kernel, attributes, helpers
 from ..methods import signal_handler
 from ..state import traverse
-from .target import processor
+from .linker import link
 
 _WORD = ir.IntType(64)
 _TYPES: dict[str, Any] = {capi.WORD: types.int64, capi.REAL: types.float64, capi.INT: types.intc, capi.VOID: types.void}
@@ -66,9 +68,14 @@ def _compare_and_swap(builder: Any, values: list[Any]) -> Any:
 
 
 def _pause(builder: Any, _values: list[Any]) -> None:
+    number = ir.IntType(32)
     machine = platform.machine().lower()
-    instruction = {"x86_64": "pause", "amd64": "pause", "aarch64": "isb", "arm64": "isb"}.get(machine, "")
-    builder.asm(ir.FunctionType(ir.VoidType(), []), instruction, "~{memory}", [], True)
+    if machine in ("x86_64", "amd64"):
+        kind = ir.FunctionType(ir.VoidType(), [])
+        builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse2.pause"), [])
+    elif machine in ("aarch64", "arm64"):
+        kind = ir.FunctionType(ir.VoidType(), [number])
+        builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.aarch64.isb"), [number(15)])
 
 
 def _first_bit(builder: Any, values: list[Any]) -> Any:
@@ -190,19 +197,17 @@ def _teach_externals() -> None:
         _teach(declared.twin, _TYPES[declared.result], [_TYPES[a] for a in declared.arguments], calls)
 
 
-def compile_kernels(kernels: list[Kernel]) -> tuple[dict[str, str], bytes]:
-    """Compile all kernels: entry symbols by kernel name, and the object file that defines them.
-
-    Numba does not optimise its libraries: the whole is optimised in the end anyway, it takes half of the time, and what
-    is inlined is not decided before `inlined` and `apart` are known.
+def compile_kernels(kernels: list[Kernel], processors: list[tuple[str, str]]) -> list[bytes]:
+    """The library of all kernels for each of the processors: their names and features, as LLVM has them. Once a
+    process: it teaches Numba what the primitives mean.
     """
-    settings: Any = config
-    level, settings.OPT = settings.OPT, settings._OptLevel(0)
-    try:
-        symbols, whole, machine = link_kernels(kernels)
-    finally:
-        settings.OPT = level
-    return symbols, machine.emit_object(whole)
+    symbols, whole = link_kernels(kernels)
+    libraries = []
+    for cpu, features in processors:
+        module = whole.clone()
+        machine = optimise(module, cpu, features)
+        libraries.append(link(machine.emit_object(module), symbols, capi.externals))
+    return libraries
 
 
 def _mangled(function: FunctionType) -> str:
@@ -211,14 +216,23 @@ def _mangled(function: FunctionType) -> str:
     return "_ZN" + "".join(f"{len(part)}{part}" for part in parts)
 
 
-def link_kernels(kernels: list[Kernel]) -> tuple[dict[str, str], Any, Any]:
-    """The entry symbols, the linked and optimised module that the object file is made from, and for which machine.
+def link_kernels(kernels: list[Kernel]) -> tuple[dict[str, str], Any]:
+    """The entry symbols by kernel's name, and the module that all kernels are linked into, not optimised yet.
 
-    Once a process: it teaches Numba what the primitives mean.
+    Once a process. Numba does not optimise its libraries: the whole is optimised in the end anyway, it takes half of
+    the time, and what is inlined is not decided before `inlined` and `apart` are known.
     """
+    settings: Any = config
+    level, settings.OPT = settings.OPT, settings._OptLevel(0)
+    try:
+        return _linked(kernels)
+    finally:
+        settings.OPT = level
+
+
+def _linked(kernels: list[Kernel]) -> tuple[dict[str, str], Any]:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    llvm.initialize_native_asmparser()  # for the inline `pause`
     _teach_primitives()
     _teach_externals()
     for function in helpers:
@@ -247,21 +261,22 @@ def link_kernels(kernels: list[Kernel]) -> tuple[dict[str, str], Any, Any]:
     for variable in whole.global_variables:
         if not variable.is_declaration:
             variable.linkage = "internal"
-    cpu, features = processor()
-    machine = llvm.Target.from_default_triple().create_target_machine(
-        cpu=cpu,
-        features=features,
-        opt=3,
-        jit=True,
-        codemodel="jitdefault",
+    for function in whole.functions:
+        if function.is_declaration and not function.name.startswith("llvm."):
+            function.add_function_attribute("nonlazybind")  # called through the table that the loader fills
+    return symbols, whole
+
+
+def optimise(whole: Any, cpu: str, features: str) -> Any:
+    """Optimise a linked module for a processor; the machine that it is for. Its objects are ELF on all systems."""
+    triple = llvm.get_default_triple() + ("-elf" if sys.platform in ("darwin", "win32") else "")
+    machine = llvm.Target.from_triple(triple).create_target_machine(
+        cpu=cpu, features=features, opt=3, reloc="pic", codemodel="default"
     )
+    whole.triple, whole.data_layout = machine.triple, str(machine.target_data)
     builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
     builder.getModulePassManager().run(whole, builder)
     left = [f.name for f in whole.functions if any(b"alwaysinline" in words for words in f.attributes)]
     if left:
         raise RuntimeError(f"kernels say that these are inlined, and they were not: {left}")
-    undefined = {f.name for f in whole.functions if f.is_declaration and not f.name.startswith("llvm.")}
-    unknown = undefined - set(capi.externals)
-    if unknown:
-        raise RuntimeError(f"kernels refer to symbols that capi.py does not declare: {sorted(unknown)}")
-    return symbols, whole, machine
+    return machine

@@ -1,15 +1,16 @@
-"""The pack: all compiled kernels as one object file, made once per machine and loaded without numba.
+"""The pack: all compiled kernels as one shared library, made once and loaded without numba and llvmlite.
 
-Numba's own on-disk cache sees only the file of the function it caches, takes 2.4 ms a kernel and needs numba imported
-(1 s). Here the name of the cached file is a hash of *everything* that goes into it: all kernel sources, the
-interpreter, numba's and llvmlite's versions, the CPU and its features. A change anywhere makes another name, so there
-is nothing to invalidate.
+A wheel carries packs, and they are what runs if they were made for this interpreter (`made_for`). Otherwise, and where
+none are carried, the pack is made here, once per machine. Numba's own on-disk cache sees only the file of the function
+it caches, takes 2.4 ms a kernel and needs numba imported (1 s). Here the name of the kept file is a hash of
+*everything* that goes into it: all kernel sources, the interpreter and where it has what kernels read, numba's and
+llvmlite's versions, the processor. A change anywhere makes another name, so there is nothing to invalidate.
 
 The file lies in the user's cache folder (``NBLOOP_CACHE_DIR``, else the platform's), is written under another name and
 renamed, and carries a digest of itself. What is in it is run, so it is loaded only from a file and a folder that belong
 to this user or to root, and that nobody else may write. No such folder is not an error: then every process compiles for
-itself. `status` tells `doctor` which of these happened. With ``NUMBA_DISABLE_JIT=1``
-nothing is compiled, and kernels run as the Python that they are.
+itself. `status` tells `doctor` which of these happened. With ``NUMBA_DISABLE_JIT=1`` nothing is compiled or loaded, and
+kernels run as the Python that they are.
 """
 
 from __future__ import annotations
@@ -17,37 +18,39 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import importlib.metadata
 import json
 import os
 import stat
 import sys
-import sysconfig
 import time
-from dataclasses import dataclass, field
+from importlib.machinery import EXTENSION_SUFFIXES
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import llvmlite.binding as llvm
-
-from ..base import capi
+from ..base import capi, interpreter
+from ..base.atomics import put
 from ..base.kernel import kernels
-from .target import processor
+from . import library, target
+from .library import IMPORTS, PREFIX
 
 KERNELS = Path(__file__).parents[1]  # all sources, in all folders, are in the key
+CARRIED = KERNELS / "packs"  # in a wheel
+SUFFIX = ".so"  # of a pack in a wheel
 STALE_SECONDS = 90 * 24 * 3600  # made anew in 20 s if it was still wanted
 
 
-@dataclass
 class Status:
     """How this process got its kernels."""
 
-    mode: str = "compiled"  # compiled, or interpreted (un-jitted)
-    source: str = ""  # cache, compiler
+    mode = "compiled"  # compiled, or interpreted (un-jitted)
+    source = ""  # wheel, cache, compiler, interpreted
+    target = ""  # the processor that they are for, as LLVM names it
+    why = ""  # that processor
     file: Path | None = None
-    seconds: float = 0.0
-    problem: str = ""
-    keep: list[Any] = field(default_factory=list)  # the engine owns the code that built-ins point into
+    seconds = 0.0
+    problem = ""
+    imports = 0  # where the kernels have the addresses of C functions, in the order of capi.externals
 
 
 status = Status()
@@ -67,29 +70,106 @@ def cache_folder() -> Path:
     return Path(base) / "nbloop"
 
 
-def pack_key() -> str:
-    """A hash of everything that the object file is made from."""
+def sources() -> str:
+    """A hash of all kernel sources, by their names in the folder. 3 ms; twice as much with pathlib's own walk."""
     digest = hashlib.sha256()
-    for source in sorted(KERNELS.rglob("*.py")):
-        digest.update(source.relative_to(KERNELS).as_posix().encode() + b"\0" + source.read_bytes() + b"\0")
-    facts = [
-        sys.version,
-        sysconfig.get_config_var("SOABI") or sys.implementation.cache_tag,
-        importlib.metadata.version("numba"),
-        importlib.metadata.version("llvmlite"),
-        *processor(),
-    ]
-    digest.update("\0".join(map(str, facts)).encode())
-    return digest.hexdigest()[:32]
+    root = str(KERNELS)
+    for folder, inner, names in os.walk(root):
+        inner.sort()
+        for name in sorted(names):
+            if name.endswith(".py"):
+                path = os.path.join(folder, name)
+                with open(path, "rb") as source:
+                    content = source.read()
+                digest.update(f"{path[len(root) :]}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()
+
+
+def made_for() -> dict[str, Any]:
+    """What machine code of the kernels depends on besides the processor: their sources; the interpreter, its build and
+    platform, as names of extension modules have them; and where objects, numpy's too, have what kernels read.
+    """
+    words = {name: word for name, word in vars(interpreter).items() if name.isupper() and isinstance(word, int)}
+    return {"interpreter": EXTENSION_SUFFIXES[0], "words": words, "sources": sources()}
+
+
+def pack_key() -> str:
+    """A hash of everything that a pack which is made here is made from."""
+    versions = [_version(name) for name in ("numba", "llvmlite")]
+    facts = [made_for(), sys.version, versions, target.identity()]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _version(name: str) -> str:
+    """Of an installed package, which is not imported; importlib.metadata takes 30 ms to be."""
+    found = find_spec(name)
+    if found is None or found.origin is None:
+        return ""
+    try:
+        return Path(found.origin).with_name("_version.py").read_text(encoding="utf-8")
+    except OSError:
+        return found.origin
 
 
 def load() -> None:
-    """Give every declared kernel its address. Called once, when `nbloop.kernels` is imported."""
+    """Give every declared kernel its address. Called once, when `nbloop.kernels` is imported. ImportError."""
     start = time.perf_counter()
     if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
         status.mode = status.source = "interpreted"
         return
+    if not _load_carried():
+        _load_kept()
+    status.seconds = time.perf_counter() - start
+
+
+# --- packs that a wheel carries ---------------------------------------------------------------------------------------
+
+
+def _load_carried() -> bool:
+    """Are there packs for this interpreter, and is one loaded? `status.problem` says what is wrong with them."""
+    try:
+        names = [file.removesuffix(SUFFIX) for file in os.listdir(CARRIED) if file.endswith(SUFFIX)]
+        status.target, status.why = target.choose(names)
+    except (OSError, KeyError):
+        return False
+    file = CARRIED / (status.target + SUFFIX)
+    try:
+        pack = _checked(file.read_bytes())
+    except OSError as problem:
+        status.problem = f"the kernels of this wheel cannot be read: {problem}"
+        return False
+    if pack is None:
+        status.problem = "the kernels of this wheel are damaged"
+        return False
+    code, facts = pack
+    wrong = _unlike(facts["made for"], made_for())
+    if wrong:
+        status.problem = f"this wheel's kernels are not for this interpreter: {wrong}"
+        return False
+    _link(code, str(file))
+    status.source, status.file = "wheel", file
+    return True
+
+
+def _unlike(there: dict[str, Any], here: dict[str, Any]) -> str:
+    """In what they differ, if they do."""
+    if there["interpreter"] != here["interpreter"]:
+        return f"they were made for *{there['interpreter']}, and this one is *{here['interpreter']}"
+    if there["words"] != here["words"]:
+        names = sorted(name for name, word in here["words"].items() if there["words"].get(name) != word)
+        return f"objects of this Python or numpy are laid out differently ({', '.join(names)})"
+    if there != here:
+        return "the sources beside them are others than they were made from"
+    return ""
+
+
+# --- the pack that is made here ---------------------------------------------------------------------------------------
+
+
+def _load_kept() -> None:
+    """Load the pack of this machine, or make it."""
     file: Path | None = None
+    folder: int | None = None
     content: bytes | None = None
     try:
         file = cache_folder() / f"kernels-{pack_key()}.pack"
@@ -106,17 +186,25 @@ def load() -> None:
             pass
         except OSError as problem:
             status.problem = f"the pack was not loaded, and made anew: {problem}"
-        finally:
-            _leave(folder)
-    _name_symbols()
-    pack = _checked(content) if content is not None else None
-    status.source = "cache"
-    if pack is None:
-        pack = _compile(file)
-        status.source = "compiler"
-    _link(*pack)
+    try:
+        pack = _checked(content) if content is not None else None
+        path = None
+        if pack is not None:
+            status.source = "cache"
+            # By the folder that was looked at, whatever lies at its path by now. If another process has replaced the
+            # file since, by one with the same key, that one is as good: symbols are looked up in what was loaded.
+            path = f"/proc/self/fd/{folder}/{file.name}" if file is not None and folder is not None else None
+        else:
+            if content is not None:
+                status.problem = "the cached pack was damaged, and compiled anew"
+            pack = _compile(file)
+            status.source = "compiler"
+        code, facts = pack
+        status.target, status.why = facts["target"], facts["why"]
+        _link(code, path)
+    finally:
+        _leave(folder)
     status.file = file
-    status.seconds = time.perf_counter() - start
 
 
 # --- the folder, of which a descriptor is held while it is used, so that it stays the one that was looked at ----------
@@ -204,20 +292,45 @@ def _not_kept(problem: Exception) -> None:
     print(f"nbloop: {status.problem}", file=sys.stderr)
 
 
-def _checked(content: bytes) -> tuple[dict[str, str], bytes] | None:
+def packed(code: bytes, processor: str, why: str) -> bytes:
+    """A pack: the library, behind which loaders do not look, and a line of facts about it."""
+    facts: dict[str, Any] = {
+        "sha256": hashlib.sha256(code).hexdigest(),
+        "kernels": sorted(kernels),
+        "imports": list(capi.externals),
+    }
+    facts |= {"target": processor, "why": why, "made for": made_for()}
+    return code + b"\n" + json.dumps(facts).encode()
+
+
+def _checked(content: bytes) -> tuple[bytes, dict[str, Any]] | None:
     """The parts of a pack, or None if it is damaged."""
-    header, _, code = content.partition(b"\n")
+    code, _, line = content.rpartition(b"\n")
     try:
-        facts = json.loads(header)
-        if facts["sha256"] == hashlib.sha256(code).hexdigest() and set(facts["symbols"]) == set(kernels):
-            return facts["symbols"], code
-    except (ValueError, KeyError, TypeError):
+        facts: dict[str, Any] = json.loads(line)
+        if (
+            facts["sha256"] == hashlib.sha256(code).hexdigest()
+            and facts["kernels"] == sorted(kernels)
+            and facts["imports"] == list(capi.externals)
+            and facts.keys() >= {"target", "why", "made for"}
+        ):
+            return code, facts
+    except (ValueError, KeyError, TypeError, AttributeError):
         pass
-    status.problem = "the cached pack was damaged, and compiled anew"
     return None
 
 
-def _compile(file: Path | None) -> tuple[dict[str, str], bytes]:
+def _can_compile() -> bool:
+    return find_spec("numba") is not None
+
+
+def _compile(file: Path | None) -> tuple[bytes, dict[str, Any]]:
+    if not _can_compile():
+        raise ImportError(
+            f"nbloop has no kernels for this interpreter{status.problem and f' ({status.problem})'}, and needs numba to"
+            " compile them: pip install 'nbloop[jit]', or install a wheel of nbloop that was built for"
+            f" *{EXTENSION_SUFFIXES[0]}. NUMBA_DISABLE_JIT=1 runs them as plain Python, some hundred times slower"
+        )
     print(
         "nbloop: compiling its kernels for this machine, once; some 20 s"
         + (f" (kept in {file.parent})" if file is not None else ""),
@@ -226,14 +339,18 @@ def _compile(file: Path | None) -> tuple[dict[str, str], bytes]:
     )
     from .compiler import compile_kernels
 
-    symbols, code = compile_kernels(list(kernels.values()))
+    processor = target.processor()
+    (code,) = compile_kernels(list(kernels.values()), [processor])
+    asked = "NUMBA_CPU_NAME" in os.environ
+    content = packed(code, processor[0], "NUMBA_CPU_NAME asked for it" if asked else "it was compiled on this machine")
     if file is not None:
-        facts = {"symbols": symbols, "sha256": hashlib.sha256(code).hexdigest()}
         try:
-            _write(file, json.dumps(facts).encode() + b"\n" + code)
+            _write(file, content)
         except OSError as problem:
             _not_kept(problem)
-    return symbols, code
+    pack = _checked(content)
+    assert pack is not None
+    return pack
 
 
 def _sweep(folder: Path) -> None:
@@ -244,21 +361,12 @@ def _sweep(folder: Path) -> None:
                 old.unlink()
 
 
-def _name_symbols() -> None:
-    """Tell the object loader where the externals are; also numba's, which links what it compiles."""
-    for name, external in capi.externals.items():
-        # A platform without this symbol never calls it (park mode); any address that links will do.
-        llvm.add_symbol(name, external.address() or capi.externals["PyErr_Clear"].address())
-
-
-def _link(symbols: dict[str, str], code: bytes) -> None:
-    """Load the object into the process and give each kernel its entry point."""
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    machine = llvm.Target.from_default_triple().create_target_machine(jit=True, codemodel="jitdefault")
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
-    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
-    engine.finalize_object()
-    status.keep.append(engine)
-    for name, symbol in symbols.items():
-        kernels[name].address = engine.get_function_address(symbol)
+def _link(code: bytes, path: str | None) -> None:
+    """Load the library into the process, tell it where C functions are, and give each kernel its entry point."""
+    address = library.load(code, path)
+    status.imports = address(IMPORTS)
+    for at, external in enumerate(capi.externals.values()):
+        # A platform without this symbol never calls it (park mode); any address will do.
+        put(status.imports + 8 * at, external.address() or capi.externals["PyErr_Clear"].address())
+    for name, kernel in kernels.items():
+        kernel.address = address(PREFIX + name)

@@ -1,1 +1,1 @@
-"""Calling a callback: what its word means, what follows it, and the commands that other threads left behind."""
+"""Calling a callback: what its word means and what follows the call; and the commands that other threads left."""

@@ -1,4 +1,4 @@
-"""The remote queue: what other threads have scheduled moves to its place, before anything that must not overtake it."""
+"""The remote queue: what other threads scheduled moves to its place before anything that must not overtake it."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ from ..timers.timer_slots import timer_armed, timer_removed
 
 @inlined
 def due_push(base: int, ring: int, word: int) -> int:
-    """Append to a ring that checkpoints run; `due` counts what is in all of them. 0, -1 for no memory, or 1 if there
-    will be no checkpoint: `close()` has begun, or what is left is being released. Loop thread.
+    """Append to a ring that checkpoints run; `due` counts the words in all of them. Returns 0; -1 if there is no
+    memory; or 1 if there will be no checkpoint, because `close()` has begun or leftovers are being released. Loop
+    thread.
     """
     if load(base + STATE.INTERRUPT) != 0:
         return 1
@@ -37,7 +38,7 @@ def due_push(base: int, ring: int, word: int) -> int:
 
 @apart
 def fetch_some(base: int) -> bool:
-    """`fetch_remote` of some: True if there is more."""
+    """Move some words of the remote queue; True if there are more."""
     left = EVERY
     queue = base + STATE.REMOTE
     while queue_length(queue) != 0:
@@ -80,10 +81,10 @@ def fetch_some(base: int) -> bool:
 def fetch_remote(base: int) -> None:
     """Move what other threads left in the remote queue to where it belongs. Loop thread; runs no Python.
 
-    Every owner-side operation that must not overtake a foreign one that returned before it (a microtask, an
-    immediate, a timer of the same deadline) comes here first; a look at two words when there is nothing. A word for
-    which there is no room, and no memory to make room, stays where it is until the next look: accepted work is late
-    then, not lost.
+    Every operation of the loop thread that must not overtake another thread's operation that returned earlier (a
+    microtask, an immediate, a timer of the same deadline) calls this first; it reads two words if there is nothing to
+    do. A word for which there is neither room nor memory stays until the next call: accepted work is then late, but not
+    lost.
     """
     while fetch_some(base):
         safepoint()

@@ -1,1 +1,1 @@
-"""How work and wake-ups come in from any thread: the ticket queue, and the protocol of sleeping and waking."""
+"""How work and wake-ups arrive from any thread: the ticket queue, and the protocol of sleeping and waking."""

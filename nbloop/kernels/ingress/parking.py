@@ -1,24 +1,24 @@
-"""Sleeping and being woken: no lost wake-up, no needless one, no idle cost.
+"""Sleeping and waking: no lost wake-up, no needless one, no cost when idle.
 
-The sleep word is AWAKE or ASLEEP. A loop with nothing to do stores ASLEEP, *then* looks at every queue once more, and
-only then blocks. Whoever submits draws its ticket (a sequentially consistent addition), *then* reads the sleep word.
-In the total order of those four operations either the submitter's comes first, and the loop sees the work; or the
-loop's does, and the submitter sees ASLEEP. The one who swaps ASLEEP for AWAKE owes the wake call, so there is exactly
-one per sleep; everybody else pays one load of a word that nobody writes. (Dekker's pattern; models/parking.pml.)
+The sleep word is AWAKE or ASLEEP. A loop with nothing to do stores ASLEEP, *then* checks every queue once more, and
+only then blocks. A submitter draws its ticket (a sequentially consistent addition), *then* reads the sleep word. In
+the total order of these four operations either the ticket comes first, and the loop sees the work; or the store comes
+first, and the submitter sees ASLEEP. The thread that swaps ASLEEP for AWAKE owes the wake call, so there is exactly one
+per sleep; all others pay one load of a word that nobody writes. (Dekker's pattern; models/parking.pml.)
 
-Spinning first: a thread that futex puts to sleep costs 3-19 µs to get back, one that looks at the tails 0.2 µs. So a
-loop whose last sleep was short looks around for up to `spin_max` before the next. It learns whether that pays: a spin
-that saw nothing makes it sit out one short sleep, the next such two, then four, up to `SPIN_REST_MOST`; one that saw
-something starts anew. So two loops that hand work to each other spin, two that share a core (where the other can not
-even run while one spins) waste a spin in 64 sleeps, and an idle loop never spins. `spin_max` is 0 on one core. A loop
-with descriptors looks at those too (fd_watches.py).
+Spinning first: waking a thread from a futex takes 3-19 µs, noticing a moved tail 0.2 µs. So a loop whose last sleep was
+short spins for up to `spin_max` before the next one. It learns whether that pays: a spin that saw nothing makes it skip
+the spin of one short sleep, the next such spin of two, then four, up to `SPIN_REST_MOST`; a spin that saw something
+resets this. So two loops that hand work to each other spin; two loops that share a core (where the other cannot even
+run while one spins) waste a spin in 64 sleeps; an idle loop never spins. On one core `spin_max` is 0. A loop with
+descriptors checks those too (fd_watches.py).
 
-A signal whose handler is Python's (Ctrl-C) ends a sleep, because the system call is interrupted. One that arrives an
-instant before the call does not: Python only notes it. So on the thread that runs Python's handlers a sleep is at first
-a *nap* of at most `nap` ns. If nothing has come by then, the loop *dozes* (turn.py): it waits for Python's wake-up
-descriptor as well, which costs two descriptors and 50 us, and has no such instant.
+A signal with a Python handler (Ctrl-C) ends a sleep, because it interrupts the system call. A signal that arrives an
+instant before the call does not: Python only records it. So on the thread that runs Python's handlers a sleep begins
+with a *nap* of at most `nap` ns. If nothing has arrived by then, the loop *dozes* (turn.py): it also waits for Python's
+wake-up descriptor, which costs two descriptors and 50 µs, and leaves no such gap.
 
-Everything that waits is detached (PyEval_SaveThread): an attached waiter would stop the world's garbage collection.
+A thread that waits is always detached (PyEval_SaveThread): an attached waiter would block stop-the-world collection.
 """
 
 from __future__ import annotations
@@ -63,22 +63,22 @@ from ..observe.event_ring import event
 from .ticket_queue import queue_length
 
 IS_AWAKE, IS_ASLEEP = 0, 1
-SPIN_LOOKS = 32  # at the queues, between two looks at the clock
-WAKE_TRIES = 16  # of a waker that is Python
-SPIN_REST_MOST = 64  # short sleeps to sit out, at most, after spins that saw nothing
+SPIN_LOOKS = 32  # checks of the queues between two readings of the clock
+WAKE_TRIES = 16  # attempts to call a waker written in Python
+SPIN_REST_MOST = 64  # short sleeps without a spin, at most, after spins that saw nothing
 
 
 @inlined
 def wake(base: int) -> bool:
-    """Wake the loop if it sleeps; tell whether this call did. Any thread, async-signal-safe but for PARK_PYTHON; one
-    load if awake.
+    """Wake the loop if it sleeps; return whether this call did. Any thread; async-signal-safe except with PARK_PYTHON;
+    one load if awake.
     """
     return load_sc(base + STATE.SLEEP) != IS_AWAKE and wake_sleeper(base)
 
 
 @apart
 def wake_sleeper(base: int) -> bool:
-    """`wake` for a loop that was seen asleep: who swaps the sleep word claims the one wake call."""
+    """`wake` for a loop that was seen asleep: the thread that swaps the sleep word claims the one wake call."""
     if not compare_and_swap(base + STATE.SLEEP, IS_ASLEEP, IS_AWAKE):
         return False
     recorder = get(base + STATE.RECORDER)
@@ -91,14 +91,14 @@ def wake_sleeper(base: int) -> bool:
         else:
             libc_syscall(SYS_FUTEX, base + STATE.SLEEP, FUTEX_WAKE_PRIVATE, 1, 0, 0)
     elif mode == PARK_EPOLL:
-        # an eventfd: adding 1 can only fail when it is full, after 2**64 wakes
+        # An eventfd: adding 1 fails only when it is full, after 2**64 wakes.
         libc_write(load(base + STATE.WAKE_FD), base + STATE.ONE, 8)
     else:
         result = PyObject_CallNoArgs(load(base + STATE.WAKER))
         for _ in range(WAKE_TRIES):
             if result != 0:
                 break
-            # A signal's handler has raised before the call had begun: the wake is owed all the same, by no one else.
+            # A signal handler raised before the call began. This thread still owes the wake, and nobody else does.
             error = PyErr_GetRaisedException()
             result = PyObject_CallOneArg(load(base + STATE.WAKER), error)
             Py_DecRef(error)
@@ -106,14 +106,14 @@ def wake_sleeper(base: int) -> bool:
             PyErr_Clear()
         else:
             Py_DecRef(result)
-    # When it is done: nobody closes the wake descriptor before as many were claimed.
+    # Counted after the call: the wake descriptor is closed only once all claimed wake calls are done.
     fetch_add(base + STATE.WAKES_SENT, 1)
     return True
 
 
 @helper
 def arrivals(base: int) -> bool:
-    """Has another thread left anything to do? What a loop about to sleep must look at; nothing that it owns itself."""
+    """Whether another thread left anything to do, as a loop about to sleep must check. Excludes what the loop owns."""
     return (
         queue_length(base + STATE.EXTERNAL) != 0
         or queue_length(base + STATE.REMOTE) != 0
@@ -126,14 +126,14 @@ def arrivals(base: int) -> bool:
 
 @inlined
 def nothing_awaited(base: int) -> bool:
-    """Is this an auto-exit loop that has nothing left to stay for? Any thread."""
+    """Whether this is an auto-exit loop that nothing keeps alive. Any thread."""
     return get(base + STATE.AUTO_EXIT) != 0 and load_sc(base + STATE.HOLDS) <= 0 and timers_referenced(base) <= 0
 
 
 @helper
 def wake_to_exit(base: int) -> None:
-    """Wake an auto-exit loop that sleeps if what another thread has just cancelled, or made not count, was the last
-    that it stays for. Any thread, afterwards.
+    """Wake a sleeping auto-exit loop if nothing keeps it alive any more. Any thread, after it cancelled or unreferenced
+    something.
     """
     if load_sc(base + STATE.SLEEP) == IS_ASLEEP and nothing_awaited(base):
         wake(base)
@@ -141,24 +141,24 @@ def wake_to_exit(base: int) -> None:
 
 @helper
 def fall_asleep(base: int, deadline: int) -> bool:
-    """Announce the sleep; False if something has come meanwhile, or the last that it stays for has gone, and then the
-    loop is awake again. Loop thread.
+    """Announce the sleep. False, and the loop is awake again, if something arrived meanwhile or nothing keeps an
+    auto-exit loop alive any more. Loop thread.
     """
     store(base + STATE.SLEEP_DEADLINE, deadline)
     store_sc(base + STATE.SLEEP, IS_ASLEEP)
     if arrivals(base) or nothing_awaited(base):
         wide_awake(base)
         return False
-    # One word for what has passed and what still does: less the beginning of a sleep it is negative until its end.
+    # One word for past sleeps and the current one: its start is subtracted now, so the word is negative until its end.
     store(base + STATE.PARKED, get(base + STATE.PARKED) - monotonic_ns())
     return True
 
 
 @helper
 def wide_awake(base: int) -> None:
-    """End a sleep from inside, account for its time, and count whether somebody has claimed the wake call for it: that
-    call may still be on its way, to a descriptor that must stay open until `wakes_sent` says that all that were claimed
-    are done. Loop thread.
+    """End a sleep from inside, account for its time, and count a wake call that was claimed for it. That call may still
+    be on its way to a descriptor, which must stay open until `wakes_sent` shows that all claimed calls are done. Loop
+    thread.
     """
     if exchange(base + STATE.SLEEP, IS_AWAKE) == IS_AWAKE:
         put(base + STATE.CLAIMED, get(base + STATE.CLAIMED) + 1)
@@ -168,7 +168,7 @@ def wide_awake(base: int) -> None:
 
 @helper
 def spin_limit(base: int, deadline: int) -> int:
-    """Until when (ns of monotonic_ns) to look around before a sleep; 0 if that is not worth it. Loop thread."""
+    """Until when (ns of monotonic_ns) to spin before a sleep; 0 if that does not pay. Loop thread."""
     most = get(base + STATE.SPIN_MAX)
     if most == 0 or get(base + STATE.SHORT) == 0:
         return 0
@@ -180,7 +180,7 @@ def spin_limit(base: int, deadline: int) -> int:
 
 @helper
 def spin_ended(base: int, won: bool) -> bool:
-    """Learn from a spin whether it saw something; that is returned. Loop thread."""
+    """Learn from a spin whether spinning pays; return `won`, whether it saw something. Loop thread."""
     if won:
         put(base + STATE.SPINS_WON, get(base + STATE.SPINS_WON) + 1)
         put(base + STATE.SPIN_REST, 0)
@@ -194,7 +194,7 @@ def spin_ended(base: int, won: bool) -> bool:
 
 @helper
 def spin(base: int, deadline: int) -> bool:
-    """Look for arrivals for a while, if that is worth it; True if some came. Loop thread, detached."""
+    """Spin for arrivals, if that pays; return whether some came. Loop thread, detached."""
     until = spin_limit(base, deadline)
     while until != 0:
         for _ in range(SPIN_LOOKS):
@@ -208,14 +208,14 @@ def spin(base: int, deadline: int) -> bool:
 
 @helper
 def slept_for(base: int, slept: int) -> None:
-    """A sleep has ended that took so many ns: was it so short that a spin before the next may spare it? Loop thread."""
+    """After a sleep of `slept` ns, note whether it was so short that spinning may spare the next one. Loop thread."""
     put(base + STATE.SHORT, 1 if slept < 4 * get(base + STATE.SPIN_MAX) else 0)
 
 
 @helper
 def nap_ns(base: int, left: int) -> int:
-    """How many of the `left` ns to sleep may be slept at once. A virtual clock, which counts idle time, knows no naps.
-    Loop thread.
+    """How many of the `left` ns to sleep may be slept at once. With a virtual clock, which counts idle time, there are
+    no naps. Loop thread.
     """
     nap = get(base + STATE.NAP)
     return nap if nap != 0 and nap < left and get(base + STATE.VIRTUAL) == 0 else left
@@ -223,7 +223,7 @@ def nap_ns(base: int, left: int) -> int:
 
 @helper
 def nap_ended(base: int, left: int, slept: int) -> None:
-    """Nothing has come in a sleep that was to last `left` ns and took `slept`: was it a whole nap? Loop thread."""
+    """After a sleep of `slept` of `left` ns without arrivals, note whether it was a whole nap. Loop thread."""
     nap = nap_ns(base, left)
     put(base + STATE.NAPPED, 1 if nap < left and nap <= slept else 0)
 
@@ -233,7 +233,7 @@ def park(base: int, deadline: int) -> None:
     """Wait for an arrival or the deadline (ns of monotonic_ns, FOREVER for none). Loop thread, attached; returns
     attached.
 
-    May return early: a signal, a stale wake. The caller looks again.
+    May return early, after a signal or a stale wake; the caller checks again.
     """
     thread = PyEval_SaveThread()
     if not spin(base, deadline) and fall_asleep(base, deadline):
@@ -253,9 +253,10 @@ def park(base: int, deadline: int) -> None:
 
 @helper
 def sleep_on_word(base: int, left: int) -> None:
-    """Sleep until the sleep word is not ASLEEP and someone says so, or for `left` ns (FOREVER: no limit). Detached.
+    """Sleep until a thread changes the sleep word from ASLEEP and wakes this one, or for `left` ns (FOREVER: no limit).
+    Detached.
 
-    Windows counts in ms and is asked for whole ones, rounded up: no timer fires early.
+    Windows takes whole ms, rounded up so that no timer fires early.
     """
     if WINDOWS:
         milliseconds = -1 if left == FOREVER else min((left + 999999) // 1000000, 1 << 30)
@@ -271,7 +272,7 @@ def sleep_on_word(base: int, left: int) -> None:
 
 @apart
 def stall(base: int) -> None:
-    """A producer has drawn a ticket and not stored yet: let it run. Loop thread, attached; detached while it waits."""
+    """Let a producer run that has drawn a ticket but not stored yet. Loop thread, attached; detached while it waits."""
     put(base + STATE.STALLS, get(base + STATE.STALLS) + 1)
     start = monotonic_ns()
     step_aside()
@@ -280,9 +281,8 @@ def stall(base: int) -> None:
 
 @helper
 def step_aside() -> None:
-    """Let a producer run that is between ticket and store, or inside numpy, which may have detached it to make it a
-    slab. Attached; detached for 50 µs (on Windows for 1 ms, its least): on a build with the GIL who lets go for less
-    has it back before the other has woken.
+    """Let a producer run that is between ticket and store. Attached; detached for 50 µs (on Windows for 1 ms, its
+    minimum): on a build with the GIL, a thread that releases it for less gets it back before the other has woken.
     """
     thread = PyEval_SaveThread()
     if WINDOWS:

@@ -1,16 +1,17 @@
-"""The words of the remote queue: one queue carries what other threads have for the loop's rings, and commands on slots.
+"""The words of the remote queue: one queue carries callbacks for the loop's rings and commands on slots, from other
+threads.
 
-Problem: a word has to say which ring it is for, and C leaves three bits of it for that: an object is aligned to 8
-bytes, and nobody promises that any high bit of an address is free (Arm's top-byte-ignore, x86's LAM and 57-bit
-addresses all use some). One of the three is the mark of arguments. Idea: three bits are eight codes. Microtasks and
-reactions, which are many, travel as the words that their ring holds. The callables of other rings travel in a tuple,
-alone if they have no arguments, so the mark is implied, and the code says the ring. What is about a slot needs no
-address: one code is left for it, and the bits above it hold what is to be done and the slot's number.
+Problem: a word must say which ring it is for, and C leaves only three bits for that: an object is aligned to 8 bytes,
+and no high bit of an address is guaranteed to be free (Arm's top-byte-ignore, x86's LAM and 57-bit addresses all use
+some). One of the three already marks arguments. Idea: three bits make eight codes. Microtasks and reactions, which are
+frequent, travel as the words that their ring holds. Callables for other rings travel in a tuple, alone if they have no
+arguments; this implies the mark, so the code can name the ring. Commands on slots need no address: they share the last
+code, and the bits above it hold the command and the slot's number.
 
 ::
 
     0  a microtask             3  a next-tick            6  the end of a checkpoint
-    1  one with arguments      4  an internal task       7  KIND_ARM, KIND_CANCEL or KIND_IMMEDIATE, and a slot
+    1  one with arguments      4  an internal task       7  KIND_ARM, KIND_CANCEL or KIND_IMMEDIATE, with a slot
     2  a reaction              5  a close callback
 
 It loses where another thread schedules a next-tick without arguments: a tuple of one costs it 30 ns.
@@ -30,8 +31,8 @@ CODE_BITS, SLOT_SHIFT = 3, 6
 
 @apart
 def remote_word(word: int, kind: int) -> int:
-    """What the remote queue holds for an owned word of the ring of `kind`; its reference moves there. 0 with an
-    exception set, and the reference released, if there is no memory for a tuple.
+    """The remote queue's word for an owned word of the ring of `kind`; it takes over the reference. 0 with an exception
+    set, and the reference released, if there is no memory for a tuple.
     """
     if kind == KIND_MICROTASK:
         return word
@@ -47,13 +48,13 @@ def remote_word(word: int, kind: int) -> int:
 
 @helper
 def remote_slot(slot: int, kind: int) -> int:
-    """What the remote queue holds for a command on a slot: KIND_ARM, KIND_CANCEL or KIND_IMMEDIATE."""
+    """The remote queue's word for a command on a slot: KIND_ARM, KIND_CANCEL or KIND_IMMEDIATE."""
     return slot << SLOT_SHIFT | kind << CODE_BITS | CODE_SLOT
 
 
 @helper
 def remote_kind(word: int) -> int:
-    """The KIND_x of what a word of the remote queue asks for."""
+    """The KIND_x of a word of the remote queue."""
     code = word & TAGS
     if code == CODE_SLOT:
         return (word >> CODE_BITS) & ((1 << (SLOT_SHIFT - CODE_BITS)) - 1)
@@ -64,7 +65,7 @@ def remote_kind(word: int) -> int:
 
 @helper
 def remote_value(word: int) -> int:
-    """The word that its ring is to hold, which owns the same reference; of a command on a slot, the slot's number."""
+    """The word for the ring, which owns the same reference; for a command on a slot, the slot's number."""
     code = word & TAGS
     if code == CODE_SLOT:
         return word >> SLOT_SHIFT
@@ -73,5 +74,5 @@ def remote_value(word: int) -> int:
 
 @helper
 def remote_reference(word: int) -> int:
-    """The object that a word of the remote queue owns, or 0: a command on a slot owns none."""
+    """The object that a word of the remote queue owns; 0 for a command on a slot."""
     return 0 if word & TAGS == CODE_SLOT else word & POINTER_MASK

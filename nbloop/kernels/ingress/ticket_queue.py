@@ -1,39 +1,39 @@
 """The ticket queue: from any thread to the loop, in one total order, without a lock.
 
-Problem: many threads append, one consumes, and appending must cost one atomic operation however many do it. A tail
-advanced by compare-and-swap fails and retries under contention (measured: 30 ns alone, 330 ns each with two
-producers). Idea: a *ticket*. One `fetch_add` on the tail tells each producer which cell is its own, and that is the
-total order; nobody ever retries. The cells lie in chunks of the pool, found through a directory indexed by ``ticket
-// chunk_size``; whoever needs a missing chunk installs it, and losing that race costs a push back to the pool.
-(Segments addressed by a fetch-add ticket: Yang and Mellor-Crummey, PPoPP 2016; here with one consumer, so that
-nothing needs hazard pointers: a directory entry is cleared only after all its tickets were taken.)
+Problem: many threads append, one consumes, and appending must cost one atomic operation, however many threads append.
+If the tail is advanced by compare-and-swap, swaps fail and are retried under contention (measured: 30 ns alone, 330 ns
+each with two producers). Idea: a *ticket*. One `fetch_add` on the tail gives each producer a cell of its own, and
+defines the total order; nobody ever retries. The cells lie in chunks of the pool, found through a directory indexed by
+``ticket // chunk_size``; a producer that needs a missing chunk installs it, and losing that race costs a push back to
+the pool. (Segments addressed by a fetch-add ticket: Yang and Mellor-Crummey, PPoPP 2016; here with one consumer, so
+hazard pointers are unnecessary: a directory entry is cleared only after all its tickets were taken.)
 
 * A cell is one word: an owned, tagged reference, 0 while empty. Publishing is one release store; the consumer writes
   the 0 back.
 * Consecutive tickets lie on different 64-byte lines of the chunk, so two producers write to different lines.
-* Closing is setting the tail's sign bit: a ticket drawn after that is negative, so *refused* and *accepted* have one
-  order too, and the consumer knows exactly which tickets it owes (`final`). This is what makes 'returned means it
-  will run' a property of one instruction.
+* Closing sets the tail's sign bit: tickets drawn after that are negative, so *refused* and *accepted* also have one
+  order, and the consumer knows exactly which tickets it owes (`final`). This makes 'returned means it will run' a
+  property of one instruction.
 * Going to sleep: the consumer announces it, then reads the tail (`load_sc`); a producer draws its ticket
   (`fetch_add`), then reads the sleep word. One of the two sees the other (Dekker), and the producer needs no second
   fence, because the ticket is the fence.
 
-A large batch is filled before its tickets are drawn, not after (`queue_publish`). In between its producer may not run
-any Python: a signal's handler that closed the loop would wait for cells that only this thread can fill. Ten million
-cells would take 80 ms; ten million that are filled already lie in 78,125 chunks, and to enter those in the directory
-takes less than 1 ms. For that the batch has whole segments of its own, and the cells that this leaves over hold
-*fillers*, which the consumer steps over: the rest of the segment in which the tail was found, and the beginning of the
-batch's last segment (not its end: behind a filler there always is a task). They count for no limit and no figure:
-``filled`` were drawn, ``passed`` of them were stepped over.
+A large batch is filled before its tickets are drawn, not after (`queue_publish`). Between the draw and the last store
+the producer may not run any Python: a signal handler that closed the loop would wait for cells that only this thread
+can fill. Filling ten million cells would take 80 ms; ten million filled ones lie in 78,125 chunks, and entering those
+in the directory takes less than 1 ms. To make this possible, the batch gets whole segments of its own. The cells left
+over hold *fillers*, which the consumer steps over: the rest of the segment in which the tail was, and the beginning of
+the batch's last segment (not its end: after a filler there is always a task). Fillers count towards no limit and no
+figure: ``filled`` of them were drawn, and the consumer has stepped over ``passed``.
 
 Invariants: head <= tail; cell(t) is empty unless head <= t < tail; a directory entry is a chunk number + 1, or empty:
-0, or a void mark of another segment. No chunk to be had: the entry becomes the void mark ``~segment``, and *all*
+0, or a void mark of another segment. If no chunk is available, the entry becomes the void mark ``~segment``, and *all*
 tickets of that segment are refused with MemoryError, so none is half stored. The mark names its segment and is never
-cleared, so a producer that comes when the consumer has long stepped over the segment still sees it.
+cleared, so a producer that arrives long after the consumer has stepped over the segment still sees it.
 
-It loses when a producer is descheduled between ticket and store: the consumer can not go round it (`stalls` counts
-that). And the tail is one line: producers that submit at the same instant pass it around. `producer()` handles have a
-queue each for that reason.
+It loses when a producer is descheduled between ticket and store: the consumer cannot get past it (`stalls` counts
+these). And the tail is a single cache line, which producers that submit at the same instant pass around; for that
+reason each `producer()` handle has a queue of its own.
 """
 
 from __future__ import annotations
@@ -59,29 +59,29 @@ from ..memory.pool import pool_address, pool_give, pool_take
 from ..observe.event_ring import push_recorded
 from ..observe.meter import clock, stamp
 
-SLACK = 256  # segments of the directory left unused, so that producers already past the gate still find one
+SLACK = 256  # unused segments of the directory, so that producers that have passed the gate still find one
 
 
 @inlined
 def queue_cell(chunk: int, ticket: int, shift: int) -> int:
-    """Address of a ticket's cell: chunk of 2**shift cells, consecutive tickets on consecutive 64-byte lines,
-    wrapping.
+    """The address of a ticket's cell in a chunk of 2**shift cells: consecutive tickets lie on consecutive 64-byte
+    lines, wrapping around.
     """
     at = ticket & ((1 << shift) - 1)
-    lines_bits = shift - 3  # 8 cells a line
+    lines_bits = shift - 3  # 8 cells per line
     return chunk + (((at & ((1 << lines_bits) - 1)) << 3 | at >> lines_bits) << 3)
 
 
 @inlined
 def queue_entry(queue: int, ticket: int) -> int:
-    """Address of the directory entry of a ticket's segment."""
+    """The address of the directory entry of a ticket's segment."""
     segment = ticket >> get(queue + QUEUE.SHIFT)
     return get(queue + QUEUE.DIRECTORY) + ((segment & get(queue + QUEUE.DIRECTORY_MASK)) << 3)
 
 
 @inlined
 def queue_segment(queue: int, ticket: int) -> int:
-    """Address of the chunk for a ticket that the caller drew, installing one if it is the first to come; 0 if void.
+    """The address of the chunk for a ticket that the caller drew; the first thread to need it installs it. 0 if void.
     Lock-free.
     """
     entry = load(queue_entry(queue, ticket))
@@ -92,7 +92,7 @@ def queue_segment(queue: int, ticket: int) -> int:
 
 @apart
 def queue_install(queue: int, ticket: int) -> int:
-    """`queue_segment` for the first to come."""
+    """`queue_segment` for the first thread that needs the chunk."""
     at = queue_entry(queue, ticket)
     void = ~(ticket >> get(queue + QUEUE.SHIFT))
     entry = load(at)
@@ -114,14 +114,14 @@ def queue_install(queue: int, ticket: int) -> int:
 
 @inlined
 def queue_draw(queue: int, count: int) -> int:
-    """Draw `count` consecutive tickets; the first is returned, or -REFUSED_x and nothing was drawn. Any thread."""
+    """Draw `count` consecutive tickets; return the first, or -REFUSED_x if none was drawn. Any thread."""
     shift = get(queue + QUEUE.SHIFT)
     if load(queue + QUEUE.GATE) != OPEN or count > 1 << shift:
         return queue_draw_exactly(queue, count)
     ticket = fetch_add(queue + QUEUE.TAIL, count)
     if ticket < 0:
         return -REFUSED_CLOSED
-    if ticket >> shift != (ticket - count) >> shift:  # looked at once per segment: is the directory filling up?
+    if ticket >> shift != (ticket - count) >> shift:  # check once per segment whether the directory is filling up
         backlog = ticket - load(queue + QUEUE.HEAD)
         if (backlog >> shift) > get(queue + QUEUE.DIRECTORY_MASK) + 1 - 2 * SLACK:
             compare_and_swap(queue + QUEUE.GATE, OPEN, FULL)
@@ -130,7 +130,7 @@ def queue_draw(queue: int, count: int) -> int:
 
 @apart
 def queue_draw_exactly(queue: int, count: int) -> int:
-    """`queue_draw` with a limit to keep exactly, the end of the directory near, or a batch that might reach it: look
+    """`queue_draw` with an exact limit, or when the end of the directory is near, or a batch might reach it: check
     first, then swap.
     """
     while True:
@@ -146,11 +146,11 @@ def queue_draw_exactly(queue: int, count: int) -> int:
 
 @apart
 def queue_has_room(queue: int, tail: int, count: int, cells: int) -> bool:
-    """Is there room for `count` tasks in `cells` cells from `tail` on? If it still is the tail afterwards, the answer
-    is no guess: the head only grows, and a filler counts as a task until it is known not to be one. Any thread.
+    """Whether there is room for `count` tasks in `cells` cells from `tail` on. If `tail` is still the tail afterwards,
+    True is certain: the head only grows, and a filler counts as a task until it is known to be none. Any thread.
     """
     backlog = tail - load(queue + QUEUE.HEAD)
-    passed = load(queue + QUEUE.PASSED)  # after the head: what has been passed since makes the backlog look longer
+    passed = load(queue + QUEUE.PASSED)  # after the head: fillers passed since then make the backlog look longer
     tasks = backlog - (load(queue + QUEUE.FILLED) - passed)
     most = (get(queue + QUEUE.DIRECTORY_MASK) + 1 - 2 * SLACK) << get(queue + QUEUE.SHIFT)
     if backlog + cells > most or (get(queue + QUEUE.GATE) == EXACT and tasks + count > get(queue + QUEUE.LIMIT)):
@@ -162,7 +162,7 @@ def queue_has_room(queue: int, tail: int, count: int, cells: int) -> bool:
 
 @inlined
 def queue_push(queue: int, word: int) -> int:
-    """Store one tagged reference, which the queue then owns. 0, or REFUSED_x and it is still the caller's. Any
+    """Store one tagged reference. Returns 0, and the queue owns it; or REFUSED_x, and the caller still does. Any
     thread.
     """
     ticket = queue_draw(queue, 1)
@@ -170,7 +170,7 @@ def queue_push(queue: int, word: int) -> int:
         return -ticket
     chunk = queue_segment(queue, ticket)
     if chunk == 0:
-        fetch_add(queue + QUEUE.FILLED, 1)  # a ticket without a task, until the consumer has stepped over it
+        fetch_add(queue + QUEUE.FILLED, 1)  # the ticket has no task; the consumer will step over it
         return REFUSED_MEMORY
     cell = queue_cell(chunk, ticket, get(queue + QUEUE.SHIFT))
     if get(queue + QUEUE.OBSERVED) != 0:
@@ -181,7 +181,7 @@ def queue_push(queue: int, word: int) -> int:
 
 @apart
 def push_begins(queue: int, cell: int, ticket: int) -> int:
-    """Stamp and record a push, as is wanted; the mark for its word. The ticket's owner, before the word is stored."""
+    """Stamp and record a push, if enabled; return the mark for its word. The ticket's owner, before the store."""
     push_recorded(queue, ticket, 1)
     measured = get(queue + QUEUE.MEASURED)
     return stamp(measured, cell, get(queue + QUEUE.SHIFT), ticket) if measured != 0 else 0
@@ -189,7 +189,7 @@ def push_begins(queue: int, cell: int, ticket: int) -> int:
 
 @helper
 def chunks_reserve(pool: int, count: int) -> int:
-    """Take `count` chunks, chained through their links; the first is returned, or -1 and none was taken. Any thread."""
+    """Take `count` chunks, chained through their links; return the first, or -1 if none was taken. Any thread."""
     table = get(pool + POOL.NEXT)
     first = -1
     for _ in range(count):
@@ -204,7 +204,7 @@ def chunks_reserve(pool: int, count: int) -> int:
 
 @helper
 def chunks_return(pool: int, first: int) -> None:
-    """Put a chain of reserved chunks back. Any thread."""
+    """Put back a chain of reserved chunks. Any thread."""
     table = get(pool + POOL.NEXT)
     while first >= 0:
         below = load(table + (first << 3))
@@ -214,13 +214,13 @@ def chunks_return(pool: int, first: int) -> None:
 
 @helper
 def queue_push_many(queue: int, words: int, count: int) -> int:
-    """Move `count` references out of an array at `words`: all under consecutive tickets, or none and REFUSED_x. Any
-    thread.
+    """Move `count` references out of an array at `words`: all under consecutive tickets, or none, and then REFUSED_x is
+    returned. Any thread.
 
-    What has been moved is 0 in the array. (One case is neither all nor none: memory runs out for a competitor in the
-    middle of our tickets, *and* the queue is closed before new ones are drawn. Then what was moved runs, the rest is
-    the caller's, and REFUSED_CLOSED tells of it.) Every chunk that the batch can need is in hand before tickets are
-    drawn, because a ticket can not be given back.
+    References that were moved are 0 in the array. (One case is neither all nor none: a competitor runs out of memory in
+    the middle of our tickets, *and* the queue is closed before new ones are drawn. Then the moved references run, the
+    rest stay the caller's, and REFUSED_CLOSED is returned.) Every chunk that the batch may need is reserved before
+    tickets are drawn, because a ticket cannot be given back.
     """
     shift = get(queue + QUEUE.SHIFT)
     pool = get(queue + QUEUE.POOL)
@@ -239,7 +239,7 @@ def queue_push_many(queue: int, words: int, count: int) -> int:
     end = ticket + count
     last = words + (count << 3)
     while words < last:
-        if ticket == end:  # a competitor without memory made one of our segments void: as many tickets again, in order
+        if ticket == end:  # a competitor without memory voided one of our segments: draw more tickets, in order
             count = (last - words) >> 3
             ticket = queue_draw(queue, count)
             if ticket < 0:
@@ -262,7 +262,7 @@ def queue_push_many(queue: int, words: int, count: int) -> int:
             ticket = stop
         while ticket < stop:
             word = get(words)
-            put(words, 0)  # moved: from the store on it may be taken, run and gone
+            put(words, 0)  # moved: as soon as it is stored it may be taken, run and released
             cell = queue_cell(chunk, ticket, shift)
             if measured != 0 and ticket & pace == 0:
                 put(cell + (8 << shift), now)
@@ -276,15 +276,15 @@ def queue_push_many(queue: int, words: int, count: int) -> int:
 
 @helper
 def queue_publish(queue: int, first: int, count: int) -> int:
-    """Append what lies in a chain of chunks that begins with `first`: `count` words, and before those of the last chunk
-    fillers. All under consecutive tickets but for fillers, or none and REFUSED_x; the chunks are the queue's then. Any
-    thread; O(chunks); between the draw and the end no Python runs.
+    """Append a chain of chunks that begins with `first` and holds `count` words, with fillers before those of the last
+    chunk. Either all get tickets that are consecutive except for fillers, and the queue owns the chunks; or none do,
+    and REFUSED_x is returned. Any thread; O(chunks); no Python runs between the draw and the end.
     """
     shift = get(queue + QUEUE.SHIFT)
     pool = get(queue + QUEUE.POOL)
     table = get(pool + POOL.NEXT)
     rest = (1 << shift) - 1
-    spare = pool_take(pool)  # for the segment in which the tail is, if nobody has come to it yet
+    spare = pool_take(pool)  # for the segment in which the tail is, if it has no chunk yet
     if spare < 0:
         return REFUSED_MEMORY
     while True:
@@ -310,12 +310,12 @@ def queue_publish(queue: int, first: int, count: int) -> int:
         if entry <= 0 and entry != ~(ticket >> shift) and compare_and_swap(at, entry, spare + 1):
             spare = -1
         chunk = queue_segment(queue, ticket)
-        if chunk == 0:  # void: its tickets are stepped over all at once
+        if chunk == 0:  # void: the consumer steps over its tickets all at once
             ticket = start
         while ticket < start:
             store(queue_cell(chunk, ticket, shift), FILLER)
             ticket += 1
-    while ticket < end:  # nobody else has a ticket of these segments, so nobody else writes their entries
+    while ticket < end:  # no other thread has a ticket of these segments, so none writes their entries
         below = load(table + (first << 3))
         store(queue_entry(queue, ticket), first + 1)
         first = below
@@ -327,7 +327,7 @@ def queue_publish(queue: int, first: int, count: int) -> int:
 
 @inlined
 def queue_peek(queue: int) -> int:
-    """The oldest word, without taking it; 0 if there is none *yet*. The consumer only; O(1)."""
+    """The oldest word, without taking it; 0 if there is none *yet*. Consumer only; O(1)."""
     while True:
         head = get(queue + QUEUE.HEAD)
         chunk = get(queue + QUEUE.CHUNK)
@@ -345,7 +345,7 @@ def queue_peek(queue: int) -> int:
 
 @inlined
 def queue_advance(queue: int) -> None:
-    """Take what `queue_peek` has just shown: its reference is now the caller's. The consumer only; O(1)."""
+    """Take the word that `queue_peek` has just returned: the caller now owns its reference. Consumer only; O(1)."""
     head = get(queue + QUEUE.HEAD)
     shift = get(queue + QUEUE.SHIFT)
     put(queue_cell(get(queue + QUEUE.CHUNK), head, shift), 0)
@@ -356,9 +356,9 @@ def queue_advance(queue: int) -> None:
 
 @inlined
 def queue_take(queue: int) -> int:
-    """The oldest word, whose reference is then the caller's; 0 if there is none *yet*. The consumer only; O(1).
+    """Take the oldest word, whose reference the caller then owns; 0 if there is none *yet*. Consumer only; O(1).
 
-    If it is marked as STAMPED its stamp is kept in the queue's word of that name, since the cell may be gone.
+    If the word is marked STAMPED, its stamp is copied to the queue's `stamp`, since the cell may be gone afterwards.
     """
     word = queue_peek(queue)
     if word & STAMPED_EIGHTH != 0:
@@ -377,7 +377,7 @@ def queue_take(queue: int) -> int:
 
 @apart
 def queue_pass(queue: int) -> int:
-    """Step over the fillers that come next; the word behind them, or 0 if there is none *yet*. The consumer only."""
+    """Step over the next fillers; return the word after them, or 0 if there is none *yet*. Consumer only."""
     word = FILLER
     while word == FILLER:
         store(queue + QUEUE.PASSED, get(queue + QUEUE.PASSED) + 1)  # before the head, see `queue_has_room`
@@ -388,7 +388,7 @@ def queue_pass(queue: int) -> int:
 
 @apart
 def queue_retire(queue: int, ticket: int) -> None:
-    """Put the chunk of `ticket`, all of whose cells were taken, back into the pool. The consumer only."""
+    """Put the chunk of `ticket`, all of whose cells were taken, back into the pool. Consumer only."""
     at = queue_entry(queue, ticket)
     entry = get(at)
     store(at, 0)
@@ -399,7 +399,7 @@ def queue_retire(queue: int, ticket: int) -> None:
 
 @apart
 def queue_skip(queue: int, head: int) -> None:
-    """Step over the refused tickets of a void segment. The consumer only."""
+    """Step over the refused tickets of a void segment. Consumer only."""
     shift = get(queue + QUEUE.SHIFT)
     end = ((head >> shift) + 1) << shift
     tail = min(queue_tail(queue), end)
@@ -409,7 +409,7 @@ def queue_skip(queue: int, head: int) -> None:
 
 @inlined
 def queue_tail(queue: int) -> int:
-    """How many tickets were accepted so far. Any thread; sequentially consistent, for the sleep protocol."""
+    """The number of tickets accepted so far. Any thread; sequentially consistent, for the sleep protocol."""
     while True:
         tail = load_sc(queue + QUEUE.TAIL)
         if tail >= 0:
@@ -422,14 +422,14 @@ def queue_tail(queue: int) -> int:
 
 @inlined
 def queue_length(queue: int) -> int:
-    """Tasks accepted and not yet taken. Any thread (for others than the consumer, a moment old)."""
+    """Tickets accepted but not yet taken. Any thread (slightly old except for the consumer)."""
     return queue_tail(queue) - load(queue + QUEUE.HEAD)
 
 
 @helper
 def queue_tasks(queue: int) -> int:
-    """`queue_length` without the fillers of large batches: what figures, budgets and marks mean. Any thread; exact when
-    nothing changes meanwhile.
+    """`queue_length` without the fillers of large batches: the length for figures, budgets and marks. Any thread; exact
+    if nothing changes meanwhile.
     """
     passed = load(queue + QUEUE.PASSED)  # before the head moves on, as in `queue_has_room`
     return max(0, queue_length(queue) - (load(queue + QUEUE.FILLED) - passed))
@@ -437,16 +437,16 @@ def queue_tasks(queue: int) -> int:
 
 @helper
 def queue_closed(queue: int) -> int:
-    """REFUSED_CLOSED if it is, else 0. Any thread."""
+    """REFUSED_CLOSED if the queue is closed, else 0. Any thread."""
     return REFUSED_CLOSED if load(queue + QUEUE.TAIL) < 0 else 0
 
 
 @helper
 def queue_close(queue: int) -> None:
-    """Refuse every ticket from now on. Any thread; idempotent; after it `queue_tail` never changes.
+    """Refuse every ticket from now on. Any thread; idempotent; afterwards `queue_tail` never changes.
 
-    A swap and not an atomic "or": x86 has none that returns the old value, and what LLVM makes of one begins with a
-    plain read, which ThreadSanitizer rightly calls a race.
+    A swap, not an atomic "or": x86 has none that returns the old value, and LLVM's substitute begins with a plain read,
+    which ThreadSanitizer rightly reports as a race.
     """
     while True:
         tail = load(queue + QUEUE.TAIL)
@@ -460,7 +460,7 @@ def queue_close(queue: int) -> None:
 
 @helper
 def queue_close_if_empty(queue: int) -> bool:
-    """Close, unless something is queued. The consumer only; `queue_reopen` may follow."""
+    """Close, unless something is queued; return whether it closed. Consumer only; `queue_reopen` may follow."""
     head = get(queue + QUEUE.HEAD)
     if not compare_and_swap(queue + QUEUE.TAIL, head, head | MINUS):
         return False
@@ -470,10 +470,10 @@ def queue_close_if_empty(queue: int) -> bool:
 
 @helper
 def queue_reopen(queue: int) -> None:
-    """Undo a close; the tickets that were refused meanwhile never count. The consumer only.
+    """Undo a close; tickets refused meanwhile do not count. Consumer only.
 
-    Another thread's `queue_close` in the middle of this is undone too: who reopens looks afterwards whether the loop
-    is still to live.
+    This also undoes another thread's concurrent `queue_close`, so the caller must check afterwards whether the loop is
+    still meant to live.
     """
     final = load(queue + QUEUE.FINAL)
     if final >= 0:
@@ -483,8 +483,8 @@ def queue_reopen(queue: int) -> None:
 
 @helper
 def queue_return_chunk(queue: int) -> None:
-    """Put the chunk that an empty queue keeps for its next tickets back into the pool. The consumer only, when the
-    queue ends.
+    """Put the chunk that an empty queue keeps for its next tickets back into the pool. Consumer only, when the queue
+    ends.
     """
     at = queue_entry(queue, get(queue + QUEUE.HEAD))
     entry = load(at)

@@ -1,3 +1,3 @@
-"""Where words live: chunks of cells and the slabs they lie in, numbered slots with generations, growable rings, and the
-lock-free stack in which free numbers wait.
+"""Memory: chunks of cells and their slabs, numbered slots with generations, growable rings, and the lock-free stack
+that holds free numbers.
 """

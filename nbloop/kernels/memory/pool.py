@@ -1,14 +1,14 @@
-"""The chunk pool: memory for queues that follows the backlog.
+"""The chunk pool: memory for queues that grows and shrinks with the backlog.
 
-Chunks (``chunk_size`` cells of 8 bytes, all zero when free) are numbered; 64 consecutive numbers are one *slab*, a
-map of its own (system.py) made when the stack of free chunks is empty. All queues of a loop share one pool, which they
-visit once per chunk, not per task. Idea: a number says both where the chunk is (slab table + offset) and where it
-waits (stack.py), so nothing is ever searched.
+Chunks (``chunk_size`` cells of 8 bytes, all zero when free) are numbered; 64 consecutive numbers form a *slab*, a
+memory mapping (system.py) that is made when the stack of free chunks is empty. All queues of a loop share one pool,
+which they visit once per chunk, not once per task. Idea: a number says both where the chunk lies (slab table + offset)
+and where it waits (stack.py), so nothing is ever searched.
 
-Invariants: a free chunk is zero; a chunk is in the stack, or in one directory entry of one queue, never both; a
-slab's map is named by exactly its entry in ``slabs``.
+Invariants: a free chunk is zero; a chunk is in the stack or in one directory entry of one queue, never both; only a
+slab's entry in ``slabs`` refers to its mapping.
 
-`pool_trim` gives memory back: it empties the stack, and a slab all of whose 64 chunks came out of it is released. It
+`pool_trim` gives memory back: it empties the stack, and releases each slab all of whose 64 chunks came out of it. It
 runs on the loop thread before a sleep, when more than `KEEP_CHUNKS` are free, so a loop under load never pays for it.
 It loses when a backlog leaves one chunk in use in every slab: then nothing can be released until those drain.
 """
@@ -22,19 +22,19 @@ from .stack import stack_pop, stack_push
 from .system import map_give, map_take
 
 PER_SLAB = 1 << CHUNKS_PER_SLAB_BITS
-KEEP_CHUNKS = 8 * PER_SLAB  # half a megabyte at the default chunk size: 65,536 tasks in a burst without a new map
+KEEP_CHUNKS = 8 * PER_SLAB  # half a megabyte at the default chunk size: a burst of 65,536 tasks without a new mapping
 
 
 @inlined
 def pool_address(pool: int, chunk: int) -> int:
-    """Where a chunk's cells are. `chunk` must be the caller's, or in a queue whose consumer the caller is."""
+    """The address of a chunk's cells. The caller must own the chunk, or be the consumer of the queue that holds it."""
     slab = load(get(pool + POOL.SLABS) + ((chunk >> CHUNKS_PER_SLAB_BITS) << 3))
     return slab + (chunk & (PER_SLAB - 1)) * get(pool + POOL.CHUNK_BYTES)
 
 
 @helper
 def pool_take(pool: int) -> int:
-    """A free chunk's number, or -1 if there is no memory for more. Any thread; O(1)."""
+    """Take a free chunk; return its number, or -1 if there is no memory. Any thread; O(1)."""
     chunk = stack_pop(pool + POOL.FREE, get(pool + POOL.NEXT))
     if chunk >= 0:
         fetch_add(pool + POOL.FREE_CHUNKS, -1)
@@ -69,7 +69,7 @@ def pool_give(pool: int, chunk: int) -> None:
 
 @helper
 def slab_give(pool: int, slab: int) -> None:
-    """Give a slab's memory back, if it has any. Nobody has a chunk of it."""
+    """Release a slab's memory, if it has any. None of its chunks may be in use."""
     at = get(pool + POOL.SLABS) + (slab << 3)
     made = get(at)
     store(at, 0)
@@ -78,7 +78,7 @@ def slab_give(pool: int, slab: int) -> None:
 
 @helper
 def pool_end(pool: int) -> None:
-    """Give every slab back. Nobody uses the pool any more."""
+    """Release every slab. The pool must no longer be in use."""
     slabs = exchange(pool + POOL.SLAB_COUNT, 0)
     store(pool + POOL.FREE, 0)
     store(pool + POOL.FREE_SLABS, 0)
@@ -88,11 +88,11 @@ def pool_end(pool: int) -> None:
 
 @helper
 def pool_trim(pool: int) -> int:
-    """Release the slabs that are wholly free, all but `KEEP_CHUNKS`. Loop thread; O(free chunks). How many were
-    released.
+    """Release the completely free slabs, but keep `KEEP_CHUNKS`; return how many were released. Loop thread; O(free
+    chunks).
 
-    It needs no memory of its own: chunks out of the stack are chained through their own links, and a slab's free
-    chunks are counted in the slab's link, which means something only while the slab's number is unused.
+    It needs no extra memory: chunks popped from the stack are chained through their own links, and a slab's free
+    chunks are counted in the slab's link, which is otherwise used only while the slab's number is free.
     """
     table = get(pool + POOL.NEXT)
     taken = -1  # numbers taken out, chained through the table
@@ -107,7 +107,7 @@ def pool_trim(pool: int) -> int:
     chunk = taken
     while chunk >= 0:
         at = counts + ((chunk >> CHUNKS_PER_SLAB_BITS) << 3)
-        store(at, 0)  # not `put`: a stack_pop that is late may read the link, before its swap fails
+        store(at, 0)  # not `put`: a delayed stack_pop may read the link before its swap fails
         chunk = load(table + (chunk << 3))
     chunk = taken
     while chunk >= 0:
@@ -127,13 +127,13 @@ def pool_trim(pool: int) -> int:
         if count < PER_SLAB and count >= 0:
             pool_give(pool, chunk)
         elif count == PER_SLAB:
-            store(counts + (slab << 3), -1)  # condemned: its other chunks are skipped, and it goes with the first
+            store(counts + (slab << 3), -1)  # condemned: released at its first chunk, and its other chunks are skipped
             slab_give(pool, slab)
             released += 1
         chunk = below
     # Only now may the numbers of released slabs be used again: their chunks are all accounted for.
     if released:
-        # `slab_count` is above the limit for as long as a taker finds out that there is no number left.
+        # `slab_count` briefly exceeds the limit while a `pool_take` finds that no number is left.
         for slab in range(min(load(pool + POOL.SLAB_COUNT), get(pool + POOL.SLAB_LIMIT))):
             if get(counts + (slab << 3)) == -1:
                 stack_push(pool + POOL.FREE_SLABS, counts, slab, slab)

@@ -2,9 +2,9 @@
 
 Everything here belongs to the loop thread (other threads' microtasks come through the remote queue), so it is the
 plain textbook ring: power-of-two cells, head and tail that only grow. Growth doubles the block of cells; `ring_trim`
-lets go of a large empty one before a sleep. Loses against a deque only while growing, which copies: amortised O(1).
+releases a large empty one before a sleep. It loses against a deque only while growing, which copies: amortised O(1).
 
-Invariants: head <= tail <= head + mask + 1; a cell outside [head, tail) means nothing.
+Invariants: head <= tail <= head + mask + 1; the content of cells outside [head, tail) is meaningless.
 """
 
 from __future__ import annotations
@@ -19,19 +19,26 @@ SMALL = 1024  # cells that an empty ring keeps
 
 @inlined
 def ring_length(ring: int) -> int:
-    """How many words wait. Owner."""
+    """The number of waiting words. Owner."""
     return get(ring + RING.TAIL) - get(ring + RING.HEAD)
 
 
 @helper
+def ring_waiting(ring: int) -> int:
+    """`ring_length`, as any thread sees it: a moment old."""
+    head = load(ring + RING.HEAD)  # before the tail, which is never behind it
+    return load(ring + RING.TAIL) - head
+
+
+@helper
 def ring_seen(ring: int) -> bool:
-    """Does anything wait, as any thread sees it: a moment old. Both words are written with release stores."""
+    """Whether anything waits. Any thread, which may see a slightly old state: both words are release-stored."""
     return load(ring + RING.TAIL) != load(ring + RING.HEAD)
 
 
 @inlined
 def ring_push(ring: int, word: int) -> int:
-    """Append. 0, or -1 if it is full and there is no memory for more cells. Owner; amortised O(1)."""
+    """Append a word. Returns 0, or -1 if the ring is full and there is no memory for more. Owner; amortised O(1)."""
     tail = get(ring + RING.TAIL)
     if tail - get(ring + RING.HEAD) > get(ring + RING.MASK) and ring_resize(ring, 2 * (get(ring + RING.MASK) + 1)) < 0:
         return -1
@@ -51,8 +58,8 @@ def ring_pop(ring: int) -> int:
 
 @apart
 def ring_resize(ring: int, cells: int) -> int:
-    """Move to a block of `cells` words, a power of two no smaller than the length. 0, or -1 and nothing changed.
-    Owner.
+    """Move to a block of `cells` words, a power of two no smaller than the length. Returns 0, or -1 if there is no
+    memory, and then nothing has changed. Owner.
     """
     new = block_take(cells << 3)
     if new == 0:
@@ -70,14 +77,14 @@ def ring_resize(ring: int, cells: int) -> int:
 
 @helper
 def ring_trim(ring: int) -> None:
-    """Shrink an empty ring that a burst has left large. Owner, before a sleep."""
+    """Shrink an empty ring that a burst left large. Owner, before a sleep."""
     if get(ring + RING.MASK) >= 16 * SMALL and ring_length(ring) == 0:
         ring_resize(ring, SMALL)
 
 
 @helper
 def ring_open(ring: int) -> int:
-    """The first cells of a ring whose words are zero. 0, or -1 if there is no memory."""
+    """Give a zeroed ring its first cells. Returns 0, or -1 if there is no memory."""
     cells = block_take(SMALL << 3)
     if cells == 0:
         return -1
@@ -88,5 +95,5 @@ def ring_open(ring: int) -> int:
 
 @helper
 def ring_end(ring: int) -> None:
-    """Give back the cells, if there are any; nobody uses the ring any more."""
+    """Release the cells, if there are any. The ring must no longer be in use."""
     block_give(exchange(ring + RING.CELLS, 0), (get(ring + RING.MASK) + 1) << 3)

@@ -1,3 +1,3 @@
-"""The built-in methods of a loop, a producer handle and the JavaScript view: arguments in, one structure called, a
-status turned into a result.
+"""The built-in methods of a loop, a producer handle and the JavaScript view: each converts arguments, calls one
+structure, and turns a status into a result.
 """

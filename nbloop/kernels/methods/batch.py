@@ -1,18 +1,18 @@
-"""Very many at once, and nobody waits for it: iterables read in parts, and batches of tasks that are filled first.
+"""Large batches that block nobody: iterables are read in parts, and a batch of tasks is filled before it is published.
 
-Problem: one call may get ten million callables, which is 100 ms of work. A kernel that does it in one piece holds up
-every thread that wants to stop the world, and each signal's handler, for as long. Idea: parts of `PART` items, some
-20 µs each, and a breath between two, which runs whatever the interpreter has waiting. An exception comes out of a
-breath as out of any line of Python, and Python code runs in it; so nothing may be half done there. What has been taken
-out of the iterable lies in chunks of the pool that nobody else knows, until `queue_publish` makes all of it the queue's
-in one step, or it is released.
+Problem: one call may get ten million callables, which is 100 ms of work. A kernel that did it in one piece would delay,
+for that long, every thread that wants to stop the world and every signal handler. Idea: parts of `PART` items, some
+20 µs each, with an interrupt check between two, in which the interpreter does its pending work. An interrupt check can
+raise, like any line of Python, and run Python code; so everything must be consistent there. Items already taken from
+the iterable lie in chunks of the pool that no other thread knows, until `queue_publish` adds all of them to the queue
+in one step, or they are released.
 
-Not even the reading may take long. A copy of a list of ten million takes 100 ms in CPython, so lists and tuples are
-read by slices: what another thread does to the list meanwhile is found, or not, as by a loop over it. Other iterables
-are asked for each item.
+Even reading must not take long. Copying a list of ten million takes 100 ms in CPython, so lists and tuples are read in
+slices; changes that another thread makes meanwhile are seen or missed, as in a loop over the list. Other iterables are
+asked for each item.
 
-Invariant: a list whose references are moved out of it has not been in anybody else's hands, and no Python runs before
-it is gone: `gc.get_objects` would show its empty places.
+Invariant: a list whose references are moved out of it was never visible to other code, and no Python runs before it is
+gone, because `gc.get_objects` would expose its empty places.
 """
 
 from __future__ import annotations
@@ -35,21 +35,23 @@ from ..base.interpreter import LIST_ITEMS, OBJECT_TYPE, SEQUENCE_SIZE, TYPE_CALL
 from ..base.kernel import apart, helper
 from ..base.layout import FILLER, POINTER_MASK, POOL, QUEUE, REFUSED_CALLABLE, REFUSED_MEMORY, STAMPED_EIGHTH, STATE
 from ..base.refusal import refuse
+from ..calls.captured import pack_captured
 from ..calls.invoke import breathe_on, call_hook
 from ..ingress.ticket_queue import queue_cell, queue_closed, queue_publish, queue_push_many
 from ..memory.pool import pool_address, pool_give, pool_take
+from ..memory.system import block_give, block_take
 from ..observe.meter import clock
 
-PART = 1024  # items between two breaths
-CHECK_EVERY = 64  # items asked of an iterator between two breaths: it may be slow, and run no Python
-SMALL = 4096  # tasks that are not worth the fillers of a large batch, at most two segments of them
-PACE = 7  # of stamps in a large batch: meter.py's under a backlog
+PART = 1024  # items between two interrupt checks
+CHECK_EVERY = 64  # items from an iterator between two interrupt checks: it may be slow and run no bytecode
+SMALL = 4096  # so few tasks are not worth the fillers of a large batch, which take up to two segments
+PACE = 7  # tickets divisible by 8 are stamped in a large batch, as meter.py does under a backlog
 
 
 @helper
 def items_source(base: int, iterable: int) -> int:
-    """What `items_next` reads an iterable from: a list or tuple itself, else its iterator. A new reference, or 0 with
-    an exception set.
+    """The object that `items_next` reads: a list or tuple itself, else an iterator of the iterable. A new reference, or
+    0 with an exception set.
     """
     kind = get(iterable + OBJECT_TYPE)
     if kind == get(base + STATE.LIST_TYPE) or kind == get(base + STATE.TUPLE_TYPE):
@@ -60,8 +62,8 @@ def items_source(base: int, iterable: int) -> int:
 
 @helper
 def items_next(base: int, source: int, at: int, most: int) -> int:
-    """The next `most` items, or fewer at the end, as a list that nobody else has; `at` is how many there were before. 0
-    with an exception set.
+    """The next `most` items, or fewer at the end, as a list that no other code can see; `at` is the number of items
+    read before. 0 with an exception set.
     """
     kind = get(source + OBJECT_TYPE)
     if kind == get(base + STATE.LIST_TYPE):
@@ -73,7 +75,7 @@ def items_next(base: int, source: int, at: int, most: int) -> int:
         found = items_gathered(base, source, most)
     if found == 0:
         return 0
-    items = PySequence_List(found)  # others may have `found` by now
+    items = PySequence_List(found)  # other code may have seen `found`
     Py_DecRef(found)
     return items
 
@@ -102,7 +104,7 @@ def items_gathered(base: int, iterator: int, most: int) -> int:
 
 @helper
 def all_callable(base: int, items: int) -> bool:
-    """Are all items of a list? False with an exception set, which names the first that is not."""
+    """Whether all items of a list are callable. If not, an exception is set that names the first that is not."""
     count = get(items + SEQUENCE_SIZE)
     first = get(items + LIST_ITEMS)
     for i in range(count):
@@ -114,9 +116,9 @@ def all_callable(base: int, items: int) -> bool:
 
 
 @helper
-def send_many(base: int, queue: int, iterable: int) -> int:
-    """Push every callable of an iterable under consecutive tickets: how many, or -1 with an exception set and nothing
-    stored.
+def send_many(base: int, queue: int, iterable: int, captured: bool) -> int:
+    """Push every callable of an iterable under consecutive tickets. Returns their number, or -1 with an exception set,
+    and then nothing was stored. If `captured`, each runs in a copy of the current context.
     """
     most = max(SMALL, 8 << get(queue + QUEUE.SHIFT))
     kind = get(iterable + OBJECT_TYPE)
@@ -124,31 +126,69 @@ def send_many(base: int, queue: int, iterable: int) -> int:
         iterable + SEQUENCE_SIZE
     ) <= most:
         items = PySequence_List(iterable)
-        return send_few(base, queue, items, iterable) if items != 0 else -1
-    return send_parts(base, queue, iterable, most)
+        return send_few(base, queue, items, iterable, captured) if items != 0 else -1
+    return send_parts(base, queue, iterable, most, captured)
 
 
 @helper
-def send_few(base: int, queue: int, items: int, culprit: int) -> int:
-    """`send_many` for a list that nobody else has, whose reference goes with it: draw first, then fill."""
+def send_few(base: int, queue: int, items: int, culprit: int, captured: bool) -> int:
+    """`send_many` for a list that no other code can see, whose reference it consumes: draw first, then fill."""
     if not all_callable(base, items):
         Py_DecRef(items)
         return -1
     count = get(items + SEQUENCE_SIZE)
-    first = get(items + LIST_ITEMS)
+    words = get(items + LIST_ITEMS)
+    if captured and count > 0:
+        words = words_captured(base, words, count)
+        if words == 0:
+            Py_DecRef(items)
+            return -1
     while True:
-        status = queue_push_many(queue, first, count) if count > 0 else queue_closed(queue)
+        status = queue_push_many(queue, words, count) if count > 0 else queue_closed(queue)
         if status == 0 or refuse(base, status, culprit) != 0:
             break
+    if captured and count > 0:
+        words_release(words, count)
     if status != 0:
         count = -1
-    Py_DecRef(items)  # a list's end skips the places of references that have moved: they are NULL
+    Py_DecRef(items)  # the list's deallocation skips the places of moved references, which are NULL
     return count
 
 
+@helper
+def words_captured(base: int, items: int, count: int) -> int:
+    """A block of as many words as there are callables at `items`, each a reference of its own to a callable with a copy
+    of the current context. 0 with an exception set. The collector does not see it, and takes what is in it for held.
+    """
+    block = block_take(count << 3)
+    if block == 0:
+        refuse(base, REFUSED_MEMORY, get(base + STATE.NONE))
+        return 0
+    for at in range(0, count << 3, 8):
+        put(block + at, 0)
+    for at in range(0, count << 3, 8):
+        word = pack_captured(base, get(items + at), 0, 0)
+        if word == 0:
+            words_release(block, count)
+            return 0
+        put(block + at, word)
+    return block
+
+
+@helper
+def words_release(block: int, count: int) -> None:
+    """Give back a block of words, and release those that have not been moved out of it. An exception that is set stays
+    so.
+    """
+    for at in range(0, count << 3, 8):
+        if get(block + at) != 0:
+            Py_DecRef(get(block + at) & POINTER_MASK)
+    block_give(block, count << 3)
+
+
 @apart
-def send_parts(base: int, queue: int, iterable: int, most: int) -> int:
-    """`send_many` for very many, or for what does not say how many it has."""
+def send_parts(base: int, queue: int, iterable: int, most: int, captured: bool) -> int:
+    """`send_many` for very many items, or for an iterable of unknown length."""
     source = items_source(base, iterable)
     if source == 0:
         return -1
@@ -156,16 +196,16 @@ def send_parts(base: int, queue: int, iterable: int, most: int) -> int:
     count = -1
     if items != 0:
         if get(items + SEQUENCE_SIZE) < most:
-            count = send_few(base, queue, items, iterable)
+            count = send_few(base, queue, items, iterable, captured)
         else:
-            count = send_large(base, queue, source, items, iterable)
+            count = send_large(base, queue, source, items, iterable, captured)
     Py_DecRef(source)
     return count
 
 
 @helper
-def send_large(base: int, queue: int, source: int, items: int, culprit: int) -> int:
-    """`send_many` for very many, of which `items` come first; the reference goes with it. Fill first, then draw."""
+def send_large(base: int, queue: int, source: int, items: int, culprit: int, captured: bool) -> int:
+    """`send_many` for very many items; consumes the reference of `items`, the first of them. Fill first, then draw."""
     pool = get(queue + QUEUE.POOL)
     table = get(pool + POOL.NEXT)
     shift = get(queue + QUEUE.SHIFT)
@@ -176,6 +216,11 @@ def send_large(base: int, queue: int, source: int, items: int, culprit: int) -> 
         if not all_callable(base, items):
             break
         length = get(items + SEQUENCE_SIZE)
+        words = get(items + LIST_ITEMS)
+        if captured:
+            words = words_captured(base, words, length)
+            if words == 0:
+                break
         done = 0
         while done < length:
             if count & ((1 << shift) - 1) == 0:
@@ -190,9 +235,11 @@ def send_large(base: int, queue: int, source: int, items: int, culprit: int) -> 
                     store(table + (last << 3), chunk)
                 last = chunk
             fits = min(length - done, (1 << shift) - (count & ((1 << shift) - 1)))
-            chunk_fill(queue, pool_address(pool, last), count, get(items + LIST_ITEMS) + (done << 3), fits)
+            chunk_fill(queue, pool_address(pool, last), count, words + (done << 3), fits)
             done += fits
             count += fits
+        if captured:
+            words_release(words, length)
         Py_DecRef(items)
         items = 0
         if status == 0 and call_hook(get(base + STATE.CHECK_INTERRUPTS)) == 0:
@@ -216,8 +263,8 @@ def send_large(base: int, queue: int, source: int, items: int, culprit: int) -> 
 
 @helper
 def chunk_fill(queue: int, chunk: int, place: int, words: int, count: int) -> None:
-    """Move `count` references out of an array at `words` to the cells of a chunk that only the caller knows, from that
-    of ticket `place` on.
+    """Move `count` references from an array at `words` to the cells of a chunk that only the caller knows, beginning
+    with the cell of ticket `place`.
     """
     shift = get(queue + QUEUE.SHIFT)
     measured = get(queue + QUEUE.MEASURED)
@@ -234,7 +281,7 @@ def chunk_fill(queue: int, chunk: int, place: int, words: int, count: int) -> No
 
 @helper
 def chunk_ends(chunk: int, count: int, shift: int) -> None:
-    """Move the words of a batch's last chunk to its end, and fill its beginning."""
+    """Move the words of a batch's last chunk to its end, and fill its beginning with fillers."""
     size = 1 << shift
     used = count & (size - 1)
     if used == 0:
@@ -252,7 +299,7 @@ def chunk_ends(chunk: int, count: int, shift: int) -> None:
 
 @apart
 def chunks_release(base: int, queue: int, chunk: int) -> None:
-    """Release what a batch that was refused holds, and its chunks. An exception is set, and is again afterwards."""
+    """Release the contents and the chunks of a refused batch. An exception is set, and is set again afterwards."""
     pool = get(queue + QUEUE.POOL)
     table = get(pool + POOL.NEXT)
     shift = get(queue + QUEUE.SHIFT)

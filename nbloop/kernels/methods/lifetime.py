@@ -1,8 +1,9 @@
-"""The built-in methods of a loop's life: who runs it, whether it is to end, and how everything it holds is let go of.
+"""The built-in methods of a loop's life: which thread runs it, whether it should end, and how everything it holds is
+released.
 
-Letting go is the delicate part, because releasing a reference runs any Python code, which may call methods of the
-very loop. So by then the queues are closed: what that code tries to schedule is refused, what it cancels is answered
-truly, and what it looks at is consistent, if empty.
+Releasing is the delicate part, because releasing a reference can run any Python code, which may call methods of the
+same loop. So the queues are closed by then: that code's attempts to schedule are refused, its cancels are answered
+truthfully, and what it reads is consistent, though possibly empty.
 """
 
 from __future__ import annotations
@@ -44,9 +45,10 @@ from ..ingress.ticket_queue import (
     queue_length,
     queue_reopen,
     queue_return_chunk,
+    queue_tasks,
 )
 from ..memory.pool import pool_end
-from ..memory.ring import ring_end, ring_length, ring_open, ring_pop, ring_seen
+from ..memory.ring import ring_end, ring_length, ring_open, ring_pop, ring_seen, ring_waiting
 from ..memory.slots import CANCELLED, SPENT, STATE_MASK, WATCHED, slot_of, slots_end, timers_referenced
 from ..timers.timer_heap import SMALL_HEAP, heap_end, heap_resize
 from ..timers.timer_queue import timer_queue_clear
@@ -55,7 +57,7 @@ from ..turn.external import handle_drop, handles_drop, let_in, queue_drop
 
 @kernel(NOARGS)
 def alive(self: int, _unused: int) -> int:
-    """Anything to run, but for unreferenced timers? A look at each queue's two words."""
+    """Whether anything is left to run except unreferenced timers. Reads two words of each queue."""
     return PyBool_FromLong(1 if something_left(data(self)) else 0)
 
 
@@ -77,10 +79,62 @@ def something_left(base: int) -> bool:
     )
 
 
+@kernel(MANY)
+def waiting(self: int, arguments: int, _count: int) -> int:
+    """Write how much waits now into an array of four words, the first argument: in the submit queue and in the handles
+    of a list, the second; in the internal ring; as microtasks and next-ticks; as immediates. Any thread, also while a
+    callback hangs; a moment old. O(handles).
+    """
+    base = data(self)
+    target = data(get(arguments))
+    handles = get(arguments + 8)
+    ingress = queue_tasks(base + STATE.EXTERNAL)
+    for i in range(get(handles + SEQUENCE_SIZE)):
+        ingress += queue_tasks(data(get(get(handles + LIST_ITEMS) + (i << 3))) + HANDLE.QUEUE)
+    put(target, ingress)
+    put(target + 8, ring_waiting(base + STATE.INTERNAL) + max(0, load(base + STATE.REMOTE_INTERNALS)))
+    microtasks = ring_waiting(base + STATE.NEXT_TICKS) + ring_waiting(base + STATE.MICROTASKS)
+    put(target + 16, microtasks + max(0, load(base + STATE.REMOTE_MICROTASKS)))
+    put(target + 24, ring_waiting(base + STATE.IMMEDIATES) + max(0, load(base + STATE.REMOTE_IMMEDIATES)))
+    return get(base + STATE.NONE)
+
+
+# What `something_left` looks at, in the order in which `reasons` counts it.
+REASONS = (
+    *("tasks", "commands of other threads", "producers with tasks", "next-ticks", "microtasks", "checkpoint ends"),
+    *("immediates", "close callbacks", "internal tasks", "timers", "descriptors", "functions of promisify"),
+)
+
+
+@kernel(ONE)
+def reasons(self: int, array: int) -> int:
+    """How much there is of each of `REASONS`, into an array of as many words. Any thread; a moment old.
+
+    What waits in handles is theirs to say: other threads must not follow the stack of those that are ready.
+    """
+    base = data(self)
+    at = data(array)
+    timers = base + STATE.TIMERS
+    watches = load(base + STATE.IO + IO.WATCHES)
+    put(at, queue_tasks(base + STATE.EXTERNAL))
+    put(at + 8, queue_length(base + STATE.REMOTE) - load(timers + TIMERS.COMMANDS))
+    put(at + 16, 1 if load(base + STATE.READY) != 0 else 0)
+    put(at + 24, ring_waiting(base + STATE.NEXT_TICKS))
+    put(at + 32, ring_waiting(base + STATE.MICROTASKS))
+    put(at + 40, ring_waiting(base + STATE.CHECKPOINT_ENDS))
+    put(at + 48, ring_waiting(base + STATE.IMMEDIATES))
+    put(at + 56, ring_waiting(base + STATE.CLOSING))
+    put(at + 64, ring_waiting(base + STATE.INTERNAL))
+    put(at + 72, timers_referenced(base))
+    put(at + 80, watches)
+    put(at + 88, load(base + STATE.HOLDS) - watches)
+    return get(base + STATE.NONE)
+
+
 @kernel(ONE)
 def hold(self: int, change: int) -> int:
-    """Add to the number of reasons to stay alive that are not the loop's own: worker threads at work (and watches,
-    which count themselves). Any thread.
+    """Change the number of external reasons to stay alive: busy worker threads (and watches, which count themselves).
+    Any thread.
     """
     base = data(self)
     fetch_add(base + STATE.HOLDS, PyLong_AsLongLong(change))
@@ -90,7 +144,7 @@ def hold(self: int, change: int) -> int:
 
 @kernel(NOARGS)
 def stop(self: int, _unused: int) -> int:
-    """A word that the loop looks at after each turn, and the wake that makes it look."""
+    """Set the word that the loop checks after each turn, and wake the loop so that it does."""
     base = data(self)
     store_sc(base + STATE.STOP, 1)
     wake_loop(base)
@@ -112,7 +166,7 @@ def now(self: int, _unused: int) -> int:
 
 @kernel(ONE)
 def clock_advance(self: int, ns: int) -> int:
-    """Move a virtual clock, unless that would be beyond the end of time; whether it was. Any thread."""
+    """Move a virtual clock, unless that would pass the end of time; return whether it moved. Any thread."""
     base = data(self)
     step = PyLong_AsLongLong(ns)
     now = load(base + STATE.VIRTUAL_NOW)
@@ -125,14 +179,14 @@ def clock_advance(self: int, ns: int) -> int:
 
 @kernel(NOARGS)
 def is_loop_thread(self: int, _unused: int) -> int:
-    """The owner word against the caller's thread state."""
+    """Compare the owner word with the caller's thread state."""
     return PyBool_FromLong(1 if on_loop_thread(data(self)) else 0)
 
 
 @kernel(ONE)
 def warm(self: int, chunks: int) -> int:
-    """At construction: the rings, the heap, and so many chunks in the pool before the first submit needs one. False if
-    there is no memory; then `destroy` gives back what there is.
+    """At construction, allocate the rings, the heap, and `chunks` chunks in the pool, before the first submit needs
+    one. False if there is no memory; `destroy` then releases what was allocated.
     """
     base = data(self)
     if (
@@ -152,7 +206,7 @@ def warm(self: int, chunks: int) -> int:
 
 @kernel(NOARGS)
 def acquire(self: int, _unused: int) -> int:
-    """Make the calling thread the owner: 0 done, 1 another thread is, 2 this thread already is."""
+    """Make the calling thread the owner. Returns 0 if it now is, 1 if another thread is, 2 if it already was."""
     base = data(self)
     me = PyThreadState_GetUnchecked()
     if compare_and_swap(base + STATE.OWNER, 0, me):
@@ -162,7 +216,7 @@ def acquire(self: int, _unused: int) -> int:
 
 @kernel(NOARGS)
 def release(self: int, _unused: int) -> int:
-    """Give the loop up; the owner only."""
+    """Give up ownership of the loop. Owner only."""
     base = data(self)
     store_sc(base + STATE.OWNER, 0)
     return get(base + STATE.NONE)
@@ -170,12 +224,12 @@ def release(self: int, _unused: int) -> int:
 
 @kernel(NOARGS)
 def leave(self: int, _unused: int) -> int:
-    """What `run` does last: if the calling thread is the owner, RUNNING becomes AWAKE, and the loop is nobody's. One
-    call, because an exception of a signal's handler can come between any two; then the loop would stay owned.
+    """The last step of `run`: if the calling thread is the owner, RUNNING becomes AWAKE, and the loop has no owner. It
+    is one call, because a signal handler can raise between any two, and the loop would stay owned.
 
-    It may come when the loop has closed its queues to find out whether it is quiet (`quiet` in turn.py): a loop that
-    can be run again takes work. They are opened before the loop is AWAKE, as a refusal counts only then, and closed
-    again if somebody has asked for the end meanwhile.
+    The loop may have closed its queues to find out whether it is quiet (`quiet` in turn.py). A loop that can run again
+    must accept work, so they are reopened here before the loop is AWAKE, as a refusal is final from then on, and closed
+    again if another thread has asked for the end meanwhile.
     """
     base = data(self)
     if on_loop_thread(base):
@@ -191,11 +245,11 @@ def leave(self: int, _unused: int) -> int:
 
 @kernel(NOARGS)
 def awaken(self: int, _unused: int) -> int:
-    """After Python has slept for the loop: end the announced sleep. Owner only."""
+    """End the announced sleep, after Python slept for the loop. Owner only."""
     base = data(self)
     if get(base + STATE.IO + IO.READY_DONE) >= get(base + STATE.IO + IO.READY_COUNT) and not arrivals(base):
         put(base + STATE.NAPPED, 1 if get(base + STATE.NAP) != 0 else 0)
-        # The parker returns when it is woken, or late enough.
+        # The parker returns when it is woken, or not before the deadline.
         clock_jump(base, load(base + STATE.SLEEP_DEADLINE), FOREVER)
     wide_awake(base)
     return get(base + STATE.NONE)
@@ -203,7 +257,7 @@ def awaken(self: int, _unused: int) -> int:
 
 @kernel(MANY)
 def transition(self: int, arguments: int, _count: int) -> int:
-    """Swap the lifecycle from the first int to the second; tell whether it was the first. Any thread."""
+    """Swap the lifecycle from the first int to the second; return whether it was the first. Any thread."""
     base = data(self)
     old = PyLong_AsLongLong(get(arguments))
     new = PyLong_AsLongLong(get(arguments + 8))
@@ -212,7 +266,7 @@ def transition(self: int, arguments: int, _count: int) -> int:
 
 @kernel(ONE)
 def interrupt(self: int, flag: int) -> int:
-    """Set or clear the word that is looked at after each callback, and wake the loop. Any thread."""
+    """Set or clear the word that the loop checks after each callback, and wake the loop. Any thread."""
     base = data(self)
     store_sc(base + STATE.INTERRUPT, PyLong_AsLongLong(flag))
     wake_loop(base)
@@ -231,12 +285,12 @@ def close_queues(self: int, _unused: int) -> int:
 
 @kernel(ONE)
 def end_if_quiet(self: int, handles: int) -> int:
-    """The rest of auto-exit, after `quiet` in turn.py: close the handles of a list, too, and move to TERMINATING. If
-    one of them has work, or something has come since (a signal's handler on this thread, a watch from another), all
-    are opened again. Whether it is to end. Owner only, under the loop's lock.
+    """The rest of auto-exit, after `quiet` in turn.py: also close a list of handles, and move to TERMINATING. If one of
+    them has work, or something has arrived since (from a signal handler on this thread, or a watch from another), all
+    are reopened. Returns whether the loop ends. Owner only, under the loop's lock.
 
-    One call: an exception of a signal's handler between two closes would leave handles that refuse the work of a loop
-    that goes on.
+    It is one call, because a signal handler that raised between two closes would leave handles that refuse work
+    although the loop goes on.
     """
     base = data(self)
     count = get(handles + SEQUENCE_SIZE)
@@ -252,7 +306,7 @@ def end_if_quiet(self: int, handles: int) -> int:
         queue_reopen(data(get(first + (i << 3))) + HANDLE.QUEUE)
     queue_reopen(base + STATE.REMOTE)
     queue_reopen(base + STATE.EXTERNAL)
-    if load(base + STATE.LIFECYCLE) != RUNNING:  # a shutdown() in the middle of this: its close may have been undone
+    if load(base + STATE.LIFECYCLE) != RUNNING:  # a concurrent shutdown(): the reopening may have undone its close
         queue_close(base + STATE.EXTERNAL)
         queue_close(base + STATE.REMOTE)
         for i in range(count):
@@ -262,7 +316,7 @@ def end_if_quiet(self: int, handles: int) -> int:
 
 @kernel(NOARGS)
 def producer_close(self: int, _unused: int) -> int:
-    """Refuse new work from a handle; how much it still holds. Any thread; idempotent."""
+    """Refuse new work from a handle; return how much it still holds. Any thread; idempotent."""
     queue = data(self) + HANDLE.QUEUE
     queue_close(queue)
     return PyLong_FromLongLong(queue_length(queue))
@@ -270,7 +324,7 @@ def producer_close(self: int, _unused: int) -> int:
 
 @helper
 def ring_drop(base: int, ring: int, breathing: bool, error: int) -> int:
-    """Release everything in a ring of references. The exception to raise at the end, see `let_in`."""
+    """Release everything in a ring of references. Returns the exception to raise at the end, see `let_in`."""
     while ring_length(ring) != 0:
         Py_DecRef(ring_pop(ring) & POINTER_MASK)
         error = let_in(base, get(ring + RING.HEAD), breathing, error)
@@ -279,8 +333,8 @@ def ring_drop(base: int, ring: int, breathing: bool, error: int) -> int:
 
 @kernel(NOARGS)
 def drop(self: int, _unused: int) -> int:
-    """`release_all` as a method. Owner only, queues closed. If a signal's handler raises meanwhile, so does this, when
-    everything has been released.
+    """`release_all` as a method. Owner only, queues closed. If a signal handler raises meanwhile, this raises as well,
+    after everything has been released.
     """
     base = data(self)
     return raised_or_none(base, release_all(base, True))
@@ -288,7 +342,7 @@ def drop(self: int, _unused: int) -> int:
 
 @helper
 def raised_or_none(base: int, error: int) -> int:
-    """Raise an exception, whose reference goes with it, or return None if there is none."""
+    """Raise an exception, consuming its reference, or return None if there is none."""
     if error != 0:
         PyErr_SetRaisedException(error)
         return 0
@@ -297,24 +351,27 @@ def raised_or_none(base: int, error: int) -> int:
 
 @helper
 def release_all(base: int, breathing: bool) -> int:
-    """Release everything that was accepted and will not run: the loop has ended. Queues closed, nobody inside `run`.
-    Releasing runs any Python code: what that code tries to schedule is refused, and what it cancels is answered truly.
-    The exception to raise at the end, see `let_in`.
+    """Release everything that was accepted and will not run, because the loop has ended. Queues closed, no thread
+    inside `run`. Releasing can run any Python code: its attempts to schedule are refused, and its cancels are answered
+    truthfully. Returns the exception to raise at the end, see `let_in`.
 
-    The timers' slots come before the agenda: what that code cancels is still in it, so the agenda is consistent.
+    Timer slots are released before the timer queue, which thus stays consistent: what that code cancels is still in it.
     """
     timers = base + STATE.TIMERS
     store_sc(base + STATE.LIFECYCLE, TERMINATED)
-    store_sc(base + STATE.INTERRUPT, 1)  # the loop's own thread could still schedule for a checkpoint
+    store_sc(base + STATE.INTERRUPT, 1)  # otherwise the loop's own thread could still schedule for a checkpoint
     error = queue_drop(base, base + STATE.EXTERNAL, False, breathing, 0)
     error = queue_drop(base, base + STATE.REMOTE, True, breathing, error)
+    store(base + STATE.REMOTE_MICROTASKS, 0)
+    store(base + STATE.REMOTE_INTERNALS, 0)
+    store(base + STATE.REMOTE_IMMEDIATES, 0)
     error = ring_drop(base, base + STATE.NEXT_TICKS, breathing, error)
     error = ring_drop(base, base + STATE.MICROTASKS, breathing, error)
     error = ring_drop(base, base + STATE.CLOSING, breathing, error)
     error = ring_drop(base, base + STATE.INTERNAL, breathing, error)
     error = ring_drop(base, base + STATE.CHECKPOINT_ENDS, breathing, error)
     put(base + STATE.DUE, 0)
-    # Slot numbers; their references go below.
+    # These are slot numbers; their references are released below.
     store(base + STATE.IMMEDIATES + RING.HEAD, get(base + STATE.IMMEDIATES + RING.TAIL))
     store(timers + TIMERS.COMMANDS, 0)
     for slot in range(load(timers + TIMERS.SLOT_COUNT)):
@@ -335,7 +392,7 @@ def release_all(base: int, breathing: bool) -> int:
         error = let_in(base, slot, breathing, error)
     emptied = 0
     while timer_queue_clear(base):
-        emptied += 64  # about as many entries has a chunk
+        emptied += 64  # a chunk has about 64 entries
         error = let_in(base, emptied, breathing, error)
     store(timers + TIMERS.LIVE_HERE, 0)
     store(timers + TIMERS.LIVE_ELSEWHERE, 0)
@@ -349,8 +406,8 @@ def release_all(base: int, breathing: bool) -> int:
 def destroy(self: int, _unused: int) -> int:
     """The state's finaliser: end the loop for good and release every callable that kernels own.
 
-    The collector calls the finalisers of a cycle in any order, so others may still call methods of this state. Those
-    refuse, or find nothing, in memory that is whole: it stays until `dismantle`.
+    The collector calls the finalisers of a cycle in any order, so others may still call methods of this state. These
+    are refused or find nothing; the memory stays valid until `dismantle`.
     """
     base = data(self)
     queue_close(base + STATE.EXTERNAL)
@@ -361,7 +418,7 @@ def destroy(self: int, _unused: int) -> int:
 
 @kernel(NOARGS)
 def dismantle(self: int, _unused: int) -> int:
-    """Give back what kernels have taken. Its ``self`` is the `Memory` of a destroyed state, which is gone."""
+    """Release the memory that kernels took. Its ``self`` is the `Memory` of a destroyed state, which is gone."""
     base = data(self)
     ring_end(base + STATE.NEXT_TICKS)
     ring_end(base + STATE.MICROTASKS)
@@ -372,13 +429,13 @@ def dismantle(self: int, _unused: int) -> int:
     heap_end(base + STATE.TIMERS)
     slots_end(base + STATE.TIMERS)
     pool_end(base + STATE.POOL)
-    return PyBool_FromLong(1)  # not None, whose address may not be there yet
+    return PyBool_FromLong(1)  # not None, whose address may not have been stored yet
 
 
 @kernel(NOARGS)
 def producer_drop(self: int, _unused: int) -> int:
-    """Release what a closed handle holds, unless it is in the ready stack or on the way there, where `handles_drop`
-    finds it. Any thread, at the loop's end.
+    """Release what a closed handle holds, unless it is in the ready stack or on its way there, where `handles_drop`
+    will find it. Any thread, at the loop's end.
     """
     handle = data(self)
     handle_drop(handle)
@@ -387,7 +444,7 @@ def producer_drop(self: int, _unused: int) -> int:
 
 @kernel(NOARGS)
 def producer_destroy(self: int, _unused: int) -> int:
-    """A handle's finaliser: refuse from now on, release what it holds and put its chunk back into the loop's pool."""
+    """A handle's finaliser: refuse new work, release what it holds, and put its chunk back into the loop's pool."""
     handle = data(self)
     queue = handle + HANDLE.QUEUE
     queue_close(queue)

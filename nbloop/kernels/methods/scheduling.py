@@ -1,7 +1,10 @@
-"""The built-in methods of a loop and of a producer handle: arguments in, one structure called, a status turned into a
-result.
+"""The scheduling methods of a loop and of a producer handle: each packs its arguments, calls one structure, and turns a
+status into a result.
 
-How a call is refused is in refusal.py.
+refusal.py explains how a call is refused.
+
+Each method that schedules has a second kernel, which captures the caller's context (captured.py). A loop binds the
+one or the other, so a loop that does not capture does not even test whether it does.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from ..base.layout import (
     TERMINATING,
 )
 from ..base.refusal import on_loop_thread, refuse
+from ..calls.captured import pack_captured
 from ..calls.remote import due_push, fetch_remote
 from ..ingress.parking import wake as wake_loop
 from ..ingress.remote_words import remote_slot, remote_word
@@ -36,17 +40,22 @@ from ..ingress.ticket_queue import queue_length, queue_push
 from ..memory.ring import ring_push
 from ..memory.slots import QUEUED, slot_open, slot_take, slot_take_here
 from ..observe.event_ring import ring_recorded
+from ..observe.meter import remote_counted
 from ..timers.timer_slots import immediate_cancel, slot_unopen
 from ..turn.external import handle_ready
 from .batch import send_many
 
 
 @inlined
-def pack(base: int, callback: int, rest: int, count: int) -> int:
-    """An owned tagged reference for `callback` with `count` arguments at `rest`, or 0 with an exception set."""
+def pack(base: int, callback: int, rest: int, count: int, captured: bool) -> int:
+    """An owned tagged reference for `callback` with `count` arguments at `rest`, or 0 with an exception set. With
+    `captured` it will run in a copy of the current context.
+    """
     if get(get(callback + OBJECT_TYPE) + TYPE_CALL) == 0:
         refuse(base, REFUSED_CALLABLE, callback)
         return 0
+    if captured:
+        return pack_captured(base, callback, rest, count)
     if count > 0:
         return pack_arguments(callback, rest, count)
     Py_IncRef(callback)
@@ -69,17 +78,19 @@ def pack_arguments(callback: int, rest: int, count: int) -> int:
 
 
 @inlined
-def pack_all(base: int, arguments: int, count: int) -> int:
+def pack_all(base: int, arguments: int, count: int, captured: bool) -> int:
     """`pack` for ``callback, *args`` at `arguments`, where the callback may be missing."""
     if count == 0:
         refuse(base, REFUSED_ARGUMENTS, get(base + STATE.NONE))
         return 0
-    return pack(base, get(arguments), arguments + 8, count - 1)
+    return pack(base, get(arguments), arguments + 8, count - 1, captured)
 
 
 @inlined
 def send(base: int, queue: int, word: int, culprit: int) -> int:
-    """Push an owned word and wake the loop: None, or 0 with an exception set and the reference released. Any thread."""
+    """Push an owned word and wake the loop. Returns None, or 0 with an exception set and the reference released. Any
+    thread.
+    """
     while True:
         status = queue_push(queue, word)
         if status == 0:
@@ -92,24 +103,33 @@ def send(base: int, queue: int, word: int, culprit: int) -> int:
 
 @apart
 def send_remote(base: int, word: int, kind: int, culprit: int) -> int:
-    """`send` for the ring of `kind`, from a thread that is not the loop's."""
+    """`send` to the ring of `kind`, from a thread other than the loop's."""
     word = remote_word(word, kind)
-    return send(base, base + STATE.REMOTE, word, culprit) if word != 0 else 0
+    if word == 0 or send(base, base + STATE.REMOTE, word, culprit) == 0:
+        return 0
+    if get(base + STATE.METRICS) != 0:
+        remote_counted(base, kind, 1)
+    return get(base + STATE.NONE)
 
 
 @inlined
-def schedule(base: int, arguments: int, count: int, ring: int, kind: int, at_checkpoint: bool) -> int:
-    """Into a ring on the loop thread, as a command from any other; what runs `at_checkpoint` also while the loop
-    ends.
-    """
-    word = pack_all(base, arguments, count)
+def schedule(base: int, arguments: int, count: int, ring: int, kind: int, at_checkpoint: bool, captured: bool) -> int:
+    """`schedule_word` of ``callback, *args``."""
+    word = pack_all(base, arguments, count, captured)
     if word == 0:
         return 0
-    culprit = get(arguments)
+    return schedule_word(base, word, get(arguments), ring, kind, at_checkpoint)
+
+
+@inlined
+def schedule_word(base: int, word: int, culprit: int, ring: int, kind: int, at_checkpoint: bool) -> int:
+    """An owned word into a ring on the loop thread, as a command from any other; what runs `at_checkpoint` also while
+    the loop ends.
+    """
     if not on_loop_thread(base):
         return send_remote(base, word, kind, culprit)
     if queue_length(base + STATE.REMOTE) != 0:
-        fetch_remote(base)  # what returned elsewhere before this call began comes first
+        fetch_remote(base)  # calls that returned on other threads before this one began come first
     if at_checkpoint:
         status = due_push(base, ring, word)
     elif load(base + STATE.LIFECYCLE) < TERMINATING:
@@ -125,21 +145,19 @@ def schedule(base: int, arguments: int, count: int, ring: int, kind: int, at_che
     return 0
 
 
-@kernel(MANY)
-def submit(self: int, arguments: int, count: int) -> int:
-    """Any thread: one ticket, one release store, one look at the sleep word."""
-    base = data(self)
-    word = pack_all(base, arguments, count)
+@inlined
+def submit_one(base: int, arguments: int, count: int, captured: bool) -> int:
+    """Any thread: one ticket, one release store, one load of the sleep word."""
+    word = pack_all(base, arguments, count, captured)
     if word == 0:
         return 0
     return send(base, base + STATE.EXTERNAL, word, get(arguments))
 
 
-@kernel(ONE)
-def submit_many(self: int, iterable: int) -> int:
+@inlined
+def submit_all(base: int, iterable: int, captured: bool) -> int:
     """Any thread: one addition to the tail for the whole batch, at most one wake."""
-    base = data(self)
-    count = send_many(base, base + STATE.EXTERNAL, iterable)
+    count = send_many(base, base + STATE.EXTERNAL, iterable, captured)
     if count < 0:
         return 0
     if count > 0:
@@ -149,21 +167,20 @@ def submit_many(self: int, iterable: int) -> int:
 
 @inlined
 def announce(handle: int) -> None:
-    """After a handle's push: if the loop does not know of it yet, put it on the ready stack and wake the loop."""
+    """After a push: if the handle is not on the ready stack yet, put it there and wake the loop."""
     if load_sc(handle + HANDLE.QUEUED) == 0 and exchange(handle + HANDLE.QUEUED, 1) == 0:
-        # The ready stack's reference: the handle outlives its user until it is drained.
+        # The ready stack's reference: it keeps the handle alive until it is drained, even if its user drops it.
         Py_IncRef(get(handle + HANDLE.SELF))
         base = get(handle + HANDLE.LOOP)
         handle_ready(base, handle)
         wake_loop(base)
 
 
-@kernel(MANY)
-def producer_submit(self: int, arguments: int, count: int) -> int:
-    """As `submit`, on the handle's own queue: no line is shared with another producer."""
-    handle = data(self)
+@inlined
+def producer_submit_one(handle: int, arguments: int, count: int, captured: bool) -> int:
+    """As `submit_one`, on the handle's own queue: no cache line is shared with another producer."""
     base = get(handle + HANDLE.LOOP)
-    word = pack_all(base, arguments, count)
+    word = pack_all(base, arguments, count, captured)
     if word == 0:
         return 0
     while True:
@@ -176,11 +193,10 @@ def producer_submit(self: int, arguments: int, count: int) -> int:
             return 0
 
 
-@kernel(ONE)
-def producer_submit_many(self: int, iterable: int) -> int:
-    """As `submit_many`, on the handle's own queue."""
-    handle = data(self)
-    count = send_many(get(handle + HANDLE.LOOP), handle + HANDLE.QUEUE, iterable)
+@inlined
+def producer_submit_all(handle: int, iterable: int, captured: bool) -> int:
+    """As `submit_all`, on the handle's own queue."""
+    count = send_many(get(handle + HANDLE.LOOP), handle + HANDLE.QUEUE, iterable, captured)
     if count < 0:
         return 0
     if count > 0:
@@ -188,42 +204,10 @@ def producer_submit_many(self: int, iterable: int) -> int:
     return PyLong_FromLongLong(count)
 
 
-@kernel(MANY)
-def submit_internal(self: int, arguments: int, count: int) -> int:
-    """The internal ring, before the external queue of the same turn."""
-    base = data(self)
-    return schedule(base, arguments, count, base + STATE.INTERNAL, KIND_INTERNAL, False)
-
-
-@kernel(MANY)
-def schedule_microtask(self: int, arguments: int, count: int) -> int:
-    """The microtask ring."""
-    base = data(self)
-    return schedule(base, arguments, count, base + STATE.MICROTASKS, KIND_MICROTASK, True)
-
-
-@kernel(MANY)
-def schedule_next_tick(self: int, arguments: int, count: int) -> int:
-    """The next-tick ring."""
-    base = data(self)
-    return schedule(base, arguments, count, base + STATE.NEXT_TICKS, KIND_NEXT_TICK, True)
-
-
-@kernel(MANY)
-def schedule_close(self: int, arguments: int, count: int) -> int:
-    """The close ring."""
-    base = data(self)
-    return schedule(base, arguments, count, base + STATE.CLOSING, KIND_CLOSE, False)
-
-
-@kernel(MANY)
-def schedule_immediate(self: int, arguments: int, count: int) -> int:
-    """A slot whose number goes into the check ring, so that it can be cancelled; its id."""
-    base = data(self)
+@inlined
+def immediate_word(base: int, word: int, culprit: int) -> int:
+    """Put an owned word in a slot, so that it can be cancelled, and the slot's number in a ring; return the id."""
     timers = base + STATE.TIMERS
-    word = pack_all(base, arguments, count)
-    if word == 0:
-        return 0
     here = on_loop_thread(base)
     while True:
         status = 0
@@ -249,27 +233,159 @@ def schedule_immediate(self: int, arguments: int, count: int) -> int:
         if status == 0:
             if not here:
                 wake_loop(base)
+                if get(base + STATE.METRICS) != 0:
+                    remote_counted(base, KIND_IMMEDIATE, 1)
             number = PyLong_FromLongLong(identifier)
-            if number == 0:  # no memory for the id: an immediate that nobody can name is not stored
+            if number == 0:  # no memory for the id: nobody could name this immediate, so it is withdrawn
                 immediate_cancel(base, identifier)
             return number
         if slot >= 0 and not slot_unopen(timers, slot, identifier, QUEUED):
-            if refuse(base, status, get(arguments)) == 0:
-                refuse(base, REFUSED_MEMORY, get(arguments))
+            if refuse(base, status, culprit) == 0:
+                refuse(base, REFUSED_MEMORY, culprit)
             return 0
-        if refuse(base, status, get(arguments)) != 0:
+        if refuse(base, status, culprit) != 0:
             Py_DecRef(word & POINTER_MASK)
             return 0
 
 
 @kernel(MANY)
-def schedule_checkpoint_end(self: int, arguments: int, count: int) -> int:
-    """The ring that a checkpoint comes to last."""
+def submit(self: int, arguments: int, count: int) -> int:
+    """The external queue."""
+    return submit_one(data(self), arguments, count, False)
+
+
+@kernel(ONE)
+def submit_many(self: int, iterable: int) -> int:
+    """All of them into the external queue."""
+    return submit_all(data(self), iterable, False)
+
+
+@kernel(MANY)
+def producer_submit(self: int, arguments: int, count: int) -> int:
+    """The handle's own queue."""
+    return producer_submit_one(data(self), arguments, count, False)
+
+
+@kernel(ONE)
+def producer_submit_many(self: int, iterable: int) -> int:
+    """All of them into the handle's own queue."""
+    return producer_submit_all(data(self), iterable, False)
+
+
+@kernel(MANY)
+def submit_internal(self: int, arguments: int, count: int) -> int:
+    """The internal ring, before the external queue of the same turn."""
     base = data(self)
-    return schedule(base, arguments, count, base + STATE.CHECKPOINT_ENDS, KIND_CHECKPOINT_END, True)
+    return schedule(base, arguments, count, base + STATE.INTERNAL, KIND_INTERNAL, False, False)
+
+
+@kernel(MANY)
+def schedule_microtask(self: int, arguments: int, count: int) -> int:
+    """The microtask ring."""
+    base = data(self)
+    return schedule(base, arguments, count, base + STATE.MICROTASKS, KIND_MICROTASK, True, False)
+
+
+@kernel(MANY)
+def schedule_next_tick(self: int, arguments: int, count: int) -> int:
+    """The next-tick ring."""
+    base = data(self)
+    return schedule(base, arguments, count, base + STATE.NEXT_TICKS, KIND_NEXT_TICK, True, False)
+
+
+@kernel(MANY)
+def schedule_close(self: int, arguments: int, count: int) -> int:
+    """The close ring."""
+    base = data(self)
+    return schedule(base, arguments, count, base + STATE.CLOSING, KIND_CLOSE, False, False)
+
+
+@kernel(MANY)
+def schedule_checkpoint_end(self: int, arguments: int, count: int) -> int:
+    """Add to the ring that a checkpoint runs last."""
+    base = data(self)
+    return schedule(base, arguments, count, base + STATE.CHECKPOINT_ENDS, KIND_CHECKPOINT_END, True, False)
+
+
+@kernel(MANY)
+def schedule_immediate(self: int, arguments: int, count: int) -> int:
+    """The check ring."""
+    base = data(self)
+    word = pack_all(base, arguments, count, False)
+    return immediate_word(base, word, get(arguments)) if word != 0 else 0
+
+
+# --- and each of them once more, in the context of who calls it ------------------------------------------------------
+
+
+@kernel(MANY)
+def submit_captured(self: int, arguments: int, count: int) -> int:
+    """`submit`, captured."""
+    return submit_one(data(self), arguments, count, True)
+
+
+@kernel(ONE)
+def submit_many_captured(self: int, iterable: int) -> int:
+    """`submit_many`, captured."""
+    return submit_all(data(self), iterable, True)
+
+
+@kernel(MANY)
+def producer_submit_captured(self: int, arguments: int, count: int) -> int:
+    """`producer_submit`, captured."""
+    return producer_submit_one(data(self), arguments, count, True)
+
+
+@kernel(ONE)
+def producer_submit_many_captured(self: int, iterable: int) -> int:
+    """`producer_submit_many`, captured."""
+    return producer_submit_all(data(self), iterable, True)
+
+
+@kernel(MANY)
+def submit_internal_captured(self: int, arguments: int, count: int) -> int:
+    """`submit_internal`, captured."""
+    base = data(self)
+    return schedule(base, arguments, count, base + STATE.INTERNAL, KIND_INTERNAL, False, True)
+
+
+@kernel(MANY)
+def schedule_microtask_captured(self: int, arguments: int, count: int) -> int:
+    """`schedule_microtask`, captured."""
+    base = data(self)
+    return schedule(base, arguments, count, base + STATE.MICROTASKS, KIND_MICROTASK, True, True)
+
+
+@kernel(MANY)
+def schedule_next_tick_captured(self: int, arguments: int, count: int) -> int:
+    """`schedule_next_tick`, captured."""
+    base = data(self)
+    return schedule(base, arguments, count, base + STATE.NEXT_TICKS, KIND_NEXT_TICK, True, True)
+
+
+@kernel(MANY)
+def schedule_close_captured(self: int, arguments: int, count: int) -> int:
+    """`schedule_close`, captured."""
+    base = data(self)
+    return schedule(base, arguments, count, base + STATE.CLOSING, KIND_CLOSE, False, True)
+
+
+@kernel(MANY)
+def schedule_checkpoint_end_captured(self: int, arguments: int, count: int) -> int:
+    """`schedule_checkpoint_end`, captured."""
+    base = data(self)
+    return schedule(base, arguments, count, base + STATE.CHECKPOINT_ENDS, KIND_CHECKPOINT_END, True, True)
+
+
+@kernel(MANY)
+def schedule_immediate_captured(self: int, arguments: int, count: int) -> int:
+    """`schedule_immediate`, captured."""
+    base = data(self)
+    word = pack_all(base, arguments, count, True)
+    return immediate_word(base, word, get(arguments)) if word != 0 else 0
 
 
 @kernel(NOARGS)
 def empty(self: int, _unused: int) -> int:
-    """Does nothing: what a built-in call costs, for benchmarks and `doctor`."""
+    """Do nothing: it shows what a built-in call costs, for benchmarks and `doctor`."""
     return get(data(self) + STATE.NONE)

@@ -1,14 +1,14 @@
-"""The C signal handler: one write, and nothing of Python.
+"""The C signal handler: one write, and no Python.
 
 Problem: `signal.signal` works on the main thread only, and its Python handlers run there. A loop in another thread
-wants signals too. Idea: a kernel can *be* a C signal handler, if all it does is async-signal-safe: it writes the
+needs signals too. Idea: a kernel can *be* a C signal handler, if everything it does is async-signal-safe: it writes the
 signal's number to a pipe whose descriptor lies in a word of the compiled object itself (a handler has no ``self``).
 `nbloop.signals` reads the pipe.
 
-A forked child inherits handler, words and pipe. Until it has given the signal back, and for ever if it was not made by
-`os.fork`, a signal of its own would go down its parent's pipe. So the words say which process they are of. In any
-other, and without a pipe (a C library had saved this handler and has put it back), the handler gives the signal back
-and raises it anew: the system delivers it when the handler has returned.
+A forked child inherits handler, words and pipe. Until it has restored the previous handler, and for ever if `os.fork`
+did not make it, its signals would go into its parent's pipe. So the words name their process. In any other process, and
+without a pipe (a C library saved this handler and restored it later), the handler restores the previous disposition and
+raises the signal again: the system delivers it when the handler has returned.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from ..base.kernel import NOARGS, SIGNAL, kernel
 
 COUNT = 65  # signal numbers 1 .. 64 on Linux
 DISPOSITION_BYTES_BITS = 8  # room for a struct sigaction: 152 bytes with glibc on x86-64
-# The write end; the process it belongs to; how many calls of the handler are in progress; where the dispositions from
-# before are, an array of them by number; then each number as a word to write from.
+# The write end; the process it belongs to; the number of handler calls in progress; the address of the previous
+# dispositions, an array by signal number; then each number as a word to write from.
 DESCRIPTOR, PROCESS, INSIDE, DISPOSITIONS, NUMBERS = 0, 8, 16, 24, 32
 INITIAL = (-1, 0, 0, 0, *range(COUNT))
 
@@ -30,19 +30,19 @@ _twin = (ctypes.c_int64 * len(INITIAL))(*INITIAL)
 
 
 def signal_words() -> int:
-    """Address of the object's own words (compiled), or of this module's (twin)."""
+    """The address of the compiled object's words, or of this module's (twin)."""
     return ctypes.addressof(_twin)
 
 
 @kernel(SIGNAL)
 def on_signal(number: int) -> None:
-    """``void handler(int)``. Async-signal-safe; keeps errno. A full pipe loses the byte: the signal is pending there
-    many times over.
+    """``void handler(int)``. Async-signal-safe; preserves errno. A full pipe loses the byte, but then many signals are
+    already pending in it.
     """
     words = signal_words()
     error = errno_location()
     saved = get_half(error)
-    fetch_add(words + INSIDE, 1)  # nobody closes the descriptor meanwhile
+    fetch_add(words + INSIDE, 1)  # keeps the descriptor from being closed meanwhile
     descriptor = load(words + DESCRIPTOR)
     if descriptor >= 0 and libc_getpid() == load(words + PROCESS):
         libc_write(descriptor, words + NUMBERS + (number << 3), 1)  # the low byte, on a little-endian machine
@@ -55,5 +55,5 @@ def on_signal(number: int) -> None:
 
 @kernel(NOARGS)
 def signal_words_address(_self: int, _unused: int) -> int:
-    """Where `nbloop.signals` puts what the handler needs."""
+    """The address of the words that `nbloop.signals` fills for the handler."""
     return PyLong_FromLongLong(signal_words())

@@ -1,6 +1,6 @@
-"""The built-in methods of timers: numbers in, `timer_slots.py` called, ids and answers out. Seconds here, milliseconds
-in
-`js_timers.py`."""
+"""The built-in methods of timers: each converts numbers, calls `timer_slots.py`, and returns ids and answers. Here
+times are in seconds, in `javascript.py` in milliseconds.
+"""
 
 from __future__ import annotations
 
@@ -55,15 +55,15 @@ from .batch import PART, items_next, items_source
 from .scheduling import pack_all
 
 MOST_NS = 4.0e18  # 126 years: the longest delay
-END_NS = 9223372036854774784.0  # the last float before the clock's end: a deadline beyond it is never due
-AHEAD = 8  # of many timers to cancel, how far ahead slots are prefetched: a cold one is 300 ns away
-BLOCK_BYTES = (2 + PART) << 3  # of ids to cancel: the next block, how many, the ids
+END_NS = 9223372036854774784.0  # the last float before the clock's end: a deadline from it on is never due
+AHEAD = 8  # when many timers are cancelled, slots are prefetched this far ahead: a cold one is 300 ns away
+BLOCK_BYTES = (2 + PART) << 3  # a block of ids to cancel: the next block, how many ids, the ids
 
 
 @helper
 def nanoseconds(base: int, number: int, unit: float, refused: int) -> int:
-    """A Python number of units of so many ns as ns, rounded up so that nothing is early; at least 0. -1 with an
-    exception set: the one that `refused` names, or what its ``__float__`` or ``__index__`` has raised.
+    """Convert a Python number of units of `unit` ns to ns, rounded up so that nothing is early; at least 0. -1 with an
+    exception set: the one for `refused`, or one that its ``__float__`` or ``__index__`` raised.
     """
     amount = PyFloat_AsDouble(number)
     if amount == -1.0 and PyErr_Occurred() != 0:
@@ -85,8 +85,8 @@ def nanoseconds(base: int, number: int, unit: float, refused: int) -> int:
 
 @helper
 def arm(base: int, word: int, now: int, delay: int, period: int, clamp: int, culprit: int) -> int:
-    """A timer or interval for an owned word, due `delay` after `now`: its id, or 0 with an exception set and the
-    reference released. Any thread.
+    """Arm a timer or interval for an owned word, due `delay` after `now`. Returns its id, or 0 with an exception set
+    and the reference released. Any thread.
     """
     while True:
         if load(base + STATE.LIFECYCLE) >= TERMINATING:
@@ -102,10 +102,10 @@ def arm(base: int, word: int, now: int, delay: int, period: int, clamp: int, cul
             identifier = timer_arm_elsewhere(base, word, due_after(now, delay, 0, 0), period, clamp)
         if identifier > 0:
             number = PyLong_FromLongLong(identifier)
-            if number == 0:  # no memory for the id: a timer that nobody can name is not stored
+            if number == 0:  # no memory for the id: nobody could name this timer, so it is withdrawn
                 timer_cancel(base, identifier, on_loop_thread(base))
             return number
-        if -identifier & GONE != 0:  # what is released already can not be tried again
+        if -identifier & GONE != 0:  # the callback has been released, so there can be no retry
             if refuse(base, -identifier & ~GONE, culprit) == 0:
                 refuse(base, REFUSED_MEMORY, culprit)
             return 0
@@ -115,15 +115,15 @@ def arm(base: int, word: int, now: int, delay: int, period: int, clamp: int, cul
 
 
 @inlined
-def arm_seconds(base: int, arguments: int, count: int, absolute: bool, repeat: bool) -> int:
-    """A timer or interval from ``delay, callback, *args``, or from ``deadline, callback, *args``."""
+def arm_seconds(base: int, arguments: int, count: int, absolute: bool, repeat: bool, captured: bool) -> int:
+    """Arm a timer or interval from ``delay, callback, *args``, or from ``deadline, callback, *args``."""
     if count < 2:
         refuse(base, REFUSED_TIMER, get(base + STATE.NONE))
         return 0
     delay = nanoseconds(base, get(arguments), 1e9, REFUSED_DEADLINE if absolute else REFUSED_DELAY)
     if delay < 0:
         return 0
-    word = pack_all(base, arguments + 8, count - 1)
+    word = pack_all(base, arguments + 8, count - 1, captured)
     if word == 0:
         return 0
     now = loop_ns(base)
@@ -134,28 +134,46 @@ def arm_seconds(base: int, arguments: int, count: int, absolute: bool, repeat: b
 
 @kernel(MANY)
 def schedule_timer(self: int, arguments: int, count: int) -> int:
-    """One shot."""
-    return arm_seconds(data(self), arguments, count, False, False)
+    """Arm a one-shot timer."""
+    return arm_seconds(data(self), arguments, count, False, False, False)
 
 
 @kernel(MANY)
 def schedule_timer_at(self: int, arguments: int, count: int) -> int:
-    """One shot, from ``deadline, callback, *args``: what is given as one deadline is one, which a delay counted from
-    two readings of the clock would not be.
+    """Arm a one-shot timer from ``deadline, callback, *args``. Equal deadlines stay equal; converted to delays by two
+    readings of the clock, they would not.
     """
-    return arm_seconds(data(self), arguments, count, True, False)
+    return arm_seconds(data(self), arguments, count, True, False, False)
 
 
 @kernel(MANY)
 def schedule_interval(self: int, arguments: int, count: int) -> int:
-    """Repeating, anchored to each callback's start."""
-    return arm_seconds(data(self), arguments, count, False, True)
+    """Arm an interval; each period is counted from the start of the callback."""
+    return arm_seconds(data(self), arguments, count, False, True, False)
+
+
+@kernel(MANY)
+def schedule_timer_captured(self: int, arguments: int, count: int) -> int:
+    """`schedule_timer`, captured (scheduling.py)."""
+    return arm_seconds(data(self), arguments, count, False, False, True)
+
+
+@kernel(MANY)
+def schedule_timer_at_captured(self: int, arguments: int, count: int) -> int:
+    """`schedule_timer_at`, captured."""
+    return arm_seconds(data(self), arguments, count, True, False, True)
+
+
+@kernel(MANY)
+def schedule_interval_captured(self: int, arguments: int, count: int) -> int:
+    """`schedule_interval`, captured: one context for all of its calls."""
+    return arm_seconds(data(self), arguments, count, False, True, True)
 
 
 @inlined
 def identifier_of(base: int, number: int) -> int:
-    """The id as an integer; 0, which no timer has, for a number that can be none; -1 with TypeError set if it is not
-    an int, or with what its ``__index__`` has raised.
+    """The id as an integer; 0, which no timer has, for a number that cannot be an id; -1 with TypeError set if it is
+    not an int, or with the exception that its ``__index__`` raised.
     """
     identifier = PyLong_AsLongLong(number)
     if identifier == -1 and PyErr_Occurred() != 0:
@@ -167,7 +185,7 @@ def identifier_of(base: int, number: int) -> int:
 
 @kernel(ONE)
 def cancel_timer(self: int, number: int) -> int:
-    """Settled on the slot's word."""
+    """Cancel by a swap of the slot's word."""
     base = data(self)
     identifier = identifier_of(base, number)
     if identifier < 0:
@@ -177,7 +195,7 @@ def cancel_timer(self: int, number: int) -> int:
 
 @kernel(ONE)
 def cancel_timers(self: int, iterable: int) -> int:
-    """`cancel_timer` for each; nothing is cancelled if one of them is not an int."""
+    """`cancel_timer` for each id; nothing is cancelled if one of them is not an int."""
     base = data(self)
     source = items_source(base, iterable)
     if source == 0:
@@ -199,8 +217,8 @@ def cancel_timers(self: int, iterable: int) -> int:
 
 @helper
 def identifiers_read(base: int, source: int, culprit: int) -> int:
-    """The ids in an iterable, each converted once, in a chain of blocks: the next block or 0, how many ids, the ids. 0
-    with an exception set.
+    """The ids in an iterable, each converted once, as a chain of blocks; a block holds the next block or 0, the number
+    of ids, the ids. 0 with an exception set.
     """
     first = last = 0
     count = 0
@@ -223,7 +241,7 @@ def identifiers_read(base: int, source: int, culprit: int) -> int:
         last = block
         good = True
         for i in range(length):
-            item = PyList_GetItemRef(items, i)  # an ``__index__`` may find the list, and change it
+            item = PyList_GetItemRef(items, i)  # an ``__index__`` may find the list and change it
             identifier = identifier_of(base, item) if item != 0 else -1
             if item != 0:
                 Py_DecRef(item)
@@ -246,7 +264,7 @@ def identifiers_read(base: int, source: int, culprit: int) -> int:
 
 @helper
 def answers_make(first: int) -> int:
-    """A list of as many False as there are ids; 0 with an exception set. It is CPython that makes it, in one piece."""
+    """A list with one False per id; 0 with an exception set. CPython makes it in one piece."""
     count = 0
     block = first
     while block != 0:
@@ -254,7 +272,7 @@ def answers_make(first: int) -> int:
         block = get(block)
     one = PyList_New(0)
     answers = 0
-    if one != 0 and PyList_Append(one, PyBool_FromLong(0)) == 0:  # which is immortal
+    if one != 0 and PyList_Append(one, PyBool_FromLong(0)) == 0:  # False is immortal
         answers = PySequence_Repeat(one, count)
     if one != 0:
         Py_DecRef(one)
@@ -263,8 +281,8 @@ def answers_make(first: int) -> int:
 
 @helper
 def answers_given(base: int, first: int, answers: int) -> bool:
-    """Cancel the timers of a chain of ids, and write down which were live. False with an exception set, of a signal's
-    handler: the rest are not cancelled.
+    """Cancel the timers of a chain of ids, and record which were live. False with the exception of a signal handler
+    set: the rest are not cancelled.
     """
     at = 0
     while first != 0:
@@ -272,7 +290,7 @@ def answers_given(base: int, first: int, answers: int) -> bool:
         for place in range(first + 16, last, 8):
             if place + (AHEAD << 3) < last:
                 prefetch(slot_of(base + STATE.TIMERS, get(place + (AHEAD << 3))))
-            # releasing a callback runs any Python code, which may find the list that is being made, and change it
+            # Releasing a callback can run any Python code, which may find the list of answers and change it.
             if timer_cancel(base, get(place), on_loop_thread(base)) and PyList_SetItem(answers, at, PyBool_FromLong(1)):
                 PyErr_Clear()
             at += 1
@@ -284,7 +302,7 @@ def answers_given(base: int, first: int, answers: int) -> bool:
 
 @kernel(ONE)
 def cancel_immediate(self: int, number: int) -> int:
-    """Settled on the slot's word."""
+    """Cancel by a swap of the slot's word."""
     base = data(self)
     identifier = identifier_of(base, number)
     if identifier < 0:
@@ -294,7 +312,7 @@ def cancel_immediate(self: int, number: int) -> int:
 
 @kernel(ONE)
 def ref_timer(self: int, number: int) -> int:
-    """One bit of the slot's word."""
+    """Change one bit of the slot's word."""
     base = data(self)
     identifier = identifier_of(base, number)
     if identifier < 0:
@@ -304,7 +322,7 @@ def ref_timer(self: int, number: int) -> int:
 
 @kernel(ONE)
 def unref_timer(self: int, number: int) -> int:
-    """One bit of the slot's word."""
+    """Change one bit of the slot's word."""
     base = data(self)
     identifier = identifier_of(base, number)
     if identifier < 0:

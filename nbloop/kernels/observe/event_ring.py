@@ -1,23 +1,25 @@
-"""A flight recorder: the last things that a loop and its producers did, in a ring that is always being overwritten.
+"""A flight recorder: the last events of a loop and its producers, in a ring that is continually overwritten.
 
-Problem: after a hang or a crash one wants to know what happened just before, and has not been asking. Idea: every
-thread writes what it does into one ring of 64-byte entries, oldest first overwritten, cheap enough to leave on. A place
-is drawn with one addition; then the entry is claimed, filled, and its *sequence* word published last. An entry a
-callback, one look at the clock each: the end of one callback is the start of the next, as in meter.py.
+Problem: after a hang or a crash one wants to know what happened just before, but had not switched anything on. Idea:
+every thread records its actions in one ring of 64-byte entries, which overwrites the oldest and is cheap enough to
+leave on. One addition draws a place; then the entry is claimed, filled, and its *sequence* word published last. There
+is one entry per callback, with one reading of the clock: the end of one callback is the start of the next, as in
+meter.py.
 
-Invariants: the sequence word of an entry is ``2 * (number + 1)`` when entry `number` is whole, odd while somebody
-writes it, and only ever grows. Whoever made it odd (a compare-and-swap) is alone with the other words until it makes
-it even. So a reader that finds the same even value before and after has the words of that number; any other is torn,
-overwritten or not written yet, and skipped. A writer that was descheduled for so long that the ring has come round to
-its place finds a greater or an odd value, drops its event and counts it in `lost`: nobody ever waits.
+Invariants: the sequence word of an entry is ``2 * (number + 1)`` when entry `number` is complete, odd while a thread
+writes it, and only ever grows. The thread that makes it odd (by compare-and-swap) owns the other words until it makes
+it even. So a reader that finds the expected even value before and after has the words of that number; with any other
+value the entry is torn, overwritten or not written yet, and is skipped. A writer that was descheduled until the ring
+has wrapped around to its place finds a greater or an odd value, drops its event and counts it in `lost`: no thread ever
+waits.
 
-What a callback is called: a callable's address may be somebody else's by the time anybody reads it. So its *code* (a
-function's code, a built-in's definition, a class itself, else the type) is entered in a dict, which keeps it alive, at
-its first call: before the call, so that one that hangs is known. 512 words remember which are in, so most callbacks
-cost one compare.
+Names of callbacks: by the time anybody reads it, a callable's address may denote another object. So its *code* (a
+function's code, a built-in's definition, a class itself, else the type) is entered in a dict, which keeps it alive,
+before its first call, so that a call that hangs is known. 512 words remember what has been entered, so most callbacks
+cost one comparison.
 
-It loses when many threads submit at once, since the ring's head is one line that they all pass around; and by naming
-`functools.partial` only by that.
+It loses when many threads submit at once, since they all pass around the line of the ring's head; and it can name a
+`functools.partial` only as such.
 """
 
 from __future__ import annotations
@@ -40,11 +42,13 @@ from ..base.interpreter import (
     DEFINITION_NAME,
     METHOD_FUNCTION,
     OBJECT_TYPE,
+    SEQUENCE_SIZE,
     TUPLE_ITEMS,
     TYPE_SUBCLASS,
 )
 from ..base.kernel import MANY, ONE, apart, data, helper, kernel
 from ..base.layout import (
+    CALLBACK_AT,
     ENTRY,
     EVENT_CHECKPOINT,
     EVENT_MOVE,
@@ -75,13 +79,13 @@ from ..base.layout import (
 from ..memory.ring import ring_length
 
 ENTRY_BITS = 6
-AHEAD = 4  # entries: a place that is claimed has been on its way for as long
+AHEAD = 4  # entries: a line is prefetched this many entries before it is claimed
 NAMES_MOST = 4096
 
 
 @helper
 def recorder_now(recorder: int) -> int:
-    """The recorder's clock. Any thread."""
+    """The current time on the recorder's clock. Any thread."""
     if get(recorder + RECORDER.CYCLES) != 0:
         return ticks()
     return monotonic_ns()
@@ -89,7 +93,7 @@ def recorder_now(recorder: int) -> int:
 
 @helper
 def record(recorder: int, time: int, duration: int, kind: int, subject: int, what: int, value: int) -> None:
-    """Write one entry, unless the ring has come round meanwhile. Any thread, signal handlers included; O(1),
+    """Write one entry, unless the ring has wrapped around meanwhile. Any thread, also in signal handlers; O(1),
     wait-free.
     """
     number = fetch_add(recorder + RECORDER.HEAD, 1)
@@ -113,20 +117,20 @@ def record(recorder: int, time: int, duration: int, kind: int, subject: int, wha
 
 @helper
 def event(recorder: int, kind: int, subject: int, value: int) -> None:
-    """Record what happens at this moment. Any thread, signal handlers included."""
+    """Record an event that happens now. Any thread, also in signal handlers."""
     record(recorder, recorder_now(recorder), 0, kind, subject, 0, value)
 
 
 @helper
 def read_entry(recorder: int, number: int, target: int) -> bool:
-    """Copy entry `number` to `target`, its number first; False if it is not whole (any more). Any thread."""
+    """Copy entry `number` to `target`, its number first; False if it is not complete, or overwritten. Any thread."""
     entry = recorder + K_ENTRIES + ((number & get(recorder + RECORDER.MASK)) << ENTRY_BITS)
     whole = (number + 1) << 1
     if load(entry) != whole:
         return False
     put(target, number)
     for at in range(8, 1 << ENTRY_BITS, 8):
-        put(target + at, load(entry + at))  # an acquire load: the look that follows is not older
+        put(target + at, load(entry + at))  # an acquire load: the check of the sequence below is not older
     return load(entry) == whole
 
 
@@ -135,7 +139,7 @@ def read_entry(recorder: int, number: int, target: int) -> bool:
 
 @helper
 def ring_of(base: int, kind: int) -> int:
-    """The ring in which callbacks of a kind wait."""
+    """The ring in which callbacks of `kind` wait."""
     if kind == KIND_MICROTASK:
         return base + STATE.MICROTASKS
     if kind == KIND_NEXT_TICK:
@@ -151,13 +155,13 @@ def ring_of(base: int, kind: int) -> int:
 
 @helper
 def ring_place(base: int, kind: int, word: int) -> int:
-    """The place before a ring's head (what was just taken) or tail (what was just put)."""
+    """The place before a ring's head (the word just taken) or tail (the word just added)."""
     return (get(ring_of(base, kind) + word) - 1) << PLACE_BITS | (NUMBER_RINGS + kind)
 
 
 @helper
 def push_recorded(queue: int, ticket: int, count: int) -> None:
-    """`count` tickets were drawn. Their owner, before anything is stored, so that it is in the ring before it runs."""
+    """Record that `count` tickets were drawn. Their owner, before it stores anything, so that submits precede runs."""
     recorder = get(queue + QUEUE.RECORDER)
     if recorder != 0:
         event(recorder, EVENT_SUBMIT, ticket << PLACE_BITS | get(queue + QUEUE.NUMBER), count)
@@ -165,13 +169,15 @@ def push_recorded(queue: int, ticket: int, count: int) -> None:
 
 @apart
 def ring_recorded(base: int, kind: int) -> None:
-    """The loop's thread has put something into a ring. Recorder on."""
+    """Record that the loop's thread added something to a ring. Recorder on."""
     event(get(base + STATE.RECORDER), EVENT_SUBMIT, ring_place(base, kind, RING.TAIL), 1)
 
 
 @helper
 def move_recorded(base: int, kind: int) -> None:
-    """The remote queue's first was put into a ring: both places, so that who submitted is found. Loop thread."""
+    """Record both places of a word that moved from the remote queue to a ring, so that its submit can be found. Loop
+    thread.
+    """
     queue = base + STATE.REMOTE
     place = get(queue + QUEUE.HEAD) << PLACE_BITS | get(queue + QUEUE.NUMBER)
     event(get(base + STATE.RECORDER), EVENT_MOVE, place, ring_place(base, kind, RING.TAIL))
@@ -182,13 +188,16 @@ def move_recorded(base: int, kind: int) -> None:
 
 @helper
 def name_of(recorder: int, word: int) -> int:
-    """The key in the dict of names for what a tagged reference calls, which is entered if it is new. Loop thread.
+    """The key, in the dict of names, for what a tagged reference calls; a new key is entered. Loop thread.
 
-    No bytecode runs: nothing can raise but for lack of memory, and then it has no name.
+    No bytecode runs, so it can fail only for lack of memory; the callback then has no name.
     """
     target = word & POINTER_MASK
     if word & TAG_ARGUMENTS != 0:
-        target = get(target + TUPLE_ITEMS)
+        items = target
+        target = get(items + TUPLE_ITEMS)
+        if target == get(recorder + RECORDER.RUN_IN_CONTEXT) and get(items + SEQUENCE_SIZE) > CALLBACK_AT:
+            target = get(items + TUPLE_ITEMS + (CALLBACK_AT << 3))
     kind = get(target + OBJECT_TYPE)
     if kind == get(recorder + RECORDER.METHOD_TYPE):
         target = get(target + METHOD_FUNCTION)
@@ -199,7 +208,7 @@ def name_of(recorder: int, word: int) -> int:
     elif kind == get(recorder + RECORDER.BUILTIN_TYPE):
         key = get(target + BUILTIN_DEFINITION)
     elif PyType_GetFlags(kind) & TYPE_SUBCLASS != 0:
-        key = target  # a class that is called: not its metaclass
+        key = target  # the class that is called, not its metaclass
     known = recorder + RECORDER.KNOWN + (((key >> 4) & (KNOWN - 1)) << 3)
     if get(known) != key:
         put(known, key)
@@ -228,7 +237,7 @@ def name_add(names: int, key: int, builtin: bool) -> None:
 
 @apart
 def run_begins(base: int, word: int, kind: int) -> None:
-    """Say what runs from now on, as a seqlock of which `running` is the sequence: it is 0, or of this call alone."""
+    """Note what runs from now on, under a seqlock whose sequence is `running`: 0, or unique to this call."""
     recorder = get(base + STATE.RECORDER)
     what = name_of(recorder, word)
     subject = get(base + STATE.SUBJECT)
@@ -248,7 +257,7 @@ def run_begins(base: int, word: int, kind: int) -> None:
 
 @apart
 def run_ends(base: int, failed: bool) -> None:
-    """Record the callback: from the last boundary to now. The low bit of its value: it has raised."""
+    """Record the callback, from the last boundary to now. The low bit of its value says whether it raised."""
     recorder = get(base + STATE.RECORDER)
     kind = (get(recorder + RECORDER.RUNNING) & 255) - 1
     since = get(recorder + RECORDER.BOUNDARY)
@@ -261,14 +270,14 @@ def run_ends(base: int, failed: bool) -> None:
 
 @helper
 def boundary_moved(base: int) -> None:
-    """What came after the last callback, of the loop's own, is not to be counted as the next one's time."""
+    """Move the boundary to now, so that the loop's own work after a callback does not count towards the next one."""
     recorder = get(base + STATE.RECORDER)
     store(recorder + RECORDER.BOUNDARY, recorder_now(recorder))
 
 
 @helper
 def sleep_recorded(base: int, recorder: int, now: int) -> None:
-    """If the loop has slept since its last turn: from when to when."""
+    """If the loop has slept since its last turn, record the sleep."""
     parks = get(base + STATE.PARKS)
     if parks != get(recorder + RECORDER.PARKS):
         put(recorder + RECORDER.PARKS, parks)
@@ -278,7 +287,7 @@ def sleep_recorded(base: int, recorder: int, now: int) -> None:
 
 @helper
 def record_enters(base: int, slept: bool) -> None:
-    """`run` or `drain` begins; Python may have slept for the loop."""
+    """`run` or `drain` begins; `slept`: Python slept for the loop."""
     recorder = get(base + STATE.RECORDER)
     now = recorder_now(recorder)
     store(recorder + RECORDER.THREAD, PyThread_get_thread_ident())
@@ -289,14 +298,14 @@ def record_enters(base: int, slept: bool) -> None:
 
 @helper
 def record_rests(base: int) -> None:
-    """A turn has ended; the loop sleeps or leaves."""
+    """A turn has ended; the loop will sleep or return."""
     recorder = get(base + STATE.RECORDER)
     put(recorder + RECORDER.RESTED, recorder_now(recorder))
 
 
 @helper
 def record_turn(base: int, ingress: int) -> None:
-    """The loop is back from its sleep: how much waits where."""
+    """A turn begins after a sleep: record how much waits where."""
     recorder = get(base + STATE.RECORDER)
     now = recorder_now(recorder)
     sleep_recorded(base, recorder, now)
@@ -308,7 +317,7 @@ def record_turn(base: int, ingress: int) -> None:
 
 @helper
 def record_checkpoint(base: int) -> None:
-    """How many next-ticks and microtasks wait, if any, at the last boundary."""
+    """Record how many next-ticks and microtasks wait, if any, at the last boundary."""
     depth = ring_length(base + STATE.NEXT_TICKS) + ring_length(base + STATE.MICROTASKS)
     if depth != 0:
         recorder = get(base + STATE.RECORDER)
@@ -317,7 +326,7 @@ def record_checkpoint(base: int) -> None:
 
 @helper
 def record_overload(base: int) -> None:
-    """More waited than a turn takes."""
+    """Record that more tasks wait than one turn takes."""
     event(get(base + STATE.RECORDER), EVENT_OVERLOAD, 0, 0)
 
 
@@ -326,7 +335,7 @@ def record_overload(base: int) -> None:
 
 @kernel(MANY)
 def recorder_read(self: int, arguments: int, _count: int) -> int:
-    """(array, first, count): how many of these entries were whole, and are now in the array. Any thread."""
+    """(array, first, count): copy the complete ones of these entries to the array; return how many. Any thread."""
     recorder = data(self)
     target = data(get(arguments))
     first = PyLong_AsLongLong(get(arguments + 8))
@@ -339,8 +348,8 @@ def recorder_read(self: int, arguments: int, _count: int) -> int:
 
 @kernel(ONE)
 def recorder_running(self: int, array: int) -> int:
-    """Into an array: [kind + 1 and a count, boundary, subject, what, value] of the callback in progress; how many
-    words, 0 if there is none, or just another. Any thread.
+    """Write to an array [kind + 1 and a count, boundary, subject, what, value] of the callback in progress. Returns the
+    number of words; 0 if there is none, or if another has just begun. Any thread.
     """
     recorder = data(self)
     target = data(array)
@@ -355,5 +364,5 @@ def recorder_running(self: int, array: int) -> int:
 
 @kernel(ONE)
 def recorder_head(self: int, _array: int) -> int:
-    """How many entries have been begun. Any thread."""
+    """The number of entries begun. Any thread."""
     return PyLong_FromLongLong(load(data(self) + RECORDER.HEAD))

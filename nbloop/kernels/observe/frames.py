@@ -1,13 +1,13 @@
-"""The calls of threads, read while the world is stopped (`nbloop.observe.stacks` says why, and how it gets here).
+"""The calls of threads, read while the world is stopped (`nbloop.observe.stacks` explains why, and calls this).
 
-A visitor for `PyUnstable_GC_VisitObjects`, which stops the world around it and ends its visit when 0 is returned. It
-has to be compiled: bytecode, in a stopped world, would look whether it is to stop itself, and wait for ever. It runs no
-Python code and waits for nobody; it makes frame objects, releases none, and keeps a reference to each, because the last
-one may run any code: who asked gives them back when the world runs again.
+A visitor for `PyUnstable_GC_VisitObjects`, which stops the world around it and ends the visit when it returns 0. It
+must be compiled: in a stopped world, bytecode would check whether it should stop itself, and wait for ever. It runs no
+Python code and waits for nothing. It makes frame objects but releases none, because releasing the last reference may
+run any code; the caller releases them when the world runs again.
 
-The table, an array of words: frames given, words that there are, words used, address of a code and of the name of
-an argument of its that is asked for (or 0), then the frames, and behind them for each: rows of frame, code, line,
-variable (owned references; 0: none), and a 0.
+The table is an array of words: number of frames given, words available, words used, the addresses of a code object and
+of the name of one of its arguments to look up (or 0), then the frames; after them, for each frame: rows of frame, code,
+line, variable (owned references; 0: none), and a 0.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ ROW = 4
 
 @kernel(ONE)
 def frames_visit(_object: int, table: int) -> int:
-    """Follow each given frame to its callers, as long as there is room. The world is stopped."""
+    """Follow each given frame to its callers, while there is room. The world is stopped."""
     given = get(table + 8 * GIVEN)
-    room = (get(table + 8 * WORDS) - FRAMES - given - given) // given  # of each
+    room = (get(table + 8 * WORDS) - FRAMES - given - given) // given  # for each frame
     at = table + 8 * (FRAMES + given)
     for i in range(given):
         frame = get(table + 8 * (FRAMES + i))
@@ -32,7 +32,7 @@ def frames_visit(_object: int, table: int) -> int:
         rows = 0
         while frame != 0:
             if (rows + 1) * ROW > room:
-                put(at, frame)  # a row of which only the frame is of use: it has to be given back
+                put(at, frame)  # only the frame of this row is used: the caller must release it
                 put(at + 8, 0)
                 at += 8 * ROW
                 break
@@ -42,7 +42,7 @@ def frames_visit(_object: int, table: int) -> int:
             put(at + 16, PyFrame_GetLineNumber(frame))
             put(at + 24, 0)
             if code == get(table + 8 * ASKED_CODE):
-                # An argument, which is always there: an error would be formatted, and that may begin a collection
+                # The variable is an argument, so it exists: an error would be formatted, which may start a collection.
                 put(at + 24, PyFrame_GetVar(frame, get(table + 8 * ASKED_NAME)))
             at += 8 * ROW
             rows += 1

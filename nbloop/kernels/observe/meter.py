@@ -1,54 +1,68 @@
-"""What a loop measures of itself, in words that any thread, or another process, reads without stopping it.
+"""A loop's figures, in words that any thread, or another process, can read without stopping the loop.
 
-Problem: a task costs 80 ns from submit to done, and looking at the cheapest clock 17 ns (`rdtsc`; a clock call is 50),
-so timing each callback and each delay by itself would cost half of what it measures. Idea: pay in proportion.
+Problem: a task costs 80 ns from submit to done, and reading the cheapest clock 17 ns (`rdtsc`; a clock call takes 50),
+so timing each callback and each delay separately would cost half of what it measures. Idea: pay in proportion.
 
-* *Latency.* The end of one callback is the start of the next: one look at the clock between the two. Callbacks of
-  250 ns or more are timed each; while they are shorter, two, four, then `GROUP_MOST` share a look and count as their
-  mean. Sum, mean and count stay exact. A group that took over `OUTLIER_NS` holds at least one slow callback: it
-  counts as one such and others as short as those before, so that `max` is never too low, and the next are timed each.
-* *Delay.* A producer writes the time beside its cell, and marks the word, so the loop looks for a stamp only where
-  there is one. While `CROWD` or more wait, tickets divisible by 8 are stamped and each counts as 8; which of the two
-  it was is in the mark. A group ends where a stamped task begins: they share one look at the clock.
+* *Latency.* The end of one callback is the start of the next: one reading of the clock serves both. Callbacks of 250 ns
+  or more are timed individually; while they are shorter, two, four, then `GROUP_MOST` share a reading and count with
+  their mean. Sum, mean and count stay exact. A group that took over `OUTLIER_NS` contains at least one slow callback,
+  so it counts as one slow callback and others as short as those before: `max` is never too low. The callbacks after it
+  are timed individually.
+* *Delay.* A producer writes the time beside its cell and marks the word, so the loop reads a stamp only where there is
+  one. While `CROWD` or more tasks wait, tickets divisible by 8 are stamped and each counts as 8; the mark says which of
+  the two applies. A group ends where a stamped task begins: they share one reading of the clock.
 
-Reading is a seqlock: `sequence` is odd while the loop's thread changes LIVE, which it does between callbacks only, so
-a reader gets its copy while a callback runs, however long it hangs. Against a loop that runs callbacks faster than
-LIVE can be copied (some 3 µs) the reader sets `wanted`, and the loop copies LIVE into PUBLISHED itself, at most once
-in `PUBLISH_NS`, under a sequence of its own. Nobody ever waits for a reader; one that dies costs one copy.
+Reading is a seqlock: `sequence` is odd while the loop's thread changes LIVE, which it does only between callbacks, so a
+reader gets its copy while a callback runs, however long that hangs. If a loop runs callbacks faster than LIVE can be
+copied (some 3 µs), the reader sets `wanted`, and the loop itself copies LIVE into PUBLISHED, at most once in
+`PUBLISH_NS`, under a separate sequence. Nothing ever waits for a reader; one that dies costs one copy.
 
 Invariants: only the loop's thread writes LIVE and PUBLISHED, each word by a release store between two changes of its
-sequence; so who has read the same even number before and after (by acquire loads) has words of one moment. Between
-two callbacks all of LIVE is of one moment but `group`, which counts callbacks that are not in the histogram yet.
+sequence, so a reader that saw the same even number before and after (by acquire loads) has words of one moment. Between
+two callbacks all of LIVE belongs to one moment, except `group`, which counts callbacks not yet in the histogram.
 
-It loses on short callbacks mixed with slow ones: two slow ones in one group of eight count as one of their sum.
+It loses on short callbacks mixed with slow ones: two slow ones in one group of eight count as one with their sum.
 """
 
 from __future__ import annotations
 
-from ..base.atomics import get, load, monotonic_ns, put, store, ticks
+from ..base.atomics import fetch_add, get, load, monotonic_ns, put, store, ticks
 from ..base.capi import PyLong_AsLongLong, PyLong_FromLongLong
 from ..base.kernel import MANY, apart, data, helper, inlined, kernel
-from ..base.layout import BLOCK, LIVE, LIVE_BYTES, QUEUE, RATE_SLOTS, STAMPED, STAMPED_EIGHTH, STATE
+from ..base.layout import (
+    BLOCK,
+    KIND_IMMEDIATE,
+    KIND_INTERNAL,
+    KIND_MICROTASK,
+    KIND_NEXT_TICK,
+    LIVE,
+    LIVE_BYTES,
+    QUEUE,
+    RATE_SLOTS,
+    STAMPED,
+    STAMPED_EIGHTH,
+    STATE,
+)
 from ..memory.ring import ring_length
 from .histogram import histogram_add
 
-GROUP_MOST = 8  # short callbacks that share one look at the clock
-SHORT_NS = 250  # a look is under 7 % of this
-OUTLIER_NS = 8_000  # four times what eight short ones take at most
-CROWD = 64  # tasks that wait: from here on each eighth is stamped
-CALM = 16  # turns with fewer, after which each is again
+GROUP_MOST = 8  # short callbacks that share one reading of the clock
+SHORT_NS = 250  # a reading takes under 7 % of this
+OUTLIER_NS = 8_000  # four times the most that eight short callbacks take
+CROWD = 64  # waiting tasks from which on only every eighth is stamped
+CALM = 16  # turns with fewer waiting tasks, after which every task is stamped again
 PUBLISH_NS = 100_000
 MULTIPLIER_BITS = 20  # ns = ticks * multiplier >> 20
-MOST_TICKS = 1 << 42  # times any multiplier is less than 2**63
+MOST_TICKS = 1 << 42  # multiplied by any multiplier, less than 2**63
 MOST_MULTIPLIER = 1 << 21
-BUCKET_NS = 100_000_000  # of the rate: 100 ms
+BUCKET_NS = 100_000_000  # width of the rate's buckets: 100 ms
 WINDOW = 100  # buckets: 10 s
 EMA_BITS = 20
 
 
 @helper
 def clock(block: int) -> int:
-    """Now, in the ticks of this block. Any thread."""
+    """The current time in this block's ticks. Any thread."""
     if get(block + BLOCK.CYCLES) != 0:
         return ticks()
     return monotonic_ns()
@@ -56,14 +70,14 @@ def clock(block: int) -> int:
 
 @helper
 def in_ns(block: int, duration: int) -> int:
-    """Ticks as nanoseconds; negative ones are 0, and those over 2**42, which are 14 minutes at 5 GHz, are that many."""
+    """Ticks as nanoseconds; negative ones become 0, and more than 2**42 (14 minutes at 5 GHz) become 2**42."""
     return (min(max(duration, 0), MOST_TICKS) * get(block + BLOCK.MULTIPLIER)) >> MULTIPLIER_BITS
 
 
 @helper
 def stamp(block: int, cell: int, shift: int, ticket: int) -> int:
-    """If this ticket's delay is to be measured, write the time beside its cell; the mark for its word. Its owner,
-    before the word is stored.
+    """If this ticket's delay is to be measured, write the time beside its cell. Returns the mark for its word. The
+    ticket's owner, before it stores the word.
     """
     pace = load(block + BLOCK.PACE)
     if ticket & pace != 0:
@@ -80,13 +94,13 @@ def change(block: int) -> None:
 
 @inlined
 def callback_measured(block: int, kind: int) -> None:
-    """Say what runs. Loop thread."""
+    """Note the kind of callback that runs. Loop thread."""
     store(block + LIVE.RUNNING, kind + 1)
 
 
 @inlined
 def callback_shares(block: int, failed: bool) -> bool:
-    """Count the callback as one of a group that goes on, if it is. Loop thread."""
+    """Count the callback and return True, unless its group ends with it. Loop thread."""
     group = get(block + LIVE.GROUP) + 1
     if group >= get(block + LIVE.STRIDE) or failed:
         return False
@@ -96,7 +110,7 @@ def callback_shares(block: int, failed: bool) -> bool:
 
 @apart
 def callback_timed(block: int, failed: bool) -> None:
-    """Count the callback as the last of its group, and look at the clock. Loop thread."""
+    """Count the callback as the last of its group, and read the clock. Loop thread."""
     change(block)
     store(block + LIVE.GROUP, get(block + LIVE.GROUP) + 1)
     group_ends(block, clock(block))
@@ -109,7 +123,7 @@ def callback_timed(block: int, failed: bool) -> None:
 
 @helper
 def group_ends(block: int, now: int) -> None:
-    """Put the callbacks since the last boundary into the figures; `now` is the new boundary. In a change."""
+    """Enter the callbacks since the last boundary into the figures; `now` is the new boundary. In a change."""
     group = get(block + LIVE.GROUP)
     if now >= get(block + LIVE.BUCKET_END):
         rate_turns(block, now)
@@ -140,7 +154,7 @@ def group_ends(block: int, now: int) -> None:
 
 @helper
 def rate_turns(block: int, now: int) -> None:
-    """Begin a new bucket of the rate: note how many callbacks came before it. In a change."""
+    """Begin a new bucket of the rate: note the number of callbacks before it. In a change."""
     period = get(block + BLOCK.BUCKET_TICKS)
     number = now // period
     at = block + LIVE.RATE + ((number & (RATE_SLOTS - 1)) << 4)
@@ -187,7 +201,7 @@ def checkpoint_measured(base: int) -> None:
 
 @helper
 def measure_enters(base: int, slept: bool) -> None:
-    """`run` or `drain` begins: what went by outside is nobody's time, or, if Python has slept for the loop, idle time.
+    """`run` or `drain` begins: the time spent outside is not counted, or counts as idle if Python slept for the loop.
     Loop thread, metrics on.
     """
     block = get(base + STATE.METRICS)
@@ -201,10 +215,14 @@ def measure_enters(base: int, slept: bool) -> None:
 
 
 @helper
-def measure_rests(base: int) -> None:
-    """A turn has ended; the loop sleeps or leaves. Loop thread, metrics on."""
+def measure_rests(base: int, ingress: int) -> None:
+    """A turn has ended, and `ingress` tasks wait; the loop will sleep or return. Loop thread, metrics on."""
     block = get(base + STATE.METRICS)
     change(block)
+    store(block + LIVE.CURRENT, ingress)
+    store(block + LIVE.CURRENT + 8, ring_length(base + STATE.INTERNAL))
+    store(block + LIVE.CURRENT + 16, ring_length(base + STATE.NEXT_TICKS) + ring_length(base + STATE.MICROTASKS))
+    store(block + LIVE.CURRENT + 24, ring_length(base + STATE.IMMEDIATES))
     group_ends(block, clock(block))
     totals(base, block)
     store(block + LIVE.RUNNING, 0)
@@ -215,7 +233,7 @@ def measure_rests(base: int) -> None:
 
 @helper
 def totals(base: int, block: int) -> None:
-    """Copy what the loop counts anyway. In a change."""
+    """Copy the counters that the loop keeps anyway. In a change."""
     store(block + LIVE.TURNS, get(base + STATE.TURNS))
     store(block + LIVE.WAKES_SENT, load(base + STATE.WAKES_SENT))
     store(
@@ -229,7 +247,7 @@ def totals(base: int, block: int) -> None:
 
 @helper
 def measure_turn(base: int, ingress: int) -> None:
-    """The loop is back from its sleep, with `ingress` tasks waiting. Loop thread, metrics on."""
+    """A turn begins after a sleep, with `ingress` tasks waiting. Loop thread, metrics on."""
     block = get(base + STATE.METRICS)
     now = clock(block)
     change(block)
@@ -264,9 +282,22 @@ def count(base: int, word: int, how_many: int) -> None:
     change(block)
 
 
+@apart
+def remote_counted(base: int, kind: int, change: int) -> None:
+    """Add to the count of what is on its way from another thread to a ring. Metrics on. Any thread; after it was
+    stored, or moved, so a reader may see -1.
+    """
+    if kind == KIND_MICROTASK or kind == KIND_NEXT_TICK:
+        fetch_add(base + STATE.REMOTE_MICROTASKS, change)
+    elif kind == KIND_INTERNAL:
+        fetch_add(base + STATE.REMOTE_INTERNALS, change)
+    elif kind == KIND_IMMEDIATE:
+        fetch_add(base + STATE.REMOTE_IMMEDIATES, change)
+
+
 @helper
 def publish(block: int) -> None:
-    """A reader could not get its copy: make it one, unless the last is too young. Loop thread, outside of a change."""
+    """Make a copy for a reader that could not get one, unless the last is too recent. Loop thread, not in a change."""
     now = get(block + LIVE.NOW)
     if in_ns(block, now - get(block + BLOCK.PUBLISHED_AT)) < PUBLISH_NS:
         return
@@ -280,16 +311,16 @@ def publish(block: int) -> None:
 
 @helper
 def copywords_of(source: int, target: int) -> None:
-    """LIVE, word by word, each by an acquire load: what is loaded next is not older."""
+    """Copy LIVE word by word with acquire loads, so that what is loaded next is not older."""
     for at in range(0, LIVE_BYTES, 8):
         put(target + at, load(source + at))
 
 
 @helper
 def read_block(block: int, target: int, after: int) -> int:
-    """Copy LIVE, or a PUBLISHED that was begun when its sequence was `after` or more, if it can be had now.
+    """Try to copy LIVE, or a PUBLISHED that was begun when its sequence was at least `after`.
 
-    Any thread. 1 if the copy at `target` is of one moment, else 0, and then the loop has been asked for one.
+    Any thread. Returns 1 if the copy at `target` belongs to one moment; else 0, after asking the loop for a copy.
     """
     sequence = load(block + BLOCK.SEQUENCE)
     if sequence & 1 == 0:
@@ -308,18 +339,18 @@ def read_block(block: int, target: int, after: int) -> int:
 
 @kernel(MANY)
 def metrics_published(self: int, _arguments: int, _count: int) -> int:
-    """The sequence that a PUBLISHED begun from now on exceeds; `self` is a block."""
+    """The sequence that any PUBLISHED begun from now on will exceed; `self` is a block."""
     return PyLong_FromLongLong((load(data(self) + BLOCK.PUBLISHED) + 1) & ~1)
 
 
 @kernel(MANY)
 def metrics_read(self: int, arguments: int, _count: int) -> int:
-    """`read_block` of the block `self` into an array, the first argument, after a number, the second."""
+    """`read_block` of the block `self`: the first argument is the target array, the second is `after`."""
     after = PyLong_AsLongLong(get(arguments + 8))
     return PyLong_FromLongLong(read_block(data(self), data(get(arguments)), after))
 
 
 @kernel(MANY)
 def metrics_clock(self: int, _arguments: int, _count: int) -> int:
-    """The cycle counter, for its calibration."""
+    """The cycle counter, for calibration."""
     return PyLong_FromLongLong(ticks())

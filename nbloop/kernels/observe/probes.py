@@ -1,8 +1,8 @@
-"""What the loop tells those who look on: its figures (meter.py) and its flight recorder (event_ring.py).
+"""Probes: where the hot path reports to the loop's figures (meter.py) and to its flight recorder (event_ring.py).
 
-A loop that nobody observes must not pay for each of them, so the hot path tests one word, `OBSERVED`, which is set when
-either is on, and comes here then. What every callback passes is inlined, so that seven of eight short ones pay for a
-store and a count (calls in their place were half of what metrics cost). Everything here is for the loop's thread.
+An unobserved loop must not pay for each of them, so the hot path tests one word, `OBSERVED`, which is set if either is
+on, and only then calls a probe. The probes of every callback are inlined, so that seven of eight short callbacks pay
+for a store and a count (calls instead made up half of the cost of metrics). All probes are for the loop's thread.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ from .meter import (
     measure_enters,
     measure_rests,
     measure_turn,
+    remote_counted,
 )
 
 
 @inlined
 def callback_begins(base: int, word: int, kind: int) -> None:
-    """A callback, the tagged reference `word`, is about to be called."""
+    """The callback behind the tagged reference `word` is about to be called."""
     block = get(base + STATE.METRICS)
     if block != 0:
         callback_measured(block, kind)
@@ -45,7 +46,7 @@ def callback_begins(base: int, word: int, kind: int) -> None:
 
 @inlined
 def callback_ended(base: int, failed: bool) -> None:
-    """It has returned, or raised."""
+    """The callback has returned or raised."""
     block = get(base + STATE.METRICS)
     if block != 0 and not callback_shares(block, failed):
         callback_timed(block, failed)
@@ -55,14 +56,16 @@ def callback_ended(base: int, failed: bool) -> None:
 
 @apart
 def observe_boundary(base: int) -> None:
-    """The loop has called something of its own: what is observed next begins now."""
+    """The loop has called one of its own functions: what is observed next begins now."""
     if get(base + STATE.RECORDER) != 0:
         boundary_moved(base)
 
 
 @apart
 def command_moved(base: int, kind: int) -> None:
-    """What another thread has scheduled was put into its ring."""
+    """Something that another thread scheduled has been put into its ring."""
+    if get(base + STATE.METRICS) != 0:
+        remote_counted(base, kind, -1)
     if get(base + STATE.RECORDER) != 0 and kind != KIND_ARM and kind != KIND_CANCEL:
         move_recorded(base, kind)
 
@@ -86,17 +89,17 @@ def loop_enters(base: int, slept: bool) -> None:
 
 
 @apart
-def loop_rests(base: int) -> None:
-    """A turn has ended; the loop sleeps or leaves."""
+def loop_rests(base: int, ingress: int) -> None:
+    """A turn has ended, and `ingress` tasks wait; the loop will sleep or return."""
     if get(base + STATE.METRICS) != 0:
-        measure_rests(base)
+        measure_rests(base, ingress)
     if get(base + STATE.RECORDER) != 0:
         record_rests(base)
 
 
 @apart
 def turn_begins(base: int, ingress: int) -> None:
-    """The loop is back from its sleep, with `ingress` tasks waiting."""
+    """A turn begins after a sleep, with `ingress` tasks waiting."""
     if get(base + STATE.METRICS) != 0:
         measure_turn(base, ingress)
     if get(base + STATE.RECORDER) != 0:
@@ -105,7 +108,7 @@ def turn_begins(base: int, ingress: int) -> None:
 
 @apart
 def overload_begins(base: int) -> None:
-    """More waited than a turn takes."""
+    """More tasks wait than one turn takes."""
     if get(base + STATE.METRICS) != 0:
         count(base, LIVE.OVERLOADS, 1)
     if get(base + STATE.RECORDER) != 0:

@@ -1,1 +1,1 @@
-"""Promises without their policy: what settles once, what reacts to it, and the classes whose slots are the words."""
+"""Promises without their policy: settling once, reacting to it, and the classes whose slots are the words."""

@@ -1,13 +1,14 @@
-"""What reacts: `then` and its like, and the jobs that run when what they wait for is settled.
+"""Reactions: `then` and its relatives, and the jobs that run when what they wait for has settled.
 
 A reaction needs no record: it is the `Eventual` that follows the one it waits for, with its handlers in its own slots,
-so `then` allocates one object. Queued, it is one marked word in the microtask ring, and the checkpoint runs it without
-any Python but its handler. One that nobody sees (of `all`, of an adoption) is a plain `Eventual`, of which nothing is
-settled. A handler may also be a `Places`, as those of `all` are: the kernel then puts the value into its place of a
-list, counts, and calls on only when the last one has come: `all` of a hundred costs one call of Python, not a hundred.
+so `then` allocates one object. A queued reaction is one marked word in the microtask ring, and the checkpoint runs it
+without any Python except its handler. A hidden reaction (of `all`, or of an adoption) is a plain `Eventual`, which is
+never settled itself. A handler may also be a `Places`, as those of `all` are: the kernel then stores the value at its
+place in a list, counts, and calls Python only when the last one has arrived, so `all` of a hundred costs one call of
+Python, not a hundred.
 
-How it is queued exactly once, whoever settles when, is settling.py's. It loses where a handler returns a promise: to
-follow that is Python's, and takes 1 µs where a plain value takes 0.1.
+settling.py ensures that each reaction is queued exactly once, whichever thread settles at whatever moment. It loses
+when a handler returns a promise: following it is done in Python, and takes 1 µs where a plain value takes 0.1.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from ..base.capi import (
     Py_DecRef,
     Py_IncRef,
     PyCallable_Check,
+    PyContext_CopyCurrent,
+    PyContext_Enter,
+    PyContext_Exit,
     PyErr_GetRaisedException,
     PyList_Append,
     PyList_SetItem,
@@ -27,7 +31,7 @@ from ..base.capi import (
     PyUnicode_Compare,
 )
 from ..base.interpreter import SEQUENCE_SIZE, TUPLE_ITEMS
-from ..base.kernel import KEYWORDS, MANY, NOARGS, data, helper, kernel
+from ..base.kernel import KEYWORDS, MANY, NOARGS, data, helper, inlined, kernel
 from ..base.layout import KIND_MICROTASK, POINTER_MASK, STATE
 from ..calls.invoke import called
 from ..observe.probes import callback_begins
@@ -36,7 +40,7 @@ from .settling import EVENTUAL, PLACES, VIEW, attach, call_two, ended, reject_wi
 
 @helper
 def make_reaction(view_object: int, kind: int, on_fulfilled: int, on_rejected: int) -> int:
-    """A new eventual with these handlers, 0 for none; or 0 with an exception set."""
+    """A new eventual with these handlers (0: none); or 0 with an exception set."""
     reaction = PyType_GenericAlloc(kind, 0)
     if reaction == 0:
         return 0
@@ -53,7 +57,7 @@ def make_reaction(view_object: int, kind: int, on_fulfilled: int, on_rejected: i
 
 @kernel(KEYWORDS)
 def then(self: int, arguments: int, count: int, names: int) -> int:
-    """An eventual of the view's type that follows this one. Any thread; one swap, or one push into a ring."""
+    """Make an eventual of the view's type that follows this one. Any thread; one swap, or one push into a ring."""
     view = view_of(self)
     if view == 0:
         return 0
@@ -73,7 +77,7 @@ def then(self: int, arguments: int, count: int, names: int) -> int:
     if misused:
         ended(PyObject_CallOneArg(get(view + VIEW.MISUSED), self), 0)
         return 0
-    if on_fulfilled != 0 and PyCallable_Check(on_fulfilled) == 0:  # given anything, as the standard has it
+    if on_fulfilled != 0 and PyCallable_Check(on_fulfilled) == 0:  # the standard ignores what is not callable
         on_fulfilled = 0
     if on_rejected != 0 and PyCallable_Check(on_rejected) == 0:
         on_rejected = 0
@@ -83,6 +87,12 @@ def then(self: int, arguments: int, count: int, names: int) -> int:
     if get(view + VIEW.MADE) != 0 and ended(PyObject_CallOneArg(get(view + VIEW.MADE), child), 0) != 0:
         Py_DecRef(child)
         return 0
+    if on_fulfilled != 0 or on_rejected != 0:
+        context = PyContext_CopyCurrent()
+        if context == 0:
+            Py_DecRef(child)
+            return 0
+        put(child + EVENTUAL.VALUE, context)  # where it waits until the value comes: settling.queue_reaction
     Py_IncRef(child)
     attach(view, self, child)
     return child
@@ -90,7 +100,7 @@ def then(self: int, arguments: int, count: int, names: int) -> int:
 
 @kernel(MANY)
 def subscribe(self: int, arguments: int, count: int) -> int:
-    """The two handlers, each a callable, `Places` or None, of a reaction that nobody sees. Any thread."""
+    """Add a hidden reaction with two handlers, each a callable, a `Places` or None. Any thread."""
     view = view_of(self)
     if view == 0:
         return 0
@@ -119,21 +129,24 @@ def subscribe(self: int, arguments: int, count: int) -> int:
         if index != 0:
             Py_DecRef(index)
         return 0
-    put(reaction + EVENTUAL.REACTIONS, index)  # nobody reacts to what nobody sees: the slot is free for this
+    put(reaction + EVENTUAL.REACTIONS, index)  # nobody reacts to a hidden reaction, so this slot is free
     attach(view, self, reaction)
     return none
 
 
 @helper
 def reaction_run(base: int, word: int) -> int:
-    """Run a reaction out of the microtask ring (NewPromiseReactionJob). The reference of `word` stays the caller's.
-    0, or LEAVE. Loop thread.
+    """Run a reaction from the microtask ring (NewPromiseReactionJob). The caller keeps the reference of `word`. Returns
+    0 or LEAVE. Loop thread.
 
-    Its slots are emptied first: the handlers live no longer than this call, however long the eventual does.
+    Its slots are emptied first, so that the handlers do not outlive this call, however long the eventual lives. A
+    handler of `then` runs in the context of that call. A handler without a context is hidden: no user gave it.
     """
     reaction = word & POINTER_MASK
     view = data(get(reaction + EVENTUAL.VIEW))
-    fulfilled = get(reaction + EVENTUAL.LINK) == get(view + VIEW.FULFILLED)
+    link = get(reaction + EVENTUAL.LINK)
+    fulfilled = link == get(view + VIEW.FULFILLED)
+    captured = not fulfilled and link != get(view + VIEW.REJECTED)
     seen = type_of(reaction) == get(view + VIEW.SEEN)
     argument = get(reaction + EVENTUAL.VALUE)
     on_fulfilled = get(reaction + EVENTUAL.ON_FULFILLED)
@@ -141,7 +154,11 @@ def reaction_run(base: int, word: int) -> int:
     put(reaction + EVENTUAL.VALUE, 0)
     put(reaction + EVENTUAL.ON_FULFILLED, 0)
     put(reaction + EVENTUAL.ON_REJECTED, 0)
-    handler = on_fulfilled if fulfilled else on_rejected
+    handler = on_fulfilled if fulfilled or captured else on_rejected
+    if captured:
+        put(reaction + EVENTUAL.LINK, 0)
+    elif seen:
+        handler = 0  # has none for this outcome
     status = 0
     if get(base + STATE.OBSERVED) != 0:
         callback_begins(base, handler if handler != 0 else reaction, KIND_MICROTASK)
@@ -152,6 +169,8 @@ def reaction_run(base: int, word: int) -> int:
     else:
         if type_of(handler) == get(view + VIEW.PLACES):
             result = place_put(base, handler, get(reaction + EVENTUAL.REACTIONS), argument)
+        elif captured:
+            result = call_in_context(link, handler, argument)
         else:
             result = PyObject_CallOneArg(handler, argument)
         if result == 0:
@@ -164,6 +183,8 @@ def reaction_run(base: int, word: int) -> int:
             Py_DecRef(result)
     status = called(base, get(base + STATE.NONE) if status == 0 else 0, word, KIND_MICROTASK)
     Py_DecRef(argument)
+    if captured:
+        Py_DecRef(link)
     if on_fulfilled != 0:
         Py_DecRef(on_fulfilled)
     if on_rejected != 0:
@@ -171,9 +192,21 @@ def reaction_run(base: int, word: int) -> int:
     return status
 
 
+@inlined
+def call_in_context(context: int, function: int, argument: int) -> int:
+    """Call a function of one argument in a context. A new reference, or 0 with an exception set."""
+    if PyContext_Enter(context) != 0:
+        return 0
+    result = PyObject_CallOneArg(function, argument)
+    if PyContext_Exit(context) != 0 and result != 0:  # the function has left the thread in another one
+        Py_DecRef(result)
+        result = 0
+    return result
+
+
 @helper
 def place_new(base: int, places: int) -> int:
-    """One more place: its index as a new int object, or 0 with an exception set. Only by who subscribes."""
+    """Add a place. Returns its index as a new int object, or 0 with an exception set. Only the subscribing thread."""
     counts = data(get(places + PLACES.COUNTS))
     count = get(counts + 8)
     if PyList_Append(get(places + PLACES.VALUES), get(base + STATE.NONE)) != 0:
@@ -187,7 +220,9 @@ def place_new(base: int, places: int) -> int:
 
 @helper
 def place_filled(base: int, places: int) -> int:
-    """One less to come. Who finds that none is left calls `_done`. None, or 0 with an exception set. Any thread."""
+    """Count a value that arrived; the thread with the last one calls `_done`. None, or 0 with an exception set. Any
+    thread.
+    """
     if fetch_add(data(get(places + PLACES.COUNTS)), -1) == 1:
         result = PyObject_CallOneArg(get(places + PLACES.DONE), get(places + PLACES.VALUES))
         if ended(result, 0) != 0:
@@ -197,7 +232,7 @@ def place_filled(base: int, places: int) -> int:
 
 @helper
 def place_put(base: int, places: int, index: int, value: int) -> int:
-    """The value for the place of that int object; once for each. As `place_filled`."""
+    """Store the value for the place with index `index`, an int object; once per place. Returns as `place_filled`."""
     Py_IncRef(value)
     if PyList_SetItem(get(places + PLACES.VALUES), PyLong_AsLongLong(index), value) != 0:
         return 0
@@ -212,7 +247,7 @@ def places_new(self: int, _unused: int) -> int:
 
 @kernel(NOARGS)
 def places_subscribed(self: int, _unused: int) -> int:
-    """Takes off the one that was added so that nothing is complete too early."""
+    """Remove the extra count that kept the list from being complete too early."""
     return place_filled(get(data(get(self + PLACES.VIEW)) + VIEW.LOOP), self)
 
 

@@ -1,26 +1,26 @@
-"""What settles once, and what waits for it: the protocol of a promise, without its policy.
+"""Settling once, and waiting for it: the protocol of a promise, without its policy.
 
-Problem: a promise in plain Python spends ten times what its microtasks cost on frames, tuples and lists. Idea: the
-``__slots__`` of a Python class are machine words at fixed offsets which the cycle collector already knows, so kernels
-can work on the *instance*: a method is a descriptor whose ``self`` it is. What waits needs no record: a reaction is the
-`Eventual` that follows, linked through `_link` into the stack of what it waits for (reactions.py).
+Problem: a promise in plain Python spends ten times as much on frames, tuples and lists as its microtasks cost. Idea:
+the ``__slots__`` of a Python class are machine words at fixed offsets that the cycle collector already knows, so
+kernels can work on the *instance*, which is the ``self`` of a method descriptor. Waiting needs no record: a reaction is
+the `Eventual` that follows, linked through `_link` into the stack of the eventual it waits for (reactions.py).
 
 Settling and reacting meet in one word, `_reactions`:
 
 * NULL, or the top of a stack that ends in NULL: pending.
 * BUSY (``True``), or a stack that ends in it: settled, and the settler is queueing.
-* DRAINED (``None``): settled, and everything that waited is queued; who comes now queues for itself.
+* DRAINED (``None``): settled, and everything that waited is queued; a later reaction is queued by its own thread.
 
-Whoever adds a reaction swaps it in on top, unless the word is DRAINED. Whoever settles writes value and outcome, swaps
-in BUSY, queues what it took from the bottom up, and is done when it can swap BUSY for DRAINED: a reaction that was
-added meanwhile makes that fail, and it goes round once more. So each reaction is queued once, and those of one thread
-in its order, with no lock and no look at a second word. Pushing and taking *all* has no ABA. Only one thread may
-settle: that is what the token of a `Resolver` decides.
+A thread that adds a reaction swaps it in on top, unless the word is DRAINED. The settler writes value and outcome,
+swaps in BUSY, queues the stack that it took from the bottom up, and is done when it can swap BUSY for DRAINED; if a
+reaction was added meanwhile, this fails, and it repeats. So each reaction is queued exactly once, and those of one
+thread in their order, with no lock and no second word. There is no ABA, since the stack is taken only as a whole. Only
+one thread may settle: the token of a `Resolver` decides which.
 
-What is policy is Python's, and is called through the words of a `View`: what is not plain, is nobody's rejection, has
-raised, or can not be queued any more because the loop is gone.
+Policy is left to Python functions, called through the words of a `View`: for values that are not plain, unhandled
+rejections, handlers that raised, and reactions that cannot be queued because the loop is gone.
 
-It loses against a future with one callback in memory: every eventual has the slots of a reaction.
+In memory it loses against a future with a single callback: every eventual has the slots of a reaction.
 """
 
 from __future__ import annotations
@@ -43,12 +43,13 @@ from ..base.capi import (
 )
 from ..base.interpreter import OBJECT_TYPE, TUPLE_ITEMS, slot_offsets
 from ..base.kernel import MANY, ONE, data, helper, inlined, kernel
-from ..base.layout import REFUSED_CLOSED, REFUSED_MEMORY, STATE, TAG_REACTION, Fields, Record
+from ..base.layout import KIND_MICROTASK, REFUSED_CLOSED, REFUSED_MEMORY, STATE, TAG_REACTION, Fields, Record
 from ..base.refusal import on_loop_thread, refuse
 from ..calls.invoke import LEAVE
 from ..calls.remote import due_push, fetch_remote
 from ..ingress.parking import wake as wake_loop
 from ..ingress.ticket_queue import queue_length, queue_push
+from ..observe.meter import remote_counted
 
 # The words of a view: constants of the interpreter, types, names, and the Python functions that kernels call.
 PLAIN_TYPES: tuple[type, ...] = (
@@ -62,7 +63,8 @@ VIEW = Record(
             for name in (
                 *("loop", "busy", "drained", "fulfilled", "rejected"),
                 *("seen", "hidden", "places", "on_fulfilled", "on_rejected"),
-                *("follow", "unhandled", "raised", "lost", "made", "misused"),
+                *("follow", "unhandled", "raised", "lost", "made", "misused", "spawning"),
+                *("function_type", "method_type", "builtin_type"),
             )
         ]
         + [("plain", np.int64, (len(PLAIN_TYPES),))]
@@ -72,7 +74,7 @@ V_END = VIEW.dtype.itemsize
 
 
 def _slots_of(name: str, kind: Any) -> Fields:
-    """The ``__slots__`` of a class as a record: ``EVENTUAL.LINK`` is where an instance has its `_link`."""
+    """The ``__slots__`` of a class as a record: ``EVENTUAL.LINK`` is the offset of an instance's `_link`."""
     offsets = zip(kind.__slots__, slot_offsets(kind), strict=True)
     return Fields(name, {slot.removeprefix("_").upper(): at for slot, at in offsets})
 
@@ -102,8 +104,8 @@ EVENTUAL = _slots_of("EVENTUAL", EventualWords)
 
 
 class PlacesWords(Unique):
-    """Of values that arrive in any order: ``[how many are to come, how many places there are]``, whom to call with
-    all of them, and the list.
+    """The words of a `Places`: ``[values still to come, number of places]``, the function to call with all values, and
+    their list.
     """
 
     __slots__ = ("_counts", "_done", "_values", "_view")
@@ -113,7 +115,7 @@ PLACES = _slots_of("PLACES", PlacesWords)
 
 
 class ResolverWords(Unique):
-    """Of a pair of resolving functions: what the first call takes ([[AlreadyResolved]]), and the view."""
+    """The words of a pair of resolving functions: what the first call takes ([[AlreadyResolved]]), and the view."""
 
     __slots__ = ("_eventual", "_view")
 
@@ -129,8 +131,8 @@ def type_of(target: int) -> int:
 
 @helper
 def view_of(eventual: int) -> int:
-    """The words of its view; 0 with an exception set if it has none: `__new__` alone made it, or the collector has
-    taken it apart.
+    """The words of an eventual's view; 0 with an exception set if it has none, because only `__new__` was called or
+    the collector has cleared it.
     """
     view_object = load(eventual + EVENTUAL.VIEW)
     if view_object == 0:
@@ -141,8 +143,8 @@ def view_of(eventual: int) -> int:
 
 @helper
 def call_two(function: int, first: int, second: int) -> int:
-    """Call a Python function with two arguments, whose references stay the caller's. 0, or LEAVE with an exception
-    set.
+    """Call a Python function with two arguments, whose references the caller keeps. Returns 0, or LEAVE with an
+    exception set.
     """
     pair = PyTuple_New(2)
     if pair == 0:
@@ -156,7 +158,7 @@ def call_two(function: int, first: int, second: int) -> int:
 
 @helper
 def ended(result: int, argument: int) -> int:
-    """After a call for its effect: release its `argument`, unless that is 0. 0, or LEAVE if it raised."""
+    """Finish a call made for its effect: release `argument`, unless that is 0. Returns 0, or LEAVE if it raised."""
     if argument != 0:
         Py_DecRef(argument)
     if result == 0:
@@ -167,7 +169,7 @@ def ended(result: int, argument: int) -> int:
 
 @helper
 def plain(view: int, value: int) -> bool:
-    """Is it of a type whose instances are never followed? Exactly of such a type, not of a subclass."""
+    """Whether a value has exactly one of the types, not a subclass, whose instances are never followed."""
     kind = type_of(value)
     at = view + VIEW.PLAIN
     while at < view + V_END:
@@ -179,19 +181,32 @@ def plain(view: int, value: int) -> bool:
 
 @helper
 def queue_reaction(view: int, settled: int, reaction: int) -> None:
-    """Put a reaction of what is settled into the microtask ring; its reference moves there. Any thread.
+    """Put a reaction to a settled eventual into the microtask ring, which takes over its reference. Any thread.
 
-    From now on its `_link` is the outcome, and its `_value` what its handler is to be given.
+    From now on its `_value` is the argument for its handler. Its `_link` is the outcome. If `then` has given it a
+    handler for this outcome, its `_link` is instead the context, which has waited in `_value`, and the handler is
+    `_on_fulfilled`.
     """
-    put(reaction + EVENTUAL.LINK, load(settled + EVENTUAL.OUTCOME))
-    value = load(settled + EVENTUAL.VALUE)  # written once, and `settled` is held by the caller
+    link = load(settled + EVENTUAL.OUTCOME)
+    context = get(reaction + EVENTUAL.VALUE)
+    if context != 0:
+        if link == get(view + VIEW.REJECTED):
+            handler = get(reaction + EVENTUAL.ON_REJECTED)
+            put(reaction + EVENTUAL.ON_REJECTED, get(reaction + EVENTUAL.ON_FULFILLED))
+            put(reaction + EVENTUAL.ON_FULFILLED, handler)
+        if get(reaction + EVENTUAL.ON_FULFILLED) != 0:
+            link = context
+        else:  # released when it runs: to release it here would run Python between two reactions
+            put(reaction + EVENTUAL.ON_FULFILLED, context)
+    put(reaction + EVENTUAL.LINK, link)
+    value = load(settled + EVENTUAL.VALUE)  # written once, and the caller keeps `settled` alive
     Py_IncRef(value)
     put(reaction + EVENTUAL.VALUE, value)
     base = get(view + VIEW.LOOP)
     while True:
         if on_loop_thread(base):
             if queue_length(base + STATE.REMOTE) != 0:
-                fetch_remote(base)  # what returned elsewhere before this call began comes first
+                fetch_remote(base)  # calls that returned on other threads before this one began come first
             status = due_push(base, base + STATE.MICROTASKS, reaction | TAG_REACTION)
             if status == 0:
                 return
@@ -200,22 +215,24 @@ def queue_reaction(view: int, settled: int, reaction: int) -> None:
             status = queue_push(base + STATE.REMOTE, reaction | TAG_REACTION)  # the ring's word: remote_words.py
             if status == 0:
                 wake_loop(base)
+                if get(base + STATE.METRICS) != 0:
+                    remote_counted(base, KIND_MICROTASK, 1)
                 return
         if refuse(base, status, reaction) != 0:
             break
     error = PyErr_GetRaisedException()
     if call_two(get(view + VIEW.LOST), reaction, error) != 0:
-        PyErr_WriteUnraisable(reaction)  # the others must be queued all the same
+        PyErr_WriteUnraisable(reaction)  # the other reactions must still be queued
     Py_DecRef(error)
     Py_DecRef(reaction)
 
 
 @inlined
 def settle(view: int, eventual: int, outcome: int, value: int) -> None:
-    """Write the outcome and queue all reactions, in order. The reference of `value` moves in. Only by who alone may
-    settle it, and holds it; any thread. O(reactions).
+    """Write the outcome and queue all reactions, in order; takes over the reference of `value`. Any thread, which must
+    have the sole right to settle the eventual, and keep it alive. O(reactions).
 
-    Value and outcome are published by the swap of `_reactions`, which whoever reads them has seen.
+    The swap of `_reactions` publishes value and outcome; readers must have seen it.
     """
     old = get(eventual + EVENTUAL.VALUE)
     put(eventual + EVENTUAL.VALUE, value)
@@ -225,7 +242,7 @@ def settle(view: int, eventual: int, outcome: int, value: int) -> None:
         while True:
             head = exchange(eventual + EVENTUAL.REACTIONS, busy)
             first = 0
-            while head != 0 and head != busy:  # turn it round: the stack's top came last
+            while head != 0 and head != busy:  # reverse it: the stack's top was added last
                 below = get(head + EVENTUAL.LINK)
                 put(head + EVENTUAL.LINK, first)
                 first = head
@@ -242,21 +259,21 @@ def settle(view: int, eventual: int, outcome: int, value: int) -> None:
 
 @helper
 def attach(view: int, eventual: int, reaction: int) -> None:
-    """Let a reaction wait for an eventual, or queue it at once; its reference moves there. Any thread; O(1)."""
+    """Make a reaction wait for an eventual, or queue it now; takes over its reference. Any thread; O(1)."""
     store(eventual + EVENTUAL.HANDLED, get(view + VIEW.FULFILLED))
     while True:
         head = load(eventual + EVENTUAL.REACTIONS)
         if head == get(view + VIEW.DRAINED):
             queue_reaction(view, eventual, reaction)
             return
-        put(reaction + EVENTUAL.LINK, head)  # whose reference, the word's until now, moves with the swap
+        put(reaction + EVENTUAL.LINK, head)  # the swap moves head's reference from the word to the link
         if compare_and_swap(eventual + EVENTUAL.REACTIONS, head, reaction):
             return
 
 
 @helper
 def resolve_with(view: int, eventual: int, value: int) -> int:
-    """Fulfil with what is plain, let Python see to the rest. The reference of `value` is consumed. 0, or LEAVE."""
+    """Fulfil with a plain value, leave others to Python. Consumes the reference of `value`. Returns 0 or LEAVE."""
     if plain(view, value):
         settle(view, eventual, get(view + VIEW.FULFILLED), value)
         return 0
@@ -267,7 +284,7 @@ def resolve_with(view: int, eventual: int, value: int) -> int:
 
 @helper
 def reject_with(view: int, eventual: int, reason: int) -> int:
-    """Reject, and tell Python if nobody has reacted yet. The reference of `reason` is consumed. 0, or LEAVE."""
+    """Reject, and notify Python if there is no reaction yet. Consumes the reference of `reason`. Returns 0 or LEAVE."""
     settle(view, eventual, get(view + VIEW.REJECTED), reason)
     if load(eventual + EVENTUAL.HANDLED) != 0:
         return 0
@@ -276,7 +293,7 @@ def reject_with(view: int, eventual: int, reason: int) -> int:
 
 @kernel(ONE)
 def fulfill(self: int, value: int) -> int:
-    """FulfillPromise. The caller alone may settle it; any thread."""
+    """FulfillPromise. Any thread; the caller must have the sole right to settle it."""
     view = view_of(self)
     if view == 0:
         return 0
@@ -287,7 +304,7 @@ def fulfill(self: int, value: int) -> int:
 
 @kernel(ONE)
 def resolve(self: int, value: int) -> int:
-    """The body of a promise resolve function. The caller alone may settle it; any thread."""
+    """The body of a promise resolve function. Any thread; the caller must have the sole right to settle it."""
     view = view_of(self)
     if view == 0:
         return 0
@@ -299,7 +316,7 @@ def resolve(self: int, value: int) -> int:
 
 @kernel(ONE)
 def reject(self: int, reason: int) -> int:
-    """RejectPromise. The caller alone may settle it; any thread."""
+    """RejectPromise. Any thread; the caller must have the sole right to settle it."""
     view = view_of(self)
     if view == 0:
         return 0
@@ -311,7 +328,7 @@ def reject(self: int, reason: int) -> int:
 
 @helper
 def decide(self: int, arguments: int, count: int, fulfil: bool) -> int:
-    """Settle what the resolver resolves, if this is the first call of its two methods. Any thread; one swap."""
+    """Settle the resolver's eventual, if this is the first call of either method. Any thread; one swap."""
     view_object = load(self + RESOLVER.VIEW)
     if view_object == 0:
         PyErr_BadArgument()
@@ -333,11 +350,11 @@ def decide(self: int, arguments: int, count: int, fulfil: bool) -> int:
 
 @kernel(MANY)
 def decide_resolve(self: int, arguments: int, count: int) -> int:
-    """Of a resolver: resolve with the argument, or None."""
+    """A resolver's `resolve`, with the argument or None."""
     return decide(self, arguments, count, True)
 
 
 @kernel(MANY)
 def decide_reject(self: int, arguments: int, count: int) -> int:
-    """Of a resolver: reject with the argument, or None."""
+    """A resolver's `reject`, with the argument or None."""
     return decide(self, arguments, count, False)

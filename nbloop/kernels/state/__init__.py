@@ -1,3 +1,3 @@
-"""The memory of a loop or a producer handle as a numpy array: how it is made, what the collector sees of it, and how
-it ends.
+"""The memory of a loop or a producer handle, as a numpy array: how it is created, what the collector sees of it, and
+how it ends.
 """

@@ -1,20 +1,22 @@
-"""A state array made, filled, and at the end emptied: who owns the memory of a loop.
+"""State arrays: how a loop's memory is created, filled and released, and who owns it.
 
 A `State` is a numpy array and the ``self`` of the loop's built-in methods, so it lives as long as the loop *or any
-method taken from it*. Its words hold two kinds of addresses: of objects kept alive by the array's own attribute
-`keep` (hooks), and of what kernels own: references of callables, and memory they took (system.py).
+method taken from it*. Its words hold two kinds of addresses: those of objects that the array's attribute `keep` keeps
+alive (hooks), and those of what kernels own: references to callables, and memory from system.py.
 
-It ends in two steps, because the collector calls the finalisers of a cycle in any order, and finalisers call methods.
-A `State` is in such a cycle. Its finaliser closes every queue, its handles' too, and releases the callables; the
-memory stays, so a call that comes later refuses or finds nothing. The `Memory` under the words is in no cycle: the
-collector does not see it. It goes with the last reference to the state, and takes along what kernels have taken.
+It ends in two steps, because the collector calls the finalisers of a cycle in any order, and finalisers may call
+methods. A `State` can be part of such a cycle. Its finaliser closes every queue, including those of its handles, and
+releases the callables. The memory stays, so a later call is refused or finds nothing. The `Memory` under the words is
+in no cycle, as the collector does not see it. It goes with the last reference to the state, and releases the memory
+that kernels took.
 """
 
 from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import CoroutineType
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ from ..base.atomics import put
 from ..base.interpreter import TYPE_TRAVERSE
 from ..base.kernel import Kernel, data
 from ..base.layout import FAR, HANDLE, LINE, POOL, QUEUE, RING, STATE, TIMERS, table
+from ..calls.captured import RUN_IN_CONTEXT
 from ..methods.lifetime import destroy, dismantle, producer_close, producer_destroy, producer_drop, warm
 from ..timers.buckets import GRAIN_MASK
 from .traverse import traverse_handle, traverse_loop
@@ -41,12 +44,12 @@ _LOOP_TABLES = (
 )
 
 
-_whole: set[int] = set()  # each `Memory` by its id: what numpy leaves of a copy that was refused is of that type too
+_whole: set[int] = set()  # ids of complete `Memory` objects: the remains of a refused numpy copy have that type too
 
 
 class Memory(Unique, np.ndarray):
-    """What a loop's state lies in: its words, then its tables. It has no attributes, so the collector does not track
-    it, and calls no finaliser of it in the middle of a cycle.
+    """The memory of a loop's state: its words, then its tables. It has no attributes, so the collector does not track
+    it, and does not call its finaliser in the middle of a cycle.
     """
 
     __slots__ = ()
@@ -62,37 +65,37 @@ class Memory(Unique, np.ndarray):
 
 
 class State(Unique, np.ndarray):
-    """An aligned array of words that a kernel-made method can have as its ``self``."""
+    """An aligned array of words that serves as the ``self`` of methods made from kernels."""
 
     keep: list[Any]
     kind: np.dtype[np.void]
-    memory: type[np.ndarray[Any, Any]] = np.ndarray  # what it lies in
+    memory: type[np.ndarray[Any, Any]] = np.ndarray  # the type of its memory
     tables: int  # words of its tables
-    used: int  # words of its memory that are the state's own or a table's
+    used: int  # words of its memory in use, by the state itself or by a table
     finaliser: Kernel
-    self_at: int  # index of the word "self", without which the words mean nothing to the collector
-    whole = False  # set once all words are there that the finaliser works on; exceptions may come before
+    self_at: int  # index of the word "self"; while that is 0, the collector ignores the words
+    whole = False  # set once all words that the finaliser uses are valid; an exception may come before that
 
     def __array_finalize__(self, source: object) -> None:
-        if isinstance(source, State):  # a slice would be traversed and finalised as if it were a state itself
+        if isinstance(source, State):  # a slice would be traversed and finalised as if it were a state
             raise TypeError("a state has no views or copies of its own type: use its record, or view(numpy.ndarray)")
 
     def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         if self.whole and not finalizing():
             self.end()
-        elif self.whole:  # the interpreter ends and modules are half gone, but not the collector
-            self[self.self_at] = 0  # it must not follow words whose tables it has taken away
+        elif self.whole:  # the interpreter is shutting down: modules are half gone, but the collector still runs
+            self[self.self_at] = 0  # it must not follow words whose tables it has already freed
 
     def end(self) -> None:
-        """Refuse from now on, and release the callables. Its finaliser's work."""
+        """Refuse calls from now on, and release the callables. Called by the finaliser."""
         self.finaliser.bind(self)()
 
     @property
     def record(self) -> Any:
         """The words by name, as a numpy record over the same memory: ``state.record["external"]["tail"]``.
 
-        It keeps the memory and not the state, whose cycles the collector would then not see. Not a view of a view,
-        which would be checked field by field: 10 µs.
+        It keeps the memory alive but not the state, because the collector would not see cycles through such a
+        reference. It is not a view of a view, which numpy would check field by field: 10 µs.
         """
         return np.ndarray((1,), self.kind, buffer=self.base)[0]
 
@@ -100,12 +103,12 @@ class State(Unique, np.ndarray):
 class LoopWords(State):
     """The state of a loop.
 
-    `handles` are the words of its producers' states, by number. Not the states, which would live as long as the loop,
-    and not weak references to them, which the collector clears before it calls the first finaliser: it is then that a
-    forgotten loop has to close its handles. Each handle takes itself out when it ends.
+    `handles` holds the words of its producers' states, by number. It does not hold the states, which would then live as
+    long as the loop, nor weak references to them, which the collector clears before it calls the first finaliser, when
+    a forgotten loop must close its handles. Each handle removes itself when it ends.
     """
 
-    __qualname__ = "Loop"  # what Python calls its methods by: "Loop.submit() takes no keyword arguments"
+    __qualname__ = "Loop"  # the name in Python's error messages: "Loop.submit() takes no keyword arguments"
     handles: dict[int, Any]
     handle_numbers: Iterator[int]
 
@@ -120,11 +123,11 @@ class LoopWords(State):
         super().end()
 
     def close_handles(self) -> int:
-        """Refuse new work from all of them; how much they still hold. Any thread; idempotent."""
+        """Make all handles refuse new work; return how much they still hold. Any thread; idempotent."""
         return sum(producer_close.bind(handle)() for handle in list(self.handles.values()))
 
     def drop_handles(self) -> None:
-        """Release what they hold, but for those that are ready, of which `release_all` does. Closed, loop ended."""
+        """Release what the handles hold, except ready ones, which `release_all` handles. After close and loop end."""
         for handle in list(self.handles.values()):
             producer_drop.bind(handle)()
 
@@ -146,6 +149,17 @@ class HandleWords(State):
         self.loop.handles.pop(self.number, None)
 
 
+class GroupWords(Unique, np.ndarray):
+    """The words of a group of loops, which keep the states that they name."""
+
+    __qualname__ = "LoopGroup"
+    keep: tuple[LoopWords, ...]
+
+    def __array_finalize__(self, source: object) -> None:
+        if isinstance(source, GroupWords):  # it would name states that it does not keep
+            raise TypeError("a group's state has no views or copies of its own type: use view(numpy.ndarray)")
+
+
 def _show_to_collector(kind: type[State], traverse: Kernel) -> None:
     """Make `traverse` the type's ``tp_traverse``, so that cycles through queued callables are found."""
     if traverse.address:
@@ -157,8 +171,8 @@ _show_to_collector(HandleWords, traverse_handle)
 
 
 def make_state[S: State](kind: type[S]) -> S:
-    """A zeroed state, with room for its tables behind it. Both begin on a page: a map does. It is `whole`
-    when its maker says so.
+    """A zeroed state, followed by room for its tables. It begins on a page, as every mapping does. Its maker sets
+    `whole`.
     """
     words = kind.kind.itemsize // 8
     memory = table(words + kind.tables).view(kind.memory)
@@ -171,11 +185,11 @@ def make_state[S: State](kind: type[S]) -> S:
 
 
 def _address(array: npt.NDArray[np.int64]) -> int:
-    return data(id(array))  # as kernels find it: `array.ctypes.data` takes 4 µs, 18 times a loop
+    return data(id(array))  # read as kernels do: `array.ctypes.data` takes 4 µs, 18 times per loop
 
 
 def _table(state: State, words: int) -> int:
-    """A lazily resident table that lives as long as the state's memory."""
+    """A table, resident only as far as it is used, that lives as long as the state's memory."""
     start = state.used
     state.used += words
     assert state.used <= state.kind.itemsize // 8 + state.tables
@@ -213,8 +227,7 @@ def make_loop_state(
     recorder: npt.NDArray[np.int64] | None = None,
 ) -> LoopWords:
     """The state of a loop, with its queues open and empty. `hooks` are the Python functions that kernels call, by
-    word; `metrics` is the block that it measures itself in (meter.py), `recorder` the ring that it records in
-    (event_ring.py).
+    word; `metrics` is the block for its figures (meter.py), `recorder` the ring for its events (event_ring.py).
     """
     state = make_state(LoopWords)
     state.handles = {}
@@ -223,7 +236,8 @@ def make_loop_state(
     base = _address(state)
     record["none"] = id(None)
     record["one"] = 1
-    record["list_type"], record["tuple_type"] = id(list), id(tuple)
+    record["list_type"], record["tuple_type"], record["coroutine_type"] = id(list), id(tuple), id(CoroutineType)
+    record["run_in_context"] = id(RUN_IN_CONTEXT)
     for name, hook in hooks.items():
         record[name] = _hook(state, hook)
 
@@ -252,7 +266,7 @@ def make_loop_state(
     timers = record["timers"]
     timers["next"] = _table(state, layout.SLOT_LIMIT)
     timers["slabs"] = _table(state, layout.SLOT_SLAB_LIMIT)
-    record["far"]["horizon"] = GRAIN_MASK  # the last ns of a bucket, as always: a virtual clock begins at 0
+    record["far"]["horizon"] = GRAIN_MASK  # always the last ns of a bucket; a virtual clock begins at 0
     record["far"]["buckets"] = _table(state, layout.BUCKET_TOTAL * layout.BUCKET_BYTES // 8)
     record["self"] = id(state)
     state.whole = True
@@ -262,7 +276,7 @@ def make_loop_state(
 
 
 def make_handle_state(loop_state: LoopWords) -> HandleWords:
-    """The state of a producer handle; it keeps the loop's state, whose pool it shares, alive."""
+    """The state of a producer handle. It keeps alive the loop's state, whose pool it shares."""
     state = make_state(HandleWords)
     state.loop = loop_state
     state.number = next(loop_state.handle_numbers)
@@ -276,11 +290,18 @@ def make_handle_state(loop_state: LoopWords) -> HandleWords:
     measured, recorder = int(external["measured"]), int(external["recorder"])
     pool = _address(loop_state) + layout.STATE.POOL
     _open_queue(state, layout.HANDLE.QUEUE, chunk_size, pool, limit, number, measured, recorder)
-    # No call among these: an exception of a signal handler leaves a handle that the loop knows, or none.
+    # These statements contain no call, so an exception from a signal handler cannot leave a handle half registered.
     record["self"] = me
     state.whole = True
     loop_state.handles[state.number] = state.base
     return state
+
+
+def make_group_state(states: Sequence[LoopWords]) -> GroupWords:
+    """The words of a group of the loops with these states."""
+    words = np.array([len(states), *map(_address, states)], np.int64).view(GroupWords)
+    words.keep = tuple(states)
+    return words
 
 
 assert all(

@@ -1,10 +1,10 @@
 """What the cycle collector sees of a state: the callables that its words own.
 
-Problem: a loop's queued callbacks usually refer back to the loop, and references held in integer words are invisible
-to the collector, so a loop that is forgotten with work in it would stay for ever. Idea: `tp_traverse` is one more C
-function pointer, so a kernel can be it. It runs while the world is stopped, and no kernel is ever stopped in the
-middle (they stop only where they call Python or wait), so what it walks is consistent. It may miss references that a
-stopped turn holds in its own variables; the collector then thinks that they are held from outside, which is safe.
+Problem: a loop's queued callbacks usually refer back to the loop, but references in integer words are invisible to the
+collector, so a loop that is forgotten with work in it would never be freed. Idea: `tp_traverse` is just a C function
+pointer, so a kernel can fill it. It runs while the world is stopped, and kernels stop only where they call Python,
+wait, or pass a safepoint, so it walks consistent data. It may miss references that a stopped turn holds in its
+variables; to the collector they look held from outside, which is safe.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..memory.slots import CANCELLED, SPENT, STATE_MASK, slot_of
 
 def visit_object(visit: int, target: int, argument: int) -> int:
     """Call the collector's ``visitproc``: compiled code calls the address; un-jitted states are not traversed."""
-    raise RuntimeError(f"an un-jitted kernel can not call {visit:#x}({target:#x}, {argument:#x})")
+    raise RuntimeError(f"an un-jitted kernel cannot call {visit:#x}({target:#x}, {argument:#x})")
 
 
 @helper
@@ -36,7 +36,7 @@ def visit_header(self: int, visit: int, argument: int) -> int:
 
 @helper
 def visit_queue(queue: int, visit: int, argument: int, remote: bool) -> int:
-    """Every published reference of a queue of tasks, or of the remote one."""
+    """Every published reference in a task queue, or in the remote queue."""
     shift = get(queue + QUEUE.SHIFT)
     tail = queue_tail(queue)
     ticket = load(queue + QUEUE.HEAD)
@@ -87,7 +87,7 @@ def traverse_loop(self: int, visit: int, argument: int) -> int:
     """``tp_traverse`` of a loop's state."""
     base = data(self)
     status = visit_header(self, visit, argument)
-    if get(base + STATE.SELF) != self:  # an array typed as one, or the interpreter ends: see State.__del__
+    if get(base + STATE.SELF) != self:  # not made by `make_state`, or the interpreter is ending: see State.__del__
         return status
     if status == 0:
         status = visit_queue(base + STATE.EXTERNAL, visit, argument, False)

@@ -2,29 +2,30 @@
 a thousand as among a million.
 
 Problem: a heap of a million entries is 16 MB, and each operation walks ten levels of it, each a cache miss. Nearly all
-of them are for nothing: most timers are cancelled before they are due. Idea: a timer is sorted when it is nearly due,
-not before. Everything up to the *horizon* is in the heap (timer_heap.py). A later deadline belongs to the bucket that
-its highest base-64 digit different from the horizon's says: level (which digit) and digit. So near buckets are narrow
-(33 µs) and far ones wide (64 times as much a level), every deadline of level 0 is before every one of level 1, and
-within a level digits are in order: the first bucket that is not empty is found by one `first_bit` a level. When its
-time comes the horizon moves to its beginning, and its entries go to the heap or, if they are many, to the buckets of
-lower levels. That is a radix heap (Ahuja, Mehlhorn, Orlin and Tarjan 1990) with the digits of a hierarchical timing
-wheel (Varghese and Lauck 1987); unlike a wheel's it is exact to the nanosecond, because the heap sorts, and nothing
-ticks, because each bucket knows its least deadline.
+of this work is wasted: most timers are cancelled before they are due. Idea: sort a timer only when it is nearly due.
+Everything up to the *horizon* is in the heap (timer_heap.py). A later deadline belongs to the bucket given by the
+highest base-64 digit in which it differs from the horizon: which digit is the level, its value the bucket within the
+level. So near buckets are narrow (33 µs) and far ones wide (64 times as wide per level), every deadline of level 0 is
+before every one of level 1, and within a level digits are in order: one `first_bit` per level finds the first non-empty
+bucket. When its time comes, the horizon moves to the bucket's beginning, and its entries go to the heap or, if they are
+many, to buckets of lower levels. This is a radix heap (Ahuja, Mehlhorn, Orlin and Tarjan 1990) with the digits of a
+hierarchical timing wheel (Varghese and Lauck 1987). Unlike a wheel it is exact to the nanosecond, because the heap
+sorts, and nothing ticks, because each bucket knows its least deadline.
 
 A bucket is a chain of chunks from the loop's pool, filled with (deadline, order) like the heap: 63 entries in 1 KiB,
 read in sequence when it is opened, while slots are prefetched. The slot's ``order`` word ties an entry to its timer: an
-entry whose sequence number its slot no longer has is *stale*, its timer cancelled. The callable and the slot of such
-a timer are free at once; its 16 bytes are when half of the bucket is stale, so memory follows the number of timers.
+entry whose sequence number no longer matches its slot's is *stale*, its timer cancelled. The callable and the slot of
+such a timer are released immediately, its 16 bytes once half of the bucket is stale, so memory follows the number of
+timers.
 
-Invariants: every entry is after the horizon, in the bucket that its deadline and the horizon say; the horizon is the
-last ns of a bucket of level 0; ``place`` of the slot of each live entry is its bucket's number, plus 1; a bucket with
-entries has a live one, and its level's bit set; ``stale`` of its ``count`` entries are; ``least`` is no later than any
-live one, and exact unless ``loose``. Belongs to the loop thread.
+Invariants: every entry is after the horizon, in the bucket that its deadline and the horizon determine; the horizon is
+the last ns of a bucket of level 0; ``place`` in the slot of each live entry is its bucket's number + 1; a bucket with
+entries has a live one, and its bit in its level is set; ``stale`` of its ``count`` entries are stale; ``least`` is no
+later than any live entry, and exact unless ``loose``. Everything belongs to the loop thread.
 
-Loses when a bucket of a million is opened: each entry moves, up to five times in its life, some 20 to 50 ms in all. No
-timer fires meanwhile, but everything else does: `timer_queue_open` moves 2048 a turn. And 1 KiB for each bucket with a
-single timer.
+It loses when a bucket of a million entries is opened: each entry moves up to five times in its life, some 20 to 50 ms
+in all. No timer fires meanwhile, but everything else runs: `timer_queue_open` moves 2048 entries per turn. And a bucket
+with a single timer takes 1 KiB.
 """
 
 from __future__ import annotations
@@ -49,29 +50,29 @@ from ..base.safepoint import safepoint
 from ..memory.pool import pool_address, pool_give, pool_take
 from ..memory.slots import slot_at
 
-GRAIN_BITS = 15  # a bucket of level 0 is 2**15 ns; eight levels of six bits more are all of 63
+GRAIN_BITS = 15  # a bucket of level 0 is 2**15 ns wide; with eight levels of six bits that makes 63 bits
 GRAIN_MASK = (1 << GRAIN_BITS) - 1
 DIGIT_MASK = (1 << DIGIT_BITS) - 1
-SCAN_MOST = 256  # entries among which a bucket's least deadline is looked up before a sleep
-AHEAD = 8 * NODE_BYTES  # how far ahead of the entry that is looked at the slots are prefetched
-SWEEP_LEAST = 64  # stale entries that are never worth a sweep
+SCAN_MOST = 256  # a bucket with at most so many entries is searched for its least deadline before a sleep
+AHEAD = 8 * NODE_BYTES  # how far ahead of the current entry slots are prefetched
+SWEEP_LEAST = 64  # up to so many stale entries are never worth a sweep
 
 
 @helper
 def buckets_begin(base: int, now: int) -> None:
-    """Nothing is far: move the horizon up to `now`."""
+    """Move the horizon up to `now`, when nothing is far."""
     put(base + STATE.FAR + FAR.HORIZON, max(get(base + STATE.FAR + FAR.HORIZON), now | GRAIN_MASK))
 
 
 @inlined
 def bucket_at(base: int, bucket: int) -> int:
-    """Address of a bucket's record."""
+    """The address of a bucket's record."""
     return get(base + STATE.FAR + FAR.BUCKETS) + bucket * BUCKET_BYTES
 
 
 @helper
 def bucket_for(horizon: int, deadline: int) -> int:
-    """The number of the bucket that a deadline after the horizon belongs to."""
+    """The number of the bucket for a deadline after the horizon."""
     level = (last_bit(deadline ^ horizon) - GRAIN_BITS) // DIGIT_BITS
     return level << DIGIT_BITS | (deadline >> (GRAIN_BITS + level * DIGIT_BITS)) & DIGIT_MASK
 
@@ -97,8 +98,8 @@ def buckets_first(base: int) -> int:
 
 @helper
 def buckets_insert(base: int, record: int, deadline: int, order: int) -> int:
-    """Add an entry after the horizon, of the slot at `record`. 0, or -1 if there is no memory and nothing changed.
-    O(1).
+    """Add an entry, after the horizon, for the slot at `record`. Returns 0, or -1 if there is no memory, and then
+    nothing has changed. O(1).
     """
     far = base + STATE.FAR
     number = bucket_for(get(far + FAR.HORIZON), deadline)
@@ -126,8 +127,8 @@ def buckets_insert(base: int, record: int, deadline: int, order: int) -> int:
 
 @helper
 def bucket_grow(base: int, bucket: int) -> int:
-    """A chunk more. Where its first entry goes, or 0 if there is no memory. A chunk's first word is the number of the
-    one before, plus 1.
+    """Add a chunk. Returns the address of its first entry, or 0 if there is no memory. A chunk's first word is the
+    number of the previous chunk + 1.
     """
     pool = base + STATE.POOL
     chunk = pool_take(pool)
@@ -142,13 +143,13 @@ def bucket_grow(base: int, bucket: int) -> int:
 
 @helper
 def bucket_chunk(base: int, bucket: int) -> int:
-    """Address of a bucket's last chunk, which must have one."""
+    """The address of a bucket's last chunk; it must have one."""
     return get(bucket + BUCKET.END) - get(base + STATE.POOL + POOL.CHUNK_BYTES)
 
 
 @helper
 def bucket_shrink(base: int, bucket: int) -> None:
-    """Give the last chunk back, whose entries are gone and zeroed."""
+    """Give back the last chunk, whose entries are gone and zeroed."""
     pool = base + STATE.POOL
     address = bucket_chunk(base, bucket)
     below = get(address)
@@ -164,7 +165,7 @@ def bucket_shrink(base: int, bucket: int) -> None:
 
 @helper
 def bucket_lost(base: int, number: int, gone: int, stale: int) -> None:
-    """So many entries of a bucket have gone, and so many of those were stale."""
+    """Account for `gone` entries that left a bucket, `stale` of which were stale."""
     far = base + STATE.FAR
     bucket = bucket_at(base, number)
     count = get(bucket + BUCKET.COUNT) - gone
@@ -178,11 +179,11 @@ def bucket_lost(base: int, number: int, gone: int, stale: int) -> None:
 
 @helper
 def buckets_remove(base: int, record: int) -> None:
-    """The timer of the slot at `record`, whose ``order`` says so already, is no more. O(1), amortised.
+    """Remove the timer of the slot at `record`, whose ``order`` has already been cleared. Amortised O(1).
 
-    Its entry stays, stale, until its bucket is opened, or until half of the bucket is stale. Only the slot is touched
-    that way, one cold line among a million timers. Filling the hole with the bucket's last entry, which removes it at
-    once, touches three, and took 1.5 times as long.
+    Its entry stays, stale, until its bucket is opened or half of the bucket is stale. This touches only the slot, one
+    cold line among a million timers. Removing the entry immediately, by filling its hole with the bucket's last entry,
+    touches three lines and took 1.5 times as long.
     """
     far = base + STATE.FAR
     number = get(record + SLOT.PLACE) - 1
@@ -199,14 +200,14 @@ def buckets_remove(base: int, record: int) -> None:
 
 @inlined
 def entry_live(timers: int, order: int) -> bool:
-    """Does an entry's slot still have its sequence number?"""
+    """Whether an entry's slot still has the entry's sequence number."""
     return (load(slot_at(timers, order & (SLOT_LIMIT - 1)) + SLOT.ORDER) ^ order) >> SLOT_BITS == 0
 
 
 @helper
 def bucket_sweep(base: int, number: int) -> None:
-    """Take a bucket's stale entries out, from the last to the first: the last one, which is live or has just been
-    taken out itself, goes into each hole. O(entries), slots prefetched.
+    """Remove a bucket's stale entries, from last to first: each hole is filled with the bucket's last entry, which is
+    live or is the removed one itself. O(entries), with slots prefetched.
     """
     timers = base + STATE.TIMERS
     pool = base + STATE.POOL
@@ -230,7 +231,7 @@ def bucket_sweep(base: int, number: int) -> None:
                 gone += 1
                 if last == bucket_chunk(base, bucket) + NODE_BYTES:
                     bucket_shrink(base, bucket)
-        safepoint()  # every 63 entries; they are the loop thread's own, and the collector does not look at them
+        safepoint()  # every 63 entries; only the loop thread uses them, and the collector does not read them
         if below == 0:
             break
         chunk = pool_address(pool, below - 1)
@@ -241,8 +242,8 @@ def bucket_sweep(base: int, number: int) -> None:
 
 @helper
 def buckets_least(base: int) -> int:
-    """The earliest far deadline, or, if that was cancelled and its bucket is large, a lower bound in the same bucket:
-    the loop then wakes, opens the bucket, and knows better. There must be one.
+    """The earliest far deadline; or, if that timer was cancelled and its bucket is large, a lower bound in the same
+    bucket: the loop then wakes, opens the bucket, and learns the exact one. There must be a far timer.
     """
     bucket = bucket_at(base, buckets_first(base))
     if get(bucket + BUCKET.LOOSE) != 0 and get(bucket + BUCKET.COUNT) <= SCAN_MOST:

@@ -1,15 +1,16 @@
 """A 4-ary heap of (deadline, order): the timers that are due soon.
 
-Why four children: they are one 64-byte line (entry 1 is line-aligned), so a level costs one miss, and there are half as
-many levels as in a binary heap. It is small, because timers that are not due soon wait in buckets (buckets.py), so it
-lies in the first-level cache. Belongs to the loop thread alone: plain loads and stores.
+Why four children: they fill one 64-byte line (entry 1 is line-aligned), so a level costs one cache miss, and there are
+half as many levels as in a binary heap. The heap is small and stays in the first-level cache, because timers that are
+not due soon wait in buckets (buckets.py). It belongs to the loop thread alone: plain loads and stores.
 
 ``order`` is ``number << SLOT_BITS | slot``: equal deadlines fire in scheduling order, and the entry names its slot.
-The number is odd, so it is never 0, and begins anew after 2**41 armings: `before` compares two as one compares times on
-a clock face, right for two that fewer than 2**40 armings lie between.
-An entry does not know where it is: a cancelled timer's stays, recognised by its sequence number when it comes up or
-when `timer_queue.py` sweeps. Keeping positions cost a store a level in each sift, which was a third of a pop.
-Invariant: a parent is not after its children. Loses when very many timers are due at almost the same time: O(log n).
+The number is odd, so it is never 0, and starts over after 2**41 armings: `before` compares two numbers like times on a
+clock face, correctly if fewer than 2**40 armings lie between them.
+A slot does not know its entry's position: a cancelled timer's entry stays, and is recognised by its sequence number
+when it reaches the front or when `timer_queue.py` sweeps. Tracking positions cost one store per level of each sift,
+which was a third of a pop.
+Invariant: a parent is not after its children. It loses when very many timers are due at almost the same time: O(log n).
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from ..base.kernel import apart, helper, inlined
 from ..base.layout import SLOT_BITS, TIMERS
 from ..memory.system import block_give, block_take
 
-SMALL_HEAP = 64  # entries that an empty heap has room for
+SMALL_HEAP = 64  # capacity of an empty heap, in entries
 
 
 @helper
 def order_of(sequence: int) -> int:
-    """The order of the timer that was armed as the so many-eth, without its slot. Never 0, and with 64 bits, as a word
-    has them, the same again for `sequence` + 2**41.
+    """The order, without the slot, of the timer that was armed as number `sequence`. Never 0. In a word's 64 bits it
+    repeats for `sequence` + 2**41.
     """
     return (2 * sequence + 1) << SLOT_BITS
 
@@ -40,7 +41,7 @@ def heap_place(heap: int, at: int, deadline: int, order: int) -> None:
 
 @inlined
 def heap_up(heap: int, at: int, deadline: int, order: int) -> None:
-    """Fill the hole at `at` with an entry that may belong nearer the root. O(log n)."""
+    """Fill the hole at `at` with an entry that may belong nearer to the root. O(log n)."""
     while at > 0:
         parent = (at - 1) >> 2
         entry = heap + (parent << 4)
@@ -57,15 +58,15 @@ def heap_up(heap: int, at: int, deadline: int, order: int) -> None:
 
 @inlined
 def heap_before(deadline: int, order: int, other: int, other_order: int) -> bool:
-    """Is the first entry before the second? Without a branch: which child is first can not be predicted, and a wrong
-    guess costs 5 ns.
+    """Whether the first entry is before the second. Branch-free: the outcome is unpredictable, and a mispredicted
+    branch costs 5 ns.
     """
     return (deadline < other) | ((deadline == other) & before(order, other_order))
 
 
 @helper
 def heap_first_child(heap: int, child: int, size: int) -> int:
-    """The first in order of the up to four children that begin at `child`."""
+    """The earliest of the up to four children that begin at `child`."""
     at = heap + (child << 4)
     if child + 4 <= size:  # the usual case: one line, two rounds of a tournament
         left = heap_before(get(at + 16), get(at + 24), get(at), get(at + 8))
@@ -85,10 +86,11 @@ def heap_first_child(heap: int, child: int, size: int) -> int:
 
 @helper
 def heap_hole_down(heap: int, size: int) -> int:
-    """Move the hole at the root to a leaf, each time lifting its first child in order; where it ended. O(log n).
+    """Move the hole at the root down to a leaf, lifting its earliest child at each level; return where it ended.
+    O(log n).
 
-    Bottom-up (Wegener 1993): the last entry, which will fill the hole, nearly always belongs near a leaf, so
-    comparing it on the way down would be wasted; `heap_up` from the leaf corrects the rest.
+    Bottom-up (Wegener 1993): the last entry, which will fill the hole, nearly always belongs near a leaf, so comparing
+    it on the way down would be wasted; `heap_up` from the leaf corrects the rest.
     """
     at = 0
     while True:
@@ -103,7 +105,7 @@ def heap_hole_down(heap: int, size: int) -> int:
 
 @inlined
 def heap_pop(timers: int) -> None:
-    """Take out the first entry; there must be one. O(log n)."""
+    """Remove the first entry; there must be one. O(log n)."""
     heap = get(timers + TIMERS.HEAP)
     size = get(timers + TIMERS.SIZE) - 1
     store(timers + TIMERS.SIZE, size)
@@ -114,13 +116,15 @@ def heap_pop(timers: int) -> None:
 
 @helper
 def heap_bytes(capacity: int) -> int:
-    """The size of a block with room for so many entries, wherever its first line begins (`heap_base`)."""
+    """The size of a block with room for `capacity` entries, wherever its first line begins (`heap_base`)."""
     return (capacity << 4) + 128
 
 
 @apart
 def heap_resize(timers: int, capacity: int) -> int:
-    """Move to a block with room for `capacity` entries, no fewer than there are. 0, or -1 and nothing changed."""
+    """Move to a block with room for `capacity` entries, at least as many as there are. Returns 0, or -1 if there is no
+    memory, and then nothing has changed.
+    """
     block = block_take(heap_bytes(capacity))
     if block == 0:
         return -1
@@ -136,13 +140,13 @@ def heap_resize(timers: int, capacity: int) -> int:
 
 @helper
 def heap_end(timers: int) -> None:
-    """Give back the block, if there is one."""
+    """Release the block, if there is one."""
     block_give(exchange(timers + TIMERS.HEAP_BLOCK, 0), heap_bytes(get(timers + TIMERS.CAPACITY)))
 
 
 @inlined
 def heap_reserve(timers: int, count: int) -> int:
-    """Make room for `count` more entries. 0, or -1 for no memory. Amortised O(1)."""
+    """Make room for `count` more entries. Returns 0, or -1 if there is no memory. Amortised O(1)."""
     needed = get(timers + TIMERS.SIZE) + count
     capacity = get(timers + TIMERS.CAPACITY)
     if needed <= capacity:
@@ -152,7 +156,7 @@ def heap_reserve(timers: int, count: int) -> int:
 
 @helper
 def heap_trim(timers: int) -> None:
-    """Shrink a large block that is hardly used any more. Before a sleep."""
+    """Shrink a large block that is hardly used any more. Called before a sleep."""
     capacity, size = get(timers + TIMERS.CAPACITY), get(timers + TIMERS.SIZE)
     if capacity >= 64 * SMALL_HEAP and 8 * size < capacity:
         heap_resize(timers, max(SMALL_HEAP, 2 * size))
@@ -160,7 +164,7 @@ def heap_trim(timers: int) -> None:
 
 @helper
 def heap_base(address: int) -> int:
-    """Where entry 0 goes in a block, so that entry 1 begins a 64-byte line."""
+    """The address of entry 0 in a block: entry 1 then begins a 64-byte line."""
     return ((address + 63) & ~63) + 48
 
 

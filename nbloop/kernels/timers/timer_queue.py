@@ -1,13 +1,13 @@
-"""The agenda: all armed timers in the order in which they are due, the near ones sorted and the far ones not.
+"""The timer queue: all armed timers in the order in which they are due; near timers are sorted, far ones are not.
 
-`timer_heap.py` and `buckets.py` are the two halves; this file decides which of them a timer is in and moves it over
-when its time comes. In the heap as in a bucket the entry of a cancelled timer is *stale* (buckets.py) until it comes
-first, or until half of the entries are and a sweep takes them all; so a cancel is O(1), amortised, and touches the slot
-alone.
+`timer_heap.py` and `buckets.py` are the two halves; this file decides which half holds a timer, and moves the timer
+over when its time comes. In the heap as in a bucket, the entry of a cancelled timer is *stale* (buckets.py) until it
+reaches the front, or until half of the entries are stale and a sweep removes them all. So a cancel is amortised O(1)
+and touches only the slot.
 
-Invariants: a timer that is far is after the horizon (a near one may be too: few are not worth a bucket); `stale` is
-the number of stale entries of the heap; no stale entry outlives 2**EPOCH_BITS armings, so none is there when its number
-comes again. Everything here belongs to the loop thread.
+Invariants: a far timer is after the horizon (a near one may be too: a few are not worth a bucket); `stale` is the
+number of stale entries in the heap; no stale entry outlives 2**EPOCH_BITS armings, so all are gone when their numbers
+are reused. Everything here belongs to the loop thread.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ from .buckets import (
 )
 from .timer_heap import heap_insert, heap_pop, heap_reserve, heap_up, order_of
 
-EPOCH_BITS = 39  # of armings; their numbers begin anew after 2**41
-FEW = 128  # timers of a bucket that go to the heap at once, however wide it is
+EPOCH_BITS = 39  # an epoch is 2**39 armings; their numbers repeat after 2**41
+FEW = 128  # a bucket with at most so many timers goes straight to the heap, however wide it is
 OPEN_MOST = 2048  # entries of a bucket that are moved in one turn, which takes 0.1 ms
 PRUNE_MOST = 1024  # stale entries that are popped in one turn
 
 
 @inlined
 def timer_queue_insert(base: int, slot: int, record: int, deadline: int, flags: int) -> int:
-    """Enter a timer: after all others of the same deadline. 0, or -1 if there is no memory and nothing changed.
-    Amortised O(1) if it is far, else O(log near ones).
+    """Insert a timer after all others of the same deadline. Returns 0, or -1 if there is no memory, and then nothing
+    has changed. Amortised O(1) for a far timer, else O(log near timers).
     """
     timers = base + STATE.TIMERS
     sequence = get(timers + TIMERS.SEQUENCE) + 1
@@ -74,7 +74,7 @@ def timer_queue_insert(base: int, slot: int, record: int, deadline: int, flags: 
 
 @helper
 def timer_queue_remove(base: int, record: int) -> None:
-    """Take the timer of a slot out, if it is in. Amortised O(1)."""
+    """Remove a slot's timer, if it is in the queue. Amortised O(1)."""
     if load(record + SLOT.ORDER) >> SLOT_BITS == 0:
         return
     timers = base + STATE.TIMERS
@@ -90,7 +90,7 @@ def timer_queue_remove(base: int, record: int) -> None:
 
 @apart
 def timer_queue_sweep(timers: int) -> None:
-    """Build the heap anew without its stale entries, in place. O(n): on average an entry rises by less than a level."""
+    """Rebuild the heap in place, without its stale entries. O(n): on average an entry rises by less than one level."""
     heap = get(timers + TIMERS.HEAP)
     kept = 0
     for at in range(get(timers + TIMERS.SIZE)):
@@ -99,14 +99,14 @@ def timer_queue_sweep(timers: int) -> None:
             heap_up(heap, kept, deadline, order)
             kept += 1
         if at & (EVERY - 1) == EVERY - 1:
-            safepoint()  # the heap is the loop thread's own, and the collector does not look into it
+            safepoint()  # only the loop thread uses the heap, and the collector does not read it
     store(timers + TIMERS.SIZE, kept)
     put(timers + TIMERS.STALE, 0)
 
 
 @inlined
 def timer_queue_prune(timers: int) -> bool:
-    """Pop stale entries until the heap's first is live. False if it is not yet, because there are very many."""
+    """Pop stale entries until the heap's first entry is live. False if too many were stale, and the first still is."""
     left = PRUNE_MOST
     while get(timers + TIMERS.SIZE) != 0 and not entry_live(timers, get(get(timers + TIMERS.HEAP) + 8)):
         if left == 0:
@@ -119,8 +119,8 @@ def timer_queue_prune(timers: int) -> bool:
 
 @inlined
 def timer_queue_due(base: int, now: int) -> int:
-    """Make the earliest timer the heap's first, if it is due; the order of its entry, or 0 if none is. Also 0 if that
-    takes longer than one turn should: `timer_queue_next` says so.
+    """If the earliest timer is due, bring it to the front of the heap and return its entry's order; else 0. Also 0 if
+    that takes longer than one turn may, which `timer_queue_next` reports.
     """
     timers = base + STATE.TIMERS
     far = base + STATE.FAR
@@ -143,8 +143,8 @@ def timer_queue_due(base: int, now: int) -> int:
 
 @apart
 def timer_queue_advance(base: int, now: int) -> int:
-    """Move the horizon: to the first bucket that is not empty, if that has begun, which is opened; else up to `now`.
-    0, or else it has to be called again before anything else is due: 1 if there is more to open, -1 if there is no
+    """Move the horizon to the first non-empty bucket and open it, if its range has begun; else move it up to `now`.
+    Returns 0; or, if it must be called again before anything else is due, 1 if there is more to open, -1 if there is no
     memory for it.
     """
     far = base + STATE.FAR
@@ -163,8 +163,8 @@ def timer_queue_advance(base: int, now: int) -> int:
 
 @helper
 def timer_queue_epoch(base: int) -> None:
-    """Once in 2**EPOCH_BITS armings, take all stale entries out: of one bucket a call, because that of a million takes
-    some 20 ms. Each call but those is a look at three words.
+    """Once in 2**EPOCH_BITS armings, remove all stale entries, one bucket per call, because a bucket of a million
+    entries takes some 20 ms. All other calls only read three words.
     """
     timers = base + STATE.TIMERS
     far = base + STATE.FAR
@@ -182,11 +182,12 @@ def timer_queue_epoch(base: int) -> None:
 
 @helper
 def timer_queue_open(base: int, number: int) -> int:
-    """Empty a bucket whose time has come: into the heap, or, what is later, into the buckets of lower levels, which
-    the new horizon says. 0, or the rest stays: 1 after `OPEN_MOST` entries, -1 if there is no memory. A chunk at a
-    time.
+    """Empty a bucket whose time has come into the heap; later entries go into buckets of lower levels, as the new
+    horizon determines. Returns 0; or, if entries are left, 1 after `OPEN_MOST` entries, -1 if there is no memory. It
+    moves a chunk at a time.
 
-    No timer that is due later fires before the rest is in, so the order is that of the deadlines; but the turn goes on.
+    No timer that is due later fires before the rest has been moved, so timers fire in the order of their deadlines; but
+    the turn goes on.
     """
     timers = base + STATE.TIMERS
     far = base + STATE.FAR
@@ -225,8 +226,8 @@ def timer_queue_open(base: int, number: int) -> int:
 
 @helper
 def timer_queue_next(base: int) -> int:
-    """When the first timer is due, or a little earlier (see `buckets_least`); FOREVER if there is none; 0, which is
-    past, if there is still a bucket to open, or very many entries to pop, before that is known.
+    """When the first timer is due, or a little earlier (see `buckets_least`); FOREVER if there is none; 0, a time in
+    the past, if it is unknown until a bucket has been opened or very many entries have been popped.
     """
     timers = base + STATE.TIMERS
     far = base + STATE.FAR
@@ -244,8 +245,8 @@ def timer_queue_next(base: int) -> int:
 
 @helper
 def timer_queue_clear(base: int) -> bool:
-    """Empty it, a chunk in each call; False when there is nothing left. The timers are gone already, and their slots
-    are not touched: of four million that would be as many cache misses.
+    """Empty the queue, one chunk per call; False when nothing is left. The timers are already gone. Their slots are not
+    touched: for four million timers that would be as many cache misses.
     """
     timers = base + STATE.TIMERS
     far = base + STATE.FAR

@@ -1,27 +1,27 @@
 r"""Timer slots: armed and cancelled from any thread, with a definite answer at once.
 
-Problem: the agenda belongs to the loop thread, but `cancel` on another thread must say *now* whether the callback will
-run, without a round trip through the loop (tens of µs). Idea: the answer is not in there. Each timer has a slot
-with one atomic word, ``generation << 4 | unreferenced << 3 | state``, and whoever swaps that word decides: the loop
-by ARMED -> SPENT before it calls, the canceller by ARMED -> CANCELLED. The id that the user holds is ``generation <<
-SLOT_BITS | slot``: of a slot used again the generation differs, so a stale id is 'unknown', never somebody else's
-timer (until 2**41 uses of one slot).
+Problem: the timer queue belongs to the loop thread, but `cancel` on another thread must say *now* whether the callback
+will run, without a round trip through the loop (tens of µs). Idea: the queue does not hold the answer. Each timer has a
+slot with one atomic word, ``generation << 4 | unreferenced << 3 | state``, and the thread that swaps this word decides:
+the loop by ARMED -> SPENT before the call, a canceller by ARMED -> CANCELLED. The id that the user holds is
+``generation << SLOT_BITS | slot``: a reused slot has another generation, so a stale id is 'unknown' and never denotes
+another timer (until one slot has been used 2**41 times).
 
 ::
 
     SPENT --arm on the loop thread--> ARMED --fire--> SPENT            (one-shot; the loop then owns the callback)
-      |                                 |  \--fire--> FIRING --> ARMED  (interval: armed anew after its callback)
+      |                                 |  \--fire--> FIRING --> ARMED  (interval: re-armed after its callback)
       |                                 |                |
-      +--arm elsewhere--> PENDING ------+----cancel------+--> CANCELLED --out of the agenda--> SPENT, slot free
+      +--arm elsewhere--> PENDING ------+----cancel------+--> CANCELLED --out of the queue--> SPENT, slot free
 
-Another thread's arm and cancel travel to the agenda as commands in the remote queue; until the loop runs they are
-tombstones, never more than `WAKE_BACKLOG` of them. They wake a sleeping loop only if the new deadline is earlier than
-the one it sleeps until.
+Another thread's arm and cancel travel to the queue as commands in the remote queue. Until the loop carries them out,
+cancelled timers are tombstones, of which a sleeping loop never collects more than `WAKE_BACKLOG`. A command wakes a
+sleeping loop only if its deadline is earlier than the sleep's.
 
-Invariants: the callback reference belongs to the slot while PENDING, ARMED or FIRING; who swaps the word to
-CANCELLED from PENDING or ARMED takes and releases it, from FIRING the loop does. A slot goes back to the free stack
-once, by the loop thread, when no command names it any more. ``live_here + live_elsewhere`` is the number of PENDING,
-ARMED and FIRING slots; ``unreferenced`` of them do not count.
+Invariants: the slot owns the callback reference while PENDING, ARMED or FIRING; the thread that swaps the word from
+PENDING or ARMED to CANCELLED takes and releases it; from FIRING the loop does. The loop thread puts a slot back on the
+free stack exactly once, when no command names it any more. ``live_here + live_elsewhere`` is the number of PENDING,
+ARMED and FIRING slots; ``unreferenced`` of them do not keep an auto-exit loop alive.
 """
 
 from __future__ import annotations
@@ -74,10 +74,10 @@ CLAMP_LEVEL, CLAMP_NS = 5, 4_000_000  # HTML, timer initialisation steps: nestin
 
 @inlined
 def due_after(now: int, delay: int, nesting: int, clamp: int) -> int:
-    """The deadline for a delay of ns; with `clamp`, of the sixth nesting level and deeper not under 4 ms (HTML).
+    """The deadline for a delay in ns; with `clamp`, from the sixth nesting level on the delay is at least 4 ms (HTML).
 
-    At most LAST, which only a virtual clock comes near: a sum that wrapped would be in the past, and due at once. A
-    delay of FOREVER is never over.
+    At most LAST, which only a virtual clock comes near: a sum that wrapped would lie in the past, and be due at once. A
+    delay of FOREVER never ends.
     """
     if delay == FOREVER:
         return FOREVER
@@ -88,13 +88,13 @@ def due_after(now: int, delay: int, nesting: int, clamp: int) -> int:
 
 @inlined
 def nesting_flags(nesting: int, clamp: int) -> int:
-    """What a slot remembers of both: of levels beyond the one that clamps it need not know how many."""
+    """What a slot stores of both: it does not distinguish the levels beyond the one that clamps."""
     return min(nesting, CLAMP_LEVEL + 1) << 1 | (1 if clamp != 0 else 0)
 
 
 @inlined
 def timer_arm_here(base: int, callback: int, deadline: int, period: int, clamp: int) -> int:
-    """Arm on the loop thread, at once. The id, or -REFUSED_x and the callback is still the caller's."""
+    """Arm on the loop thread, immediately. Returns the id, or -REFUSED_x, and then the caller keeps the callback."""
     timers = base + STATE.TIMERS
     slot = slot_take_here(timers)
     if slot < 0:
@@ -113,22 +113,22 @@ def timer_arm_here(base: int, callback: int, deadline: int, period: int, clamp: 
 
 @helper
 def slot_unopen(timers: int, slot: int, identifier: int, state: int) -> bool:
-    """Undo `slot_open` of a slot whose command was refused, and free it. True: the callback is the caller's again.
-    False: the loop's end, which releases what every slot holds, came between the two, and has released it. Any thread.
+    """Undo `slot_open` of a slot whose command was refused, and free it. True: the caller owns the callback again.
+    False: the loop ended in between and released the callback, as it does for every slot. Any thread.
     """
     record = slot_at(timers, slot)
     word = (identifier >> SLOT_BITS) << GENERATION_SHIFT
     mine = compare_and_swap(record + SLOT.WORD, word | state, word)
     if not mine:
-        store(record + SLOT.WORD, word)  # also if somebody has guessed the id, and cancelled it
+        store(record + SLOT.WORD, word)  # also if somebody guessed the id and cancelled it
     slot_free(timers, slot)
     return mine
 
 
 @helper
 def timer_arm_elsewhere(base: int, callback: int, deadline: int, period: int, clamp: int) -> int:
-    """Arm on any other thread: a command to the loop. The id, or -REFUSED_x and the callback is still the caller's,
-    unless GONE is beside it.
+    """Arm on any other thread, by a command to the loop. Returns the id, or -REFUSED_x, and then the caller keeps the
+    callback, unless GONE is added.
     """
     timers = base + STATE.TIMERS
     slot = slot_take(timers)
@@ -137,10 +137,10 @@ def timer_arm_elsewhere(base: int, callback: int, deadline: int, period: int, cl
     record = slot_at(timers, slot)
     put(record + SLOT.DEADLINE, deadline)
     put(record + SLOT.PERIOD, period)
-    store(record + SLOT.ORDER, nesting_flags(1, clamp))  # the loop may look whether a stale entry is this slot's
+    store(record + SLOT.ORDER, nesting_flags(1, clamp))  # the loop may compare a stale entry with this slot
     fetch_add(timers + TIMERS.LIVE_ELSEWHERE, 1)
     identifier = slot_open(timers, slot, callback, PENDING)
-    if get(base + STATE.RECORDER) != 0:  # now, because it may fire as soon as it is pushed
+    if get(base + STATE.RECORDER) != 0:  # before the push: afterwards it may fire at any moment
         event(get(base + STATE.RECORDER), EVENT_ARM, identifier, deadline)
     fetch_add(timers + TIMERS.COMMANDS, 1)
     status = queue_push(base + STATE.REMOTE, remote_slot(slot, KIND_ARM))
@@ -159,9 +159,7 @@ def timer_arm_elsewhere(base: int, callback: int, deadline: int, period: int, cl
 
 @helper
 def wake_for(base: int, deadline: int) -> None:
-    """Wake the loop if it sleeps past `deadline`, or if too many commands wait for it. Any thread, after its command
-    was queued.
-    """
+    """Wake the loop if it sleeps past `deadline` or too many commands wait. Any thread, after queueing a command."""
     if load_sc(base + STATE.SLEEP) == IS_ASLEEP and (
         deadline < load(base + STATE.SLEEP_DEADLINE) or queue_length(base + STATE.REMOTE) >= WAKE_BACKLOG
     ):
@@ -170,7 +168,9 @@ def wake_for(base: int, deadline: int) -> None:
 
 @helper
 def timer_armed(base: int, slot: int) -> int:
-    """Carry out another thread's arm. 0, or -1 for no memory and the command has to be tried again. Loop thread."""
+    """Carry out another thread's arm. Returns 0, or -1 if there is no memory, and then the command must be retried.
+    Loop thread.
+    """
     record = slot_at(base + STATE.TIMERS, slot)
     flags = load(record + SLOT.ORDER) & (SLOT_LIMIT - 1)
     if timer_queue_insert(base, slot, record, get(record + SLOT.DEADLINE), flags) < 0:
@@ -187,7 +187,9 @@ def timer_armed(base: int, slot: int) -> int:
 
 @helper
 def timer_removed(base: int, slot: int) -> None:
-    """Carry out another thread's cancel, or the loop's own: out of the agenda, slot free. Loop thread."""
+    """Carry out a cancel, of another thread or of the loop: remove the timer from the queue, free its slot. Loop
+    thread.
+    """
     timers = base + STATE.TIMERS
     record = slot_at(timers, slot)
     timer_queue_remove(base, record)
@@ -197,10 +199,11 @@ def timer_removed(base: int, slot: int) -> None:
 
 @inlined
 def timer_cancel(base: int, identifier: int, here: bool) -> bool:
-    """True: it will never run (again). False: unknown, started, or cancelled already. Any thread; `here` on the loop
-    thread.
+    """Cancel a timer. True: it will never run (again). False: unknown, started, or already cancelled. Any thread;
+    `here`: the caller is the loop thread.
 
-    The callback is released before this returns, and that can run any Python code: nothing is half done by then.
+    The callback is released before this returns. That may run any Python code, so it comes last, when all is
+    consistent.
     """
     timers = base + STATE.TIMERS
     record = slot_of(timers, identifier)
@@ -212,8 +215,8 @@ def timer_cancel(base: int, identifier: int, here: bool) -> bool:
         state = word & STATE_MASK
         if word >> GENERATION_SHIFT != identifier >> SLOT_BITS or state == SPENT or state >= CANCELLED:
             return False
-        # Read before the swap: from then on the slot may be freed and used again. If the swap succeeds, no generation
-        # lay between.
+        # Read before the swap, after which the slot may be freed and reused. If the swap succeeds, the generation did
+        # not change in between.
         callback = load(record + SLOT.CALLBACK)
         prefetch(callback & POINTER_MASK)  # to be released at the end
         if compare_and_swap(record + SLOT.WORD, word, word & ~STATE_MASK & ~UNREFERENCED | CANCELLED):
@@ -227,7 +230,7 @@ def timer_cancel(base: int, identifier: int, here: bool) -> bool:
         store(timers + TIMERS.LIVE_HERE, get(timers + TIMERS.LIVE_HERE) - 1)
     else:
         fetch_add(timers + TIMERS.LIVE_ELSEWHERE, -1)
-    if state == FIRING:  # an interval in its own callback: the loop sees the word and lets go of both
+    if state == FIRING:  # an interval in its own callback: the loop will see the word and release callback and slot
         return True
     if state == ARMED:
         if here:
@@ -235,8 +238,8 @@ def timer_cancel(base: int, identifier: int, here: bool) -> bool:
         else:
             fetch_add(timers + TIMERS.COMMANDS, 1)
             if queue_push(base + STATE.REMOTE, remote_slot(slot, KIND_CANCEL)) == 0:
-                wake_for(base, FOREVER)  # only for the backlog's sake
-            else:  # closed, or no memory: a tombstone until its deadline
+                wake_for(base, FOREVER)  # wakes only because of the backlog
+            else:  # closed, or no memory: the entry is a tombstone until its deadline
                 fetch_add(timers + TIMERS.COMMANDS, -1)
     if not here:
         wake_to_exit(base)
@@ -246,7 +249,7 @@ def timer_cancel(base: int, identifier: int, here: bool) -> bool:
 
 @helper
 def timer_reference(base: int, identifier: int, referenced: bool) -> bool:
-    """Make a live timer count, or not, for `alive`. False: it is not live. Any thread."""
+    """Make a live timer count for `alive`, or not. False if it is not live. Any thread."""
     timers = base + STATE.TIMERS
     record = slot_of(timers, identifier)
     if record == 0:
@@ -268,7 +271,7 @@ def timer_reference(base: int, identifier: int, referenced: bool) -> bool:
 
 @helper
 def immediate_cancel(base: int, identifier: int) -> bool:
-    """As `timer_cancel`, for an immediate; its slot stays in the ring and is freed when its turn comes. Any thread."""
+    """`timer_cancel` for an immediate. Its slot stays in the ring and is freed when its turn comes. Any thread."""
     timers = base + STATE.TIMERS
     record = slot_of(timers, identifier)
     if record == 0:

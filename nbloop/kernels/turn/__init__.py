@@ -1,1 +1,1 @@
-"""A turn of the loop: `phases.py` names its phases in the order in which they run; each other file is one of them."""
+"""A turn of the loop: `phases.py` lists its phases in the order in which they run; the other files implement them."""

@@ -1,7 +1,7 @@
-"""The microtask checkpoint that follows every callback: next-ticks, microtasks, and what waits for their end.
+"""The microtask checkpoint that follows every callback: next-ticks, microtasks, and callbacks that wait for their end.
 
-A cell of the microtask ring is a callback or, marked, a reaction of something that has settled (reactions.py), which
-is run without a call of Python but that of its handler.
+A cell of the microtask ring holds a callback or, marked, a reaction to something that has settled (reactions.py), which
+runs without any Python except its handler.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CHECKPOINT_WARNING = 100_000
 
 @inlined
 def invoke_owned(base: int, word: int, kind: int) -> int:
-    """`invoke`, release the reference, then the microtask checkpoint that follows every callback. 0, or LEAVE."""
+    """`invoke`, release the reference, then run the checkpoint that follows every callback. Returns 0 or LEAVE."""
     status = invoke(base, word, kind)
     Py_DecRef(word & POINTER_MASK)
     if status != 0:
@@ -40,10 +40,10 @@ def invoke_owned(base: int, word: int, kind: int) -> int:
 
 @inlined
 def checkpoint(base: int) -> int:
-    """All next-ticks, then all microtasks, again until both are empty; then what waits for that end. 0, or LEAVE.
-    Loop thread.
+    """Run all next-ticks, then all microtasks, repeatedly until both are empty; then what waits for that end. Returns 0
+    or LEAVE. Loop thread.
 
-    It follows every callback, so that nothing is due is found out by three loads.
+    It follows every callback, so three loads suffice to see that nothing is due.
     """
     if get(base + STATE.DUE) == 0 and load(base + STATE.REMOTE + QUEUE.TAIL) == load(base + STATE.REMOTE + QUEUE.HEAD):
         return 0
@@ -75,7 +75,7 @@ def checkpoint_run(base: int) -> int:
                 kind = KIND_CHECKPOINT_END
                 if ring_length(ring) == 0:
                     break
-        # Next-ticks that arrive from elsewhere during the batch of next-ticks join it (fetch_some above); during
+        # Next-ticks that arrive from other threads during the batch of next-ticks join it (fetch_some above); during
         # the batch of microtasks they wait for its end, which comes only when no microtask is left.
         while status == 0 and ring_length(ring) != 0 and load(base + STATE.INTERRUPT) == 0:
             word = ring_pop(ring)

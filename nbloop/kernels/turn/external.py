@@ -1,14 +1,15 @@
-"""The external phase: tasks of the submit queue and of producer handles, up to the budget, so that no producer keeps
+"""The external phase: tasks of the submit queue and of producer handles, up to the budget, so that no producer can keep
 a turn from ending.
 
 Handles that have work are in the *ready stack*, once each: a handle's first submit after a rest pushes it, and the
-phase takes the stack as a whole (so there is no ABA). A handle whose queue is empty is put to rest by clearing its
-`queued` word, then looking at the queue once more, the sleep protocol in small: a submit that came between sees
-either the word cleared, and announces the handle itself, or is seen. The stack owns a reference of each handle in it,
-so that a handle dropped by its user lives until it is drained.
+phase takes the whole stack at once (so there is no ABA). A handle whose queue is empty is put to rest by clearing its
+`queued` word and then checking the queue once more. This is the sleep protocol in miniature: a submit that comes in
+between either sees the word cleared, and announces the handle itself, or is seen. The stack owns a reference to each
+handle in it, so that a handle dropped by its user lives until it is drained.
 
-Whoever sets `queued` is the queue's consumer, or makes its consumer whoever takes the stack. At the end of a loop that
-is the thread that ends it, the collector's if the loop was forgotten, or a producer that comes late: one for each.
+The thread that sets `queued` becomes the queue's consumer, or passes that role to the thread that takes the stack. At a
+loop's end the consumer is the thread that ends it, the collector's thread if the loop was forgotten, or a late
+producer; each queue has exactly one.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from .checkpoint import checkpoint, invoke_owned
 
 @helper
 def pressure(base: int) -> int:
-    """Call the hook if the backlog has crossed a mark since the last call. 0, or LEAVE. Loop thread."""
+    """Call the hook if the backlog has crossed a mark since the last call. Returns 0 or LEAVE. Loop thread."""
     length = ingress_length(base)
     if get(base + STATE.PRESSED) == 0 and length >= get(base + STATE.PRESSURE_HIGH):
         put(base + STATE.PRESSED, 1)
@@ -44,8 +45,8 @@ def pressure(base: int) -> int:
 
 @helper
 def run_external(base: int) -> int:
-    """Up to `budget` tasks that waited at entry, of the submit queue and of producer handles; one overload call if
-    more did. 0, or LEAVE.
+    """Run up to `budget` of the tasks that waited at entry, in the submit queue and in producer handles; if more
+    waited, call the overload hook once. Returns 0 or LEAVE.
     """
     queue = base + STATE.EXTERNAL
     put(base + STATE.SUBJECT, queue)
@@ -55,10 +56,10 @@ def run_external(base: int) -> int:
     share = min(waiting, budget)
     order = 0
     if load(base + STATE.READY) != 0:
-        # The stack is last in, first out: reversed once, so that handles are served in the order in which they became
-        # ready. What each holds now is what this turn may run of it; what a callback adds waits for the next.
+        # The stack is last in, first out: reverse it once, so that handles are served in the order in which they became
+        # ready. This turn runs at most what each holds now; what a callback adds waits for the next turn.
         handle = exchange(base + STATE.READY, 0)
-        if waiting >= budget:  # neither kind starves the other; a budget of 1 goes to each in its turn
+        if waiting >= budget:  # neither kind starves the other; a budget of 1 alternates between them
             share = (budget + (get(base + STATE.TURNS) & 1)) >> 1
         while handle != 0:
             below = get(handle + HANDLE.NEXT_READY)
@@ -73,9 +74,9 @@ def run_external(base: int) -> int:
         word = queue_take(queue)
         if word == 0:
             if queue_length(queue) == 0:
-                break  # the tickets were refused ones
+                break  # the tickets had been refused
             if left == budget:
-                stall(base)  # nothing ran: a producer is between ticket and store
+                stall(base)  # nothing ran: a producer is between its ticket and its store
             break
         share -= 1
         left -= 1
@@ -84,7 +85,7 @@ def run_external(base: int) -> int:
         if invoke_owned(base, word, KIND_TASK) != 0:
             handles_put_back(base, order)
             return LEAVE
-    again = 0  # handles that ran and have more: next turn, behind those that this turn does not come to
+    again = 0  # handles that ran and have more: they go behind those that this turn does not reach
     last = 0
     while order != 0:
         below = get(order + HANDLE.NEXT_READY)
@@ -107,7 +108,7 @@ def run_external(base: int) -> int:
                 put(last + HANDLE.NEXT_READY, order)
             last = order
         else:
-            handle_ready(base, order)  # still in `queued` state: it goes back with its reference
+            handle_ready(base, order)  # `queued` is still set: it goes back with its reference
         order = below
         if status != 0:
             handles_put_back(base, order)
@@ -125,8 +126,8 @@ def run_external(base: int) -> int:
 
 @helper
 def ingress_length(base: int) -> int:
-    """Tasks that wait in the submit queue and in the handles that are ready. Loop thread: only it takes handles from
-    their stack, which owns them.
+    """The number of tasks in the submit queue and in ready handles. Loop thread, as only that takes handles off the
+    stack, which owns them.
     """
     length = queue_tasks(base + STATE.EXTERNAL)
     handle = load(base + STATE.READY)
@@ -138,7 +139,7 @@ def ingress_length(base: int) -> int:
 
 @helper
 def handle_drain(base: int, handle: int, count: int) -> int:
-    """Run so many of the tasks in a handle's queue. How many ran, or LEAVE. Loop thread."""
+    """Run up to `count` tasks of a handle's queue. Returns how many ran, or LEAVE. Loop thread."""
     queue = handle + HANDLE.QUEUE
     put(base + STATE.SUBJECT, queue)
     ran = 0
@@ -160,8 +161,8 @@ def handle_drain(base: int, handle: int, count: int) -> int:
 
 @apart
 def handle_ready(base: int, handle: int) -> None:
-    """Put a handle, whose reference the stack then owns, on the ready stack. Any thread; pushed anywhere, emptied as
-    a whole: no ABA.
+    """Push a handle on the ready stack, which takes over the reference. Any thread. No ABA, because the stack is only
+    ever emptied as a whole.
     """
     while True:
         top = load(base + STATE.READY)
@@ -171,25 +172,23 @@ def handle_ready(base: int, handle: int) -> None:
         fetch_add(base + STATE.READY_RETRIES, 1)
     if (
         load_sc(base + STATE.LIFECYCLE) == TERMINATED
-    ):  # and nobody else will look at the stack: the handle was closed while
-        handles_drop(base, False, 0)  # its producer was between ticket and announcement
+    ):  # the handle was closed while its producer was between ticket and announcement,
+        handles_drop(base, False, 0)  # and nobody else will look at the stack any more
 
 
 @helper
 def handle_rest(base: int, handle: int) -> None:
-    """A handle has been drained: from now on its next submit announces it again. Releases the stack's reference. Loop
-    thread.
-    """
+    """Put a drained handle to rest: its next submit announces it again. Releases the stack's reference. Loop thread."""
     store_sc(handle + HANDLE.QUEUED, 0)
     if queue_length(handle + HANDLE.QUEUE) != 0 and exchange(handle + HANDLE.QUEUED, 1) == 0:
-        handle_ready(base, handle)  # a submit came between, and saw the handle still announced
+        handle_ready(base, handle)  # a submit came in between and saw the handle still announced
         return
     Py_DecRef(get(handle + HANDLE.SELF))
 
 
 @apart
 def handles_put_back(base: int, handle: int) -> None:
-    """Return a chain of ready handles that this turn did not come to."""
+    """Put back a chain of ready handles that this turn did not reach."""
     while handle != 0:
         below = get(handle + HANDLE.NEXT_READY)
         handle_ready(base, handle)
@@ -198,8 +197,8 @@ def handles_put_back(base: int, handle: int) -> None:
 
 @helper
 def let_in(base: int, count: int, breathing: bool, error: int) -> int:
-    """After `count` releases, now and then: check_interrupts, and return the exception to raise at the end
-    (`breathe_on`); or, if not `breathing`, run no Python and only let a stop of the world through.
+    """Called after each release with their `count`; every `EVERY` releases it checks for interrupts and returns the
+    exception to raise at the end (`breathe_on`), or, if not `breathing`, runs no Python and only passes a safepoint.
     """
     if count & (EVERY - 1) != 0:
         return error
@@ -211,7 +210,7 @@ def let_in(base: int, count: int, breathing: bool, error: int) -> int:
 
 @helper
 def queue_drop(base: int, queue: int, remote: bool, breathing: bool, error: int) -> int:
-    """Release everything in a closed queue of tasks, or in the remote one. The exception to raise at the end, see
+    """Release everything in a closed task queue, or in the remote queue. Returns the exception to raise at the end, see
     `let_in`.
     """
     dropped = 0
@@ -230,7 +229,7 @@ def queue_drop(base: int, queue: int, remote: bool, breathing: bool, error: int)
 
 @helper
 def handle_drop(handle: int) -> bool:
-    """Release everything in a closed handle's queue. False: its consumer is somebody else, who does. Any thread."""
+    """Release everything in a closed handle's queue. False: another thread is its consumer and does it. Any thread."""
     if exchange(handle + HANDLE.QUEUED, 1) != 0:
         return False
     queue_drop(get(handle + HANDLE.LOOP), handle + HANDLE.QUEUE, False, False, 0)
@@ -239,8 +238,8 @@ def handle_drop(handle: int) -> bool:
 
 @helper
 def handles_drop(base: int, breathing: bool, error: int) -> int:
-    """Release everything in the queues of the handles that are ready. Any thread, when the loop has ended. The
-    exception to raise at the end, see `let_in`.
+    """Release everything in the queues of ready handles. Any thread, when the loop has ended. Returns the exception to
+    raise at the end, see `let_in`.
     """
     handle = exchange(base + STATE.READY, 0)
     while handle != 0:

@@ -1,17 +1,17 @@
-"""Readiness: the system says that a descriptor can be read or written, and its callback runs, in one kernel call.
+"""Readiness: from the system's report that a descriptor is ready to its callback, in one kernel call.
 
-Problem: between an event of the system's and its callback asyncio makes a list of pairs, looks each up in a dict, and
+Problem: between an event of the system and its callback, asyncio makes a list of pairs, looks each up in a dict, and
 allocates a handle for each. Idea: the poller carries a 64-bit *token* with every event, and the token is the id of a
-slot (timer_slots.py) that holds the callback, so an event becomes a call by three loads. The slot's generation is in
-the token: an event that was collected for a watch that is gone reaches nobody, whoever has its number by now.
+slot (timer_slots.py) that holds the callback, so three loads turn an event into a call. The token contains the slot's
+generation: an event for a watch that is gone reaches nobody, even if the descriptor's number has been reused.
 
-The word of a slot decides, as for timers. The loop claims an event's callback by WATCHED -> DISPATCHING and gives it
-back afterwards; whoever unregisters swaps WATCHED for SPENT and releases the callback, or DISPATCHING for CANCELLED,
-and then the loop does. So once that swap is done no callback starts, whichever thread did it. Interest is one word,
-looked at again before the call: what was muted after the event was collected stays quiet.
+The slot's word decides, as for timers. The loop claims an event's callback by WATCHED -> DISPATCHING and gives it back
+afterwards. A thread that unregisters swaps WATCHED for SPENT and releases the callback, or swaps DISPATCHING for
+CANCELLED, and then the loop releases it. So once that swap is done, on whichever thread, no callback starts. Interest
+is one word, read again before the call: a watch that was muted after its event was collected stays quiet.
 
-Where the kernels can wait in the poller themselves (epoll: the event buffer is plain memory) they do, detached; else
-Python waits, and writes what it got into the same table of (token, events). It loses against io_uring where each
+Where kernels can wait in the poller themselves (epoll: the event buffer is plain memory), they do, detached; otherwise
+Python waits, and writes its results into the same table of (token, events). It loses against io_uring where each
 readiness is followed by a read or a write of known size: that is two system calls here and none there.
 """
 
@@ -27,6 +27,8 @@ from ..base.capi import (
     Py_DecRef,
     Py_IncRef,
     PyBool_FromLong,
+    PyContext_Enter,
+    PyContext_Exit,
     PyEval_RestoreThread,
     PyEval_SaveThread,
     PyLong_AsLongLong,
@@ -36,12 +38,15 @@ from ..base.capi import (
     libc_syscall,
 )
 from ..base.clock import FOREVER, clock_jump, sleep_ns
+from ..base.interpreter import TUPLE_ITEMS
 from ..base.kernel import MANY, ONE, apart, data, helper, inlined, kernel
 from ..base.layout import (
+    CALLBACK_AT,
     ERROR,
     HANGUP,
     IO,
     KIND_READINESS,
+    POINTER_MASK,
     READ,
     READY_MOST,
     REFUSED_SLOTS,
@@ -49,10 +54,12 @@ from ..base.layout import (
     SLOT_BITS,
     SLOT_LIMIT,
     STATE,
+    TAG_ARGUMENTS,
     TIMERS,
     WRITE,
 )
 from ..base.refusal import refuse
+from ..calls.captured import pack_captured
 from ..calls.invoke import call_hook, called
 from ..ingress.parking import (
     SPIN_LOOKS,
@@ -86,28 +93,41 @@ EPOLLIN, EPOLLOUT, EPOLLERR, EPOLLHUP, EPOLLRDHUP = 1, 4, 8, 16, 0x2000
 
 @kernel(MANY)
 def watch_open(self: int, arguments: int, _count: int) -> int:
-    """(descriptor, callback, interest) -> token. The slot owns both references from now on. Any thread; O(1)."""
-    base = data(self)
+    """(descriptor, callback, interest) -> token. The slot then owns references to both objects. Any thread; O(1)."""
+    callback = get(arguments + 8)
+    Py_IncRef(callback)
+    return watch_store(data(self), arguments, callback)
+
+
+@kernel(MANY)
+def watch_open_captured(self: int, arguments: int, _count: int) -> int:
+    """`watch_open`, captured (captured.py): one context for all calls."""
+    word = pack_captured(data(self), get(arguments + 8), 0, 0)
+    return watch_store(data(self), arguments, word) if word != 0 else 0
+
+
+@helper
+def watch_store(base: int, arguments: int, callback: int) -> int:
+    """`watch_open` with an owned callback, which is marked if it is captured."""
     timers = base + STATE.TIMERS
     slot = slot_take(timers)
     if slot < 0:
+        Py_DecRef(callback & POINTER_MASK)
         refuse(base, REFUSED_SLOTS, get(base + STATE.NONE))
         return 0
     record = slot_at(timers, slot)
     descriptor = get(arguments)
-    callback = get(arguments + 8)
     Py_IncRef(descriptor)
-    Py_IncRef(callback)
     put(record + SLOT.DESCRIPTOR, descriptor)
     store(record + SLOT.INTEREST, PyLong_AsLongLong(get(arguments + 16)))
     fetch_add(base + STATE.IO + IO.WATCHES, 1)
-    fetch_add(base + STATE.HOLDS, 1)  # it keeps an auto-exit loop alive
+    fetch_add(base + STATE.HOLDS, 1)  # a watch keeps an auto-exit loop alive
     return PyLong_FromLongLong(slot_open(timers, slot, callback, WATCHED))
 
 
 @kernel(MANY)
 def watch_change(self: int, arguments: int, _count: int) -> int:
-    """(token, interest): what the callback receives from now on. A token of no slot changes nothing. Any thread."""
+    """(token, interest): change which events the callback receives. A token without a slot does nothing. Any thread."""
     base = data(self)
     record = slot_of(base + STATE.TIMERS, PyLong_AsLongLong(get(arguments)))
     if record != 0:
@@ -117,7 +137,7 @@ def watch_change(self: int, arguments: int, _count: int) -> int:
 
 @kernel(ONE)
 def watch_close(self: int, token: int) -> int:
-    """Once this has returned, no callback of that token starts. False: it was closed already. Any thread; O(1)."""
+    """After this returns, no callback of that token starts. False if it was already closed. Any thread; O(1)."""
     base = data(self)
     timers = base + STATE.TIMERS
     identifier = PyLong_AsLongLong(token)
@@ -140,7 +160,7 @@ def watch_close(self: int, token: int) -> int:
 
 @apart
 def watch_gone(base: int) -> None:
-    """One watch less, which may have been what kept the loop alive."""
+    """Account for a closed watch, which may have been the last thing that kept the loop alive."""
     fetch_add(base + STATE.IO + IO.WATCHES, -1)
     fetch_add(base + STATE.HOLDS, -1)
     wake_to_exit(base)
@@ -148,17 +168,33 @@ def watch_gone(base: int) -> None:
 
 @apart
 def watch_release(timers: int, record: int, slot: int) -> None:
-    """Let go of what a closed watch owned. Whoever closed it, alone."""
+    """Release what a closed watch owned. Called only by the thread that closed it, or by the loop."""
     callback = get(record + SLOT.CALLBACK)
     descriptor = get(record + SLOT.DESCRIPTOR)
     slot_free(timers, slot)
     Py_DecRef(descriptor)
-    Py_DecRef(callback)
+    Py_DecRef(callback & POINTER_MASK)
+
+
+@inlined
+def watch_call(callback: int, arguments: int) -> int:
+    """Call the callback of a watch. A new reference, or 0 with an exception set."""
+    if callback & TAG_ARGUMENTS == 0:
+        return PyObject_Vectorcall(callback, arguments, 2, 0)
+    items = (callback & POINTER_MASK) + TUPLE_ITEMS
+    context = get(items + 8)
+    if PyContext_Enter(context) != 0:
+        return 0
+    result = PyObject_Vectorcall(get(items + (CALLBACK_AT << 3)), arguments, 2, 0)
+    if PyContext_Exit(context) != 0 and result != 0:
+        Py_DecRef(result)
+        result = 0
+    return result
 
 
 @inlined
 def watch_ready(base: int, token: int, events: int) -> int:
-    """Run the callback of a token, if it still is to hear of these events. 0, or LEAVE. Loop thread."""
+    """Run the callback of a token, if it still wants these events. Returns 0 or LEAVE. Loop thread."""
     timers = base + STATE.TIMERS
     io = base + STATE.IO
     record = slot_of(timers, token)
@@ -166,8 +202,8 @@ def watch_ready(base: int, token: int, events: int) -> int:
         return 0
     word = load(record + SLOT.WORD)
     if word >> GENERATION_SHIFT != token >> SLOT_BITS or word & STATE_MASK != WATCHED:
-        # Closed while its event was on the way; or the user closed the descriptor first, a duplicate of it lives, and
-        # the system goes on reporting what can no longer be removed: then the poller has to be made anew.
+        # The watch was closed while its event was on the way; or the user closed the descriptor first, a duplicate
+        # lives, and the system goes on reporting an entry that can no longer be removed: the poller must be rebuilt.
         if load(io + IO.SUSPECT) != 0 and exchange(io + IO.SUSPECT, 0) != 0:
             return call_hook(get(base + STATE.RENEW))
         return 0
@@ -181,7 +217,7 @@ def watch_ready(base: int, token: int, events: int) -> int:
     put(base + STATE.SUBJECT, token)
     if get(base + STATE.OBSERVED) != 0:
         callback_begins(base, callback, KIND_READINESS)
-    status = called(base, PyObject_Vectorcall(callback, io + IO.ARGUMENT0, 2, 0), callback, KIND_READINESS)
+    status = called(base, watch_call(callback, io + IO.ARGUMENT0), callback, KIND_READINESS)
     while True:
         word = load(record + SLOT.WORD)
         if word & STATE_MASK == CANCELLED:
@@ -198,7 +234,7 @@ def watch_ready(base: int, token: int, events: int) -> int:
 
 @helper
 def epoll_collect(base: int, count: int) -> int:
-    """After the system call: its events into the table, in nbloop's terms. 0, or -1 and `error` says why."""
+    """After the system call, translate its events into the table. Returns 0, or -1 with the reason in `error`."""
     io = base + STATE.IO
     if count < 0:
         error = get_half(errno_location())
@@ -211,7 +247,7 @@ def epoll_collect(base: int, count: int) -> int:
         at = get(io + IO.EVENTS) + number * EPOLL_EVENT_BYTES
         token = get_half(at + EPOLL_DATA) | get_half(at + EPOLL_DATA + 4) << 32
         if token == 0:
-            continue  # the wake descriptor, which is edge-triggered and never read: one system call less a wake
+            continue  # the wake descriptor: edge-triggered and never read, which saves a system call per wake
         bits = get_half(at)
         events = 0
         if bits & EPOLLIN:
@@ -232,7 +268,7 @@ def epoll_collect(base: int, count: int) -> int:
 
 @helper
 def epoll_look(base: int) -> int:
-    """What is ready now, without waiting. 0, or -1 and `error` says why."""
+    """Collect what is ready now, without waiting. Returns 0, or -1 with the reason in `error`."""
     io = base + STATE.IO
     return epoll_collect(
         base, libc_syscall(SYS_EPOLL_PWAIT, get(io + IO.POLLER), get(io + IO.EVENTS), READY_MOST, 0, 0)
@@ -241,10 +277,10 @@ def epoll_look(base: int) -> int:
 
 @helper
 def epoll_spin(base: int, deadline: int) -> int:
-    """`spin` with descriptors, which only a system call can see: it is made between two looks at the clock, and first
-    of all (a descriptor that is ready in each turn would wait 1 us for the looks at the queues, which cost less than
-    the call only where they see something). 1 if it saw something, 0 if not, -1 and `error` says why. Loop thread,
-    detached.
+    """`spin` with descriptors, which only a system call can check: one is made first, and one per reading of the clock.
+    (If the queues were checked first, a descriptor that is ready in each turn would wait 1 µs for that, and the checks
+    are cheaper than the call only if they see something.) Returns 1 if it saw something, 0 if not, or -1 with the
+    reason in `error`. Loop thread, detached.
     """
     until = spin_limit(base, deadline)
     while until != 0:
@@ -266,8 +302,8 @@ def epoll_spin(base: int, deadline: int) -> int:
 
 @helper
 def epoll_sleep(base: int, deadline: int) -> int:
-    """Wait until a descriptor is ready, the loop is woken, or the deadline. 0, or -1 and `error` says why. Attached;
-    detached meanwhile.
+    """Wait until a descriptor is ready, the loop is woken, or the deadline is due. Returns 0, or -1 with the reason in
+    `error`. Attached; detached while it waits.
     """
     thread = PyEval_SaveThread()
     status = epoll_spin(base, deadline)
@@ -279,9 +315,10 @@ def epoll_sleep(base: int, deadline: int) -> int:
 
 @helper
 def epoll_block(base: int, deadline: int) -> int:
-    """The sleep itself, announced already; the loop is awake again afterwards. 0, or -1 and `error` says why. Detached.
+    """The sleep itself, after its announcement; afterwards the loop is awake again. Returns 0, or -1 with the reason in
+    `error`. Detached.
 
-    A timeout in whole ms, all that systems before Linux 5.11 have, is rounded up: no timer fires early.
+    Before Linux 5.11 timeouts are in whole ms, and are rounded up so that no timer fires early.
     """
     io = base + STATE.IO
     put(base + STATE.PARKS, get(base + STATE.PARKS) + 1)
@@ -310,7 +347,7 @@ def epoll_block(base: int, deadline: int) -> int:
 
 @kernel(ONE)
 def collected(self: int, count: int) -> int:
-    """Python has waited, and written `count` pairs into the table of (token, events). Owner only."""
+    """Python has waited and written `count` pairs into the table of (token, events). Owner only."""
     base = data(self)
     put(base + STATE.IO + IO.READY_COUNT, PyLong_AsLongLong(count))
     put(base + STATE.IO + IO.READY_DONE, 0)

@@ -1,4 +1,4 @@
-"""The phases of a turn, in the order in which they run; `phases`, at the end, is the page on which a turn is read."""
+"""The phases of a turn, in the order in which they run; to read a turn from start to end, begin with `phases`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from .fd_watches import watch_ready
 
 @helper
 def phase_immediates(base: int) -> int:
-    """The check phase: immediates queued at entry, but for those cancelled meanwhile. 0, or LEAVE."""
+    """The check phase: run the immediates queued at entry, except those cancelled meanwhile. Returns 0 or LEAVE."""
     ring = base + STATE.IMMEDIATES
     timers = base + STATE.TIMERS
     count = ring_length(ring)
@@ -56,7 +56,7 @@ def phase_immediates(base: int) -> int:
         word = load(record + SLOT.WORD)
         callback = load(record + SLOT.CALLBACK)
         mine = word & STATE_MASK == QUEUED and compare_and_swap(record + SLOT.WORD, word, word & ~STATE_MASK)
-        if not mine:  # cancelled: its reference is gone already
+        if not mine:  # cancelled: its reference has already been released
             store(record + SLOT.WORD, load(record + SLOT.WORD) & ~STATE_MASK)
         slot_free_here(timers, slot)
         if mine:
@@ -64,14 +64,14 @@ def phase_immediates(base: int) -> int:
                 return LEAVE
         elif (
             count & (EVERY - 1) == 0 and call_hook(get(base + STATE.CHECK_INTERRUPTS)) != 0
-        ):  # of a million cancelled ones
+        ):  # there may be a million cancelled ones
             return LEAVE
     return 0
 
 
 @helper
 def phase(base: int, ring: int, kind: int) -> int:
-    """Run what a ring held at entry. 0, or LEAVE."""
+    """Run what a ring held at entry. Returns 0 or LEAVE."""
     count = ring_length(ring)
     while count > 0 and load(base + STATE.INTERRUPT) == 0:
         count -= 1
@@ -82,18 +82,20 @@ def phase(base: int, ring: int, kind: int) -> int:
 
 @helper
 def phase_timers(base: int) -> int:
-    """Run the timers that are due now and were armed before this phase; none once the end has begun. 0, or LEAVE."""
+    """Run the timers that are due now and were armed before this phase, but none once the loop is ending. Returns 0 or
+    LEAVE.
+    """
     timers = base + STATE.TIMERS
     far = base + STATE.FAR
     if get(timers + TIMERS.SIZE) == 0 and get(far + FAR.COUNT) == 0 and get(far + FAR.OPENING) == 0:
         return 0
     now = loop_ns(base)
-    first = order_of(get(timers + TIMERS.SEQUENCE) + 1)  # of those that this phase arms
+    first = order_of(get(timers + TIMERS.SEQUENCE) + 1)  # the first order of timers that this phase arms
     while load(base + STATE.INTERRUPT) == 0 and load(base + STATE.LIFECYCLE) == RUNNING:
         order = timer_queue_due(base, now)
         if order == 0:
             break
-        # Between the two: to be after `first` is not enough, as a timer of 2**40 armings ago seems to be.
+        # Test both bounds: a timer armed 2**40 armings ago also seems to be after `first`.
         if not before(order, first) and before(order, order_of(get(timers + TIMERS.SEQUENCE) + 1)):
             break
         if timer_fire(base, order & (SLOT_LIMIT - 1)) != 0:
@@ -103,11 +105,11 @@ def phase_timers(base: int) -> int:
 
 @inlined
 def timer_fire(base: int, slot: int) -> int:
-    """Run the heap's first timer, of `slot`, unless somebody cancelled it. 0, or LEAVE.
+    """Run the heap's first timer, that of `slot`, unless somebody cancelled it. Returns 0 or LEAVE.
 
-    An interval is armed anew *before* its callback, anchored to the callback's start, so it never leaves the heap:
-    nothing can fail afterwards, and a callback that raises changes nothing. FIRING tells a canceller that the loop
-    holds the callback just now.
+    An interval is re-armed *before* its callback, relative to the callback's start, so it never leaves the queue:
+    nothing can fail afterwards, and a callback that raises changes nothing. FIRING tells a canceller that the loop is
+    using the callback at the moment.
     """
     timers = base + STATE.TIMERS
     record = slot_at(timers, slot)
@@ -117,7 +119,7 @@ def timer_fire(base: int, slot: int) -> int:
     nesting = flags >> 1
     while True:
         word = load(record + SLOT.WORD)
-        if word & STATE_MASK == CANCELLED:  # elsewhere; the command that frees the slot is on its way
+        if word & STATE_MASK == CANCELLED:  # by another thread; the command that frees the slot is on its way
             heap_pop(timers)
             store(record + SLOT.ORDER, 0)
             return call_hook(get(base + STATE.CHECK_INTERRUPTS)) if get(timers + TIMERS.SIZE) & (EVERY - 1) == 0 else 0
@@ -135,7 +137,7 @@ def timer_fire(base: int, slot: int) -> int:
     else:
         clamp = flags & 1
         deadline = due_after(loop_ns(base), period, nesting, clamp)
-        # It can not fail: if no bucket has room, the heap has, from which an entry was just taken.
+        # This cannot fail: if no bucket has room, the heap has, because an entry was just popped.
         timer_queue_insert(base, slot, record, deadline, nesting_flags(nesting + 1, clamp))
     put(timers + TIMERS.NESTING, nesting)
     put(base + STATE.SUBJECT, (word >> GENERATION_SHIFT) << SLOT_BITS | slot)
@@ -152,7 +154,7 @@ def timer_fire(base: int, slot: int) -> int:
 
 @inlined
 def interval_ran(base: int, slot: int) -> None:
-    """After an interval's callback: FIRING -> ARMED, or, if it was cancelled meanwhile, let go of all of it."""
+    """After an interval's callback: FIRING -> ARMED, or, if it was cancelled meanwhile, release callback and slot."""
     record = slot_at(base + STATE.TIMERS, slot)
     while True:
         word = load(record + SLOT.WORD)
@@ -168,7 +170,7 @@ def interval_ran(base: int, slot: int) -> None:
 
 @helper
 def phases(base: int) -> int:
-    """A turn, from the callbacks of what was polled to the external tasks. 0, or LEAVE."""
+    """A turn, from the callbacks of polled events to the external tasks. Returns 0 or LEAVE."""
     io = base + STATE.IO
     if get(io + IO.READY_DONE) < get(io + IO.READY_COUNT) and phase_readiness(base) != 0:
         return LEAVE
@@ -185,10 +187,10 @@ def phases(base: int) -> int:
 
 @helper
 def phase_readiness(base: int) -> int:
-    """The callbacks of what the last poll reported. 0, or LEAVE.
+    """Run the callbacks of the events that the last poll reported. Returns 0 or LEAVE.
 
-    What a callback that leaves `run()` has kept from its turn stays in the table for the next `run()`: an event that
-    the system reports once (EDGE, ONESHOT) would be lost otherwise. An end that has begun comes before readiness.
+    If a callback leaves `run()`, the remaining events stay in the table for the next `run()`: otherwise an event that
+    the system reports only once (EDGE, ONESHOT) would be lost. Once the loop is ending, no more of them run.
     """
     io = base + STATE.IO
     while get(io + IO.READY_DONE) < get(io + IO.READY_COUNT) and load(base + STATE.INTERRUPT) == 0:
@@ -204,10 +206,10 @@ def phase_readiness(base: int) -> int:
 
 @helper
 def phase_external(base: int) -> int:
-    """The phase, and around it a look at how much waits. 0, or LEAVE.
+    """Run external tasks, and check the backlog against its marks before and after. Returns 0 or LEAVE.
 
-    Before it, because a producer should hear of the high mark before `budget` tasks have run; after it, because the
-    loop may sleep next, and the low mark is what a producer waits for.
+    Before, because producers should learn of the high mark before `budget` tasks have run; after, because the loop may
+    sleep next, while producers wait for the low mark.
     """
     if get(base + STATE.PRESSURE_HIGH) == 0:
         return run_external(base)

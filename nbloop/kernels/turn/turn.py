@@ -1,11 +1,12 @@
 """A turn of the loop: which callbacks run, in which order, and what happens around each.
 
-The order is the contract's and the same in every mode: microtask checkpoint, poll and I/O callbacks, immediates,
+The contract fixes the order, which is the same in every mode: microtask checkpoint, poll and I/O callbacks, immediates,
 close callbacks, due timers, internal queue, external queue up to the budget. Each phase takes its queue's length at
-entry; what is added meanwhile waits for the next turn, so no phase can starve the others. A checkpoint follows
-*every* callback.
+entry; what is added meanwhile waits for the next turn, so no phase can starve the others. A checkpoint follows *every*
+callback.
 
-`run` is one kernel call that turns until Python is needed: to poll, to report that the loop must stop, or to raise.
+`run` is one kernel call, which runs turns until Python is needed: to poll, to report that the loop must stop, or to
+raise.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ ENDED_LOOK, ENDED_BROKEN, ENDED_NAP = 7, 8, 9
 
 @helper
 def idle(base: int) -> bool:
-    """Nothing to run but timers, as far as the loop thread's own queues go."""
+    """Whether the loop thread's own queues hold nothing to run except timers."""
     return (
         ring_length(base + STATE.IMMEDIATES) == 0
         and ring_length(base + STATE.CLOSING) == 0
@@ -67,13 +68,13 @@ def idle(base: int) -> bool:
 
 @helper
 def next_deadline(base: int) -> int:
-    """When the first timer is due, FOREVER if there is none."""
+    """When the first timer is due; FOREVER if there is none."""
     return timer_queue_next(base)
 
 
 @helper
 def tidy(base: int) -> None:
-    """Before a sleep: give back memory that a burst has left."""
+    """Before a sleep, release memory that a burst left behind."""
     if load(base + STATE.POOL + POOL.FREE_CHUNKS) > 2 * KEEP_CHUNKS:
         pool_trim(base + STATE.POOL)
     ring_trim(base + STATE.MICROTASKS)
@@ -85,8 +86,8 @@ def tidy(base: int) -> None:
 
 @helper
 def quiet(base: int) -> bool:
-    """For auto-exit: nothing referenced is left. Closes both queues if so, which makes it final: who is refused now
-    was not promised.
+    """Whether nothing keeps an auto-exit loop alive. If so, it closes both queues, which makes this final: a submit
+    that is refused now was never promised to run.
     """
     if load(base + STATE.HOLDS) > 0 or timers_referenced(base) > 0 or arrivals(base) or not idle(base):
         return False
@@ -104,14 +105,14 @@ def quiet(base: int) -> bool:
 
 @helper
 def wait(base: int) -> int:
-    """Phase 1: if nothing is to be run, sleep; else look at the descriptors, if there are any. 0 to go on with the
-    turn; ENDED_PARK: the sleep is announced, and Python sleeps; ENDED_LOOK: Python looks; ENDED_BROKEN: the poller is;
-    ENDED_NAP: the last sleep was a nap, and the next is to be a doze.
+    """Phase 1: sleep if there is nothing to run; else poll the descriptors, if there are any. Returns 0 to go on with
+    the turn; ENDED_PARK: the sleep is announced, and Python must sleep; ENDED_LOOK: Python must poll; ENDED_BROKEN: the
+    poller failed; ENDED_NAP: the last sleep was a nap, and the next must be a doze.
     """
     io = base + STATE.IO
     mode = load(base + STATE.PARK_MODE)
     if get(io + IO.READY_DONE) < get(io + IO.READY_COUNT):
-        return 0  # a callback of the last poll has left `run()`; the others of that poll come first
+        return 0  # a callback left `run()` in the middle of a poll's events; the others come first
     deadline = next_deadline(base) if idle(base) and not arrivals(base) else 0
     if deadline == 0 or (deadline != FOREVER and deadline <= loop_ns(base)):
         if load(io + IO.WATCHES) == 0:
@@ -122,7 +123,7 @@ def wait(base: int) -> int:
             put(base + STATE.POLL_TIMEOUT, 0)
             put(base + STATE.POLLED, 1)
             return ENDED_LOOK
-        return 0  # just registered: the change of mode is in the internal queue
+        return 0  # the first descriptor was just registered: the change of mode waits in the internal queue
     tidy(base)
     if get(base + STATE.NAPPED) != 0:
         put(base + STATE.NAPPED, 0)
@@ -143,10 +144,11 @@ def wait(base: int) -> int:
 
 @kernel(ONE)
 def doze(self: int, descriptor: int) -> int:
-    """Sleep until the loop is woken, one of its descriptors is ready, this one can be read, or the first deadline:
-    ENDED_BROKEN as an int, or 0. Owner only, with an epoll poller; attached, and detached meanwhile.
+    """Sleep until the loop is woken, one of its descriptors is ready, this `descriptor` is readable, or the first
+    deadline is due. Returns ENDED_BROKEN as an int, or 0. Owner only, with an epoll poller; attached, detached while it
+    sleeps.
 
-    Also a loop that else sleeps on a futex is woken through its eventfd then.
+    During a doze even a loop that otherwise sleeps on a futex is woken through its eventfd.
     """
     base = data(self)
     io = base + STATE.IO
@@ -169,7 +171,7 @@ def doze(self: int, descriptor: int) -> int:
             timeout = base + STATE.SECONDS
         libc_syscall(SYS_PPOLL, fds, 2, timeout, 0, 0)
         wide_awake(base)
-    status = epoll_look(base)  # also takes the wake out of the set, or the next doze would end at once
+    status = epoll_look(base)  # this also consumes the wake event, which would otherwise end the next doze at once
     PyEval_RestoreThread(thread)
     store(base + STATE.PARK_MODE, mode)
     put(base + STATE.POLLED, 1)
@@ -178,8 +180,8 @@ def doze(self: int, descriptor: int) -> int:
 
 @kernel(NOARGS)
 def run(self: int, _unused: int) -> int:
-    """Turn until Python is needed: ENDED_x as an int, or the exception of a callback that must leave the loop. Owner
-    only.
+    """Run turns until Python is needed. Returns ENDED_x as an int, or raises an exception that must leave the loop.
+    Owner only.
     """
     base = data(self)
     observed = get(base + STATE.OBSERVED) != 0
@@ -188,7 +190,7 @@ def run(self: int, _unused: int) -> int:
     while True:
         status = checkpoint(base)
         if observed:
-            loop_rests(base)
+            loop_rests(base, ingress_length(base))
         if status != 0:
             return 0
         ended = 0
@@ -200,7 +202,7 @@ def run(self: int, _unused: int) -> int:
             put(base + STATE.POLLED, 0)
         elif get(base + STATE.AUTO_EXIT) != 0 and quiet(base):
             ended = ENDED_QUIET
-        else:  # which does not sleep if this turn was asked to be the last one
+        else:  # `wait` does not sleep if `stop` was called
             ended = wait(base)
         if ended != 0:
             return PyLong_FromLongLong(ended)
@@ -208,19 +210,19 @@ def run(self: int, _unused: int) -> int:
             turn_begins(base, ingress_length(base))
         if checkpoint(base) != 0 or phases(base) != 0 or call_hook(get(base + STATE.CHECK_INTERRUPTS)) != 0:
             if observed:
-                loop_rests(base)
+                loop_rests(base, ingress_length(base))
             return 0
         put(base + STATE.TURNS, get(base + STATE.TURNS) + 1)
         if exchange(base + STATE.STOP, 0) != 0:
             if observed:
-                loop_rests(base)
+                loop_rests(base, ingress_length(base))
             return PyLong_FromLongLong(ENDED_STOP)
 
 
 @kernel(NOARGS)
 def drain(self: int, _unused: int) -> int:
     """Graceful end: run what was accepted (immediates, close, internal, external; no timers) until nothing is left,
-    checkpoints included. ENDED_DRAINED or ENDED_INTERRUPT as an int, or an exception as in `run`. Owner only,
+    checkpoints included. Returns ENDED_DRAINED or ENDED_INTERRUPT as an int, or raises as `run` does. Owner only,
     queues closed.
     """
     base = data(self)
@@ -231,7 +233,7 @@ def drain(self: int, _unused: int) -> int:
     while True:
         status = checkpoint(base)
         if observed:
-            loop_rests(base)
+            loop_rests(base, ingress_length(base))
         if status != 0:
             return 0
         if load(base + STATE.INTERRUPT) != 0:
@@ -251,5 +253,5 @@ def drain(self: int, _unused: int) -> int:
             or call_hook(get(base + STATE.CHECK_INTERRUPTS)) != 0
         ):
             if observed:
-                loop_rests(base)
+                loop_rests(base, ingress_length(base))
             return 0

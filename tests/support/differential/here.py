@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from nbloop import Loop
+from nbloop import Loop, LoopState
 from nbloop.js import JS, AggregateError, Promise, RejectedError
 
 from .programs import Tree
@@ -80,7 +80,10 @@ class _Interpreter:
         self.t: dict[int, Callable[[], object]] = {}
 
     def log(self, name: object, *values: Any) -> None:
-        self.events.append(" ".join([str(name), *map(describe, values)]))
+        if (
+            self.js.loop.state is not LoopState.TERMINATING
+        ):  # then coroutines are cancelled, of which Node knows nothing
+            self.events.append(" ".join([str(name), *map(describe, values)]))
 
     def task(self, block: Tree, v: Any) -> None:
         """A callback of a queue."""

@@ -1,52 +1,19 @@
-"""Every public call of a loop, idle, run by this thread, and run by another."""
+"""The core: life, descriptors, producers, worker threads, waiting."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import os
 import socket
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections import UserList
+from collections.abc import Iterator
 from typing import Any
 
-from nbloop import FastPathMode, IOEvents, Loop, LoopState, LoopTerminatedError
+from nbloop import FastPathMode, IOEvents, Loop, LoopExecutor, LoopState, LoopTerminatedError
 from tests.support.waiting import PATIENCE, wait_for
-from tests.support.world import Scenario, World
+from tests.support.world import World
 
-type Steps = Generator[Callable[[], object]]
-
-SCENARIOS: list[Scenario] = []
-
-
-def scenario(function: Scenario) -> Scenario:
-    """Declare one."""
-    SCENARIOS.append(function)
-    return function
-
-
-class Count:
-    """A callback that counts its calls. `add` is one without arguments that no signal can interrupt."""
-
-    def __init__(self) -> None:
-        self._calls: list[None] = []
-        self.add = functools.partial(self._calls.append, None)
-
-    @property
-    def calls(self) -> int:
-        """How many there were."""
-        return len(self._calls)
-
-    def __call__(self, *_arguments: object) -> None:
-        self.add()
-
-
-def until_quiet(loop: Loop) -> None:
-    """Run turns on this thread until nothing is left to run."""
-    while loop.alive():
-        loop.stop()
-        loop.run()
-
+from .scenario import Count, Steps, scenario, until_quiet
 
 # --- lifecycle
 
@@ -100,6 +67,7 @@ def run_while_it_shuts_down(world: World) -> Steps:
     loop, count = world.loop(), Count()
     loop.submit(loop.shutdown)
     loop.submit(count.add)
+    loop.submit(loop.shutdown)  # an exception in the first one is reported, and the loop goes on
     yield loop.run
     loop.shutdown(PATIENCE)
     assert count.calls == 1
@@ -436,52 +404,66 @@ def close_with_workers(world: World) -> Steps:
     assert promise.state == "rejected"
 
 
-# --- figures
+# --- groups of calls
 
 
 @scenario
-def metrics(world: World) -> Steps:
-    """A look changes nothing."""
-    loop = world.running(metrics=True)
-    yield loop.metrics
-    assert loop.metrics() is not None
+def submit_many(world: World) -> Steps:
+    """All of them, or none."""
+    loop, count = world.loop(), Count()
+    yield lambda: loop.submit_many(UserList([count.add] * 3))
+    until_quiet(loop)
+    assert count.calls in (0, 3)
 
 
 @scenario
-def recorder(world: World) -> Steps:
-    """A look changes nothing."""
-    loop = world.running(recorder=64)
-    loop.submit(int)
-    yield lambda: loop.recorder and loop.recorder.events()
-    assert loop.recorder is not None
-    loop.recorder.events()
+def cancel_timers(world: World) -> Steps:
+    """What was not cancelled runs, once."""
+    loop, count = world.loop(), Count()
+    ids = [loop.schedule_timer(0, count.add) for _ in range(3)]
+    yield lambda: loop.cancel_timers(UserList(ids))
+    left = 3 - sum(loop.cancel_timers(ids[:1]))
+    until_quiet(loop)
+    assert count.calls in (0, left, left - 1)
+
+
+# --- waiting
 
 
 @scenario
-def dump(world: World) -> Steps:
-    """The file is there as a whole, or it is not there."""
-    loop = world.loop(recorder=64)
-    path = f"/tmp/nbloop-dump-{os.getpid()}"
-    assert loop.recorder is not None
-    recorder = loop.recorder
-    yield lambda: recorder.dump(path)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
-    parts = [name for name in os.listdir("/tmp") if name.startswith(f".nbloop-dump-{os.getpid()}")]
-    assert parts == []
+def call(world: World) -> Steps:
+    """The function has run, or it never will, or it is queued."""
+    loop, count = world.running(), Count()
+    yield lambda: loop.call(count.add)
+    loop.call(int)
+    assert count.calls <= 1
 
 
 @scenario
-def watch(world: World) -> Steps:
-    """A watchdog whose making was interrupted ends with its loop."""
+def wait(world: World) -> Steps:
+    """The loop ends, and who no longer waits is forgotten with it."""
     loop = world.running()
-    yield lambda: loop.watch(0.01)
+    loop.schedule_timer(0.001, loop.shutdown)
+    yield loop.wait
+    loop.shutdown(PATIENCE)
 
 
 @scenario
-def contention(world: World) -> Steps:
-    """A look changes nothing."""
-    from nbloop.observe.contention import contention
+def executor(world: World) -> Steps:
+    """It can be shut down."""
+    loop, count = world.running(), Count()
+    made = LoopExecutor(loop)
+    yield lambda: made.submit(count.add)
+    made.shutdown()
+    assert count.calls <= 1
 
-    loop = world.loop()
-    yield lambda: contention(loop, 0)
+
+@scenario
+def executor_shutdown(world: World) -> Steps:
+    """It takes no more calls, or it does."""
+    loop, count = world.running(), Count()
+    made = LoopExecutor(loop)
+    made.submit(count.add)
+    yield made.shutdown
+    made.shutdown()
+    assert count.calls == 1

@@ -1,0 +1,306 @@
+"""One address for all workers of `nbloop.serve`.
+
+Two ways to spread connections over loops. **System**: each loop has a listening socket of its own, all bound to one
+address with SO_REUSEPORT, and the system chooses by a hash of the addresses. Nothing is shared and nothing is added to
+an accept, but chance spreads few connections badly, and the system knows nothing of a loop that is busy. **Least
+busy**: one thread accepts and hands each connection to a loop. That costs a thread switch a connection, and sees what
+the loops have to do. Paths of Unix have no SO_REUSEPORT, so there it is the only way.
+
+All sockets of an address are bound by the first worker that asks, so that all others find theirs. They listen only when
+their worker's server does: one that is bound and does not listen gets no connections.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import socket
+import sys
+import threading
+import time
+import weakref
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
+
+from .. import hooks
+from ..observe.contention import totals
+
+if TYPE_CHECKING:
+    from .serving import Worker
+
+type Placement = Literal["system", "least busy"]
+
+SPREADS = sys.platform == "linux"  # elsewhere SO_REUSEPORT is missing, or gives all connections to one socket
+LOOK = 0.05  # seconds between two looks at how long the loops slept
+REST = 0.25  # seconds without accepting, when the process has no descriptors left
+
+
+class Listeners:
+    """The addresses of one group of workers."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._lock = threading.Lock()  # held while an address is bound: once each
+        self._bound: dict[tuple[object, ...], list[socket.socket]] = {}
+        self._asked: Counter[tuple[object, ...]] = Counter()
+        self._fronts: list[Front] = []
+        self._closed = False
+
+    def listen(self, worker: Worker, host: str, port: int, family: int, placement: Placement | None) -> socket.socket:
+        if placement is None:
+            placement = "system" if SPREADS else "least busy"
+        if placement not in ("system", "least busy"):
+            raise ValueError(f'placement must be "system" or "least busy", not {placement!r}')
+        if placement == "system" and not SPREADS:
+            raise NotImplementedError('placement="system" needs Linux; elsewhere SO_REUSEPORT does not spread')
+
+        def bind() -> list[socket.socket]:
+            found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            kind, _, _, _, address = found[0]
+            if placement == "system":
+                return bind_each(kind, address, worker.count)
+            return self._hand(bind_one(kind, address), worker)
+
+        return self._of(worker, (host, port, family, placement), bind)
+
+    def listen_unix(self, worker: Worker, path: str) -> socket.socket:
+        def bind() -> list[socket.socket]:
+            front = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                front.bind(path)
+            except BaseException:
+                front.close()
+                raise
+            return self._hand(front, worker, path)
+
+        return self._of(worker, (path,), bind)
+
+    def _of(
+        self, worker: Worker, address: tuple[object, ...], bind: Callable[[], list[socket.socket]]
+    ) -> socket.socket:
+        """The worker's socket of an address. The n-th time that it asks for one is the n-th time of all others, too:
+        port 0 may be asked for twice.
+        """
+        with self._lock:
+            if self._closed:
+                raise RuntimeError(f"{self._name} has ended")
+            time_asked = self._asked[(worker.index, *address)]
+            key = (time_asked, *address)
+            if key not in self._bound:
+                self._bound[key] = bind()
+            self._asked[(worker.index, *address)] += 1
+            return self._bound[key][worker.index]
+
+    def _hand(self, front: socket.socket, worker: Worker, path: str | None = None) -> list[socket.socket]:
+        made = Front(front, worker.group.workers, path)
+        self._fronts.append(made)
+        return list(made.backs)
+
+    def close(self) -> None:
+        """All workers have ended, and what they did not close goes."""
+        with self._lock:
+            self._closed = True
+            for sockets in self._bound.values():
+                for one in sockets:
+                    one.close()
+            for front in self._fronts:
+                front.close()
+            self._bound.clear()
+
+
+def bind_one(family: int, address: Any) -> socket.socket:
+    """A bound socket, if nobody listens there."""
+    made = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if os.name == "posix":
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        made.bind(address)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def bind_each(family: int, address: Any, count: int) -> list[socket.socket]:
+    """Several sockets, all bound to one address, if nobody else listens there.
+
+    The first is bound without SO_REUSEPORT: with it, a second process of the same user would be let in, and would
+    silently get half of the connections.
+    """
+    made = [bind_one(family, address)]
+    try:
+        made[0].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        for _ in range(count - 1):
+            one = socket.socket(family, socket.SOCK_STREAM)
+            made.append(one)
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if family == socket.AF_INET6:
+                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            one.bind(made[0].getsockname())
+    except BaseException:
+        for one in made:
+            one.close()
+        raise
+    return made
+
+
+class Back(socket.socket):
+    """A loop's end of an address: a listening socket to asyncio, to which another thread hands what it has accepted."""
+
+    def __init__(self, front: Front, worker: Worker) -> None:
+        mine, self._waker = socket.socketpair()
+        super().__init__(mine.family, mine.type, mine.proto, mine.detach())
+        self.setblocking(False)
+        self._waker.setblocking(False)
+        self._front = front
+        self.worker = worker
+        self.listening = False
+        self.slept = 0.0  # of the loop, as last seen
+        self.busy = 0  # quarters of the time between the last two looks
+        self.held: dict[weakref.ref[socket.socket], None] = {}  # connections that live
+        self._handed: deque[tuple[socket.socket, Any]] = deque()
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        """Of the address."""
+        return self._front.family
+
+    def getsockname(self) -> Any:
+        """The address."""
+        return self._front.address
+
+    def listen(self, backlog: int = 128, /) -> None:
+        """Take connections from now on."""
+        self._front.listen(backlog)
+        self.listening = True
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """A connection that was handed to this loop; BlockingIOError if there is none."""
+        try:
+            return self._handed.popleft()
+        except IndexError:
+            with contextlib.suppress(BlockingIOError):  # what is handed from now on is told of anew
+                while self.recv(4096):
+                    pass
+        try:
+            return self._handed.popleft()
+        except IndexError:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from None
+
+    def hand(self, connection: socket.socket, address: Any) -> None:
+        """By the accepting thread."""
+        self.held[weakref.ref(connection, self._forget)] = None
+        self._handed.append((connection, address))
+        with contextlib.suppress(BlockingIOError):  # so many bytes wait there that it is awake
+            self._waker.send(b"\0")
+
+    def _forget(self, connection: weakref.ref[socket.socket]) -> None:
+        self.held.pop(connection, None)
+
+    def close(self) -> None:
+        """Take no more connections; those that were handed and not accepted are closed."""
+        self.listening = False
+        self._front.left()
+        super().close()
+        self.drop()
+        self._waker.close()
+
+    def drop(self) -> None:
+        with contextlib.suppress(IndexError):
+            while True:
+                self._handed.popleft()[0].close()
+
+
+class Front:
+    """A listening socket, and the thread that accepts for several loops."""
+
+    def __init__(self, sock: socket.socket, workers: tuple[Worker, ...], path: str | None) -> None:
+        self.family = sock.family
+        self.address = sock.getsockname()
+        self._sock = sock
+        self._path = path
+        self._lock = threading.Lock()  # of start and end
+        self._thread: threading.Thread | None = None
+        self._ended = False
+        self._seen = 0.0
+        self._stop, self._stopper = socket.socketpair()
+        self.backs = [Back(self, worker) for worker in workers]
+
+    def listen(self, backlog: int) -> None:
+        with self._lock:
+            if self._ended:
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+            if self._thread is None:
+                self._sock.listen(backlog)
+                self._sock.setblocking(False)
+                self._thread = threading.Thread(target=self._accept, name=f"nbloop-accept {self.address}", daemon=True)
+                self._thread.start()
+
+    def left(self) -> None:
+        """A loop takes no more connections. After the last one nobody is let in."""
+        if not any(back.listening for back in self.backs):
+            self.close()
+
+    def close(self) -> None:
+        with self._lock:
+            if self._ended:
+                return
+            self._ended = True
+            self._stopper.close()
+            if self._thread is not None and self._thread is not threading.current_thread():
+                self._thread.join()
+            self._sock.close()
+            self._stop.close()
+            if self._path is not None:
+                with contextlib.suppress(OSError):
+                    os.unlink(self._path)
+
+    def _accept(self) -> None:
+        """The thread: nothing here waits for a loop."""
+        waiting = {self._stop: None, self._sock: None}
+        while True:
+            ready, _, _ = select.select(list(waiting), [], [])
+            if self._stop in ready:
+                return
+            try:
+                connection, address = self._sock.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                continue
+            except OSError as error:  # no descriptors left, mostly
+                hooks.log(error, "%s cannot accept a connection", self.address, loop=self.backs[0].worker.group.name)
+                if select.select([self._stop], [], [], REST)[0]:
+                    return
+                continue
+            self._place(connection, address)
+
+    def _place(self, connection: socket.socket, address: Any) -> None:
+        self._look()
+        while open_ones := [back for back in self.backs if back.listening]:
+            chosen = min(open_ones, key=lambda back: (back.busy, len(back.held)))
+            try:
+                chosen.hand(connection, address)
+            except OSError:  # closed in this moment
+                chosen.listening = False
+                continue
+            if not chosen.listening:  # it may have looked for the last time before this came
+                chosen.drop()
+            return
+        connection.close()
+
+    def _look(self) -> None:
+        """How busy was each loop since the last look? In quarters: less is noise, among loops that do the same."""
+        now = time.monotonic()
+        gone = now - self._seen
+        if gone < LOOK:
+            return
+        self._seen = now
+        for back in self.backs:
+            slept = totals(back.worker.loop.core).parked_time
+            back.busy = round(4 * max(0.0, 1 - (slept - back.slept) / gone))
+            back.slept = slept

@@ -1,0 +1,25 @@
+"""asyncio's policy that makes nbloop's loops. In a file of its own, because Python 3.14 deprecates what it is made of,
+and 3.16 has it no more: nothing of that is read before a program asks for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from typing import Any
+
+from ..unique import Unique
+from .loop import EventLoop
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)
+    _Policy: Any = asyncio.DefaultEventLoopPolicy
+
+
+class EventLoopPolicy(Unique, _Policy):  # type: ignore[misc]
+    """``asyncio.set_event_loop_policy(nbloop.EventLoopPolicy())`` makes each new asyncio loop an nbloop one, for
+    programs that do not accept a loop factory. asyncio deprecates policies from Python 3.14 on. From 3.16 on it has
+    none, and nbloop has no such name.
+    """
+
+    _loop_factory = EventLoop

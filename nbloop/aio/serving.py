@@ -1,0 +1,653 @@
+"""`nbloop.serve`: one coroutine function on every core, N loops in N threads of one process.
+
+Problem: N asyncio loops in one process need threads, a start and an end of all as one, signals, addresses that all
+listen at, resources that belong to one loop, budgets to divide, and calls from one loop to another. People who wired
+that up by hand took it out again, because the plumbing cost more than the cores gained. Idea: the plumbing is one
+structured call. `serve` does not return while anything that it started lives, as a task group does not; what `main`
+needs of the whole is its argument, a `Worker`.
+
+**Who waits where.** The main thread runs no worker: it waits for their threads, and signals find it waiting. So a loop
+that hangs does not hold up a Ctrl-C, and every worker is like every other. It waits in a core loop of its own, because
+a signal that comes just before a lock's wait does not end that wait; a loop on the main thread sees to that (design.md,
+Signals).
+
+**All loops run until every `main` has ended.** A worker that is done first goes on answering calls, so what the others
+do last may still need it. Then each closes its resources, cancels what tasks are left, and ends.
+
+**Starting and cancelling** meet in two words: a worker notes its task and then looks at `_cancelling`; who cancels sets
+`_cancelling` and then looks for the task. One of the two sees the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import signal
+import socket
+import threading
+import time
+from asyncio import runners as _runners
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack
+from contextvars import Context, copy_context
+from typing import TYPE_CHECKING, Any, Literal
+
+from .. import hooks
+from ..errors import LoopTerminatedError
+from ..gil import check_parallel
+from ..lock import Latch
+from ..loop import Loop
+from ..options import check_int, usable_cores
+from ..unique import Unique
+from .listening import Listeners, Placement
+from .loop import EventLoop
+
+if TYPE_CHECKING:
+    from ..observe import Metrics
+
+LOOPS_MOST = 1024
+HURRY = 1.0  # seconds that a second Ctrl-C gives the callbacks in progress
+
+_numbers = itertools.count(1)
+_cancel_all_tasks: Callable[[asyncio.AbstractEventLoop], None] = _runners._cancel_all_tasks  # type: ignore[attr-defined]
+
+type Main[T] = Callable[[Worker], Coroutine[Any, Any, T]]
+
+
+def serve[T](
+    main: Main[T],
+    *,
+    loops: int | None = None,
+    name: str | None = None,
+    debug: bool | None = None,
+    require_free_threading: bool = False,
+    metrics: bool | Literal["shared"] | None = None,
+    recorder: int | None = None,
+) -> list[T]:
+    """Run the coroutine ``main(worker)`` once on each of several asyncio loops, each in a thread of its own; what they
+    return, in the order of the workers.
+
+    `loops` is how many, by default one for each core that this process may use. `name` is that of the group, and with
+    a number those of loops and threads. `debug` is asyncio's debug mode; `metrics` and `recorder` are those of
+    `nbloop.Loop`. Several loops under the GIL are a RuntimeWarning, once in a process, or with
+    `require_free_threading` a RuntimeError.
+
+    Structured: when it returns or raises, all loops are closed and all threads have ended. Every loop runs, and answers
+    calls, until all `main` have ended. The first `main` that
+    raises has all others cancelled, and what they raised is an ExceptionGroup; KeyboardInterrupt and SystemExit of a
+    worker are raised as they are.
+
+    Ctrl-C and SIGTERM cancel all workers, and then `serve` raises KeyboardInterrupt, or SystemExit with the status that
+    shells report (143), unless every `main` returned all the same, or one raised. A second signal does not wait: loops
+    are stopped after the callback in progress, tasks are left where they are, and a callback that does not return
+    within a second is left behind, on a daemon thread, and logged. A signal for which the program has a handler of its
+    own is left to that.
+
+    Only on the main thread, and not in a running event loop: RuntimeError.
+
+    >>> async def main(worker):
+    ...     return await worker.call((worker.index + 1) % worker.count, asyncio.sleep, 0, worker.index)
+    >>> serve(main, loops=2)
+    [0, 1]
+    """
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError("nbloop.serve() has to be called on the main thread, which gets the signals")
+    if asyncio._get_running_loop() is not None:
+        raise RuntimeError("nbloop.serve() cannot be called from a running event loop")
+    if not callable(main):
+        raise TypeError(f"main must be a coroutine function, not {main!r}")
+    if loops is None:
+        loops = usable_cores()
+    check_int("loops", loops, 1, LOOPS_MOST)
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"name must be a str or None, not {name!r}")
+    name = name if name is not None else f"nbloop-serve-{next(_numbers)}"
+    check_parallel(name, loops, require_free_threading)
+    group = WorkerGroup(name)
+    try:
+        for index in range(loops):
+            loop = EventLoop(name=f"{name}-{index}", metrics=metrics, recorder=recorder)
+            group._add(loop)
+            if debug is not None:
+                loop.set_debug(debug)
+    except BaseException:
+        group._close()
+        group._waiting.close()
+        raise
+    return group._run(main)
+
+
+class WorkerGroup(Unique):
+    """All workers of one `serve`. Any thread."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.workers: tuple[Worker, ...] = ()
+        self._cancelling = False
+        self._hurry = False
+        self._ended: list[None] = []  # one for each main that has ended
+        self._signal = 0
+        self._waiting = Loop(name=f"{name}-main")
+        self._listeners = Listeners(name)
+
+    @property
+    def loops(self) -> tuple[EventLoop, ...]:
+        """The workers' loops, in their order."""
+        return tuple(worker.loop for worker in self.workers)
+
+    def metrics(self) -> Metrics | None:
+        """The figures of all loops as one (`nbloop.observe.Metrics.merged`); None without ``metrics=``."""
+        from ..observe.metrics import Metrics
+
+        figures = [one for loop in self.loops if (one := loop.core.metrics()) is not None]
+        return Metrics.merged(figures) if figures else None
+
+    def _add(self, loop: EventLoop) -> None:
+        self.workers = (*self.workers, Worker(self, len(self.workers), loop))
+
+    def _close(self) -> None:
+        """What no thread has taken over."""
+        for worker in self.workers:
+            if worker._take():
+                worker.loop.close()
+                worker._done.set()
+                self._main_ended()
+
+    def _main_ended(self) -> None:
+        """Of one worker. After the last, all go on to their end."""
+        self._ended.append(None)
+        if len(self._ended) >= len(self.workers):
+            for worker in self.workers:
+                with contextlib.suppress(RuntimeError):  # its loop is closed
+                    worker.loop.call_soon_threadsafe(_set_done, worker._all_ended)
+
+    def _run(self, main: Main[Any]) -> list[Any]:
+        failure: BaseException | None = None
+        with self._signals():
+            try:
+                try:
+                    for worker in self.workers:
+                        worker._start(main)
+                except BaseException as error:  # no thread to be had, or a second Ctrl-C
+                    failure = error
+                    self._cancel()
+                    self._close()
+                    if self._hurry:
+                        raise
+                while not all(worker._done.is_set() for worker in self.workers):
+                    self._waiting.run()  # until a worker is done
+            except BaseException:
+                if not self._hurry:
+                    self._cancel()
+                self._stop()
+                raise
+            finally:
+                self._listeners.close()
+                self._waiting.close()
+        for worker in self.workers:
+            worker._join()
+        if failure is not None:
+            raise failure
+        return self._outcome()
+
+    def _outcome(self) -> list[Any]:
+        errors = [worker._error for worker in self.workers if worker._error is not None]
+        for error in errors:
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise error
+        if errors:
+            failed = BaseExceptionGroup(f"{len(errors)} of {len(self.workers)} workers of {self.name} failed", errors)
+            try:
+                raise failed
+            finally:
+                del failed, errors, error
+        if self._signal and any(worker._cancelled for worker in self.workers):
+            self._raise_signal()
+        return [worker._result for worker in self.workers]
+
+    def _raise_signal(self) -> None:
+        if self._signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + self._signal)
+
+    # --- cancelling
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        taken = {}
+        try:
+            for sig, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+                if signal.getsignal(sig) is default:
+                    taken[sig] = default
+                    signal.signal(sig, self._arrived)
+            yield
+        finally:
+            for sig, default in taken.items():
+                if signal.getsignal(sig) == self._arrived:
+                    signal.signal(sig, default)
+
+    def _arrived(self, sig: int, _frame: object) -> None:
+        if not self._signal:
+            self._signal = sig
+            self._cancel()
+            return
+        self._hurry = True
+        self._raise_signal()
+
+    def _cancel(self) -> None:
+        """Cancel every worker. Any thread, and a signal handler; only the first call does anything."""
+        if self._cancelling:
+            return
+        self._cancelling = True
+        for worker in self.workers:
+            with contextlib.suppress(RuntimeError):  # its loop is closed
+                worker.loop.call_soon_threadsafe(worker._cancel)
+
+    def _stop(self) -> None:
+        """The end without waiting: after a second signal."""
+        self._hurry = True
+        until = time.monotonic() + HURRY
+        for worker in self.workers:
+            worker.loop.stop()
+        for worker in self.workers:
+            if worker._done.wait(max(0.0, until - time.monotonic())):
+                worker._join()
+            else:
+                message = "%s is left behind, in a callback that has not returned within %g s of a second signal"
+                name = worker.loop.core.name
+                hooks.log(None, message, name, HURRY, loop=name, level=logging.CRITICAL)
+
+
+class Worker(Unique):
+    """What `main` of `nbloop.serve` gets: its place among the workers, and its ways to the others.
+
+    `index` from 0 on, `count`, the worker's `loop`, and the `group` of all. Methods are for the worker's own loop
+    (RuntimeError elsewhere), except `share` and the properties.
+    """
+
+    def __init__(self, group: WorkerGroup, index: int, loop: EventLoop) -> None:
+        self.group = group
+        self.index = index
+        self.loop = loop
+        self._thread: threading.Thread | None = None
+        self._untaken = [True]
+        self._done = Latch()
+        self._task: asyncio.Task[Any] | None = None
+        self._result: Any = None
+        self._error: BaseException | None = None
+        self._cancelled = False
+        self._all_ended: asyncio.Future[None] = loop.create_future()
+        self._leaving = False  # all have ended, and its loop is about to
+        self._calls: dict[_Call, None] = {}  # of others, to this one
+        self._locals: dict[Callable[[], Any], _Local] = {}
+
+    @property
+    def count(self) -> int:
+        """How many workers there are."""
+        return len(self.group.workers)
+
+    @property
+    def primary(self) -> bool:
+        """Is it the one for what is to happen once a process?"""
+        return self.index == 0
+
+    def share(self, total: int) -> int:
+        """This worker's part of a budget, such as the connections of a pool: the parts of all add up to `total`.
+
+        ValueError if there is not one for each. Any thread.
+
+        >>> [whole // 4 + (index < whole % 4) for whole in [10] for index in range(4)]
+        [3, 3, 2, 2]
+        """
+        check_int("total", total, self.count, 1 << 62)
+        return total // self.count + (self.index < total % self.count)
+
+    # --- its life
+
+    def _start(self, main: Main[Any]) -> None:
+        self._thread = threading.Thread(target=self._body, args=(main,), name=self.loop.core.name, daemon=True)
+        self._thread.start()
+
+    def _take(self) -> bool:
+        """Is the loop the caller's to run, or to close? True once; an interrupted start may have made the thread."""
+        try:
+            self._untaken.pop()
+        except IndexError:
+            return False
+        return True
+
+    def _join(self) -> None:
+        """After `_done`: the thread has nothing left to do."""
+        if self._thread is not None:
+            with contextlib.suppress(RuntimeError):  # it was not started
+                self._thread.join()
+
+    def _body(self, main: Main[Any]) -> None:
+        if not self._take():
+            return
+        try:
+            try:
+                self.loop.run_until_complete(self._main(main))
+            except (
+                BaseException
+            ) as error:  # of a callback or a task: KeyboardInterrupt, SystemExit; or the loop was stopped
+                if not self.group._hurry:
+                    self._fail(error)
+            finally:
+                self._leaving = True
+                self._finish()
+        except BaseException as error:
+            if not self.group._hurry:
+                self._fail(error)
+        finally:
+            self._task = None
+            for call in list(self._calls):
+                call.abandon()
+            self._done.set()
+            self.group._waiting.stop()
+
+    def _finish(self) -> None:
+        """What `asyncio.Runner` does at its end, each part unless a second signal has come."""
+        try:
+            if not self.group._hurry:
+                _cancel_all_tasks(self.loop)
+            if not self.group._hurry:
+                self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+            if not self.group._hurry:
+                self.loop.run_until_complete(self.loop.shutdown_default_executor())
+        finally:
+            if self.group._hurry:
+                for task in asyncio.all_tasks(self.loop):
+                    _abandon(task)
+            self.loop.close()
+
+    def _fail(self, error: BaseException) -> None:
+        with contextlib.suppress(Exception):
+            error.add_note(f"in {self.loop.core.name}, worker {self.index} of {self.count}")
+        if self._error is None:
+            self._error = error
+        self.group._cancel()
+
+    async def _main(self, main: Main[Any]) -> None:
+        self._task = asyncio.current_task()
+        try:
+            if self.group._cancelling:
+                raise asyncio.CancelledError
+            self._result = await main(self)
+        except asyncio.CancelledError as error:
+            self._cancelled = True
+            if not self.group._cancelling:
+                self._fail(error)
+        except BaseException as error:
+            self._fail(error)
+        self._task = None  # nothing cancels what follows
+        self.group._main_ended()
+        await self._all_ended
+        await self._close_locals()
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    def _check_here(self, method: str) -> None:
+        running = asyncio._get_running_loop()
+        if running is not self.loop:
+            raise RuntimeError(f"{self!r}.{method}() belongs to the loop {self.loop!r}, and this is {running!r}")
+
+    # --- addresses
+
+    def listen(
+        self, host: str, port: int, *, family: int = socket.AF_UNSPEC, placement: Placement | None = None
+    ) -> socket.socket:
+        """A socket for ``asyncio.create_server(sock=)``, bound to an address at which all workers listen.
+
+        All workers call it with the same arguments, and get one address; port 0 gives all the same one. `placement`
+        is who gets a connection: "system", where the system spreads them by their addresses (Linux: SO_REUSEPORT, the
+        default there), or "least busy", where one thread accepts, and hands each to the loop that is asleep more and
+        has fewer connections (the default elsewhere). A worker that stops listening while others go on loses the
+        connections that the system has given it already and it has not accepted.
+
+        OSError if the address is taken, also by another process of the same program. Blocks for the look-up of a host
+        name.
+        """
+        self._check_here("listen")
+        return self.group._listeners.listen(self, host, port, family, placement)
+
+    def listen_unix(self, path: str) -> socket.socket:
+        """`listen` at a path, where connections are always handed to the least busy loop. The path is removed when all
+        workers have ended.
+        """
+        self._check_here("listen_unix")
+        return self.group._listeners.listen_unix(self, path)
+
+    # --- resources
+
+    async def local[R](self, factory: Callable[[], Any]) -> R:
+        """What ``factory()`` gives on this loop: made once a worker and factory, closed when `main` has ended.
+
+        The factory returns a context manager, asynchronous or not (asyncpg's pools and redis-py's clients are such);
+        the result is what it gives on entry. It is entered and left in one task of its own, so a caller that is
+        cancelled meanwhile does no harm, and callers at the same time wait for one entry. If that fails, all of them
+        get the exception, and the next call tries again. Resources are left in the reverse order of their making; what
+        raises then is the worker's failure.
+
+        TypeError if it is no context manager.
+        """
+        self._check_here("local")
+        if self._leaving:
+            raise LoopTerminatedError(f"{self!r} ends, and makes no new resources")
+        kept = self._locals.get(factory)
+        if kept is None:
+            kept = self._locals[factory] = _Local(self, factory)
+        result: R = await asyncio.shield(kept.ready)
+        return result
+
+    async def _close_locals(self) -> None:
+        self._leaving = True
+        errors = []
+        while self._locals:
+            _, kept = self._locals.popitem()
+            try:
+                await kept.close()
+            except Exception as error:
+                errors.append(error)
+        if len(errors) == 1:
+            raise errors[0]
+        if errors:
+            raise ExceptionGroup(f"resources of {self!r} failed to close", errors)
+
+    # --- calls
+
+    async def call[R](self, to: int | Worker, function: Callable[..., Coroutine[Any, Any, R]], /, *args: object) -> R:
+        """Run the coroutine ``function(*args)`` on another worker's loop, and wait for it here; its result.
+
+        As awaiting a task: its exception is raised here, cancelling the caller cancels it and waits for its end, and
+        it runs in a copy of the caller's context. Calls of one worker to another begin in their order.
+        `LoopTerminatedError` if the other worker ends before it is done. O(1); it wakes a loop only if that sleeps.
+
+        IndexError, TypeError, ValueError for what is no worker of this group.
+        """
+        self._check_here("call")
+        other = self._find(to)
+        call = _Call(other, self.loop, function, args)
+        other._calls[call] = None
+        try:
+            other.loop.core.submit(call.begin)
+        except LoopTerminatedError:
+            other._calls.pop(call, None)
+            raise LoopTerminatedError(f"{other!r} has ended") from None
+        result: R = await call.outcome
+        return result
+
+    async def broadcast[R](self, function: Callable[..., Coroutine[Any, Any, R]], /, *args: object) -> list[R]:
+        """`call` it on every worker, this one included, at the same time; all results, in the order of the workers.
+
+        As a task group: the first that fails cancels the others, and what they raised is an ExceptionGroup.
+        """
+        self._check_here("broadcast")
+        async with asyncio.TaskGroup() as calls:
+            tasks = [calls.create_task(self.call(worker, function, *args)) for worker in self.group.workers]
+        return [task.result() for task in tasks]
+
+    def _find(self, to: object) -> Worker:
+        if isinstance(to, Worker):
+            if to.group is not self.group:
+                raise ValueError(f"{to!r} is of another group than {self!r}")
+            return to
+        if not isinstance(to, int) or isinstance(to, bool):
+            raise TypeError(f"to must be a worker or its index, not {to!r}")
+        if not 0 <= to < self.count:
+            raise IndexError(f"to must be from 0 to {self.count - 1}, not {to}")
+        return self.group.workers[to]
+
+    def __repr__(self) -> str:
+        return f"<nbloop.Worker {self.index} of {self.count} of {self.group.name}>"
+
+
+class _Local:
+    """A resource of one loop, in the task that enters and leaves it."""
+
+    def __init__(self, worker: Worker, factory: Callable[[], Any]) -> None:
+        self._worker = worker
+        self._factory = factory
+        self.ready: asyncio.Future[Any] = worker.loop.create_future()
+        self._end: asyncio.Future[None] = worker.loop.create_future()
+        self._task = worker.loop.create_task(self._keep(), name=f"local {factory!r}")
+
+    async def _keep(self) -> None:
+        try:
+            async with AsyncExitStack() as stack:
+                resource = self._factory()
+                if hasattr(type(resource), "__aenter__"):
+                    value = await stack.enter_async_context(resource)
+                elif hasattr(type(resource), "__enter__"):
+                    value = stack.enter_context(resource)
+                else:
+                    raise TypeError(f"{self._factory!r} must return a context manager, not {resource!r}")
+                self.ready.set_result(value)
+                await self._end
+        except BaseException as error:
+            if self.ready.done():
+                raise
+            if self._worker._locals.get(self._factory) is self:
+                del self._worker._locals[self._factory]
+            if isinstance(error, asyncio.CancelledError):
+                self.ready.cancel()
+                raise
+            self.ready.set_exception(error)
+            if not isinstance(error, Exception):
+                raise
+
+    async def close(self) -> None:
+        if not self.ready.done():
+            self._task.cancel()
+            await asyncio.wait([self._task])
+            return
+        if not self._end.done():
+            self._end.set_result(None)
+        await self._task
+
+
+class _Outcome(asyncio.Future[Any]):
+    """What the caller awaits. To cancel it is to cancel the call, as it is with a task."""
+
+    call: _Call
+
+    def cancel(self, msg: Any = None) -> bool:
+        if self.done():
+            return False
+        self.call.ask_to_cancel()
+        return True
+
+
+class _Call:
+    """A coroutine function that another loop is to run."""
+
+    __slots__ = ("args", "asked", "context", "function", "outcome", "reached", "task", "worker")
+
+    def __init__(self, worker: Worker, here: EventLoop, function: Callable[..., Any], args: tuple[object, ...]) -> None:
+        self.worker = worker  # that runs it
+        self.function = function
+        self.args = args
+        self.context: Context = copy_context()
+        self.outcome = _Outcome(loop=here)
+        self.outcome.call = self
+        self.task: asyncio.Task[Any] | None = None
+        self.asked = False  # to cancel, by the caller
+        self.reached = False  # has that come to a task that had not ended?
+
+    def begin(self) -> None:
+        """On the other loop."""
+        try:
+            coroutine = self.context.run(self.function, *self.args)
+            task = asyncio.Task(coroutine, loop=self.worker.loop, context=self.context, eager_start=True)
+        except BaseException as error:
+            self._deliver(None, error)
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise
+            return
+        if task.done():  # without having waited for anything
+            self._ended(task)
+        else:
+            self.task = task
+            task.add_done_callback(self._ended)
+
+    def ask_to_cancel(self) -> None:
+        """On the caller's loop."""
+        self.asked = True
+        with contextlib.suppress(LoopTerminatedError):  # it has ended, and `abandon` has said so or will
+            self.worker.loop.core.submit(self._cancel)
+
+    def _cancel(self) -> None:
+        if self.task is not None:
+            self.reached = self.task.cancel()
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        if not task.cancelled():
+            error = task.exception()
+            self._deliver(task.result() if error is None else None, error)
+        elif self.worker._leaving and not self.asked:
+            self.abandon()
+        else:
+            self._deliver(None, asyncio.CancelledError())
+
+    def abandon(self) -> None:
+        """The other loop ends."""
+        self._deliver(None, LoopTerminatedError(f"{self.worker!r} has ended"))
+
+    def _deliver(self, result: Any, error: BaseException | None) -> None:
+        self.worker._calls.pop(self, None)
+        self.task = None
+        here: Any = self.outcome.get_loop()
+        with contextlib.suppress(LoopTerminatedError):  # nobody waits any more
+            here.core.submit(self._settle, result, error)
+
+    def _settle(self, result: Any, error: BaseException | None) -> None:
+        """On the caller's loop."""
+        outcome = self.outcome
+        if outcome.done():
+            return
+        # It was asked to cancel, but had ended by itself before: the caller's cancellation must not be lost.
+        if isinstance(error, asyncio.CancelledError) or (self.asked and not self.reached):
+            asyncio.Future.cancel(outcome)
+        elif error is not None:
+            outcome.set_exception(error)
+        else:
+            outcome.set_result(result)
+        del result, error  # an exception's traceback may come to have this frame
+
+
+def _set_done(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _abandon(task: asyncio.Task[Any]) -> None:
+    """Leave a task where it is: its coroutine gets GeneratorExit, and what it makes of that is not waited for."""
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+    coroutine = task.get_coro()
+    if coroutine is not None:
+        with contextlib.suppress(Exception):
+            coroutine.close()

@@ -1,0 +1,73 @@
+"""Where promises meet asyncio: `await promise` in a task, and a promise of an asyncio future.
+
+Problem: a coroutine yields what it waits for to whoever runs it, and the two who may, a view and an asyncio task, each
+understand only their own futures. Idea: inside a task asyncio has a current task, and inside a coroutine of `JS.spawn`
+it has none, because its steps are microtasks. The one exception is its first step, which `spawn` may make in the middle
+of a task's; for as long as that takes there is no current task (`outside_task`), which is also true.
+
+A program that has not imported asyncio has no tasks, and pays for one look into `sys.modules`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Generator, Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from .promise import Promise
+
+
+def _loop_of_task() -> asyncio.AbstractEventLoop | None:
+    """The asyncio loop in a step of whose task the calling thread is; None if it is in none."""
+    module = sys.modules.get("asyncio")
+    if module is None:
+        return None
+    loop: asyncio.AbstractEventLoop | None = module._get_running_loop()
+    return loop if loop is not None and module.current_task(loop) is not None else None
+
+
+def wait_in_task(promise: Promise[Any]) -> Generator[Any, Any, Any] | None:
+    """What a task has to yield for a promise; None outside of tasks."""
+    loop = _loop_of_task()
+    if loop is None:
+        return None
+    future = sys.modules["asyncio"].wrap_future(promise.future(), loop=loop)
+    waiting: Generator[Any, Any, Any] = future.__await__()
+    return waiting
+
+
+@contextlib.contextmanager
+def outside_task() -> Iterator[None]:
+    """No asyncio task is current in the block, in which somebody else's code runs in the middle of one."""
+    loop = _loop_of_task()
+    if loop is None:
+        yield
+        return
+    module = sys.modules["asyncio"]
+    task = module.current_task(loop)
+    module._leave_task(loop, task)  # documented, under 'Extending', for libraries that have tasks of another kind
+    try:
+        yield
+    finally:
+        module._enter_task(loop, task)
+
+
+def is_future(value: object) -> bool:
+    """Is it a future of asyncio's, a task included?"""
+    module = sys.modules.get("asyncio")
+    return module is not None and module.isfuture(value)
+
+
+def when_done(future: asyncio.Future[Any], callback: Callable[[asyncio.Future[Any]], object]) -> None:
+    """Call ``callback(future)`` on its loop's thread when it is done. Any thread. Raises RuntimeError if its loop is
+    closed.
+    """
+    loop = future.get_loop()
+    if sys.modules["asyncio"]._get_running_loop() is loop:
+        future.add_done_callback(callback)
+    else:
+        loop.call_soon_threadsafe(future.add_done_callback, callback)

@@ -1,0 +1,260 @@
+"""What a coroutine waits for: a time, an event, or what other threads put into a queue."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import weakref
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from typing import TYPE_CHECKING, Any, Self
+
+from ..errors import LoopTerminatedError
+from ..kernels.promises.classes import Resolver
+from ..lock import CountingLock
+from ..unique import Unique
+from .coroutines import coroutines_of, terminated
+from .promise import Promise
+
+if TYPE_CHECKING:
+    from .abort import AbortSignal
+    from .events import Event, EventTarget
+    from .view import JS
+
+
+def unlinked() -> None:
+    """Undoes nothing: what follows no signal has nothing to undo."""
+
+
+class Sleep:
+    """What settles a promise of `JS.sleep`: its timer, an abort, or the loop's end."""
+
+    __slots__ = ("_js", "_resolver", "_sleeping", "_timer", "_unlink")
+
+    def __init__(self, js: JS, promise: Promise[None]) -> None:
+        self._js = js
+        self._resolver = Resolver(promise)
+        self._sleeping = coroutines_of(js.loop).sleeping
+        self._timer = 0
+        self._unlink: Callable[[], None] = unlinked
+
+    def begin(self, ms: float, signal: AbortSignal | None) -> None:
+        """Any thread. Raises as `JS.set_timeout`."""
+        self._sleeping[self] = None
+        try:
+            self._timer = self._js.set_timeout(self._wake, ms)
+        except BaseException:
+            self._sleeping.pop(self, None)
+            raise
+        if signal is not None:
+            self._unlink = signal.on_abort(self._abort)
+
+    def _wake(self) -> None:
+        self._sleeping.pop(self, None)
+        self._unlink()
+        self._resolver.resolve()
+
+    def _abort(self, reason: Any) -> None:
+        """Any thread."""
+        self._js.clear_timeout(self._timer)
+        self._sleeping.pop(self, None)
+        self._resolver.reject(reason)
+
+    def end(self) -> None:
+        """The loop's end has come first."""
+        self._sleeping.pop(self, None)
+        self._unlink()
+        self._resolver.reject(terminated(self._js.loop))
+
+
+class Queue[T](Unique):
+    """What any thread puts into a coroutine: made by `JS.queue`, without a limit, and with an end.
+
+    Items come out in the order in which they were put, each once: of several coroutines that wait, the first gets the
+    first. ``async for item in queue`` goes on until `shutdown` has been called and all items have been taken. What is
+    left when the loop ends is dropped.
+
+    >>> import nbloop
+    >>> from nbloop.js import JS
+    >>> async def add_up(numbers):
+    ...     return sum([number async for number in numbers])
+    >>> with nbloop.Loop() as loop:
+    ...     js = JS(loop)
+    ...     numbers = js.queue()
+    ...     total = js.spawn(add_up(numbers))
+    ...     for number in range(5):
+    ...         numbers.put(number)
+    ...     numbers.shutdown()
+    ...     total.result()
+    10
+    """
+
+    def __init__(self, js: JS) -> None:
+        self._js = js
+        self._lock = CountingLock()
+        self._items: deque[T] = deque()
+        self._waiting: dict[Promise[None], Callable[..., None]] = {}
+        self._shut = False
+        self._waking = False  # a microtask is on its way
+
+    def __len__(self) -> int:
+        """How many items wait to be taken. Any thread; a moment old. O(1)."""
+        return len(self._items)
+
+    def put(self, item: T) -> None:
+        """Add an item. Any thread, signal handlers included. O(1).
+
+        Raises `queue.ShutDown` after `shutdown`, and `LoopTerminatedError` after the loop's end has begun; nothing was
+        stored then.
+        """
+        with self._lock:
+            if self._shut:
+                raise queue.ShutDown("the queue has been shut down")
+            self._wake_soon()
+            self._items.append(item)
+
+    def shutdown(self) -> None:
+        """Take no more items: when those that wait have been taken, iteration ends, and `get` raises `queue.ShutDown`.
+        Again does nothing. Any thread, signal handlers included. O(1).
+        """
+        with self._lock:
+            self._shut = True
+            with contextlib.suppress(LoopTerminatedError):  # then nobody waits
+                self._wake_soon()
+
+    async def get(self) -> T:
+        """Wait for the next item, in a coroutine of `JS.spawn`. One that is cancelled meanwhile takes none.
+
+        Raises `queue.ShutDown` when there is none and none will come. O(1).
+        """
+        while True:
+            with self._lock:
+                if self._items:
+                    return self._items.popleft()
+                if self._shut:
+                    raise queue.ShutDown("the queue has been shut down")
+                promise, wake, _reject = self._js.with_resolvers()
+                self._waiting[promise] = wake
+            try:
+                await promise
+            except BaseException:
+                with self._lock:
+                    if self._waiting.pop(promise, None) is None:  # it was woken for an item: somebody else has to be
+                        with contextlib.suppress(LoopTerminatedError):
+                            self._wake_soon()
+                raise
+
+    def _wake_soon(self) -> None:
+        if not self._waking:
+            self._js.loop.schedule_microtask(self._wake)
+            self._waking = True
+
+    def _wake(self) -> None:
+        """As many as there are items, or all."""
+        with self._lock:
+            self._waking = False
+            count = len(self._waiting) if self._shut else min(len(self._items), len(self._waiting))
+            woken = [self._waiting.pop(next(iter(self._waiting))) for _ in range(count)]
+        for wake in woken:
+            wake()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        try:
+            return await self.get()
+        except queue.ShutDown:
+            raise StopAsyncIteration from None
+
+
+async def interval(js: JS, ms: float) -> AsyncGenerator[None]:
+    """Of `JS.interval`."""
+    due = False
+    wake: Callable[..., None] | None = None
+
+    def tick() -> None:
+        nonlocal due
+        due = True
+        if wake is not None:
+            wake()
+
+    timer = js.set_interval(tick, ms)
+    try:
+        while True:
+            if not due:
+                promise, wake, _reject = js.with_resolvers()
+                await promise
+            due = False
+            yield
+    finally:
+        js.clear_interval(timer)
+
+
+class Once:
+    """What settles a promise of `JS.once`: an event, or an abort."""
+
+    __slots__ = ("_resolver", "_target", "_type", "_unlink")
+
+    def __init__(self, promise: Promise[Event], target: EventTarget, type: str) -> None:
+        self._resolver = Resolver(promise)
+        self._target = target
+        self._type = type
+        self._unlink: Callable[[], None] = unlinked
+
+    def begin(self, signal: AbortSignal | None) -> None:
+        """Any thread."""
+        self._target.add_event_listener(self._type, self._heard, once=True)
+        if signal is not None:
+            self._unlink = signal.on_abort(self._abort)
+
+    def _heard(self, event: Event) -> None:
+        self._unlink()
+        self._resolver.resolve(event)
+
+    def _abort(self, reason: Any) -> None:
+        self._target.remove_event_listener(self._type, self._heard)
+        self._resolver.reject(reason)
+
+
+class Events(Unique):
+    """The events of a type, made by `JS.on`: an asynchronous iterator that hears them from its making to its end, and
+    keeps those that nobody has taken yet.
+    """
+
+    def __init__(self, js: JS, target: EventTarget, type: str, signal: AbortSignal | None) -> None:
+        self._queue: Queue[Event] = Queue(js)
+        self._signal = signal
+        put = self._queue.put
+
+        def heard(event: Event) -> None:
+            with contextlib.suppress(LoopTerminatedError, queue.ShutDown):
+                put(event)
+
+        target.add_event_listener(type, heard)
+        cleanup: Any = weakref.finalize(self, target.remove_event_listener, type, heard)
+        cleanup.atexit = False
+        self._unlisten: Callable[[], object] = cleanup
+        self._unlink: Callable[[], None] = unlinked
+        if signal is not None:
+            shutdown = self._queue.shutdown
+            self._unlink = signal.on_abort(lambda _reason: shutdown())
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        """The next event. When the signal is aborted its reason is raised, after the events that came before."""
+        try:
+            return await anext(self._queue)
+        except StopAsyncIteration:
+            self._unlisten()
+            if self._signal is not None:
+                self._signal.throw_if_aborted()
+            raise
+
+    async def aclose(self) -> None:
+        """Hear no more events: iteration ends when those that came before have been taken. Again does nothing."""
+        self._unlisten()
+        self._unlink()
+        self._queue.shutdown()

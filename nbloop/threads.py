@@ -1,0 +1,48 @@
+"""What has to be whole although a signal's handler may raise: it is done on another thread.
+
+Problem: `threading.Thread.start` and the locks of the standard library are many steps of Python. An exception between
+two of them leaves a lock taken, and the thread that needs it next hangs for ever. Idea: signal handlers run on the main
+thread only. So a second thread, which one call of C makes, does it. That costs 50 µs, so only what is rare is done so.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextvars
+import threading
+from collections.abc import Callable
+
+from .lock import Latch
+
+LOOK = 0.5  # seconds between two checks of what another thread is to do
+
+
+def aside(call: Callable[[], object]) -> None:
+    """``call()`` on a thread of its own, in a copy of the caller's context; returns when it has, and raises what it
+    raises.
+
+    If an exception of a signal handler leaves this, the call is made all the same, or was never begun. Any thread, also
+    a signal handler. Raises RuntimeError if there is no thread to be had.
+    """
+    context = contextvars.copy_context()
+    done = Latch()
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            context.run(call)
+        except BaseException as error:
+            failure.append(error)
+        finally:
+            done.set()
+
+    _thread.start_new_thread(run, ())
+    while not done.wait(LOOK):
+        pass
+    if failure:
+        raise failure.pop()
+
+
+def begin(thread: threading.Thread) -> None:
+    """``thread.start()``, as `aside` does it."""
+    aside(thread.start)

@@ -1,0 +1,506 @@
+"""What coroutines wait for: `sleep` and `promisify` with a limit, `queue`, `interval`, `once`, `on`."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import queue
+import signal
+import threading
+import weakref
+
+import pytest
+
+from nbloop import Loop, LoopTerminatedError
+from nbloop.js import JS, AbortController, AbortError, AbortSignal, CustomEvent, Event, EventTarget
+from tests.support.waiting import PATIENCE, elsewhere, together, wait_for
+
+# --- limits of sleep and promisify ------------------------------------------------------------------------------------
+
+
+def sleeping(page, **limits):
+    return page.js.sleep(1e6, **limits)
+
+
+def working(page, **limits):
+    """In seconds, as all that is the loop's."""
+    if "timeout" in limits:
+        limits["timeout"] /= 1e3
+    return page.loop.promisify(page.gate.wait, PATIENCE, **limits)
+
+
+@pytest.fixture
+def gated(page):
+    """A page with a gate for its workers, which is open in the end."""
+    page.gate = threading.Event()
+    yield page
+    page.gate.set()
+    page.loop.shutdown()
+
+
+WAITS = pytest.mark.parametrize("wait", [sleeping, working], ids=["sleep", "promisify"])
+
+
+@WAITS
+def test_an_abort_rejects(gated, wait):
+    """contract: `signal`: its reason, from any thread; nothing listens any more, and no timer is left."""
+    for reason in ("text", ValueError("why"), None):
+        controller = AbortController()
+        promise = wait(gated, signal=controller.signal)
+        gated.turn()
+        assert promise.state == "pending"
+        elsewhere(controller.abort, reason)
+        got = gated.reason(promise)
+        assert got is reason or (reason is None and type(got) is AbortError)
+        assert not controller.signal._algorithms
+    gated.gate.set()
+    gated.quiet()
+
+
+@WAITS
+def test_aborted_before(gated, wait):
+    """contract: one that is aborted already: at once, and the function never begins."""
+    assert gated.reason(wait(gated, signal=AbortSignal.abort("why"))) == "why"
+    gated.quiet()
+
+
+@WAITS
+def test_a_timeout_rejects(gated, wait):
+    """contract: `timeout`: TimeoutError, in milliseconds of a view and seconds of a loop."""
+    assert type(gated.reason(wait(gated, timeout=1))) is TimeoutError
+    assert type(gated.reason(wait(gated, timeout=1, signal=AbortController().signal))) is TimeoutError
+    gated.gate.set()
+    gated.quiet()
+
+
+@WAITS
+def test_in_time(gated, wait):
+    """contract: what is done in time is as without a limit, and leaves neither timer nor listener."""
+    gated.gate.set()
+    controller = AbortController()
+    limits = {"signal": controller.signal, "timeout": 1e6}
+    promise = gated.js.sleep(1, **limits) if wait is sleeping else wait(gated, **limits)
+    assert gated.value(promise) in (None, True)
+    gated.quiet()
+    wait_for(lambda: not controller.signal._strong and not controller.signal._algorithms)
+    del promise, limits
+    gc.collect()
+    assert not controller.signal._dependents
+    assert gated.loop._record["timers"]["live_here"] + gated.loop._record["timers"]["live_elsewhere"] == 0
+    controller.abort()
+
+
+@WAITS
+@pytest.mark.parametrize(
+    "wrong", [{"signal": 5}, {"timeout": "1"}, {"timeout": -1}, {"timeout": float("nan")}], ids=repr
+)
+def test_bad_limits(page, wait, wrong):
+    """contract: TypeError and ValueError name the argument; nothing was stored."""
+    page.gate = threading.Event()
+    page.gate.set()
+    if wait is working:
+        wrong = dict(wrong)
+        with pytest.raises((TypeError, ValueError), match=next(iter(wrong))):
+            page.loop.promisify(page.gate.wait, **wrong)
+    else:
+        with pytest.raises((TypeError, ValueError), match=next(iter(wrong))):
+            page.js.sleep(1e6, **wrong)
+    page.turn()
+    assert not page.loop.alive()
+
+
+@WAITS
+@pytest.mark.parametrize("end", ["shutdown", "close"])
+def test_the_end_with_a_limit(make_page, wait, end):
+    """contract: promises settle when the loop ends, and the signal is let go of."""
+    page, controller = make_page(), AbortController()
+    page.gate = threading.Event()
+    promise = wait(page, signal=controller.signal, timeout=1e6)
+    page.turn()
+    if wait is working:
+        if end == "close":
+            page.loop.close()
+            page.gate.set()
+        else:
+            page.gate.set()
+            page.loop.shutdown()
+    else:
+        getattr(page.loop, end)()
+    assert promise.state != "pending"
+    wait_for(lambda: not controller.signal._strong)
+    controller.abort()
+
+
+def test_aborted_in_the_queue(make_page):
+    """contract: a function that has not begun never will; the loop goes on to wait for one that has."""
+    page, controller, ran = make_page(workers=1), AbortController(), []
+    gate, inside = threading.Event(), threading.Event()
+    first = page.loop.promisify(lambda: (inside.set(), gate.wait(PATIENCE)), signal=controller.signal)
+    second = page.loop.promisify(ran.append, 2, signal=controller.signal)
+    third = page.loop.promisify(ran.append, 3)
+    wait_for(inside)
+    controller.abort("why")
+    assert (page.reason(first), page.reason(second)) == ("why", "why")
+    assert page.loop.alive()
+    gate.set()
+    page.value(third)
+    assert ran == [3]
+    page.quiet()
+
+
+@pytest.mark.parametrize("most", [1, 2, 40])
+def test_workers(make_page, most):
+    """contract: `Loop(workers=n)`: so many functions of `promisify` run at once."""
+    page = make_page(workers=most)
+    barrier, running, seen = threading.Barrier(most), [], []
+
+    def function():
+        running.append(1)
+        seen.append(len(running))
+        barrier.wait(PATIENCE)
+        running.pop()
+
+    page.value(page.js.all([page.loop.promisify(function) for _ in range(2 * most)]))
+    assert max(seen) == most
+    assert page.loop._workers._threads == most
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, True, "4", (1 << 15) + 1])
+def test_workers_is_checked(wrong):
+    """contract: the error names the option."""
+    with pytest.raises((TypeError, ValueError), match="workers must be"):
+        Loop(workers=wrong)
+
+
+# --- a queue ----------------------------------------------------------------------------------------------------------
+
+
+async def taken(items, count=None):
+    """All, or so many."""
+    got = []
+    async for item in items:
+        got.append(item)
+        if len(got) == count:
+            break
+    return got
+
+
+def test_from_any_thread(make_page):
+    """contract: `queue`: each item once, those of a thread in order, then the end."""
+    page = make_page()
+    items = page.js.queue()
+    with page.loop:
+        promise = page.js.spawn(taken(items))
+
+        def put(i):
+            for n in range(1_000):
+                items.put((i, n))
+
+        together(4, put)
+        items.shutdown()
+        got = promise.result(PATIENCE)
+    for i in range(4):
+        assert [n for j, n in got if j == i] == list(range(1_000))
+    assert len(got) == 4_000
+    assert len(items) == 0
+
+
+def test_several_takers(page, js):
+    """contract: of several coroutines that wait, the first gets the first."""
+    items, got = js.queue(), []
+
+    async def take(name):
+        got.append((name, await items.get()))
+
+    for name in "abc":
+        js.spawn(take(name))
+    page.turn()
+    for i in range(3):
+        items.put(i)
+    page.quiet()
+    assert got == [("a", 0), ("b", 1), ("c", 2)]
+
+
+def test_the_end_of_a_queue(page, js):
+    """contract: after `shutdown` items are taken still, then iteration ends and `get` and `put` raise ShutDown."""
+    items = js.queue()
+    waiting = [js.spawn(taken(items)), js.spawn(items.get())]
+    page.turn()
+    items.shutdown()
+    items.shutdown()
+    assert page.value(waiting[0]) == []
+    assert isinstance(page.reason(waiting[1]), queue.ShutDown)
+    with pytest.raises(queue.ShutDown):
+        items.put(1)
+    more = js.queue()
+    more.put(1)
+    more.put(2)
+    more.shutdown()
+    assert page.value(js.spawn(taken(more))) == [1, 2]
+
+
+@pytest.mark.parametrize("when", ["waiting", "woken"])
+def test_a_cancelled_taker_takes_nothing(page, js, when):
+    """contract: one that is cancelled takes no item: another gets it."""
+    items, controller = js.queue(), AbortController()
+    first = js.spawn(items.get(), signal=controller.signal)
+    second = js.spawn(items.get())
+    page.turn()
+    if when == "woken":  # the abort's microtask is before the one that resumes the taker
+        page.loop.submit(lambda: (items.put("item"), js.queue_microtask(lambda: None), controller.abort("why")))
+    else:
+        controller.abort("why")
+        page.turn()
+        items.put("item")
+    page.until(lambda: first.state != "pending")
+    if first.state == "rejected":
+        assert page.value(second) == "item"
+    else:
+        assert first.value == "item"
+        items.put("another")
+        assert page.value(second) == "another"
+    assert not items._waiting
+
+
+def test_an_abort_between_wake_and_take(page, js):
+    """contract: the item that it was woken for goes to the next."""
+    items, controller = js.queue(), AbortController()
+    first = js.spawn(items.get(), signal=controller.signal)
+    second = js.spawn(items.get())
+    page.turn()
+
+    def scene():
+        controller.abort("why")  # its microtask runs after the next, and before the taker is resumed
+        items.put("item")
+
+    page.loop.submit(scene)
+    page.turn()
+    assert isinstance(first.reason, Exception)
+    assert page.value(second) == "item"
+
+
+def test_put_in_a_signal_handler(make_page):
+    """contract: `put` is safe in a signal handler, also one that interrupts it."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        pytest.skip("no signal handlers here")
+    page = make_page()
+    items = page.js.queue()
+    promise = page.js.spawn(taken(items))
+    count = [0, 0]
+
+    def handler(*_signal):
+        count[0] += 1
+        items.put("handler")
+
+    old = signal.signal(signal.SIGALRM, handler)
+    try:
+        with page.loop:
+            signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+            while count[0] < 50:
+                items.put("main")
+                count[1] += 1
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            items.shutdown()
+            got = promise.result(PATIENCE)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+    assert (got.count("handler"), got.count("main")) == tuple(count)
+
+
+@pytest.mark.parametrize("end", ["shutdown", "close"])
+def test_a_queue_of_a_loop_that_has_ended(make_page, end):
+    """contract: who waits is cancelled; `put` is refused, and stores nothing; `shutdown` may be called."""
+    page = make_page()
+    items = page.js.queue()
+    promise = page.js.spawn(taken(items))
+    page.turn()
+    getattr(page.loop, end)()
+    assert isinstance(promise.reason, LoopTerminatedError)
+    with pytest.raises(LoopTerminatedError):
+        items.put(1)
+    assert len(items) == 0
+    items.shutdown()
+
+
+# --- intervals --------------------------------------------------------------------------------------------------------
+
+
+def test_interval(make_page):
+    """contract: `interval`: every `ms` milliseconds, never early; leaving ends its timer."""
+    page = make_page()
+    times = []
+
+    async def body():
+        began = page.loop.now()
+        async for _ in page.js.interval(10):
+            times.append(page.loop.now() - began)
+            if len(times) == 5:
+                break
+
+    page.value(page.js.spawn(body()))
+    for i, time in enumerate(times):
+        assert time >= 0.010 * (i + 1) - 1e-4
+    page.quiet()
+
+
+def test_a_slow_block_misses_times(page, js):
+    """contract: the times that a slow block has missed are one."""
+    times = []
+
+    async def body():
+        async for _ in js.interval(5):
+            times.append(page.loop.now())
+            if len(times) == 3:
+                break
+            await js.sleep(40)
+
+    page.value(js.spawn(body()))
+    assert times[1] - times[0] >= 0.039  # at once after the block, which was eight periods long
+    assert times[2] - times[1] >= 0.039
+    page.quiet()
+
+
+@pytest.mark.parametrize("end", ["abort", "shutdown"])
+def test_the_end_of_an_interval(make_page, end):
+    """contract: a coroutine that is cancelled in it leaves no timer."""
+    page, controller, rounds = make_page(), AbortController(), []
+
+    async def body():
+        async for _ in page.js.interval(1):
+            rounds.append(1)  # noqa: PERF401
+
+    promise = page.js.spawn(body(), signal=controller.signal)
+    page.until(lambda: len(rounds) > 2)
+    if end == "abort":
+        controller.abort("why")
+        page.reason(promise)
+        page.quiet()
+    else:
+        page.loop.shutdown()
+    assert promise.state == "rejected"
+
+
+@pytest.mark.parametrize("wrong", [-1, None, "1", float("inf")])
+def test_interval_checks(js, wrong):
+    """contract: TypeError, ValueError, by the call."""
+    with pytest.raises((TypeError, ValueError), match="ms must be"):
+        js.interval(wrong)
+
+
+# --- events -----------------------------------------------------------------------------------------------------------
+
+
+def test_once(page, js):
+    """contract: `once`: the next event, dispatched on any thread; then nothing listens."""
+    target = EventTarget()
+    promise = js.once(target, "x")
+    target.dispatch_event(Event("y"))
+    event = CustomEvent("x", detail=5)
+    elsewhere(target.dispatch_event, event)
+    assert page.value(promise) is event
+    assert not target._listeners
+
+
+def test_once_aborted(page, js):
+    """contract: an abort rejects with its reason, and nothing listens; one that came in time does nothing more."""
+    target, controller = EventTarget(), AbortController()
+    promise = js.once(target, "x", signal=controller.signal)
+    heard = js.once(target, "y", signal=controller.signal)
+    target.dispatch_event(Event("y"))
+    assert len(controller.signal._algorithms) == 1
+    controller.abort("why")
+    assert page.reason(promise) == "why"
+    assert page.value(heard).type == "y"
+    assert not target._listeners
+    assert page.reason(js.once(target, "x", signal=controller.signal)) == "why"
+    assert not target._listeners
+
+
+def test_on(page, js):
+    """contract: `on`: each event from the call on, in order, those that come meanwhile too."""
+    target, got = EventTarget(), []
+    events = js.on(target, "x")
+    elsewhere(target.dispatch_event, CustomEvent("x", detail=0))
+
+    async def body():
+        async for event in events:
+            got.append(event.detail)
+            await js.sleep(1)
+            if event.detail == 0:
+                for i in range(1, 4):
+                    target.dispatch_event(CustomEvent("x", detail=i))
+            if event.detail == 3:
+                await events.aclose()
+                await events.aclose()
+                target.dispatch_event(CustomEvent("x", detail=4))
+
+    page.value(js.spawn(body()))
+    assert got == [0, 1, 2, 3]
+    assert not target._listeners
+
+
+def test_on_aborted(page, js):
+    """contract: an aborted signal ends it with its reason, after the events that came before."""
+    target, controller, got = EventTarget(), AbortController(), []
+
+    async def body():
+        async for event in js.on(target, "x", signal=controller.signal):
+            got.append(event.type)  # noqa: PERF401
+
+    promise = js.spawn(body())
+    page.turn()
+    target.dispatch_event(Event("x"))
+    target.dispatch_event(Event("x"))
+    controller.abort(ValueError("why"))
+    target.dispatch_event(Event("x"))
+    assert isinstance(page.reason(promise), ValueError)
+    assert got == ["x", "x"]
+    assert not target._listeners
+
+
+def test_on_that_nobody_refers_to(page, js):
+    """contract: it listens until nobody refers to it; and an event for a loop that has ended is nobody's."""
+    target = EventTarget()
+
+    async def body():
+        async for _ in js.on(target, "x"):
+            break
+
+    promise = js.spawn(body())
+    page.turn()
+    target.dispatch_event(Event("x"))
+    page.value(promise)
+    page.until(lambda: gc.collect() is None or not target._listeners)
+    kept = js.on(target, "x")
+    page.loop.shutdown()
+    target.dispatch_event(Event("x"))
+    del kept
+    gc.collect()
+    assert not target._listeners
+    assert page.errors == []
+
+
+@pytest.mark.parametrize("call", ["once", "on"])
+def test_events_are_checked(js, call):
+    """contract: TypeError names the argument."""
+    for arguments, named, name in (
+        ((5, "x"), {}, "target"),
+        ((EventTarget(), 5), {}, "type"),
+        ((EventTarget(), "x"), {"signal": 5}, "signal"),
+    ):
+        with pytest.raises(TypeError, match=f"{name} must be"):
+            getattr(js, call)(*arguments, **named)
+
+
+def test_nothing_keeps_the_loop():
+    """contract: a forgotten loop is closed, whatever was made of it."""
+    loop = Loop()
+    js = JS(loop)
+    kept = [js.queue(), js.on(EventTarget(), "x"), js.timeout(1), js.group()]
+    gone = weakref.ref(loop)
+    kept.clear()
+    del loop, js
+    gc.collect()
+    with contextlib.suppress(LoopTerminatedError):
+        assert gone() is None

@@ -1,0 +1,166 @@
+"""asyncio's view of a loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import nbloop
+from nbloop import EventLoop
+from tests.support.world import World
+
+from .scenario import Count, Steps, of_ctrl_c, scenario
+
+
+def forgotten_by_asyncio() -> None:
+    """asyncio's own runner and `run_forever` are Python: interrupted, they leave these behind, with any loop."""
+    asyncio._set_running_loop(None)
+    asyncio.set_event_loop(None)
+    sys.set_asyncgen_hooks(None, None)
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _run(world: World, main: Callable[[], Any]) -> Steps:
+    """A program runs to its end or not; the next one runs. Of Ctrl-C only, for which asyncio cancels the program: the
+    exception of another handler in the middle of its own Python can leave a task that no loop resumes.
+    """
+    made: list[EventLoop] = []
+
+    def factory() -> EventLoop:
+        made.append(world.to_go(EventLoop()))
+        return made[-1]
+
+    def call() -> None:
+        with contextlib.suppress(asyncio.CancelledError), asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(main())
+
+    yield call
+    forgotten_by_asyncio()
+    for loop in made:
+        loop._thread_id = None  # as above
+        loop.close()
+        world.to_go(loop.core)
+    assert nbloop.run(asyncio.sleep(0, 1)) == 1
+
+
+@scenario
+@of_ctrl_c
+def run_sleeping(world: World) -> Steps:
+    """Timers and tasks."""
+
+    async def main() -> None:
+        await asyncio.gather(asyncio.sleep(0), asyncio.sleep(0.001))
+
+    return _run(world, main)
+
+
+@scenario
+@of_ctrl_c
+def run_streams(world: World) -> Steps:
+    """A connection over our transports."""
+
+    async def main() -> None:
+        one, other = socket.socketpair()
+        with other:
+            reader, writer = await asyncio.open_connection(sock=one)
+            writer.write(b"x")
+            await writer.drain()
+            other.send(b"y")
+            assert await reader.read(1) == b"y"
+            writer.close()
+            await writer.wait_closed()
+
+    return _run(world, main)
+
+
+def _idle(world: World, call: Callable[[EventLoop, Count], object]) -> Steps:
+    """A call of a loop that does not run; it runs and closes afterwards."""
+    loop, count = world.to_go(EventLoop()), Count()
+    world.to_go(loop.core)
+    yield lambda: call(loop, count)
+    forgotten_by_asyncio()
+    loop.call_soon(count.add)
+    loop.call_later(0.001, loop.stop)
+    loop.run_forever()
+    assert count.calls in (1, 2)
+    loop.close()
+
+
+@scenario
+def call_soon(world: World) -> Steps:
+    """Scheduled, or not."""
+    return _idle(world, lambda loop, count: loop.call_soon(count.add))
+
+
+@scenario
+def call_soon_threadsafe(world: World) -> Steps:
+    """Scheduled, or not."""
+    return _idle(world, lambda loop, count: loop.call_soon_threadsafe(count.add))
+
+
+@scenario
+def call_later(world: World) -> Steps:
+    """Scheduled, or not."""
+    return _idle(world, lambda loop, count: loop.call_later(0, count.add))
+
+
+@scenario
+def cancel_later(world: World) -> Steps:
+    """Cancelled, or not."""
+    return _idle(world, lambda loop, count: loop.call_later(0, count.add).cancel())
+
+
+@scenario
+def add_and_remove_reader(world: World) -> Steps:
+    """Watched, or not; the number is not taken for ever."""
+    loop = world.to_go(EventLoop())
+    one, other = socket.socketpair()
+    with one, other:
+
+        def call() -> None:
+            loop.add_reader(one, int)
+            loop.remove_reader(one)
+
+        yield call
+        loop.remove_reader(one)
+        loop.add_reader(one, int)
+        loop.remove_reader(one)
+        loop.close()
+
+
+@scenario
+def add_and_remove_a_signal(world: World) -> Steps:
+    """The signal is given back."""
+    loop = world.to_go(EventLoop())
+
+    def call() -> None:
+        loop.add_signal_handler(signal.SIGURG, int)
+        loop.remove_signal_handler(signal.SIGURG)
+
+    yield call
+    loop.add_signal_handler(signal.SIGURG, int)
+    loop.close()
+    assert signal.getsignal(signal.SIGURG) is signal.SIG_DFL
+
+
+@scenario
+def event_loop(world: World) -> Steps:
+    """What is half made leaves nothing."""
+    yield lambda: world.to_go(EventLoop())
+
+
+@scenario
+def close_event_loop(world: World) -> Steps:
+    """It is closed, or can be."""
+    loop = world.to_go(EventLoop())
+    world.to_go(loop.core)
+    loop.call_soon(int)
+    yield loop.close
+    loop.close()
+    loop.core.close()
