@@ -94,6 +94,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         self._core = Loop(
             name=name, metrics=metrics, recorder=recorder, ingress_budget=WHOLE_QUEUE, on_error=self._task_raised
         )
+        self._core._children_ignore = True
         # A spin before a sleep saves time to who wakes the loop, and costs a server 4 to 6 % of its CPU time: what ends
         # its sleeps are descriptors, which only a system call can see.
         self._core._record["spin_max"] = 0
@@ -278,6 +279,14 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
     def _serve_again(self, factory: Any, sock: Any, *rest: Any) -> None:
         if sock.fileno() != -1:  # closed meanwhile
             self._start_serving(factory, sock, *rest)
+
+    @property
+    def _nest_patched(self) -> bool:
+        """What nest_asyncio asks of a loop before it replaces parts of asyncio's turn, of which there are none here."""
+        raise RuntimeError(
+            "nest_asyncio cannot patch nbloop's EventLoop, whose turns are compiled and not re-entrant; run the inner"
+            " coroutine in another thread, or use asyncio's own loop"
+        )
 
     # --- signals
 

@@ -315,7 +315,7 @@ def schedule_immediate(self: int, arguments: int, count: int) -> int:
     return immediate_word(base, word, get(arguments)) if word != 0 else 0
 
 
-# --- and each of them once more, in the context of who calls it ------------------------------------------------------
+# --- the same methods, run in the context of their caller -------------------------------------------------------------
 
 
 @kernel(MANY)
@@ -383,6 +383,12 @@ def schedule_immediate_captured(self: int, arguments: int, count: int) -> int:
     base = data(self)
     word = pack_all(base, arguments, count, True)
     return immediate_word(base, word, get(arguments)) if word != 0 else 0
+
+
+@kernel(MANY)
+def empty_many(self: int, _arguments: int, _count: int) -> int:
+    """The same with any number of arguments."""
+    return get(data(self) + STATE.NONE)
 
 
 @kernel(NOARGS)
