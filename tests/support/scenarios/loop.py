@@ -163,7 +163,7 @@ def construct(world: World) -> Steps:
 
 @contextlib.contextmanager
 def sockets() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A pair, of which the first can be read."""
+    """A pair whose first socket is readable."""
     one, other = socket.socketpair()
     with one, other:
         other.send(b"x")
@@ -194,7 +194,7 @@ def told(loop: Loop, count: Count) -> int:
 
 
 def _registered(loop: Loop, fd: int, count: Count) -> None:
-    """Registered and told, or neither; and the number is not taken for ever."""
+    """Registered and called, or neither; and the number is not taken for ever."""
     try:
         loop.register_fd(fd, IOEvents.READ, count)
     except ValueError:
@@ -217,13 +217,13 @@ def _register(loop: Loop) -> Steps:
 
 @scenario
 def register_first(world: World) -> Steps:
-    """Registered and told, or neither."""
+    """Registered and called, or neither."""
     return _register(world.loop())
 
 
 @scenario
 def register_elsewhere(world: World) -> Steps:
-    """Registered and told, or neither."""
+    """Registered and called, or neither."""
     return _register(world.running())
 
 
@@ -275,13 +275,13 @@ def _unregister(loop: Loop) -> Steps:
 
 @scenario
 def unregister_last(world: World) -> Steps:
-    """Gone, or still told."""
+    """Gone, or still called."""
     return _unregister(world.loop())
 
 
 @scenario
 def unregister_elsewhere(world: World) -> Steps:
-    """Gone, or still told."""
+    """Gone, or still called."""
     return _unregister(world.running())
 
 
