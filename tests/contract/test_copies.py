@@ -88,6 +88,7 @@ def unique(make_loop, tmp_path):
     """One of each class that refuses, by class."""
     from nbloop.aio import Queue, WorkerGroup
     from nbloop.aio.transports import Stream
+    from nbloop.js import scopes
     from nbloop.kernels.promises.classes import Eventual
     from nbloop.observe import server, shared
     from nbloop.observe.profile import Profiler
@@ -116,8 +117,9 @@ def unique(make_loop, tmp_path):
         made = [
             *(loop, view, promise, eventual, resolve.__self__, Places(view._view, print), producer),
             *(view._view, loop._state, loop._state.base, producer._state, loop.recorder, watchdog, loop._shared),
-            *(nbloop.LoopExecutor(loop), channel, channel.producer(), channel._state),
-            *(group, group._state, workers, workers.workers[0], Queue()),
+            *(nbloop.LoopExecutor(loop), promise.future(), group, group._state, workers, workers.workers[0], Queue()),
+            *(view.timeout(1), view.group(), scopes.Scope(view), view.queue(), view.on(js.EventTarget(), "x")),
+            *(channel, channel.producer(), channel._state),
             *(js.AbortController(), js.AbortController().signal, js.EventTarget(), view.performance),
             *(aio, aio.call_soon(print), aio.call_later(100, print), VirtualClock(clock_loop), served),
             *(shared.loops()[0], Profiler(), nbloop.EventLoopPolicy(), stream),

@@ -9,7 +9,7 @@ from collections import UserList
 from collections.abc import Iterator
 from typing import Any
 
-from nbloop import FastPathMode, IOEvents, Loop, LoopExecutor, LoopState, LoopTerminatedError
+from nbloop import FastPathMode, IOEvents, Loop, LoopExecutor, LoopGroup, LoopState, LoopTerminatedError
 from tests.support.waiting import PATIENCE, wait_for
 from tests.support.world import World
 
@@ -467,3 +467,32 @@ def executor_shutdown(world: World) -> Steps:
     yield made.shutdown
     made.shutdown()
     assert count.calls == 1
+
+
+# --- groups of loops
+
+
+@scenario
+def group_start(world: World) -> Steps:
+    """All run, or none."""
+    group, count = LoopGroup(2), Count()
+    for loop in group.loops:
+        world.to_go(loop)
+    yield group.start
+    with contextlib.suppress(LoopTerminatedError):
+        group.broadcast(count.add)
+    group.shutdown(PATIENCE)
+    assert count.calls in (0, 2)
+
+
+@scenario
+def group_shutdown(world: World) -> Steps:
+    """All end."""
+    group, count = LoopGroup(2), Count()
+    for loop in group.loops:
+        world.to_go(loop)
+    group.start()
+    group.broadcast(count.add)
+    yield group.shutdown
+    group.shutdown(PATIENCE)
+    assert count.calls == 2
