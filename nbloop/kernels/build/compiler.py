@@ -189,6 +189,8 @@ def _teach_externals() -> None:
         capi.VOID: ir.VoidType(),
     }
     for declared in capi.externals.values():
+        # Numba loads what it compiles, and its loader does not find all of them on Windows. The code never runs.
+        llvm.add_symbol(declared.name, declared.address() or capi.externals["PyErr_Clear"].address())
         kind = ir.FunctionType(codes[declared.result], [codes[a] for a in declared.arguments])
 
         def calls(builder: Any, values: list[Any], kind: Any = kind, name: str = declared.name) -> Any:
