@@ -49,7 +49,7 @@ with nbloop.Loop(on_pressure=on_pressure, pressure_high=4_000, pressure_low=500,
             go_on.wait()
 
 figures = loop.metrics()
-assert figures is not None  # it was asked for
+assert figures is not None  # the loop was made with metrics=True
 assert done == n
 assert crossings == ["high", "low"] * (len(crossings) // 2)
 print(f"{done} tasks done, the producer waited {waits} times; at most {figures.queue_max.ingress} waited at once")

@@ -13,7 +13,7 @@
      external.run_external e9b9e9a13684
    check
    bug BUG_REST_BLIND: a handle is laid to rest without another look at its queue
-   bug BUG_ANNOUNCE_STORE: `queued` is looked at and stored, and not swapped
+   bug BUG_ANNOUNCE_STORE: `queued` is read and stored instead of swapped
    bug BUG_REST_STORE: the same in handle_rest
    bug BUG_NO_REFERENCE: the stack owns no reference of the handles in it
    bug BUG_READY_STORE: the stack's head is stored, and not swapped

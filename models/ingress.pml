@@ -1,7 +1,7 @@
 /* The ticket queue: what was accepted is taken once, in the order of the tickets, and every chunk comes back zeroed.
 
    PRODUCERS threads push EACH words; chunks have CELLS cells and are found through a directory of DIRECTORY entries, so
-   few that it wraps around while the model runs. Producers pass a gate as the kernels' do: the backlog is looked at,
+   few that it wraps around while the model runs. Producers pass a gate as the kernels' do: the backlog is read,
    and the ticket drawn a moment later. With -DMEMORY taking a chunk may fail, which voids a segment; the directory is
    then long enough not to wrap, because a void mark and a producer descheduled for a whole round of it (33 million
    tickets) is a case that is argued, not excluded: see docs/verification.md. With -DBATCH each producer pushes its

@@ -9,7 +9,7 @@
 
    stands for:
      parking.wake a741278ed475
-     parking.wake_sleeper 6f9687d27d82
+     parking.wake_sleeper 45669453c4d4
      parking.wide_awake 76c6a58d4dbc
      turn.wait 8b632d8e442e
      turn.doze 4e7ef7f62841
@@ -22,7 +22,7 @@
      loop._install_parker 1d91c00fd0be
      loop._finish a9987ff1d55c
    check
-   bug BUG_UNLOCKED: the mode is looked at, and the descriptor registered, without the lock
+   bug BUG_UNLOCKED: the mode is read, and the descriptor registered, without the lock
    bug BUG_NO_CHANGE_OVER: a first descriptor does not have the loop change over
    bug BUG_CLOSE_AT_ONCE: the end does not wait for the wake calls that were claimed
    bug BUG_SENT_EARLY: a wake call is counted before it is made

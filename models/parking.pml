@@ -8,7 +8,7 @@
 
    stands for:
      parking.wake a741278ed475
-     parking.wake_sleeper 6f9687d27d82
+     parking.wake_sleeper 45669453c4d4
      parking.arrivals aa124c91dd59
      parking.fall_asleep 693c14ea059b
      parking.wide_awake 76c6a58d4dbc

@@ -16,7 +16,7 @@
    check
    check TRIM
    bug BUG_NO_COUNTER: the head's counter stands still (ABA)
-   bug BUG_COUNT_AFTER: the counter is read anew instead of taken from the head that was seen
+   bug BUG_COUNT_AFTER: the counter is read again instead of taken from the head that was seen
    bug BUG_PUSH_STORE: a push stores the head
    bug TRIM BUG_NUMBERS_EARLY: a released slab's number may be used again before all its chunks are accounted for
    bug TRIM BUG_PARTLY_FREE: a slab is released when one of its chunks is still out

@@ -1,4 +1,4 @@
-"""Is the GIL on, and who turned it on: for what runs several loops, which it makes take turns."""
+"""Whether the GIL is on, and what turned it on: under it, several loops take turns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _warned: list[str] = []
 
 
 def enabled() -> bool:
-    """Is the GIL on? Any thread."""
+    """Whether the GIL is on. Any thread."""
     return getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
@@ -35,7 +35,7 @@ def why() -> str:
 
 
 def check_parallel(what: str, loops: int, required: object) -> None:
-    """Several loops with the GIL on: a RuntimeWarning, the first time in a process, or RuntimeError if `required`."""
+    """For several loops under the GIL: warn (RuntimeWarning), once per process, or raise RuntimeError if `required`."""
     if not isinstance(required, bool):
         raise TypeError(f"require_free_threading must be True or False, not {required!r}")
     if loops < 2 or not enabled():

@@ -1,13 +1,13 @@
 """Loops in threads of their own that start, work and end as one.
 
-Problem: N loops in N threads are N starts that may fail halfway, N ends of which one may wait for another, and a loop
-that dies in silence while the others wait for what it owes. And somebody has to say which loop gets which task. Idea: a
-group is a tuple of ordinary loops and one word about its end. What every task needs is a kernel (`submit`,
+Problem: N loops in N threads have N starts that may fail halfway, and N ends that may wait for each other; a loop may
+die silently while the others wait for it; and something must decide which loop gets which task. Idea: a group is a
+tuple of ordinary loops and one word about its end. The path of every task is a kernel (`submit`,
 kernels/methods/group.py); what happens once is here.
 
-**The end.** Whichever thread learns first that the group is to end (a caller of `shutdown` or `close`, or the thread of
-a loop that has left `run` unasked) has *every* loop refuse new work before it waits for any. So no loop waits for
-another one that still takes work, and all ends go on side by side.
+**The end.** The first thread that learns that the group must end (a caller of `shutdown` or `close`, or the thread of a
+loop that left `run` unexpectedly) makes *every* loop refuse new work before it waits for any. So no loop waits for one
+that still accepts work, and all ends proceed in parallel.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 LOOPS_MOST = 1024
 
-_numbers = itertools.count(1)  # of groups without a name
+_numbers = itertools.count(1)  # numbers for groups without a name
 
 
 class LoopGroup(Unique):
@@ -111,7 +111,7 @@ class LoopGroup(Unique):
 
     @bound(kernels.group_submit, kernels.group_submit_captured)
     def submit(self, callback: Callback, /, *args: object) -> None:
-        """Run ``callback(*args)`` on one of the loops: of two that chance picks, the one where less waits.
+        """Run ``callback(*args)`` on one of the loops: of two picked at random, the one where less waits.
 
         Which of two loops is the less busy is what their own words say in that moment: how many tasks wait in the
         submit queue, and whether it sleeps. There is no order between two calls, because they may go to two loops;
@@ -137,7 +137,7 @@ class LoopGroup(Unique):
             loop.submit(callback, *args)
 
     def next(self) -> Loop:
-        """The loops in turn, for what is to stay on one of them. Any thread. O(1)."""
+        """The loops in turn, for work that must stay on one of them. Any thread. O(1)."""
         return self.loops[next(self._turn) % len(self.loops)]
 
     # --- life
@@ -224,7 +224,7 @@ class LoopGroup(Unique):
         return any(loop.is_loop_thread() for loop in self.loops)
 
     def _at_work(self) -> bool:
-        """Is the calling thread a worker of one of the loops, for which their graceful end waits?"""
+        """Whether the calling thread is a worker of one of the loops: their graceful end waits for it."""
         return any(loop._workers is not None and loop._workers.at_work() for loop in self.loops)
 
     def _wait(self, timeout: float | None, meanwhile: str) -> None:
@@ -242,7 +242,7 @@ class LoopGroup(Unique):
             loop._ensure_finisher()
 
     def _left(self, of: Lifecycle, error: BaseException | None) -> None:
-        """A loop's thread has left `run`. On that thread, which has nothing else to do."""
+        """Called on a loop's thread when it has left `run`: end the group, if that was unexpected."""
         if error is None and self._ending:
             return
         why = "has been stopped or ended by itself" if error is None else f"has raised {error!r}"

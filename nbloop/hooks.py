@@ -7,16 +7,16 @@ call, so all messages are in one place.
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import logging
 import sys
 import time
 import weakref
+from collections.abc import Callable
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
-from . import debug
+from . import debug, signals
 from .errors import LoopOverloadedError, LoopTerminatedError
 from .kernels.base import layout
 from .kernels.calls.captured import RUN_IN_CONTEXT
@@ -169,16 +169,20 @@ def warn(of: weakref.ref[Loop]) -> None:
     )
 
 
-def wake_parker(of: weakref.ref[Loop], interruption: BaseException | None = None) -> None:
-    """Wake a loop that sleeps in Python. `interruption` was raised in an earlier attempt to call this."""
+def wake_parker(of: weakref.ref[Loop], interruption: BaseException | None = None) -> Callable[[], object] | None:
+    """Wake a loop that sleeps in Python. `interruption` was raised in an earlier attempt to call this. What it returns,
+    unless it is None, the kernel calls when it is done.
+    """
     loop = of()
     if loop is not None and loop._parker is not None:
         loop._parker.wake()
-    if isinstance(interruption, KeyboardInterrupt):
-        _thread.interrupt_main()  # once more, where it may be raised
-    elif interruption is not None:
+    if interruption is None:
+        return None
+    again = signals.raising_soon(interruption)  # the exception of a signal's handler, once more, where it may be raised
+    if again is None:
         name = loop.name if loop is not None else "a forgotten loop"
         log(interruption, "an exception interrupted a wake-up of %s", name, loop=name)
+    return again
 
 
 def renew(of: weakref.ref[Loop]) -> None:

@@ -90,6 +90,7 @@ class Lifecycle(Unique, Scheduling):
     """The part of a `Loop` that concerns its life."""
 
     debug: bool
+    _children_ignore = False  # of its signals: see signals.Target
     _recorder: Recorder | None
     _shared: SharedBlock | None
 

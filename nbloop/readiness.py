@@ -3,7 +3,7 @@
 Events are handled by a kernel (kernels/turn/fd_watches.py) without a lock. A watch consists of three things that change
 together here: an entry in the table below, a slot with the callback, and an entry in the platform's poller. The order
 of changes decides what another thread can see in between: a slot is opened before the system can report its token, and
-closed after the system was told to forget it; from that moment on no callback starts.
+closed after the system has forgotten it; from that moment on no callback starts.
 """
 
 from __future__ import annotations

@@ -26,9 +26,11 @@ import _socket
 import _thread
 import contextlib
 import ctypes
+import functools
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 import weakref
@@ -45,6 +47,7 @@ from .kernels.methods.signal_handler import (
     DESCRIPTOR,
     DISPOSITION_BYTES_BITS,
     DISPOSITIONS,
+    IGNORED,
     INSIDE,
     PROCESS,
     on_signal,
@@ -56,6 +59,8 @@ logger = logging.getLogger("nbloop")
 
 class Target(Protocol):
     """A receiver of signals."""
+
+    _children_ignore: bool  # do forked children ignore its signals, as with asyncio?
 
     @property
     def submit_internal(self) -> Callable[..., None]:
@@ -103,6 +108,7 @@ def add(target: Target, number: int, callback: Callable[..., object], args: tupl
             if _NATIVE:
                 _start_reader()
             _asked[number] = (*_others(number, target), (weakref.ref(target), (callback, args)))
+            _tell_children()
             if number not in _held or not _is_ours(number):
                 _held[number] = _StandIn(number)
             _install(number)
@@ -130,6 +136,7 @@ def remove(target: Target, number: int) -> bool:
         found = any(one() is target for one, _ in _asked.get(number, ()))
         if number in _asked:
             _asked[number] = _others(number, target)
+        _tell_children()
         _settle(number)
     _rest_reader()
     return found
@@ -151,6 +158,18 @@ def forget(target: Target) -> None:
     for number in {*_asked, *_held}:
         remove(target, number)
     _rest_reader()
+
+
+def _ignored_by_children() -> set[int]:
+    """Signals that some loop asks for whose children are to ignore them."""
+    targets = ((number, of()) for number, handlers in list(_asked.items()) for of, _ in handlers)
+    return {number for number, target in targets if target is not None and target._children_ignore}
+
+
+def _tell_children() -> None:
+    """Note it for a child's first moments, in which Python has no say. Under the lock."""
+    bits = sum(1 << (number & 63) for number in _ignored_by_children())
+    _word(IGNORED).value = bits - (1 << 64) if bits >> 63 else bits
 
 
 def _deliver(number: int) -> None:
@@ -195,8 +214,8 @@ class _StandIn:
             _deliver(number)
             with _lock:
                 _settle(number)
-        elif callable(self.before):
-            return self.before(number, frame)
+        elif callable(before := self.meaning()):
+            return before(number, frame)
         else:
             ignored = self.before is signal.SIG_IGN
             now = signal.signal(number, signal.SIG_IGN if ignored else signal.SIG_DFL)
@@ -206,8 +225,25 @@ class _StandIn:
                 signal.signal(number, now)
         return None
 
+    def meaning(self) -> Any:
+        """What the signal is to mean when no loop asks for it any more; None: no handler of Python's.
+
+        `asyncio.Runner` sets a handler of its own for SIGINT while it runs a task, and takes it back after that only if
+        Python still names it. If that task has ended, this does what the Runner would have done.
+        """
+        task = self.before.keywords.get("main_task") if isinstance(self.before, functools.partial) else None
+        if task is not None and isinstance(getattr(self.before.func, "__self__", None), _runner()) and task.done():
+            self.before = signal.default_int_handler
+        return self.before
+
     def __repr__(self) -> str:
         return f"<nbloop's handler, in place of {self.before!r}>"
+
+
+def _runner() -> tuple[type, ...]:
+    """The class `asyncio.Runner`, in a tuple that is empty if the program has not imported asyncio."""
+    found: type | None = getattr(sys.modules.get("asyncio"), "Runner", None)
+    return () if found is None else (found,)
 
 
 def _disposition(number: int) -> int:
@@ -284,7 +320,8 @@ def _give_back(number: int) -> None:
         if isinstance(signal.getsignal(number), _StandIn):
             whole = _on_main_thread()
             if whole:
-                signal.signal(number, signal.SIG_DFL if stand_in.before is None else stand_in.before)
+                before = stand_in.meaning()
+                signal.signal(number, signal.SIG_DFL if before is None else before)
             else:
                 _ask_main_thread()
         if not WINDOWS and not (whole and stand_in.overtaken):
@@ -310,10 +347,43 @@ class _Unsettled:
 _unsettled = _Unsettled()
 
 
-def _ask_main_thread() -> None:
-    """Make it settle all signals when it next runs bytecode. If the queue is full (32 calls), a later call does it."""
+def _asking_main_thread(asked: object) -> Callable[[], int]:
+    """What has the main thread ask for the truth of an object when it next runs bytecode; 0 unless the queue (32 calls)
+    is full.
+    """
     is_true = ctypes.cast(ctypes.pythonapi.PyObject_IsTrue, ctypes.c_void_p)
-    ctypes.pythonapi.Py_AddPendingCall(is_true, ctypes.c_void_p(id(_unsettled)))
+    return functools.partial(ctypes.pythonapi.Py_AddPendingCall, is_true, ctypes.c_void_p(id(asked)))
+
+
+def _ask_main_thread() -> None:
+    """Have it settle all signals. A full queue leaves that to the next call."""
+    _asking_main_thread(_unsettled)()
+
+
+class _Interruption:
+    """An exception that a handler has raised where nothing may be raised."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def __bool__(self) -> bool:
+        """On the main thread: raise it."""
+        _interruptions.remove(self)
+        raise self._error
+
+
+_interruptions: list[_Interruption] = []  # which the main thread has still to raise
+
+
+def raising_soon(error: BaseException) -> Callable[[], object] | None:
+    """What raises an exception of a signal's handler again, on this thread, in the bytecode that it runs after the
+    call: so the call must be the last thing that a kernel does. None on other threads than the main one.
+    """
+    if not _on_main_thread():
+        return None
+    interruption = _Interruption(error)
+    _interruptions.append(interruption)
+    return _asking_main_thread(interruption)
 
 
 # --- the thread -------------------------------------------------------------------------------------------------------
@@ -461,13 +531,26 @@ def _look_at_signals() -> None:
 # --- fork -------------------------------------------------------------------------------------------------------------
 
 
+def _ignore(_number: int, _frame: object) -> None:
+    """asyncio's loops leave such a handler to their children, and not SIG_IGN, which a program that is executed would
+    inherit.
+    """
+
+
 def _after_fork_in_child() -> None:
-    """The loops stayed in the parent: restore the previous handlers here, and close the copy of the parent's pipe."""
+    """The loops stayed in the parent: restore the previous handlers here, or ignore the signal, and close the copy of
+    the parent's pipe.
+    """
     global _lock, _reader
     _lock = threading.RLock()
+    ignored = _ignored_by_children()
     _asked.clear()
     for number in list(_held):
-        _give_back(number)
+        if number in ignored and _is_ours(number):
+            signal.signal(number, _ignore)
+            _held.pop(number)
+        else:
+            _give_back(number)
     _word(DESCRIPTOR).value = -1
     _word(INSIDE).value = 0
     reader, _reader = _reader, None

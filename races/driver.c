@@ -296,7 +296,7 @@ static object *callback_of(void (*run)(object *), word who, word number) {
     return made;
 }
 
-static word number_of(word object_at) {        /* an int's value, and lets go of it */
+static word number_of(word object_at) {        /* an int's value; releases the int */
     word value = PyLong_AsLongLong(object_at);
     Py_DecRef(object_at);
     return value;

@@ -64,7 +64,7 @@ want_packages() {
         if apt-cache show "$package" >/dev/null 2>&1; then
             missing+=("$package")
         else
-            say "$package is not to be had on this system; what needs it is skipped"
+            say "$package is not available on this system; checks that need it are skipped"
         fi
     done
     ((${#missing[@]})) || return 0

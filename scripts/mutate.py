@@ -28,7 +28,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tests.support.mutants import MUTANTS, Mutant, planted  # noqa: E402
-from tests.support.sources import files  # noqa: E402
 
 PARTS = ("nbloop", "tests", "models", "pyproject.toml")
 TEST_SECONDS = 60  # of one test, before it counts as hung
@@ -43,9 +42,11 @@ def copy_tree(folder: Path) -> None:
         (shutil.copytree if source.is_dir() else shutil.copy2)(source, folder / part)
 
 
-def run_tests(folder: Path, tests: Iterable[str], compiled: bool, first: bool) -> tuple[int, str]:
-    """pytest's exit status, negative for a signal, and its output."""
-    environment = os.environ | {"PYTHONPATH": str(folder), "NBLOOP_CACHE_DIR": str(folder / "cache")}
+def run_tests(folder: Path, tests: Iterable[str], compiled: bool, first: bool, cache: bool) -> tuple[int, str]:
+    """pytest's exit status, negative for a signal, and its output. `cache`: these are the kernels as they are."""
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    if not cache:
+        environment["NBLOOP_CACHE_DIR"] = str(folder / "cache")
     environment["NUMBA_DISABLE_JIT"] = "0" if compiled else "1"
     command = [sys.executable, "-P", "-m", "pytest", "-q", "-k", "not caught", f"--timeout={TEST_SECONDS}"]
     command += [
@@ -82,10 +83,10 @@ def try_mutant(mutant: Mutant) -> tuple[str, float, str]:
     with tempfile.TemporaryDirectory(prefix="nbloop-mutant-") as name:
         folder = Path(name)
         copy_tree(folder)
-        path = files(folder / "nbloop" / "kernels")[mutant.module]
+        path = mutant.path(folder / "nbloop")
         source = path.read_text(encoding="utf-8")
         path.write_text(planted(source, (mutant.old, mutant.new), where=mutant.module), encoding="utf-8")
-        status, said = run_tests(folder, mutant.tests, mutant.compiled, first=True)
+        status, said = run_tests(folder, mutant.tests, mutant.compiled, first=True, cache=not mutant.of_kernels)
     seconds = time.monotonic() - start
     if status == 0:
         return "argued" if mutant.argued else "SURVIVED", seconds, mutant.argued
@@ -103,7 +104,7 @@ def sound(chosen: list[Mutant]) -> bool:
         start = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="nbloop-mutant-") as name:
             copy_tree(Path(name))
-            status, said = run_tests(Path(name), tests, compiled, first=False)
+            status, said = run_tests(Path(name), tests, compiled, first=False, cache=True)
         if status != 0:
             print(said)
             return False

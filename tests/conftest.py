@@ -1,5 +1,5 @@
-"""What the contract tests share. Nothing here sleeps to wait for something: it waits for the thing, and fails after
-a while.
+"""Shared by the contract tests. Nothing here sleeps to wait for something: it waits for the thing, and fails after a
+while.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def mode(request: pytest.FixtureRequest) -> FastPathMode:
 
 @pytest.fixture
 def turns() -> Callable[..., None]:
-    """`turns(loop, n=1)`: run n single turns, none of which waits, on this thread."""
+    """`turns(loop, n=1)`: run n single turns on this thread, without waiting."""
 
     def turns(loop: Loop, n: int = 1) -> None:
         for _ in range(n):

@@ -8,6 +8,7 @@ import threading
 import time
 
 import nbloop
+import nbloop.aio
 
 TASKS = 10_000
 
@@ -91,3 +92,57 @@ class WorkerCall:
         return nbloop.serve(make, loops=2)[0]
 
     track_call.unit = "µs"  # type: ignore[attr-defined]
+
+
+class QueueThrough:
+    """Items through a queue from threads, or a second loop, to a coroutine, beside what asyncio has for it."""
+
+    params = (("aio.Queue", "asyncio.Queue"), (1, 2, 4), ("threads", "loop"))
+    param_names = ("queue", "producers", "from_")
+    ITEMS = 4_000
+
+    def track_item(self, queue: str, producers: int, from_: str) -> float:
+        """Decides whether one queue may serve threads and loops, or each way needs one of its own."""
+        if from_ == "loop" and producers > 1:
+            raise NotImplementedError
+        each = self.ITEMS // producers
+
+        async def main() -> float:
+            loop = asyncio.get_running_loop()
+            if queue == "aio.Queue":
+                ours: nbloop.aio.Queue[int] = nbloop.aio.Queue()
+                put, get = ours.put_nowait, ours.get
+            else:
+                theirs: asyncio.Queue[int] = asyncio.Queue()
+                get = theirs.get
+
+                def put(item: int) -> None:
+                    loop.call_soon_threadsafe(theirs.put_nowait, item)
+
+            async def put_all() -> None:
+                for item in range(each):
+                    put(item)
+                    if item & 63 == 0:
+                        await asyncio.sleep(0)
+
+            def produce() -> None:
+                if from_ == "loop":
+                    nbloop.run(put_all())
+                    return
+                for item in range(each):
+                    put(item)
+
+            threads = [threading.Thread(target=produce) for _ in range(producers)]
+            begun = time.perf_counter()
+            for thread in threads:
+                thread.start()
+            for _ in range(each * producers):
+                await get()
+            took = time.perf_counter() - begun
+            for thread in threads:
+                thread.join()
+            return took / (each * producers) * 1e6
+
+        return nbloop.run(main())
+
+    track_item.unit = "µs"  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""The loop as an asyncio event loop: `run`, `serve`, `new_event_loop`, `EventLoop`, `EventLoopPolicy`.
+"""The loop as an asyncio event loop: `run`, `serve`, `new_event_loop`, `EventLoop`, `EventLoopPolicy`, `Queue`.
 
 >>> import asyncio, nbloop
 >>> async def main():
@@ -12,13 +12,14 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from .loop import EventLoop
+from .queues import Queue
 from .runner import new_event_loop, run
 from .serving import Worker, WorkerGroup, serve
 
 if TYPE_CHECKING:
     from .policy import EventLoopPolicy
 
-__all__ = ["EventLoop", "EventLoopPolicy", "Worker", "WorkerGroup", "new_event_loop", "run", "serve"]
+__all__ = ["EventLoop", "EventLoopPolicy", "Queue", "Worker", "WorkerGroup", "new_event_loop", "run", "serve"]
 if sys.version_info >= (3, 16):
     __all__.remove("EventLoopPolicy")
 

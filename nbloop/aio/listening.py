@@ -1,13 +1,13 @@
 """One address for all workers of `nbloop.serve`.
 
-Two ways to spread connections over loops. **System**: each loop has a listening socket of its own, all bound to one
-address with SO_REUSEPORT, and the system chooses by a hash of the addresses. Nothing is shared and nothing is added to
-an accept, but chance spreads few connections badly, and the system knows nothing of a loop that is busy. **Least
-busy**: one thread accepts and hands each connection to a loop. That costs a thread switch a connection, and sees what
-the loops have to do. Paths of Unix have no SO_REUSEPORT, so there it is the only way.
+Two ways to spread connections over loops. **System**: each loop has its own listening socket, all bound to one address
+with SO_REUSEPORT, and the system chooses by a hash of the addresses. Nothing is shared and nothing is added to an
+accept, but a few connections may be spread unevenly, and the system does not know which loops are busy. **Least busy**:
+one thread accepts and hands each connection to a loop. That costs a thread switch per connection, but takes the loops'
+load into account. Unix sockets have no SO_REUSEPORT, so for them it is the only way.
 
-All sockets of an address are bound by the first worker that asks, so that all others find theirs. They listen only when
-their worker's server does: one that is bound and does not listen gets no connections.
+The first worker that needs an address binds all of its sockets, so that the others find theirs. A socket listens only
+when its worker's server does: a socket that is bound but does not listen gets no connections.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 type Placement = Literal["system", "least busy"]
 
 SPREADS = sys.platform == "linux"  # elsewhere SO_REUSEPORT is missing, or gives all connections to one socket
-LOOK = 0.05  # seconds between two looks at how long the loops slept
+LOOK = 0.05  # seconds between two measurements of how long the loops slept
 REST = 0.25  # seconds without accepting, when the process has no descriptors left
 
 
@@ -81,8 +81,8 @@ class Listeners:
     def _of(
         self, worker: Worker, address: tuple[object, ...], bind: Callable[[], list[socket.socket]]
     ) -> socket.socket:
-        """The worker's socket of an address. The n-th time that it asks for one is the n-th time of all others, too:
-        port 0 may be asked for twice.
+        """The worker's socket for an address. The n-th request of one worker matches the n-th of all others, since
+        port 0 may be requested twice.
         """
         with self._lock:
             if self._closed:
@@ -100,7 +100,7 @@ class Listeners:
         return list(made.backs)
 
     def close(self) -> None:
-        """All workers have ended, and what they did not close goes."""
+        """Close what the workers, which have ended, did not close."""
         with self._lock:
             self._closed = True
             for sockets in self._bound.values():
@@ -185,7 +185,7 @@ class Back(socket.socket):
         try:
             return self._handed.popleft()
         except IndexError:
-            with contextlib.suppress(BlockingIOError):  # what is handed from now on is told of anew
+            with contextlib.suppress(BlockingIOError):  # what is handed over from now on is signalled again
                 while self.recv(4096):
                     pass
         try:
@@ -197,7 +197,7 @@ class Back(socket.socket):
         """By the accepting thread."""
         self.held[weakref.ref(connection, self._forget)] = None
         self._handed.append((connection, address))
-        with contextlib.suppress(BlockingIOError):  # so many bytes wait there that it is awake
+        with contextlib.suppress(BlockingIOError):  # full of wake bytes, so the loop is awake
             self._waker.send(b"\0")
 
     def _forget(self, connection: weakref.ref[socket.socket]) -> None:
@@ -243,7 +243,7 @@ class Front:
                 self._thread.start()
 
     def left(self) -> None:
-        """A loop takes no more connections. After the last one nobody is let in."""
+        """A loop accepts no more connections; after the last loop, stop listening."""
         if not any(back.listening for back in self.backs):
             self.close()
 
@@ -288,13 +288,13 @@ class Front:
             except OSError:  # closed in this moment
                 chosen.listening = False
                 continue
-            if not chosen.listening:  # it may have looked for the last time before this came
+            if not chosen.listening:  # it may have checked for the last time before this arrived
                 chosen.drop()
             return
         connection.close()
 
     def _look(self) -> None:
-        """How busy was each loop since the last look? In quarters: less is noise, among loops that do the same."""
+        """Measure how busy each loop was since the last time, in quarters: less is noise among equally busy loops."""
         now = time.monotonic()
         gone = now - self._seen
         if gone < LOOK:

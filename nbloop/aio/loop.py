@@ -89,6 +89,7 @@ class EventLoop(Unique, asyncio.SelectorEventLoop):
         self._core = Loop(
             name=name, metrics=metrics, recorder=recorder, ingress_budget=WHOLE_QUEUE, on_error=self._task_raised
         )
+        self._core._children_ignore = True
         self._submit = self._core.submit
         self.time = self._core.now  # type: ignore[method-assign] # no Python frame
         self._received = new_buffer()
@@ -214,6 +215,14 @@ class EventLoop(Unique, asyncio.SelectorEventLoop):
             return super()._make_socket_transport(sock, protocol, waiter, **more)  # type: ignore[misc]
         self._ensure_fd_no_transport(sock)
         return StreamTransport(self, sock, protocol, waiter, **more)
+
+    @property
+    def _nest_patched(self) -> bool:
+        """What nest_asyncio asks of a loop before it replaces parts of asyncio's turn, of which there are none here."""
+        raise RuntimeError(
+            "nest_asyncio cannot patch nbloop's EventLoop, whose turns are compiled and not re-entrant; run the inner"
+            " coroutine in another thread, or use asyncio's own loop"
+        )
 
     # --- signals
 

@@ -1,21 +1,20 @@
 """`nbloop.serve`: one coroutine function on every core, N loops in N threads of one process.
 
-Problem: N asyncio loops in one process need threads, a start and an end of all as one, signals, addresses that all
-listen at, resources that belong to one loop, budgets to divide, and calls from one loop to another. People who wired
-that up by hand took it out again, because the plumbing cost more than the cores gained. Idea: the plumbing is one
-structured call. `serve` does not return while anything that it started lives, as a task group does not; what `main`
-needs of the whole is its argument, a `Worker`.
+Problem: N asyncio loops in one process need threads, a common start and end, signals, addresses on which all listen,
+resources that belong to one loop, budgets to divide, and calls from one loop to another. People who wired that up by
+hand removed it again, because the plumbing cost more than the cores gained. Idea: the plumbing is one structured call.
+Like a task group, `serve` does not return while anything that it started lives; `main` gets what it needs from the
+whole as its argument, a `Worker`.
 
-**Who waits where.** The main thread runs no worker: it waits for their threads, and signals find it waiting. So a loop
-that hangs does not hold up a Ctrl-C, and every worker is like every other. It waits in a core loop of its own, because
-a signal that comes just before a lock's wait does not end that wait; a loop on the main thread sees to that (design.md,
-Signals).
+**Where threads wait.** The main thread runs no worker: it waits for their threads, and receives signals. So a loop that
+hangs does not delay Ctrl-C, and all workers are alike. It waits in its own core loop, because a signal that arrives
+just before a wait for a lock does not end that wait; a loop on the main thread handles that case (design.md, Signals).
 
 **All loops run until every `main` has ended.** A worker that is done first goes on answering calls, so what the others
 do last may still need it. Then each closes its resources, cancels what tasks are left, and ends.
 
-**Starting and cancelling** meet in two words: a worker notes its task and then looks at `_cancelling`; who cancels sets
-`_cancelling` and then looks for the task. One of the two sees the other.
+**Starting and cancelling** meet in two words: a worker stores its task and then reads `_cancelling`; a canceller sets
+`_cancelling` and then reads the task. One of the two sees the other.
 """
 
 from __future__ import annotations
@@ -66,8 +65,8 @@ def serve[T](
     metrics: bool | Literal["shared"] | None = None,
     recorder: int | None = None,
 ) -> list[T]:
-    """Run the coroutine ``main(worker)`` once on each of several asyncio loops, each in a thread of its own; what they
-    return, in the order of the workers.
+    """Run the coroutine ``main(worker)`` once on each of several asyncio loops, each in its own thread; return their
+    results, in the order of the workers.
 
     `loops` is how many, by default one for each core that this process may use. `name` is that of the group, and with
     a number those of loops and threads. `debug` is asyncio's debug mode; `metrics` and `recorder` are those of
@@ -80,7 +79,7 @@ def serve[T](
     worker are raised as they are.
 
     Ctrl-C and SIGTERM cancel all workers, and then `serve` raises KeyboardInterrupt, or SystemExit with the status that
-    shells report (143), unless every `main` returned all the same, or one raised. A second signal does not wait: loops
+    shells report (143), unless every `main` returned nevertheless, or one raised. A second signal does not wait: loops
     are stopped after the callback in progress, tasks are left where they are, and a callback that does not return
     within a second is left behind, on a daemon thread, and logged. A signal for which the program has a handler of its
     own is left to that.
@@ -170,7 +169,7 @@ class WorkerGroup(Unique):
                 try:
                     for worker in self.workers:
                         worker._start(main)
-                except BaseException as error:  # no thread to be had, or a second Ctrl-C
+                except BaseException as error:  # no thread could be started, or a second Ctrl-C
                     failure = error
                     self._cancel()
                     self._close()
@@ -290,7 +289,7 @@ class Worker(Unique):
 
     @property
     def primary(self) -> bool:
-        """Is it the one for what is to happen once a process?"""
+        """Whether this is the worker for what must happen once per process."""
         return self.index == 0
 
     def share(self, total: int) -> int:
@@ -425,7 +424,7 @@ class Worker(Unique):
     # --- resources
 
     async def local[R](self, factory: Callable[[], Any]) -> R:
-        """What ``factory()`` gives on this loop: made once a worker and factory, closed when `main` has ended.
+        """The resource of ``factory()`` on this loop: made once per worker and factory, closed when `main` has ended.
 
         The factory returns a context manager, asynchronous or not (asyncpg's pools and redis-py's clients are such);
         the result is what it gives on entry. It is entered and left in one task of its own, so a caller that is
@@ -433,7 +432,7 @@ class Worker(Unique):
         get the exception, and the next call tries again. Resources are left in the reverse order of their making; what
         raises then is the worker's failure.
 
-        TypeError if it is no context manager.
+        TypeError if it is not a context manager.
         """
         self._check_here("local")
         if self._leaving:
@@ -467,7 +466,7 @@ class Worker(Unique):
         it runs in a copy of the caller's context. Calls of one worker to another begin in their order.
         `LoopTerminatedError` if the other worker ends before it is done. O(1); it wakes a loop only if that sleeps.
 
-        IndexError, TypeError, ValueError for what is no worker of this group.
+        IndexError, TypeError, ValueError for what is not a worker of this group.
         """
         self._check_here("call")
         other = self._find(to)
@@ -576,7 +575,7 @@ class _Call:
         self.outcome.call = self
         self.task: asyncio.Task[Any] | None = None
         self.asked = False  # to cancel, by the caller
-        self.reached = False  # has that come to a task that had not ended?
+        self.reached = False  # whether that reached a task that had not ended
 
     def begin(self) -> None:
         """On the other loop."""
@@ -645,7 +644,7 @@ def _set_done(future: asyncio.Future[None]) -> None:
 
 
 def _abandon(task: asyncio.Task[Any]) -> None:
-    """Leave a task where it is: its coroutine gets GeneratorExit, and what it makes of that is not waited for."""
+    """Abandon a task: its coroutine gets GeneratorExit, and nothing waits for its reaction."""
     task._log_destroy_pending = False  # type: ignore[attr-defined]
     coroutine = task.get_coro()
     if coroutine is not None:

@@ -1,10 +1,10 @@
-"""What a coroutine is in, and what may interrupt it there: `JS.timeout` and `JS.group`, which are asyncio's `timeout`
-and `TaskGroup` for coroutines of `JS.spawn`.
+"""Scopes that may interrupt a coroutine: `JS.timeout` and `JS.group`, which are asyncio's `timeout` and `TaskGroup` for
+coroutines of `JS.spawn`.
 
-Problem: who catches a `CancelledError` has to know whether it is his own, or one from outside that must go on. Idea, as
-asyncio's: a coroutine counts the interruptions that nobody has taken back. A scope remembers the count when it is
-entered, and takes its own back when it is left: if more are left than there were then, somebody outside wants the
-coroutine to end, too.
+Problem: a scope that catches a `CancelledError` must know whether it is its own, or one from outside that must
+propagate. Idea, as in asyncio: a coroutine counts the interruptions that have not been taken back. A scope remembers
+the count when it is entered, and takes its own interruption back when it is left: if more remain than at the entry, the
+coroutine is being cancelled from outside, too.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Scope(Unique):
-    """An ``async with`` of a coroutine of `JS.spawn`, which it enters once. On the loop's thread."""
+    """An ``async with`` block in a coroutine of `JS.spawn`, entered once. On the loop's thread."""
 
     def __init__(self, js: JS) -> None:
         self._js = js
@@ -48,7 +48,7 @@ class Scope(Unique):
         self._before = running.interruptions
 
     def _interrupt(self, error: CancelledError) -> None:
-        """Raise it where the coroutine waits, unless the loop's end has cancelled it."""
+        """Raise `error` where the coroutine waits, unless the loop's end has cancelled it."""
         running = self._running
         if running is not None and not running.ending:
             self._interrupted = True
@@ -58,7 +58,7 @@ class Scope(Unique):
                 del error, running  # as in `Running`
 
     def _leave(self) -> bool:
-        """Take the interruption back. Was there one, and does nobody outside want the coroutine to end?"""
+        """Take the interruption back; return whether there was one, and the coroutine is not cancelled from outside."""
         running, self._running = self._running, None
         if running is None or not self._interrupted:
             return False
@@ -81,7 +81,7 @@ class Timeout(Scope):
 
     @property
     def expired(self) -> bool:
-        """Has it interrupted the block?"""
+        """Whether it has interrupted the block."""
         return self._interrupted
 
     async def __aenter__(self) -> Self:
@@ -123,8 +123,8 @@ class Group(Scope):
         return self
 
     def spawn[T](self, coroutine: Coroutine[Any, Any, T]) -> Promise[T]:
-        """`JS.spawn` in this group; a promise for what the coroutine returns. What it raises is the group's, and not an
-        unhandled rejection. On the loop's thread, from the block or from coroutines of the group.
+        """`JS.spawn` in this group; returns a promise of the coroutine's result. The group handles its exceptions: they
+        are not unhandled rejections. On the loop's thread, from the block or from coroutines of the group.
 
         Raises TypeError, and RuntimeError before the block, after it, and when the group has been cancelled: then the
         coroutine is closed.
@@ -151,7 +151,7 @@ class Group(Scope):
         except LoopTerminatedError:
             self._children.pop(child, None)
             raise
-        finally:  # a traceback would keep it, and it the exception
+        finally:  # a traceback would keep it alive, and it the exception
             del promise
 
     def _ended(self, child: Running, _value: object) -> None:
@@ -174,7 +174,7 @@ class Group(Scope):
                 self._interrupt(CancelledError("a coroutine of the group has failed"))
 
     def _cancel(self) -> None:
-        """Cancel those that have not ended, each in a microtask: what leaves one does not spare the others."""
+        """Cancel those that have not ended, each in a microtask: an exception of one does not spare the others."""
         self._cancelling = True
         with contextlib.suppress(LoopTerminatedError):  # the loop's end cancels them
             for child in self._children:

@@ -1,11 +1,11 @@
-"""Where promises meet asyncio: `await promise` in a task, and a promise of an asyncio future.
+"""Promises and asyncio: `await promise` in a task, and a promise of an asyncio future.
 
-Problem: a coroutine yields what it waits for to whoever runs it, and the two who may, a view and an asyncio task, each
-understand only their own futures. Idea: inside a task asyncio has a current task, and inside a coroutine of `JS.spawn`
-it has none, because its steps are microtasks. The one exception is its first step, which `spawn` may make in the middle
-of a task's; for as long as that takes there is no current task (`outside_task`), which is also true.
+Problem: a coroutine yields what it waits for to its runner, and the two possible runners, a view and an asyncio task,
+each understand only their own futures. Idea: inside a task asyncio has a current task, and inside a coroutine of
+`JS.spawn` it has none, because the coroutine's steps are microtasks. The one exception is its first step, which `spawn`
+may run in the middle of a task's step; during that time the current task is suspended (`outside_task`).
 
-A program that has not imported asyncio has no tasks, and pays for one look into `sys.modules`.
+A program that has not imported asyncio has no tasks, and pays for one look-up in `sys.modules`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def _loop_of_task() -> asyncio.AbstractEventLoop | None:
-    """The asyncio loop in a step of whose task the calling thread is; None if it is in none."""
+    """The asyncio loop of the task whose step the calling thread is running; None if there is none."""
     module = sys.modules.get("asyncio")
     if module is None:
         return None
@@ -31,7 +31,7 @@ def _loop_of_task() -> asyncio.AbstractEventLoop | None:
 
 
 def wait_in_task(promise: Promise[Any]) -> Generator[Any, Any, Any] | None:
-    """What a task has to yield for a promise; None outside of tasks."""
+    """What a task must yield to wait for a promise; None outside of tasks."""
     loop = _loop_of_task()
     if loop is None:
         return None
@@ -42,7 +42,7 @@ def wait_in_task(promise: Promise[Any]) -> Generator[Any, Any, Any] | None:
 
 @contextlib.contextmanager
 def outside_task() -> Iterator[None]:
-    """No asyncio task is current in the block, in which somebody else's code runs in the middle of one."""
+    """Suspend the current asyncio task during the block, which runs other code in the middle of its step."""
     loop = _loop_of_task()
     if loop is None:
         yield
@@ -57,7 +57,7 @@ def outside_task() -> Iterator[None]:
 
 
 def is_future(value: object) -> bool:
-    """Is it a future of asyncio's, a task included?"""
+    """Whether it is an asyncio future, which includes tasks."""
     module = sys.modules.get("asyncio")
     return module is not None and module.isfuture(value)
 

@@ -218,6 +218,8 @@ class Recorder(Unique):
 class _OnSignal:
     """The target that nbloop.signals delivers to. Each dump has its own thread: other signals do not wait for it."""
 
+    _children_ignore = False
+
     def submit_internal(self, callback: Callable[..., object], *args: object) -> None:
         begin(threading.Thread(target=callback, args=args, name="nbloop-recorder", daemon=True))
 

@@ -1,4 +1,4 @@
-"""`nbloop.aio`: what CPython's own tests (conformance/) do not ask. They are the contract of all else."""
+"""`nbloop.aio`: what CPython's own tests (conformance/) do not cover. They are the contract for everything else."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.support.waiting import PATIENCE
 
 @pytest.fixture
 def aio():
-    """A loop of asyncio's kind, closed at the end."""
+    """An asyncio event loop, closed at the end."""
     loop = nbloop.new_event_loop()
     yield loop
     loop.close()
@@ -66,7 +66,7 @@ def test_run():
 
 
 def test_run_refuses():
-    """What asyncio.run refuses; options of the core with its own errors."""
+    """Refuses what asyncio.run refuses; the core's options raise the core's errors."""
 
     async def main():
         coroutine = asyncio.sleep(0)
@@ -84,7 +84,7 @@ def test_run_refuses():
 
 
 def test_policy():
-    """The policy makes our loops for whoever asks asyncio for one."""
+    """The policy makes our loops for code that asks asyncio for one."""
     policy = nbloop.EventLoopPolicy()
     loop = policy.new_event_loop()
     assert isinstance(loop, nbloop.EventLoop)
@@ -130,7 +130,7 @@ def test_order(aio):
     ran = []
     aio.call_soon(ran.append, 1)
     aio.call_soon_threadsafe(ran.append, 2)
-    aio.call_later(0, ran.append, 4)  # is looked at in the next turn
+    aio.call_later(0, ran.append, 4)  # checked in the next turn
     aio.add_reader(a, lambda: (ran.append(5), aio.remove_reader(a), aio.stop()))
     b.send(b"x")
     aio.call_soon(ran.append, 3)
@@ -153,7 +153,7 @@ def test_equal_deadlines(aio):
 
 
 def test_stop_ends_the_turn(aio):
-    """What was ready when the turn began runs, what it made ready is left for the next run."""
+    """What was ready when the turn began runs; what this made ready is left for the next run."""
     ran = []
 
     def first():
@@ -171,7 +171,7 @@ def test_stop_ends_the_turn(aio):
 
 
 def test_stop_overtaken_by_an_exception(aio):
-    """A stop that was asked for when an exception left the loop does not end the next run."""
+    """A stop requested before an exception left the loop does not end the next run."""
 
     def leave():
         aio.stop()
@@ -249,7 +249,7 @@ def test_exception_of_a_task_that_leaves(aio, error):
 
 
 def test_python_tasks(aio):
-    """Tasks that are written in Python are scheduled as any other callback."""
+    """Tasks written in Python are scheduled like any other callback."""
 
     async def one():
         await asyncio.sleep(0)
@@ -301,7 +301,7 @@ def test_idle_loop_has_no_descriptor(aio, descriptors):
 
 
 def test_closed(aio):
-    """A closed loop refuses as asyncio's does, from every way in."""
+    """A closed loop refuses every call, as asyncio's does."""
     aio.close()
     for call in (
         lambda: aio.call_soon(print),
@@ -318,7 +318,7 @@ def test_closed(aio):
 
 
 def test_close_races_with_call_soon_threadsafe(together):
-    """Whoever calls while the loop closes is served or told that it is closed."""
+    """A call made while the loop closes is either served or refused."""
     for _ in range(30):
         loop = nbloop.new_event_loop()
         started = threading.Barrier(2)
@@ -409,7 +409,7 @@ def test_virtual_clock(aio):
 
 
 def test_both_directions_of_one_descriptor(aio):
-    """Reader and writer of one descriptor come and go by themselves."""
+    """Reader and writer of one descriptor come and go independently."""
     a, b = socket.socketpair()
     a.setblocking(False)
     ran = []
@@ -435,7 +435,7 @@ def test_both_directions_of_one_descriptor(aio):
 
 
 def test_hang_up_reaches_a_writer(aio):
-    """A writer without a reader is told of the end of the connection."""
+    """A writer without a reader learns of the end of the connection."""
     r, w = os.pipe()
     os.set_blocking(w, False)
     try:
@@ -564,7 +564,7 @@ def test_context(aio):
 
 
 def test_error_of_a_callback(aio):
-    """The exception handler is told of the handle; the loop goes on; what was given to the core is reported too."""
+    """The exception handler gets the handle; the loop goes on; errors of the core's own callbacks are reported, too."""
     told = []
     aio.set_exception_handler(lambda _loop, context: told.append(context))
     handle = aio.call_soon(divmod, 1, 0)
@@ -617,7 +617,7 @@ def test_collected():
 
 
 def test_not_closed():
-    """Whoever forgets a loop without closing it is told, as by asyncio, and it is closed."""
+    """A loop that is forgotten without being closed causes a warning, as in asyncio, and is closed."""
     loop = nbloop.new_event_loop()
     core = loop.core
     with pytest.warns(ResourceWarning, match="unclosed event loop"):
@@ -711,8 +711,8 @@ def test_a_runner_leaves_signal_handlers_alone(run_script):
 
 
 def test_a_ready_handle_is_queued_once(aio):
-    """While a producer is between its ticket and its task the loop looks at its descriptors again and again, and
-    nothing behind that producer can run: a reader that is ready must not be queued each time.
+    """While a producer is between its ticket and its store, the loop polls repeatedly, and nothing after that producer
+    can run: a ready reader must not be queued each time.
     """
     a, b = socket.socketpair()
     with a, b:
@@ -726,9 +726,9 @@ def test_a_ready_handle_is_queued_once(aio):
 
         aio.add_reader(a, reader)
         b.send(b"x")
-        aio.call_soon(int)  # so that the chunk of the first tickets is there
+        aio.call_soon(int)  # makes the chunk of the first tickets
         core = aio.core._state.ctypes.data
-        ticket = fetch_add(core + layout.STATE.EXTERNAL + layout.QUEUE.TAIL, 1)  # a producer's that is descheduled now
+        ticket = fetch_add(core + layout.STATE.EXTERNAL + layout.QUEUE.TAIL, 1)  # of a producer that is descheduled now
         cell = queue_cell(
             queue_segment(core + layout.STATE.EXTERNAL, ticket),
             ticket,
@@ -751,3 +751,40 @@ def test_a_ready_handle_is_queued_once(aio):
         assert reads == [b"x"]
         assert aio.core._record["turns"] > turns + 10
         aio.remove_reader(a)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
+@pytest.mark.parametrize("ask", ["asyncio.get_running_loop()", "native"])
+def test_the_handler_of_a_runner_does_not_outlive_its_task(run_script, ask):
+    """It is not given back when the loops let go of SIGINT after the Runner's end, and keeps no task. While the task
+    runs it is.
+    """
+    code = f"""
+        import asyncio, gc, signal, weakref, nbloop
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        native = nbloop.Loop()
+        async def main():
+            loop, runners = {ask}, signal.getsignal(signal.SIGINT)
+            for _ in range(2):
+                loop.add_signal_handler(signal.SIGINT, print)
+                assert signal.getsignal(signal.SIGINT) is not runners
+                loop.remove_signal_handler(signal.SIGINT)
+                assert signal.getsignal(signal.SIGINT) is runners
+            loop.add_signal_handler(signal.SIGINT, print)
+            return weakref.ref(asyncio.current_task())
+        task = nbloop.run(main())
+        native.close()
+        print(signal.getsignal(signal.SIGINT) is signal.default_int_handler, gc.collect() and task())
+    """
+    assert run_script(code) == "True None\n"
+
+
+def test_nest_asyncio_is_refused_at_once(aio):
+    """Before it has replaced anything of the class: its own question is answered by why not."""
+    before = dict(vars(type(aio)))
+    with pytest.raises(RuntimeError, match="nest_asyncio cannot patch"):
+        hasattr(aio, "_nest_patched")
+    nest = pytest.importorskip("nest_asyncio")
+    with pytest.raises(RuntimeError, match="nest_asyncio cannot patch"):
+        nest._patch_loop(aio)
+    assert dict(vars(type(aio))) == before

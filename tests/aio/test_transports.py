@@ -1,4 +1,4 @@
-"""The transports of `nbloop.aio`: what asyncio's do, seen from both ends of a connection."""
+"""The transports of `nbloop.aio` behave as asyncio's, seen from both ends of a connection."""
 
 from __future__ import annotations
 
@@ -246,7 +246,7 @@ def test_no_frame_of_ours_runs_for_a_message(connected):
 
 
 def test_interest_is_not_changed_for_a_message(connected, monkeypatch):
-    """Two system calls a message: `recv` and `send`. The poller is told nothing."""
+    """Two system calls per message, `recv` and `send`, and none for the poller."""
 
     async def test(transport, protocol, peer):
         core = asyncio.get_running_loop().core
@@ -281,7 +281,7 @@ def test_an_interrupt_leaves_the_loop(connected):
 
 
 def test_the_context_is_the_connections(connected):
-    """Each callback runs in the context in which reading began, and what it sets there is there the next time."""
+    """Each callback runs in the context in which reading began, and what it sets there is still set the next time."""
     seen = []
     variable = contextvars.ContextVar("variable", default=0)
 
@@ -355,7 +355,7 @@ def test_nothing_is_left_of_a_closed_connection(kind, end):
 
 
 def test_a_transport_used_from_other_threads_does_no_harm(connected):
-    """It is the loop thread's. From elsewhere calls may fail and bytes may mix; memory stays whole."""
+    """It belongs to the loop thread. Calls from other threads may fail and mix bytes, but do not corrupt memory."""
 
     async def test(transport, protocol, peer):
         stop = threading.Event()

@@ -85,7 +85,7 @@ each_way = pytest.mark.parametrize("make_copy", COPIES.values(), ids=COPIES)
 @pytest.fixture
 def unique(make_loop, tmp_path):
     """One of each class that refuses, by class."""
-    from nbloop.aio import WorkerGroup
+    from nbloop.aio import Queue, WorkerGroup
     from nbloop.aio.transports import Stream
     from nbloop.kernels.promises.classes import Eventual
     from nbloop.observe import server, shared
@@ -114,7 +114,7 @@ def unique(make_loop, tmp_path):
         made = [
             *(loop, view, promise, eventual, resolve.__self__, Places(view._view, print), producer),
             *(view._view, loop._state, loop._state.base, producer._state, loop.recorder, watchdog, loop._shared),
-            *(nbloop.LoopExecutor(loop), group, group._state, workers, workers.workers[0]),
+            *(nbloop.LoopExecutor(loop), promise.future(), group, group._state, workers, workers.workers[0], Queue()),
             *(js.AbortController(), js.AbortController().signal, js.EventTarget(), view.performance),
             *(aio, aio.call_soon(print), aio.call_later(100, print), VirtualClock(clock_loop), served),
             *(shared.loops()[0], Profiler(), nbloop.EventLoopPolicy(), stream),
@@ -147,7 +147,7 @@ def test_refused(unique, make_copy):
 @each_way
 @pytest.mark.parametrize("name", ["__reduce__", "__reduce_ex__"])
 def test_refused_to_subclasses(unique, make_copy, name):
-    """Also to one that reduces itself as `object` would: what is restored would be its words."""
+    """Even a class that reduces itself as `object` would is refused: its words would be restored."""
     for base in (js.Promise, nbloop.Producer, js.JS, nbloop.Loop, js.EventTarget):
 
         class Copied(base):

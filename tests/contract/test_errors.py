@@ -1,4 +1,4 @@
-"""What goes wrong in callbacks, in handlers and in options, and who is told."""
+"""Errors in callbacks, in handlers and in options, and where they are reported."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def test_base_exceptions(make_loop, turns):
 
 @each_kind
 def test_debug(make_loop, turns, kind):
-    """contract: debug: on_error is told where a callback was scheduled, and gets it itself."""
+    """contract: debug: on_error gets the callback itself and where it was scheduled."""
     contexts = []
     loop = make_loop(debug=True, on_error=lambda _, context: contexts.append(context))
 
@@ -343,7 +343,7 @@ def test_unknown_and_positional_options():
 
 
 def test_set_fast_path_mode_checks(loop):
-    """contract: set_fast_path_mode: TypeError for no mode, LoopTerminatedError after the end; nothing changes."""
+    """contract: set_fast_path_mode: TypeError for a wrong mode, LoopTerminatedError after the end; nothing changes."""
     with pytest.raises(TypeError, match="FastPathMode"):
         loop.set_fast_path_mode("forced")
     assert loop.fast_path_mode is FastPathMode.AUTO

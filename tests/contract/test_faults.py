@@ -1,4 +1,4 @@
-"""What happens to a loop around which things fail: memory, the wake call, signals, the processor, and the callbacks.
+"""How a loop behaves when other things fail: memory, the wake call, signals, the processor, and the callbacks.
 
 After each fault the counts are exact, a refused call has changed nothing, and references and descriptors are back
 where they were. (Descriptors that run out, and pollers that break, are in test_readiness_wait.py.)
@@ -33,7 +33,7 @@ needs_testcapi = pytest.mark.skipif(nomemory is None, reason="this Python has no
 
 
 class Task:
-    """A callback whose death can be seen."""
+    """A callback whose release can be observed."""
 
     def __init__(self, ran=None):
         self.ran = ran
@@ -98,7 +98,7 @@ def starve(put, inside):
         return True
 
     def fill(left):
-        """Schedule until one is refused because a piece, `left` after the first, is not to be had; then once more."""
+        """Schedule until one is refused because there is no memory for piece `left` after the first; then once more."""
         nonlocal refused
         with scarce.failing_after(left):
             refused += not all(attempt() for _ in range(20_000))
@@ -491,7 +491,7 @@ def test_callback_that_drops_the_last_reference(wait_for):
 
 
 class Dying:
-    """Its release schedules: Python code in the middle of whatever let go of it."""
+    """Its release schedules: Python code in the middle of the operation that releases it."""
 
     def __init__(self, loop, log):
         self.loop, self.log = loop, log
@@ -537,7 +537,7 @@ def test_release_that_schedules_for_a_checkpoint_at_the_end(make_loop, wait_for,
 
 @pytest.mark.parametrize("end", ["run", "cancel", "close", "shutdown"])
 def test_release_that_schedules(make_loop, turns, wait_for, end):
-    """A reference let go of, by running, cancelling or dropping, calls the loop that lets go of it."""
+    """A reference that is released, by running, cancelling or dropping, calls the loop that releases it."""
     loop, log = make_loop(), []
     ids = [loop.schedule_timer(0 if end == "run" else 3600, Dying(loop, log)) for _ in range(50)]
     for _ in range(50):

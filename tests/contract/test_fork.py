@@ -425,3 +425,56 @@ with Loop() as loop:
     assert not seen
 """
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [("nbloop", "fork"), ("nbloop", "early"), ("nbloop", "a C library's fork"), ("asyncio", "fork")],
+)
+def test_a_child_of_an_asyncio_loop_ignores_its_signals(run_script, kind, how):
+    """As with asyncio, also in the child's first moment; what it executes does not inherit that, and the parent goes on
+    to get its own.
+    """
+    run_script(
+        """
+import os, signal
+early = []
+os.register_at_fork(after_in_child=lambda: early and os.kill(os.getpid(), signal.SIGTERM))
+"""
+        + PRELUDE
+        + SIGNALS
+        + f"""
+import asyncio, ctypes, sys
+import nbloop
+libc = ctypes.PyDLL(None)
+libc.raise_ = libc["raise"]
+
+async def main(loop):
+    loop.add_signal_handler(number, seen.append, "parent")
+    if {how!r} == "early":
+        early.append(1)
+    pid = libc.fork() if "library" in {how!r} else os.fork()
+    if not pid:
+        libc.raise_(number)
+        if {how!r} == "fork":
+            os.execv(sys.executable, [sys.executable, "-c", f"import os; os.kill(os.getpid(), {{int(number)}})"])
+        libc._exit(7)
+    assert ends(pid) == (-number if {how!r} == "fork" else 7)
+    early.clear()
+    assert seen == []
+    os.kill(os.getpid(), number)
+    while not seen:
+        await asyncio.sleep(0.001)
+    loop.remove_signal_handler(number)
+    signal.signal(number, signal.SIG_DFL)  # asyncio does so itself
+    pid = os.fork()
+    if not pid:
+        os.kill(os.getpid(), number)
+        os._exit(7)
+    assert ends(pid) == -number
+
+loop = nbloop.new_event_loop() if {kind!r} == "nbloop" else asyncio.SelectorEventLoop()
+loop.run_until_complete(main(loop))
+loop.close()
+"""
+    )

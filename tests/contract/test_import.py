@@ -128,7 +128,7 @@ def test_exit_with_a_running_loop(run_script):
 
 
 def test_public_names():
-    """contract: what __all__ names is there and documented."""
+    """contract: every name in __all__ exists and is documented."""
     import nbloop
 
     for name in nbloop.__all__:

@@ -110,7 +110,7 @@ class TestStop:
             assert loop.state is LoopState.AWAKE
 
     def test_run_again_on_another_thread(self, loop, turns, elsewhere):
-        """run() belongs to whoever calls it, one after the other."""
+        """Any thread may call run(), one after the other."""
         ran = []
         for run in (turns, lambda loop: elsewhere(turns, loop)) * 3:
             loop.submit(lambda: ran.append(threading.get_ident()))
@@ -123,7 +123,7 @@ class TestWhoMayRun:
     """contract: run(): LoopAlreadyRunningError, ReentrantRunError, LoopTerminatedError."""
 
     def test_fifty_threads(self, loop, together, wait_for):
-        """Exactly one runs, the others are told."""
+        """Exactly one runs, the others get an error."""
         refused = []
         ender = threading.Thread(target=lambda: (wait_for(lambda: len(refused) == 49), loop.shutdown(30)))
         ender.start()
@@ -140,7 +140,7 @@ class TestWhoMayRun:
 
     @pytest.mark.parametrize("call", ["run", "start"])
     def test_from_its_own_callback(self, make_loop, turns, call):
-        """Also in a microtask, a timer; another loop's run is nobody's business."""
+        """Also in a microtask, a timer; another loop may run there."""
         errors = []
         loop = make_loop(on_error=lambda error, _: errors.append(type(error)))
         other = make_loop(auto_exit=True)

@@ -163,7 +163,7 @@ def test_a_signal_handler_runs_in_the_context_of_its_registration(make_loop):
 @pytest.mark.parametrize("count", [0, 1, batch.SMALL + 1, 3 * batch.SMALL + 7])
 @pytest.mark.parametrize("iterable", [list, tuple, iter])
 def test_every_task_of_a_batch_has_a_context_of_its_own(make_loop, count, iterable):
-    """However the batch is read: a few, or so many that it is filled first and published then."""
+    """Both for small batches and for large ones, which are filled first and published then."""
     loop, seen = make_loop(contexts=True, auto_exit=True), []
 
     def call(number):

@@ -25,7 +25,7 @@ def arrange(request, loop, turns, elsewhere):
         if request.param == "other thread":
             elsewhere(function)
             return
-        # A task is the last thing in a turn, so that what it schedules waits for the next one (but for microtasks).
+        # A task is the last thing in a turn, so that what it schedules waits for the next one (except microtasks).
         loop.submit(*(elsewhere, function) if request.param == "other thread while running" else (function,))
         turns(loop)
 

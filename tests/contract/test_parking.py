@@ -226,7 +226,7 @@ def test_changing_mode_in_a_callback(loop, turns, asleep, wait_for):
 
 
 def test_changing_mode_while_asleep(loop, asleep, wait_for):
-    """contract: a sleeping loop is woken to change over."""
+    """contract: a sleeping loop is woken to switch."""
     with loop:
         for mode in list(FastPathMode) * 3:
             asleep(loop)
@@ -238,7 +238,7 @@ def test_changing_mode_while_asleep(loop, asleep, wait_for):
 
 
 def test_mode_races_with_run(loop, together, turns):
-    """contract: set_fast_path_mode by another thread is no reason for run() to say that it is already running."""
+    """contract: set_fast_path_mode by another thread must not make run() report that the loop is already running."""
     modes = list(FastPathMode) * 30
     assert together(2, lambda i: turns(loop, 300) if i else [*map(loop.set_fast_path_mode, modes)])[1] is None
     assert loop.fast_path_mode is modes[-1]
@@ -282,7 +282,7 @@ def test_descriptors(descriptors, mode, asleep, make_loop):
 
 
 def test_close_races_with_wakes(mode, together, descriptors):
-    """Submits racing with the end never write to a closed descriptor, or to who has its number then."""
+    """Submits racing with the end never write to a closed descriptor, or to a new file with its number."""
     before = descriptors()
     for _ in range(40):
         loop = Loop(fast_path_mode=mode)

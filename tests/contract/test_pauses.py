@@ -1,4 +1,4 @@
-"""No call of the loop holds up a stop of the world, or a signal's handler, however much it is given to do."""
+"""No call of the loop delays a stop of the world, or a signal handler, for long, however many items it gets."""
 
 from __future__ import annotations
 
@@ -326,7 +326,7 @@ def test_batches_of_many_threads(make_loop: Callable[..., Loop]) -> None:
 
 
 class Index:
-    """An id that is asked for once."""
+    """An id that is converted once."""
 
     def __init__(self, value: int) -> None:
         self.value, self.asked = value, 0
@@ -422,7 +422,7 @@ def test_a_bucket_is_opened_over_several_turns(make_loop: Callable[..., Loop]) -
 
     def arm() -> None:
         for n in range(count):
-            # one grain of the agenda: all of them become due together, and the heap is to sort them
+            # within one grain of the timer queue: all become due together, and the heap must sort them
             loop.schedule_timer(10.0 + (n * 7919 % count) * 1e-9, ran.append, n * 7919 % count)
         loop.schedule_timer(11.0, loop.stop)
         clock.advance(11.5)

@@ -1,4 +1,4 @@
-"""High and low water: each crossing is told once, on the loop, in turn."""
+"""High and low water: each crossing is reported once, on the loop, alternately."""
 
 from __future__ import annotations
 

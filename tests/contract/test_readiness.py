@@ -1,4 +1,4 @@
-"""Descriptors, contract row `register_fd` and behaviours 26 to 41: what callbacks are told, and what is refused.
+"""Descriptors, contract row `register_fd` and behaviours 26 to 41: what callbacks receive, and what is refused.
 
 Real sockets, pipes and files; single turns look at descriptors and do not sleep. Waiting is test_readiness_wait.py.
 """
@@ -106,7 +106,7 @@ def test_half_close(loop, turns, pair, seen):
 
 
 def test_half_close_is_no_news_for_a_writer(loop, turns, pair, seen):
-    """A half-close stays true for ever: whoever only writes is not told again and again, and can still write."""
+    """A half-close stays true for ever: a watch that only writes does not get it repeatedly, and can still write."""
     a, b = pair()
     b.shutdown(socket.SHUT_WR)
     loop.register_fd(a.fileno(), WRITE, seen)
@@ -137,7 +137,7 @@ def test_error_unasked(loop, turns, seen):
 
 
 def test_refused_connection(loop, turns, seen, wait_for):
-    """A connection that nobody takes: the callback hears of the error."""
+    """A connection that nobody accepts: the callback gets the error."""
     with socket.socket() as listener, socket.socket() as client:
         listener.bind(("127.0.0.1", 0))  # not listening
         client.setblocking(False)
@@ -174,7 +174,7 @@ def test_descriptor_zero(run_script):
     [(-1, FDOutOfRangeError), (1 << 40, FDOutOfRangeError), ("3", TypeError), (True, TypeError), (None, TypeError)],
 )
 def test_bad_descriptors(loop, fd, error):
-    """contract: FDOutOfRangeError, a ValueError; TypeError for what is no number. Each names the argument."""
+    """contract: FDOutOfRangeError, a ValueError; TypeError for what is not a number. Each names the argument."""
     for call in (
         lambda: loop.register_fd(fd, READ, print),
         lambda: loop.modify_fd(fd, READ),
@@ -387,7 +387,7 @@ def test_stale_event_after_register(loop, turns, pair, seen):
 
     def action(fd, other):
         loop.unregister_fd(other)
-        os.dup2(a.fileno(), other)  # the number is somebody else's now, who has nothing to read
+        os.dup2(a.fileno(), other)  # the number now belongs to another file, which has nothing to read
         loop.register_fd(other, READ, seen)
 
     first_of_two(loop, pair, action)

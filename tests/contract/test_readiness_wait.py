@@ -52,7 +52,7 @@ def test_register_while_blocked(loop, pair, asleep, wait_for, seen):
 
 
 def test_modify_while_blocked(loop, pair, asleep, wait_for, seen):
-    """A loop that waits for one thing hears at once that it is to wait for another."""
+    """A waiting loop learns at once that it must also wait for another descriptor."""
     a, _b = pair()
     loop.register_fd(a.fileno(), READ, seen)
     with loop:
@@ -93,7 +93,7 @@ def test_timers_in_poll_mode_are_exact(loop, pair, turns):
 
 
 def test_busy_loop_polls(loop, pair, wait_for):
-    """A loop that never sleeps looks at its descriptors once a turn."""
+    """A loop that never sleeps polls its descriptors once per turn."""
     a, b = pair()
     busy = [True]
 
@@ -238,7 +238,7 @@ def test_forced_refuses(loop, pair):
 
 @pytest.mark.parametrize("running", [False, True], ids=["idle", "running"])
 def test_forced_races_with_register(make_loop, pair, together, running):
-    """behaviour 26: never FORCED with descriptors, whoever wins."""
+    """behaviour 26: never FORCED with descriptors, whichever thread wins."""
     loop = make_loop()
     a, _b = pair()
     if running:
@@ -391,7 +391,7 @@ def test_no_descriptors_left(loop, pair):
 
 
 def test_accept_without_descriptors(make_loop, turns):
-    """EMFILE during accept in a callback: reported, the loop lives, and the connection is there once there is room."""
+    """EMFILE during accept in a callback: reported, the loop lives, and later the connection can be accepted."""
     errors, accepted = [], []
     loop = make_loop(on_error=lambda error, context: errors.append(error))
     with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as client:

@@ -1,4 +1,4 @@
-"""What the loop holds, and when it lets go: callables and arguments are released on every path, and not before."""
+"""What the loop holds, and when it releases it: callables and arguments go on every path, and not before."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def put_one(loop, put, tracked, **options):
 
 @each_put
 def test_run(loop, turns, tracked, released, put):
-    """contract: what is queued is held, what has run is let go of."""
+    """contract: what is queued is held, what has run is released."""
     for _ in range(10):
         put_one(loop, put, tracked)
         gc.collect()
@@ -87,7 +87,7 @@ def test_run(loop, turns, tracked, released, put):
 
 
 def test_results_are_let_go_of(loop, turns):
-    """What a callback returns is nobody's."""
+    """What a callback returns is released."""
     made = []
 
     def callback():
@@ -113,7 +113,7 @@ def test_run_on_another_thread(loop, elsewhere, turns, tracked, released, put):
 
 @each_put
 def test_exception(make_loop, turns, tracked, released, put):
-    """contract: a callback that raised is let go of, and so is its exception."""
+    """contract: a callback that raised is released, and so is its exception."""
     loop = make_loop(on_error=lambda error, context: None)
     put_one(loop, put, tracked, raises=True)
     turns(loop)

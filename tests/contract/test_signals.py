@@ -1,4 +1,4 @@
-"""Signals: Ctrl-C leaves run() at once, whatever the loop does; and loops in any thread can ask for signals."""
+"""Signals: Ctrl-C leaves run() at once, whatever the loop does; and loops in any thread can handle signals."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import os
 import signal
 import threading
 import time
+import weakref
 
 import pytest
 
-from nbloop import FastPathMode, IOEvents, Loop, LoopTerminatedError, signals
+from nbloop import FastPathMode, IOEvents, Loop, LoopTerminatedError, hooks, signals
 from nbloop.kernels.build import object_cache
 
 CTRL_C = """
@@ -115,7 +116,7 @@ def hit(number=signal.SIGUSR1):
 
 
 class TestAddSignalHandler:
-    """contract: Signals: a loop in any thread can ask for one."""
+    """contract: Signals: a loop in any thread can handle one."""
 
     @pytest.fixture(autouse=True)
     def restored(self, before):
@@ -162,7 +163,7 @@ class TestAddSignalHandler:
         assert not first.calls
 
     def test_several_loops(self, make_loop, wait_for):
-        """Each loop that asks gets it, until it no longer does."""
+        """Each loop that handles it gets it, until it removes its handler."""
         loops, counters = [make_loop() for _ in range(3)], [Counter() for _ in range(3)]
         for loop, counter in zip(loops, counters, strict=True):
             loop.start()
@@ -220,7 +221,7 @@ class TestAddSignalHandler:
 
     @pytest.mark.parametrize("end", ["shutdown", "close"])
     def test_ends_with_the_loop(self, loop, wait_for, end):
-        """A loop that has ended asks for nothing, and can ask for nothing."""
+        """A loop that has ended handles no signal, and cannot add a handler."""
         seen, old = [], signal.getsignal(signal.SIGUSR1)
         signal.signal(signal.SIGUSR1, lambda *_: seen.append("old"))
         try:
@@ -236,7 +237,7 @@ class TestAddSignalHandler:
             signal.signal(signal.SIGUSR1, old)
 
     def test_forgotten_loop_in_a_cycle(self, wait_for):
-        """contract: a forgotten loop is closed; the signal has its old meaning again, whoever found the loop."""
+        """contract: a forgotten loop is closed; the signal's previous handler returns, however it was collected."""
         seen = []
         old = signal.signal(signal.SIGUSR1, lambda *_: seen.append("old"))
         try:
@@ -281,7 +282,7 @@ class TestAddSignalHandler:
         ids=str,
     )
     def test_refused(self, loop, arguments, error):
-        """What is no signal, can not be caught or is no callable."""
+        """What is not a signal, cannot be caught, or is not callable."""
         with pytest.raises(error):
             loop.add_signal_handler(*arguments)
         for number in (signal.SIGUSR1, signal.SIGKILL):
@@ -361,7 +362,7 @@ def test_burst_of_signals(loop, wait_for, before):
 
 
 def test_ctrl_c_at_any_moment_of_run(run_script):
-    """Wherever the exception of a signal's handler comes, the loop is nobody's afterwards, and can be run and ended."""
+    """Wherever a signal handler raises, the loop has no owner afterwards, and can be run and ended."""
     run_script("""
         import random, signal, time
         from nbloop import Loop
@@ -533,7 +534,7 @@ for where in (here, elsewhere):
 @pytest.mark.skipif(object_cache.status.mode != "compiled", reason="un-jitted there is no C handler to save")
 @pytest.mark.parametrize("other", ["", "loop.add_signal_handler(signal.SIGUSR1, print)"])
 def test_a_c_library_that_puts_our_handler_back(run_script, other):
-    """It was saved while a loop asked for the signal, and no loop does any more: it means what it meant before."""
+    """It was saved while a loop handled the signal, and no loop does any more: the previous handler takes effect."""
     run_script(
         HELPERS
         + f"""
@@ -627,7 +628,7 @@ for end in (lambda: loop.remove_signal_handler(signal.SIGUSR1), lambda: loop.clo
 
 @pytest.mark.parametrize("mode", ["AUTO", "DISABLED"])
 def test_a_wakeup_descriptor_of_somebody_else(run_script, mode):
-    """contract: Python's wake-up descriptor is nobody's while callbacks run; what they set stays, after the run too,
+    """contract: Python's wake-up descriptor is free while callbacks run; what they set stays, after the run too,
     and Ctrl-C is seen beside it.
     """
     run_script(
@@ -756,7 +757,7 @@ class TestDoze:
         dozing(look)  # nor after a wake
 
     def test_without_descriptors(self, loop, dozing, wait_for, monkeypatch):
-        """With none to be had the loop goes on with naps, and is woken as well."""
+        """Without free descriptors the loop goes on with naps, and can still be woken."""
         import errno
 
         tried = []
@@ -815,3 +816,46 @@ assert signal.getsignal(number) is old
 until(lambda: threads() == before)
 """
     )
+
+
+@pytest.mark.parametrize("error", ["KeyboardInterrupt", "SystemExit", "ValueError"])
+def test_an_exception_in_the_middle_of_a_wake_up(run_script, error):
+    """What a signal's handler raises there comes out of the program's next line, and the wake-up is made. Only a loop
+    that sleeps in Python is woken by Python.
+    """
+    run_script(
+        HELPERS
+        + f"""
+loop, ran = Loop(), []
+loop.start()
+until(lambda: loop.state is LoopState.SLEEPING)
+wake, raised = loop._parker.wake, []
+
+def interrupted():
+    if not raised:
+        raised.append({error}("of a handler"))
+        raise raised[0]
+    wake()
+
+loop._parker.wake = interrupted
+try:
+    loop.submit(ran.append, 1)
+    for _ in range(1000):
+        pass
+    raise AssertionError("it was swallowed")
+except {error} as error:
+    assert error is raised[0]
+until(lambda: ran)
+assert not signals._interruptions
+loop.shutdown()
+""",
+        NBLOOP_PARK="lock",
+    )
+
+
+def test_an_exception_that_another_thread_raises_in_a_wake_up(elsewhere, caplog):
+    """There is nowhere to raise it: it is logged."""
+    loop = Loop()
+    elsewhere(hooks.wake_parker, weakref.ref(loop), ValueError("of another thread"))
+    loop.close()
+    assert [record.exc_info[1].args for record in caplog.records] == [("of another thread",)]

@@ -106,7 +106,7 @@ def test_no_more_than_there_are_ids(loop, turns):
 @pytest.mark.parametrize("delay", [None, "1", [], 1j], ids=repr)
 @pytest.mark.parametrize("schedule", ["schedule_timer", "schedule_interval"])
 def test_not_a_number(loop, schedule, delay):
-    """contract: what is no number: TypeError. Nothing is stored."""
+    """contract: what is not a number: TypeError. Nothing is stored."""
     with pytest.raises(TypeError, match="number"):
         getattr(loop, schedule)(delay, int)
     assert not loop.alive()
@@ -260,7 +260,7 @@ class TestCancel:
 
 @pytest.mark.parametrize("call", ["cancel_timer", "cancel_immediate", "ref_timer", "unref_timer"])
 def test_garbage_ids(loop, turns, call):
-    """contract: unknown: False, for any int there is; what is no int: TypeError."""
+    """contract: unknown: False, for any int; what is not an int: TypeError."""
     call = getattr(loop, call)
     known = loop.schedule_timer(100, int)
     for garbage in (
@@ -309,7 +309,7 @@ def test_cancel_timers(loop, turns):
 
 
 def test_cancel_timers_is_checked_first(loop, turns):
-    """contract: cancel_timers: none is cancelled if one is no int."""
+    """contract: cancel_timers: none is cancelled if one is not an int."""
     ran = []
     first = loop.schedule_timer(0, ran.append, 1)
     for wrong in ([first, None], [first, "2"], first, None):
@@ -652,7 +652,7 @@ def test_deadlines(loop, turns):
 
 
 def test_no_deadline(loop):
-    """What can be no deadline is named, and nothing is stored."""
+    """An impossible deadline is named in the error, and nothing is stored."""
     with pytest.raises(ValueError, match="deadline"):
         loop.schedule_timer_at(float("nan"), int)
     with pytest.raises(TypeError, match="deadline"):

@@ -170,7 +170,7 @@ def test_time_ends(make_loop, turns):
     with pytest.raises(ValueError, match=r"seconds must not move the clock, now 8e\+09, beyond 9\.2e9"):
         clock.advance(4e9)
     assert clock.now() == 8e9
-    loop.schedule_timer(4e9, ran.append, "last")  # at the end of time, which is earlier than asked for
+    loop.schedule_timer(4e9, ran.append, "last")  # at the end of time, which is earlier than requested
     loop.schedule_timer(1, ran.append, "first")
     turns(loop, 3)
     assert ran == []

@@ -1,4 +1,4 @@
-"""Waiting for a loop from other threads: results, calls, executors, ends. Nobody waits for what will never come."""
+"""Waiting for a loop on other threads: results, calls, executors, ends. No thread waits for what never happens."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_an_exception_that_leaves_run_releases_whoever_waits(make_loop, name):
     with pytest.raises(SystemExit):
         running.result(PATIENCE)
     loop.shutdown(PATIENCE)
-    assert ran == []  # whoever was told of an error can rely on it
+    assert ran == []  # a caller that got an error can rely on it
 
 
 def test_a_future_does_not_keep_the_loop():
@@ -259,7 +259,7 @@ def test_an_executor_that_is_shut_down(make_loop):
 
 
 def test_cpythons_own_tests_of_executors(make_loop):
-    """Those of `ExecutorTest`, except the one that asks for a number of workers, of which a loop has one."""
+    """Those of `ExecutorTest`, except the one that needs several workers, since a loop has one."""
     if importlib.util.find_spec("test") is None or importlib.util.find_spec("test.test_concurrent_futures") is None:
         pytest.skip("this Python was installed without its own tests")
     from test.test_concurrent_futures.executor import ExecutorTest

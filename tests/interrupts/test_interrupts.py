@@ -102,9 +102,7 @@ surprises: list[str] = []
 @pytest.fixture(autouse=True)
 def _nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """pytest keeps log records and unraisable exceptions, and their tracebacks keep the loop."""
-    for name in ("nbloop", "asyncio"):
-        logger = logging.getLogger(name)
-        monkeypatch.setattr(logger, "handle", lambda record: None)
+    monkeypatch.setattr(logging.Logger, "handle", lambda _logger, _record: None)
     monkeypatch.setattr(sys, "unraisablehook", ignored)
     surprises.clear()
     yield

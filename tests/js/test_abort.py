@@ -1,4 +1,4 @@
-"""`AbortController` and `AbortSignal`: DOM section 3, and what WPT's dom/abort looks at."""
+"""`AbortController` and `AbortSignal`: DOM section 3, and what WPT's dom/abort tests."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_default_reason(make):
 
 @pytest.mark.parametrize("reason", [0, "", False, "text", object()], ids=["zero", "empty", "false", "text", "object"])
 def test_any_reason(reason):
-    """WPT dom/abort/event.any.js, throwIfAborted: any value; one that is no exception is raised in a RejectedError."""
+    """WPT dom/abort/event.any.js, throwIfAborted: any value; what is not an exception comes in a RejectedError."""
     for signal in (aborted(reason), AbortSignal.abort(reason)):
         assert signal.reason is reason
         with pytest.raises(RejectedError) as raised:
@@ -339,7 +339,7 @@ def test_any_another_source_aborted_by_a_callback():
 
 
 def test_any_with_a_timeout(page, js):
-    """abort-signal-any: time-outs that only the composite knows, and composites that nobody holds but who listens."""
+    """abort-signal-any: time-outs that only the composite refers to, and composites that only a listener keeps."""
     controller = AbortController()
     signal = AbortSignal.any([controller.signal, AbortSignal.timeout(js, 1)])
     gc.collect()

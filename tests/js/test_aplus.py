@@ -1,7 +1,7 @@
 """Promises/A+ 1.1, clause by clause: each clause × how a promise is settled × reasons × thenables, as its test suite
 is built.
 
-A case is a generator function: it sets the scene, yields while the loop runs until nothing is left, and then looks at
+A case is a generator function: it sets the scene, yields while the loop runs until nothing is left, and then checks
 what was recorded. Clause 2.2.5 speaks of ``this``, which Python does not have; what is left of it is that a handler is
 called with the value and nothing else.
 """
@@ -60,7 +60,7 @@ def settling(page: Page, form: str, how: str, value: Any) -> Iterator[Promise[An
 
 
 def on(how: str, handler: Any) -> dict[str, Any]:
-    """The argument of `then` that hears of that outcome."""
+    """The argument of `then` that gets that outcome."""
     return {"on_fulfilled" if how == "fulfilled" else "on_rejected": handler}
 
 
@@ -84,7 +84,7 @@ class Seen(list[Any]):
 
 
 def only(seen: Seen, state: str, value: Any) -> bool:
-    """One outcome, this very one?"""
+    """Whether there is one outcome, and it is this one."""
     return len(seen) == 1 and seen[0][0] == state and seen[0][1] is value
 
 
@@ -194,7 +194,7 @@ ERRORS: dict[str, Callable[[], BaseException]] = {
 
 
 def one_time(then: Callable[..., object]) -> Getter:
-    """A thenable whose `then` is there at the first look only."""
+    """A thenable whose `then` exists only at the first access."""
     answers = [None, then]
     return Getter(lambda: answers.pop() if len(answers) > 1 else answers[0])
 

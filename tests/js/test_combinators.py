@@ -69,7 +69,7 @@ def test_race_of_nothing(page, js):
 
 
 def test_any_of_nothing(page, js):
-    """27.2.4.3: rejected with an AggregateError; a group can not be empty, so it holds a NoPromisesError."""
+    """27.2.4.3: rejected with an AggregateError; a group cannot be empty, so it holds a NoPromisesError."""
     promise = js.any([])
     assert promise.state == "rejected"
     error = page.reason(promise)
@@ -213,7 +213,7 @@ def test_an_aggregate_error_is_a_group(page, js):
 
 
 def test_any_with_reasons_beyond_exception(page, js):
-    """contract: a reason that an ExceptionGroup can not hold is wrapped."""
+    """contract: a reason that an ExceptionGroup cannot hold is wrapped."""
     leaving = GeneratorExit()
     error = page.reason(js.any([js.reject(leaving), js.reject(None)]))
     assert [e.reason for e in error.exceptions] == [leaving, None]
@@ -300,7 +300,7 @@ def test_all_made_while_its_inputs_settle(page, js):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_after_the_end(make_page, name):
-    """A combinator whose inputs can no longer tell it says so, and is not pending for ever."""
+    """A combinator whose inputs can no longer report is rejected, not pending for ever."""
     page = make_page()
     settled = page.js.resolve(1)
     waiting, resolve, _ = page.js.with_resolvers()

@@ -64,7 +64,7 @@ def test_a_difference_is_found_and_shrunk(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(javascript(smallest).splitlines()) <= 20
 
 
-# A rejection has a number, and a plan: what the handler of unhandled rejections does when it hears of it, which is to
+# A rejection has a number, and a plan: what the handler of unhandled rejections does when it gets it, which is to
 # make others, and to have them handled in a microtask, in a next-tick, at once or never.
 NODE = """
 const plans = JSON.parse(require('fs').readFileSync(0)), logs = [];

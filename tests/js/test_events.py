@@ -1,4 +1,4 @@
-"""`EventTarget`, `Event`, `CustomEvent`: DOM 2.2 to 2.9, and what WPT's dom/events looks at where there is no tree."""
+"""`EventTarget`, `Event`, `CustomEvent`: DOM 2.2 to 2.9, and what WPT's dom/events tests that needs no tree."""
 
 from __future__ import annotations
 

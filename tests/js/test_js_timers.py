@@ -1,4 +1,4 @@
-"""Timers, immediates and microtasks of the view: HTML 8.7, and what WPT's html/webappapis looks at; Node's order
+"""Timers, immediates and microtasks of the view: HTML 8.7, and what WPT's html/webappapis tests; Node's order
 where HTML has none.
 """
 

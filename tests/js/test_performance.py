@@ -43,7 +43,7 @@ def test_time_origin():
 
 
 def test_mark(performance):
-    """WPT user-timing/mark.any.js: an entry of duration 0, at now or where it is told."""
+    """WPT user-timing/mark.any.js: an entry of duration 0, now or at the given time."""
     before = performance.now()
     entry = performance.mark("a", detail={"k": 1})
     assert before <= entry.start_time <= performance.now()
@@ -159,7 +159,7 @@ def test_threads(performance):
 
 @pytest.mark.parametrize(("moment", "error"), [("oops", TypeError), (True, TypeError), (float("nan"), ValueError)])
 def test_bad_moments(performance, moment, error):
-    """What is no number of ms is refused before it is an entry that can not be sorted."""
+    """What is not a number of ms is refused before it becomes an entry that cannot be sorted."""
     with pytest.raises(error, match="start_time must be"):
         performance.mark("a", start_time=moment)
     if not isinstance(moment, str):  # which is a mark's name

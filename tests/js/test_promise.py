@@ -73,7 +73,7 @@ def test_an_executor_that_raises(page, js):
 
 @pytest.mark.parametrize("leaving", [KeyboardInterrupt, SystemExit])
 def test_what_must_leave_python_leaves_the_executor(js, leaving):
-    """contract: KeyboardInterrupt and SystemExit are nobody's reasons."""
+    """contract: KeyboardInterrupt and SystemExit never become reasons."""
 
     def raises(_resolve, _reject):
         raise leaving
@@ -475,7 +475,7 @@ def test_after_the_end(make_page):
 
 
 def test_resolved_with_a_promise_after_the_end(make_page):
-    """What that one says takes a job to find out, which no loop will run: rejected, and nobody is left waiting."""
+    """Finding its outcome takes a job that no loop will run: rejected, and nothing is left waiting."""
     page = make_page()
     other = page.js.resolve(1)
     promise, resolve, _ = page.js.with_resolvers()
@@ -488,7 +488,7 @@ def test_resolved_with_a_promise_after_the_end(make_page):
 
 
 def test_rejections_after_the_end_are_let_go_of(make_page, wait_for):
-    """Nobody is told of them any more, so the view does not remember them either."""
+    """They are no longer reported, so the view does not keep them either."""
     page = make_page()
     page.loop.close()
     watch = weakref.ref(page.js.reject(ValueError()))
@@ -605,7 +605,7 @@ def test_a_report_may_reject_again(page):
 
 
 def test_a_report_that_raises(page):
-    """contract: on_error is told, and the others are reported."""
+    """contract: on_error gets it, and the others are reported."""
     reported = []
 
     def report(reason, _promise):

@@ -51,7 +51,7 @@ def test_exceptions(page, error):
 
 
 def test_an_unhandled_one_is_reported(page, caplog):
-    """contract: a rejection that nobody handles is told to the logger."""
+    """contract: an unhandled rejection is logged."""
     promise = page.loop.promisify(fails, ERROR)
     page.until(lambda: promise.state == "rejected")
     page.turn()

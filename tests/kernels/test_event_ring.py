@@ -25,7 +25,7 @@ def words_of(entries: int) -> np.ndarray:
 
 
 def read(words: np.ndarray) -> list[list[int]]:
-    """What is whole, by the kernel."""
+    """The complete entries, read by the kernel."""
     head = event_ring.recorder_head.bind(words)(None)
     first = max(0, head - (len(words) - layout.RECORDER.dtype.itemsize // 8) // 8)
     target = np.zeros((max(1, head - first), 8), np.int64)
@@ -65,12 +65,12 @@ def test_an_entry_that_is_being_written_is_skipped() -> None:
 
 
 def test_a_writer_that_was_overtaken_drops_its_event() -> None:
-    """Its place belongs to a later number by now, or to somebody who is still writing."""
+    """Its place belongs to a later number by now, or to a thread that is still writing."""
     words = words_of(8)
     for i in range(9):
         event_ring.record(words.ctypes.data, i, 0, 0, 0, 0, 0)
     record = words[: layout.RECORDER.dtype.itemsize // 8].view(layout.RECORDER.dtype)[0]
-    record["head"] = 0  # as one sees it who drew number 0 and slept
+    record["head"] = 0  # as seen by a thread that drew number 0 and slept
     event_ring.record(words.ctypes.data, 1000, 0, 0, 0, 0, 0)
     record["head"] = 9
     assert record["lost"] == 1

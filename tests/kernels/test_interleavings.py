@@ -80,7 +80,7 @@ def test_stack_without_its_counter_is_caught() -> None:
 class QueueModel:
     """Producers push `each` words of their own, a consumer takes meanwhile; the segment ends among the first tickets.
 
-    With a `batch` another thread publishes so many, filled before.
+    With a `batch`, another thread publishes a batch of that size, filled before.
 
     Checked: accepted = taken, each producer's words in order, the batch's with nothing between them; all fillers are
     passed; head <= tail; all chunks are back in the pool and zero.
@@ -181,7 +181,7 @@ def test_broken_large_batch_is_caught(old: str, new: str) -> None:
 
 
 def publish_before_ticket(queue: int, word: int) -> int:
-    """A `queue_push` that looks at the tail, stores, and only then draws."""
+    """A `queue_push` that reads the tail, stores, and only then draws."""
     ticket = ticket_queue.load(queue + layout.QUEUE.TAIL)
     chunk = ticket_queue.queue_segment(queue, ticket)
     ticket_queue.store(ticket_queue.queue_cell(chunk, ticket, 4), word)
@@ -229,7 +229,7 @@ def closes_in_two_steps(queue: int) -> None:
 
 
 def looks_at_the_sign_first(queue: int, count: int) -> int:
-    """A `queue_draw` that asks whether the queue is open, and then draws whatever the answer has become."""
+    """A `queue_draw` that checks whether the queue is open, and then draws even if that has changed."""
     if ticket_queue.load(queue + layout.QUEUE.TAIL) < 0:
         return -REFUSED_CLOSED
     return ticket_queue.fetch_add(queue + layout.QUEUE.TAIL, count) & ~layout.MINUS

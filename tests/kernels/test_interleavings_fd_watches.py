@@ -27,7 +27,7 @@ from tests.support.explorer import Plant, find, mutant, replace, search, togethe
 
 class WatchModel:
     """The loop makes two turns with an event of one watch in each; a thread closes the watch, and opens another in the
-    slot that has become free, of which no event is reported.
+    slot that has become free, for which no event is reported.
     """
 
     ledger: Ledger
@@ -154,7 +154,7 @@ def test_generation_is_in_the_token() -> None:
 
 
 def test_a_token_of_no_slot_changes_nothing() -> None:
-    """As a descriptor's entry would name it that an exception has left without a slot."""
+    """A token as in a descriptor's entry that an exception left without a slot."""
     WatchModel.ledger = Ledger()
     WatchModel.ledger.held = {id(len): 0, id(0): 0}
     world = World()
@@ -213,7 +213,7 @@ def test_spin_looks_at_descriptors(
 
 
 def test_spin_with_descriptors_sees_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What came through a queue ends the spin, and the descriptors are looked at once, for the turn to come."""
+    """An arrival in a queue ends the spin, and the descriptors are polled once, for the next turn."""
     world = World()
     asked: list[int] = []
 

@@ -248,7 +248,7 @@ def shut_a_sleeper_down() -> None:
 
 
 def test_shut_a_sleeper_down() -> None:
-    """A loop that looked at its lifecycle before it was changed must not fall asleep after the queues were closed."""
+    """A loop that read its lifecycle before the change must not fall asleep after the queues were closed."""
     search(shut_a_sleeper_down, 40)
 
 
@@ -404,7 +404,7 @@ class Ledger:
 class TimerModel:
     """One thread arms timers that are due at once, one cancels what it knows of, one makes turns of the loop.
 
-    A slot of a timer that has fired, whose stale id is cancelled meanwhile, is there to be used again.
+    A slot of a timer that has fired, whose stale id is cancelled meanwhile, can be reused.
     """
 
     ledger: Ledger
@@ -522,7 +522,7 @@ def test_broken_timer_is_caught(
 
 
 def test_interval_cancelled_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In its own callback: True, and the loop lets go of callback and slot once, afterwards."""
+    """In its own callback: True, and the loop releases callback and slot once, afterwards."""
     counted(monkeypatch)
     world, ledger, answers = World(), Ledger(), []
     TimerModel.ledger = ledger
@@ -545,7 +545,7 @@ def test_interval_cancelled_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_sleep_is_claimed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who saw the loop asleep, and finds that somebody else has claimed the wake call, makes none."""
+    """A thread that saw the loop asleep, but finds that another has claimed the wake call, makes none."""
     world = World()
     monkeypatch.setattr(parking, "load_sc", lambda _address: parking.IS_ASLEEP)
     assert not parking.wake(world.base)

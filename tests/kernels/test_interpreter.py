@@ -1,4 +1,4 @@
-"""interpreter.py: what is assumed of CPython and numpy is asked at each import, and a wrong answer ends the import."""
+"""interpreter.py: assumptions about CPython and numpy are checked at each import, and a wrong one ends the import."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def planted(name: str, change: str) -> str:
 
 
 def test_all_constants_are_planted() -> None:
-    """Whoever adds one finds it in the list of the next test, or adds it there."""
+    """A new constant must be in the list of the next test."""
     others = {"TUPLE_ITEMS", "TYPE_CALL", "TYPE_TRAVERSE", "TYPE_SUBCLASS", "TP_CALL", "TP_TRAVERSE"}
     assert {name for name in PLACES if name.startswith("T")} == others
 
@@ -71,7 +71,7 @@ def test_a_wrong_number_of_a_slot(name: str, what: str) -> None:
     ],
 )
 def test_other_assumptions(old: str, new: str, what: str) -> None:
-    """What is no place."""
+    """What is not an offset."""
     assert TEXT.count(old) == 1
     code = compile(TEXT.replace(old, new), str(SOURCE), "exec")
     with pytest.raises(ImportError, match=what):
@@ -99,7 +99,7 @@ def test_slots_that_are_no_words() -> None:
 
 @pytest.mark.parametrize("options", [[], ["-O"]], ids=["plain", "-O"])
 def test_import(tmp_path: Path, options: list[str]) -> None:
-    """`import nbloop` fails with the reason, before a kernel is looked for."""
+    """`import nbloop` fails with the reason, before it looks for a kernel."""
     shutil.copytree(SOURCE.parents[2], tmp_path / "nbloop", ignore=shutil.ignore_patterns("__pycache__"))
     copied = tmp_path / "nbloop" / "kernels" / "base" / SOURCE.name
     copied.write_text(planted("TYPE_TRAVERSE", "+ 8"), encoding="utf-8")

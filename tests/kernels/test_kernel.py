@@ -286,7 +286,7 @@ def test_handle_keeps_the_loop_state_alive() -> None:
     ],
 )
 def test_interpreter_ends_with_work_queued(last_words: str) -> None:
-    """At the interpreter's end the collector still looks at states whose tables it has taken away."""
+    """At the interpreter's end the collector still visits states whose tables it has already freed."""
     program = f"import nbloop\nloop = nbloop.Loop()\n{last_words}\n"
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")

@@ -94,7 +94,7 @@ def test_key_is_of_the_content(sources: Path) -> None:
 
 
 def test_key_changes_with_a_source_in_any_folder(sources: Path) -> None:
-    """Also with a comment's: nothing is left to be forgotten."""
+    """Even with a comment's change: no exception that somebody could forget."""
     folders = sorted({file.parent for file in sources.rglob("*.py")})
     assert len(folders) > 10
     keys = {object_cache.pack_key()}
@@ -395,7 +395,7 @@ def test_a_full_disk_keeps_nothing(loaded: Loaded) -> None:
 
 
 def test_two_processes_at_once(loaded: Loaded) -> None:
-    """Each writes a file of its own, and the last one stays; whoever reads has a whole one."""
+    """Each writes a file of its own, and the last one stays; a reader gets a complete one."""
     with ThreadPoolExecutor(8) as pool:
         writes = [pool.submit(object_cache._write, loaded.file, loaded.made(bytes([n]) * 100_000)) for n in range(8)]
         while not all(write.done() for write in writes):

@@ -1,5 +1,5 @@
 """settling.py and reactions.py, through the faces of classes.py on a loop that makes one turn at a time: against a
-naive twin, and what they let go of on every path.
+naive twin, and what they release on every path.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Raised(Exception):
 
 
 class World:
-    """A loop, a view of it, and what the hooks were told."""
+    """A loop, a view of it, and the calls of its hooks."""
 
     def __init__(self) -> None:
         self.loop = Loop()
@@ -159,7 +159,7 @@ ReactionMachine.TestCase.settings = rig.MACHINE
 TestReactions = ReactionMachine.TestCase
 
 
-# --- what is let go of ------------------------------------------------------------------------------------------------
+# --- what is released -------------------------------------------------------------------------------------------------
 
 
 class Thing:
@@ -381,7 +381,7 @@ def test_made_by_new_alone() -> None:
 
 
 def test_hooks(world: World) -> None:
-    """What is not plain is Python's, a subclass of a plain type too; a rejection is told unless somebody reacted."""
+    """Python resolves what is not plain, even of a subclass of a plain type; unhandled rejections are reported."""
 
     class Number(int):
         pass
@@ -399,7 +399,7 @@ def test_hooks(world: World) -> None:
 
 
 def test_lost(world: World) -> None:
-    """Where the loop takes no more: each reaction is told of once, in order, and everything is settled."""
+    """When the loop accepts no more, each reaction is reported once, in order, and everything is settled."""
     promise = world.new()
     children = [promise.then() for _ in range(5)]
     world.loop.close()
@@ -411,7 +411,7 @@ def test_lost(world: World) -> None:
 
 
 def test_places_from_many_threads(world: World) -> None:
-    """Each value is at its place, and the list is handed over once, by who fills the last."""
+    """Each value is at its place, and the list is handed over once, by the thread that fills the last."""
     for _ in range(30):
         done: list[list[int]] = []
         into = Places(world.view, done.append)

@@ -133,7 +133,7 @@ def test_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_half_of_a_word() -> None:
-    """errno is 4 bytes at a multiple of 4: what lies beside it is somebody else's."""
+    """errno is 4 bytes at a multiple of 4: what lies beside it belongs to others."""
     words: Any = (ctypes.c_uint32 * 4)(1, 2, 3, 4)
     at = ctypes.addressof(words)
     put(at + 8, 5 | 6 << 32)

@@ -1,4 +1,4 @@
-"""Swaps that another thread has spoiled are counted, each once, and no others: the words `retries` of the kernels.
+"""Swaps that fail because of another thread are counted, each once, and no others: the words `retries` of the kernels.
 
 Two ways: another thread comes exactly between a kernel's look and its swap; and, under every schedule that the explorer
 tries, the words are what a count of the swaps themselves says.
@@ -145,7 +145,7 @@ def test_handles(memory: rig.Memory, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("what", ["cancel", "reference"])
 def test_a_timer_s_word(memory: rig.Memory, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
-    """Both look at the word, and somebody else turns its other bit before they swap it."""
+    """Both read the word, and another thread flips its other bit before they swap it."""
     base = memory.base
     slot = slots.slot_take(memory.timers)
     callback = object()

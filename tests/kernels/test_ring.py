@@ -63,7 +63,7 @@ class RingMachine(RuleBasedStateMachine):
 
     @invariant()
     def one_block(self) -> None:
-        """Growing lets go of the old block."""
+        """Growing releases the old block."""
         assert set(rig.blocks.living) - self.others <= {int(self.record["cells"])}
 
 

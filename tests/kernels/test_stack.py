@@ -39,7 +39,7 @@ class StackMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.owned) >= 2)
     @rule(count=st.integers(2, SIZE))
     def push_chain(self, count: int) -> None:
-        """The caller links the chain, but for its last, which the push links to what was there."""
+        """The caller links the chain, except its last element, which the push links to the previous top."""
         chain, self.owned = self.owned[:count], self.owned[count:]
         for upper, lower in pairwise(chain):
             self.words[2 + upper] = lower + 1

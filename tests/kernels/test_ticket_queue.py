@@ -41,7 +41,7 @@ STATUS = {None: 0, naive.CLOSED: REFUSED_CLOSED, naive.FULL: REFUSED_FULL}
 
 
 def void(segment: int) -> int:
-    """The mark of a segment for which no chunk could be had."""
+    """The mark of a segment for which no chunk was available."""
     return ~segment
 
 
@@ -57,7 +57,7 @@ def push_many(queue: int, words: list[int]) -> int:
 
 
 class Starvation:
-    """No chunk to be had: what was free is hoarded, and no slab can be made."""
+    """No chunk is available: the free ones are hoarded, and no slab can be made."""
 
     def __init__(self, memory: rig.Memory) -> None:
         self.memory = memory
@@ -191,7 +191,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @invariant()
     def same(self) -> None:
-        """head <= tail; what lies between them, but for refused tickets and fillers, is the twin's, in order. Behind a
+        """head <= tail; what lies between them, except refused tickets and fillers, is the twin's, in order. After a
         filler there is a task, and `filled` and `passed` say how many tickets have none.
         """
         if "memory" not in self.__dict__:

@@ -36,7 +36,7 @@ SPANS = [1, 1 << GRAIN_BITS, 1 << 21, 1 << 27, 1 << 33, 1 << 40, 1 << 50, 1 << 6
 class AgendaMachine(RuleBasedStateMachine):
     """Deadlines of every range, many of them equal; time that creeps and leaps; memory that runs out."""
 
-    FIRST = 0  # so many have been armed before
+    FIRST = 0  # the number of timers armed before
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class AgendaMachine(RuleBasedStateMachine):
 
     @invariant()
     def next_deadline(self) -> None:
-        """Exact, for as few as these; 0 while a bucket can not be opened."""
+        """Exact, for as few as these; 0 while a bucket cannot be opened."""
         first = self.naive.entries[0][0] if self.naive.entries else FOREVER
         assert timer_queue_next(self.base) == (0 if self.memory.record["far"]["opening"] else first)
 
@@ -197,7 +197,7 @@ class AgendaMachine(RuleBasedStateMachine):
 
 
 class NewNumbersMachine(AgendaMachine):
-    """The same while the timers' numbers begin anew, and among them a sign."""
+    """The same while the timers' numbers start over, and change sign."""
 
     FIRST = (1 << 41) - 20
 
@@ -249,7 +249,7 @@ def test_a_number_that_comes_again_finds_no_stale_entry() -> None:
 @pytest.mark.parametrize("before", [5, 1 << 39, (1 << 40) - 5, (1 << 41) - 5, (1 << 63) - 100], ids=str)
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_timers_go_on_when_their_numbers_begin_anew(before: int, elsewhere: bool) -> None:
-    """After so many armings: all fire, equal deadlines in the order of the calls, and those that callbacks arm wait."""
+    """Then: all fire, equal deadlines in the order of the calls, and those that callbacks arm wait."""
     loop = Loop()
     loop._state.record["timers"]["sequence"] = before
     fired: list[object] = []

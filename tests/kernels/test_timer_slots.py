@@ -42,7 +42,7 @@ def elsewhere(call: Callable[[], Any]) -> Any:
 
 
 class Callback:
-    """Notes its call; an interval may cancel itself after so many."""
+    """Notes its calls; an interval may cancel itself after a number of them."""
 
     def __init__(self, machine: TimerMachine, name: int, left: int) -> None:
         self.machine, self.name, self.left = machine, name, left
@@ -85,7 +85,7 @@ class TimerMachine(RuleBasedStateMachine):
 
     @rule(where=where, due=st.booleans(), left=st.sampled_from([None, None, 0, 1, 2]))
     def arm(self, where: str, due: bool, left: int | None) -> None:
-        """An interval if `left` is given; it cancels itself after so many calls, 0 for never."""
+        """An interval if `left` is given; it cancels itself after that many calls, 0 for never."""
         name, delay = len(self.callbacks), 0 if due else NEVER
         callback = Callback(self, name, left or 0)
         self.callbacks[name] = weakref.ref(callback)
@@ -144,7 +144,7 @@ TestTimers.settings = rig.settings(rig.MACHINE, max_examples=20)
 
 
 def test_ids_of_a_slot_used_again_differ() -> None:
-    """A stale id is unknown, and never somebody else's timer."""
+    """A stale id is unknown, and never denotes another timer."""
     loop = Loop()
     stale = loop.schedule_timer(0, list)
     turn(loop)
@@ -168,7 +168,7 @@ def test_equal_deadlines_fire_in_scheduling_order(cancelled: bool) -> None:
 
 
 def test_no_id_is_zero() -> None:
-    """Not even after the last generation of slot 0, when generations begin anew."""
+    """Not even after the last generation of slot 0, when generations start over."""
     memory = rig.Memory()
     slot = slots.slot_take(memory.timers)
     assert slot == 0
@@ -268,8 +268,8 @@ def test_threads_make_large_maps_at_once() -> None:
 
 @pytest.mark.parametrize("end", ["closed", "released"])
 def test_a_foreign_arm_that_is_refused(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
-    """The queue is closed between a slot's opening and its command. Who arms has the reference back, unless the end has
-    released what all slots hold meanwhile: never both.
+    """The queue is closed between a slot's opening and its command. The arming thread gets its reference back, unless
+    the end has meanwhile released what all slots hold: never both.
     """
     memory = rig.Memory()
     callback = object()

@@ -1,4 +1,4 @@
-"""What is told of contention, against sleeps, wakes and waits that the tests have brought about themselves."""
+"""The figures of contention, against sleeps, wakes and waits that the tests cause themselves."""
 
 from __future__ import annotations
 

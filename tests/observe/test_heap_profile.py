@@ -1,4 +1,4 @@
-"""The heap profile says who holds how much."""
+"""The heap profile says what holds how much memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The debug server, asked as its users ask it: by http.client, by Prometheus's own parser, and by a browser."""
+"""The debug server, used as its users do: by http.client, by Prometheus's own parser, and by a browser."""
 
 from __future__ import annotations
 
@@ -372,7 +372,7 @@ def received(connection: socket.socket) -> bytes:
 
 
 def test_requests_are_bounded(server: DebugServer, ask: Ask, wait_for: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Silent clients have a thread each, up to the bound; one more is told to come again; those are cut off in time."""
+    """Silent clients have a thread each, up to the bound; one more is asked to retry; slow ones are cut off in time."""
     monkeypatch.setattr("nbloop.observe.server.READ_SECONDS", 600.0)
     before = threading.active_count()
     silent = [raw(server, b"GET / HT") for _ in range(MOST_REQUESTS)]
@@ -438,7 +438,7 @@ def test_long_requests_are_bounded(server: DebugServer, ask: Ask, monkeypatch: p
 def test_without_descriptors_it_rests_and_comes_back(
     server: DebugServer, ask: Ask, wait_for: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A connection that cannot be accepted is looked at four times a second, and answered when it can be."""
+    """A connection that cannot be accepted is retried four times a second, and answered when it can be."""
     tries = []
     accept = server._server.socket.accept
     exhausted = True

@@ -113,7 +113,7 @@ def test_processes_killed_at_any_moment(place):
             seen.snapshot()
             program.kill()
         assert not seen.alive()
-        with contextlib.suppress(RuntimeError):  # it was in the middle of a change, and no copy was asked for
+        with contextlib.suppress(RuntimeError):  # it was in the middle of a change, and no copy was requested
             assert seen.snapshot().callbacks > 0
     with Loop(metrics="shared", name="next") as loop:
         assert [one.name for one in shared.loops()] == ["next"]
@@ -139,7 +139,7 @@ def test_a_process_killed_in_the_middle_of_a_change(place, monkeypatch):
 
 
 def test_a_file_that_was_never_finished_is_removed(place):
-    """By whoever comes a minute later; until then it may be one that is just being made."""
+    """By any process a minute later; until then it may be a file that is just being made."""
     with Loop(metrics="shared"):
         half = place / ".new-killed"
         half.write_bytes(b"half")

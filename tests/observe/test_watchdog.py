@@ -1,4 +1,4 @@
-"""Blocked loops are told of while they are blocked: once, with the place, and with where the callback came from."""
+"""Blocked loops are reported while they are blocked: once, with the place, and with where the callback came from."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nbloop import Loop
 
 
 class Hang:
-    """A callback that runs until it is let go."""
+    """A callback that runs until it is released."""
 
     def __init__(self) -> None:
         self.entered = threading.Event()

@@ -122,7 +122,7 @@ def test_oneshot(poller, pair):
 
 
 def test_edge(poller, make_poller, pair):
-    """Once for each arrival; or a refusal that leaves nothing behind, where the system can not tell."""
+    """Once for each arrival; or a refusal that leaves nothing behind, where the system cannot do it."""
     a, b = pair()
     if make_poller.kind == "iocp":
         with pytest.raises(OSError, match="EDGE") as refused:
@@ -215,7 +215,7 @@ def test_many(poller, pair):
 
 
 def test_half_close(poller, tcp):
-    """The peer ends its half: READ, which finds the end, and HANGUP; a writer is not told."""
+    """The peer ends its half: READ, which finds the end, and HANGUP; a writer gets nothing."""
     a, b = tcp()
     poller.add(a.fileno(), READ, TOKEN)
     b.shutdown(socket.SHUT_WR)
@@ -238,7 +238,7 @@ def test_reset(poller, tcp):
 
 
 def test_refused_connection(poller, make_poller):
-    """A connection that nobody takes: ERROR; SO_ERROR says which."""
+    """A connection that nobody accepts: ERROR; SO_ERROR says which."""
     with socket.socket() as nobody, socket.socket() as client:
         nobody.bind(("127.0.0.1", 0))  # not listening
         client.setblocking(False)
@@ -247,7 +247,7 @@ def test_refused_connection(poller, make_poller):
         poller.add(client.fileno(), WRITE, TOKEN)
         ((token, events),) = wait(poller)
         assert (token, events & (WRITE | ERROR)) == (TOKEN, WRITE | ERROR)
-        if make_poller.kind != "libkqueue":  # which has asked already, and who asks takes it away
+        if make_poller.kind != "libkqueue":  # which has already read it, and reading clears it
             assert client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED
         poller.remove(client.fileno())
 
@@ -271,7 +271,7 @@ def test_connecting_and_accepting(poller):
 
 
 def test_datagram(poller):
-    """READ when a datagram is there, and it is there still; an empty one too."""
+    """READ when a datagram is there, which stays there; the same for an empty one."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
         one.setblocking(False)
         one.bind(("127.0.0.1", 0))
@@ -285,7 +285,7 @@ def test_datagram(poller):
 
 
 def test_no_pollable_descriptor(poller, tmp_path):
-    """A regular file, and a number that is no descriptor: the system's error, and nothing is watched."""
+    """A regular file, and a number that is not a descriptor: the system's error, and nothing is watched."""
     # Windows has numbers of its own for sockets, and for what is none.
     with (tmp_path / "file").open("wb") as file, pytest.raises(OSError) as refused:  # noqa: PT011 # of its number below
         poller.add(file.fileno(), READ, TOKEN)

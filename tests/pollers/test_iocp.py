@@ -1,4 +1,4 @@
-"""What only the completion port has: memory that is the system's until a packet comes, also of what is cancelled."""
+"""Specific to the completion port: memory that belongs to the system until a packet comes, even if cancelled."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def poller():
 
 
 def settle(poller, expected):
-    """Take packets until only so many operations are on their way."""
+    """Take packets until only that many operations are in progress."""
     for _ in range(100):
         if len(poller._operations) == expected:
             return
@@ -107,7 +107,7 @@ def test_refusals_start_nothing(poller, pair):
 
 
 def test_socket_that_is_closed_first(poller):
-    """Its poll ends with "closed here": nothing is reported, nothing polled again, and its number can be watched anew
+    """Its poll ends with "closed here": nothing is reported, nothing polled again, and its number can be watched again
     once it is removed.
     """
     one, other = socket.socketpair()

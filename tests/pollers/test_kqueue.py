@@ -1,4 +1,4 @@
-"""What only kqueue has: layouts and numbers of two systems, and how a watch of two entries behaves as one.
+"""Specific to kqueue: layouts and numbers of two systems, and a watch of two entries that behaves as one.
 
 Over the stand-in of kevent_double.c, whose structures a C compiler has laid out.
 """
@@ -66,7 +66,7 @@ def test_numbers():
 
 
 def test_one_change_for_each_entry(poller, changes, pair):
-    """Only the entries that an interest needs are made, anew, and only those are removed that there are."""
+    """Only the entries that an interest needs are made, and only existing ones are removed."""
     add, delete = kqueue.EV_ADD, kqueue.EV_DELETE
     read, write = kqueue.EVFILT_READ, kqueue.EVFILT_WRITE
     a, _b = pair()
@@ -89,7 +89,7 @@ def test_one_change_for_each_entry(poller, changes, pair):
 
 
 def test_oneshot_of_two_entries(poller, changes, pair):
-    """The entry that did not speak goes with the one that did."""
+    """The entry that did not fire goes with the one that did."""
     a, b = pair()
     poller.add(a.fileno(), READ | WRITE | ONESHOT, TOKEN)
     assert list(poller.wait(0)) == [(TOKEN, WRITE)]
@@ -99,7 +99,7 @@ def test_oneshot_of_two_entries(poller, changes, pair):
 
 
 def slowly(poller, monkeypatch, meanwhile):
-    """Let `meanwhile` happen between the system's answer to the next wait and the look at it."""
+    """Let `meanwhile` happen between the system's answer to the next wait and its processing."""
     kevent = poller._kevent
 
     def slow(*arguments):
@@ -113,7 +113,7 @@ def slowly(poller, monkeypatch, meanwhile):
 
 
 def test_event_of_before_a_change(poller, pair, monkeypatch):
-    """An event taken from the system before a change, and looked at after it, is not reported, and does not disarm
+    """An event taken from the system before a change, and processed after it, is not reported, and does not disarm
     what is armed now.
     """
     a, b = pair()

@@ -25,7 +25,7 @@ def descriptors() -> int:
 
 @pytest.fixture(scope="module", autouse=True)
 def _made_once() -> None:
-    """What a process has one of (the thread that reads signals, and its pipe) is there before anything is counted."""
+    """Make what a process has only once (the thread that reads signals, and its pipe) before anything is counted."""
     program.World(bytes(2)).run()
 
 

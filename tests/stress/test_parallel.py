@@ -117,7 +117,7 @@ def test_producers(shared: Shared) -> None:
 
 
 def test_timers_are_cancelled_once(shared: Shared) -> None:
-    """contract: definite at once. All cancel everybody's timers: of each id one thread is told True."""
+    """contract: definite at once. All cancel everybody's timers: for each id one thread gets True."""
     mine = [shared.loop.schedule_timer(60, shared.note, "timer", i) for i in range(EACH)]
     shared.ids.extend(mine)
     shared.meet()
@@ -168,7 +168,7 @@ def test_intervals(shared: Shared) -> None:
 
 
 def test_references_of_timers(shared: Shared) -> None:
-    """contract: only referenced work keeps a loop alive; whoever turns which how, in the end the last word counts."""
+    """contract: only referenced work keeps a loop alive; whichever thread sets what, the last call counts."""
     mine = [shared.loop.schedule_timer(60, int) for _ in range(20)]
     shared.ids.extend(mine)
     shared.meet()

@@ -15,7 +15,7 @@ from tests.support.crowd import PATIENCE, crowd, scaled
 
 
 class Task:
-    """A callback that can be watched dying, and notes that it ran."""
+    """A callback whose release can be observed, and which notes that it ran."""
 
     def __init__(self, executed: list[int], name: int) -> None:
         self.executed, self.name = executed, name
@@ -93,7 +93,7 @@ def test_close_runs_or_releases_what_was_accepted(entrance: str, running: bool) 
 
 
 def settle(tasks: list[weakref.ref[Task]]) -> None:
-    """Every task is released. The owner of a reference count may do it a moment after another thread has let go."""
+    """Every task is released. The owner of a reference count may do so a moment after another thread released it."""
     deadline = time.monotonic() + PATIENCE
     while any(task() is not None for task in tasks):
         assert time.monotonic() < deadline, "a callback was not released"

@@ -68,7 +68,7 @@ def test_cancelled_and_fired_add_up() -> None:
 
 
 def test_many_threads_cancel_the_same_timers() -> None:
-    """Of all that cancel one timer, the loop included, exactly one is told that it did, unless it fired."""
+    """Of all that cancel one timer, the loop included, exactly one is told True, unless the timer fired."""
     loop, fired = nbloop.Loop(), []
     loop.start()
     for _ in range(scaled(50, 10)):
@@ -165,7 +165,7 @@ def test_references_follow_their_timers() -> None:
 
 @pytest.mark.slow
 def test_collector_is_not_held_up_by_built_in_callbacks() -> None:
-    """A loop whose callbacks execute no bytecode lets another thread collect garbage: it breathes."""
+    """A loop whose callbacks execute no bytecode lets another thread collect garbage: it checks for interrupts."""
     loop = nbloop.Loop()
     numbers: deque[int] = deque(maxlen=1)
     stop = threading.Event()
@@ -193,7 +193,7 @@ def test_collector_is_not_held_up_by_built_in_callbacks() -> None:
 
 
 def test_collector_is_not_held_up_by_a_sleeping_loop() -> None:
-    """Who waits is detached."""
+    """A waiting thread is detached."""
     with nbloop.Loop() as loop:
         for _ in range(20):
             start = time.monotonic()

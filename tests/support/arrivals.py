@@ -2,9 +2,9 @@
 
 Problem: a signal handler runs between two instructions, and may raise there. Which two depends on the moment, so a
 test that sends signals at random finds such a fault once in many runs, and never shows that there is none. Idea:
-`sys.monitoring` tells of every instruction before it is executed, so a signal can be made to arrive exactly there.
-It arrives as a real one does: the word is set that the interpreter looks at, and the handler runs, and raises, where
-the interpreter looks: at the entry of a function, at a jump backwards and at the end of a call. Of several
+`sys.monitoring` reports every instruction before it is executed, so a signal can be made to arrive exactly there.
+It arrives as a real one does: the word that the interpreter checks is set, and the handler runs, and raises, where
+the interpreter checks it: at the entry of a function, at a jump backwards and at the end of a call. Of several
 instructions of one function after which it looks for the first time at the same place, one is enough;
 `test_arrivals.py` shows that the others reach no other place.
 
@@ -44,7 +44,7 @@ class _Signal(int):
 
 
 class Arrivals:
-    """Lists the instructions of a call, and makes a signal arrive at the one asked for."""
+    """Lists the instructions of a call, and makes a signal arrive at the chosen one."""
 
     def __init__(self) -> None:
         self.arrived = False

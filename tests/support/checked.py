@@ -46,25 +46,25 @@ MAKERS = (
 )
 PAGE = 4096
 TABLES_MOST = 16  # of a state
-OBJECTS_MOST = 20_000  # then all are forgotten, and asked for again
+OBJECTS_MOST = 20_000  # then all are forgotten, and looked up again
 WIDTHS = dict.fromkeys(
     ("get", "put", "load", "store", "load_sc", "store_sc", "fetch_add", "exchange", "compare_and_swap"), 8
 ) | {"get_half": 4, "put_half": 4}
 
 
 class OutOfBounds(AssertionError):
-    """A kernel was about to touch memory that is nobody's."""
+    """A kernel was about to touch memory that belongs to nothing."""
 
 
 class Regions:
-    """Pieces of memory that do not overlap: is an address in one of them?"""
+    """Pieces of memory that do not overlap, to find whether an address is in one of them."""
 
     def __init__(self) -> None:
         self.starts: list[int] = []
         self.ends: list[int] = []
 
     def add(self, start: int, size: int) -> None:
-        """Whatever was known to be there is there no more."""
+        """Forget whatever was known to be there."""
         low = bisect.bisect_right(self.starts, start)
         if low and self.ends[low - 1] > start:
             low -= 1
@@ -357,6 +357,6 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Also one that was raised where nobody looked."""
+    """Even an error that was raised where nobody saw it."""
     if checker.problems:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -1,5 +1,5 @@
-"""Is a history linearizable: is there an order of its operations that respects real time and that a sequential twin
-could have given? Wing and Gong's search (JPDC 1993), with Lowe's memory of what was tried before.
+"""Whether a history is linearizable: some order of its operations respects real time, and a sequential twin could have
+produced it. Wing and Gong's search (JPDC 1993), with Lowe's memory of what was tried before.
 
 Exponential in the number of operations that overlap, so histories are short and many.
 """

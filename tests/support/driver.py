@@ -25,7 +25,7 @@ class Page:
         self.js = JS(self.loop, on_unhandled_rejection=lambda reason, _promise: self.unhandled.append(reason))
 
     def turn(self, count: int = 1) -> None:
-        """Run single turns, none of which waits, on this thread."""
+        """Run single turns on this thread, without waiting."""
         for _ in range(count):
             self.loop.stop()
             self.loop.run()

@@ -3,7 +3,7 @@
 `search` runs a model under many schedules (random, PCT, and a bounded depth-first search) and fails with the first that
 breaks it; `find` demands that one does, for models with a planted bug, and that the schedule found repeats it.
 
-Seeds are fixed, so a run is repeatable; ``NBLOOP_SEED=7`` looks elsewhere and ``NBLOOP_SCHEDULES=10`` ten times as
+Seeds are fixed, so a run is repeatable; ``NBLOOP_SEED=7`` tries others and ``NBLOOP_SCHEDULES=10`` ten times as
 long.
 A failure prints its seed and its schedule; `interleave_test.replay(model, schedule)` repeats it on the same Python.
 """
@@ -42,7 +42,7 @@ type Plant = Callable[[pytest.MonkeyPatch], None]
 
 
 def replace(patch: pytest.MonkeyPatch, original: Callable[..., Any], function: Callable[..., Any]) -> None:
-    """Put `function` in the place of `original`, by whatever name the kernels call it."""
+    """Replace `original` by `function`, under whatever name the kernels call it."""
     users = [(module, name) for module, name, value in USERS if value is original]
     assert users, f"no kernel calls {original.__name__}"
     for module, name in users:
@@ -85,7 +85,7 @@ def _options() -> dict[str, Any]:
 
 
 def search(model: Model, schedules: int = 200) -> None:
-    """No schedule breaks the model, as far as was looked; so many of each strategy."""
+    """No schedule that is tried breaks the model; that many of each strategy."""
     with stepwise():
         for strategy in (it.RandomStrategy(), it.PCTStrategy(depth=3), it.DFSStrategy(max_preemptions=2)):
             try:

@@ -1,4 +1,4 @@
-"""Bugs to plant into the kernels' sources: the list in mutants.txt, each with the tests that have to notice it.
+"""Bugs to plant into the sources: the list in mutants.txt, each with the tests that have to notice it.
 
 `explorer.mutant` plants into one function of a running process, for a search of its schedules. This list is planted
 into files, a copy of the tree for each (scripts/mutate.py, ``make mutate``), and says of the *suite* that it would
@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.support.sources import files
 
 LIST = Path(__file__).with_name("mutants.txt")
 
@@ -29,12 +31,21 @@ class Mutant:
     """One bug."""
 
     name: str
-    module: str  # of nbloop/kernels
+    module: str  # of nbloop/kernels by its base name, or a file below nbloop/
     old: str
     new: str
     tests: tuple[str, ...]  # what pytest is given
     compiled: bool  # or the kernels run as plain Python, which is quicker to begin
     argued: str  # why it changes nothing that was promised, if nothing kills it
+
+    @property
+    def of_kernels(self) -> bool:
+        """Is it planted into what is compiled?"""
+        return not self.module.endswith(".py")
+
+    def path(self, nbloop: Path) -> Path:
+        """The file to plant it into, in a tree's package."""
+        return files(nbloop / "kernels")[self.module] if self.of_kernels else nbloop / self.module
 
 
 def read_list(text: str) -> list[Mutant]:

@@ -86,7 +86,7 @@ class Timer:
     due: bool
     period: bool
     referenced: bool = True
-    left: int = -1  # an interval that cancels itself: after so many calls
+    left: int = -1  # an interval that cancels itself: after how many calls
 
 
 @dataclass
@@ -115,7 +115,7 @@ class Timers:
             del self.live[identifier]
             timer.left -= 1
             if timer.period and timer.left != 0:
-                self.live[identifier] = timer  # armed anew: behind all others
+                self.live[identifier] = timer  # re-armed: after all others
 
 
 @dataclass

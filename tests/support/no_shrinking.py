@@ -1,4 +1,4 @@
-"""A pytest plugin (``-p no_shrinking``) for who wants to know that a property fails, and not its smallest example.
+"""A pytest plugin (``-p no_shrinking``) for finding out only whether a property fails, without its smallest example.
 
 Shrinking takes a minute where finding takes a second: scripts/mutate.py goes without.
 """

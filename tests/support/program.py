@@ -2,7 +2,7 @@
 
 A byte names an operation, and the operation takes its details from the bytes that follow; out of bytes, there is
 nothing more to do. One cursor serves the whole program, from wherever it is read: between turns, in callbacks and the
-loop's hooks, on another thread, in an iterator that `submit_many` exhausts, while a reference is let go of. So a
+loop's hooks, on another thread, in an iterator that `submit_many` exhausts, while a reference is released. So a
 program is finite whatever it schedules, because an operation costs a byte.
 
 What is known without a model of the loop is known afterwards (`World.check`): accepted work ran once, or was dropped
@@ -43,7 +43,7 @@ from tests.support import waiting
 
 
 class Number:
-    """A delay that acts when it is asked for its value."""
+    """A delay that acts when it is converted."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -306,7 +306,7 @@ class World:
         self.accept(task)
 
     def cancelled(self, fate: Fate | None, answer: bool) -> bool:
-        """An answer of True is definite, but for a run that another thread has begun in that instant."""
+        """An answer of True is final, except for a run that another thread has just begun."""
         if answer and fate is not None:
             fate.cancelled = True
             fate.most = fate.runs + (fate.kind == "interval" and not self.inside() and self.own_thread)

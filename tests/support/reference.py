@@ -1,7 +1,7 @@
 """A loop as docs/contract.md describes it and nothing more: lists, a sort, one thread. test_model.py compares with it.
 
 It has the public methods of `nbloop.Loop`, so the same program can be run on both. It knows no kernel, no ticket and
-no slot; where the contract leaves an order open (descriptors of one poll) it is told the one that the loop chose.
+no slot; where the contract leaves an order open (descriptors of one poll) it is given the loop's choice.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Timer:
 
 @dataclass
 class Watch:
-    """A registered descriptor; `spent` is a ONESHOT that has spoken."""
+    """A registered descriptor; `spent` is a ONESHOT that has fired."""
 
     fd: int
     interest: int

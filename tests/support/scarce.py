@@ -1,8 +1,8 @@
 """Memory that runs out when a test says so, for compiled kernels as for plain ones.
 
-Kernels take memory from functions that they know by name (kernels/memory/system.py), and their table of C functions is
-told here where those are: in front of the real ones. Only for a process of its own: what stands in front is Python,
-which runs in the middle of a structure then.
+Kernels take memory from functions that they know by name (kernels/memory/system.py), and here their table of
+C functions gets wrappers instead. Only for a separate process: the wrappers are Python, which then runs in the middle
+of a structure.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _in_front(name: str) -> Callable[..., int]:
 
 @contextlib.contextmanager
 def failing_after(count: int) -> Iterator[None]:
-    """From here on so many pieces can be taken, and none after them."""
+    """From here on that many pieces can be taken, and none after them."""
     global left
     left = count
     try:

@@ -46,7 +46,7 @@ def compare_and_swap(address: int, expected: int, value: int) -> bool:
 
 
 def pause() -> None:
-    """A spinning thread goes on when nobody else can (the wait is logical): a scheduler that prefers it would never
+    """A spinning thread runs only when no other can (the wait is logical): a scheduler that preferred it would never
     end.
     """
     it.Event().wait(0.001)

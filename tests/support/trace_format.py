@@ -3,7 +3,7 @@
 And what Perfetto makes of it: `imported` does what its JSON importer does (in src/trace_processor/importers:
 json/json_trace_tokenizer.cc, CoerceToTs in json/, common/slice_tracker.cc, common/flow_tracker.cc). Events are sorted
 by time, stably, and time is ``int64(ts * 1000.0)``, *cut off*: 1.001 is 1000 ns. A slice that overlaps another one by
-that one ns is dropped without a word. An instant is a slice without length. A flow is bound to whatever slice of its
+that one ns is dropped silently. An instant is a slice without length. A flow is bound to whatever slice of its
 track was put on the stack last, whether that one has ended or not. Perfetto itself is not run here: its package on PyPI
 downloads the program that imports.
 """

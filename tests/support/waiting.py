@@ -1,4 +1,4 @@
-"""Waiting for a thing and not for a time, and doing things on several threads: what the tests share."""
+"""Shared by the tests: waiting for a thing instead of a time, and doing things on several threads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-PATIENCE = 30.0  # seconds after which what has not happened never will
+PATIENCE = 30.0  # seconds after which the tests give up
 
 
 def together(count: int, function: Callable[[int], Any]) -> list[Any]:

@@ -1,8 +1,8 @@
-"""What a scenario has around it, and what is looked at after each interruption: counts, life, descriptors, threads,
+"""The environment of a scenario, and what is checked after each interruption: counts, life, descriptors, threads,
 references.
 
 A scenario is a generator: it makes what it needs, yields the call that is to be interrupted, and then checks what only
-it knows. `World` makes its loops, and afterwards runs each of them once more, ends it, and looks at what is left.
+it knows. `World` makes its loops, and afterwards runs each of them once more, ends it, and checks what is left.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def ended(loop: Loop) -> None:
     record: Any = loop._record
     assert record["holds"] == 0
     assert record["io"]["watches"] == 0
-    wait_for(lambda: record["owner"] == 0)  # who has ended it leaves an instant later
+    wait_for(lambda: record["owner"] == 0)  # the thread that ended it leaves an instant later
     assert loop._watches.poller is None
     assert len(loop._watches) == 0
     free: list[bool] = []

@@ -384,7 +384,7 @@ TAGS = OBJECT_ALIGNMENT - 1
 POINTER_MASK = ~TAGS
 TAG_ARGUMENTS = 1  # in queues of tasks and in rings: the reference is a tuple (callable, *args)
 STAMPED, STAMPED_EIGHTH = 2, 6  # in queues of tasks: the submit time lies beside the cell, and counts for 1 or for 8
-CALLBACK_AT = 2  # where in such a tuple the real callback is, if it runs in a context of its own (captured.py)
+CALLBACK_AT = 2  # index of the real callback in such a tuple, if it runs in its own context (captured.py)
 FILLER = 4  # alone, in queues of tasks: not a task; the consumer steps over it
 TAG_REACTION = 2  # in rings: a microtask that is a reaction (reactions.py)
 # in the remote queue: remote_words.py

@@ -1,12 +1,12 @@
 """Callbacks that run in the context of the call that scheduled them (PEP 567).
 
-What is stored for one is the tuple ``(Context.run, context, callback, *args)``, whose first item the interpreter has
-already. So the queues hold it as any callback with arguments, and whatever runs callbacks runs it: a loop that does not
-capture pays for nothing, not for a test and not for a word. The context is a copy of its own, so what a callback sets
-there nobody else sees.
+Such a callback is stored as the tuple ``(Context.run, context, callback, *args)``, whose first item the interpreter
+provides. So queues and callers treat it like any callback with arguments, and a loop that does not capture pays
+nothing, neither a test nor a word. Each callback gets its own copy of the context, so nothing else sees what it sets
+there.
 
-It costs a context, 40 ns, a tuple, and in the call 30 ns more than a mark in the word would. There is no bit left for
-such a mark (layout.py).
+It costs a context, 40 ns, a tuple, and, in the call, 30 ns more than with a mark in the word. No bit is left for such a
+mark (layout.py).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RUN_IN_CONTEXT = contextvars.Context.run  # always this object: the descriptor i
 
 @helper
 def pack_captured(base: int, callback: int, rest: int, count: int) -> int:
-    """An owned tagged reference for `callback` with `count` arguments at `rest` in a copy of the current context, or 0
+    """An owned tagged reference for `callback` with `count` arguments at `rest`, in a copy of the current context; or 0
     with an exception set. Any thread.
     """
     context = PyContext_CopyCurrent()

@@ -102,6 +102,10 @@ def wake_sleeper(base: int) -> bool:
             error = PyErr_GetRaisedException()
             result = PyObject_CallOneArg(load(base + STATE.WAKER), error)
             Py_DecRef(error)
+        if result != 0 and result != get(base + STATE.NONE):  # it has something to be done last, in one call of C
+            last = PyObject_CallNoArgs(result)
+            Py_DecRef(result)
+            result = last
         if result == 0:
             PyErr_Clear()
         else:

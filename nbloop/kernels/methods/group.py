@@ -1,12 +1,12 @@
 """The built-in method of a group of loops: a task for the less busy of two of them.
 
-Problem: to find the least busy of N loops is to read N lines that other cores write, for each task; to take each loop
-in turn is one shared counter, and gives work to a loop that hangs. Idea: the power of two choices (Mitzenmacher, 2001).
-Two loops that chance picks, and the one where less waits: the longest queue is then of the order of ``log log N``
-instead of ``log N / log log N``, and a loop that is stuck gets nothing as soon as more waits there than elsewhere.
+Problem: finding the least busy of N loops means reading N lines that other cores write, for each task; taking loops in
+turn needs a shared counter, and gives work to a loop that hangs. Idea: the power of two choices (Mitzenmacher, 2001).
+Pick two loops at random and take the one where less waits: the longest queue is then of the order of ``log log N``
+instead of ``log N / log log N``, and a stuck loop gets nothing once more waits there than elsewhere.
 
-Chance is the processor's cycle counter, so a choice writes no word at all, and two threads that submit share only what
-the loop that they choose has of its own: its tail.
+The processor's cycle counter serves as the random source, so a choice writes no word at all, and two submitting threads
+share only a word of the loop that both choose: its tail.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ SPREAD, SPREAD_OTHER = 0x5851F42D, 0x2545F491
 
 @inlined
 def busyness(base: int) -> int:
-    """Twice what waits in the submit queue, and one more if the loop is awake: between two empty queues, the loop that
-    sleeps has nothing in hand. Any thread; a moment old.
+    """Twice the length of the submit queue, plus one if the loop is awake: if both queues are empty, a sleeping loop is
+    surely idle. Any thread; possibly outdated.
     """
     return (queue_length(base + STATE.EXTERNAL) << 1) + (load(base + STATE.SLEEP) == IS_AWAKE)
 
 
 @inlined
 def less_busy(group: int, chance: int) -> int:
-    """State of the less busy of two loops of a group, which `chance` picks."""
+    """The state of the less busy of two loops of a group, picked by `chance`."""
     count = get(group + GROUP.COUNT)
     first = group + GROUP.LOOPS
     if count == 1:
@@ -49,7 +49,7 @@ def less_busy(group: int, chance: int) -> int:
 
 @kernel(MANY)
 def group_submit(self: int, arguments: int, count: int) -> int:
-    """Any thread: as `submit`, once it is known on which loop."""
+    """Any thread: choose a loop, then as `submit`."""
     return submit_one(less_busy(data(self), ticks()), arguments, count, False)
 
 

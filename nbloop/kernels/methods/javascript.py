@@ -1,9 +1,9 @@
 """The JavaScript view's own built-in methods: timers in milliseconds, callback first, with HTML's clamp always on; and
-what the loop has too, but for coroutine functions, which a view spawns, and in the caller's context (captured.py).
+versions of the loop's methods that spawn coroutine functions and run in the caller's context (captured.py).
 
-Whether a callback is a coroutine function is seen here, where it is scheduled, because only its view can spawn it. That
-takes a look at its type and, of a function or a method, at the flags of its code; a built-in is none. Python is asked
-about any other callable (`functools.partial`, an object that can be called): that takes 1 µs.
+These methods detect whether a callback is a coroutine function when it is scheduled, because only its view can spawn
+it. They check its type and, for a function or a method, the flags of its code; a built-in never is one. For any other
+callable (`functools.partial`, a callable object) they ask Python, which takes 1 µs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .timer_methods import arm, nanoseconds
 
 @inlined
 def pack_spawning(view: int, arguments: int, rest: int, count: int) -> int:
-    """`pack` for the callback at `arguments`; of a coroutine function what spawns its coroutines."""
+    """`pack` for the callback at `arguments`; for a coroutine function, pack a callable that spawns its coroutines."""
     callback = get(arguments)
     kind = type_of(callback)
     function = callback
@@ -40,7 +40,7 @@ def pack_spawning(view: int, arguments: int, rest: int, count: int) -> int:
 
 @apart
 def pack_asked(view: int, callback: int, rest: int, count: int) -> int:
-    """`pack_spawning` when Python has to say what is to be called."""
+    """`pack_spawning` when Python must decide what to call."""
     found = PyObject_CallOneArg(get(view + VIEW.SPAWNING), callback)
     if found == 0:
         return 0
@@ -61,7 +61,7 @@ def pack_all_spawning(view: int, arguments: int, count: int) -> int:
 
 @inlined
 def arm_milliseconds(view: int, arguments: int, count: int, repeat: bool) -> int:
-    """A timer or interval from ``callback, ms=0, *args``."""
+    """Arm a timer or interval from ``callback, ms=0, *args``."""
     base = get(view + VIEW.LOOP)
     if count == 0:
         refuse(base, REFUSED_ARGUMENTS, get(base + STATE.NONE))
@@ -79,19 +79,19 @@ def arm_milliseconds(view: int, arguments: int, count: int, repeat: bool) -> int
 
 @kernel(MANY)
 def set_timeout(self: int, arguments: int, count: int) -> int:
-    """One shot."""
+    """Arm a one-shot timer."""
     return arm_milliseconds(data(self), arguments, count, False)
 
 
 @kernel(MANY)
 def set_interval(self: int, arguments: int, count: int) -> int:
-    """Repeating."""
+    """Arm an interval."""
     return arm_milliseconds(data(self), arguments, count, True)
 
 
 @kernel(MANY)
 def set_immediate(self: int, arguments: int, count: int) -> int:
-    """The loop's, in the check phase."""
+    """Add an immediate, for the check phase."""
     view = data(self)
     word = pack_all_spawning(view, arguments, count)
     return immediate_word(get(view + VIEW.LOOP), word, get(arguments)) if word != 0 else 0
@@ -99,7 +99,7 @@ def set_immediate(self: int, arguments: int, count: int) -> int:
 
 @kernel(MANY)
 def queue_microtask(self: int, arguments: int, count: int) -> int:
-    """The microtask ring."""
+    """Add to the microtask ring."""
     view = data(self)
     base = get(view + VIEW.LOOP)
     word = pack_all_spawning(view, arguments, count)
@@ -110,7 +110,7 @@ def queue_microtask(self: int, arguments: int, count: int) -> int:
 
 @kernel(MANY)
 def next_tick(self: int, arguments: int, count: int) -> int:
-    """The next-tick ring."""
+    """Add to the next-tick ring."""
     view = data(self)
     base = get(view + VIEW.LOOP)
     word = pack_all_spawning(view, arguments, count)

@@ -99,7 +99,7 @@ def waiting(self: int, arguments: int, _count: int) -> int:
     return get(base + STATE.NONE)
 
 
-# What `something_left` looks at, in the order in which `reasons` counts it.
+# What `something_left` checks, in the order in which `reasons` counts it.
 REASONS = (
     *("tasks", "commands of other threads", "producers with tasks", "next-ticks", "microtasks", "checkpoint ends"),
     *("immediates", "close callbacks", "internal tasks", "timers", "descriptors", "functions of promisify"),
@@ -108,7 +108,7 @@ REASONS = (
 
 @kernel(ONE)
 def reasons(self: int, array: int) -> int:
-    """How much there is of each of `REASONS`, into an array of as many words. Any thread; a moment old.
+    """Write the count of each of `REASONS` to an array. Any thread; possibly outdated.
 
     What waits in handles is theirs to say: other threads must not follow the stack of those that are ready.
     """

@@ -315,7 +315,7 @@ def schedule_immediate(self: int, arguments: int, count: int) -> int:
     return immediate_word(base, word, get(arguments)) if word != 0 else 0
 
 
-# --- and each of them once more, in the context of who calls it ------------------------------------------------------
+# --- the same methods, run in the context of their caller -------------------------------------------------------------
 
 
 @kernel(MANY)

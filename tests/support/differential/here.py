@@ -1,7 +1,7 @@
 """The interpreter of programs over nbloop's JavaScript view. The names are those of ``node.mjs``.
 
 `await` is written ``await js.resolve(value)``, which is what ECMAScript does: in Python only awaitables can be awaited.
-A reason that is no exception is raised wrapped in a `RejectedError`, and unwrapped here.
+A reason that is not an exception is raised wrapped in a `RejectedError`, and unwrapped here.
 """
 
 from __future__ import annotations
@@ -80,9 +80,7 @@ class _Interpreter:
         self.t: dict[int, Callable[[], object]] = {}
 
     def log(self, name: object, *values: Any) -> None:
-        if (
-            self.js.loop.state is not LoopState.TERMINATING
-        ):  # then coroutines are cancelled, of which Node knows nothing
+        if self.js.loop.state is not LoopState.TERMINATING:  # then coroutines are cancelled, which Node does not do
             self.events.append(" ".join([str(name), *map(describe, values)]))
 
     def task(self, block: Tree, v: Any) -> None:

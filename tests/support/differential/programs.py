@@ -5,9 +5,9 @@ Promises live in numbered places ``p[k]``, resolving functions in ``r[k]``, imme
 shared by the whole program, so that any part may meet any other; a place that is still empty is undefined. Everything
 that happens writes a numbered event to the log.
 
-Programs end: there are no loops, and thenables, which could be resolved with each other for ever, can be called so
-often only. Order is decided by construction: timeouts have delays far apart, and are asked for only by what runs once,
-within moments of the start.
+Programs end: there are no loops, and thenables, which could be resolved with each other for ever, can be called only a
+limited number of times. Order is decided by construction: timeouts have delays far apart, and are set only by what runs
+once, within moments of the start.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ type Tree = list[Any]
 
 PLACES = 5
 DELAYS = (20, 40, 60)  # ms
-TIMED = 25  # one program in so many has timeouts
+TIMED = 25  # one program in 25 has timeouts
 COMBINATORS = {"all": "all", "race": "race", "all_settled": "allSettled", "any": "any"}
 
 

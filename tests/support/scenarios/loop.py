@@ -9,7 +9,7 @@ from collections import UserList
 from collections.abc import Iterator
 from typing import Any
 
-from nbloop import FastPathMode, IOEvents, Loop, LoopExecutor, LoopState, LoopTerminatedError
+from nbloop import FastPathMode, IOEvents, Loop, LoopExecutor, LoopGroup, LoopState, LoopTerminatedError
 from tests.support.waiting import PATIENCE, wait_for
 from tests.support.world import World
 
@@ -163,7 +163,7 @@ def construct(world: World) -> Steps:
 
 @contextlib.contextmanager
 def sockets() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A pair, of which the first can be read."""
+    """A pair whose first socket is readable."""
     one, other = socket.socketpair()
     with one, other:
         other.send(b"x")
@@ -194,7 +194,7 @@ def told(loop: Loop, count: Count) -> int:
 
 
 def _registered(loop: Loop, fd: int, count: Count) -> None:
-    """Registered and told, or neither; and the number is not taken for ever."""
+    """Registered and called, or neither; and the number is not taken for ever."""
     try:
         loop.register_fd(fd, IOEvents.READ, count)
     except ValueError:
@@ -217,13 +217,13 @@ def _register(loop: Loop) -> Steps:
 
 @scenario
 def register_first(world: World) -> Steps:
-    """Registered and told, or neither."""
+    """Registered and called, or neither."""
     return _register(world.loop())
 
 
 @scenario
 def register_elsewhere(world: World) -> Steps:
-    """Registered and told, or neither."""
+    """Registered and called, or neither."""
     return _register(world.running())
 
 
@@ -275,13 +275,13 @@ def _unregister(loop: Loop) -> Steps:
 
 @scenario
 def unregister_last(world: World) -> Steps:
-    """Gone, or still told."""
+    """Gone, or still called."""
     return _unregister(world.loop())
 
 
 @scenario
 def unregister_elsewhere(world: World) -> Steps:
-    """Gone, or still told."""
+    """Gone, or still called."""
     return _unregister(world.running())
 
 
@@ -467,3 +467,32 @@ def executor_shutdown(world: World) -> Steps:
     yield made.shutdown
     made.shutdown()
     assert count.calls == 1
+
+
+# --- groups of loops
+
+
+@scenario
+def group_start(world: World) -> Steps:
+    """All run, or none."""
+    group, count = LoopGroup(2), Count()
+    for loop in group.loops:
+        world.to_go(loop)
+    yield group.start
+    with contextlib.suppress(LoopTerminatedError):
+        group.broadcast(count.add)
+    group.shutdown(PATIENCE)
+    assert count.calls in (0, 2)
+
+
+@scenario
+def group_shutdown(world: World) -> Steps:
+    """All end."""
+    group, count = LoopGroup(2), Count()
+    for loop in group.loops:
+        world.to_go(loop)
+    group.start()
+    group.broadcast(count.add)
+    yield group.shutdown
+    group.shutdown(PATIENCE)
+    assert count.calls == 2
