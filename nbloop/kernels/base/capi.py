@@ -43,6 +43,8 @@ class External:
         """Its address in this process, for the object loader; 0 if the platform has no such symbol, ImportError if
         CPython lacks it.
         """
+        if self.name == "memmove":  # of the C library, which Windows' base library is not
+            return ctypes.cast(ctypes.memmove, ctypes.c_void_p).value or 0
         try:
             found = function(self.name, None) if self.name.startswith("Py") else _system[self.name]
         except AttributeError:
@@ -195,6 +197,11 @@ def _send(fd: int, buffer: int, size: int, flags: int) -> int:
     return result
 
 
+def _memmove(to: int, origin: int, size: int) -> int:
+    ctypes.memmove(to, origin, size)
+    return to
+
+
 def _usleep(microseconds: int) -> int:
     return int(_system.usleep(ctypes.c_uint(microseconds)))
 
@@ -276,6 +283,7 @@ libc_sigaction = _declare("sigaction", INT, INT, WORD, WORD, twin=_sigaction)
 libc_raise = _declare("raise", INT, INT, twin=_raise)
 libc_recv = _declare("recv", WORD, INT, WORD, WORD, INT, twin=_recv)
 libc_send = _declare("send", WORD, INT, WORD, WORD, INT, twin=_send)
+libc_memmove = _declare("memmove", WORD, WORD, WORD, WORD, twin=_memmove)
 libc_usleep = _declare("usleep", INT, INT, twin=_usleep)
 libc_mmap = _declare("mmap", WORD, WORD, WORD, INT, INT, INT, WORD, twin=_mmap)
 libc_munmap = _declare("munmap", INT, WORD, WORD, twin=_munmap)
