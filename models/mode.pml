@@ -20,7 +20,7 @@
      loop.unregister_fd c591efdf3c47
      loop._change_over 38ec9f23d706
      loop._install_parker 1d91c00fd0be
-     loop._finish a9987ff1d55c
+     loop._finish 633ac188b0c7
    check
    bug BUG_UNLOCKED: the mode is read, and the descriptor registered, without the lock
    bug BUG_NO_CHANGE_OVER: a first descriptor does not have the loop change over

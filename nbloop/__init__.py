@@ -6,6 +6,7 @@ Importing this never turns the GIL on, and imports numba only if the kernels hav
 import sys
 from typing import TYPE_CHECKING, Any
 
+from .channel import Channel, ChannelProducer
 from .errors import (
     FastPathIncompatibleError,
     FDAlreadyRegisteredError,
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Channel",
+    "ChannelProducer",
     "EventLoop",
     "EventLoopPolicy",
     "FDAlreadyRegisteredError",

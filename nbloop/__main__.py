@@ -67,13 +67,33 @@ def make_parser() -> argparse.ArgumentParser:
     top.add_argument("pid", type=_count, nargs="?", metavar="PID", help="only the loops of this process")
     top.add_argument("--once", action="store_true", help="print one table and exit; status 1 if there is no loop")
     top.add_argument("--json", action="store_true", help="print JSON once and exit; status 1 if there is no loop")
+
+    serve = commands.add_parser(
+        "serve",
+        help="serve an ASGI application on every core of one process",
+        description="Serve an ASGI application with uvicorn (pip install nbloop[asgi]), on several loops of one "
+        "process. All other options are uvicorn's own, without --workers and --reload.",
+        epilog="Example: python -m nbloop serve shop:app --loops 4 --port 8000 --log-level warning",
+    )
+    serve.add_argument("app", metavar="MODULE:APP", help="the application")
+    serve.add_argument("--loops", type=_count, metavar="N", help="loops (default: the cores that may be used)")
+    serve.add_argument(
+        "--lifespan",
+        choices=("each", "primary"),
+        default="each",
+        help="on every loop, or once a process (default: each)",
+    )
+    serve.add_argument("--placement", choices=("system", "least busy"), help="who spreads connections over the loops")
+    serve.add_argument("--require-free-threading", action="store_true", help="refuse to start with the GIL on")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return the exit status."""
     parser = make_parser()
-    options = parser.parse_args(argv)
+    options, rest = parser.parse_known_args(argv)
+    if rest and options.command != "serve":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         if options.command == "demo":
             from .cli import demo
@@ -87,6 +107,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             from .cli import top
 
             return top.main(options.pid, once=options.once, as_json=options.json)
+        if options.command == "serve":
+            try:
+                from . import asgi
+            except ImportError as error:
+                print(f"nbloop: serve needs uvicorn: pip install nbloop[asgi] ({error})", file=sys.stderr)
+                return 1
+
+            return asgi.main(
+                options.app,
+                loops=options.loops,
+                lifespan=options.lifespan,
+                placement=options.placement,
+                require_free_threading=options.require_free_threading,
+                options=rest,
+            )
         parser.print_help()
         return 0
     except KeyboardInterrupt:

@@ -20,6 +20,7 @@ from . import debug, signals
 from .errors import LoopOverloadedError, LoopTerminatedError
 from .kernels.base import layout
 from .kernels.calls.captured import RUN_IN_CONTEXT
+from .kernels.state.state import ChannelWords
 
 if TYPE_CHECKING:
     from .loop import Loop
@@ -72,6 +73,9 @@ def _callback_of(what: Any) -> tuple[Any, tuple[Any, ...]]:
     callback, args = (what[0], what[1:]) if type(what) is tuple else (what, ())
     while callback is RUN_IN_CONTEXT and len(args) >= layout.CALLBACK_AT:
         callback, args = args[layout.CALLBACK_AT - 1], args[layout.CALLBACK_AT :]
+    of = getattr(callback, "__self__", None)
+    if isinstance(of, ChannelWords):  # the task is a delivery, and the user's callback is what it calls
+        callback = of.on_batch
     return callback, args
 
 
@@ -198,6 +202,17 @@ def renew(of: weakref.ref[Loop]) -> None:
             log(error, "%s cannot renew its poller", loop.name, loop=loop.name)
 
 
+def finds_out(loop: Loop) -> bool:
+    """After a refusal because a queue is closed: may it be open again, so that the call is to be tried once more? So it
+    is while the loop finds out whether it may exit. On its own thread that goes on only when this call has ended, and
+    it needs the lock.
+    """
+    if loop._lifecycle() >= layout.TERMINATING or loop.is_loop_thread() or loop._lock._recursion_count() > 0:
+        return False
+    time.sleep(0)
+    return True
+
+
 def refuse(of: weakref.ref[Loop], code: int, culprit: object, error: BaseException | None = None) -> None:
     """Raise the exception for a refusal; if this returns, the call is retried.
 
@@ -215,11 +230,7 @@ def refuse(of: weakref.ref[Loop], code: int, culprit: object, error: BaseExcepti
     if code == layout.REFUSED_CLOSED:
         if loop is not None:
             loop._check_fork()
-            # The loop is finding out whether it may exit. It must not wait here if that cannot proceed meanwhile: on
-            # the loop's own thread, or while this thread holds the lock that it needs.
-            waits = loop.is_loop_thread() or loop._lock._recursion_count() > 0
-            if loop._lifecycle() == layout.RUNNING and not waits:
-                time.sleep(0)
+            if finds_out(loop):
                 return
         why = loop._ended_by if loop is not None else None
         raise LoopTerminatedError(f"{name} takes no new work: it has terminated or is about to") from why

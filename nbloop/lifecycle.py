@@ -308,7 +308,9 @@ class Lifecycle(Unique, Scheduling):
     def _quiet_for_good(self) -> bool:
         """Auto-exit: the kernel found nothing left and closed the queues; end if the handles are empty too."""
         with self._lock:
-            quiet: bool = lifetime.end_if_quiet.bind(self._state)(list(self._state.handles.values()))
+            quiet: bool = lifetime.end_if_quiet.bind(self._state)(self._state.entrances())
+        if not quiet:
+            self._state.resume_channels()
         return quiet
 
     def start(self) -> threading.Thread:
@@ -517,7 +519,8 @@ class Lifecycle(Unique, Scheduling):
         drain = turn.drain.bind(self._state)
         while not self._closing and drain() == turn.ENDED_DRAINED:
             if self._state.close_handles():
-                time.sleep(0)  # a handle's producer is between its ticket and its announcement
+                self._state.resume_channels()
+                time.sleep(0)  # a producer is between its ticket and its announcement
             elif self._workers is not None and self._workers.finish(closing=False):
                 pass
             elif self._coroutines is None or not self._coroutines.end():

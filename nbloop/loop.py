@@ -22,6 +22,7 @@ import numpy as np
 from . import debug as _debug
 from . import hooks
 from . import signals as _signals
+from .channel import Channel, OnFull
 from .descriptors import Descriptors
 from .errors import LoopOverloadedError, LoopTerminatedError
 from .kernels.base import layout
@@ -315,6 +316,53 @@ class Loop(Descriptors):
         if self.debug:
             _debug.remember_sites(handle)
         return handle
+
+    def channel(
+        self,
+        dtype: Any,
+        on_batch: Callable[[Any], object],
+        *,
+        capacity: int = 65536,
+        max_batch: int = 4096,
+        max_delay: float | None = None,
+        on_full: OnFull = "raise",
+        timeout: float | None = None,
+        name: str | None = None,
+    ) -> Channel:
+        """An entrance for records instead of callbacks: threads put numbers, and ``on_batch(records)`` gets them as a
+        numpy array on the loop's thread (`nbloop.Channel`).
+
+        `dtype` is a structured dtype without objects. `records` has at least 1 and at most `max_batch` of them, in the
+        order in which they were put. It is read-only, and valid until `on_batch` returns: copy what you keep. A view
+        that is kept is a BufferError, which goes where exceptions of callbacks go. `capacity`, a power of two from 2 to
+        2**28, is how many records may wait; their memory is made here. With `max_delay`, in seconds, a batch that is
+        not full waits for so long after its first record was put; else a batch is what there is. When the channel is
+        full, `on_full` says what becomes of a record: "raise" `LoopOverloadedError`, "wait" for room (for `timeout`
+        seconds, then TimeoutError), "drop_new", or "drop_old", the oldest, to make room; dropped ones are counted.
+
+        `shutdown()` delivers what was accepted, `close()` drops and counts it. Any thread; not a signal handler. Raises
+        TypeError and ValueError, which name the argument, `LoopTerminatedError` once the end of the loop has begun, and
+        MemoryError.
+
+        >>> loop = Loop(auto_exit=True)
+        >>> ticks = loop.channel([("price", "f8"), ("size", "i4")], lambda records: print(records["price"].sum()))
+        >>> ticks.put(101.5, 300), ticks.put(size=200, price=102.0)
+        (True, True)
+        >>> loop.run()
+        203.5
+        """
+        self._check_fork()
+        return Channel(
+            self,
+            dtype,
+            on_batch,
+            capacity=capacity,
+            max_batch=max_batch,
+            max_delay=max_delay,
+            on_full=on_full,
+            timeout=timeout,
+            name=name,
+        )
 
     def add_signal_handler(self, sig: int, callback: Callback, /, *args: object) -> None:
         """Submit ``callback(*args)`` at each arrival of a signal, whichever thread this loop runs in; replaces an

@@ -5,7 +5,9 @@ from .combinators import AggregateError, NoPromisesError
 from .events import CustomEvent, Event, EventTarget, InvalidStateError
 from .performance import Performance, PerformanceEntry
 from .promise import CancelledError, Promise, RejectedError
+from .scopes import Group, Timeout
 from .view import JS
+from .waits import Events, Queue
 
 __all__ = [
     "JS",
@@ -17,10 +19,14 @@ __all__ = [
     "CustomEvent",
     "Event",
     "EventTarget",
+    "Events",
+    "Group",
     "InvalidStateError",
     "NoPromisesError",
     "Performance",
     "PerformanceEntry",
     "Promise",
+    "Queue",
     "RejectedError",
+    "Timeout",
 ]

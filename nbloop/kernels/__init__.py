@@ -1,12 +1,13 @@
 """Everything compiled, one folder per concern; importing this loads the kernels. Imports between folders go one way::
 
-    base <- memory <- observe <- ingress <- timers <- calls <- promises <- turn <- methods <- state <- build
+    base <- memory <- observe <- ingress <- timers <- calls <- promises <- turn <- channels <- methods <- state <- build
 
 To read a turn from start to end, begin with `turn.phases.phases`.
 """
 
 from .build import object_cache
-from .methods import group, javascript, lifetime, scheduling, signal_handler, timer_methods
+from .channels import channel_methods
+from .methods import asyncio_methods, group, javascript, lifetime, scheduling, signal_handler, timer_methods
 from .observe import event_ring, frames, meter
 from .promises import reactions, settling
 from .state import traverse
@@ -15,6 +16,8 @@ from .turn import fd_watches, stream, turn
 object_cache.load()
 
 __all__ = [
+    "asyncio_methods",
+    "channel_methods",
     "event_ring",
     "fd_watches",
     "frames",

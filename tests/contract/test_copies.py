@@ -18,7 +18,7 @@ import nbloop
 from nbloop import js
 from nbloop.kernels.base import layout
 from nbloop.kernels.promises.classes import Places, Resolver, View
-from nbloop.kernels.state.state import HandleWords, LoopWords, Memory
+from nbloop.kernels.state.state import ChannelWords, HandleWords, LoopWords, Memory
 from nbloop.observe import metrics
 from nbloop.testing import VirtualClock
 from nbloop.unique import Unique
@@ -34,10 +34,12 @@ INTERNAL = {
         "PlacesWords",
         "ResolverWords",
         "StreamWords",
+        "AioWords",
         "State",
     ),
     *("Poller", "Parker", "Target", "TablePoller", "Collector"),  # bases and protocols
     *("EpollPoller", "KqueuePoller", "LockParker", "Watches", "CountingLock", "Latch"),  # of a loop
+    *("Entrance", "Room"),  # of a channel
     *("Fields", "Record"),  # of the kernels: modules of offsets
     *(
         "Running",
@@ -87,6 +89,7 @@ def unique(make_loop, tmp_path):
     """One of each class that refuses, by class."""
     from nbloop.aio import Queue, WorkerGroup
     from nbloop.aio.transports import Stream
+    from nbloop.js import scopes
     from nbloop.kernels.promises.classes import Eventual
     from nbloop.observe import server, shared
     from nbloop.observe.profile import Profiler
@@ -98,6 +101,7 @@ def unique(make_loop, tmp_path):
         eventual = Eventual()
         eventual._view = view._view
         producer = loop.producer()
+        channel = loop.channel([("n", "i8")], print)
         watchdog = loop.watch(1000)
         end.callback(watchdog.stop)
         aio = nbloop.new_event_loop()
@@ -115,6 +119,8 @@ def unique(make_loop, tmp_path):
             *(loop, view, promise, eventual, resolve.__self__, Places(view._view, print), producer),
             *(view._view, loop._state, loop._state.base, producer._state, loop.recorder, watchdog, loop._shared),
             *(nbloop.LoopExecutor(loop), promise.future(), group, group._state, workers, workers.workers[0], Queue()),
+            *(view.timeout(1), view.group(), scopes.Scope(view), view.queue(), view.on(js.EventTarget(), "x")),
+            *(channel, channel.producer(), channel._state),
             *(js.AbortController(), js.AbortController().signal, js.EventTarget(), view.performance),
             *(aio, aio.call_soon(print), aio.call_later(100, print), VirtualClock(clock_loop), served),
             *(shared.loops()[0], Profiler(), nbloop.EventLoopPolicy(), stream),
@@ -170,7 +176,7 @@ def test_refused_to_subclasses(unique, make_copy, name):
 
 def test_arrays_of_words(unique):
     """numpy's own ways to make an array of another: one of the same type would be taken for the whole."""
-    for kind in (LoopWords, HandleWords, View, Memory):
+    for kind in (LoopWords, HandleWords, ChannelWords, View, Memory):
         array = unique[kind]
         for make in (
             lambda a: a.copy(),
@@ -190,7 +196,7 @@ def test_arrays_of_words(unique):
     unique[nbloop.Loop].submit(print)
 
 
-@pytest.mark.parametrize("kind", [LoopWords, HandleWords, View, Memory])
+@pytest.mark.parametrize("kind", [LoopWords, HandleWords, ChannelWords, View, Memory])
 def test_arrays_that_are_only_typed_as_words(kind):
     """They own nothing, and the collector follows none of their words."""
     words = getattr(kind, "kind", layout.STATE.dtype).itemsize // 8
@@ -225,6 +231,8 @@ def test_methods_of_a_class_take_its_instances_only(loop):
     for method, wrong in (
         (nbloop.Producer.submit, loop),
         (nbloop.Producer.submit_many, loop),
+        (nbloop.Channel.put, loop),
+        (nbloop.Channel.put, handle),
         (nbloop.Loop.submit, handle),
         (nbloop.Loop.cancel_timer, view),
         (js.JS.set_timeout, loop),
@@ -247,7 +255,7 @@ def test_made_without_its_maker(loop):
     ):
         with pytest.raises(TypeError):
             call()
-    for kind in (nbloop.Loop, nbloop.Producer, js.JS):
+    for kind in (nbloop.Loop, nbloop.Producer, nbloop.Channel, nbloop.ChannelProducer, js.JS):
         bare = kind.__new__(kind)
         for name in dir(bare):
             with contextlib.suppress(AttributeError, TypeError):

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import random
+import re
 import select
 import shutil
 import signal
@@ -146,3 +147,13 @@ def test_blocked_asyncio():
     )
     assert done.stdout.startswith("blocked for 0.")
     assert "in forgetful, line" in done.stdout
+
+
+def test_ticks():
+    """Three ways to hand over the same records give the same table, which the program itself checks."""
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "ticks.py", "3000"], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("records a second") == 3
+    assert re.search(r"EEE +[\d,]+ +\d+\.\d{4}\n", done.stdout)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import signal
 import threading
 import time
+import weakref
 
 import pytest
 
-from nbloop import LoopOverloadedError, LoopTerminatedError, Producer
+from nbloop import LoopOverloadedError, LoopTerminatedError, Producer, hooks
+from nbloop.kernels.base import layout
 
 
 class Entrances:
@@ -398,3 +400,13 @@ def test_signal_handler_wakes_an_idle_loop(loop, mode, alarm):
     loop.set_fast_path_mode(mode)
     alarm(lambda: loop.submit(loop.stop))
     loop.run()
+
+
+def test_a_refusal_while_the_loop_goes_on(loop):
+    """Auto-exit closes the queues for a moment. If an exception leaves `run()` then, they are open again before the
+    refusal is looked at, and the loop can be run again: the call is to be tried again.
+    """
+    assert hooks.refuse(weakref.ref(loop), layout.REFUSED_CLOSED, print) is None
+    loop.shutdown()
+    with pytest.raises(LoopTerminatedError):
+        hooks.refuse(weakref.ref(loop), layout.REFUSED_CLOSED, print)

@@ -21,6 +21,7 @@ FLOORS = (
     "calls",
     "promises",
     "turn",
+    "channels",
     "methods",
     "state",
     "build",

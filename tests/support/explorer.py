@@ -28,7 +28,8 @@ from tests.support.mutants import planted
 # Whatever runs in a kernel: not what defines the verbs, makes the memory, or compiles.
 MODULES = [
     module
-    for module in sources.modules("memory", "observe", "ingress", "timers", "calls", "promises", "turn", "methods")
+    for module in sources.modules("memory", "observe", "ingress", "timers", "calls", "promises", "turn")
+    + sources.modules("channels", "methods")
     + sources.modules("base")
     if module not in (atomics, capi)
 ]

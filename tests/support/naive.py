@@ -183,3 +183,34 @@ class Recorder:
         """(number, words), oldest first."""
         first = max(0, len(self.all) - self.entries)
         return list(enumerate(self.all))[first:]
+
+
+class Records:
+    """A deque that holds no more than `capacity`, and what becomes of more (`on_full`, as the channel's). It delivers
+    at most `most` at a time.
+    """
+
+    def __init__(self, capacity: int, most: int, on_full: str) -> None:
+        self.items: deque[int] = deque()
+        self.capacity, self.most, self.on_full = capacity, most, on_full
+        self.dropped = 0
+        self.closed = False
+
+    def put(self, *items: int) -> str | None:
+        """All or none; why not, if none."""
+        if self.closed:
+            return CLOSED
+        if len(self.items) + len(items) > self.capacity:
+            if self.on_full == "drop_old":
+                while len(self.items) + len(items) > self.capacity:
+                    self.items.popleft()
+                    self.dropped += 1
+            else:
+                self.dropped += len(items) if self.on_full == "drop_new" else 0
+                return FULL
+        self.items.extend(items)
+        return None
+
+    def take(self, count: int) -> list[int]:
+        """The oldest, at most `most`."""
+        return [self.items.popleft() for _ in range(min(count, self.most, len(self.items)))]

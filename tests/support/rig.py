@@ -6,22 +6,26 @@ Also what several tests share: settings of the state machines, memory that fails
 from __future__ import annotations
 
 import ctypes
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from hypothesis import HealthCheck, settings
 
 from nbloop.kernels.base import layout
-from nbloop.kernels.base.atomics import get
-from nbloop.kernels.base.kernel import Kernel, TwinMethod
+from nbloop.kernels.base.atomics import get, put
+from nbloop.kernels.base.capi import Py_DecRef
+from nbloop.kernels.base.kernel import Kernel, TwinMethod, data
+from nbloop.kernels.calls.remote import fetch_remote
 from nbloop.kernels.ingress.ticket_queue import chunks_reserve
 from nbloop.kernels.memory import system
 from nbloop.kernels.memory.pool import pool_address, pool_end, pool_give
-from nbloop.kernels.memory.ring import ring_end
+from nbloop.kernels.memory.ring import ring_end, ring_length, ring_pop
 from nbloop.kernels.memory.slots import slots_end
 from nbloop.kernels.memory.stack import INDEX_MASK
 from nbloop.kernels.methods import batch
-from nbloop.kernels.state.state import State, make_loop_state
+from nbloop.kernels.state.state import State, make_channel_state, make_loop_state
 from nbloop.kernels.timers.timer_heap import heap_end
 
 # One machine's share of the suite: some seconds. A failure prints the blob that repeats it.
@@ -161,3 +165,67 @@ def stacked(head: int, links: int) -> list[int]:
         assert len(found) <= layout.SLOT_LIMIT, "a cycle"
         index = get(links + ((index - 1) << 3))
     return found
+
+
+class Ring:
+    """A channel of one field, `n`, over made-up words of a loop: `at` is the address of its words, `batches` what its
+    `on_batch` has seen, `asked` what it asked Python.
+    """
+
+    def __init__(
+        self,
+        memory: Memory,
+        *,
+        capacity: int = 4,
+        max_batch: int = 4,
+        on_full: int = layout.ON_FULL_RAISE,
+        max_delay: int = 0,
+        on_batch: Callable[[Any], object] | None = None,
+        ask: Callable[[int, int, int], int] | None = None,
+    ) -> None:
+        self.batches: list[list[int]] = []
+        self.asked: list[int] = []
+        self.memory = memory
+        fields = np.zeros(1, layout.FIELD.dtype)
+        fields["kind"], fields["least"], fields["most"] = layout.FIELD_INT64, -(1 << 62), 1 << 62
+        self.state = make_channel_state(
+            memory.state,
+            np.dtype([("n", "i8")]),
+            fields,
+            capacity=capacity,
+            max_batch=max_batch,
+            max_delay=max_delay,
+            on_full=on_full,
+            on_batch=on_batch or (lambda records: self.batches.append(records["n"].tolist())),
+            convert=lambda *_: None,
+            ask=ask or self._ask,
+            wake=lambda: None,
+        )
+        self.record = self.state.record
+        self.record["handle"]["loop"] = memory.base
+        self.at = data(id(self.state))
+
+    def _ask(self, code: int, _count: int, _until: int) -> int:
+        self.asked.append(code)
+        if code in (layout.ASK_FULL, layout.ASK_CLOSED, layout.ASK_KEPT):
+            raise RuntimeError(code)
+        return 0
+
+    def turn(self) -> bool:
+        """What the loop's thread does for internal tasks: run one, if there is any."""
+        base = self.memory.base
+        put(base + layout.STATE.OWNER, threading.get_ident())
+        fetch_remote(base)
+        if ring_length(base + layout.STATE.INTERNAL) == 0:
+            return False
+        word = ring_pop(base + layout.STATE.INTERNAL)
+        assert self.record["handle"]["queued"] == layout.CHANNEL_BUSY, "a delivery that nobody has asked for"
+        task = ctypes.cast(word & layout.POINTER_MASK, ctypes.py_object).value
+        task[0]()
+        Py_DecRef(word & layout.POINTER_MASK)
+        return True
+
+    def waiting(self) -> int:
+        """How many records wait."""
+        queue = self.record["handle"]["queue"]
+        return (int(queue["tail"]) & ~layout.MINUS) - int(queue["head"])

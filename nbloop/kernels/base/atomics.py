@@ -10,10 +10,12 @@ verbs below, so that the verb, not the reader's care, says who else may touch th
   operations, for protocols that store one word and then read another (Dekker), where acquire and release are too weak.
 * ``fetch_add``, ``exchange``, ``compare_and_swap``: read-modify-write, sequentially consistent.
 
+* ``write_8`` to ``write_64``: that many bits of a field of a record, which may lie at any address. Plain stores.
+
 This file holds the *twins*: the same verbs in plain Python, over the same memory, so that every kernel also runs
 un-jitted (for debuggers, coverage, deterministic interleaving). ``compiler.py`` lowers each name to one instruction.
-Four more verbs touch no memory: ``first_bit`` and ``last_bit`` of a word of flags, ``before`` for two counters that may
-have wrapped, and ``prefetch``, a hint.
+Six more verbs touch no memory: ``first_bit`` and ``last_bit`` of a word of flags, ``before`` for two counters that may
+have wrapped, ``prefetch``, a hint, and ``double_bits`` and ``single_bits``, which convert numbers.
 
 The twins lose where it does not matter: about 1 µs each, and read-modify-write is atomic only among twins (one lock).
 """
@@ -21,12 +23,14 @@ The twins lose where it does not matter: about 1 µs each, and read-modify-write
 from __future__ import annotations
 
 import ctypes
+import struct
 import threading
 import time
 
 __all__ = [
     "before",
     "compare_and_swap",
+    "double_bits",
     "exchange",
     "fetch_add",
     "first_bit",
@@ -40,9 +44,14 @@ __all__ = [
     "prefetch",
     "put",
     "put_half",
+    "single_bits",
     "store",
     "store_sc",
     "ticks",
+    "write_8",
+    "write_16",
+    "write_32",
+    "write_64",
 ]
 
 _word = ctypes.c_int64.from_address
@@ -67,6 +76,44 @@ def put(address: int, value: int) -> None:
 def put_half(address: int, value: int) -> None:
     """Write the low 32 bits of `value` to `address`, a multiple of 4: errno. Plain store."""
     ctypes.c_uint32.from_address(address).value = value
+
+
+def write_8(address: int, value: int) -> None:
+    """Write the low 8 bits of `value` to a field of a record. Plain store."""
+    ctypes.c_uint8.from_address(address).value = value
+
+
+def write_16(address: int, value: int) -> None:
+    """Write the low 16 bits of `value` to a field of a record, aligned or not. Plain store."""
+    ctypes.c_uint16.from_address(address).value = value
+
+
+def write_32(address: int, value: int) -> None:
+    """Write the low 32 bits of `value` to a field of a record, aligned or not. Plain store."""
+    ctypes.c_uint32.from_address(address).value = value
+
+
+def write_64(address: int, value: int) -> None:
+    """Write `value` to a field of a record, aligned or not. Plain store."""
+    ctypes.c_int64.from_address(address).value = value
+
+
+def double_bits(number: int) -> int:
+    """The word of the double that is nearest to an integer.
+
+    >>> hex(double_bits(1))
+    '0x3ff0000000000000'
+    """
+    return int(struct.unpack("=q", struct.pack("=d", number))[0])
+
+
+def single_bits(word: int) -> int:
+    """The 32 bits of the single that is nearest to the double of this word; infinity if none is.
+
+    >>> hex(single_bits(double_bits(1)))
+    '0x3f800000'
+    """
+    return ctypes.c_uint32.from_buffer(ctypes.c_float(struct.unpack("=d", struct.pack("=q", word))[0])).value
 
 
 def load(address: int) -> int:

@@ -43,6 +43,8 @@ class External:
         """Its address in this process, for the object loader; 0 if the platform has no such symbol, ImportError if
         CPython lacks it.
         """
+        if self.name == "memmove":  # of the C library, which Windows' base library is not
+            return ctypes.cast(ctypes.memmove, ctypes.c_void_p).value or 0
         try:
             found = function(self.name, None) if self.name.startswith("Py") else _system[self.name]
         except AttributeError:
@@ -195,6 +197,11 @@ def _send(fd: int, buffer: int, size: int, flags: int) -> int:
     return result
 
 
+def _memmove(to: int, origin: int, size: int) -> int:
+    ctypes.memmove(to, origin, size)
+    return to
+
+
 def _usleep(microseconds: int) -> int:
     return int(_system.usleep(ctypes.c_uint(microseconds)))
 
@@ -250,12 +257,15 @@ PyErr_WriteUnraisable = _declare("PyErr_WriteUnraisable", VOID, WORD, twin=_writ
 PyDict_Size = _declare("PyDict_Size", WORD, WORD)
 PyDict_SetItem = _declare("PyDict_SetItem", INT, WORD, WORD, WORD)
 PyBytes_FromStringAndSize = _declare("PyBytes_FromStringAndSize", WORD, WORD, WORD)
+PyObject_GetBuffer = _declare("PyObject_GetBuffer", INT, WORD, WORD, INT)
+PyBuffer_Release = _declare("PyBuffer_Release", VOID, WORD)
 PyBytes_AsString = _declare("PyBytes_AsString", WORD, WORD)
 PyBytes_Size = _declare("PyBytes_Size", WORD, WORD)
 PyObject_GetAttr = _declare("PyObject_GetAttr", WORD, WORD, WORD)
 PyContext_CopyCurrent = _declare("PyContext_CopyCurrent", WORD)
 PyContext_Enter = _declare("PyContext_Enter", INT, WORD)
 PyContext_Exit = _declare("PyContext_Exit", INT, WORD)
+PyContext_CopyCurrent = _declare("PyContext_CopyCurrent", WORD)
 PyUnicode_FromString = _declare("PyUnicode_FromString", WORD, WORD)
 PyType_GetFlags = _declare("PyType_GetFlags", WORD, WORD)
 PyFunction_GetCode = _declare("PyFunction_GetCode", WORD, WORD)  # a borrowed reference
@@ -276,6 +286,7 @@ libc_sigaction = _declare("sigaction", INT, INT, WORD, WORD, twin=_sigaction)
 libc_raise = _declare("raise", INT, INT, twin=_raise)
 libc_recv = _declare("recv", WORD, INT, WORD, WORD, INT, twin=_recv)
 libc_send = _declare("send", WORD, INT, WORD, WORD, INT, twin=_send)
+libc_memmove = _declare("memmove", WORD, WORD, WORD, WORD, twin=_memmove)
 libc_usleep = _declare("usleep", INT, INT, twin=_usleep)
 libc_mmap = _declare("mmap", WORD, WORD, WORD, INT, INT, INT, WORD, twin=_mmap)
 libc_munmap = _declare("munmap", INT, WORD, WORD, twin=_munmap)
@@ -290,6 +301,8 @@ VirtualAlloc = _declare("VirtualAlloc", WORD, WORD, WORD, INT, INT, twin=_virtua
 VirtualFree = _declare("VirtualFree", INT, WORD, WORD, INT, twin=_virtual_free)
 
 TYPE_BYTES = 1 << 27  # Py_TPFLAGS_BYTES_SUBCLASS, of the stable ABI
+BUFFER_WRITABLE = 1  # PyBUF_WRITABLE, and of struct Py_buffer, of the stable ABI since 3.11, its size and `len`
+BUFFER_BYTES, BUFFER_LENGTH = 80, 16
 
 # --- system constants ------------------------------------------------------------------------------------------------
 FUTEX_NUMBERS = {"x86_64": 202, "aarch64": 98}
@@ -301,6 +314,9 @@ SYS_EPOLL_PWAIT2 = 441
 # ppoll: called with a NULL mask, so the mask's size does not matter
 SYS_PPOLL = {"x86_64": 271, "aarch64": 73}.get(platform.machine(), 0)
 POLLIN = 1
+# ioctl: how many bytes a socket has to give
+SYS_IOCTL = {"x86_64": 16, "aarch64": 29}.get(platform.machine(), 0)
+FIONREAD = 0x541B
 EINTR, EAGAIN = 4, 11
 MSG_NOSIGNAL = 0x4000
 # struct epoll_event {uint32 events; uint64 data} is packed on x86-64 only, for the sake of 32-bit programs there

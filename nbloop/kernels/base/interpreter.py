@@ -63,6 +63,7 @@ _object = object()
 _tuple: tuple[object, ...] = (_object, len, 0)
 _list: list[object] = [_object, _tuple]
 _array = np.empty(1, np.int64)
+_float = 1.1
 _method = types.MethodType(_refusal, _object)
 _get_slot = function("PyType_GetSlot", ctypes.c_void_p, ctypes.py_object, ctypes.c_int)
 _get_flags = function("PyType_GetFlags", ctypes.c_ulong, ctypes.py_object)
@@ -100,6 +101,37 @@ for _one in IMMORTAL:
     _after = sys.getrefcount(_one)
     _give(_one)
     _expect("IMMORTAL", _before == _after, f"references of {_one!r} are counted")
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+FLOAT_VALUE = OBJECT_HEADER  # of a float: the double
+_expect(
+    "FLOAT_VALUE",
+    ctypes.c_double.from_address(id(_float) + FLOAT_VALUE).value == _float,
+    "the value of a float is not the double there",
+)
+
+# Of an int: three bits of marks, of which the second means negative, and above them how many digits there are; digits.
+INT_TAG = OBJECT_HEADER
+INT_DIGITS = OBJECT_HEADER + 8
+_numbers = {0: 1, 7: 1, -7: 1, 1 << 29: 1, -(1 << 45): 2, (1 << 62) + 5: 3}  # and how many digits they have
+_expect(
+    "INT_TAG",
+    all(
+        max(1, _word(id(number) + INT_TAG) >> 3) == digits and _word(id(number) + INT_TAG) >> 1 & 1 == (number < 0)
+        for number, digits in _numbers.items()
+    ),
+    "sign and number of digits of an int are not in the word there",
+)
+_expect(
+    "INT_DIGITS",
+    all(
+        sum(ctypes.c_uint32.from_address(id(number) + INT_DIGITS + 4 * i).value << 30 * i for i in range(digits))
+        == abs(number)
+        for number, digits in _numbers.items()
+    ),
+    "an int does not have its digits, of 30 bits, there",
+)
 
 # --- tuples and lists -------------------------------------------------------------------------------------------------
 
@@ -232,11 +264,12 @@ _expect(
 # --- instances of classes with __slots__ ------------------------------------------------------------------------------
 
 
-def slot_offsets(kind: Any) -> tuple[int, ...]:
-    """The offsets of the ``__slots__`` in an instance of `kind`, in order: found by setting each of them."""
-    instance = kind()
-    marks = [object() for _ in kind.__slots__]
-    for name, mark in zip(kind.__slots__, marks, strict=True):
+def slot_offsets(kind: Any, names: tuple[str, ...] = ()) -> tuple[int, ...]:
+    """The offsets of the ``__slots__`` of `kind`, in order, or of these names: found by setting each of them."""
+    instance = kind.__new__(kind)
+    names = names or kind.__slots__
+    marks = [object() for _ in names]
+    for name, mark in zip(names, marks, strict=True):
         setattr(instance, name, mark)
     places = range(OBJECT_HEADER, kind.__basicsize__, 8)
     found = {_word(id(instance) + at): at for at in places}

@@ -326,6 +326,27 @@ HANDLE = record(
     {"queue": QUEUE},
 )
 
+# A channel (channels/): a ring of records that any thread adds to and the loop's thread takes from, in batches. It
+# closes and sleeps as a handle does: `queued` is CHANNEL_x, and of the queue it has gate, limit, shift, tail, head and
+# final.
+CHANNEL = record(
+    "CHANNEL",
+    {"handle": HANDLE},
+    # Written at construction: addresses in this state's own memory, sizes, and objects that `keep` of the state owns.
+    _words(
+        *("sequences", "records", "record_bytes", "max_batch", "max_delay", "on_full", "field_count", "fields"),
+        *("copy", "copies", "ring", "on_batch", "task", "due", "convert", "ask", "references"),
+    ),
+    _words("float_type", "int_type", "true", "false"),
+    _words("dropped"),  # shared: counted by whoever drops
+    _words("sleepers"),  # shared: producers that wait for room
+    _words("taking"),  # shared, ON_FULL_DROP_OLD only: 1 while somebody takes from the front
+    _words("since"),  # written by who makes the channel busy, and by the loop's thread while it is
+    # Owned by who takes: tickets up to this one are known to be published.
+    _words("published", "batches", "delivered", "timer"),
+)
+# How a field of a record is written (fields.py): FIELD_x, where, and of an integer the least and the greatest.
+FIELD = Record("FIELD", np.dtype([(name, np.int64) for name in ("kind", "at", "least", "most")]))
 # A group (methods/group.py): how many loops, and from `loops` on the addresses of their states. Only read, once made.
 GROUP = Record("GROUP", np.dtype([(name, np.int64) for name in ("count", "loops")]))
 
@@ -375,6 +396,14 @@ READY_MOST = 1024  # events that one poll can report; the rest are reported by t
 REFUSED_CLOSED, REFUSED_FULL, REFUSED_MEMORY, REFUSED_CALLABLE, REFUSED_ARGUMENTS = 1, 2, 3, 4, 5
 REFUSED_DELAY, REFUSED_SLOTS, REFUSED_IDENTIFIER, REFUSED_TIMER, REFUSED_MILLISECONDS = 6, 7, 8, 9, 10
 REFUSED_DEADLINE = 11
+# What a channel asks of Python (channel.py): to raise, to wait, to wake, or whether to try again.
+ASK_FULL, ASK_CLOSED, ASK_WAIT, ASK_WAKE, ASK_KEPT, ASK_AGAIN = 1, 2, 3, 4, 5, 6
+ON_FULL_RAISE, ON_FULL_WAIT, ON_FULL_DROP_NEW, ON_FULL_DROP_OLD = 0, 1, 2, 3
+# A channel's `queued`: nobody delivers; a delivery is queued or runs; a timer waits for a batch to fill; a delivery was
+# refused, and the word owns a reference of the state instead.
+CHANNEL_IDLE, CHANNEL_BUSY, CHANNEL_FILLS, CHANNEL_LATE = 0, 1, 2, 3
+# What a field holds. Numpy converts and stores what is FIELD_OTHER.
+FIELD_OTHER, FIELD_DOUBLE, FIELD_SINGLE, FIELD_BOOL, FIELD_INT8, FIELD_INT16, FIELD_INT32, FIELD_INT64 = range(8)
 GONE = 64  # added to one of them: the reference to the refused object has already been released
 
 # What a cell holds: an owned reference and, in its low bits, how to read it. Three bits, because C compilers align a

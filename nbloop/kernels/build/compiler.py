@@ -130,6 +130,24 @@ def _put_half(builder: Any, values: list[Any]) -> None:
     builder.store(builder.trunc(values[1], half), builder.inttoptr(values[0], half.as_pointer()), align=4)
 
 
+def _write(bits: int) -> Emit:
+    def writes(builder: Any, values: list[Any]) -> None:
+        kind = ir.IntType(bits)
+        value = values[1] if bits == 64 else builder.trunc(values[1], kind)
+        builder.store(value, builder.inttoptr(values[0], kind.as_pointer()), align=1)
+
+    return writes
+
+
+def _double_bits(builder: Any, values: list[Any]) -> Any:
+    return builder.bitcast(builder.sitofp(values[0], ir.DoubleType()), _WORD)
+
+
+def _single_bits(builder: Any, values: list[Any]) -> Any:
+    single = builder.fptrunc(builder.bitcast(values[0], ir.DoubleType()), ir.FloatType())
+    return builder.zext(builder.bitcast(single, ir.IntType(32)), _WORD)
+
+
 def _signal_words(builder: Any, _values: list[Any]) -> Any:
     name = "nbloop_signal_words"
     words = builder.module.globals.get(name)
@@ -169,6 +187,10 @@ def _teach_primitives() -> None:
     _teach(atomics.compare_and_swap, types.boolean, [word, word, word], _compare_and_swap)
     _teach(atomics.get_half, word, [word], _get_half)
     _teach(atomics.put_half, types.void, [word, word], _put_half)
+    for bits in (8, 16, 32, 64):
+        _teach(getattr(atomics, f"write_{bits}"), types.void, [word, word], _write(bits))
+    _teach(atomics.double_bits, word, [word], _double_bits)
+    _teach(atomics.single_bits, word, [word], _single_bits)
     _teach(atomics.first_bit, word, [word], _first_bit)
     _teach(atomics.last_bit, word, [word], _last_bit)
     _teach(atomics.before, types.boolean, [word, word], _before)

@@ -385,6 +385,12 @@ def schedule_immediate_captured(self: int, arguments: int, count: int) -> int:
     return immediate_word(base, word, get(arguments)) if word != 0 else 0
 
 
+@kernel(MANY)
+def empty_many(self: int, _arguments: int, _count: int) -> int:
+    """The same with any number of arguments."""
+    return get(data(self) + STATE.NONE)
+
+
 @kernel(NOARGS)
 def empty(self: int, _unused: int) -> int:
     """Do nothing: it shows what a built-in call costs, for benchmarks and `doctor`."""

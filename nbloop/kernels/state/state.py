@@ -27,8 +27,10 @@ from ..base import layout
 from ..base.atomics import put
 from ..base.interpreter import TYPE_TRAVERSE
 from ..base.kernel import Kernel, data
-from ..base.layout import FAR, HANDLE, LINE, POOL, QUEUE, RING, STATE, TIMERS, table
+from ..base.layout import CHANNEL, FAR, FIELD, HANDLE, LINE, POOL, QUEUE, RING, STATE, TIMERS, table
 from ..calls.captured import RUN_IN_CONTEXT
+from ..channels.channel_methods import channel_deliver, channel_destroy, channel_drop, channel_due, channel_resume
+from ..channels.fields import FIELD_BITS
 from ..methods.lifetime import destroy, dismantle, producer_close, producer_destroy, producer_drop, warm
 from ..timers.buckets import GRAIN_MASK
 from .traverse import traverse_handle, traverse_loop
@@ -111,6 +113,7 @@ class LoopWords(State):
     __qualname__ = "Loop"  # the name in Python's error messages: "Loop.submit() takes no keyword arguments"
     handles: dict[int, Any]
     handle_numbers: Iterator[int]
+    channels: dict[int, tuple[Any, Callable[[], object]]]  # the same of channels, and what wakes their producers
 
     kind = STATE.dtype
     memory = Memory
@@ -122,14 +125,30 @@ class LoopWords(State):
         self.close_handles()
         super().end()
 
+    def entrances(self) -> list[Any]:
+        """The words of all handles and channels, which close in the same way."""
+        return [*self.handles.values(), *(words for words, _ in list(self.channels.values()))]
+
     def close_handles(self) -> int:
-        """Make all handles refuse new work; return how much they still hold. Any thread; idempotent."""
-        return sum(producer_close.bind(handle)() for handle in list(self.handles.values()))
+        """Refuse new work from all handles and channels; how much they still hold. Any thread; idempotent."""
+        held = sum(producer_close.bind(words)() for words in self.entrances())
+        for _, wake in list(self.channels.values()):
+            wake()
+        return held
+
+    def resume_channels(self) -> None:
+        """Queue the deliveries that were refused while the loop's queues were closed. Loop thread."""
+        for words, _ in list(self.channels.values()):
+            channel_resume.bind(words)()
 
     def drop_handles(self) -> None:
-        """Release what the handles hold, except ready ones, which `release_all` handles. After close and loop end."""
+        """Release what they hold, but for those that are ready, of which `release_all` does, and drop what channels
+        hold. Closed, loop ended.
+        """
         for handle in list(self.handles.values()):
             producer_drop.bind(handle)()
+        for words, _ in list(self.channels.values()):
+            channel_drop.bind(words)()
 
 
 class HandleWords(State):
@@ -147,6 +166,26 @@ class HandleWords(State):
     def end(self) -> None:
         super().end()
         self.loop.handles.pop(self.number, None)
+
+
+class ChannelWords(State):
+    """The state of a channel: its words, and behind them its fields, words of sequence and records.
+
+    All objects that it owns are in `keep`, so the collector sees them.
+    """
+
+    __qualname__ = "Channel"
+    loop: LoopWords
+    number: int
+    on_batch: Callable[..., object]
+
+    kind = CHANNEL.dtype
+    finaliser = channel_destroy
+    self_at = layout.HANDLE.SELF // 8
+
+    def end(self) -> None:
+        super().end()
+        self.loop.channels.pop(self.number, None)
 
 
 class GroupWords(Unique, np.ndarray):
@@ -170,17 +209,19 @@ _show_to_collector(LoopWords, traverse_loop)
 _show_to_collector(HandleWords, traverse_handle)
 
 
-def make_state[S: State](kind: type[S]) -> S:
+def make_state[S: State](kind: type[S], tables: int | None = None) -> S:
     """A zeroed state, followed by room for its tables. It begins on a page, as every mapping does. Its maker sets
     `whole`.
     """
     words = kind.kind.itemsize // 8
-    memory = table(words + kind.tables).view(kind.memory)
+    tables = kind.tables if tables is None else tables
+    memory = table(words + tables).view(kind.memory)
     if isinstance(memory, Memory):
         _whole.add(id(memory))
     state = np.ndarray.__new__(kind, (words,), np.int64, buffer=memory)
     state.keep = []
     state.used = words
+    state.tables = tables
     return state
 
 
@@ -212,7 +253,7 @@ def _open_queue(
     queue["limit"] = (segments - 512) * chunk_size if limit is None else limit
 
 
-def _hook(state: State, hook: Callable[..., object]) -> int:
+def _hook(state: State, hook: object) -> int:
     state.keep.append(hook)
     return id(hook)
 
@@ -231,6 +272,7 @@ def make_loop_state(
     """
     state = make_state(LoopWords)
     state.handles = {}
+    state.channels = {}
     state.handle_numbers = itertools.count()
     record = state.record
     base = _address(state)
@@ -297,6 +339,75 @@ def make_handle_state(loop_state: LoopWords) -> HandleWords:
     return state
 
 
+def _whole_lines(size: int) -> int:
+    return size + -size % LINE
+
+
+def make_channel_state(
+    loop_state: LoopWords,
+    dtype: np.dtype[Any],
+    fields: npt.NDArray[np.void],
+    *,
+    capacity: int,
+    max_batch: int,
+    max_delay: int,
+    on_full: int,
+    on_batch: Callable[..., object],
+    convert: Callable[..., object],
+    ask: Callable[..., int],
+    wake: Callable[[], object],
+) -> ChannelWords:
+    """The state of a channel of `capacity` records, a power of two; it keeps the loop's state alive. `fields` are
+    FIELD records; `ask` and `convert` are the Python functions that kernels call.
+    """
+    sizes = [
+        fields.nbytes,
+        8 * capacity,
+        dtype.itemsize * capacity,
+        dtype.itemsize * (max_batch if on_full == layout.ON_FULL_DROP_OLD else 0),
+    ]
+    state = make_state(ChannelWords, sum(map(_whole_lines, sizes)) // 8)
+    state.loop, state.on_batch = loop_state, on_batch
+    record = state.record
+    at = [_table(state, _whole_lines(size) // 8) - _address(state) for size in sizes]
+    assert state.base is not None
+    whole = memoryview(state.base).cast("B")
+
+    def records(start: int, size: int) -> npt.NDArray[Any]:
+        """Read-only, and views of it have it as their base, by which kernels see that one is kept."""
+        return np.frombuffer(whole[start : start + size].toreadonly(), dtype)
+
+    np.ndarray(fields.shape, fields.dtype, buffer=state.base, offset=at[0])[:] = fields
+    record["handle"]["loop"] = _address(loop_state)
+    queue = record["handle"]["queue"]
+    queue["limit"], queue["shift"] = capacity, capacity.bit_length() - 1
+    queue["gate"], queue["final"] = layout.EXACT, -1
+    record["fields"], record["sequences"], record["records"], record["copy"] = (_address(state) + a for a in at)
+    record["record_bytes"], record["field_count"] = dtype.itemsize, len(fields)
+    record["max_batch"], record["max_delay"], record["on_full"] = max_batch, max_delay, on_full
+    record["float_type"], record["int_type"] = id(float), id(int)
+    record["true"], record["false"] = id(True), id(False)
+    owned = {
+        "ring": records(at[2], sizes[2]),
+        "copies": records(at[3], sizes[3]) if sizes[3] else None,
+        "on_batch": on_batch,
+        "task": (channel_deliver.bind(state),),
+        "due": (channel_due.bind(state),),
+        "convert": convert,
+        "ask": ask,
+        "references": sys.getrefcount,
+    }
+    for name, value in owned.items():
+        record[name] = _hook(state, value)
+    state.number = next(loop_state.handle_numbers)
+    me = id(state)
+    # As for a handle: the loop knows a channel that is whole, or none.
+    record["handle"]["self"] = me
+    state.whole = True
+    loop_state.channels[state.number] = (state.base, wake)
+    return state
+
+
 def make_group_state(states: Sequence[LoopWords]) -> GroupWords:
     """The words of a group of the loops with these states."""
     words = np.array([len(states), *map(_address, states)], np.int64).view(GroupWords)
@@ -305,6 +416,8 @@ def make_group_state(states: Sequence[LoopWords]) -> GroupWords:
 
 
 assert all(
-    kind.itemsize % LINE == 0 for kind in (QUEUE.dtype, POOL.dtype, TIMERS.dtype, FAR.dtype, STATE.dtype, HANDLE.dtype)
+    kind.itemsize % LINE == 0
+    for kind in (QUEUE.dtype, POOL.dtype, TIMERS.dtype, FAR.dtype, STATE.dtype, HANDLE.dtype, CHANNEL.dtype)
 )
 assert RING.dtype.itemsize == layout.SLOT_BYTES == 64
+assert FIELD.dtype.itemsize == 1 << FIELD_BITS

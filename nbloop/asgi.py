@@ -1,0 +1,139 @@
+"""An ASGI application on every core of one process: uvicorn's server, once on each loop of `nbloop.serve`.
+
+Problem: ``uvicorn --workers N`` is N processes, with N copies of everything. Idea: uvicorn's protocols and its `Config`
+stay as they are; each worker runs a uvicorn server of its own, and they listen at one address. Needs
+``pip install nbloop[asgi]``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import sys
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import uvicorn
+
+from .aio import Queue, Worker, serve
+from .aio.listening import Placement
+
+type Lifespan = Literal["each", "primary"]
+
+# What `serve` decides, or what takes processes of its own.
+REFUSED = ("workers", "reload", "reload_dirs", "reload_includes", "reload_excludes", "loop", "fd")
+
+
+def run(
+    app: Any,
+    *,
+    loops: int | None = None,
+    lifespan: Lifespan = "each",
+    placement: Placement | None = None,
+    require_free_threading: bool = False,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    uds: str | None = None,
+    **config: Any,
+) -> None:
+    """Serve an ASGI application, or what ``"module:attribute"`` names, on several loops of this process.
+
+    `loops`, `require_free_threading`, signals and what is raised are those of `nbloop.serve`; `placement` is that of
+    `Worker.listen`. With ``lifespan="each"`` the application's lifespan runs on every loop, so what it makes belongs to
+    that loop; with "primary" it runs on the first loop only, begins before the others serve, and ends after them. All
+    other options are those of `uvicorn.Config`, except `workers`, `reload` and its like, `loop` and `fd`: ValueError.
+
+    At the end each loop stops accepting, finishes requests within `timeout_graceful_shutdown`, and runs the lifespan's
+    end. SystemExit with uvicorn's status (3) if the application fails to start. Main thread only.
+    """
+    for name in REFUSED:
+        if config.get(name):
+            raise ValueError(f"{name} is not supported by nbloop.asgi: loops are threads of this process")
+    if lifespan not in ("each", "primary"):
+        raise ValueError(f'lifespan must be "each" or "primary", not {lifespan!r}')
+    started: Queue[None] = Queue()
+    drained: Queue[None] = Queue()
+
+    async def main(worker: Worker) -> None:
+        one = lifespan == "primary"
+        if one and not worker.primary:
+            try:
+                await started.get()
+                await _serve(worker, uvicorn.Server(uvicorn.Config(app, lifespan="off", **config)))
+            finally:
+                drained.put_nowait(None)
+        else:
+            server = uvicorn.Server(uvicorn.Config(app, **config))
+            if one:
+                server = _Primary(server.config, worker.count - 1, started, drained)
+            await _serve(worker, server)
+
+    async def _serve(worker: Worker, server: uvicorn.Server) -> None:
+        sock = worker.listen(host, port, placement=placement) if uds is None else worker.listen_unix(uds)
+        task = asyncio.create_task(server.serve(sockets=[sock]))
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            server.should_exit = True
+            await task
+            raise
+
+    serve(main, loops=loops, name="nbloop-asgi", require_free_threading=require_free_threading)
+
+
+class _Primary(uvicorn.Server):
+    """The server whose lifespan is the process's."""
+
+    def __init__(self, config: uvicorn.Config, others: int, started: Queue[None], drained: Queue[None]) -> None:
+        super().__init__(config)
+        self._others, self._begun, self._drained = others, started, drained
+
+    async def startup(self, sockets: Any = None) -> None:
+        await super().startup(sockets=sockets)
+        if self.should_exit:
+            return
+        for _ in range(self._others):
+            self._begun.put_nowait(None)
+        end = self.lifespan.shutdown
+
+        async def after_the_others() -> None:
+            for _ in range(self._others):
+                await self._drained.get()
+            await end()
+
+        self.lifespan.shutdown = after_the_others  # type: ignore[method-assign]
+
+
+def main(
+    app: str,
+    *,
+    loops: int | None,
+    lifespan: Lifespan,
+    placement: Placement | None,
+    require_free_threading: bool,
+    options: Sequence[str],
+) -> int:
+    """``python -m nbloop serve``: `options` are those of uvicorn's command line."""
+    context: Any = uvicorn.main.make_context("nbloop serve", [app, *options])
+    given = context.params
+    if given.get("app_dir") is not None:
+        sys.path.insert(0, given["app_dir"])
+    given["headers"] = [tuple(header.split(":", 1)) for header in given.get("headers") or ()]
+    known = inspect.signature(uvicorn.Config).parameters
+    config = {
+        name: value
+        for name, value in given.items()
+        if name in known and name not in ("app", "lifespan") and value is not None
+    }
+    for option in uvicorn.main.params:  # what was not given is not refused
+        if option.name in REFUSED and context.get_parameter_source(option.name).name == "DEFAULT":
+            config.pop(option.name, None)
+    run(
+        app,
+        loops=loops,
+        lifespan=lifespan,
+        placement=placement,
+        require_free_threading=require_free_threading,
+        **config,
+    )
+    return 0

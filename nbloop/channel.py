@@ -1,0 +1,380 @@
+"""Channels: threads put records of numbers, and the loop gets them as numpy arrays.
+
+Problem: with a million records a second of a few numbers each, one callback for each record is one too many. Idea: the
+numbers go into a ring of records (kernels/channels), and one callback gets many of them as an array that lies in that
+ring. `put` is a built-in, as `submit` is. Here are the checks, the words of the refusals, the conversions that only
+numpy can do, and the waiting for room.
+"""
+
+from __future__ import annotations
+
+import _thread
+import itertools
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import LoopOverloadedError, LoopTerminatedError, ReentrantWaitError
+from .hooks import finds_out
+from .kernels.base import layout
+from .kernels.base.kernel import bound
+from .kernels.channels import channel_methods
+from .kernels.state.state import ChannelWords, make_channel_state
+from .lock import CountingLock
+from .options import check_callable, check_int, check_timeout
+from .unique import Unique
+
+if TYPE_CHECKING:
+    from .loop import Loop
+
+type Records = npt.NDArray[Any]
+type OnFull = Literal["raise", "wait", "drop_new", "drop_old"]
+
+ON_FULL: dict[object, int] = {
+    "raise": layout.ON_FULL_RAISE,
+    "wait": layout.ON_FULL_WAIT,
+    "drop_new": layout.ON_FULL_DROP_NEW,
+    "drop_old": layout.ON_FULL_DROP_OLD,
+}
+CAPACITY_MOST = 1 << 28
+BYTES_MOST = 1 << 40  # of a ring
+DELAY_MOST = 4e9  # seconds, as of a timer
+LOOK = 0.5  # seconds between two looks of a producer that waits, as in waiting.py
+
+_numbers = itertools.count(1)  # of channels without a name
+_EXACT = {8: (1 << 53, layout.FIELD_DOUBLE), 4: (1 << 24, layout.FIELD_SINGLE)}
+_INTEGERS = {1: layout.FIELD_INT8, 2: layout.FIELD_INT16, 4: layout.FIELD_INT32, 8: layout.FIELD_INT64}
+# What numpy itself raises of a value, as against what the value's own code does.
+_CONVERSION = (TypeError, ValueError, OverflowError, FloatingPointError)
+
+
+def check_dtype(dtype: Any) -> np.dtype[Any]:
+    """A structured dtype of fixed size, without objects."""
+    checked: np.dtype[Any]
+    try:
+        checked = np.dtype(dtype)
+    except TypeError as error:
+        raise TypeError(f"dtype must be a structured numpy dtype, not {dtype!r}: {error}") from None
+    if not checked.names:
+        raise TypeError(f"dtype must be a structured numpy dtype with at least one field, not {dtype!r}")
+    if checked.hasobject:
+        raise TypeError(f"dtype must have no objects, whose references a record cannot own: {dtype!r}")
+    if checked.shape != ():
+        raise TypeError(f"dtype must be one record, not an array of them: {dtype!r}")
+    if checked.itemsize == 0:
+        raise TypeError(f"dtype must have a size: {dtype!r} has 0 bytes")
+    return checked
+
+
+def check_capacity(capacity: object, itemsize: int) -> None:
+    check_int("capacity", capacity, 2, CAPACITY_MOST)
+    assert isinstance(capacity, int)
+    if capacity & (capacity - 1):
+        raise ValueError(f"capacity must be a power of two from 2 to {CAPACITY_MOST}, not {capacity}")
+    if capacity * itemsize > BYTES_MOST:
+        raise ValueError(f"capacity must be at most {BYTES_MOST // itemsize} records of {itemsize} bytes")
+
+
+def check_delay(max_delay: object) -> int:
+    """In ns; 0 for none."""
+    if max_delay is None:
+        return 0
+    if not isinstance(max_delay, (int, float)) or isinstance(max_delay, bool):
+        raise TypeError(f"max_delay must be a number of seconds or None, not {max_delay!r}")
+    if not 0 < max_delay <= DELAY_MOST:
+        raise ValueError(f"max_delay must be more than 0 and at most {DELAY_MOST:.0f} seconds, not {max_delay!r}")
+    return max(1, int(max_delay * 1e9))
+
+
+def _fields(dtype: np.dtype[Any]) -> Records:
+    """What kernels have to know of each field. What they do not know is numpy's."""
+    fields = np.zeros(len(dtype.names or ()), layout.FIELD.dtype)
+    fields["least"] = 1  # more than the most: no int fits
+    for field, name in zip(fields, dtype.names or (), strict=True):
+        assert dtype.fields is not None
+        kind, field["at"] = dtype.fields[name][:2]
+        if not kind.isnative:
+            continue
+        if kind.kind == "f" and kind.itemsize in _EXACT:
+            field["most"], field["kind"] = _EXACT[kind.itemsize]
+            field["least"] = -field["most"]
+        elif kind.kind == "b":
+            field["kind"] = layout.FIELD_BOOL
+        elif kind.kind in "iu":
+            field["kind"] = _INTEGERS[kind.itemsize]
+            # The two that no word of ours holds, or that mean something else, are numpy's: -2**63, and 2**63 and more.
+            field["least"] = max(int(np.iinfo(kind).min), layout.MINUS + 1)
+            field["most"] = min(int(np.iinfo(kind).max), (1 << 63) - 1)
+    return fields
+
+
+def _convert(dtype: np.dtype[Any], name: str, /, *values: Any, **named: Any) -> Records:
+    """One record, as numpy would make it; an error names the field."""
+    names = dtype.names or ()
+    if len(values) > len(names):
+        raise TypeError(f"{name}.put() takes {len(names)} values, for {', '.join(names)}: {len(values)} were given")
+    given = dict(zip(names, values, strict=False))
+    for field, value in named.items():
+        if field not in names:
+            raise TypeError(f"{name}.put() has no field {field!r}: its fields are {', '.join(names)}")
+        if field in given:
+            raise TypeError(f"{name}.put() got two values for the field {field!r}")
+        given[field] = value
+    missing = [repr(field) for field in names if field not in given]
+    if missing:
+        raise TypeError(f"{name}.put() has no value for the fields {', '.join(missing)}")
+    record = np.zeros(1, dtype)
+    with np.errstate(over="raise", invalid="raise"):
+        for field in names:
+            try:
+                record[field][0] = given[field]
+            except _CONVERSION as error:
+                kind = OverflowError if isinstance(error, FloatingPointError) else type(error)
+                if kind not in _CONVERSION:
+                    raise
+                raise kind(f"field {field!r} of {name}: {error}") from error
+    return record
+
+
+class Room:
+    """The producers of one channel that wait until it has room, first come, first served. Any thread."""
+
+    def __init__(self) -> None:
+        self._lock = CountingLock()
+        self._gates: deque[tuple[int, _thread.LockType]] = deque()
+        self.state: Callable[[], ChannelWords | None] = lambda: None
+
+    def wait(self, count: int, until: int) -> None:
+        """Wait until there may be room for `count` records, or the channel is closed, or until then."""
+        state = self.state()
+        if state is None:
+            return
+        room, sleeps = channel_methods.channel_room.bind(state), channel_methods.channel_sleeps.bind(state)
+        gate = _thread.allocate_lock()
+        gate.acquire()
+        mine = (count, gate)
+        served = False
+        sleeps(1)
+        try:
+            with self._lock:
+                self._gates.append(mine)
+            while not served and (left := until - time.monotonic_ns()) > 0:
+                served = room() >= count or gate.acquire(timeout=min(LOOK, left / 1e9))
+        finally:
+            sleeps(-1)
+            with self._lock:
+                if mine in self._gates:
+                    self._gates.remove(mine)
+                if not served:
+                    self.wake()  # those behind it, for room that it does not use
+
+    def wake(self) -> None:
+        """Wake those for whom there is room, and no more."""
+        state = self.state()
+        if state is None or not self._gates:
+            return
+        with self._lock:
+            room = channel_methods.channel_room.bind(state)()
+            while self._gates and self._gates[0][0] <= room:
+                count, gate = self._gates.popleft()
+                room -= count
+                gate.release()
+
+
+def _ask(of: weakref.ref[Loop], room: Room, what: str, timeout: float | None, code: int, count: int, until: int) -> int:
+    """What kernels ask: raises, or answers with a number (layout.ASK_x). `until` is what the last answer was."""
+    loop = of()
+    if code == layout.ASK_WAKE:
+        room.wake()
+        return 0
+    if code == layout.ASK_AGAIN:
+        return int(loop is not None and finds_out(loop))
+    if code == layout.ASK_CLOSED:
+        if loop is not None:
+            loop._check_fork()
+            if finds_out(loop):
+                return 0
+        why = loop._ended_by if loop is not None else None
+        raise LoopTerminatedError(f"{what} takes no more records: its loop has terminated or is about to") from why
+    if code == layout.ASK_KEPT:
+        raise BufferError(
+            f"on_batch of {what} has kept its records, or a view of them, which are overwritten from now on: copy them"
+        )
+    if code == layout.ASK_FULL:
+        raise LoopOverloadedError(f"{what} is full: as many records wait as it holds; nothing was stored")
+    if loop is not None and loop.is_loop_thread():
+        raise ReentrantWaitError(f"{what} is full, and only the thread that was to wait for room can make some")
+    now = time.monotonic_ns()
+    if not until:
+        until = (1 << 63) - 1 if timeout is None else now + int(timeout * 1e9)
+    elif now >= until:
+        raise TimeoutError(f"{what} has had no room for {count} records within {timeout} s; nothing was stored")
+    room.wait(count, until)
+    return until
+
+
+class Entrance(Unique):
+    """What `Channel` and `ChannelProducer` have in common: a ring of records, and the ways in."""
+
+    _state: ChannelWords
+    loop: Loop
+    name: str
+    dtype: np.dtype[Any]
+    capacity: int
+
+    @bound(channel_methods.channel_put)
+    def put(self, *values: Any, **named: Any) -> bool:
+        """Put one record: a value for each field, in the order of the dtype or by name. True; False if it was dropped.
+
+        Stored means that it will be delivered before `run()` returns for good, or that `close()` dropped and counted
+        it. Records of all threads have one total order, and are delivered in it. Values are converted as numpy does
+        when they are assigned to an array. Any thread, callbacks of the loop and signal handlers included (with
+        ``on_full="wait"`` no signal handlers). O(1): one compare-and-swap; lock-free unless it waits or drops what is
+        old. Values that are not exactly `float`, `int` or `bool`, named ones, and fields that are not plain numbers
+        take numpy some microseconds.
+
+        Raises TypeError, ValueError or OverflowError, which name the field; `LoopTerminatedError` once the end of the
+        loop has begun; when the channel is full, `LoopOverloadedError`, or with ``on_full="wait"`` TimeoutError, or on
+        the loop's own thread `ReentrantWaitError`. In each case nothing was stored.
+        """
+        return False  # pragma: no cover
+
+    def put_many(self, records: Records, /) -> int:
+        """Put the records of an array of the channel's dtype, all or none, with nothing between them; how many.
+
+        One publication. 0 means that the array was empty, or that it was dropped. Otherwise as `put`. O(records), a
+        copy. Raises TypeError for what is not such an array, ValueError for more records than the channel holds.
+        """
+        array: Any = records
+        if not isinstance(array, np.ndarray) or (array.dtype is not self.dtype and array.dtype != self.dtype):
+            raise TypeError(f"records must be an array of {self.name}'s dtype {self.dtype}, not {array!r:.200}")
+        count = array.size
+        if count > self.capacity:
+            raise ValueError(f"records must be at most {self.capacity}, all that {self.name} holds, not {count}")
+        if count == 0:
+            return 0
+        return self._put_array(array if array.flags.c_contiguous else np.ascontiguousarray(array), count)
+
+    @bound(channel_methods.channel_put_array)
+    def _put_array(self, records: Records, count: int, /) -> int:
+        return 0  # pragma: no cover
+
+    @bound(channel_methods.channel_length)
+    def waiting(self) -> int:
+        """How many records wait, or are claimed; a moment old. Any thread. O(1)."""
+        return 0  # pragma: no cover
+
+    @property
+    def dropped(self) -> int:
+        """How many records were dropped, by `on_full` or by `close()`. Any thread. O(1)."""
+        return int(self._state.record["dropped"])
+
+    @property
+    def delivered(self) -> int:
+        """How many records `on_batch` was called with. Any thread. O(1)."""
+        return int(self._state.record["delivered"])
+
+    @property
+    def batches(self) -> int:
+        """How often `on_batch` was called. Any thread. O(1)."""
+        return int(self._state.record["batches"])
+
+
+class Channel(Entrance):
+    """A ring of records into a loop (`Loop.channel`)."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        dtype: Any,
+        on_batch: Callable[[Records], object],
+        *,
+        capacity: int,
+        max_batch: int,
+        max_delay: float | None,
+        on_full: OnFull,
+        timeout: float | None,
+        name: str | None,
+    ) -> None:
+        self.loop = loop
+        self.dtype = check_dtype(dtype)
+        if on_batch is None:
+            raise TypeError("on_batch must be callable, not None")
+        check_callable("on_batch", on_batch)
+        check_capacity(capacity, self.dtype.itemsize)
+        check_int("max_batch", max_batch, 1, CAPACITY_MOST)
+        delay = check_delay(max_delay)
+        if not isinstance(on_full, str):
+            raise TypeError(f"on_full must be one of {', '.join(map(repr, ON_FULL))}, not {on_full!r}")
+        if on_full not in ON_FULL:
+            raise ValueError(f"on_full must be one of {', '.join(map(repr, ON_FULL))}, not {on_full!r}")
+        if timeout is not None:
+            check_timeout(timeout)
+            if on_full != "wait":
+                raise ValueError('timeout means something only with on_full="wait"')
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"name must be a str or None, not {name!r}")
+        self.name = name if name is not None else f"{loop.name}-channel-{next(_numbers)}"
+        self.capacity = capacity
+        self._on_batch = on_batch
+        self._timeout = timeout
+        self._options = {
+            "capacity": capacity,
+            "max_batch": min(max_batch, capacity),
+            "max_delay": delay,
+            "on_full": ON_FULL[on_full],
+        }
+        self._state = self._ring()
+
+    def _ring(self) -> ChannelWords:
+        """A ring of its own, with the options of this channel."""
+        loop = self.loop
+        room = Room()
+        with loop._lock:
+            loop._check_fork()
+            if loop._lifecycle() >= layout.TERMINATING:
+                message = f"{loop.name} takes no new channels: it has terminated or is about to"
+                raise LoopTerminatedError(message) from loop._ended_by
+            state = make_channel_state(
+                loop._state,
+                self.dtype,
+                _fields(self.dtype),
+                **self._options,
+                on_batch=self._on_batch,
+                convert=partial(_convert, self.dtype, self.name),
+                ask=partial(_ask, weakref.ref(loop), room, self.name, self._timeout),
+                wake=room.wake,
+            )
+            room.state = weakref.ref(state)
+        return state
+
+    def producer(self) -> ChannelProducer:
+        """A private entrance for one producing thread at a time: a ring of its own, with the options of this channel
+        and the same `on_batch`. Order is kept for each producer, and there is none between rings.
+
+        Any thread. Raises `LoopTerminatedError` once the end of the loop has begun, MemoryError.
+        """
+        return ChannelProducer(self)
+
+    def __repr__(self) -> str:
+        return f"<nbloop.Channel {self.name} of {self.loop.name}>"
+
+
+class ChannelProducer(Entrance):
+    """A handle for putting records from one thread at a time (`Channel.producer`)."""
+
+    def __init__(self, channel: Channel) -> None:
+        if not isinstance(channel, Channel):
+            raise TypeError(f"channel must be a nbloop.Channel, not {channel!r}")
+        self.channel = channel
+        self.loop, self.name, self.dtype, self.capacity = channel.loop, channel.name, channel.dtype, channel.capacity
+        self._state = channel._ring()
+
+    def __repr__(self) -> str:
+        return f"<nbloop.ChannelProducer of {self.name}>"

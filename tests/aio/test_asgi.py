@@ -1,0 +1,135 @@
+"""`nbloop.asgi` and ``python -m nbloop serve``: uvicorn's server on every loop of one process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+
+from tests.support.waiting import PATIENCE
+
+pytest.importorskip("uvicorn")
+
+APP = """
+import json, threading
+
+log = []
+
+async def app(scope, receive, send):
+    mine = threading.current_thread().name
+    if scope["type"] == "lifespan":
+        while True:
+            what = (await receive())["type"]
+            log.append([what, mine])
+            await send({"type": what + ".complete"})
+            if what == "lifespan.shutdown":
+                print(json.dumps(log), flush=True)
+                return
+    body = json.dumps(mine).encode()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"close")]})
+    await send({"type": "http.response.body", "body": body})
+
+async def broken(scope, receive, send):
+    if scope["type"] == "lifespan":
+        await receive()
+        await send({"type": "lifespan.startup.failed", "message": "no database"})
+"""
+
+
+@pytest.fixture
+def serving(tmp_path):
+    """`with serving(*options) as (port, child)`: the command line, with its application answering."""
+    (tmp_path / "shop.py").write_text(APP)
+
+    @contextlib.contextmanager
+    def serving(*options, app="shop:app"):
+        port = random.randrange(15_000, 30_000)  # below the range that the system gives to clients
+        command = [sys.executable, "-W", "ignore", "-m", "nbloop", "serve", app, "--app-dir", str(tmp_path)]
+        child = subprocess.Popen(
+            [*command, "--port", str(port), *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            yield (port, child)
+        finally:
+            child.kill()
+            child.communicate()
+
+    return serving
+
+
+def ask(port, child):
+    """What the application answers, as soon as it does; the child must live."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=PATIENCE) as answer:
+                return json.load(answer)
+        except (ConnectionError, urllib.error.URLError) as error:
+            refused = error if isinstance(error, ConnectionError) else error.reason
+            if not isinstance(refused, ConnectionError):
+                raise
+            assert child.poll() is None, child.stderr.read()
+            assert time.monotonic() < until, "nobody serves"
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize("placement", ["system", "least busy"] if sys.platform == "linux" else ["least busy"])
+def test_every_loop_answers_and_all_end(serving, placement):
+    with serving("--loops", "2", "--placement", placement, "--log-level", "warning") as (port, child):
+        seen = {ask(port, child)}
+        until = time.monotonic() + PATIENCE
+        while len(seen) < 2 and time.monotonic() < until:
+            seen.add(ask(port, child))
+        child.send_signal(signal.SIGTERM)
+        out, errors = child.communicate(timeout=PATIENCE)
+    assert seen == {"nbloop-asgi-0", "nbloop-asgi-1"}
+    assert child.returncode == 143, errors
+    log = json.loads(out.splitlines()[-1])
+    assert sorted(log[:2]) == [["lifespan.startup", f"nbloop-asgi-{i}"] for i in range(2)]
+    assert sorted(log[2:]) == [["lifespan.shutdown", f"nbloop-asgi-{i}"] for i in range(2)]
+
+
+def test_a_lifespan_of_the_process(serving):
+    with serving("--loops", "2", "--lifespan", "primary", "--log-level", "warning") as (port, child):
+        ask(port, child)
+        child.send_signal(signal.SIGTERM)
+        out, errors = child.communicate(timeout=PATIENCE)
+    assert child.returncode == 143, errors
+    assert json.loads(out) == [["lifespan.startup", "nbloop-asgi-0"], ["lifespan.shutdown", "nbloop-asgi-0"]]
+
+
+def test_ctrl_c(serving):
+    with serving("--loops", "2") as (port, child):
+        ask(port, child)
+        child.send_signal(signal.SIGINT)
+        _, errors = child.communicate(timeout=PATIENCE)
+    assert child.returncode == 130, errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("lifespan", ["each", "primary"])
+def test_an_application_that_fails_to_start(serving, lifespan):
+    with serving("--loops", "2", "--lifespan", lifespan, app="shop:broken") as (_, child):
+        _, errors = child.communicate(timeout=PATIENCE)
+    assert child.returncode == 3
+    assert "no database" in errors
+
+
+@pytest.mark.parametrize("option", ["workers", "reload", "fd"])
+def test_what_takes_processes_is_refused(option):
+    from nbloop import asgi
+
+    with pytest.raises(ValueError, match=option):
+        asgi.run(None, **{option: 2})
+    with pytest.raises(ValueError, match="lifespan"):
+        asgi.run(None, lifespan="on")
