@@ -93,18 +93,6 @@ def _idle(world: World, call: Callable[[EventLoop, Count], object]) -> Steps:
 
 
 @scenario
-def call_soon(world: World) -> Steps:
-    """Scheduled, or not."""
-    return _idle(world, lambda loop, count: loop.call_soon(count.add))
-
-
-@scenario
-def call_soon_threadsafe(world: World) -> Steps:
-    """Scheduled, or not."""
-    return _idle(world, lambda loop, count: loop.call_soon_threadsafe(count.add))
-
-
-@scenario
 def call_later(world: World) -> Steps:
     """Scheduled, or not."""
     return _idle(world, lambda loop, count: loop.call_later(0, count.add))
