@@ -26,7 +26,6 @@ import _socket
 import _thread
 import contextlib
 import ctypes
-import functools
 import logging
 import os
 import signal
@@ -231,7 +230,7 @@ class _StandIn:
         `asyncio.Runner` sets a handler of its own for SIGINT while it runs a task, and takes it back after that only if
         Python still names it. If that task has ended, this does what the Runner would have done.
         """
-        task = self.before.keywords.get("main_task") if isinstance(self.before, functools.partial) else None
+        task = self.before.keywords.get("main_task") if isinstance(self.before, partial) else None
         if task is not None and isinstance(getattr(self.before.func, "__self__", None), _runner()) and task.done():
             self.before = signal.default_int_handler
         return self.before
@@ -352,7 +351,7 @@ def _asking_main_thread(asked: object) -> Callable[[], int]:
     is full.
     """
     is_true = ctypes.cast(ctypes.pythonapi.PyObject_IsTrue, ctypes.c_void_p)
-    return functools.partial(ctypes.pythonapi.Py_AddPendingCall, is_true, ctypes.c_void_p(id(asked)))
+    return partial(ctypes.pythonapi.Py_AddPendingCall, is_true, ctypes.c_void_p(id(asked)))
 
 
 def _ask_main_thread() -> None:

@@ -198,6 +198,9 @@ NEVER(word, PyBytes_Size, word at)
 NEVER(word, PyObject_GetAttr, word at, word name)
 NEVER(int, PyContext_Enter, word at)
 NEVER(int, PyContext_Exit, word at)
+NEVER(word, PyContext_CopyCurrent, void)
+NEVER(int, PyObject_GetBuffer, word at, word view, int flags)
+NEVER(void, PyBuffer_Release, word view)
 
 /* --- a loop's state, as state.py makes it ------------------------------------------------------------------------- */
 

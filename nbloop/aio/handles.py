@@ -12,11 +12,17 @@ returns; where that is seen to be the caller, its step goes to the core as it is
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Generator
 from contextvars import Context
 from types import BuiltinFunctionType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from ..kernels.base.atomics import get
+from ..kernels.base.interpreter import BUILTIN_DEFINITION, slot_offsets
+from ..kernels.methods.asyncio_methods import AIO
 from ..unique import Unique
 
 if TYPE_CHECKING:
@@ -38,42 +44,87 @@ def run(handle: asyncio.Handle) -> None:
     del handle, of, callback, args  # the exception may be kept, and its traceback keeps this frame
 
 
-def _type_of_steps() -> type | None:
-    """Of the object that is a C task's next step, which only its call of `call_soon` can show. None if asyncio's tasks
-    are Python's: their steps are methods, and get handles.
+_CODE = asyncio.Handle._run.__code__
+
+
+def tools_watch() -> bool:
+    """Has somebody put a function of his own in the place of asyncio's `Handle._run`, as profilers and tracers do?"""
+    kinds: tuple[Any, ...] = (asyncio.Handle, asyncio.TimerHandle, Handle, TimerHandle)
+    known = _CODE.co_filename == asyncio.events.__file__  # or it was there before this was imported
+    return not known or any(getattr(kind._run, "__code__", None) is not _CODE for kind in kinds)
+
+
+def run_watched(handle: Any) -> None:
+    """Run a handle by its own method."""
+    handle._run()
+
+
+def failed(told: tuple[Any, Callable[..., object], tuple[Any, ...], BaseException]) -> None:
+    """A handle's callback has raised, says the kernel that has run it."""
+    handle, callback, args, error = told
+    try:
+        if isinstance(error, (SystemExit, KeyboardInterrupt)):
+            raise error
+        handle._loop._callback_raised(handle, callback, args, error)
+    finally:
+        del told, handle, callback, args, error  # as in `run`
+
+
+class _Shows:
+    """A loop and a future that show what a task gives them: a step to call soon, and what to call when it is done."""
+
+    _asyncio_future_blocking = True
+
+    def __init__(self) -> None:
+        self.shown: list[Any] = []
+
+    def get_debug(self) -> bool:
+        return False
+
+    def get_loop(self) -> _Shows:
+        return self
+
+    def call_soon(self, callback: object, *_args: object, **_context: object) -> None:
+        self.shown.append(callback)
+
+    add_done_callback = call_soon
+
+    def __await__(self) -> Generator[_Shows]:
+        yield self
+
+
+def _kinds_of_steps() -> tuple[type | None, int]:
+    """Of the object that is a C task's next step, its type; of what it has a future call when that is done, the address
+    of the definition. Only a task can show them. None and 0 if asyncio's tasks are Python's: their steps are methods,
+    and get handles.
     """
-    seen: list[Any] = []
+    shows = _Shows()
 
-    class Loop:
-        def get_debug(self) -> bool:
-            return False
+    async def waits() -> None:
+        await shows
 
-        def call_soon(self, callback: object, *_args: object, **_context: object) -> None:
-            seen.append(callback)
-
-    async def nothing() -> None: ...
-
-    coroutine = nothing()
-    task: Any = asyncio.Task(coroutine, loop=Loop())  # type: ignore[arg-type]
+    coroutine = waits()
+    task: Any = asyncio.Task(coroutine, loop=shows)  # type: ignore[arg-type]
+    step = shows.shown.pop()
+    if type(step).__module__ != "_asyncio":
+        task._log_destroy_pending = False
+        coroutine.close()
+        return None, 0
+    step()
+    wakeup = shows.shown.pop()
     task._log_destroy_pending = False
     coroutine.close()
-    kind = type(seen.pop())
-    return kind if kind.__module__ == "_asyncio" else None
+    known = type(wakeup) is BuiltinFunctionType and wakeup.__name__ == "TaskWakeup"
+    return type(step), get(id(wakeup) + BUILTIN_DEFINITION) if known else 0
 
 
-Step = _type_of_steps()
-
-
-def is_wakeup(callback: object) -> bool:
-    """Is this what a C task has a future call when that is done?"""
-    return type(callback) is BuiltinFunctionType and callback.__name__ == "TaskWakeup"
+Step, WAKEUP = _kinds_of_steps()
 
 
 class Handle(Unique, asyncio.Handle):
     """A callback of `call_soon`. `cancel` from any thread."""
 
     __slots__ = ()
-    __call__ = run
 
     def __init__(
         self, callback: Callable[..., object], args: tuple[Any, ...], loop: EventLoop, context: Context
@@ -97,3 +148,49 @@ class TimerHandle(Handle, asyncio.TimerHandle):
         Handle.__init__(self, callback, args, loop, context)
         self._when = when
         self._scheduled = 0  # the core's number of the timer, which is true for asyncio too
+
+
+# --- what kernels have to know of them
+
+_SLOTS = ("_callback", "_args", "_cancelled", "_loop", "_context", "_repr", "_source_traceback")
+_NAMES = ("loop",)
+_OBJECTS = {
+    "none": None,
+    "false": False,
+    "tuple": tuple,
+    "builtin": BuiltinFunctionType,
+    "context_type": Context,
+    "run_in": Context.run,
+    "future": asyncio.Future,
+    "handle": Handle,
+    "timer": TimerHandle,
+    "foreign_handle": asyncio.Handle,
+    "foreign_timer": asyncio.TimerHandle,
+    "run_slowly": run,
+    "failed": failed,
+    "loop_names": _NAMES,
+    "context": sys.intern("context"),
+    "callback_name": sys.intern("_callback"),
+    "args_name": sys.intern("_args"),
+    "soon_slowly": sys.intern("_call_soon"),
+    "threadsafe_slowly": sys.intern("_call_soon_threadsafe"),
+}
+
+
+def _words() -> Any:
+    words = np.zeros(1, AIO.dtype)
+    for name, known in _OBJECTS.items():
+        words[name] = id(known)
+    words["step"] = id(Step) if Step is not None else 0
+    words["wakeup"] = WAKEUP
+    for name, at in zip(_SLOTS, slot_offsets(asyncio.Handle, _SLOTS), strict=True):
+        words[name.removeprefix("_").replace("source_", "") + "_at"] = at
+    return words.view(np.int64)
+
+
+_WORDS = _words()  # what is the same for all loops
+
+
+def new_words() -> Any:
+    """The words of a loop, which has to write its own."""
+    return _WORDS.copy()

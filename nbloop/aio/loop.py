@@ -24,28 +24,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
+import errno
 import inspect
 import signal
 import warnings
 import weakref
 from asyncio import base_events as _base_events
-from asyncio import format_helpers
+from asyncio import constants, format_helpers, trsock
 from collections.abc import Callable
 from contextvars import Context, copy_context
 from sys import _getframe
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import ForkedLoopError, LoopTerminatedError
+from ..kernels.base.kernel import data, method
+from ..kernels.methods import asyncio_methods as kernels
+from ..kernels.methods.asyncio_methods import AIO, AioWords
 from ..loop import Loop
-from ..unique import Unique
-from .handles import Handle, Step, TimerHandle, is_wakeup, run
+from .handles import Handle, TimerHandle, new_words, run, run_watched, tools_watch
 from .selector import Selector
 from .transports import KERNELS_READ, StreamTransport, new_buffer
 
 base_events: Any = _base_events  # its stubs do not name what is wanted of it
 
 FAR = 1e10  # s on the clock: later than its end, so never, as is what no float can be
+EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # after which a listener rests
 WHOLE_QUEUE = 1 << 40  # tasks in a turn: asyncio's turn, too, runs all that is ready when it begins
 
 
@@ -55,7 +58,7 @@ def _signal_arrived(of: weakref.ref[EventLoop], sig: int) -> None:
         loop._handle_signal(sig)  # asyncio's: it finds the handle, and forgets one that was cancelled
 
 
-class EventLoop(Unique, asyncio.SelectorEventLoop):
+class EventLoop(AioWords, asyncio.SelectorEventLoop):
     """An asyncio event loop. Everything that `asyncio.AbstractEventLoop` has; what is not said here is asyncio's.
 
     Thread-safe are `call_soon_threadsafe`, `stop`, and `cancel` of the handles. `call_soon` and `call_at` are checked
@@ -65,7 +68,6 @@ class EventLoop(Unique, asyncio.SelectorEventLoop):
     _made = False  # until then there is nothing to close: options were refused, or a signal's handler has raised
 
     if TYPE_CHECKING:  # asyncio's, which its stubs do not name
-        _debug: bool
         _stopping: bool
         _current_handle: asyncio.Handle | None
 
@@ -77,6 +79,9 @@ class EventLoop(Unique, asyncio.SelectorEventLoop):
         def _check_thread(self) -> None: ...
         def _check_callback(self, callback: object, method: str) -> None: ...
         def _run_forever_setup(self) -> None: ...
+        def _remove_reader(self, fd: int) -> bool: ...
+        def _start_serving(self, *arguments: Any) -> None: ...
+        def _accept_connection2(self, *arguments: Any) -> Any: ...
         def _run_forever_cleanup(self) -> None: ...
 
     def __init__(
@@ -90,11 +95,25 @@ class EventLoop(Unique, asyncio.SelectorEventLoop):
             name=name, metrics=metrics, recorder=recorder, ingress_budget=WHOLE_QUEUE, on_error=self._task_raised
         )
         self._core._children_ignore = True
+        # A spin before a sleep saves time to who wakes the loop, and costs a server 4 to 6 % of its CPU time: what ends
+        # its sleeps are descriptors, which only a system call can see.
+        self._core._record["spin_max"] = 0
         self._submit = self._core.submit
-        self.time = self._core.now  # type: ignore[method-assign] # no Python frame
+        self._now = self._core.now
+        if type(self).time is asyncio.BaseEventLoop.time:
+            self.time = self._now  # type: ignore[method-assign] # no Python frame
         self._received = new_buffer()
-        super().__init__(Selector(self._core, lambda handle: self._run(handle)))  # noqa: PLW0108 - debug mode changes it
         self._unseen = Handle(Handle.cancel, (), self, copy_context())  # for a caller that does not look at it
+        words = new_words()
+        self._runner = kernels.handle_run.bind(words)
+        for at, word in (
+            (AIO.STATE, data(id(self._core._state))),
+            (AIO.UNSEEN, id(self._unseen)),
+            (AIO.RUNNER, id(self._runner)),
+        ):
+            words[at // 8] = word
+        self._words = words
+        super().__init__(Selector(self._core, lambda handle: self._run(handle)))  # noqa: PLW0108 - debug mode changes it
         self._made = True
 
     def __del__(self, _warn: Callable[..., object] = warnings.warn) -> None:
@@ -108,42 +127,46 @@ class EventLoop(Unique, asyncio.SelectorEventLoop):
         """
         return self._core
 
-    # --- scheduling: alike, and each written out, because one more Python frame is a tenth of what they take
+    # --- what each callback, future and step of a task asks for: built-in methods, and no Python frame
 
-    def call_soon(  # type: ignore[override]
+    @method(kernels.aio_call_soon)
+    def call_soon(  # type: ignore[override, empty-body]
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.Handle:
         """Run ``callback(*args)`` after all that is ready already. O(1)."""
-        if context is not None and (type(callback) is Step or is_wakeup(callback)) and not self._debug:
-            try:
-                self._submit(context.run, callback, *args)
-            except LoopTerminatedError:
-                self._check_closed()
-                raise
-            return self._unseen
+
+    @method(kernels.aio_call_soon_threadsafe)
+    def call_soon_threadsafe(  # type: ignore[override, empty-body]
+        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
+        """`call_soon` from any thread, signal handlers included. It wakes the loop only if that sleeps."""
+
+    @method(kernels.aio_create_future)
+    def create_future(self) -> asyncio.Future[Any]:  # type: ignore[empty-body]
+        """A future of this loop. Any thread."""
+
+    @method(kernels.aio_get_debug)
+    def get_debug(self) -> bool:  # type: ignore[empty-body]
+        """Is asyncio's debug mode on? Any thread."""
+
+    # --- scheduling where that is rare: debug mode, odd arguments, a closed loop. Written out, because the frame of the
+    # caller is two above `_note`.
+
+    def _call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.Handle:
         handle = Handle(callback, args, self, copy_context() if context is None else context)
         if self._debug:
             self._check_thread()
             self._note(handle, callback, "call_soon")
-        try:
-            self._enqueue(handle)
-        except LoopTerminatedError:
-            self._check_closed()
-            raise
+        self._add_callback(handle)
         return handle
 
-    def call_soon_threadsafe(  # type: ignore[override]
+    def _call_soon_threadsafe(
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.Handle:
-        """`call_soon` from any thread, signal handlers included. It wakes the loop only if that sleeps."""
         handle = Handle(callback, args, self, copy_context() if context is None else context)
         if self._debug:
             self._note(handle, callback, "call_soon_threadsafe")
-        try:
-            self._enqueue(handle)
-        except LoopTerminatedError:
-            self._check_closed()
-            raise
+        self._add_callback(handle)
         return handle
 
     def call_later(  # type: ignore[override]
@@ -167,8 +190,10 @@ class EventLoop(Unique, asyncio.SelectorEventLoop):
         if self._debug:
             self._check_thread()
             self._note(timer, callback, "call_at")
+        if self.time is not self._now:  # a tool's clock: what is between now and then on it is so on ours
+            when = self._now() + (when - self.time())
         try:
-            timer._scheduled = self._core.schedule_timer_at(min(when, FAR), self._enqueue, timer)
+            timer._scheduled = self._core.schedule_timer_at(min(when, FAR), self._submit, self._run, timer)
         except LoopTerminatedError:
             self._check_closed()
             raise
@@ -178,12 +203,19 @@ class EventLoop(Unique, asyncio.SelectorEventLoop):
         self._core.cancel_timer(handle._scheduled)
 
     def _add_callback(self, handle: asyncio.Handle) -> None:
-        self._submit(self._run, handle)
+        try:
+            self._submit(self._run, handle)
+        except LoopTerminatedError:
+            self._check_closed()
+            raise
 
     # --- running
 
     def run_forever(self) -> None:
-        """Run until `stop`. What is ready by then has run; what that made ready waits for the next run."""
+        """Run until `stop`. What is ready by then has run; what that made ready waits for the next run. If
+        `asyncio.Handle._run` has been replaced by now, it is called for each callback, task steps included.
+        """
+        self._choose_run()
         self._run_forever_setup()
         try:
             self._core.run()
@@ -215,6 +247,38 @@ class EventLoop(Unique, asyncio.SelectorEventLoop):
             return super()._make_socket_transport(sock, protocol, waiter, **more)  # type: ignore[misc]
         self._ensure_fd_no_transport(sock)
         return StreamTransport(self, sock, protocol, waiter, **more)
+
+    def _accept_connection(  # its first arguments are asyncio's; what follows are TLS's timeouts
+        self, factory: Any, sock: Any, sslcontext: Any = None, server: Any = None, backlog: int = 100, *timeouts: Any
+    ) -> None:
+        """Accept what waits. Without descriptors the listener rests, and comes back once; asyncio before 3.14 tries on,
+        and each failure comes back for itself.
+        """
+        for _ in range(backlog):
+            try:
+                conn, address = sock.accept()
+                if self._debug:
+                    base_events.logger.debug("%r got a new connection from %r: %r", server, address, conn)
+                conn.setblocking(False)
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in EXHAUSTED:
+                    raise
+                message = "socket.accept() out of system resource"
+                self.call_exception_handler(
+                    {"message": message, "exception": error, "socket": trsock.TransportSocket(sock)}
+                )
+                self._remove_reader(sock.fileno())
+                arguments = (factory, sock, sslcontext, server, backlog, *timeouts)
+                self.call_later(constants.ACCEPT_RETRY_DELAY, self._serve_again, *arguments)
+                return
+            extra = {"peername": address}
+            self.create_task(self._accept_connection2(factory, conn, extra, sslcontext, server, *timeouts))
+
+    def _serve_again(self, factory: Any, sock: Any, *rest: Any) -> None:
+        if sock.fileno() != -1:  # closed meanwhile
+            self._start_serving(factory, sock, *rest)
 
     @property
     def _nest_patched(self) -> bool:
@@ -282,19 +346,24 @@ class EventLoop(Unique, asyncio.SelectorEventLoop):
 
     def set_debug(self, enabled: bool) -> None:
         """asyncio's debug mode: what is scheduled is checked, where is remembered, and slow callbacks are logged."""
-        super().set_debug(enabled)
-        self._run = self._run_in_debug if enabled else run
-        # A handle of ours is called by the core itself; the debug mode puts a frame in between.
-        self._enqueue = functools.partial(self._submit, self._run_in_debug) if enabled else self._submit
+        super().set_debug(bool(enabled))  # a word that kernels compare
+        self._choose_run()
         for transport in list(vars(self).get("_transports", {}).values()):  # asyncio makes it after its first call
             if isinstance(transport, StreamTransport):
                 transport.aim()
+
+    def _choose_run(self) -> None:
+        """Who runs a handle: the kernel, unless somebody wants to see it."""
+        tools = tools_watch()
+        self._words[AIO.TOOLS // 8] = tools
+        self._run_seen = run_watched if tools else run
+        self._run = self._run_in_debug if self._debug else run_watched if tools else self._runner
 
     def _run_in_debug(self, handle: asyncio.Handle) -> None:
         start = self.time()
         self._current_handle = handle
         try:
-            run(handle)
+            self._run_seen(handle)
         finally:
             self._current_handle = None
         took = self.time() - start

@@ -3,8 +3,8 @@
 Problem: a transport has a hundred rules (marks, half-close, sendfile, `start_tls`, errors), and two calls that matter:
 read one message, write one message. Idea: the rules stay asyncio's own code. What is watched is the `Stream` of a
 transport instead of a handle, and it reads; the transport's `write` is the stream's, and it sends. Both give up, and
-asyncio's methods run, wherever the case is not the plain one: a `BufferedProtocol`, the debug mode, bytes that wait,
-the end of the file, an error.
+asyncio's methods run, wherever the case is not the plain one: the debug mode, bytes that wait, the end of the file, an
+error.
 
 What differs: data is delivered when the poll reports it, ahead of callbacks that were ready before, as in uvloop;
 asyncio queues it behind them.
@@ -19,14 +19,14 @@ import weakref
 from asyncio import selector_events as _selector_events
 from collections.abc import Callable
 from contextvars import Context
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from ..kernels.base.capi import SYS_EPOLL_PWAIT
 from ..kernels.base.kernel import method
 from ..kernels.turn import stream as kernels
-from ..kernels.turn.stream import RECEIVED_MOST, StreamWords
+from ..kernels.turn.stream import BUFFER_SIZE, StreamWords
 
 KERNELS_READ = sys.platform == "linux" and SYS_EPOLL_PWAIT != 0  # elsewhere Python waits, and asyncio's transports read
 
@@ -40,7 +40,8 @@ class Stream(StreamWords):
 
     def __init__(self, owner: StreamTransport, fd: int, buffer: Any, other: Callable[[int, int], object]) -> None:
         self._clear = None
-        self._made = (None, weakref.ref(owner), fd, buffer, "data_received", other, _ended, _unsent)
+        names = "data_received", "get_buffer", "buffer_updated"
+        self._made = (None, weakref.ref(owner), fd, buffer, *names, other, _ended, _unsent)
         self.aim(None)
 
     @method(kernels.stream_ready)
@@ -52,14 +53,14 @@ class Stream(StreamWords):
         """Send what the system takes at once; the transport keeps the rest."""
 
     @method(kernels.stream_aim)
-    def aim(self, target: tuple[Any, Context] | None, /) -> None:
+    def aim(self, target: tuple[Any, Context, Literal[True] | None] | None, /) -> None:
         """Whom to give what is received, and in which context; None: asyncio's own code reads. Any thread."""
 
 
-def _ended(told: tuple[weakref.ref[StreamTransport], int | BaseException]) -> None:
+def _ended(told: tuple[weakref.ref[StreamTransport], str | None, int | BaseException]) -> None:
     transport = told[0]()
     if transport is not None:
-        transport._read_ended(told[1])
+        transport._read_ended(*told[1:])
 
 
 def _unsent(told: tuple[weakref.ref[StreamTransport], Any, int | None]) -> None:
@@ -94,22 +95,32 @@ class StreamTransport(_SocketTransport):  # type: ignore[misc]
     def aim(self) -> None:
         """Have the kernel read, or asyncio."""
         context, protocol = self._reads_in, self._protocol
-        if context is None or self._loop.get_debug() or isinstance(protocol, asyncio.BufferedProtocol):
+        if context is None or self._loop.get_debug():
             self._stream.aim(None)
         else:
-            self._stream.aim((protocol, context))
+            self._stream.aim((protocol, context, True if isinstance(protocol, asyncio.BufferedProtocol) else None))
 
-    def _read_ended(self, why: int | BaseException) -> None:
+    def _read_ended(self, name: str | None, why: int | BaseException) -> None:
+        """At that method of the protocol, or at the buffer that it gave: an exception, errno, 0 for the end, or -1 for
+        a buffer that is empty.
+        """
+        if isinstance(why, (SystemExit, KeyboardInterrupt)):
+            raise why
         if self._conn_lost:
             return
         if why == 0:
             self._read_ready__on_eof()
+        elif why == -1:
+            try:
+                raise RuntimeError("get_buffer() returned an empty buffer")
+            except RuntimeError as error:
+                self._fatal_error(error, "Fatal error: protocol.get_buffer() call failed.")
         elif isinstance(why, int):
             self._failed(why, "Fatal read error on socket transport")
-        elif isinstance(why, (SystemExit, KeyboardInterrupt)):
-            raise why
+        elif name is None and isinstance(why, BufferError):  # it is a buffer, but for reading
+            self._fatal_error(why, "Fatal read error on socket transport")
         else:
-            self._fatal_error(why, "Fatal error: protocol.data_received() call failed.")
+            self._fatal_error(why, f"Fatal error: protocol.{name or 'get_buffer'}() call failed.")
 
     def _failed(self, number: int, message: str) -> None:
         try:
@@ -206,4 +217,4 @@ def watched_by(reader: Any, writer: Any) -> Any:
 
 def new_buffer() -> Any:
     """For what the streams of one loop receive. Memory only where something has been received."""
-    return np.empty(RECEIVED_MOST, np.uint8)
+    return np.zeros(BUFFER_SIZE, np.uint8)

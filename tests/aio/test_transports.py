@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import errno
 import gc
+import itertools
 import os
 import random
 import socket
@@ -23,6 +25,7 @@ from tests.support.waiting import PATIENCE
 pytestmark = pytest.mark.skipif(not KERNELS_READ, reason="asyncio's own transports here")
 
 COMPILED = os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0")
+CONNECTIONS = 120  # of each of 18 ends
 LOOPS = {"asyncio": asyncio.new_event_loop, "nbloop": nbloop.new_event_loop}
 
 
@@ -94,9 +97,10 @@ class Logged(asyncio.Protocol):
 class Buffered(asyncio.BufferedProtocol):
     def __init__(self, log: list[object]) -> None:
         self.log = log
-        self.buffer = bytearray(100)
+        self.buffer = bytearray(65536)
 
     def get_buffer(self, sizehint: int) -> bytearray:
+        assert sizehint == -1
         return self.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -215,6 +219,96 @@ def connected():
     return run
 
 
+class Raises(Logged):
+    def data_received(self, data):
+        raise ValueError(data)
+
+
+class Broken(Buffered):
+    """Fails where `fault` says."""
+
+    fault = ""
+
+    def get_buffer(self, sizehint):
+        self.log.append(("get_buffer", sizehint))
+        if self.fault == "get_buffer":
+            raise ValueError("no buffer")
+        if self.fault == "closes":
+            self.transport.close()
+        return {"empty": bytearray(), "read-only": b"12345", "none": None, "small": self.buffer}.get(
+            self.fault, memoryview(self.buffer)[5:]
+        )
+
+    def buffer_updated(self, nbytes):
+        super().buffer_updated(nbytes)
+        if self.fault == "buffer_updated":
+            raise ValueError(nbytes)
+        if self.fault == "replaces":
+            self.transport.set_protocol(Logged(self.log))
+
+
+@pytest.mark.parametrize(
+    "fault", ["", "get_buffer", "empty", "read-only", "none", "small", "closes", "buffer_updated", "replaces"]
+)
+def test_a_buffered_protocol_receives_into_its_buffer(fault):
+    """Or fails, and the connection with it, as on asyncio."""
+
+    def run(factory):
+        log = []
+
+        async def play():
+            loop = asyncio.get_running_loop()
+            loop.set_exception_handler(lambda _loop, context: log.append(context["message"]))
+            peer, mine = pair("unix")
+            protocol = Broken(log)
+            protocol.buffer = bytearray(10)
+            protocol.transport, _ = await loop.connect_accepted_socket(lambda: protocol, mine)
+            protocol.fault = fault
+            for data in (b"abc", b"defghijklmnopqrstuvwxyz"):
+                with contextlib.suppress(OSError):
+                    peer.send(data)
+                await settle()
+            log.append(bytes(protocol.buffer))
+            with contextlib.suppress(OSError):
+                peer.shutdown(socket.SHUT_WR)
+            await settle()
+            protocol.transport.abort()
+            await settle()
+            peer.close()
+
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(asyncio.wait_for(play(), PATIENCE))
+        return [("lost", bool(one[1])) if one[0] == "lost" else one for one in log]
+
+    assert run(LOOPS["nbloop"]) == run(LOOPS["asyncio"])
+
+
+@pytest.mark.parametrize("kind", ["unix", "tcp"])
+def test_large_messages_arrive_whole(connected, kind):
+    """Whatever came before: after a large one the system is asked how much there is."""
+
+    async def test(transport, protocol, peer):
+        sizes = (100, 70_000, 70_000, 10, 200_000, 300_000, 65_536, 65_535, 1, 500_000, 500_000, 3)
+        sent = b"".join(bytes([number]) * size for number, size in enumerate(sizes))
+        loop = asyncio.get_running_loop()
+
+        def send():
+            peer.setblocking(True)
+            for number, size in enumerate(sizes):
+                peer.sendall(bytes([number]) * size)
+
+        def received():
+            return b"".join(data for name, data in (one for one in protocol.log if one != "made"))
+
+        await loop.run_in_executor(None, send)
+        while len(received()) < len(sent):
+            await asyncio.sleep(0)
+        assert max(len(one[1]) for one in protocol.log if one != "made") > 65_536
+        return received() == sent
+
+    assert connected(test, kind=kind)
+
+
 @pytest.mark.skipif(not COMPILED, reason="kernels that are Python have frames")
 def test_no_frame_of_ours_runs_for_a_message(connected):
     """Between the loop's run and `data_received`, and below `write`, no Python function is called."""
@@ -243,6 +337,34 @@ def test_no_frame_of_ours_runs_for_a_message(connected):
     caller, calls = connected(test)
     assert caller == "_turn_until_end"  # which has called the kernel that turns
     assert set(calls) <= {"data_received", "check_interrupts"}  # the second once a turn
+
+
+@pytest.mark.skipif(not COMPILED, reason="kernels that are Python have frames")
+def test_no_frame_of_ours_runs_for_a_stream():
+    """Nor for the future that a reader waits for, its callback, and the step of the task."""
+
+    async def main():
+        peer, mine = pair("unix")
+        reader, writer = await asyncio.open_connection(sock=mine)
+        ours = []
+
+        def note(frame, event, _argument):
+            if event == "call" and frame.f_code.co_filename.startswith(os.path.dirname(nbloop.__file__)):
+                ours.append(frame.f_code.co_name)
+
+        sys.setprofile(note)
+        for _ in range(10):
+            asyncio.get_running_loop().call_soon(peer.send, b"x")
+            assert await reader.read(100) == b"x"
+            writer.write(b"y")
+        sys.setprofile(None)
+        ours = [name for name in ours if name not in ("check_interrupts", "main", "note")]
+        assert peer.recv(100) == b"y" * 10
+        peer.close()
+        writer.close()
+        return ours
+
+    assert nbloop.run(main()) == []
 
 
 def test_interest_is_not_changed_for_a_message(connected, monkeypatch):
@@ -321,23 +443,44 @@ def test_debug_mode_sees_slow_protocols(connected, caplog):
 
 
 @pytest.mark.parametrize("kind", ["unix", "tcp"])
-@pytest.mark.parametrize("end", ["close", "abort", "peer", "in flight"])
+@pytest.mark.parametrize(
+    "end", ["close", "abort", "peer", "in flight", "close in flight", "paused", "half", "reset", "raises"]
+)
 def test_nothing_is_left_of_a_closed_connection(kind, end):
     """Transport, protocol and stream are gone with the connection, without a collection."""
 
     async def main():
         gone = []
-        for _ in range(50):
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _loop, _context: None)
+        for number in range(CONNECTIONS):
             peer, mine = pair(kind)
-            transport, protocol = await asyncio.get_running_loop().connect_accepted_socket(lambda: Logged([]), mine)
+            make = Buffered if number % 2 else Logged
+            transport, protocol = await loop.connect_accepted_socket(lambda make=make: make([]), mine)
             gone += [weakref.ref(transport), weakref.ref(protocol)]
             peer.send(b"x")
             await settle()
-            transport.write(b"y" * (10_000_000 if end == "in flight" else 1))
+            transport.write(b"y" * (10_000_000 if "in flight" in end else 1))
             if end == "close":
                 transport.close()
             elif end == "abort":
                 transport.abort()
+            elif end == "close in flight":
+                transport.close()
+                peer.close()
+            elif end == "paused":
+                transport.pause_reading()
+                peer.send(b"x")
+                transport.close()
+            elif end == "half":
+                transport.write_eof()
+                peer.shutdown(socket.SHUT_WR)
+            elif end == "reset":
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                peer.close()
+            elif end == "raises":
+                transport.set_protocol(Raises([]))
+                peer.send(b"x")
             else:
                 peer.close()
             del transport, protocol
@@ -405,3 +548,84 @@ def test_a_socket_that_has_nothing_is_left_alone(connected):
         return list(protocol.log)
 
     assert connected(test) == ["made", ("data", b"x")]
+
+
+# --- accepting
+
+
+@pytest.fixture
+def exhausted(monkeypatch):
+    """`exhausted.left`: how many more times the system has no descriptor for `accept`; `calls`: when it was called."""
+
+    class Exhausted:
+        left = 0
+        calls: list[float] = []  # noqa: RUF012 - of one test
+
+    state = Exhausted()
+    state.calls = []
+    accept = socket.socket.accept
+
+    def refused(self):
+        state.calls.append(asyncio.get_running_loop().time())
+        if state.left > 0:
+            state.left -= 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        return accept(self)
+
+    monkeypatch.setattr(socket.socket, "accept", refused)
+    monkeypatch.setattr(asyncio.constants, "ACCEPT_RETRY_DELAY", 0.01)
+    return state
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_listener_rests_and_comes_back_once(exhausted, times):
+    """One failure, one rest, one retry; then all that wait are accepted."""
+
+    async def main():
+        made, told = [], []
+
+        class Counts(asyncio.Protocol):
+            def connection_made(self, transport):
+                made.append(transport)
+                if len(made) == 5:
+                    done.set_result(None)
+
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _loop, context: told.append(context["message"]))
+        done = loop.create_future()
+        server = await loop.create_server(Counts, "127.0.0.1", 0)
+        exhausted.left = times
+        clients = [socket.create_connection(server.sockets[0].getsockname()) for _ in range(5)]
+        await asyncio.wait_for(done, PATIENCE)
+        assert told == ["socket.accept() out of system resource"] * times
+        retries = exhausted.calls[: times + 1]
+        assert all(later - before >= 0.009 for before, later in itertools.pairwise(retries))
+        for client in clients:
+            client.close()
+        for transport in made:
+            transport.abort()
+        server.close()
+        await server.wait_closed()
+
+    nbloop.run(main())
+
+
+def test_a_listener_closed_while_it_rests_stays_closed(exhausted):
+    async def main():
+        told, rested = [], asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def note(_loop, context):
+            told.append(context)
+            rested.set()
+
+        loop.set_exception_handler(note)
+        server = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0)
+        exhausted.left = 1
+        with socket.create_connection(server.sockets[0].getsockname()):
+            await asyncio.wait_for(rested.wait(), PATIENCE)
+            server.close()
+            await asyncio.sleep(0.03)
+        return len(told)
+
+    assert nbloop.run(main()) == 1

@@ -34,6 +34,7 @@ INTERNAL = {
         "PlacesWords",
         "ResolverWords",
         "StreamWords",
+        "AioWords",
         "State",
     ),
     *("Poller", "Parker", "Target", "TablePoller", "Collector"),  # bases and protocols

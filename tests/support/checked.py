@@ -32,6 +32,8 @@ import numpy as np
 import pytest
 
 import nbloop.readiness
+from nbloop.aio import handles as aio_handles
+from nbloop.aio import transports as aio_transports
 from nbloop.kernels.base import atomics, capi, kernel
 from nbloop.kernels.base.interpreter import ARRAY_DATA, LIST_ITEMS, TUPLE_ITEMS
 from nbloop.kernels.build import object_cache
@@ -43,6 +45,7 @@ MAKERS = (
     *("PyTuple_New", "PySequence_List", "PyList_New", "PyType_GenericAlloc"),
     *("PySequence_GetSlice", "PySequence_Repeat", "PyObject_GetIter", "PyIter_Next", "PyList_GetItemRef"),
     *("PyObject_CallNoArgs", "PyObject_CallOneArg", "PyObject_Vectorcall"),
+    *("PyObject_GetAttr", "PyContext_CopyCurrent"),
 )
 PAGE = 4096
 TABLES_MOST = 16  # of a state
@@ -266,6 +269,10 @@ def _entering(of: kernel.Kernel) -> None:
     of.function = enter  # type: ignore[assignment]
 
 
+def _array(make: Callable[[], Any]) -> Callable[[], Any]:
+    return lambda: checker.array(make())
+
+
 def replace(original: Any, other: Any) -> None:
     """Wherever a kernel's module knows the one, it knows the other."""
     for name, module in list(sys.modules.items()):
@@ -310,6 +317,8 @@ def install() -> None:
     replace(free, freeing)
 
     address, make = state._address, state.make_state
+    for made in (aio_handles.new_words, aio_transports.new_buffer):
+        replace(made, _array(made))
     view, poller = classes.make_view, nbloop.readiness.Watches.open_poller
     state._address = lambda array: address(checker.array(array))
     state.make_state = lambda kind: checker.array(make(kind))

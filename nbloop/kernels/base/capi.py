@@ -257,12 +257,15 @@ PyErr_WriteUnraisable = _declare("PyErr_WriteUnraisable", VOID, WORD, twin=_writ
 PyDict_Size = _declare("PyDict_Size", WORD, WORD)
 PyDict_SetItem = _declare("PyDict_SetItem", INT, WORD, WORD, WORD)
 PyBytes_FromStringAndSize = _declare("PyBytes_FromStringAndSize", WORD, WORD, WORD)
+PyObject_GetBuffer = _declare("PyObject_GetBuffer", INT, WORD, WORD, INT)
+PyBuffer_Release = _declare("PyBuffer_Release", VOID, WORD)
 PyBytes_AsString = _declare("PyBytes_AsString", WORD, WORD)
 PyBytes_Size = _declare("PyBytes_Size", WORD, WORD)
 PyObject_GetAttr = _declare("PyObject_GetAttr", WORD, WORD, WORD)
 PyContext_CopyCurrent = _declare("PyContext_CopyCurrent", WORD)
 PyContext_Enter = _declare("PyContext_Enter", INT, WORD)
 PyContext_Exit = _declare("PyContext_Exit", INT, WORD)
+PyContext_CopyCurrent = _declare("PyContext_CopyCurrent", WORD)
 PyUnicode_FromString = _declare("PyUnicode_FromString", WORD, WORD)
 PyType_GetFlags = _declare("PyType_GetFlags", WORD, WORD)
 PyFunction_GetCode = _declare("PyFunction_GetCode", WORD, WORD)  # a borrowed reference
@@ -298,6 +301,8 @@ VirtualAlloc = _declare("VirtualAlloc", WORD, WORD, WORD, INT, INT, twin=_virtua
 VirtualFree = _declare("VirtualFree", INT, WORD, WORD, INT, twin=_virtual_free)
 
 TYPE_BYTES = 1 << 27  # Py_TPFLAGS_BYTES_SUBCLASS, of the stable ABI
+BUFFER_WRITABLE = 1  # PyBUF_WRITABLE, and of struct Py_buffer, of the stable ABI since 3.11, its size and `len`
+BUFFER_BYTES, BUFFER_LENGTH = 80, 16
 
 # --- system constants ------------------------------------------------------------------------------------------------
 FUTEX_NUMBERS = {"x86_64": 202, "aarch64": 98}
@@ -309,6 +314,9 @@ SYS_EPOLL_PWAIT2 = 441
 # ppoll: called with a NULL mask, so the mask's size does not matter
 SYS_PPOLL = {"x86_64": 271, "aarch64": 73}.get(platform.machine(), 0)
 POLLIN = 1
+# ioctl: how many bytes a socket has to give
+SYS_IOCTL = {"x86_64": 16, "aarch64": 29}.get(platform.machine(), 0)
+FIONREAD = 0x541B
 EINTR, EAGAIN = 4, 11
 MSG_NOSIGNAL = 0x4000
 # struct epoll_event {uint32 events; uint64 data} is packed on x86-64 only, for the sake of 32-bit programs there

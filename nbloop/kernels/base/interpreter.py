@@ -264,11 +264,12 @@ _expect(
 # --- instances of classes with __slots__ ------------------------------------------------------------------------------
 
 
-def slot_offsets(kind: Any) -> tuple[int, ...]:
-    """The offsets of the ``__slots__`` in an instance of `kind`, in order: found by setting each of them."""
-    instance = kind()
-    marks = [object() for _ in kind.__slots__]
-    for name, mark in zip(kind.__slots__, marks, strict=True):
+def slot_offsets(kind: Any, names: tuple[str, ...] = ()) -> tuple[int, ...]:
+    """The offsets of the ``__slots__`` of `kind`, in order, or of these names: found by setting each of them."""
+    instance = kind.__new__(kind)
+    names = names or kind.__slots__
+    marks = [object() for _ in names]
+    for name, mark in zip(names, marks, strict=True):
         setattr(instance, name, mark)
     places = range(OBJECT_HEADER, kind.__basicsize__, 8)
     found = {_word(id(instance) + at): at for at in places}

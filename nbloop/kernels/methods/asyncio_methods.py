@@ -1,0 +1,318 @@
+"""What asyncio asks of a loop for each callback, future and step of a task, as built-in methods of `aio.EventLoop`.
+
+Problem: `call_soon`, `create_future` and `get_debug` are called for each message that a stream brings, and as Python
+functions they are three frames, and a handle's run is a fourth. Idea: kernels whose ``self`` is the asyncio loop. They
+make asyncio's own handle, word by word, and put it into the queue. A task needs no handle: what its C code schedules
+is known by its type (`STEP`) or by its definition (`WAKEUP`), and nobody sees what `call_soon` returns for it. The
+rare rest goes to Python: debug mode, tools that watch handles, odd arguments, a loop that is closed.
+
+Where asyncio keeps the slots of its handles is found when `aio/loop.py` is imported, and not before, because who uses
+no asyncio does not wait for its import. So the places are words here (`AIO`) and not constants.
+"""
+
+from __future__ import annotations
+
+import sysconfig
+from typing import Any
+
+import numpy as np
+
+from ...unique import Unique
+from ..base.atomics import get, load, put
+from ..base.capi import (
+    Py_DecRef,
+    Py_IncRef,
+    PyContext_CopyCurrent,
+    PyContext_Enter,
+    PyContext_Exit,
+    PyErr_BadArgument,
+    PyErr_Clear,
+    PyErr_GetRaisedException,
+    PyObject_CallOneArg,
+    PyObject_GetAttr,
+    PyObject_Vectorcall,
+    PyTuple_New,
+    PyType_GenericAlloc,
+    PyUnicode_Compare,
+)
+from ..base.interpreter import BUILTIN_DEFINITION, OBJECT_TYPE, SEQUENCE_SIZE, TUPLE_ITEMS, slot_offsets
+from ..base.kernel import KEYWORDS, NOARGS, ONE, apart, data, helper, inlined, kernel
+from ..base.layout import STATE, TAG_ARGUMENTS, Fields, Record
+from .scheduling import send
+
+FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+
+
+class AioWords(Unique):
+    """The words of an asyncio loop; `aio/loop.py` adds its methods. `_words` is an array of `AIO`."""
+
+    __slots__ = ("_debug", "_words")
+    _debug: bool
+    _words: Any
+
+
+LOOP_WORDS = Fields(
+    "LOOP_WORDS",
+    {slot.removeprefix("_").upper(): at for slot, at in zip(AioWords.__slots__, slot_offsets(AioWords), strict=True)},
+)
+# Of an asyncio loop. All but the first two and the places are addresses of objects, which the loop or a module keeps.
+AIO = Record(
+    "AIO",
+    np.dtype(
+        [
+            (name, np.int64)
+            for name in (
+                "state",  # the address of the words of the core
+                "tools",  # not 0: a tool wants to see each handle run
+                *("none", "false", "tuple", "step", "builtin", "wakeup", "context_type", "run_in", "future"),
+                *("handle", "timer", "foreign_handle", "foreign_timer", "unseen", "runner"),
+                *("soon_slowly", "threadsafe_slowly", "run_slowly", "failed"),
+                *("context", "loop_names", "callback_name", "args_name"),
+                # where a handle has these
+                *("callback_at", "args_at", "cancelled_at", "loop_at", "context_at", "repr_at", "traceback_at"),
+            )
+        ]
+    ),
+)
+
+
+@inlined
+def aio_words(self: int) -> int:
+    """The words of a loop; 0 with an exception set: `__new__` alone made it, or the collector has taken it apart."""
+    words = load(self + LOOP_WORDS.WORDS)
+    if words == 0:
+        PyErr_BadArgument()
+        return 0
+    return data(words)
+
+
+@inlined
+def own(place: int, target: int) -> None:
+    """Write a new reference of `target` where nobody reads yet."""
+    Py_IncRef(target)
+    put(place, target)
+
+
+@inlined
+def aio_soon(self: int, arguments: int, count: int, names: int, slowly: int) -> int:
+    """``callback, *args, context=None``: its handle, or 0 with an exception set. `slowly` names the Python method that
+    does what is rare, and all over again whatever failed.
+    """
+    words = aio_words(self)
+    if words == 0:
+        return 0
+    context = 0
+    plain = count > 0 and load(self + LOOP_WORDS.DEBUG) == get(words + AIO.FALSE) and load(words + AIO.TOOLS) == 0
+    if names != 0:
+        context = get(arguments + (count << 3))
+        name = get(names + TUPLE_ITEMS)  # asyncio's C code has a string of its own
+        known = get(words + AIO.CONTEXT)
+        plain = plain and get(names + SEQUENCE_SIZE) == 1 and (name == known or PyUnicode_Compare(name, known) == 0)
+        if context == get(words + AIO.NONE):
+            context = 0
+        elif get(context + OBJECT_TYPE) != get(words + AIO.CONTEXT_TYPE):
+            plain = False
+    if plain:
+        callback = get(arguments)
+        kind = get(callback + OBJECT_TYPE)
+        if context != 0 and (
+            kind == get(words + AIO.STEP)
+            or (kind == get(words + AIO.BUILTIN) and get(callback + BUILTIN_DEFINITION) == get(words + AIO.WAKEUP))
+        ):
+            result = aio_step(words, context, arguments, count)
+        else:
+            result = aio_handle(self, words, context, arguments, count)
+        if result != 0:
+            return result
+        PyErr_Clear()
+    return aio_slowly(self, get(words + slowly), arguments, count, names)
+
+
+@apart
+def aio_slowly(self: int, name: int, arguments: int, count: int, names: int) -> int:
+    """What the Python method of that name makes of the arguments."""
+    method = PyObject_GetAttr(self, name)
+    if method == 0:
+        return 0
+    result = PyObject_Vectorcall(method, arguments, count, names)
+    Py_DecRef(method)
+    return result
+
+
+@inlined
+def aio_step(words: int, context: int, arguments: int, count: int) -> int:
+    """Queue a step of a C task: the handle that stands for all of them, or 0 with an exception set."""
+    packed = PyTuple_New(count + 2)
+    if packed == 0:
+        return 0
+    own(packed + TUPLE_ITEMS, get(words + AIO.RUN_IN))
+    own(packed + TUPLE_ITEMS + 8, context)
+    for i in range(count):
+        own(packed + TUPLE_ITEMS + ((i + 2) << 3), get(arguments + (i << 3)))
+    base = get(words + AIO.STATE)
+    if send(base, base + STATE.EXTERNAL, packed | TAG_ARGUMENTS, get(arguments)) == 0:
+        return 0
+    unseen = get(words + AIO.UNSEEN)
+    Py_IncRef(unseen)
+    return unseen
+
+
+@inlined
+def aio_handle(self: int, words: int, context: int, arguments: int, count: int) -> int:
+    """Queue a new handle, and return it; 0 with an exception set."""
+    if context != 0:
+        Py_IncRef(context)
+    else:
+        context = PyContext_CopyCurrent()
+    args = PyTuple_New(count - 1)
+    packed = PyTuple_New(2)
+    handle = PyType_GenericAlloc(get(words + AIO.HANDLE), 0)
+    if context == 0 or args == 0 or packed == 0 or handle == 0:
+        aio_unmade(context, args, packed, handle)
+        return 0
+    none = get(words + AIO.NONE)
+    for i in range(1, count):
+        own(args + TUPLE_ITEMS + ((i - 1) << 3), get(arguments + (i << 3)))
+    own(handle + get(words + AIO.CALLBACK_AT), get(arguments))
+    put(handle + get(words + AIO.ARGS_AT), args)
+    own(handle + get(words + AIO.LOOP_AT), self)
+    put(handle + get(words + AIO.CONTEXT_AT), context)
+    put(handle + get(words + AIO.CANCELLED_AT), get(words + AIO.FALSE))
+    put(handle + get(words + AIO.REPR_AT), none)
+    put(handle + get(words + AIO.TRACEBACK_AT), none)
+    own(packed + TUPLE_ITEMS, get(words + AIO.RUNNER))
+    own(packed + TUPLE_ITEMS + 8, handle)
+    base = get(words + AIO.STATE)
+    if send(base, base + STATE.EXTERNAL, packed | TAG_ARGUMENTS, get(arguments)) == 0:
+        Py_DecRef(handle)
+        return 0
+    return handle
+
+
+@apart
+def aio_unmade(context: int, args: int, packed: int, handle: int) -> None:
+    """There was no memory for one of them: let go of the others."""
+    if context != 0:
+        Py_DecRef(context)
+    if args != 0:
+        Py_DecRef(args)
+    if packed != 0:
+        Py_DecRef(packed)
+    if handle != 0:
+        Py_DecRef(handle)
+
+
+@kernel(KEYWORDS)
+def aio_call_soon(self: int, arguments: int, count: int, names: int) -> int:
+    """`aio_soon`; in debug mode Python checks the thread."""
+    return aio_soon(self, arguments, count, names, AIO.SOON_SLOWLY)
+
+
+@kernel(KEYWORDS)
+def aio_call_soon_threadsafe(self: int, arguments: int, count: int, names: int) -> int:
+    """`aio_soon`; in debug mode Python does not check the thread."""
+    return aio_soon(self, arguments, count, names, AIO.THREADSAFE_SLOWLY)
+
+
+@kernel(NOARGS)
+def aio_get_debug(self: int, _unused: int) -> int:
+    """The word that `set_debug` has set."""
+    enabled = load(self + LOOP_WORDS.DEBUG)
+    if enabled == 0:
+        PyErr_BadArgument()
+        return 0
+    Py_IncRef(enabled)
+    return enabled
+
+
+@kernel(NOARGS)
+def aio_create_future(self: int, _unused: int) -> int:
+    """``asyncio.Future(loop=self)``."""
+    words = aio_words(self)
+    if words == 0:
+        return 0
+    arguments = PyTuple_New(1)
+    if arguments == 0:
+        return 0
+    own(arguments + TUPLE_ITEMS, self)
+    future = PyObject_Vectorcall(get(words + AIO.FUTURE), arguments + TUPLE_ITEMS, 0, get(words + AIO.LOOP_NAMES))
+    Py_DecRef(arguments)
+    return future
+
+
+@inlined
+def taken(handle: int, place: int, name: int) -> int:
+    """A new reference of what a slot holds, while another thread may cancel the handle. With the GIL nobody does; a
+    member of a free-threaded build has to be asked for it.
+    """
+    if FREE_THREADED:
+        return PyObject_GetAttr(handle, name)
+    held = get(handle + place)
+    if held != 0:
+        Py_IncRef(held)
+    return held
+
+
+@kernel(ONE)
+def handle_run(self: int, handle: int) -> int:
+    """Run a handle, unless it was cancelled. ``self`` is the array of `AIO`. SystemExit and KeyboardInterrupt leave the
+    loop.
+    """
+    words = data(self)
+    none = get(words + AIO.NONE)
+    kind = get(handle + OBJECT_TYPE)
+    if (
+        kind != get(words + AIO.HANDLE)
+        and kind != get(words + AIO.TIMER)
+        and kind != get(words + AIO.FOREIGN_HANDLE)
+        and kind != get(words + AIO.FOREIGN_TIMER)
+    ):
+        return PyObject_CallOneArg(get(words + AIO.RUN_SLOWLY), handle)
+    callback = taken(handle, get(words + AIO.CALLBACK_AT), get(words + AIO.CALLBACK_NAME))
+    args = taken(handle, get(words + AIO.ARGS_AT), get(words + AIO.ARGS_NAME))
+    result = 0
+    if callback != 0 and args != 0:
+        result = none
+        # Read after the two: `cancel` sets it before it takes them away.
+        if load(handle + get(words + AIO.CANCELLED_AT)) == get(words + AIO.FALSE):
+            context = get(handle + get(words + AIO.CONTEXT_AT))
+            if context != 0 and get(args + OBJECT_TYPE) == get(words + AIO.TUPLE):
+                result = handle_call(handle, words, context, callback, args)
+            else:  # somebody has written into it
+                result = PyObject_CallOneArg(get(words + AIO.RUN_SLOWLY), handle)
+    if args != 0:
+        Py_DecRef(args)
+    if callback != 0:
+        Py_DecRef(callback)
+    return result
+
+
+@helper
+def handle_call(handle: int, words: int, context: int, callback: int, args: int) -> int:
+    """Call in the handle's context. What it returned, or what Python makes of its exception: None, or 0 if that is to
+    leave the loop.
+    """
+    result = 0
+    if PyContext_Enter(context) == 0:
+        result = PyObject_Vectorcall(callback, args + TUPLE_ITEMS, get(args + SEQUENCE_SIZE), 0)
+        PyContext_Exit(context)
+    if result == 0:
+        return handle_failed(handle, words, callback, args)
+    return result
+
+
+@apart
+def handle_failed(handle: int, words: int, callback: int, args: int) -> int:
+    """Tell Python of the exception that is set: ``failed((handle, callback, args, error))``."""
+    error = PyErr_GetRaisedException()
+    four = PyTuple_New(4)
+    if four == 0:
+        Py_DecRef(error)
+        return 0
+    own(four + TUPLE_ITEMS, handle)
+    own(four + TUPLE_ITEMS + 8, callback)
+    own(four + TUPLE_ITEMS + 16, args)
+    put(four + TUPLE_ITEMS + 24, error)
+    result = PyObject_CallOneArg(get(words + AIO.FAILED), four)
+    Py_DecRef(four)
+    return result
