@@ -92,7 +92,12 @@ class Running:
         if loop.is_loop_thread():
             self.start()
         else:
-            loop.schedule_microtask(Owed(self.start, self._drop))
+            first = Owed(self.start, self._drop)
+            try:
+                loop.schedule_microtask(first)
+            except LoopTerminatedError:
+                first.drop()
+                raise
 
     def _drop(self) -> None:
         """The end has come before the first step. Any thread: nothing of the coroutine runs."""

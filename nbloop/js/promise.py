@@ -477,9 +477,13 @@ class Owed:
         self._dropped = None
         self._run()
 
-    def __del__(self) -> None:
-        if self._dropped is not None:
-            self._dropped()
+    def drop(self) -> None:
+        """It will never run. Once it was called, or dropped, nothing happens."""
+        dropped, self._dropped = self._dropped, None
+        if dropped is not None:
+            dropped()
+
+    __del__ = drop
 
 
 class Rejections:
@@ -495,8 +499,11 @@ class Rejections:
     def note(self, promise: Promise[Any]) -> None:
         """Note that a promise was rejected before it had a handler. Any thread."""
         self._noted.append(promise)
-        with contextlib.suppress(LoopTerminatedError):
-            self._js.loop.schedule_checkpoint_end(Owed(self._notify, self._notify_at_end))
+        notice = Owed(self._notify, self._notify_at_end)
+        try:
+            self._js.loop.schedule_checkpoint_end(notice)
+        except LoopTerminatedError:
+            notice.drop()
 
     def _notify_at_end(self) -> None:
         """No checkpoint comes any more in which something could handle them: log them. Any thread."""

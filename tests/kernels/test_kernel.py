@@ -61,7 +61,7 @@ def test_help(loop: nbloop.Loop) -> None:
     for method in (nbloop.Loop.cancel_timer, loop.cancel_timer):
         text = pydoc.plain(pydoc.render_doc(method))
         assert "id" in text
-        assert "Definite at once" in text
+        assert "The answer is final" in text
     assert str(inspect.signature(loop.cancel_timer)).startswith("(id")
 
 
