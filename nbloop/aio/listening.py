@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .. import hooks
 from ..observe.contention import totals
+from ..threads import begin
 
 if TYPE_CHECKING:
     from .serving import Worker
@@ -240,7 +241,7 @@ class Front:
                 self._sock.listen(backlog)
                 self._sock.setblocking(False)
                 self._thread = threading.Thread(target=self._accept, name=f"nbloop-accept {self.address}", daemon=True)
-                self._thread.start()
+                begin(self._thread)
 
     def left(self) -> None:
         """A loop accepts no more connections; after the last loop, stop listening."""

@@ -39,6 +39,7 @@ from ..gil import check_parallel
 from ..lock import Latch
 from ..loop import Loop
 from ..options import check_int, usable_cores
+from ..threads import begin
 from ..unique import Unique
 from .listening import Listeners, Placement
 from .loop import EventLoop
@@ -307,7 +308,7 @@ class Worker(Unique):
 
     def _start(self, main: Main[Any]) -> None:
         self._thread = threading.Thread(target=self._body, args=(main,), name=self.loop.core.name, daemon=True)
-        self._thread.start()
+        begin(self._thread)
 
     def _take(self) -> bool:
         """Is the loop the caller's to run, or to close? True once; an interrupted start may have made the thread."""
