@@ -240,9 +240,13 @@ def test_a_signal_cancels_all(sig, error):
 
 
 def test_a_signal_that_every_main_outlives():
+    begun = []
+
     async def main(worker):
         with contextlib.suppress(asyncio.CancelledError):
+            begun.append(worker)  # a main that is cancelled before it has begun cannot outlive that
             if worker.index:
+                await asyncio.to_thread(wait_for, lambda: len(begun) == 2)
                 kill()
             await forever()
         return "done"
