@@ -248,12 +248,20 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         self._ensure_fd_no_transport(sock)
         return StreamTransport(self, sock, protocol, waiter, **more)
 
-    def _accept_connection(  # its first arguments are asyncio's; what follows are TLS's timeouts
-        self, factory: Any, sock: Any, sslcontext: Any = None, server: Any = None, backlog: int = 100, *timeouts: Any
+    def _accept_connection(  # its arguments are asyncio's
+        self,
+        factory: Any,
+        sock: Any,
+        sslcontext: Any = None,
+        server: Any = None,
+        backlog: int = 100,
+        ssl_handshake_timeout: float | None = constants.SSL_HANDSHAKE_TIMEOUT,
+        ssl_shutdown_timeout: float | None = constants.SSL_SHUTDOWN_TIMEOUT,
     ) -> None:
         """Accept what waits. Without descriptors the listener rests, and comes back once; asyncio before 3.14 tries on,
         and each failure comes back for itself.
         """
+        timeouts = ssl_handshake_timeout, ssl_shutdown_timeout
         for _ in range(backlog):
             try:
                 conn, address = sock.accept()
