@@ -133,7 +133,7 @@ def found() -> dict[str, Any]:
     code = f"PLANTED = {PLANTED!r}\n" + textwrap.dedent(PLAY)
     done = subprocess.run(
         [sys.executable, "-P", "-c", code],
-        env=os.environ | {"NUMBA_DISABLE_JIT": "1", "PYTHONPATH": path},
+        env=os.environ | {"NUMBA_DISABLE_JIT": "1", "PYTHONPATH": path, "PYTHONFAULTHANDLER": "1"},
         capture_output=True,
         text=True,
         timeout=100,

@@ -148,7 +148,7 @@ class Checker:
         return ctypes.c_ssize_t.from_address(address + LIST_ITEMS).value
 
     def object(self, address: int) -> int:
-        """A live object's memory; that of its type, of a list's items, and of a method's function too."""
+        """A live object's memory; that of its type, of a list's items, and of a method's function and its code too."""
         if address == 0:
             return 0
         what = ctypes.cast(address, ctypes.py_object).value
@@ -162,6 +162,8 @@ class Checker:
                 self.objects.add(self.items(address), 8 * len(what))
         if isinstance(what, types.MethodType):
             self.object(id(what.__func__))
+        elif isinstance(what, types.FunctionType):
+            self.object(id(what.__code__))  # whether it is a coroutine's
         return address
 
     def made(self, address: int) -> int:
