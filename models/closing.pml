@@ -11,7 +11,7 @@
      ticket_queue.queue_reopen 32017a63f81b
      ticket_queue.queue_tail ddcaf17dee2d
      turn.quiet cbfab44a0c3d
-     turn.drain 6fffc27a01ad
+     turn.drain 7700f321c953
      lifetime.transition b804f69e378e
      lifetime.close_queues 6d76a3174222
      lifetime.end_if_quiet 40ea4e4bb756

@@ -182,7 +182,10 @@ def wake_parker(of: weakref.ref[Loop], interruption: BaseException | None = None
         loop._parker.wake()
     if interruption is None:
         return None
-    again = signals.raising_soon(interruption)  # the exception of a signal's handler, once more, where it may be raised
+    again = None
+    # An errno is the poller's own failure. Anything else a signal's handler raised: once more, where it may be raised.
+    if not isinstance(interruption, OSError) or interruption.errno is None:
+        again = signals.raising_soon(interruption)
     if again is None:
         name = loop.name if loop is not None else "a forgotten loop"
         log(interruption, "an exception interrupted a wake-up of %s", name, loop=name)

@@ -7,6 +7,7 @@ where they were. (Descriptors that run out, and pollers that break, are in test_
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import itertools
 import os
@@ -266,7 +267,7 @@ def test_wake_call_fails(make_loop, monkeypatch, asleep, wait_for, failures):
     def failing():
         if left[0]:
             left[0] -= 1
-            raise OSError("injected")
+            raise OSError(errno.EIO, "injected")
         wake()
 
     parker.wake = failing

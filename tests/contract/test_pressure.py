@@ -71,7 +71,7 @@ def test_under_load_they_alternate(make_loop):
     ("options", "error", "message"),
     [
         ({"on_pressure": 5}, TypeError, "on_pressure must be callable"),
-        ({"pressure_high": 5}, ValueError, "only with on_pressure"),
+        ({"pressure_high": 5}, ValueError, "need on_pressure"),
         ({"on_pressure": print, "pressure_high": 0}, ValueError, "pressure_high must be from 1"),
         ({"on_pressure": print, "pressure_high": 5.0}, TypeError, "pressure_high must be an int"),
         ({"on_pressure": print, "pressure_high": 5, "pressure_low": 5}, ValueError, "pressure_low must be from 0 to 4"),

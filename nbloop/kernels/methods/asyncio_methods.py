@@ -289,8 +289,10 @@ def handle_run(self: int, handle: int) -> int:
 
 @helper
 def handle_call(handle: int, words: int, context: int, callback: int, args: int) -> int:
-    """Call in the handle's context. What it returned, or what Python makes of its exception: None, or 0 if that is to
-    leave the loop.
+    """Call in the handle's context. None, or 0 if its exception is to leave the loop.
+
+    What it returned is dropped here, as asyncio does it. The core would report a coroutine; in an asyncio program it is
+    the interpreter that warns.
     """
     result = 0
     if PyContext_Enter(context) == 0:
@@ -298,7 +300,8 @@ def handle_call(handle: int, words: int, context: int, callback: int, args: int)
         PyContext_Exit(context)
     if result == 0:
         return handle_failed(handle, words, callback, args)
-    return result
+    Py_DecRef(result)
+    return get(words + AIO.NONE)
 
 
 @apart
