@@ -469,9 +469,11 @@ class Owed:
 
     __slots__ = ("_dropped", "_run")
 
+    _dropped: Callable[[], object] | None
+
     def __init__(self, run: Callable[[], object], dropped: Callable[[], object]) -> None:
         self._run = run
-        self._dropped: Callable[[], object] | None = dropped
+        self._dropped = dropped
 
     def __call__(self) -> None:
         self._dropped = None
@@ -483,7 +485,9 @@ class Owed:
         if dropped is not None:
             dropped()
 
-    __del__ = drop
+    def __del__(self) -> None:
+        if hasattr(self, "_dropped"):  # not, if an exception of a signal's handler has left `__init__`
+            self.drop()
 
 
 class Rejections:

@@ -66,9 +66,12 @@ PLAY = """
         guarded(rest)
         return results
 
+    until = [0]
     def run():
+        '''Until nothing is left. Timers that interrupted calls have left stop it at the same moment as the last one's.'''
         while loop.alive():
-            guarded(lambda: (loop.schedule_timer(1000, loop.stop), loop.run()))
+            until[0] = max(until[0], loop.now()) + 1000
+            guarded(lambda: (loop.schedule_timer_at(until[0], loop.stop), loop.run()))
 
     class Watched:
         '''A callback in Python, whose death is seen.'''
