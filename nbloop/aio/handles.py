@@ -23,6 +23,7 @@ import numpy as np
 from ..kernels.base.atomics import get
 from ..kernels.base.interpreter import BUILTIN_DEFINITION, slot_offsets
 from ..kernels.methods.asyncio_methods import AIO
+from ..threads import aside
 from ..unique import Unique
 
 if TYPE_CHECKING:
@@ -103,17 +104,26 @@ def _kinds_of_steps() -> tuple[type | None, int]:
     async def waits() -> None:
         await shows
 
-    coroutine = waits()
-    task: Any = asyncio.Task(coroutine, loop=shows)  # type: ignore[arg-type]
-    step = shows.shown.pop()
-    if type(step).__module__ != "_asyncio":
+    found: list[Any] = []
+
+    def look() -> None:
+        """On a thread where no loop runs and no task: since 3.14 a step looks for its own loop there."""
+        coroutine = waits()
+        task: Any = asyncio.Task(coroutine, loop=shows)  # type: ignore[arg-type]
+        step = shows.shown.pop()
+        found.append(step)
+        if type(step).__module__ == "_asyncio":
+            asyncio._set_running_loop(shows)  # type: ignore[arg-type]
+            step()
+            asyncio._set_running_loop(None)
+            found.append(shows.shown.pop())
         task._log_destroy_pending = False
         coroutine.close()
+
+    aside(look)
+    if len(found) == 1:
         return None, 0
-    step()
-    wakeup = shows.shown.pop()
-    task._log_destroy_pending = False
-    coroutine.close()
+    step, wakeup = found
     known = type(wakeup) is BuiltinFunctionType and wakeup.__name__ == "TaskWakeup"
     return type(step), get(id(wakeup) + BUILTIN_DEFINITION) if known else 0
 

@@ -68,7 +68,7 @@ PLAY = """
 
     until = [0]
     def run():
-        '''Until nothing is left. Timers that interrupted calls have left stop it at the same moment as the last one's.'''
+        '''Until nothing is left. Timers of interrupted calls stop it at the same moment as the last one's.'''
         while loop.alive():
             until[0] = max(until[0], loop.now()) + 1000
             guarded(lambda: (loop.schedule_timer_at(until[0], loop.stop), loop.run()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import inspect
 import threading
 import weakref
 
@@ -374,7 +375,7 @@ async def timeout_while_a_failed_group_cleans_up(env):
         env.spawn_in(group, fails(env))
 
 
-PROGRAMS = [thing for name, thing in list(globals().items()) if asyncio.iscoroutinefunction(thing)]
+PROGRAMS = [thing for name, thing in list(globals().items()) if inspect.iscoroutinefunction(thing)]
 PROGRAMS = [program for program in PROGRAMS if program not in (forever, fails, returns)]
 
 

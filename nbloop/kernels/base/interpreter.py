@@ -149,7 +149,12 @@ _expect(
 )
 
 LIST_ITEMS = OBJECT_HEADER + 8  # where the address of the first item is
-_first = _pointer(id(_list) + LIST_ITEMS)
+_growing: list[object] = []
+_none = _word(id(_growing) + LIST_ITEMS)
+_growing.append(_object)
+# Only a word that is 0 while there are no items, and not when there are some, is read through: what lies behind a
+# list may look like an address.
+_first = _pointer(id(_list) + LIST_ITEMS) if _none == 0 != _word(id(_growing) + LIST_ITEMS) else 0
 _expect(
     "LIST_ITEMS",
     _first != 0 and [_word(_first + 8 * i) for i in range(len(_list))] == [id(item) for item in _list],
