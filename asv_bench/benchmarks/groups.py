@@ -101,10 +101,12 @@ class QueueThrough:
     param_names = ("queue", "producers", "from_")
     ITEMS = 4_000
 
-    def track_item(self, queue: str, producers: int, from_: str) -> float:
-        """Decides whether one queue may serve threads and loops, or each way needs one of its own."""
+    def setup(self, queue: str, producers: int, from_: str) -> None:
         if from_ == "loop" and producers > 1:
             raise NotImplementedError
+
+    def track_item(self, queue: str, producers: int, from_: str) -> float:
+        """Decides whether one queue may serve threads and loops, or each way needs one of its own."""
         each = self.ITEMS // producers
 
         async def main() -> float:
