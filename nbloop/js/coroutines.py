@@ -295,11 +295,9 @@ class Coroutines:
         for one step only: then what was set, for the caller to put back.
         """
         theirs = sys.get_asyncgen_hooks()
+        self.hooked = theirs == (None, None)  # first: an exception of a signal's handler may come after the hooks
         sys.set_asyncgen_hooks(*self._hooks)
-        if theirs != (None, None):
-            return theirs.firstiter, theirs.finalizer
-        self.hooked = True
-        return None
+        return None if self.hooked else (theirs.firstiter, theirs.finalizer)
 
     def unhook(self) -> None:
         """The thread leaves the loop."""

@@ -109,8 +109,8 @@ class PoolMachine(RuleBasedStateMachine):
         """A slab's map is named by its entry alone, and what was given back is gone."""
         slabs = [at for at in self.slabs() if at]
         assert len(set(slabs)) == len(slabs)
-        living = set(rig.maps.living) - self.others
-        assert living <= set(slabs)
+        living = set(rig.maps.living)  # what others gave back meanwhile, this pool may have got
+        assert living - self.others <= set(slabs)
         assert len(set(slabs) - living) <= 1  # the one made at construction
 
 
