@@ -51,10 +51,10 @@ PLANTED = {
         "map_give(made, get(pool + POOL.CHUNK_BYTES) << CHUNKS_PER_SLAB_BITS)\n    store(made, 0)",
         "burst",
     ),
-    "an argument too many": (
+    "an argument far away": (  # the next word may be another array's, and a reference that is none crashes what reads it
         "scheduling.pack_arguments",
         "get(rest + (i << 3))",
-        "get(rest + ((i + 1) << 3))",
+        "get(rest + ((i + (1 << 30)) << 3))",
         "tasks",
     ),
 }
