@@ -51,7 +51,7 @@ PLANTED = {
         "map_give(made, get(pool + POOL.CHUNK_BYTES) << CHUNKS_PER_SLAB_BITS)\n    store(made, 0)",
         "burst",
     ),
-    "an argument far away": (  # the next word may be another array's, and a reference that is none crashes what reads it
+    "an argument far away": (  # the next word may be another array's: no bounds are broken
         "scheduling.pack_arguments",
         "get(rest + (i << 3))",
         "get(rest + ((i + (1 << 30)) << 3))",

@@ -50,6 +50,7 @@ MAKERS = (
 PAGE = 4096
 TABLES_MOST = 16  # of a state
 OBJECTS_MOST = 20_000  # then all are forgotten, and looked up again
+SIZE_MOST = 1 << 32
 WIDTHS = dict.fromkeys(
     ("get", "put", "load", "store", "load_sc", "store_sc", "fetch_add", "exchange", "compare_and_swap"), 8
 ) | {"get_half": 4, "put_half": 4}
@@ -103,6 +104,12 @@ def _count(address: int) -> int:
 SINGLE = _single()
 
 
+def _size(what: object) -> int:
+    """How many bytes an object has. What a generator has where others keep their length is an address."""
+    size = tuple.__sizeof__(what) if isinstance(what, tuple) else object.__sizeof__(what)
+    return size if size < SIZE_MOST else type(what).__basicsize__
+
+
 class Checker:
     """The memory that is alive, and how many looks were taken at it."""
 
@@ -152,12 +159,11 @@ class Checker:
         if address == 0:
             return 0
         what = ctypes.cast(address, ctypes.py_object).value
-        size = object.__sizeof__(what) if not isinstance(what, tuple) else tuple.__sizeof__(what)
         with self.lock:
             if len(self.objects.starts) > OBJECTS_MOST:
                 self.objects = Regions()
-            self.objects.add(address, size)
-            self.objects.add(id(type(what)), object.__sizeof__(type(what)))  # whether it can be called
+            self.objects.add(address, _size(what))
+            self.objects.add(id(type(what)), _size(type(what)))  # whether it can be called
             if isinstance(what, list) and what:
                 self.objects.add(self.items(address), 8 * len(what))
         if isinstance(what, types.MethodType):
@@ -202,7 +208,7 @@ class Checker:
             if address % width == 0 and (self.arrays.holds(address, width) or self.objects.holds(address, width)):
                 return
             for one in gc.get_objects():
-                if id(one) <= address < id(one) + object.__sizeof__(one):
+                if id(one) <= address < id(one) + _size(one):
                     self.object(id(one))
                     return
             where = f"arrays: {self.arrays.near(address)}; objects: {self.objects.near(address)}"
