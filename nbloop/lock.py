@@ -10,6 +10,7 @@ could raise before the release and leave the lock taken for ever.
 from __future__ import annotations
 
 import _thread
+import contextlib
 import time
 from typing import TYPE_CHECKING
 
@@ -59,7 +60,8 @@ class Latch:
         """Make it happen. Once. If a signal handler raises in here, a waiter may have to wait for its timeout."""
         self._happened = True
         for gate in list(self._waiting):
-            gate.release()
+            with contextlib.suppress(RuntimeError):  # released before, by a call that was interrupted
+                gate.release()
 
     def wait(self, timeout: float) -> bool:
         """Wait up to `timeout` seconds; return whether it has happened. Any thread."""
