@@ -183,35 +183,11 @@ def planted(module: Any, name: str, *edits: tuple[str, str]) -> Callable[[pytest
             "drop_new",
             planted(
                 delivery,
-                "rest",
-                (
-                    "if records_waiting(channel) == 0 or not compare_and_swap"
-                    "(channel + HANDLE.QUEUED, CHANNEL_IDLE, CHANNEL_BUSY):",
-                    "if True:",
-                ),
-            ),
-        ),
-        (
-            "drop_new",
-            planted(
-                delivery,
                 "channel_wake",
                 (
                     "if compare_and_swap(channel + HANDLE.QUEUED, was, CHANNEL_BUSY):",
                     "if store(channel + HANDLE.QUEUED, CHANNEL_BUSY) is None:",
                 ),
-            ),
-        ),
-        (
-            "drop_new",
-            planted(
-                delivery,
-                "deliver",
-                (
-                    "result = handed_over(channel, array, batch)",
-                    "records_release(channel, count); result = handed_over(channel, array, batch)",
-                ),
-                ("    if not copied:\n        records_release(channel, count)\n", ""),
             ),
         ),
         (
@@ -237,8 +213,8 @@ def planted(module: Any, name: str, *edits: tuple[str, str]) -> Callable[[pytest
         ),
     ],
     ids=[
-        *("publish before fill", "one too many", "claim without swap", "rest without a second look"),
-        *("wake without swap", "release before on_batch", "taking without a lock", "drops what is not published"),
+        *("publish before fill", "one too many", "claim without swap"),
+        *("wake without swap", "taking without a lock", "drops what is not published"),
         *("never released", "looks for sleepers too early"),
     ],
 )
