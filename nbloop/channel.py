@@ -27,7 +27,8 @@ from .kernels.base.kernel import bound
 from .kernels.channels import channel_methods
 from .kernels.state.state import ChannelWords, make_channel_state
 from .lock import CountingLock
-from .options import check_callable, check_int, check_timeout
+from .options import check_callable, check_int, check_name, check_timeout
+from .threads import LOOK
 from .unique import Unique
 
 if TYPE_CHECKING:
@@ -45,7 +46,6 @@ ON_FULL: dict[object, int] = {
 CAPACITY_MOST = 1 << 28
 BYTES_MOST = 1 << 40  # of a ring
 DELAY_MOST = 4e9  # seconds, as of a timer
-LOOK = 0.5  # seconds between two looks of a producer that waits, as in waiting.py
 
 _numbers = itertools.count(1)  # of channels without a name
 _EXACT = {8: (1 << 53, layout.FIELD_DOUBLE), 4: (1 << 24, layout.FIELD_SINGLE)}
@@ -318,8 +318,7 @@ class Channel(Entrance):
             check_timeout(timeout)
             if on_full != "wait":
                 raise ValueError('timeout means something only with on_full="wait"')
-        if name is not None and not isinstance(name, str):
-            raise TypeError(f"name must be a str or None, not {name!r}")
+        check_name(name)
         self.name = name if name is not None else f"{loop.name}-channel-{next(_numbers)}"
         self.capacity = capacity
         self._on_batch = on_batch

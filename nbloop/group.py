@@ -27,15 +27,13 @@ from .kernels.base.kernel import bound
 from .kernels.methods import group as kernels
 from .kernels.state.state import make_group_state
 from .loop import Loop
-from .options import check_int, check_timeout, usable_cores
+from .options import check_loops, check_name, check_timeout
 from .scheduling import Callback
 from .unique import Unique
 
 if TYPE_CHECKING:
     from .lifecycle import Lifecycle
     from .observe import Metrics
-
-LOOPS_MOST = 1024
 
 _numbers = itertools.count(1)  # numbers for groups without a name
 
@@ -74,11 +72,8 @@ class LoopGroup(Unique):
     ) -> None:
         if "loops" in self.__dict__:
             raise RuntimeError(f"{self!r} is initialised already")
-        if loops is None:
-            loops = usable_cores()
-        check_int("loops", loops, 1, LOOPS_MOST)
-        if name is not None and not isinstance(name, str):
-            raise TypeError(f"name must be a str or None, not {name!r}")
+        loops = check_loops(loops)
+        check_name(name)
         if not isinstance(pin, bool):
             raise TypeError(f"pin must be True or False, not {pin!r}")
         if pin and not hasattr(os, "sched_setaffinity"):
@@ -178,9 +173,8 @@ class LoopGroup(Unique):
         """End gracefully: no loop takes new work from now on, each runs what it accepted; returns when all have ended.
 
         From a callback of one of the loops, and from a function that their `promisify` runs, it only requests the end
-        and returns. Otherwise as `Loop.shutdown`, with
-        one `timeout` for all of them. A callback that hands work to another loop of the group is refused from the
-        beginning of the end on.
+        and returns. Otherwise as `Loop.shutdown`, with one `timeout` for all of them. A callback that hands work to
+        another loop of the group is refused from the beginning of the end on.
         """
         if timeout is not None:
             check_timeout(timeout)

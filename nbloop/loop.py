@@ -35,6 +35,7 @@ from .options import (
     check_int,
     check_metrics,
     check_mode,
+    check_name,
     check_pressure,
     check_recorder,
     check_timeout,
@@ -132,8 +133,7 @@ class Loop(Descriptors):
         ):
             if not isinstance(value, bool):
                 raise TypeError(f"{option} must be True or False, not {value!r}")
-        if name is not None and not isinstance(name, str):
-            raise TypeError(f"name must be a str or None, not {name!r}")
+        check_name(name)
 
         name = name if name is not None else f"nbloop-{next(_numbers)}"
         self.debug = debug

@@ -8,6 +8,8 @@ import os
 import threading
 from typing import Literal
 
+LOOPS_MOST = 1024  # of one group
+
 
 class FastPathMode(enum.Enum):
     """How a loop without descriptors sleeps: `AUTO` on the fast path (a futex where there is one) until a descriptor is
@@ -34,6 +36,19 @@ def check_int(option: str, value: object, least: int, most: int) -> None:
         raise TypeError(f"{option} must be an int from {least} to {most}, not {value!r}")
     if not least <= value <= most:
         raise ValueError(f"{option} must be from {least} to {most}, not {value}")
+
+
+def check_name(name: object) -> None:
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"name must be a str or None, not {name!r}")
+
+
+def check_loops(loops: int | None) -> int:
+    """How many loops a group has: by default one for each core that this process may use."""
+    if loops is None:
+        return usable_cores()
+    check_int("loops", loops, 1, LOOPS_MOST)
+    return loops
 
 
 def check_metrics(value: object) -> bool | Literal["shared"]:

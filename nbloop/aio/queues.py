@@ -29,9 +29,8 @@ from collections import deque
 from collections.abc import Callable
 
 from ..options import check_int, check_timeout
+from ..threads import LOOK
 from ..unique import Unique
-
-LOOK = 0.5  # seconds between two looks of a waiting thread at signals: a lock's wait may miss one that comes before it
 
 
 class _Waiter:
@@ -89,7 +88,7 @@ class _Thread(_Waiter):
 
     def wait(self, timeout: float | None) -> bool:
         until = None if timeout is None else time.monotonic() + timeout
-        while True:
+        while True:  # a lock's wait may miss a signal that comes just before it
             left = LOOK if until is None else min(LOOK, max(0.0, until - time.monotonic()))
             if self.gate.acquire(timeout=left):
                 return True

@@ -38,7 +38,7 @@ from ..errors import LoopTerminatedError
 from ..gil import check_parallel
 from ..lock import Latch
 from ..loop import Loop
-from ..options import check_int, usable_cores
+from ..options import check_int, check_loops, check_name
 from ..threads import begin
 from ..unique import Unique
 from .listening import Listeners, Placement
@@ -47,7 +47,6 @@ from .loop import EventLoop
 if TYPE_CHECKING:
     from ..observe import Metrics
 
-LOOPS_MOST = 1024
 HURRY = 1.0  # seconds that a second Ctrl-C gives the callbacks in progress
 
 _numbers = itertools.count(1)
@@ -98,11 +97,8 @@ def serve[T](
         raise RuntimeError("nbloop.serve() cannot be called from a running event loop")
     if not callable(main):
         raise TypeError(f"main must be a coroutine function, not {main!r}")
-    if loops is None:
-        loops = usable_cores()
-    check_int("loops", loops, 1, LOOPS_MOST)
-    if name is not None and not isinstance(name, str):
-        raise TypeError(f"name must be a str or None, not {name!r}")
+    loops = check_loops(loops)
+    check_name(name)
     name = name if name is not None else f"nbloop-serve-{next(_numbers)}"
     check_parallel(name, loops, require_free_threading)
     group = WorkerGroup(name)
