@@ -170,7 +170,6 @@ _OBJECTS = {
     "tuple": tuple,
     "builtin": BuiltinFunctionType,
     "context_type": Context,
-    "run_in": Context.run,
     "future": asyncio.Future,
     "handle": Handle,
     "timer": TimerHandle,

@@ -16,20 +16,17 @@ import contextvars
 from ..base.atomics import get, put
 from ..base.capi import Py_DecRef, Py_IncRef, PyContext_CopyCurrent, PyTuple_New
 from ..base.interpreter import TUPLE_ITEMS
-from ..base.kernel import helper
+from ..base.kernel import helper, inlined
 from ..base.layout import STATE, TAG_ARGUMENTS
 
 RUN_IN_CONTEXT = contextvars.Context.run  # always this object: the descriptor in the type's dict
 
 
-@helper
-def pack_captured(base: int, callback: int, rest: int, count: int) -> int:
-    """An owned tagged reference for `callback` with `count` arguments at `rest`, in a copy of the current context; or 0
-    with an exception set. Any thread.
+@inlined
+def pack_in_context(base: int, context: int, callback: int, rest: int, count: int) -> int:
+    """An owned tagged reference for `callback` with `count` arguments at `rest`, in a context whose reference it takes;
+    or 0 with an exception set. Any thread.
     """
-    context = PyContext_CopyCurrent()
-    if context == 0:
-        return 0
     packed = PyTuple_New(count + 3)
     if packed == 0:
         Py_DecRef(context)
@@ -45,3 +42,12 @@ def pack_captured(base: int, callback: int, rest: int, count: int) -> int:
         Py_IncRef(item)
         put(packed + TUPLE_ITEMS + ((i + 3) << 3), item)
     return packed | TAG_ARGUMENTS
+
+
+@helper
+def pack_captured(base: int, callback: int, rest: int, count: int) -> int:
+    """`pack_in_context` in a copy of the current context."""
+    context = PyContext_CopyCurrent()
+    if context == 0:
+        return 0
+    return pack_in_context(base, context, callback, rest, count)

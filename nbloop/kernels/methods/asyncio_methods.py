@@ -38,6 +38,7 @@ from ..base.capi import (
 from ..base.interpreter import BUILTIN_DEFINITION, OBJECT_TYPE, SEQUENCE_SIZE, TUPLE_ITEMS, slot_offsets
 from ..base.kernel import KEYWORDS, NOARGS, ONE, apart, data, helper, inlined, kernel
 from ..base.layout import STATE, TAG_ARGUMENTS, Fields, Record
+from ..calls.captured import pack_in_context
 from .scheduling import send
 
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
@@ -64,7 +65,7 @@ AIO = Record(
             for name in (
                 "state",  # the address of the words of the core
                 "tools",  # not 0: a tool wants to see each handle run
-                *("none", "false", "tuple", "step", "builtin", "wakeup", "context_type", "run_in", "future"),
+                *("none", "false", "tuple", "step", "builtin", "wakeup", "context_type", "future"),
                 *("handle", "timer", "foreign_handle", "foreign_timer", "unseen", "runner"),
                 *("soon_slowly", "threadsafe_slowly", "run_slowly", "failed"),
                 *("context", "loop_names", "callback_name", "args_name"),
@@ -142,15 +143,10 @@ def aio_slowly(self: int, name: int, arguments: int, count: int, names: int) -> 
 @inlined
 def aio_step(words: int, context: int, arguments: int, count: int) -> int:
     """Queue a step of a C task: the handle that stands for all of them, or 0 with an exception set."""
-    packed = PyTuple_New(count + 2)
-    if packed == 0:
-        return 0
-    own(packed + TUPLE_ITEMS, get(words + AIO.RUN_IN))
-    own(packed + TUPLE_ITEMS + 8, context)
-    for i in range(count):
-        own(packed + TUPLE_ITEMS + ((i + 2) << 3), get(arguments + (i << 3)))
     base = get(words + AIO.STATE)
-    if send(base, base + STATE.EXTERNAL, packed | TAG_ARGUMENTS, get(arguments)) == 0:
+    Py_IncRef(context)
+    word = pack_in_context(base, context, get(arguments), arguments + 8, count - 1)
+    if word == 0 or send(base, base + STATE.EXTERNAL, word, get(arguments)) == 0:
         return 0
     unseen = get(words + AIO.UNSEEN)
     Py_IncRef(unseen)
