@@ -55,6 +55,7 @@ INTERNAL = {
     *("StandIn", "Sited", "Spawning", "Owed"),  # what is scheduled in the place of a callback
     *("Selector", "StreamTransport"),  # of an EventLoop
     *("Listeners", "Front", "Back"),  # of a WorkerGroup: sockets and locks, which refuse by themselves
+    *("Call", "Outcome"),  # of a Worker that waits for another one: a future of its loop
     "LoopCollector",  # has a loop, and a name
     "Clock",  # two numbers of the machine's
 }

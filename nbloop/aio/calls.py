@@ -1,0 +1,109 @@
+"""A call from one worker of `nbloop.serve` to another: a coroutine that runs there and is awaited here.
+
+Problem: the two ends live on two threads, and either may give up first: the caller is cancelled, or the other loop
+ends. Idea: each word of a call is written on one of the two loops, and the loops send each other steps through the
+queues of their cores, which keep the order. The outcome is settled on the caller's loop only, once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from contextvars import Context, copy_context
+from typing import TYPE_CHECKING, Any
+
+from ..errors import LoopTerminatedError
+
+if TYPE_CHECKING:
+    from .loop import EventLoop
+    from .serving import Worker
+
+
+class Outcome(asyncio.Future[Any]):
+    """What the caller awaits. To cancel it is to cancel the call, as it is with a task."""
+
+    call: Call
+
+    def cancel(self, msg: Any = None) -> bool:
+        if self.done():
+            return False
+        self.call.ask_to_cancel()
+        return True
+
+
+class Call:
+    """A coroutine function that another loop is to run."""
+
+    __slots__ = ("args", "asked", "context", "function", "outcome", "reached", "task", "worker")
+
+    def __init__(self, worker: Worker, here: EventLoop, function: Callable[..., Any], args: tuple[object, ...]) -> None:
+        self.worker = worker  # that runs it
+        self.function = function
+        self.args = args
+        self.context: Context = copy_context()
+        self.outcome = Outcome(loop=here)
+        self.outcome.call = self
+        self.task: asyncio.Task[Any] | None = None
+        self.asked = False  # to cancel, by the caller
+        self.reached = False  # whether that reached a task that had not ended
+
+    def begin(self) -> None:
+        """On the other loop."""
+        try:
+            coroutine = self.context.run(self.function, *self.args)
+            task = asyncio.Task(coroutine, loop=self.worker.loop, context=self.context, eager_start=True)
+        except BaseException as error:
+            self._deliver(None, error)
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise
+            return
+        if task.done():  # without having waited for anything
+            self._ended(task)
+        else:
+            self.task = task
+            task.add_done_callback(self._ended)
+
+    def ask_to_cancel(self) -> None:
+        """On the caller's loop."""
+        self.asked = True
+        with contextlib.suppress(LoopTerminatedError):  # it has ended, and `abandon` has said so or will
+            self.worker.loop.core.submit(self._cancel)
+
+    def _cancel(self) -> None:
+        if self.task is not None:
+            self.reached = self.task.cancel()
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        if not task.cancelled():
+            error = task.exception()
+            self._deliver(task.result() if error is None else None, error)
+        elif self.worker._leaving and not self.asked:
+            self.abandon()
+        else:
+            self._deliver(None, asyncio.CancelledError())
+
+    def abandon(self) -> None:
+        """The other loop ends."""
+        self._deliver(None, LoopTerminatedError(f"{self.worker!r} has ended"))
+
+    def _deliver(self, result: Any, error: BaseException | None) -> None:
+        self.worker._calls.pop(self, None)
+        self.task = None
+        here: Any = self.outcome.get_loop()
+        with contextlib.suppress(LoopTerminatedError):  # nobody waits any more
+            here.core.submit(self._settle, result, error)
+
+    def _settle(self, result: Any, error: BaseException | None) -> None:
+        """On the caller's loop."""
+        outcome = self.outcome
+        if outcome.done():
+            return
+        # It was asked to cancel, but had ended by itself before: the caller's cancellation must not be lost.
+        if isinstance(error, asyncio.CancelledError) or (self.asked and not self.reached):
+            asyncio.Future.cancel(outcome)
+        elif error is not None:
+            outcome.set_exception(error)
+        else:
+            outcome.set_result(result)
+        del result, error  # an exception's traceback may come to have this frame
