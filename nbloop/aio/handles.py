@@ -1,9 +1,9 @@
 """What `call_soon` and its like return: asyncio's own handles, which the core can call.
 
 asyncio's constructor asks the loop for its debug mode and looks for a context; both are known here, and without them
-`call_soon` takes four fifths of its time. Cancelling stays asyncio's. As the mark is set before callback and arguments
-are taken away, and looked at after they were read, a handle may be cancelled from any thread: it runs with what it was
-given, or not at all.
+`call_soon` takes four fifths of its time. Cancelling stays asyncio's. `cancel` sets its mark before it takes callback
+and arguments away; a run reads these two, and then checks the mark. So any thread may cancel a handle: it runs with the
+arguments that it was given, or not at all.
 
 A task needs no handle. asyncio's tasks are C, schedule each of their steps through `call_soon`, and drop what it
 returns; where that is seen to be the caller, its step goes to the core as it is, without a Python frame on its way.

@@ -117,7 +117,7 @@ class StreamTransport(_SocketTransport):  # type: ignore[misc]
                 self._fatal_error(error, "Fatal error: protocol.get_buffer() call failed.")
         elif isinstance(why, int):
             self._failed(why, "Fatal read error on socket transport")
-        elif name is None and isinstance(why, BufferError):  # it is a buffer, but for reading
+        elif name is None and isinstance(why, BufferError):  # it is a buffer, but a read-only one
             self._fatal_error(why, "Fatal read error on socket transport")
         else:
             self._fatal_error(why, f"Fatal error: protocol.{name or 'get_buffer'}() call failed.")

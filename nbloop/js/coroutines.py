@@ -179,11 +179,11 @@ class Running:
         except StopIteration as stop:
             self._end()._resolve(stop.value)
             return
-        except (KeyboardInterrupt, SystemExit) as error:  # which leave the loop; whoever waits is told, too
+        except (KeyboardInterrupt, SystemExit) as error:  # which leave the loop, and reject the promise too
             self._end()._reject(error)
             raise
         except CancelledError as error:
-            if self.ending:  # whoever waits learns of the loop's end from all promises alike
+            if self.ending:  # every promise that the end leaves open is rejected with the same error
                 self._end()._reject(terminated(self._js.loop))
             else:
                 self._end()._reject(error)

@@ -1,8 +1,8 @@
 """`JS`: a loop as JavaScript sees it. Times are milliseconds here.
 
 Everything is a thin face over the loop: timers and immediates are built-in methods made by the kernels (HTML's nested
-clamping included), promises schedule microtasks. A view has no state but who is told of unhandled rejections, so a
-loop may have several.
+clamping included), promises schedule microtasks. Its only state is the handler of unhandled rejections, so a loop
+may have several views.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class JS(Unique):
     A coroutine function given as a callback (also a method, `functools.partial` or callable object of one) is spawned
     by each call; what it raises is an unhandled rejection.
 
-    `on_unhandled_rejection(reason, promise)` is called once for each rejection that nobody handled by the end of its
-    checkpoint; without it the logger ``nbloop`` is told.
+    `on_unhandled_rejection(reason, promise)` is called once for each rejection that has no handler at the end of its
+    checkpoint; without it they go to the logger ``nbloop``.
     """
 
     def __init__(
@@ -91,9 +91,9 @@ class JS(Unique):
     def sleep(self, ms: float, *, signal: AbortSignal | None = None, timeout: float | None = None) -> Promise[None]:
         """A promise, fulfilled with None after `ms` milliseconds.
 
-        It is rejected, and its timer is cancelled, when `signal` is aborted (with its reason) or when `timeout`
-        milliseconds are over (with a TimeoutError) before; with `LoopTerminatedError` when the loop ends first. O(1)
-        but for the timer.
+        If `signal` is aborted first, it is rejected with the signal's reason; after `timeout` milliseconds, with a
+        TimeoutError; both cancel its timer. If the loop ends first, it is rejected with `LoopTerminatedError`. O(1),
+        apart from the timer.
         """
         limit = signal if signal is None and timeout is None else limited(self, signal, timeout)
         promise: Promise[None] = Promise(self)
@@ -187,8 +187,8 @@ class JS(Unique):
         its exception, or for one that is cancelled `concurrent.futures.CancelledError`.
 
         The promise settles on the thread that completes the future, for asyncio on that of its loop. It neither cancels
-        the future nor keeps this loop alive. Raises TypeError for what is no future, RuntimeError for a pending
-        one of an asyncio loop that is closed. The way back is `asyncio.wrap_future(promise.future())`.
+        the future nor keeps this loop alive. Raises TypeError if `future` is not one, RuntimeError if it is
+        pending and its asyncio loop is closed. The way back is `asyncio.wrap_future(promise.future())`.
 
         >>> import concurrent.futures, nbloop
         >>> from nbloop.js import JS

@@ -111,7 +111,7 @@ def test_shutdown_as_asyncio(make, immediate):
 
 
 def test_nobody_overtakes_who_was_woken():
-    """An item that a waiter has been woken for is not there for others; asyncio's queue gives it to whoever comes."""
+    """An item for which a waiter was woken is reserved for it; asyncio's queue gives it to the first caller."""
 
     async def main():
         queue = Queue()

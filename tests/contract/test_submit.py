@@ -403,8 +403,8 @@ def test_signal_handler_wakes_an_idle_loop(loop, mode, alarm):
 
 
 def test_a_refusal_while_the_loop_goes_on(loop):
-    """Auto-exit closes the queues for a moment. If an exception leaves `run()` then, they are open again before the
-    refusal is looked at, and the loop can be run again: the call is to be tried again.
+    """Auto-exit closes the queues for a moment. If an exception leaves `run()` in that moment, they reopen before
+    the refusal is examined, and the loop can be run again. So the call must be tried again.
     """
     assert hooks.refuse(weakref.ref(loop), layout.REFUSED_CLOSED, print) is None
     loop.shutdown()

@@ -338,10 +338,10 @@ CHANNEL = record(
         *("copy", "copies", "ring", "on_batch", "task", "due", "convert", "ask", "references"),
     ),
     _words("float_type", "int_type", "true", "false"),
-    _words("dropped"),  # shared: counted by whoever drops
+    _words("dropped"),  # shared: every thread that drops records adds to it
     _words("sleepers"),  # shared: producers that wait for room
-    _words("taking"),  # shared, ON_FULL_DROP_OLD only: 1 while somebody takes from the front
-    _words("since"),  # written by who makes the channel busy, and by the loop's thread while it is
+    _words("taking"),  # shared, ON_FULL_DROP_OLD only: 1 while a thread takes from the front
+    _words("since"),  # written by the thread that makes the channel busy, and then by the loop's
     # Owned by who takes: tickets up to this one are known to be published.
     _words("published", "batches", "delivered", "timer"),
 )

@@ -3,11 +3,11 @@
 Problem: machine code that lies in an object file needs llvmlite to load it, whose import takes 75 ms and 55 MB, and a
 linker is not on every machine. Idea: the object is LLVM's, of one module, whose code is position-independent and calls
 C through a table (`nonlazybind`). Such code refers to its own sections only, at distances that are known here, so one
-pass over the relocations finishes it. What comes out is an ELF file without a relocation and without a library that it
-needs. Its dynamic symbols are `IMPORTS`, the table of addresses of C functions in the order of `capi.externals`, which
-whoever loads it fills; and each kernel, as ``nbloop_NAME``. `ctypes` loads it, and debuggers and profilers find names.
+pass over the relocations finishes it. The result is an ELF file that has no relocations and needs no other library. Its
+dynamic symbols are each kernel, as ``nbloop_NAME``, and `IMPORTS`: the table of the addresses of C functions, in the
+order of `capi.externals`, which the loader fills in. `ctypes` loads the file; debuggers and profilers find the names.
 
-An object that needs more than that is refused here, when it is made, and not where it runs.
+An object that needs more than this is refused here, when it is built, and not on the machine that runs it.
 """
 
 from __future__ import annotations

@@ -191,7 +191,7 @@ def _load_kept() -> None:
         path = None
         if pack is not None:
             status.source = "cache"
-            # By the folder that was looked at, whatever lies at its path by now. If another process has replaced the
+            # Through the folder that was checked, whatever is at its path by now. If another process has replaced the
             # file since, by one with the same key, that one is as good: symbols are looked up in what was loaded.
             path = f"/proc/self/fd/{folder}/{file.name}" if file is not None and folder is not None else None
         else:
@@ -207,14 +207,14 @@ def _load_kept() -> None:
     status.file = file
 
 
-# --- the folder, of which a descriptor is held while it is used, so that it stays the one that was looked at ----------
+# --- the folder: a descriptor of it is held while it is used, so that it stays the one that was checked ---------------
 
 
 def _enter(folder: Path) -> int | None:
     """A descriptor of a folder whose files only this user and root can have written, or PermissionError. OSError.
 
     Its parents do not matter: another user can put another folder in its place, but not one that belongs to this user.
-    A link to a folder is followed, because what is looked at is where it leads. None on Windows, where folders have no
+    A link to a folder is followed, because its target is what is checked. None on Windows, where folders have no
     descriptors.
     """
     if sys.platform == "win32":

@@ -2,7 +2,7 @@
 
 Problem: numpy's own conversion of three numbers takes a microsecond, and may run Python code, which must not happen
 between claim and publication. Idea: the plain cases are a few loads and compares. A float into a double or a single, an
-int that is in the field's range, True and False into a bool. All values are looked at *before* the claim, and written
+int that is in the field's range, True and False into a bool. All values are checked *before* the claim, and written
 after it; nothing can fail in between, since numbers do not change. Every other value, and every other kind of field,
 is numpy's (`convert` in nbloop/channel.py): strings, dates, nested records, numpy's own scalars, and all errors.
 """
@@ -32,7 +32,7 @@ EXPONENT, SINGLE_EXPONENT = 0x7FF << 52, 0xFF << 23  # all ones: infinite, or no
 
 @inlined
 def int_digit(number: int, i: int) -> int:
-    """A digit of an int object that has so many."""
+    """Digit `i` of an int object, which must have it."""
     return get_half(number + INT_DIGITS + (i << 2))
 
 

@@ -12,9 +12,9 @@ LMAX, and Vyukov's bounded queue.)
 * A swap and not an addition, because the ring is bounded: a ticket cannot be given back, so it is drawn only if its
   place is free. The head only grows, so a look at it before the swap is never too hopeful.
 * The tail's sign bit means closed, as in `ticket_queue.py`, whose functions close a channel and tell its length.
-* Whoever takes owns the front: the head, and up to where publications are known. That is the loop's thread. With
-  ON_FULL_DROP_OLD a producer that finds the ring full may take as well, in order to drop, so there the word `taking`
-  is a lock, which the loop's thread holds only while it copies its batch out of the ring.
+* The thread that takes records owns the front: the head, and how far publications are known. This is the loop's
+  thread. With ON_FULL_DROP_OLD a producer that finds the ring full may also take, in order to drop. There the word
+  `taking` is a lock; the loop's thread holds it only while it copies its batch out of the ring.
 
 Invariants: head <= published <= tail <= head + 2**shift; places of [head, published) are whole, and nobody writes
 them; each place of [published, tail) has one producer that writes it.

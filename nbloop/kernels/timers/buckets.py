@@ -53,9 +53,9 @@ from ..memory.slots import slot_at
 GRAIN_BITS = 15  # a bucket of level 0 is 2**15 ns wide; with eight levels of six bits that makes 63 bits
 GRAIN_MASK = (1 << GRAIN_BITS) - 1
 DIGIT_MASK = (1 << DIGIT_BITS) - 1
-SCAN_MOST = 256  # a bucket with at most so many entries is searched for its least deadline before a sleep
+SCAN_MOST = 256  # a bucket with at most this many entries is searched for its least deadline before a sleep
 AHEAD = 8 * NODE_BYTES  # how far ahead of the current entry slots are prefetched
-SWEEP_LEAST = 64  # up to so many stale entries are never worth a sweep
+SWEEP_LEAST = 64  # a bucket with at most this many stale entries is never swept
 
 
 @helper
