@@ -14,8 +14,7 @@ import pytest
 import nbloop
 from nbloop import IOEvents
 from nbloop.kernels.methods import batch
-
-who = contextvars.ContextVar("who", default="nobody")
+from tests.support.contexts import two, who
 
 
 def _watch(loop, call):
@@ -54,19 +53,8 @@ each_mode = pytest.mark.parametrize("options", [{}, {"debug": True}, {"metrics":
 
 
 def _seen(loop, schedule, from_outside):
-    """What two callbacks see, of which each sets the variable, and what the next one sees."""
-    seen = []
-
-    def call():
-        seen.append(who.get())
-        who.set("dirty")
-
-    def main():
-        for name in ("a", "b"):
-            who.set(name)
-            schedule(loop, call)
-        who.set("too late")
-
+    """What two callbacks see."""
+    main, seen = two(lambda call: schedule(loop, call))
     if from_outside:
         contextvars.copy_context().run(main)
     else:
@@ -86,19 +74,9 @@ def test_captured(make_loop, schedule, options, from_outside):
 @pytest.mark.parametrize("contexts", [False, True])
 def test_a_group(contexts):
     """One loop, so that what is set stays where the next task sees it."""
-    seen = []
-
-    def call():
-        seen.append(who.get())
-        who.set("dirty")
-
-    def main(group):
-        for name in ("a", "b"):
-            who.set(name)
-            group.submit(call)
-
     with nbloop.LoopGroup(1, contexts=contexts) as group:
-        contextvars.copy_context().run(main, group)
+        main, seen = two(group.submit)
+        contextvars.copy_context().run(main)
     assert seen == (["a", "b"] if contexts else ["nobody", "dirty"])
 
 

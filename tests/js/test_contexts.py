@@ -13,8 +13,7 @@ import pytest
 
 from nbloop import LoopTerminatedError
 from nbloop.js import AbortController, AbortSignal, CustomEvent, Event, EventTarget
-
-who = contextvars.ContextVar("who", default="nobody")
+from tests.support.contexts import two, who
 
 
 def test_coroutines_do_not_see_each_other(page):
@@ -87,18 +86,8 @@ REGISTER = {
 @pytest.mark.parametrize("pending", [False, True], ids=["at once", "later"])
 def test_in_the_context_of_the_registration(page, register, pending):
     """Each sees what was set before it was registered, nobody what it sets, and it not what others set meanwhile."""
-    js, seen = page.js, []
-
-    def call():
-        seen.append(who.get())
-        who.set("nobody's business")
-
-    def main():
-        for name in ("a", "b"):
-            who.set(name)
-            register(js, call)
-        who.set("too late")
-
+    js = page.js
+    main, seen = two(lambda call: register(js, call))
     if pending:  # from a handler, in whose context the callback's is made
         page.loop.submit(lambda: js.sleep(1).then(lambda _: main()))
     else:

@@ -55,7 +55,7 @@ GRAIN_MASK = (1 << GRAIN_BITS) - 1
 DIGIT_MASK = (1 << DIGIT_BITS) - 1
 SCAN_MOST = 256  # a bucket with at most this many entries is searched for its least deadline before a sleep
 AHEAD = 8 * NODE_BYTES  # how far ahead of the current entry slots are prefetched
-SWEEP_LEAST = 64  # a bucket with at most this many stale entries is never swept
+SWEEP_LEAST = 64  # this many stale entries, or fewer, are not worth a sweep while others beside them live
 
 
 @helper
