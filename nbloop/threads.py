@@ -21,8 +21,9 @@ def aside(call: Callable[[], object]) -> None:
     """``call()`` on a thread of its own, in a copy of the caller's context; returns when it has, and raises what it
     raises.
 
-    If an exception of a signal handler leaves this, the call is made all the same, or was never begun. Any thread, also
-    a signal handler. Raises RuntimeError if there is no thread to be had.
+    If an exception of a signal handler leaves this, the call has ended, or was never begun; only a second exception,
+    which arrives during that wait, leaves while the call goes on. Any thread, also a signal handler. Raises
+    RuntimeError if there is no thread to be had.
     """
     context = contextvars.copy_context()
     done = Latch()
@@ -36,11 +37,22 @@ def aside(call: Callable[[], object]) -> None:
         finally:
             done.set()
 
-    _thread.start_new_thread(run, ())
-    while not done.wait(LOOK):
-        pass
+    begun: list[int] = []
+    try:
+        # One C call: an exception that arrives at its end still finds whether there is a thread to wait for.
+        begun.extend(map(_thread.start_new_thread, (run,), ((),)))
+        _until(done)
+    except BaseException:
+        if begun:
+            _until(done)
+        raise
     if failure:
         raise failure.pop()
+
+
+def _until(done: Latch) -> None:
+    while not done.wait(LOOK):
+        pass
 
 
 def begin(thread: threading.Thread) -> None:

@@ -26,6 +26,7 @@ from .events import Event, EventTarget
 from .promise import reason_as_exception
 
 if TYPE_CHECKING:
+    from ..loop import Loop
     from .view import JS
 
 
@@ -104,7 +105,7 @@ class AbortSignal(EventTarget):
         identifier = js.set_timeout(expire, ms)
         js.loop.unref_timer(identifier)
         signal._anchor = anchor
-        cleanup: Any = weakref.finalize(signal, js.loop.cancel_timer, identifier)
+        cleanup: Any = weakref.finalize(signal, _cancel, weakref.ref(js.loop), identifier)
         cleanup.atexit = False
         return signal
 
@@ -250,6 +251,15 @@ def limited(js: JS, signal: AbortSignal | None, ms: float | None) -> AbortSignal
         return signal
     expires = AbortSignal.timeout(js, check_milliseconds("timeout", ms))
     return expires if signal is None else AbortSignal.any([signal, expires])
+
+
+def _cancel(held: weakref.ref[Loop], identifier: int) -> None:
+    """Cancel a time-out's timer. `weakref.finalize` keeps what it is given until then: a loop would never be collected
+    whose timer keeps the signal.
+    """
+    loop = held()
+    if loop is not None:
+        loop.cancel_timer(identifier)
 
 
 def _unlink(identifier: int, sources: list[weakref.ref[AbortSignal]]) -> None:

@@ -217,6 +217,15 @@ class Once:
         self._resolver.reject(reason)
 
 
+def _unlisten(target: weakref.ref[EventTarget], type: str, heard: weakref.ref[Callable[[Event], None]]) -> None:
+    """Take a listener back. Both are weak: `weakref.finalize` keeps what it is given until the `Events` are collected,
+    and either may refer to them.
+    """
+    of, listener = target(), heard()
+    if of is not None and listener is not None:
+        of.remove_event_listener(type, listener)
+
+
 class Events(Unique):
     """The events of a type, made by `JS.on`: an asynchronous iterator that hears them from its making to its end, and
     keeps those that nobody has taken yet.
@@ -232,7 +241,7 @@ class Events(Unique):
                 put(event)
 
         target.add_event_listener(type, heard)
-        cleanup: Any = weakref.finalize(self, target.remove_event_listener, type, heard)
+        cleanup: Any = weakref.finalize(self, _unlisten, weakref.ref(target), type, weakref.ref(heard))
         cleanup.atexit = False
         self._unlisten: Callable[[], object] = cleanup
         self._unlink: Callable[[], None] = unlinked

@@ -121,7 +121,7 @@ def _handlers() -> Iterator[None]:
 
 KINDS = {"ctrl-c": signal.SIGINT, "handler": signal.SIGUSR1}
 # What some place of these leaves behind, as docs/reliability.md says under "not covered".
-OPEN = {"debug_server": "a thread that serves", "abort": "a loop that an abort signal's listener refers to"}
+OPEN = {"debug_server": "a server that was made and reached nobody, who could close it"}
 
 
 def tried(scenario: Scenario, kind: str) -> Any:

@@ -9,7 +9,8 @@ import weakref
 
 import pytest
 
-from nbloop.js import AbortController, AbortError, AbortSignal, Event, EventTarget, RejectedError
+from nbloop import Loop
+from nbloop.js import JS, AbortController, AbortError, AbortSignal, Event, EventTarget, RejectedError
 from tests.support.waiting import together, wait_for
 
 ERROR = ValueError("the reason")
@@ -191,6 +192,16 @@ def test_a_timeout_keeps_no_loop_alive(make_page):
 def test_a_dropped_timeout_is_collected(page, js):
     """contract: nobody listens, nobody refers to it: signal and timer are gone."""
     reference = weakref.ref(AbortSignal.timeout(js, 3_600_000))
+    gc.collect()
+    assert reference() is None
+
+
+def test_a_timeout_that_somebody_listens_to_is_collected_with_its_loop():
+    """contract: a signal refers to its loop, and its loop's timer to the signal; no registry keeps the pair."""
+    loop = Loop()
+    AbortSignal.timeout(JS(loop), 3_600_000).on_abort(lambda reason: None)
+    reference = weakref.ref(loop)
+    del loop
     gc.collect()
     assert reference() is None
 

@@ -499,9 +499,11 @@ def test_nothing_keeps_the_loop():
     loop = Loop()
     js = JS(loop)
     kept = [js.queue(), js.on(EventTarget(), "x"), js.timeout(1), js.group()]
+    circle = EventTarget()
+    circle.events = js.on(circle, "x")  # it listens to what refers to it
     gone = weakref.ref(loop)
     kept.clear()
-    del loop, js
+    del loop, js, circle
     gc.collect()
     with contextlib.suppress(LoopTerminatedError):
         assert gone() is None
