@@ -197,9 +197,9 @@ def test_a_dropped_timeout_is_collected(page, js):
 
 
 def test_a_timeout_that_somebody_listens_to_is_collected_with_its_loop():
-    """contract: a signal refers to its loop, and its loop's timer to the signal; no registry keeps the pair."""
+    """contract: a callback refers to the loop, and the loop's timer to its signal; no registry keeps the pair."""
     loop = Loop()
-    AbortSignal.timeout(JS(loop), 3_600_000).on_abort(lambda reason: None)
+    AbortSignal.timeout(JS(loop), 3_600_000).on_abort(lambda reason, loop=loop: None)
     reference = weakref.ref(loop)
     del loop
     gc.collect()
