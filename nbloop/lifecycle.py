@@ -49,6 +49,7 @@ from .kernels.turn import turn
 from .lock import CountingLock, Latch
 from .options import check_timeout
 from .parkers import Parker
+from .parts import Part
 from .readiness import Watches
 from .scheduling import Scheduling
 from .threads import LOOK, begin
@@ -56,12 +57,7 @@ from .unique import Unique
 from .waiting import Waiters
 
 if TYPE_CHECKING:
-    from .js.coroutines import Coroutines
-    from .js.promisify import Workers
     from .loop import Loop
-    from .observe.recorder import Recorder
-    from .observe.shared import SharedBlock
-    from .observe.watchdog import Watchdog
 
 
 class LoopState(enum.Enum):
@@ -90,9 +86,6 @@ class Lifecycle(Unique, Scheduling):
     """The part of a `Loop` that concerns its life."""
 
     debug: bool
-    _children_ignore = False  # of its signals: see signals.Target
-    _recorder: Recorder | None
-    _shared: SharedBlock | None
 
     def __init__(self, name: str, state: Any) -> None:
         self.name = name
@@ -106,9 +99,7 @@ class Lifecycle(Unique, Scheduling):
         self._forked = False
         self._ended_by: BaseException | None = None  # why its group ended it: the cause of each refusal since then
         self._runner = 0  # identifier of the thread that runs or finishes the loop, or did so last
-        self._workers: Workers | None = None
-        self._coroutines: Coroutines | None = None
-        self._watchdogs: dict[Watchdog, None] = {}  # which end with it, and whose handlers it keeps
+        self._parts: dict[Any, Any] = {}  # what ends with it: by class if it has one of them, or by itself
         self._waiters = Waiters(name)
         self._parker: Parker | None = None
         self._watches = Watches(state, self._captures)
@@ -225,12 +216,12 @@ class Lifecycle(Unique, Scheduling):
             self._turn_until_end()
         except BaseException as error:
             self._waiters.abandon(f"an exception left {self.name}.run()", error)
-            if self._recorder is not None:
-                self._recorder._run_raised()
+            for part in self._all_parts():
+                part._run_raised()
             raise
         finally:
             _here.loop = outside
-            self._unhook()
+            self._leave()
 
     def _turn_until_end(self) -> None:
         self._runner = threading.get_ident()
@@ -400,7 +391,7 @@ class Lifecycle(Unique, Scheduling):
         if self.is_loop_thread():
             return
         self._ensure_finisher()
-        if self._workers is not None and self._workers.at_work():  # the end waits for this worker
+        if self._waiters.at_work():  # the end waits for this worker
             return
         if not self._wait_for_end(timeout):
             raise TimeoutError(f"{self.name} has not ended within {timeout} s; the shutdown goes on")
@@ -446,8 +437,8 @@ class Lifecycle(Unique, Scheduling):
     def _begin_close(self) -> None:
         """`_begin_end`, for an end that drops what was accepted: the loop leaves `run` after the current callback."""
         self._closing = True
-        if self._workers is not None:
-            self._workers.hurry()
+        for part in self._all_parts():
+            part._hurry()
         self._begin_end()
         lifetime.interrupt.bind(self._state)(1)
 
@@ -492,46 +483,50 @@ class Lifecycle(Unique, Scheduling):
         try:
             self._drain()
         finally:
-            self._unhook()
-        if self._closing and self._workers is not None:
-            self._workers.finish(closing=True)
+            self._leave()
         lifetime.drop.bind(self._state)()
         self._state.drop_handles()
         while int(self._record["wakes_sent"]) < int(self._record["claimed"]):
             time.sleep(0)  # a wake call is on its way to the descriptor that will be closed next
         with self._lock:
             self._watches.close()
-        _signals.forget(self)
-        if self._recorder is not None:
-            self._recorder._loop_ended()
-        if self._shared is not None:
-            self._shared.close()
+        for part in self._all_parts():
+            part._loop_ended()
         _live.discard(self)
         try:
             self._waiters.abandon(f"{self.name} has terminated")
         finally:
             self._ended.set()
-        for watchdog in list(self._watchdogs):  # one added later checks whether the loop has ended
-            watchdog._dismiss()
 
     def _drain(self) -> None:
-        """Run what was accepted, and end the coroutines."""
+        """Run what was accepted, and end what is still at work or waits."""
         drain = turn.drain.bind(self._state)
         while not self._closing and drain() == turn.ENDED_DRAINED:
             if self._state.close_handles():
                 self._state.resume_channels()
                 time.sleep(0)  # a producer is between its ticket and its announcement
-            elif self._workers is not None and self._workers.finish(closing=False):
-                pass
-            elif self._coroutines is None or not self._coroutines.end():
+            elif not (
+                any(part._finish() for part in self._all_parts()) or any(part._cancel() for part in self._all_parts())
+            ):
                 break
         lifetime.interrupt.bind(self._state)(1)  # no microtask is taken from now on, as none would run
-        if self._coroutines is not None:
-            self._coroutines.drop()
+        for part in self._all_parts():
+            part._drop()
 
-    def _unhook(self) -> None:
-        if self._coroutines is not None:
-            self._coroutines.unhook()
+    def _leave(self) -> None:
+        for part in self._all_parts():
+            part._left()
+
+    def _part[P: Part](self, kind: Callable[[Self], P]) -> P:
+        """The loop's only part of a class, made when it is first asked for. Any thread, signal handlers included."""
+        found: P | None = self._parts.get(kind)
+        if found is None:  # whoever comes first decides
+            found = self._parts.setdefault(kind, kind(self))
+        return found
+
+    def _all_parts(self) -> list[Part]:
+        """In the order in which they registered. Any thread: making the list is one step."""
+        return list(self._parts.values())
 
     def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         # The loop was forgotten, but methods taken from it may live on and keep the state: drop what is queued here.

@@ -42,12 +42,15 @@ from .options import (
     usable_cores,
 )
 from .scheduling import Callback, Producer
+from .signals import LoopSignals
 from .waiting import refuse_own_thread, send, wait
 
 if TYPE_CHECKING:
     from .js import AbortSignal, Promise
+    from .js.promisify import Workers
     from .observe import Metrics
     from .observe.recorder import Recorder
+    from .observe.shared import SharedBlock
     from .observe.watchdog import Blockage, Watchdog
 
 
@@ -86,6 +89,8 @@ class Loop(Descriptors):
     >>> loop.run()
     hello from the loop
     """
+
+    _children_ignore = False  # of its signals: see signals.Target
 
     def __init__(
         self,
@@ -143,9 +148,10 @@ class Loop(Descriptors):
         self._on_error = on_error
         self._on_pressure = on_pressure
         self._most_workers = workers
-        self._shared = None
+        self._workers: Workers | None = None
+        self._shared: SharedBlock | None = None
         self._block = None if (measuring := check_metrics(metrics)) is False else self._make_block(name, measuring)
-        self._recorder = None
+        self._recorder: Recorder | None = None
         if recorder is not None:
             from .observe.recorder import Recorder
 
@@ -177,6 +183,9 @@ class Loop(Descriptors):
         record["clamp"] = clamp_nested_timers
         record["spin_max"] = SPIN_MOST if usable_cores() > 1 else 0
         super().__init__(name, state, fast_path_mode)
+        for observer in (self._recorder, self._shared):
+            if observer is not None:
+                self._parts[observer] = observer
         if debug:
             _debug.remember_sites(self)
 
@@ -250,11 +259,10 @@ class Loop(Descriptors):
             raise TypeError(f"function must be callable, not {function!r}")
         if timeout is not None:
             check_timeout(timeout)
-        with self._lock:
-            if self._workers is None:
-                from .js.promisify import Workers  # the only place where the loop depends on the view above it
+        if self._workers is None:
+            from .js.promisify import Workers  # imported here, so that a loop without workers does not pay for it
 
-                self._workers = Workers(self)
+            self._workers = self._part(Workers)
         return self._workers.run(function, args, signal, timeout)
 
     def call[T](self, fn: Callable[..., T], /, *args: object, timeout: float | None = None) -> T:
@@ -377,9 +385,10 @@ class Loop(Descriptors):
             raise LoopTerminatedError(f"{self.name} takes no signals: it has terminated or is about to")
         if self._captures and callable(callback):
             callback, args = RUN_IN_CONTEXT, (contextvars.copy_context(), callback, *args)
-        _signals.add(self, sig, callback, args)
+        signals = self._part(LoopSignals)
+        _signals.add(signals, sig, callback, args)
         if self._lifecycle() == layout.TERMINATED:  # the end may already have forgotten the loop's signals
-            _signals.forget(self)
+            _signals.forget(signals)
             raise LoopTerminatedError(f"{self.name} takes no signals: it has terminated")
 
     def remove_signal_handler(self, sig: int, /) -> bool:
@@ -387,4 +396,4 @@ class Loop(Descriptors):
         there was none. Any thread. Raises TypeError if `sig` is not a number.
         """
         self._check_fork()
-        return _signals.remove(self, sig)
+        return _signals.remove(self._part(LoopSignals), sig)

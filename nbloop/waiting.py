@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 type Future = concurrent.futures.Future[Any]
 
+worker = threading.local()  # `of`: the `Waiters` of the loop for which this thread is running a function of `promisify`
+
 
 def settle(set_outcome: Callable[[Any], object], outcome: Any) -> None:
     """Give a future its outcome, unless it has one or was cancelled. Any thread."""
@@ -70,13 +72,17 @@ class Waiters:
         """A pending future, which is rejected if the loop ends first."""
         loop._check_fork()
         future = LoopFuture()
-        at_work = loop._workers is not None and loop._workers.at_work()
+        at_work = self.at_work()
         self._held[future] = at_work
         future.add_done_callback(partial(_forget, self._held))
         # The end first moves the lifecycle, then reads the futures: one of the two sees the other.
         if loop._lifecycle() >= (layout.TERMINATING if at_work else layout.TERMINATED):
             settle(future.set_exception, LoopTerminatedError(f"{loop.name} has terminated or is about to"))
         return future
+
+    def at_work(self) -> bool:
+        """Whether the calling thread is a worker of the loop, inside a function: a graceful end waits for it."""
+        return getattr(worker, "of", None) is self
 
     def abandon(self, message: str, cause: BaseException | None = None, *, workers: bool = False) -> None:
         """Reject all pending futures, or only those for which workers wait."""

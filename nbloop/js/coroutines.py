@@ -34,6 +34,7 @@ from .. import hooks
 from ..debug import Sited, StandIn
 from ..errors import LoopTerminatedError
 from ..lifecycle import running_here
+from ..parts import Part
 from .promise import CancelledError, Owed, Promise, reason_as_exception, resolved
 from .tasks import outside_task
 
@@ -198,7 +199,7 @@ class Running:
             del outer, value
         if turn == 1:
             together.running.add(self)
-        if together.over:  # no microtask would resume it: `Coroutines.drop` closes it
+        if together.over:  # no microtask would resume it: `Coroutines._drop` closes it
             return
         if not isinstance(awaited, Promise):
             self._js.loop.schedule_microtask(
@@ -263,7 +264,7 @@ class Living[T]:
         return [one for one in (reference() for reference in list(self._references.values())) if one is not None]
 
 
-class Coroutines:
+class Coroutines(Part):
     """The coroutines of one loop, and what has to end with them."""
 
     def __init__(self, loop: Loop) -> None:
@@ -290,7 +291,7 @@ class Coroutines:
         return JS(loop)
 
     def hook(self) -> tuple[Any, Any] | None:
-        """Have the interpreter tell of the asynchronous generators that this thread begins: until `unhook`, which saves
+        """Have the interpreter tell of the asynchronous generators that this thread begins: until `_left`, which saves
         each step 0.3 of 1.5 µs. If somebody else wants to hear of them (asyncio, on the thread of one of its loops),
         for one step only: then what was set, for the caller to put back.
         """
@@ -299,7 +300,7 @@ class Coroutines:
         sys.set_asyncgen_hooks(*self._hooks)
         return None if self.hooked else (theirs.firstiter, theirs.finalizer)
 
-    def unhook(self) -> None:
+    def _left(self) -> None:
         """The thread leaves the loop."""
         if self.hooked:
             self.hooked = False
@@ -335,11 +336,8 @@ class Coroutines:
         if not isinstance(error, (KeyboardInterrupt, SystemExit, LoopTerminatedError)):  # who have left `run()` already
             hooks.tell(self._loop(), error, "asynchronous generator", (generator,))
 
-    def end(self) -> bool:
-        """The next step of a graceful end, for when nothing else is left to run; False if there is none. On the loop's
-        thread.
-
-        The first step cancels. What is spawned meanwhile is cancelled by the next one, from which on nothing is
+    def _cancel(self) -> bool:
+        """The first step cancels. What is spawned meanwhile is cancelled by the next one, from which on nothing is
         spawned: a coroutine that spawns another one when it is cancelled would keep the loop from its end.
         """
         self.refusing = self._ending
@@ -354,14 +352,12 @@ class Coroutines:
         try:
             for one in todo:
                 self._schedule(one)
-        except LoopTerminatedError:  # `Loop.close` has come, and `drop` ends them
+        except LoopTerminatedError:  # `Loop.close` has come, and `_drop` ends them
             return False
         return self._wake_all() or bool(todo)
 
-    def drop(self) -> None:
-        """At the loop's end, when no microtask will run any more: end what is left without one. On the loop's thread.
-        If an exception leaves it, the next call goes on.
-        """
+    def _drop(self) -> None:
+        """If an exception leaves it, the next call goes on."""
         self.refusing = self.over = True
         for running in self.running.all():
             running.cancel()
@@ -398,11 +394,7 @@ def terminated(loop: Loop) -> LoopTerminatedError:
 
 def coroutines_of(loop: Loop) -> Coroutines:
     """Made with the first coroutine. Any thread."""
-    found = loop._coroutines
-    if found is None:
-        with loop._lock:
-            found = loop._coroutines = loop._coroutines or Coroutines(loop)
-    return found
+    return loop._part(Coroutines)
 
 
 class Spawning(StandIn):

@@ -30,6 +30,7 @@ from ..errors import LoopTerminatedError
 from ..kernels.base import layout
 from ..kernels.calls.captured import RUN_IN_CONTEXT
 from ..kernels.observe import event_ring, meter
+from ..parts import Part
 from ..threads import begin
 from ..unique import Unique
 from .block import Words, the_clock
@@ -81,7 +82,7 @@ class Event:
     """The number of waiting immediates (``turn``)."""
 
 
-class Recorder(Unique):
+class Recorder(Unique, Part):
     """A loop's flight recorder (`Loop.recorder`). Any thread may call any method, even while the loop hangs or after
     its end. Signal handlers may not: `dump_on` is for them.
     """

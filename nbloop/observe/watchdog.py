@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from .. import debug, hooks, lifecycle
 from ..kernels.base import layout
 from ..lock import Latch
+from ..parts import Part
 from ..threads import begin
 from ..unique import Unique
 from . import stacks
@@ -82,7 +83,7 @@ class BlockedIn:
         return cls(stack, callback, site.get("callback"), site.get("scheduled_at"))
 
 
-class Watchdog(Unique):
+class Watchdog(Unique, Part):
     """Watches one loop from a daemon thread, until `stop` or the loop's end; made by `Loop.watch`."""
 
     def __init__(self, loop: Loop, threshold: float, on_blocked: Callable[[Blockage], object] | None) -> None:
@@ -101,27 +102,27 @@ class Watchdog(Unique):
             target=_watch, args=(weakref.ref(self), self._loop, self._stop, threshold), name=f"{loop.name}-watchdog"
         )
         self._thread.daemon = True
-        loop._watchdogs[self] = None
+        loop._parts[self] = self
         try:
             begin(self._thread)
         except BaseException:
-            self._dismiss()
+            self._loop_ended()
             raise
-        if loop._ended.is_set():
-            self._dismiss()
+        if loop._lifecycle() == layout.TERMINATED:  # its end may not have seen this one
+            self._loop_ended()
 
     def stop(self) -> None:
         """Stop watching. When this returns, no handler runs any more, except one that called this. Any thread."""
-        self._dismiss()
+        self._loop_ended()
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
-    def _dismiss(self) -> None:
+    def _loop_ended(self) -> None:
         """Make the thread end, without waiting for it. Idempotent."""
         self._stop.set()
         loop = self._loop()
         if loop is not None:
-            loop._watchdogs.pop(self, None)
+            loop._parts.pop(self, None)
 
     def _tell(self, blockage: Blockage) -> None:
         try:

@@ -28,6 +28,7 @@ INTERNAL = {
     *(
         "Scheduling",
         "Lifecycle",
+        "Part",
         "Descriptors",
         "Unique",
         "EventualWords",
@@ -38,7 +39,7 @@ INTERNAL = {
         "State",
     ),
     *("Poller", "Parker", "Target", "TablePoller", "Collector"),  # bases and protocols
-    *("EpollPoller", "KqueuePoller", "LockParker", "Watches", "CountingLock", "Latch"),  # of a loop
+    *("EpollPoller", "KqueuePoller", "LockParker", "Watches", "CountingLock", "Latch", "LoopSignals"),  # of a loop
     *("Entrance", "Room"),  # of a channel
     *("Fields", "Record"),  # of the kernels: modules of offsets
     *(

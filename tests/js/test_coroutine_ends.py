@@ -17,6 +17,7 @@ import pytest
 import nbloop
 from nbloop import Loop, LoopTerminatedError
 from nbloop.js import JS, AbortController, CancelledError
+from nbloop.js.coroutines import coroutines_of
 from tests.support.waiting import elsewhere, wait_for
 
 # --- the same programs as tasks of asyncio ----------------------------------------------------------------------------
@@ -540,7 +541,7 @@ def test_sleepers_are_forgotten(page, js):
     for wrong in (None, float("nan"), "1"):
         with pytest.raises((TypeError, ValueError)):
             js.sleep(wrong)
-    assert not page.loop._coroutines.sleeping
+    assert not coroutines_of(page.loop).sleeping
 
 
 def test_what_has_ended_is_forgotten(page, js):
@@ -552,8 +553,8 @@ def test_what_has_ended_is_forgotten(page, js):
     for _ in range(10):
         js.spawn(body())
     page.quiet()
-    assert page.loop._coroutines.running.all() == []
-    assert page.loop._coroutines.running._references == {}
+    assert coroutines_of(page.loop).running.all() == []
+    assert coroutines_of(page.loop).running._references == {}
 
 
 # --- asynchronous generators ------------------------------------------------------------------------------------------
