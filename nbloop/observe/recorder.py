@@ -108,9 +108,8 @@ class Recorder(Unique, Part):
         self._head = event_ring.recorder_head.bind(self._words)
         self._running = event_ring.recorder_running.bind(self._words)
         self._when_raised: Path | None = None
-        self._target: _OnSignal | None = None
+        self._targets: dict[_OnSignal, None] = {}  # of signals: one, or more after an interrupted `dump_on`
         self._ended = False
-        self._signal = 0
 
     @property
     def entries(self) -> int:
@@ -181,17 +180,17 @@ class Recorder(Unique, Part):
         path = Path(path)
         if not isinstance(exception, bool):
             raise TypeError(f"exception must be True or False, not {exception!r}")
-        target = None
+        earlier = list(self._targets)
         if signal is not None:
             if self._ended:
                 raise LoopTerminatedError(f"{self._name} has ended: its recorder cannot take a signal any more")
             target = _OnSignal()
+            self._targets[target] = None  # first: an exception of a signal handler may come when the signal is taken
             signals.add(target, signal, self._dump_or_log, (path,))
-        self._forget_signal()
-        self._target = target
+        self._forget(earlier)
         self._when_raised = path if exception else None
         if self._ended:  # meanwhile
-            self._forget_signal()
+            self._forget(list(self._targets))
 
     def _dump_or_log(self, path: Path) -> None:
         try:
@@ -205,12 +204,12 @@ class Recorder(Unique, Part):
 
     def _loop_ended(self) -> None:
         self._ended = True
-        self._forget_signal()
+        self._forget(list(self._targets))
 
-    def _forget_signal(self) -> None:
-        target, self._target = self._target, None
-        if target is not None:
+    def _forget(self, targets: list[_OnSignal]) -> None:
+        for target in targets:
             signals.forget(target)
+            self._targets.pop(target, None)
 
     def _seconds(self) -> _Clock:
         return _Clock(int(self._record["tick_base"]), int(self._record["ns_base"]))
