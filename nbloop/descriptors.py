@@ -16,6 +16,7 @@ from typing import Any
 
 from . import debug as _debug
 from .errors import FastPathIncompatibleError, LoopTerminatedError
+from .hooks import ErrorHandler
 from .kernels.base import layout
 from .lifecycle import Lifecycle
 from .options import FastPathMode, check_mode
@@ -26,8 +27,17 @@ from .readiness import IOEvents, ReadyCallback, check_descriptor, check_events
 class Descriptors(Lifecycle):
     """The part of a `Loop` that sleeps, and watches descriptors while it does."""
 
-    def __init__(self, name: str, state: Any, mode: FastPathMode) -> None:
-        super().__init__(name, state)
+    def __init__(
+        self,
+        name: str,
+        state: Any,
+        mode: FastPathMode,
+        *,
+        debug: bool,
+        captures: bool,
+        on_error: ErrorHandler | None,
+    ) -> None:
+        super().__init__(name, state, debug=debug, captures=captures, on_error=on_error)
         self._mode = mode
         self._lock_parker = LockParker()
         if mode is FastPathMode.DISABLED:

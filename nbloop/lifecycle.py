@@ -27,7 +27,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import Any, NoReturn, Self
 
 import numpy as np
 
@@ -56,9 +56,6 @@ from .threads import LOOK, begin
 from .unique import Unique
 from .waiting import Waiters
 
-if TYPE_CHECKING:
-    from .loop import Loop
-
 
 class LoopState(enum.Enum):
     """Where a loop is in its life. `AWAKE`: not running, either not yet or not since `stop()`, but accepting work."""
@@ -75,7 +72,7 @@ NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno
 _here = threading.local()  # `loop`: a weak reference to the loop that this thread began to run last
 
 
-def running_here() -> Loop | None:
+def running_here() -> Lifecycle | None:
     """The loop whose callback is running on the calling thread, the innermost one; None if there is none."""
     of: Callable[[], Any] | None = getattr(_here, "loop", None)
     loop = of() if of is not None else None
@@ -85,10 +82,14 @@ def running_here() -> Loop | None:
 class Lifecycle(Unique, Scheduling):
     """The part of a `Loop` that concerns its life."""
 
-    debug: bool
-
-    def __init__(self, name: str, state: Any) -> None:
+    def __init__(
+        self, name: str, state: Any, *, debug: bool, captures: bool, on_error: hooks.ErrorHandler | None
+    ) -> None:
         self.name = name
+        self.debug = debug
+        self._captures = captures
+        self._on_error = on_error
+        self._made = time.monotonic_ns()
         self._state = state
         self._record = state.record
         # Re-entrant because of signal handlers. For cold paths, such as making handles; never for running callbacks.
@@ -102,7 +103,7 @@ class Lifecycle(Unique, Scheduling):
         self._parts: dict[Any, Any] = {}  # what ends with it: by class if it has one of them, or by itself
         self._waiters = Waiters(name)
         self._parker: Parker | None = None
-        self._watches = Watches(state, self._captures)
+        self._watches = Watches(state, captures)
         self._acquire = lifetime.acquire.bind(state)
         self._release = lifetime.release.bind(state)
         self._give_up = lifetime.leave.bind(state)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextvars
 import functools
 import itertools
-import time
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
@@ -41,7 +40,8 @@ from .options import (
     check_timeout,
     usable_cores,
 )
-from .scheduling import Callback, Producer
+from .producer import Producer
+from .scheduling import Callback
 from .signals import LoopSignals
 from .waiting import refuse_own_thread, send, wait
 
@@ -53,8 +53,6 @@ if TYPE_CHECKING:
     from .observe.shared import SharedBlock
     from .observe.watchdog import Blockage, Watchdog
 
-
-type ErrorHandler = Callable[[BaseException, dict[str, Any]], object]
 
 SPIN_MOST = 50_000  # ns; longer than the 3-19 µs that a sleep costs, and too short to notice when a loop falls idle
 
@@ -97,7 +95,7 @@ class Loop(Descriptors):
         *,
         fast_path_mode: FastPathMode = FastPathMode.AUTO,
         on_overload: Callable[[LoopOverloadedError], object] | None = None,
-        on_error: ErrorHandler | None = None,
+        on_error: hooks.ErrorHandler | None = None,
         ingress_budget: int = 1024,
         chunk_size: int = 128,
         initial_chunks: int = 1,
@@ -141,11 +139,7 @@ class Loop(Descriptors):
         check_name(name)
 
         name = name if name is not None else f"nbloop-{next(_numbers)}"
-        self.debug = debug
-        self._captures = contexts
-        self._made = time.monotonic_ns()
         self._on_overload = on_overload
-        self._on_error = on_error
         self._on_pressure = on_pressure
         self._most_workers = workers
         self._workers: Workers | None = None
@@ -157,7 +151,8 @@ class Loop(Descriptors):
 
             self._recorder = Recorder(recorder, name)
 
-        me = weakref.ref(self)  # the loop keeps the state, which keeps the hooks: these must not keep the loop
+        # The loop keeps the state, which keeps the hooks: these must not keep the loop.
+        me: weakref.ref[hooks.Hooked] = weakref.ref(self)
         state = make_loop_state(
             chunk_size=chunk_size,
             initial_chunks=initial_chunks,
@@ -182,7 +177,7 @@ class Loop(Descriptors):
         record["auto_exit"] = auto_exit
         record["clamp"] = clamp_nested_timers
         record["spin_max"] = SPIN_MOST if usable_cores() > 1 else 0
-        super().__init__(name, state, fast_path_mode)
+        super().__init__(name, state, fast_path_mode, debug=debug, captures=contexts, on_error=on_error)
         for observer in (self._recorder, self._shared):
             if observer is not None:
                 self._parts[observer] = observer
@@ -262,7 +257,10 @@ class Loop(Descriptors):
         if self._workers is None:
             from .js.promisify import Workers  # imported here, so that a loop without workers does not pay for it
 
-            self._workers = self._part(Workers)
+            workers = self._part(Workers)
+            if self._most_workers is not None:
+                workers.most = self._most_workers
+            self._workers = workers
         return self._workers.run(function, args, signal, timeout)
 
     def call[T](self, fn: Callable[..., T], /, *args: object, timeout: float | None = None) -> T:

@@ -10,13 +10,10 @@ the last place settles the result.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..kernels.promises.classes import Places, Resolver
-from .promise import Promise, RejectedError, resolved
-
-if TYPE_CHECKING:
-    from .view import JS
+from .promise import Owner, Promise, RejectedError, resolved
 
 type Settler = Callable[[Any], None]
 
@@ -50,7 +47,7 @@ def _aggregate(reasons: list[Any]) -> AggregateError:
 
 
 def _combine(
-    js: JS, items: Iterable[Any], subscribe: Callable[[Iterable[Promise[Any]], Settler, Settler], None]
+    js: Owner, items: Iterable[Any], subscribe: Callable[[Iterable[Promise[Any]], Settler, Settler], None]
 ) -> Promise[Any]:
     """A promise that `subscribe` settles; it gets the items as promises of this view, each made on request."""
     promise: Promise[Any] = Promise(js)
@@ -67,7 +64,7 @@ def _combine(
         del promise
 
 
-def all_(js: JS, items: Iterable[Any]) -> Promise[list[Any]]:
+def all_(js: Owner, items: Iterable[Any]) -> Promise[list[Any]]:
     """Fulfilled with all values in order, or rejected with the first reason (27.2.4.1). Empty: fulfilled with []."""
 
     def subscribe(promises: Iterable[Promise[Any]], resolve_it: Settler, reject_it: Settler) -> None:
@@ -79,7 +76,7 @@ def all_(js: JS, items: Iterable[Any]) -> Promise[list[Any]]:
     return _combine(js, items, subscribe)
 
 
-def all_settled(js: JS, items: Iterable[Any]) -> Promise[list[dict[str, Any]]]:
+def all_settled(js: Owner, items: Iterable[Any]) -> Promise[list[dict[str, Any]]]:
     """Fulfilled with ``{"status": "fulfilled", "value": v}`` or ``{"status": "rejected", "reason": r}`` for each
     (27.2.4.2).
     """
@@ -98,7 +95,7 @@ def all_settled(js: JS, items: Iterable[Any]) -> Promise[list[dict[str, Any]]]:
     return _combine(js, items, subscribe)
 
 
-def any_(js: JS, items: Iterable[Any]) -> Promise[Any]:
+def any_(js: Owner, items: Iterable[Any]) -> Promise[Any]:
     """Fulfilled with the first value, or rejected with an `AggregateError` of all reasons in order (27.2.4.3)."""
 
     def subscribe(promises: Iterable[Promise[Any]], resolve_it: Settler, reject_it: Settler) -> None:
@@ -110,7 +107,7 @@ def any_(js: JS, items: Iterable[Any]) -> Promise[Any]:
     return _combine(js, items, subscribe)
 
 
-def race(js: JS, items: Iterable[Any]) -> Promise[Any]:
+def race(js: Owner, items: Iterable[Any]) -> Promise[Any]:
     """Settled like the first that settles (27.2.4.5). Empty: pending for ever."""
 
     def subscribe(promises: Iterable[Promise[Any]], resolve_it: Settler, reject_it: Settler) -> None:

@@ -41,7 +41,7 @@ from .view import JS
 from .waits import unlinked
 
 if TYPE_CHECKING:
-    from ..loop import Loop
+    from ..lifecycle import Lifecycle
     from .abort import AbortSignal
 
 MOST = min(32, (os.process_cpu_count() or 1) + 4)  # threads, as many as `concurrent.futures` would make
@@ -100,13 +100,13 @@ def _work(jobs: queue.SimpleQueue[_Job | None], name: str) -> None:
 class Workers(Part):
     """The worker threads of one loop, made at its first `promisify`."""
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: Lifecycle) -> None:
         self._loop_name = loop.name
         self._loop = weakref.ref(loop)
         self.waiters = loop._waiters
         self._js = JS(loop)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._most = MOST if loop._most_workers is None else loop._most_workers
+        self.most = MOST  # threads
         self._threads = 0
         self.unsettled: dict[_Job, None] = {}
         self._outcomes: deque[Iterator[object]] = deque()  # outcomes that the ending loop refused
@@ -147,7 +147,7 @@ class Workers(Part):
         """Start another thread, if all existing ones may be busy. This precedes the job: if a signal handler raised in
         between, a job without a thread would wait for ever.
         """
-        if len(self.unsettled) >= self._threads < self._most:
+        if len(self.unsettled) >= self._threads < self.most:
             _thread.start_new_thread(_work, (self._jobs, f"{self._loop_name}-worker"))
             self._threads += 1
 

@@ -19,7 +19,6 @@ import os
 import threading
 import types
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from ..parts import Part
 from ..threads import begin
 from ..unique import Unique
 from .block import Words, the_clock
+from .event import Event
 from .trace import trace
 
 _KINDS = layout.KIND_NAMES | {
@@ -49,37 +49,6 @@ _KINDS = layout.KIND_NAMES | {
 }
 _BATCH = 4096  # entries that a kernel copies at once: 0.2 ms in which the world cannot be stopped
 _LONG = 100_000_000  # ns: two readings of both clocks this far apart give their rates better than the calibration does
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One entry of a recorder."""
-
-    number: int
-    """The number of events recorded before it; -1 for the callback in progress."""
-    time: float
-    """When it happened or began: seconds on the clock of `time.monotonic`."""
-    duration: float
-    """Seconds that a callback or a ``sleep`` took (for the callback in progress: until now); else 0."""
-    thread: int
-    """`threading.get_ident` of the thread that did it."""
-    kind: str
-    """The kind of callback, or one of ``submit move arm cancel sleep wake overload turn checkpoint``."""
-    subject: int
-    """The id of a timer (``timer arm cancel``) or immediate (``cancel``), a watch's token (``readiness callback``), the
-    number of waiting tasks (``turn``) or of waiting microtasks and next-ticks (``checkpoint``). For any other callback
-    its place, ``position << 16 | queue``: that of its ``submit``, or the one to which a ``move`` took it from there.
-    """
-    name: str | None
-    """For a callback: the qualified name of its code or its type."""
-    value: int
-    """The number of tasks submitted, from `subject` on (``submit``); the new place (``move``); the deadline in ns
-    (``arm``); the descriptor (``readiness callback``); the number of waiting internal tasks (``turn``); else 0.
-    """
-    failed: bool = False
-    """Whether the callback raised."""
-    immediates: int = 0
-    """The number of waiting immediates (``turn``)."""
 
 
 class Recorder(Unique, Part):

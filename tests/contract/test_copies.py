@@ -39,6 +39,8 @@ INTERNAL = {
         "State",
     ),
     *("Poller", "Parker", "Target", "TablePoller", "Collector"),  # bases and protocols
+    *("Reporting", "Refusing", "Hooked", "Awaited", "Measured", "Served", "Owner", "Signal", "Sleeping", "Promised"),
+    *("Callee", "Sharer", "SharerGroup"),
     *("EpollPoller", "KqueuePoller", "LockParker", "Watches", "CountingLock", "Latch", "LoopSignals"),  # of a loop
     *("Entrance", "Room"),  # of a channel
     *("Fields", "Record"),  # of the kernels: modules of offsets
