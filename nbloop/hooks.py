@@ -17,13 +17,12 @@ from types import CoroutineType
 from typing import Any, Literal, Protocol
 
 from . import debug, signals
+from .descriptors import Descriptors
 from .errors import LoopOverloadedError, LoopTerminatedError
 from .kernels.base import layout
 from .kernels.calls.captured import RUN_IN_CONTEXT
 from .kernels.state.state import ChannelWords
 from .lock import CountingLock
-from .parkers import Parker
-from .readiness import Watches
 
 logger = logging.getLogger("nbloop")
 
@@ -50,8 +49,7 @@ class Hooked(Reporting, Refusing, Protocol):
     """A loop, as kernels' hooks see it."""
 
     _record: Any
-    _watches: Watches
-    _parker: Parker | None
+    _descriptors: Descriptors
     _on_overload: Callable[[LoopOverloadedError], object] | None
     _on_pressure: Callable[[Literal["high", "low"]], object] | None
     _ended_by: BaseException | None
@@ -209,8 +207,8 @@ def wake_parker(of: weakref.ref[Hooked], interruption: BaseException | None = No
     unless it is None, the kernel calls when it is done.
     """
     loop = of()
-    if loop is not None and loop._parker is not None:
-        loop._parker.wake()
+    if loop is not None and (parker := loop._descriptors.parker) is not None:
+        parker.wake()
     if interruption is None:
         return None
     again = None
@@ -230,7 +228,7 @@ def renew(of: weakref.ref[Hooked]) -> None:
         return
     with loop._lock:
         try:
-            loop._watches.renew()
+            loop._descriptors.watches.renew()
         except OSError as error:  # no descriptor free for a new set: try again at its next event
             loop._record["io"]["suspect"] = 1
             log(error, "%s cannot renew its poller", loop.name, loop=loop.name)

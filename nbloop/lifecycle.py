@@ -18,6 +18,7 @@ What happens once in a loop's life is plain Python, here; what happens for each 
 from __future__ import annotations
 
 import _thread
+import contextlib
 import enum
 import errno
 import logging
@@ -33,6 +34,7 @@ import numpy as np
 
 from . import hooks
 from . import signals as _signals
+from .descriptors import Descriptors
 from .errors import (
     ForkedLoopError,
     LoopAlreadyRunningError,
@@ -47,10 +49,8 @@ from .kernels.base.kernel import bound, faces
 from .kernels.methods import lifetime
 from .kernels.turn import turn
 from .lock import CountingLock, Latch
-from .options import check_timeout
-from .parkers import Parker
+from .options import FastPathMode, check_timeout
 from .parts import Part
-from .readiness import Watches
 from .scheduling import Scheduling
 from .threads import LOOK, begin
 from .unique import Unique
@@ -83,7 +83,14 @@ class Lifecycle(Unique, Scheduling):
     """The part of a `Loop` that concerns its life."""
 
     def __init__(
-        self, name: str, state: Any, *, debug: bool, captures: bool, on_error: hooks.ErrorHandler | None
+        self,
+        name: str,
+        state: Any,
+        mode: FastPathMode,
+        *,
+        debug: bool,
+        captures: bool,
+        on_error: hooks.ErrorHandler | None,
     ) -> None:
         self.name = name
         self.debug = debug
@@ -100,15 +107,16 @@ class Lifecycle(Unique, Scheduling):
         self._forked = False
         self._ended_by: BaseException | None = None  # why its group ended it: the cause of each refusal since then
         self._runner = 0  # identifier of the thread that runs or finishes the loop, or did so last
-        self._parts: dict[Any, Any] = {}  # what ends with it: by class if it has one of them, or by itself
+        self._descriptors = Descriptors(name, state, self._lock, mode, captures)
+        # What ends with it, in this order: by class if it has one of them, or by itself.
+        self._parts: dict[Any, Any] = {Descriptors: self._descriptors}
         self._waiters = Waiters(name)
-        self._parker: Parker | None = None
-        self._watches = Watches(state, captures)
         self._acquire = lifetime.acquire.bind(state)
         self._release = lifetime.release.bind(state)
         self._give_up = lifetime.leave.bind(state)
         self._transition = lifetime.transition.bind(state)
         _live.add(self)
+        self._descriptors.begin()
 
     @property
     def state(self) -> LoopState:
@@ -259,13 +267,12 @@ class Lifecycle(Unique, Scheduling):
 
     def _look(self) -> None:
         """Wait outside the kernels, for as long as they request."""
-        assert self._parker is not None
         try:
-            found = self._parker.wait(int(self._record["poll_timeout"]))
+            found = self._descriptors.wait()
         except OSError as error:
             self._end_broken(error)
         else:
-            self._watches.collect(found)
+            self._descriptors.watches.collect(found)
 
     def _doze(self) -> None:
         """After a nap on the main thread without arrivals, sleep on, but also wait for Python's wake-up descriptor.
@@ -274,8 +281,7 @@ class Lifecycle(Unique, Scheduling):
         """
         ended = 0
         try:
-            with self._lock:
-                poller = self._watches.open_poller()
+            poller = self._descriptors.poller()
             if poller.park_mode == layout.PARK_EPOLL:
                 ended = _signals.watchful(turn.doze.bind(self._state))
         except MemoryError:
@@ -373,6 +379,40 @@ class Lifecycle(Unique, Scheduling):
     def __exit__(self, *_exc: object) -> None:
         if not self._forked:  # a child that leaves the block ends nothing
             self.shutdown()
+
+    def _change(self, change: Callable[[], bool]) -> None:
+        """Call `change` under the lock; if it returns True or raises, make the loop sleep as mode and descriptors now
+        require. A signal handler may raise after the change and before the loop learns of it; without the second case,
+        nothing would wait for the new watch.
+        """
+        try:
+            with self._lock:
+                changed = change()
+            if changed:
+                self._change_over()
+        except BaseException:
+            if not self._forked:
+                self._change_over()
+            raise
+
+    def _change_over(self) -> None:
+        """Make the loop sleep as mode and descriptors now require: at once if no thread runs it, else before its next
+        sleep.
+        """
+        while not self.is_loop_thread():
+            try:
+                if self._acquire() == 0:
+                    self._descriptors.install()
+                    return
+            finally:
+                self._give_up()  # first: it is one C call, so an exception can only come after it
+                self._owe_end()
+            if self._lifecycle() != layout.AWAKE:  # it runs: only its own thread may change how it sleeps
+                with contextlib.suppress(LoopTerminatedError):  # it will not sleep again
+                    self.submit_internal(self._descriptors.install)
+                return
+            time.sleep(0)
+        self._descriptors.install()
 
     # --- ending
     # ----------------------------------------------------------------------------------------------------------
@@ -489,8 +529,6 @@ class Lifecycle(Unique, Scheduling):
         self._state.drop_handles()
         while int(self._record["wakes_sent"]) < int(self._record["claimed"]):
             time.sleep(0)  # a wake call is on its way to the descriptor that will be closed next
-        with self._lock:
-            self._watches.close()
         for part in self._all_parts():
             part._loop_ended()
         _live.discard(self)
@@ -565,7 +603,8 @@ def _after_fork_in_child() -> None:
             loop._record[word] = 0
         loop._refuse_new()
         loop._record["lifecycle"] = layout.TERMINATED  # timers, immediates and the loop's views check this
-        loop._watches.close()  # closes this process's copies; the parent's stay open
+        for part in loop._all_parts():
+            part._forked()
 
 
 if hasattr(os, "register_at_fork"):

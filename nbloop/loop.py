@@ -1,10 +1,11 @@
 """The loop: its options and its parts.
 
 Problem: the hot path is compiled and knows nothing of Python's conventions; users want clear errors, graceful ends,
-signals that work. Idea: one object in three layers, each in its own file. Whatever callbacks need (submit, cancel) is a
-built-in method made by the kernels and called without a Python frame (`scheduling.py`). Running and ending a loop is
-plain Python over three words of the kernels' memory (`lifecycle.py`); so is how it sleeps and which descriptors it
-watches (`descriptors.py`). This file gives the layers their memory, and adds handles, signals, workers and figures.
+signals that work. Idea: a core in two layers, and parts. Whatever callbacks need (submit, cancel) is a built-in method
+made by the kernels and called without a Python frame (`scheduling.py`). Running and ending a loop is plain Python over
+three words of the kernels' memory (`lifecycle.py`). This file gives the core its memory and adds the parts: descriptors
+(`descriptors.py`), signals, workers, figures, the recorder, watchdogs. Each part registers for the loop's end
+(`parts.py`).
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from . import debug as _debug
 from . import hooks
 from . import signals as _signals
 from .channel import Channel, OnFull
-from .descriptors import Descriptors
 from .errors import LoopOverloadedError, LoopTerminatedError
 from .kernels.base import layout
 from .kernels.calls.captured import RUN_IN_CONTEXT
 from .kernels.methods import lifetime
 from .kernels.state.state import make_handle_state, make_loop_state
+from .lifecycle import Lifecycle
 from .options import (
     FastPathMode,
     check_callable,
@@ -41,6 +42,7 @@ from .options import (
     usable_cores,
 )
 from .producer import Producer
+from .readiness import IOEvents, ReadyCallback, check_descriptor, check_events
 from .scheduling import Callback
 from .signals import LoopSignals
 from .waiting import refuse_own_thread, send, wait
@@ -59,7 +61,7 @@ SPIN_MOST = 50_000  # ns; longer than the 3-19 µs that a sleep costs, and too s
 _numbers = itertools.count(1)  # numbers for loops without a name
 
 
-class Loop(Descriptors):
+class Loop(Lifecycle):
     """An event loop that any number of threads submit to and one thread runs.
 
     Every method may be called from any thread unless it says otherwise; those that schedule are also safe in signal
@@ -193,6 +195,85 @@ class Loop(Descriptors):
         from .observe import block
 
         return block.make(name)
+
+    @property
+    def fast_path_mode(self) -> FastPathMode:
+        """The mode that was set last. Any thread."""
+        return self._descriptors.mode
+
+    def set_fast_path_mode(self, mode: FastPathMode) -> None:
+        """Change how the loop sleeps, at run time. Any thread; the loop switches before its next sleep, and loses
+        nothing.
+
+        Raises TypeError if `mode` is not a `FastPathMode`, `FastPathIncompatibleError` for FORCED while descriptors are
+        registered, `LoopTerminatedError` after the end, OSError if no descriptor is free for a poller; in each case the
+        mode stays as it was.
+        """
+        check_mode("mode", mode)
+        self._check_fork()
+
+        def change() -> bool:
+            if self._lifecycle() >= layout.TERMINATING:
+                raise LoopTerminatedError(f"{self.name} has terminated or is about to")
+            return self._descriptors.set_mode(mode)
+
+        self._change(change)
+
+    def register_fd(self, fd: int, events: IOEvents | int, callback: ReadyCallback) -> None:
+        """Run ``callback(fd, events)`` on the loop's thread whenever the descriptor is ready for any of `events`.
+
+        Level-triggered: once per turn while it is ready; `IOEvents.EDGE` and `IOEvents.ONESHOT` change that. ERROR and
+        HANGUP are always reported, unless `events` is 0, which mutes the watch. A microtask checkpoint follows each
+        callback. An exception of the callback goes to `on_error`, and the watch stays. A registered descriptor keeps an
+        `auto_exit` loop alive. Any thread; takes effect at once, even if the loop is asleep. O(1); one or two system
+        calls.
+
+        Raises `FDAlreadyRegisteredError`, `FDOutOfRangeError`, `FastPathIncompatibleError` while the fast path is
+        forced, TypeError or ValueError for an invalid descriptor, events or callback, OSError from the system (EPERM
+        for a regular file, EBADF, ENOSPC, EMFILE), `LoopTerminatedError`; in each case nothing is registered.
+
+        Unregister a descriptor before you close it. If it is closed first, it goes silent (unless a duplicate is open),
+        and its number stays taken in this loop until `unregister_fd`, which does not affect a new file of that number.
+        """
+        fd, interest = check_descriptor(fd), check_events(events)
+        if not callable(callback):
+            raise TypeError(f"callback must be callable, not {callback!r}")
+        if self.debug:
+            (callback,) = _debug.sited([callback])
+
+        def change() -> bool:
+            self._check_descriptors_allowed()
+            return self._descriptors.register(fd, interest, callback)
+
+        self._change(change)
+
+    def modify_fd(self, fd: int, events: IOEvents | int) -> None:
+        """Change which events a registered descriptor is watched for; 0 mutes it, and a ONESHOT watch is re-armed.
+
+        Events that were collected before but are no longer wanted are not delivered. Any thread. O(1), one system call.
+        Raises `FDNotRegisteredError`, OSError from the system (and then nothing has changed), otherwise as
+        `register_fd`.
+        """
+        fd, interest = check_descriptor(fd), check_events(events)
+        with self._lock:
+            self._check_descriptors_allowed()
+            self._descriptors.watches.modify(fd, interest)
+
+    def unregister_fd(self, fd: int) -> None:
+        """Stop watching a descriptor. After this returns, none of its callbacks starts, not even for an event that was
+        already collected; one in progress on the loop's thread goes on.
+
+        May be called in its own callback, in another one, and on any thread. O(1), one system call. Raises
+        `FDNotRegisteredError`, also after the loop has ended.
+        """
+        fd = check_descriptor(fd)
+        self._check_fork()
+        self._change(lambda: self._descriptors.unregister(fd))
+
+    def _check_descriptors_allowed(self) -> None:
+        self._check_fork()
+        if self._lifecycle() >= layout.TERMINATING:
+            raise LoopTerminatedError(f"{self.name} watches no descriptors: it has terminated or is about to")
 
     def metrics(self) -> Metrics | None:
         """The loop's figures at one instant, detached from it (`nbloop.observe.Metrics`); None without ``metrics=``.

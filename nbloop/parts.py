@@ -42,3 +42,6 @@ class Part:
 
     def _loop_ended(self) -> None:
         """The loop has terminated and released everything. What registers later finds it terminated."""
+
+    def _forked(self) -> None:
+        """This process is a child that was forked: the loop has stayed in the parent."""
