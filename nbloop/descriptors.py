@@ -19,7 +19,7 @@ from .options import FastPathMode
 from .parkers import LockParker, Parker, futex_available
 from .parts import Part
 from .pollers import Poller
-from .readiness import ReadyCallback, Watches
+from .readiness import FdTable, ReadyCallback
 
 
 class Descriptors(Part):
@@ -32,35 +32,35 @@ class Descriptors(Part):
         self._record = state.record
         self._lock = lock
         self.mode = mode
-        self.watches = Watches(state, captures)
+        self.table = FdTable(state, captures)
         self._lock_parker = LockParker()
         self.parker: Parker | None = None
 
     def begin(self) -> None:
         """Once, when the loop that has to close the poller is complete. OSError if there is no poller to be had."""
         if self.mode is FastPathMode.DISABLED:
-            self.watches.open_poller()
+            self.table.open_poller()
         self.install()
 
     def set_mode(self, mode: FastPathMode) -> bool:
-        if mode is FastPathMode.FORCED and len(self.watches):
+        if mode is FastPathMode.FORCED and len(self.table):
             raise FastPathIncompatibleError(
-                f"{self._name} watches {len(self.watches)} descriptors: the fast path cannot be forced"
+                f"{self._name} watches {len(self.table)} descriptors: the fast path cannot be forced"
             )
         if mode is FastPathMode.DISABLED:
-            self.watches.open_poller()
+            self.table.open_poller()
         self.mode = mode
         return True
 
     def register(self, fd: int, interest: int, callback: ReadyCallback) -> bool:
         if self.mode is FastPathMode.FORCED:
             raise FastPathIncompatibleError(f"{self._name} is forced to the fast path, which sees no descriptors")
-        self.watches.register(fd, interest, callback)
-        return len(self.watches) == 1
+        self.table.register(fd, interest, callback)
+        return len(self.table) == 1
 
     def unregister(self, fd: int) -> bool:
-        self.watches.unregister(fd)
-        return len(self.watches) == 0
+        self.table.unregister(fd)
+        return len(self.table) == 0
 
     def install(self) -> None:
         """Choose how to sleep, as the mode and the descriptors require. Owner only, awake.
@@ -69,8 +69,8 @@ class Descriptors(Part):
         for is over, and at worst another sleep ends early.
         """
         with self._lock:
-            poller = self.watches.poller
-            if poller is not None and (self.mode is FastPathMode.DISABLED or len(self.watches)):
+            poller = self.table.poller
+            if poller is not None and (self.mode is FastPathMode.DISABLED or len(self.table)):
                 self.parker, self._record["park_mode"] = poller, poller.park_mode
             elif futex_available():
                 self.parker, self._record["park_mode"] = None, layout.PARK_FUTEX
@@ -78,7 +78,7 @@ class Descriptors(Part):
                 self.parker, self._record["park_mode"] = self._lock_parker, layout.PARK_PYTHON
 
     def wait(self) -> Sequence[tuple[int, int]]:
-        """Sleep outside the kernels, for as long as they request; what `watches.collect` takes. The loop's thread.
+        """Sleep outside the kernels, for as long as they request; what `table.collect` takes. The loop's thread.
         OSError if the poller fails.
         """
         assert self.parker is not None
@@ -87,12 +87,12 @@ class Descriptors(Part):
     def poller(self) -> Poller:
         """The poller, which is made if there is none. OSError if that fails."""
         with self._lock:
-            return self.watches.open_poller()
+            return self.table.open_poller()
 
     def _loop_ended(self) -> None:
         with self._lock:
-            self.watches.close()
+            self.table.close()
 
     def _forked(self) -> None:
         self._lock = CountingLock()  # as the loop, which gets another one
-        self.watches.close()  # closes this process's copies; the parent's stay open
+        self.table.close()  # closes this process's copies; the parent's stay open

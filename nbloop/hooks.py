@@ -228,7 +228,7 @@ def renew(of: weakref.ref[Hooked]) -> None:
         return
     with loop._lock:
         try:
-            loop._descriptors.watches.renew()
+            loop._descriptors.table.renew()
         except OSError as error:  # no descriptor free for a new set: try again at its next event
             loop._record["io"]["suspect"] = 1
             log(error, "%s cannot renew its poller", loop.name, loop=loop.name)

@@ -272,7 +272,7 @@ class Lifecycle(Unique, Scheduling):
         except OSError as error:
             self._end_broken(error)
         else:
-            self._descriptors.watches.collect(found)
+            self._descriptors.table.collect(found)
 
     def _doze(self) -> None:
         """After a nap on the main thread without arrivals, sleep on, but also wait for Python's wake-up descriptor.

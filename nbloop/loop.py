@@ -257,7 +257,7 @@ class Loop(Lifecycle):
         fd, interest = check_descriptor(fd), check_events(events)
         with self._lock:
             self._check_descriptors_allowed()
-            self._descriptors.watches.modify(fd, interest)
+            self._descriptors.table.modify(fd, interest)
 
     def unregister_fd(self, fd: int) -> None:
         """Stop watching a descriptor. After this returns, none of its callbacks starts, not even for an event that was

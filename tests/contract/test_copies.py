@@ -41,7 +41,7 @@ INTERNAL = {
     *("Poller", "Parker", "Target", "TablePoller", "Collector"),  # bases and protocols
     *("Reporting", "Refusing", "Hooked", "Awaited", "Measured", "Served", "Owner", "Signal", "Sleeping", "Promised"),
     *("Callee", "Sharer", "SharerGroup"),
-    *("EpollPoller", "KqueuePoller", "LockParker", "Watches", "CountingLock", "Latch", "LoopSignals"),  # of a loop
+    *("EpollPoller", "KqueuePoller", "LockParker", "FdTable", "CountingLock", "Latch", "LoopSignals"),  # of a loop
     *("Entrance", "Room"),  # of a channel
     *("Fields", "Record"),  # of the kernels: modules of offsets
     *(
