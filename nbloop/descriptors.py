@@ -33,14 +33,8 @@ class Descriptors(Part):
         self._lock = lock
         self.mode = mode
         self.table = FdTable(state, captures)
-        self._lock_parker = LockParker()
+        self._lock_parker: LockParker | None = None  # made once, where there is no futex
         self.parker: Parker | None = None
-
-    def begin(self) -> None:
-        """Once, when the loop that has to close the poller is complete. OSError if there is no poller to be had."""
-        if self.mode is FastPathMode.DISABLED:
-            self.table.open_poller()
-        self.install()
 
     def set_mode(self, mode: FastPathMode) -> bool:
         if mode is FastPathMode.FORCED and len(self.table):
@@ -75,6 +69,8 @@ class Descriptors(Part):
             elif futex_available():
                 self.parker, self._record["park_mode"] = None, layout.PARK_FUTEX
             else:
+                if self._lock_parker is None:
+                    self._lock_parker = LockParker()
                 self.parker, self._record["park_mode"] = self._lock_parker, layout.PARK_PYTHON
 
     def wait(self) -> Sequence[tuple[int, int]]:

@@ -80,7 +80,11 @@ def running_here() -> Lifecycle | None:
 
 
 class Lifecycle(Unique, Scheduling):
-    """The part of a `Loop` that concerns its life."""
+    """The core of a `Loop`: what schedules, runs and ends it, and all that its parts and views know of it."""
+
+    _closing = False  # was `close` called?
+    _forked = False  # has the loop stayed in the parent process?
+    _runner = 0  # identifier of the thread that runs or finishes the loop, or did so last
 
     def __init__(
         self,
@@ -102,11 +106,8 @@ class Lifecycle(Unique, Scheduling):
         # Re-entrant because of signal handlers. For cold paths, such as making handles; never for running callbacks.
         self._lock = CountingLock()
         self._ended = Latch()
-        self._closing = False
         self._finishing = _thread.allocate_lock()  # held by the thread made to end the loop
-        self._forked = False
         self._ended_by: BaseException | None = None  # why its group ended it: the cause of each refusal since then
-        self._runner = 0  # identifier of the thread that runs or finishes the loop, or did so last
         self._descriptors = Descriptors(name, state, self._lock, mode, captures)
         # What ends with it, in this order: by class if it has one of them, or by itself.
         self._parts: dict[Any, Any] = {Descriptors: self._descriptors}
@@ -116,7 +117,9 @@ class Lifecycle(Unique, Scheduling):
         self._give_up = lifetime.leave.bind(state)
         self._transition = lifetime.transition.bind(state)
         _live.add(self)
-        self._descriptors.begin()
+        if mode is FastPathMode.DISABLED:  # now that `__del__` closes what is open
+            self._descriptors.table.open_poller()
+        self._descriptors.install()
 
     @property
     def state(self) -> LoopState:

@@ -180,9 +180,10 @@ class Loop(Lifecycle):
         record["clamp"] = clamp_nested_timers
         record["spin_max"] = SPIN_MOST if usable_cores() > 1 else 0
         super().__init__(name, state, fast_path_mode, debug=debug, captures=contexts, on_error=on_error)
-        for observer in (self._recorder, self._shared):
-            if observer is not None:
-                self._parts[observer] = observer
+        if self._recorder is not None:
+            self._parts[self._recorder] = self._recorder
+        if self._shared is not None:
+            self._parts[self._shared] = self._shared
         if debug:
             _debug.remember_sites(self)
 
