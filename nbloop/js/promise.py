@@ -29,7 +29,7 @@ from ..errors import LoopTerminatedError
 from ..kernels.base import layout
 from ..kernels.base.kernel import method
 from ..kernels.promises import reactions
-from ..kernels.promises.classes import Eventual, Places, Resolver, View, make_view
+from ..kernels.promises.classes import Eventual, Resolver, ResultSlots, View, make_view
 from ..lifecycle import Lifecycle
 from ..options import check_timeout
 from ..waiting import LoopFuture, refuse_own_thread, settle, wait
@@ -376,7 +376,7 @@ def _lost(reaction: Eventual, error: BaseException) -> None:
                 reaction._reject(error)
                 continue
             handler = getattr(reaction, "_on_rejected", None)  # the handler of a combinator, an adoption or a coroutine
-            if isinstance(handler, Places):
+            if isinstance(handler, ResultSlots):
                 handler.put(reaction._reactions, error)
             elif handler is not None:
                 handler(error)

@@ -353,13 +353,13 @@ def install() -> None:
     replace(view, lambda *arguments: checker.array(view(*arguments)))
     nbloop.readiness.FdTable.open_poller = opening  # type: ignore[method-assign]
     checker.array(nbloop.readiness._MASK_ADDRESSES)
-    places = classes.Places.__init__
+    result_slots = classes.ResultSlots.__init__
 
     def counting(self: Any, *arguments: Any) -> None:
-        places(self, *arguments)
+        result_slots(self, *arguments)
         checker.array(self._counts)
 
-    classes.Places.__init__ = counting  # type: ignore[method-assign]
+    classes.ResultSlots.__init__ = counting  # type: ignore[method-assign]
 
 
 def pytest_configure() -> None:
