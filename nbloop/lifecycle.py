@@ -528,7 +528,7 @@ class Lifecycle(Unique, Scheduling):
             self._drain()
         finally:
             self._leave()
-        lifetime.drop.bind(self._state)()
+        lifetime.release_pending.bind(self._state)()
         self._state.drop_handles()
         while int(self._record["wakes_sent"]) < int(self._record["claimed"]):
             time.sleep(0)  # a wake call is on its way to the descriptor that will be closed next
