@@ -56,8 +56,8 @@ CLASSES = {"loop": Loop, "descriptors": Descriptors}  # by the name that models 
 
 
 def stamp(module: str, name: str) -> str:
-    """Twelve digits that change with the code of a kernel function, or of a method of one of `CLASSES`, but not with its
-    layout, comments, docstring, or inlining.
+    """Twelve digits that change with the code of a kernel function, or of a method of one of `CLASSES`, but not with
+    its layout, comments, docstring, or inlining.
     """
     if module in CLASSES:
         function = getattr(CLASSES[module], name)
