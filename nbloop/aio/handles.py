@@ -152,6 +152,12 @@ class TimerHandle(Handle, asyncio.TimerHandle):
 
     __slots__ = ()
 
+    if TYPE_CHECKING:
+        _loop: EventLoop
+        _callback: Any
+        _args: Any
+        _cancelled: bool
+
     def __init__(
         self, when: float, callback: Callable[..., object], args: tuple[Any, ...], loop: EventLoop, context: Context
     ) -> None:
@@ -159,15 +165,27 @@ class TimerHandle(Handle, asyncio.TimerHandle):
         self._when = when
         self._scheduled = 0  # the core's number of the timer, which is true for asyncio too
 
+    def cancel(self) -> None:
+        if not self._cancelled:  # what asyncio's two methods do, in the frame of one
+            loop = self._loop
+            loop._timer_handle_cancelled(self)
+            self._cancelled = True
+            if loop._debug:
+                self._repr = repr(self)  # type: ignore[assignment]
+            self._callback = self._args = None
+
 
 # --- what kernels have to know of them
 
 _SLOTS = ("_callback", "_args", "_cancelled", "_loop", "_context", "_repr", "_source_traceback")
+_TIMER_SLOTS = ("_when", "_scheduled")
 _NAMES = ("loop",)
 _OBJECTS = {
     "none": None,
     "false": False,
     "tuple": tuple,
+    "float": float,
+    "int": int,
     "builtin": BuiltinFunctionType,
     "context_type": Context,
     "future": asyncio.Future,
@@ -183,6 +201,10 @@ _OBJECTS = {
     "args_name": sys.intern("_args"),
     "soon_slowly": sys.intern("_call_soon"),
     "threadsafe_slowly": sys.intern("_call_soon_threadsafe"),
+    "later_slowly": sys.intern("_call_later"),
+    "at_slowly": sys.intern("_call_at"),
+    "time_name": sys.intern("time"),
+    "scheduled_name": sys.intern("_scheduled"),
 }
 
 
@@ -192,8 +214,9 @@ def _words() -> Any:
         words[name] = id(known)
     words["step"] = id(Step) if Step is not None else 0
     words["wakeup"] = WAKEUP
-    for name, at in zip(_SLOTS, slot_offsets(asyncio.Handle, _SLOTS), strict=True):
-        words[name.removeprefix("_").replace("source_", "") + "_at"] = at
+    for kind, slots in ((asyncio.Handle, _SLOTS), (asyncio.TimerHandle, _TIMER_SLOTS)):
+        for name, at in zip(slots, slot_offsets(kind, slots), strict=True):
+            words[name.removeprefix("_").replace("source_", "") + "_at"] = at
     return words.view(np.int64)
 
 
