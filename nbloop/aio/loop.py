@@ -40,6 +40,7 @@ from ..errors import ForkedLoopError, LoopTerminatedError
 from ..kernels.base.kernel import data, method
 from ..kernels.methods import asyncio_methods as kernels
 from ..kernels.methods.asyncio_methods import AIO, FAR, AioWords
+from ..kernels.turn.stream import flush_streams
 from ..loop import Loop
 from .handles import Handle, TimerHandle, new_words, run, run_watched, tools_watch
 from .selector import Selector
@@ -103,6 +104,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
             self.time = self._now  # type: ignore[method-assign] # no Python frame
         self._received = new_buffer()
         self._unseen = Handle(Handle.cancel, (), self, copy_context())  # for a caller that does not look at it
+        self._flush = flush_streams.bind(self._core._state)
         words = new_words()
         self._runner = kernels.handle_run.bind(words)
         for at, word in (
@@ -235,7 +237,10 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
             self._core.run()
         finally:
             self._core._record["stop"] = 0  # one that an exception has overtaken: asyncio forgets it, too
-            self._run_forever_cleanup()
+            try:
+                self._flush()
+            finally:
+                self._run_forever_cleanup()
 
     def stop(self) -> None:
         """Have `run_forever` return after the turn in progress, or after the first one of the next. Any thread."""
