@@ -149,12 +149,6 @@ class TimerHandle(Handle, asyncio.TimerHandle):
 
     __slots__ = ()
 
-    if TYPE_CHECKING:
-        _loop: EventLoop
-        _callback: Any
-        _args: Any
-        _cancelled: bool
-
     def __init__(
         self,
         when: float,
@@ -169,12 +163,13 @@ class TimerHandle(Handle, asyncio.TimerHandle):
 
     def cancel(self) -> None:
         if not self._cancelled:  # what asyncio's two methods do, in the frame of one
-            loop = self._loop
+            of: Any = self
+            loop = of._loop
             loop._timer_handle_cancelled(self)
-            self._cancelled = True
+            of._cancelled = True
             if loop._debug:
-                self._repr = repr(self)  # type: ignore[assignment]
-            self._callback = self._args = None
+                of._repr = repr(self)
+            of._callback = of._args = None
 
 
 # --- what kernels have to know of them
