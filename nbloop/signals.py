@@ -41,6 +41,7 @@ from typing import Any, Protocol
 
 from .errors import LoopTerminatedError
 from .kernels.base.capi import WINDOWS, libc_sigaction
+from .kernels.base.interpreter import keep_for_ever
 from .kernels.methods.signal_handler import (
     COUNT,
     DESCRIPTOR,
@@ -80,7 +81,8 @@ _asked: dict[int, tuple[tuple[weakref.ref[Target], _Handler], ...]] = {}
 _held: dict[int, _StandIn] = {}  # signals that are ours, or were ours and have not been fully restored
 _reader: _Reader | None = None
 _python_handler = 0  # address of Python's own C handler, once known
-_dispositions = (ctypes.c_char * (COUNT << DISPOSITION_BYTES_BITS))()  # previous ones: a struct sigaction per number
+# The previous ones: a struct sigaction per number.
+_dispositions = keep_for_ever((ctypes.c_char * (COUNT << DISPOSITION_BYTES_BITS))())
 _wakeup: tuple[_socket.socket, _socket.socket] | None = None  # Python's wake-up descriptor, while the main thread dozes
 
 
