@@ -712,10 +712,12 @@ class TestAfterAPeak:
 
     def test_timers_that_fired(self, loop):
         """Not only cancelled ones; and those that other threads armed."""
-        ran = []
+        ran, armed = [], threading.Event()
         with loop:
+            loop.submit(armed.wait, PATIENCE)  # so that none fires before all are armed
             for _ in range(self.PEAK):
                 loop.schedule_timer(0, ran.append, 1)
+            armed.set()
             wait_for(lambda: len(ran) == self.PEAK)
             wait_for(lambda: self.slots_left(loop) <= self.KEPT)
 
