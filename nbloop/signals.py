@@ -53,6 +53,7 @@ from .kernels.methods.signal_handler import (
     on_signal,
     signal_words_address,
 )
+from .parts import Part
 
 logger = logging.getLogger("nbloop")
 
@@ -60,11 +61,36 @@ logger = logging.getLogger("nbloop")
 class Target(Protocol):
     """A receiver of signals."""
 
-    _children_ignore: bool  # do forked children ignore its signals, as with asyncio?
+    @property
+    def _children_ignore(self) -> bool:
+        """Do forked children ignore its signals, as with asyncio?"""
 
     @property
     def submit_internal(self) -> Callable[..., None]:
         """Takes ``callback, *args`` from any thread."""
+
+
+class LoopSignals(Part):
+    """The signals of one loop: the target that stands for it here."""
+
+    def __init__(self, loop: Target) -> None:
+        self._loop = weakref.ref(loop)
+
+    @property
+    def _children_ignore(self) -> bool:
+        loop = self._loop()
+        return loop is not None and loop._children_ignore
+
+    def submit_internal(self, callback: Callable[..., object], *args: object) -> None:
+        loop = self._loop()
+        if loop is not None:
+            loop.submit_internal(callback, *args)
+
+    def _loop_ended(self) -> None:
+        forget(self)
+
+    def __repr__(self) -> str:
+        return repr(self._loop())
 
 
 type _Handler = tuple[Callable[..., object], tuple[object, ...]]
