@@ -14,10 +14,13 @@ blocks every other thread, hence the reader; on a free-threaded build it does no
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import os
 import threading
 import types
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +48,10 @@ _KINDS = layout.KIND_NAMES | {
     layout.EVENT_OVERLOAD: "overload",
     layout.EVENT_TURN: "turn",
     layout.EVENT_CHECKPOINT: "checkpoint",
+    layout.EVENT_STALL: "stall",
+    layout.EVENT_COLLECTION: "collection",
 }
+_TOLD = ("start", "generation", "collected")  # what kernels look for in what `gc.callbacks` are told
 _BATCH = 4096  # entries that a kernel copies at once: 0.2 ms in which the world cannot be stopped
 _LONG = 100_000_000  # ns: two readings of both clocks this far apart give their rates better than the calibration does
 
@@ -59,21 +65,24 @@ class Event:
     time: float
     """When it happened or began: seconds on the clock of `time.monotonic`."""
     duration: float
-    """Seconds that a callback or a ``sleep`` took (for the callback in progress: until now); else 0."""
+    """Seconds that a callback, ``sleep`` or ``collection`` took (for the callback in progress: until now); else 0."""
     thread: int
     """`threading.get_ident` of the thread that did it."""
     kind: str
-    """The kind of callback, or one of ``submit move arm cancel sleep wake overload turn checkpoint``."""
+    """The kind of callback, or one of ``submit move arm cancel sleep wake overload turn checkpoint stall collection``.
+    """
     subject: int
     """The id of a timer (``timer arm cancel``) or immediate (``cancel``), a watch's token (``readiness callback``), the
-    number of waiting tasks (``turn``) or of waiting microtasks and next-ticks (``checkpoint``). For any other callback
-    its place, ``position << 16 | queue``: that of its ``submit``, or the one to which a ``move`` took it from there.
+    number of waiting tasks (``turn``, ``stall``) or of waiting microtasks and next-ticks (``checkpoint``), the
+    generation (``collection``). For any other callback its place, ``position << 16 | queue``: that of its ``submit``,
+    or the one to which a ``move`` took it from there.
     """
     name: str | None
     """For a callback: the qualified name of its code or its type."""
     value: int
     """The number of tasks submitted, from `subject` on (``submit``); the new place (``move``); the deadline in ns
-    (``arm``); the descriptor (``readiness callback``); the number of waiting internal tasks (``turn``); else 0.
+    (``arm``); the descriptor (``readiness callback``); the number of waiting internal tasks (``turn``, ``stall``); the
+    number of objects that were collected (``collection``); else 0.
     """
     failed: bool = False
     """Whether the callback raised."""
@@ -101,11 +110,16 @@ class Recorder(Unique):
         record["method_type"] = id(types.MethodType)
         record["builtin_type"] = id(types.BuiltinFunctionType)
         record["run_in_context"] = id(RUN_IN_CONTEXT)
+        record["word_start"], record["word_generation"], record["word_collected"] = map(id, _TOLD)
         record["tick_base"], record["ns_base"] = clock.pair()
         record["boundary"] = record["rested"] = record["tick_base"]
         self._read = event_ring.recorder_read.bind(self._words)
         self._head = event_ring.recorder_head.bind(self._words)
         self._running = event_ring.recorder_running.bind(self._words)
+        told = event_ring.collection_told.bind(self._words)
+        cleanup: Any = weakref.finalize(self, _tell_no_more, told)
+        cleanup.atexit = False
+        gc.callbacks.append(told)
         self._when_raised: Path | None = None
         self._target: _OnSignal | None = None
         self._ended = False
@@ -213,6 +227,11 @@ class Recorder(Unique):
 
     def _seconds(self) -> _Clock:
         return _Clock(int(self._record["tick_base"]), int(self._record["ns_base"]))
+
+
+def _tell_no_more(told: Callable[..., object]) -> None:
+    with contextlib.suppress(ValueError):  # somebody has emptied the list, which is the whole process's
+        gc.callbacks.remove(told)
 
 
 class _OnSignal:

@@ -25,6 +25,7 @@ from nbloop.unique import Unique
 
 # Classes of objects that a program does not get hold of, each with the one that does and refuses, or has no state.
 INTERNAL = {
+    "Allocated",  # a tuple of two numbers
     *(
         "Scheduling",
         "Lifecycle",
