@@ -14,7 +14,7 @@ from ..kernels.promises.classes import Resolver
 from ..lock import CountingLock
 from ..unique import Unique
 from .coroutines import coroutines_of, terminated
-from .promise import Promise
+from .promise import Promise, Revocable
 
 if TYPE_CHECKING:
     from .abort import AbortSignal
@@ -31,9 +31,10 @@ class Sleep:
 
     __slots__ = ("_js", "_resolver", "_sleeping", "_timer", "_unlink")
 
-    def __init__(self, js: JS, promise: Promise[None]) -> None:
+    def __init__(self, js: JS, promise: Revocable[None]) -> None:
         self._js = js
         self._resolver = Resolver(promise)
+        promise._revoke = self._abort
         self._sleeping = coroutines_of(js.loop).sleeping
         self._timer = 0
         self._unlink: Callable[[], None] = unlinked
@@ -58,6 +59,7 @@ class Sleep:
         """Any thread."""
         self._js.clear_timeout(self._timer)
         self._sleeping.pop(self, None)
+        self._unlink()
         self._resolver.reject(reason)
 
     def end(self) -> None:
@@ -196,8 +198,9 @@ class Once:
 
     __slots__ = ("_resolver", "_target", "_type", "_unlink")
 
-    def __init__(self, promise: Promise[Event], target: EventTarget, type: str) -> None:
+    def __init__(self, promise: Revocable[Event], target: EventTarget, type: str) -> None:
         self._resolver = Resolver(promise)
+        promise._revoke = self._abort
         self._target = target
         self._type = type
         self._unlink: Callable[[], None] = unlinked
@@ -214,6 +217,7 @@ class Once:
 
     def _abort(self, reason: Any) -> None:
         self._target.remove_event_listener(self._type, self._heard)
+        self._unlink()
         self._resolver.reject(reason)
 
 

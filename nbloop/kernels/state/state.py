@@ -16,6 +16,8 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import Context
+from functools import partial
 from types import CoroutineType
 from typing import Any
 
@@ -353,12 +355,14 @@ def make_channel_state(
     max_delay: int,
     on_full: int,
     on_batch: Callable[..., object],
+    context: Context | None = None,
     convert: Callable[..., object],
     ask: Callable[..., int],
     wake: Callable[[], object],
 ) -> ChannelWords:
     """The state of a channel of `capacity` records, a power of two; it keeps the loop's state alive. `fields` are
-    FIELD records; `ask` and `convert` are the Python functions that kernels call.
+    FIELD records; `ask` and `convert` are the Python functions that kernels call; `on_batch` runs in `context`, if
+    there is one.
     """
     sizes = [
         fields.nbytes,
@@ -390,7 +394,7 @@ def make_channel_state(
     owned = {
         "ring": records(at[2], sizes[2]),
         "copies": records(at[3], sizes[3]) if sizes[3] else None,
-        "on_batch": on_batch,
+        "on_batch": on_batch if context is None else partial(RUN_IN_CONTEXT, context, on_batch),
         "task": (channel_deliver.bind(state),),
         "due": (channel_due.bind(state),),
         "convert": convert,
