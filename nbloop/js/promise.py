@@ -351,12 +351,27 @@ def _unhandled(promise: Promise[Any]) -> None:
     promise._view.owner.rejections.note(promise)
 
 
-def _raised(reaction: Eventual, error: BaseException) -> None:
-    """A handler raised: reject its promise. The exception of a hidden reaction's handler is dropped."""
+class Resumed:
+    """What a hidden reaction resumes: the first argument of its handlers, which are `partial`."""
+
+    __slots__ = ()
+
+    def give_up(self, error: BaseException) -> None:
+        """An exception, such as a signal handler's, came between the reaction and what it was to resume."""
+
+
+def _raised(reaction: Any, error: BaseException) -> None:
+    """A handler raised: reject its promise. If the reaction is a hidden one, this gets its handler, whose exception is
+    dropped, except that nobody must wait for ever for what it was to resume.
+    """
+    if isinstance(reaction, Promise):
+        if not isinstance(error, (KeyboardInterrupt, SystemExit)):
+            reaction._reject(error)
+            return
+    elif isinstance(reaction, partial) and reaction.args and isinstance(reaction.args[0], Resumed):
+        reaction.args[0].give_up(error)
     if isinstance(error, (KeyboardInterrupt, SystemExit)):
         raise error
-    if isinstance(reaction, Promise):
-        reaction._reject(error)
 
 
 class _Losing(threading.local):

@@ -6,7 +6,8 @@ import contextlib
 import queue
 import weakref
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
+from operator import call
 from typing import TYPE_CHECKING, Any, Self
 
 from ..errors import LoopTerminatedError
@@ -42,18 +43,20 @@ class Sleep:
     def begin(self, ms: float, signal: AbortSignal | None) -> None:
         """Any thread. Raises as `JS.set_timeout`."""
         self._sleeping[self] = None
+        # One call of C, in which no signal is checked before the promise is resolved.
+        todo: tuple[Callable[[], object], ...] = self._resolver.resolve, self._woken
+        steps: Iterator[object] = map(call, todo)
         try:
-            self._timer = self._js.set_timeout(self._wake, ms)
+            self._timer = self._js.set_timeout(deque, ms, steps, 0)
         except BaseException:
             self._sleeping.pop(self, None)
             raise
         if signal is not None:
             self._unlink = signal.on_abort(self._abort)
 
-    def _wake(self) -> None:
+    def _woken(self) -> None:
         self._sleeping.pop(self, None)
         self._unlink()
-        self._resolver.resolve()
 
     def _abort(self, reason: Any) -> None:
         """Any thread."""

@@ -104,6 +104,41 @@ def run_reactions(world: World) -> Steps:
     return _runs(world, lambda js: js.all([js.sleep(0).finally_(int), js.resolve(js.sleep(0)).then(str)]))
 
 
+def _settles(world: World, begin: Callable[[JS], Promise[Any]]) -> Steps:
+    """A coroutine, or what it waits for, is interrupted at a step. Whoever waits for its promise does not wait for
+    ever.
+    """
+    loop = world.loop(auto_exit=True)
+    js = world.to_go(JS(loop, on_unhandled_rejection=lambda _reason, _promise: None))
+    settled: list[object] = []
+    begin(js).then(settled.append, settled.append)  # no function of Python, which the signal could interrupt instead
+    yield loop.run
+    if loop.state is LoopState.AWAKE:
+        until_quiet(loop)
+    assert len(settled) == 1
+    settled.clear()  # an exception refers to what it has passed through
+    assert loop._coroutines is None or not loop._coroutines.running.all()
+
+
+async def _awaits(js: JS) -> int:
+    with contextlib.suppress(ZeroDivisionError):
+        await js.reject(ZeroDivisionError())
+    await js.resolve(1)
+    return 1
+
+
+@scenario
+def run_coroutine(world: World) -> Steps:
+    """Its promise settles."""
+    return _settles(world, lambda js: js.spawn(_awaits(js)))
+
+
+@scenario
+def run_sleep(world: World) -> Steps:
+    """It is over in time, or the coroutine has been interrupted."""
+    return _settles(world, lambda js: js.spawn(_steps(js), signal=AbortController().signal))
+
+
 @scenario
 def result(world: World) -> Steps:
     """It can be waited for again."""
