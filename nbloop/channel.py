@@ -33,7 +33,7 @@ from .threads import LOOK
 from .unique import Unique
 
 if TYPE_CHECKING:
-    from .loop import Loop
+    from .lifecycle import Lifecycle
 
 type Records = npt.NDArray[Any]
 type OnFull = Literal["raise", "wait", "drop_new", "drop_old"]
@@ -188,7 +188,9 @@ class Room:
                 gate.release()
 
 
-def _ask(of: weakref.ref[Loop], room: Room, what: str, timeout: float | None, code: int, count: int, until: int) -> int:
+def _ask(
+    of: weakref.ref[Lifecycle], room: Room, what: str, timeout: float | None, code: int, count: int, until: int
+) -> int:
     """What kernels ask: raises, or answers with a number (layout.ASK_x). `until` is what the last answer was."""
     loop = of()
     if code == layout.ASK_WAKE:
@@ -224,7 +226,7 @@ class Entrance(Unique):
     """What `Channel` and `ChannelProducer` have in common: a ring of records, and the ways in."""
 
     _state: ChannelWords
-    loop: Loop
+    loop: Lifecycle
     name: str
     dtype: np.dtype[Any]
     capacity: int
@@ -292,7 +294,7 @@ class Channel(Entrance):
 
     def __init__(
         self,
-        loop: Loop,
+        loop: Lifecycle,
         dtype: Any,
         on_batch: Callable[[Records], object],
         *,

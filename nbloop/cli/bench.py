@@ -118,9 +118,7 @@ def found(files: Sequence[str], pattern: str) -> dict[str, Callable[[Bench], Any
         sys.path.insert(0, str(Path(file).resolve().parent))
         everything |= runpy.run_path(file, run_name=Path(file).stem)
     if not files:
-        from . import benchmarks
-
-        everything = dict(vars(benchmarks))
+        everything = runpy.run_module("nbloop.cli.benchmarks")
     chosen = {name.removeprefix(PREFIX): one for name, one in everything.items() if name.startswith(PREFIX)}
     return {name: one for name, one in chosen.items() if fnmatch.fnmatch(name, pattern)}
 

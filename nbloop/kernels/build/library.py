@@ -15,13 +15,14 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from ..base.interpreter import keep_for_ever
+
 IMPORTS = "nbloop_imports"  # the table of addresses of C functions, to be filled
 PREFIX = "nbloop_"  # of kernels' symbols
 
 _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _PROGRAM = struct.Struct("<IIQQQQQQ")
 _SYMBOL = struct.Struct("<IBBHQQ")
-_kept: list[Any] = []  # built-ins point into them for as long as the process lives
 
 
 def load(code: bytes, path: str | None) -> Callable[[str], int]:
@@ -35,7 +36,6 @@ def load(code: bytes, path: str | None) -> Callable[[str], int]:
         except OSError:  # a file system without execution, or no /proc
             pass
         else:
-            _kept.append(library)
             return lambda name: _address(library, name)
     base, symbols = _copied(code), _symbols(code)
     return lambda name: base + symbols[name]
@@ -79,8 +79,7 @@ def _copied(code: bytes) -> int:
         if not base:
             raise ctypes.WinError(ctypes.get_last_error())
     else:
-        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANON)
-        _kept.append(pages)
+        pages = keep_for_ever(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANON))
         base = ctypes.addressof(ctypes.c_char.from_buffer(pages))
     for start, end, _ in segments:
         ctypes.memmove(base + start, code[start:end], end - start)
