@@ -14,6 +14,7 @@ import pytest
 
 from nbloop import Loop, LoopTerminatedError
 from nbloop.js import JS, AbortController, AbortError, AbortSignal, CancelledError, CustomEvent, Event, EventTarget
+from nbloop.js.coroutines import coroutines_of
 from tests.support.waiting import PATIENCE, elsewhere, together, wait_for
 
 # --- limits of sleep and promisify ------------------------------------------------------------------------------------
@@ -562,7 +563,7 @@ def test_an_interrupted_sleep_leaves_no_timer(page, how):
     page.until(lambda: promise.state == "rejected")
     assert type(promise.reason) is CancelledError
     assert timers_of(loop) == 0
-    assert not loop._coroutines.sleeping
+    assert not coroutines_of(loop).sleeping
     assert page.unhandled == []
 
 

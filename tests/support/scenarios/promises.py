@@ -8,6 +8,7 @@ from typing import Any
 
 from nbloop import LoopState
 from nbloop.js import JS, AbortController, AbortSignal, Event, EventTarget, Promise
+from nbloop.js.coroutines import coroutines_of
 from tests.support.arrivals import Interruption
 from tests.support.waiting import PATIENCE
 from tests.support.world import World
@@ -117,7 +118,7 @@ def _settles(world: World, begin: Callable[[JS], Promise[Any]]) -> Steps:
         until_quiet(loop)
     assert len(settled) == 1
     settled.clear()  # an exception refers to what it has passed through
-    assert loop._coroutines is None or not loop._coroutines.running.all()
+    assert not coroutines_of(loop).running.all()
 
 
 async def _awaits(js: JS) -> int:
