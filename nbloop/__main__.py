@@ -1,4 +1,4 @@
-"""``python -m nbloop``: the arguments of `demo`, `doctor` and `top`.
+"""``python -m nbloop``: the arguments of its commands.
 
 Problem: a command line must start fast and fail with one clear line. Idea: only the chosen command is imported, and
 every user error (a missing file, a count of zero, a closed pipe, Ctrl-C) ends in a message and a status, never in a
@@ -24,6 +24,23 @@ def _count(text: str) -> int:
         value = 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number, at least 1, not {text!r}")
+    return value
+
+
+def _hertz(text: str) -> int:
+    value = _count(text)
+    if value > 1000:
+        raise argparse.ArgumentTypeError(f"must be from 1 to 1000, not {text!r}")
+    return value
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 3600:
+        raise argparse.ArgumentTypeError(f"must be a number of seconds, at most 3600, not {text!r}")
     return value
 
 
@@ -68,6 +85,39 @@ def make_parser() -> argparse.ArgumentParser:
     top.add_argument("--once", action="store_true", help="print one table and exit; status 1 if there is no loop")
     top.add_argument("--json", action="store_true", help="print JSON once and exit; status 1 if there is no loop")
 
+    profile = commands.add_parser(
+        "profile",
+        help="run a script, and write where its time and memory went",
+        description="Runs a script as python would, samples all of its threads, and writes into a folder: CPU time, "
+        "waiting and allocations for pprof and speedscope, what threads cost each other on each loop, and with "
+        "--trace the last events of each loop for Perfetto. A summary goes to standard error.",
+        epilog="Example: python -m nbloop profile --trace server.py --port 8000",
+    )
+    profile.add_argument("--output", default="nbloop-profile", metavar="DIR", help="default: nbloop-profile")
+    profile.add_argument("--hertz", type=_hertz, default=100, metavar="N", help="samples per second (default: 100)")
+    profile.add_argument(
+        "--memory", action="store_true", help="also what is held at the end, by tracemalloc, which slows the script"
+    )
+    profile.add_argument("--trace", action="store_true", help="also a trace of each loop's last 65,536 events")
+    profile.add_argument("-m", action="store_true", dest="as_module", help="run a module, as python -m does")
+    profile.add_argument("program", metavar="SCRIPT", help="the script, or with -m the module")
+    profile.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="its arguments")
+
+    bench = commands.add_parser(
+        "bench",
+        help="measure time, allocations and bytes of one operation: nbloop's own, or of your benchmarks",
+        description="Runs each function bench_NAME(b) of the files: it does something b.n times, and b.reset_timer() "
+        "forgets what came before. Without a file, nbloop's own. Compares two saved runs as benchstat does.",
+        epilog="Example: python -m nbloop bench mine.py --save old.json; ...; python -m nbloop bench mine.py --save "
+        "new.json; python -m nbloop bench --compare old.json new.json",
+    )
+    bench.add_argument("files", nargs="*", metavar="FILE", help="Python files with functions bench_NAME(b)")
+    bench.add_argument("--only", default="*", metavar="PATTERN", help="names to run, such as 'submit*' (default: all)")
+    bench.add_argument("--count", type=_count, default=10, metavar="N", help="rounds of each (default: 10)")
+    bench.add_argument("--time", type=_seconds, default=0.1, metavar="S", help="seconds of a round (default: 0.1)")
+    bench.add_argument("--save", metavar="PATH", help="write all rounds, for --compare")
+    bench.add_argument("--compare", nargs=2, metavar=("OLD", "NEW"), help="compare two saved runs, and measure nothing")
+
     serve = commands.add_parser(
         "serve",
         help="serve an ASGI application on every core of one process",
@@ -107,6 +157,26 @@ def main(argv: Sequence[str] | None = None) -> int:
             from .cli import top
 
             return top.main(options.pid, once=options.once, as_json=options.json)
+        if options.command == "profile":
+            from .cli import profile
+
+            return profile.main(
+                options.program,
+                options.arguments,
+                as_module=options.as_module,
+                folder=options.output,
+                hertz=options.hertz,
+                memory=options.memory,
+                trace=options.trace,
+            )
+        if options.command == "bench":
+            from .cli import bench
+
+            if options.compare is not None:
+                return bench.compare(*options.compare)
+            return bench.main(
+                options.files, pattern=options.only, count=options.count, seconds=options.time, save=options.save
+            )
         if options.command == "serve":
             try:
                 from . import asgi

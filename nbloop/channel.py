@@ -14,6 +14,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
+from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -324,6 +325,7 @@ class Channel(Entrance):
         self.name = name if name is not None else f"{loop.name}-channel-{next(_numbers)}"
         self.capacity = capacity
         self._on_batch = on_batch
+        self._context = copy_context() if loop._captures else None
         self._timeout = timeout
         self._options = {
             "capacity": capacity,
@@ -348,6 +350,7 @@ class Channel(Entrance):
                 _fields(self.dtype),
                 **self._options,
                 on_batch=self._on_batch,
+                context=self._context,
                 convert=partial(_convert, self.dtype, self.name),
                 ask=partial(_ask, weakref.ref(loop), room, self.name, self._timeout),
                 wake=room.wake,

@@ -27,21 +27,23 @@ import inspect
 import sys
 import weakref
 from collections.abc import AsyncGenerator, Callable, Coroutine
+from functools import partial
 from types import CoroutineType
 from typing import Any, ClassVar, Protocol
 
 from .. import hooks
 from ..debug import Sited, StandIn
 from ..errors import LoopTerminatedError
+from ..kernels.base import layout
 from ..lifecycle import Lifecycle, running_here
 from ..parts import Part
-from .promise import CancelledError, Owed, Owner, Promise, Signal, reason_as_exception, resolved
+from .promise import CancelledError, Owed, Owner, Promise, Resumed, Signal, reason_as_exception, resolved
 from .tasks import outside_task
 
 ENDED = -1  # the turn of a coroutine that will not run again
 
 
-class Running:
+class Running(Resumed):
     """A coroutine between two steps. Every method on the loop's thread, unless it says otherwise."""
 
     __slots__ = (
@@ -86,7 +88,7 @@ class Running:
         if loop.is_loop_thread():
             self.start()
         else:
-            first = Owed(self.start, self._drop)
+            first = _First(self.start, self._drop)
             try:
                 loop.schedule_microtask(first)
             except LoopTerminatedError:
@@ -94,21 +96,29 @@ class Running:
                 raise
 
     def _drop(self) -> None:
-        """The end has come before the first step. Any thread: nothing of the coroutine runs."""
-        self._coroutine.close()
-        self._end()._reject(terminated(self._js.loop))
+        """The end has come before the first step, or an exception of a signal's handler. Any thread: nothing of the
+        coroutine runs.
+        """
+        if self._turn == 0 and hasattr(self, "_promise"):
+            self._coroutine.close()
+            loop = self._js.loop
+            ends = loop._lifecycle() >= layout.TERMINATING
+            self._end(False, terminated(loop) if ends else CancelledError("it was interrupted before its first step"))
 
     def start(self) -> None:
         """The first step, unless an abort came before it."""
-        if self._signal is not None:
-            if self._signal.aborted:
-                reason = self._signal.reason
-                self._coroutine.close()
-                self._end()._reject(reason)
-                return
-            self._unlink = self._signal.on_abort(self._aborted)
-        with outside_task():  # which may be spawning it
-            self._step(False, None)
+        try:
+            if self._signal is not None:
+                if self._signal.aborted:
+                    self._coroutine.close()
+                    self._end(False, self._signal.reason)
+                    return
+                self._unlink = self._signal.on_abort(self._aborted)
+            with outside_task():  # which may be spawning it
+                self._step(False, None)
+        except BaseException as error:  # of a signal's handler, unless the coroutine has ended
+            self.give_up(error)
+            raise
 
     def _aborted(self, reason: Any) -> None:
         """Any thread."""
@@ -141,22 +151,37 @@ class Running:
             self.ending = True
             self._step(True, CancelledError(f"{self._js.loop.name} ends"))
 
-    def close(self) -> None:
-        """It was cancelled, and waits for what never comes."""
+    def give_up(self, error: BaseException) -> None:
+        """An exception of a signal's handler came before or after a step of it, which then will not be resumed."""
+        try:
+            if hasattr(self, "_promise"):
+                if self._turn == ENDED:
+                    self._end(False, error)
+                else:
+                    self.close(error)
+        finally:
+            del error
+
+    def close(self, reason: BaseException | None = None) -> None:
+        """It was cancelled, and waits for what never comes. Its promise is rejected with `reason`, by default because
+        the loop ends.
+        """
         if self._turn == ENDED:
             return
         together = self._all
         outer, together.current = together.current, self
-        theirs = None if together.hooked else together.hook()
+        theirs = None
         try:
+            theirs = None if together.hooked else together.hook()
             self._context.run(self._coroutine.close)
         except BaseException as error:
-            self._end()._reject(error)
+            self._end(False, error)
             if isinstance(error, (KeyboardInterrupt, SystemExit)):
                 raise
         else:
-            self._end()._reject(terminated(self._js.loop))
+            self._end(False, terminated(self._js.loop) if reason is None else reason)
         finally:
+            del reason
             together.current = outer
             if theirs is not None:
                 sys.set_asyncgen_hooks(*theirs)
@@ -167,23 +192,22 @@ class Running:
         turn = self._turn
         together = self._all
         outer, together.current = together.current, self
-        theirs = None if together.hooked else together.hook()
+        theirs = None
         try:
+            theirs = None if together.hooked else together.hook()
             awaited = self._context.run(self._coroutine.throw if throw else self._coroutine.send, value)
         except StopIteration as stop:
-            self._end()._resolve(stop.value)
+            self._end(True, stop.value)
             return
         except (KeyboardInterrupt, SystemExit) as error:  # which leave the loop, and reject the promise too
-            self._end()._reject(error)
+            self._end(False, error)
             raise
         except CancelledError as error:
-            if self.ending:  # every promise that the end leaves open is rejected with the same error
-                self._end()._reject(terminated(self._js.loop))
-            else:
-                self._end()._reject(error)
+            # every promise that the end leaves open is rejected with the same error
+            self._end(False, terminated(self._js.loop) if self.ending else error)
             return
         except BaseException as error:
-            self._end()._reject(error)
+            self._end(False, error)
             return
         finally:
             together.current = outer
@@ -196,43 +220,61 @@ class Running:
             return
         if not isinstance(awaited, Promise):
             self._js.loop.schedule_microtask(
-                self._resume,
+                _resume,
+                self,
                 turn,
                 True,
                 TypeError(f"a coroutine run by JS.spawn can await promises, futures and coroutines, not {awaited!r}"),
             )
             return
         promise = resolved(self._js, awaited)
+        promise._react(partial(_resume, self, turn, False), partial(_fail, self, turn, promise))
 
-        def rejected(reason: Any) -> None:
-            nonlocal promise
-            try:
-                self._resume(turn, True, reason_as_exception(promise, reason))
-            finally:
-                del promise, reason
-
-        promise._react(lambda outcome: self._resume(turn, False, outcome), rejected)
-
-    def _resume(self, turn: int, throw: bool, value: Any) -> None:
-        """What it waits for has come. Any thread: elsewhere, and when all is over, only because the loop takes no more
-        microtasks. Then the end cancels it, on the loop's thread.
-        """
-        try:
-            if turn == self._turn and not self._all.over and self._js.loop.is_loop_thread():
-                self._step(throw, value)
-        finally:
-            del value
-
-    def _end(self) -> Promise[Any]:
-        """It will not run again. Its promise, which it forgets."""
+    def _end(self, fulfilled: bool, outcome: Any) -> None:
+        """It will not run again. Settle its promise, and forget it."""
         self._turn = ENDED
-        self._all.running.discard(self)
-        if self._unlink is not None:
-            self._unlink()
-        promise = self._promise
-        self._signal = self._unlink = self.interrupted_by = None
-        del self._promise
-        return promise
+        try:
+            self._all.running.discard(self)
+            if self._unlink is not None:
+                self._unlink()
+            self._signal = self._unlink = self.interrupted_by = None
+            promise = self._promise
+            del self._promise  # no signal is checked between this and the calls below
+            if fulfilled:
+                promise._resolve(outcome)
+            else:
+                promise._reject(outcome)
+        finally:
+            del outcome
+
+
+def _resume(running: Running, turn: int, throw: bool, value: Any) -> None:
+    """What it waits for has come. Any thread: elsewhere, and when all is over, only because the loop takes no more
+    microtasks. Then the end cancels it, on the loop's thread.
+    """
+    try:
+        if turn == running._turn and not running._all.over and running._js.loop.is_loop_thread():
+            running._step(throw, value)
+    finally:
+        del value
+
+
+def _fail(running: Running, turn: int, promise: Promise[Any], reason: Any) -> None:
+    """As `_resume`, with the reason of the promise that it waits for."""
+    try:
+        _resume(running, turn, True, reason_as_exception(promise, reason))
+    finally:
+        del promise, reason
+
+
+class _First(Owed):
+    """The first step, which is owed until it has begun."""
+
+    __slots__ = ()
+
+    def __call__(self) -> None:
+        self._run()
+        self._dropped = None
 
 
 class Living[T]:
@@ -246,7 +288,7 @@ class Living[T]:
     def add(self, one: T) -> None:
         """Until it is discarded or collected."""
         key = id(one)
-        self._references[key] = weakref.ref(one, functools.partial(self._references.pop, key))
+        self._references[key] = weakref.ref(one, partial(self._references.pop, key))
 
     def discard(self, one: T) -> None:
         """If it is there."""
@@ -327,7 +369,7 @@ class Coroutines(Part):
         """Run its end, as a coroutine."""
         self.generators.discard(generator)
         promise: Promise[Any] = Promise(self.js)
-        promise._react(None, functools.partial(self._raised, generator))
+        promise._react(None, partial(self._raised, generator))
         Running(self.js, _close(generator), promise, None).start()
 
     def _raised(self, generator: AsyncGenerator[Any, Any], error: Any) -> None:
@@ -347,7 +389,7 @@ class Coroutines(Part):
         if not todo and not self.sleeping:
             generators = [*self.forgotten, *self.generators.all()]
             self.forgotten.clear()
-            todo = [functools.partial(self._finalise, generator) for generator in generators]
+            todo = [partial(self._finalise, generator) for generator in generators]
         try:
             for one in todo:
                 self._schedule(one)

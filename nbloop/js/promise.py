@@ -20,6 +20,7 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextvars import copy_context
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, overload
@@ -272,17 +273,55 @@ class Promise[T](Eventual):
         and raises the same. To cancel the task does nothing to the promise.
         """
         waiting = wait_in_task(self)
-        if waiting is not None:
-            del self  # as below
-            return cast("T", (yield from waiting))
         try:
-            return cast("T", (yield self))
+            return cast("T", (yield self) if waiting is None else (yield from waiting))
+        except BaseException:
+            if not hasattr(self, "_outcome"):  # so that is not its reason: the awaiter was interrupted
+                self._left()
+            raise
         finally:  # the reason's traceback keeps this frame, which would keep the promise, which keeps the reason
             del self
+
+    def _left(self) -> None:
+        """An awaiter was interrupted. Any thread."""
 
     def __repr__(self) -> str:
         outcome = f" {self._value!r}" if hasattr(self, "_outcome") else ""
         return f"<Promise {self.state}{outcome}>"
+
+
+class Revocable[T](Promise[T]):
+    """A promise of something that serves only those who wait for it, such as a timer: when the last of them was
+    interrupted, it is revoked, and rejected with `CancelledError`.
+    """
+
+    __slots__ = ("_leavers", "_revoke")
+    _leavers: int  # how many of its reactions belong to awaiters that were interrupted
+    _revoke: Callable[[BaseException], object]
+
+    def _left(self) -> None:
+        loop = self._view.owner.loop
+        if loop.is_loop_thread():
+            self._leave()
+        else:
+            with contextlib.suppress(LoopTerminatedError):
+                loop.schedule_microtask(self._leave)
+
+    def _leave(self) -> None:
+        """On the loop's thread, where nobody else takes reactions off."""
+        self._leavers = getattr(self, "_leavers", 0) + 1
+        reactions, one = 0, getattr(self, "_reactions", None)
+        while isinstance(one, Eventual):
+            reactions, one = reactions + 1, getattr(one, "_link", None)
+        if reactions == self._leavers and hasattr(self, "_revoke"):
+            loop = self._view.owner.loop
+            ends = loop._lifecycle() >= layout.TERMINATING
+            error: BaseException = (
+                LoopTerminatedError(f"{loop.name} has terminated or is about to")
+                if ends
+                else (CancelledError("all who awaited it were interrupted"))
+            )
+            self._revoke(error)
 
 
 def _wake(waited: concurrent.futures.Future[None], _outcome: Any) -> None:
@@ -342,12 +381,27 @@ def _unhandled(promise: Promise[Any]) -> None:
     promise._view.owner.rejections.note(promise)
 
 
-def _raised(reaction: Eventual, error: BaseException) -> None:
-    """A handler raised: reject its promise. The exception of a hidden reaction's handler is dropped."""
+class Resumed:
+    """What a hidden reaction resumes: the first argument of its handlers, which are `partial`."""
+
+    __slots__ = ()
+
+    def give_up(self, error: BaseException) -> None:
+        """An exception, such as a signal handler's, came between the reaction and what it was to resume."""
+
+
+def _raised(reaction: Any, error: BaseException) -> None:
+    """A handler raised: reject its promise. If the reaction is a hidden one, this gets its handler, whose exception is
+    dropped, except that nobody must wait for ever for what it was to resume.
+    """
+    if isinstance(reaction, Promise):
+        if not isinstance(error, (KeyboardInterrupt, SystemExit)):
+            reaction._reject(error)
+            return
+    elif isinstance(reaction, partial) and reaction.args and isinstance(reaction.args[0], Resumed):
+        reaction.args[0].give_up(error)
     if isinstance(error, (KeyboardInterrupt, SystemExit)):
         raise error
-    if isinstance(reaction, Promise):
-        reaction._reject(error)
 
 
 class _Losing(threading.local):
@@ -528,6 +582,7 @@ class Rejections:
     def __init__(self, js: Owner, report: Callable[[Any, Promise[Any]], object] | None) -> None:
         self._js = js
         self._report = report
+        self._context = copy_context()  # of the one who has set `report`
         self._noted: deque[Promise[Any]] = deque()
 
     def note(self, promise: Promise[Any]) -> None:
@@ -565,7 +620,7 @@ class Rejections:
         if ending or isinstance(reason, CancelledError):
             return
         if report is not None:
-            report(reason, promise)
+            self._context.copy().run(report, reason, promise)
             return
         error = reason if isinstance(reason, BaseException) else None
         made = f"\nmade at:\n{promise._site}" if hasattr(promise, "_site") else ""

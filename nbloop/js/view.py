@@ -24,7 +24,7 @@ from .abort import AbortSignal, limited
 from .coroutines import Coroutines, spawn, spawning
 from .events import Event, EventTarget, check_target
 from .performance import Performance
-from .promise import AnyFuture, Promise, Rejections, adopt_future, rejected, resolved, settle_by, view_of
+from .promise import AnyFuture, Promise, Rejections, Revocable, adopt_future, rejected, resolved, settle_by, view_of
 from .scopes import Group, Timeout
 from .tasks import is_future
 from .waits import Events, Once, Queue, Sleep, interval
@@ -90,11 +90,12 @@ class JS[L: Lifecycle = Any](Unique):
         """A promise, fulfilled with None after `ms` milliseconds.
 
         If `signal` is aborted first, it is rejected with the signal's reason; after `timeout` milliseconds, with a
-        TimeoutError; both cancel its timer. If the loop ends first, it is rejected with `LoopTerminatedError`. O(1),
-        apart from the timer.
+        TimeoutError; both cancel its timer. So does the interruption of the last coroutine or task that awaits it, if
+        it has no other handler; it is rejected with `CancelledError` then. If the loop ends first, it is rejected with
+        `LoopTerminatedError`. O(1), apart from the timer.
         """
         limit = signal if signal is None and timeout is None else limited(self, signal, timeout)
-        promise: Promise[None] = Promise(self)
+        promise: Revocable[None] = Revocable(self)
         if limit is not None and limit.aborted:
             promise._reject(limit.reason)
         else:
@@ -130,11 +131,12 @@ class JS[L: Lifecycle = Any](Unique):
 
     def once(self, target: EventTarget, type: str, *, signal: AbortSignal | None = None) -> Promise[Event]:
         """A promise for the next event of a type. An aborted `signal` rejects it with its reason, and nothing listens
-        any more. The event may be dispatched on any thread. Raises TypeError.
+        any more; nor does it when the last that awaited it is interrupted, as for `sleep`. The event may be dispatched
+        on any thread. Raises TypeError.
         """
         check_target(target)
         limit = limited(self, signal, None)
-        promise: Promise[Event] = Promise(self)
+        promise: Revocable[Event] = Revocable(self)
         if limit is not None and limit.aborted:
             promise._reject(limit.reason)
         else:

@@ -6,7 +6,8 @@ import contextlib
 import queue
 import weakref
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
+from operator import call
 from typing import TYPE_CHECKING, Any, Self
 
 from ..errors import LoopTerminatedError
@@ -14,7 +15,7 @@ from ..kernels.promises.classes import Resolver
 from ..lock import CountingLock
 from ..unique import Unique
 from .coroutines import coroutines_of, terminated
-from .promise import Owner, Promise
+from .promise import Owner, Promise, Revocable
 
 if TYPE_CHECKING:
     from .abort import AbortSignal
@@ -30,9 +31,10 @@ class Sleep:
 
     __slots__ = ("_js", "_resolver", "_sleeping", "_timer", "_unlink")
 
-    def __init__(self, js: Owner, promise: Promise[None]) -> None:
+    def __init__(self, js: Owner, promise: Revocable[None]) -> None:
         self._js = js
         self._resolver = Resolver(promise)
+        promise._revoke = self._abort
         self._sleeping = coroutines_of(js.loop).sleeping
         self._timer = 0
         self._unlink: Callable[[], None] = unlinked
@@ -40,23 +42,26 @@ class Sleep:
     def begin(self, ms: float, signal: AbortSignal | None) -> None:
         """Any thread. Raises as `JS.set_timeout`."""
         self._sleeping[self] = None
+        # One call of C, in which no signal is checked before the promise is resolved.
+        todo: tuple[Callable[[], object], ...] = self._resolver.resolve, self._woken
+        steps: Iterator[object] = map(call, todo)
         try:
-            self._timer = self._js.set_timeout(self._wake, ms)
+            self._timer = self._js.set_timeout(deque, ms, steps, 0)
         except BaseException:
             self._sleeping.pop(self, None)
             raise
         if signal is not None:
             self._unlink = signal.on_abort(self._abort)
 
-    def _wake(self) -> None:
+    def _woken(self) -> None:
         self._sleeping.pop(self, None)
         self._unlink()
-        self._resolver.resolve()
 
     def _abort(self, reason: Any) -> None:
         """Any thread."""
         self._js.clear_timeout(self._timer)
         self._sleeping.pop(self, None)
+        self._unlink()
         self._resolver.reject(reason)
 
     def end(self) -> None:
@@ -195,8 +200,9 @@ class Once:
 
     __slots__ = ("_resolver", "_target", "_type", "_unlink")
 
-    def __init__(self, promise: Promise[Event], target: EventTarget, type: str) -> None:
+    def __init__(self, promise: Revocable[Event], target: EventTarget, type: str) -> None:
         self._resolver = Resolver(promise)
+        promise._revoke = self._abort
         self._target = target
         self._type = type
         self._unlink: Callable[[], None] = unlinked
@@ -213,6 +219,7 @@ class Once:
 
     def _abort(self, reason: Any) -> None:
         self._target.remove_event_listener(self._type, self._heard)
+        self._unlink()
         self._resolver.reject(reason)
 
 

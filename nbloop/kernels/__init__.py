@@ -8,7 +8,7 @@ To read a turn from start to end, begin with `turn.phases.phases`.
 from .build import object_cache
 from .channels import channel_methods
 from .methods import asyncio_methods, group, javascript, lifetime, scheduling, signal_handler, timer_methods
-from .observe import event_ring, frames, meter
+from .observe import allocations, event_ring, frames, meter
 from .promises import reactions, settling
 from .state import traverse
 from .turn import fd_watches, stream, turn
@@ -16,6 +16,7 @@ from .turn import fd_watches, stream, turn
 object_cache.load()
 
 __all__ = [
+    "allocations",
     "asyncio_methods",
     "channel_methods",
     "event_ring",

@@ -3,7 +3,8 @@
 Problem: tracing each call (cProfile, viztracer) costs several times what a callback of a loop does, and profilers that
 read from outside do not know a free-threaded CPython 3.13. Idea: sample all stacks about a hundred times a second
 (`stacks.py`), and weigh each by the time since the previous sample: wall time, and the thread's own CPU time, which
-separates waiting from working. Cost: a sample of 7 threads takes 0.1 ms, so 1 % at 100 Hz.
+separates waiting from working. Cost: a sample of 7 threads takes 0.1 ms, so 1 % at 100 Hz. What a thread has allocated
+since the previous sample is another weight, which a compiled allocator counts (`allocations.py`).
 
 It loses on what is both rare and shorter than the period: a sampler sees proportions, not single calls. Time inside
 kernels counts for the Python function that called them: `Loop.run`, or one that it called.
@@ -11,6 +12,7 @@ kernels counts for the Python function that called them: `Loop.run`, or one that
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import sys
@@ -23,6 +25,7 @@ from ..lock import Latch
 from ..threads import LOOK, begin
 from ..unique import Unique
 from . import pprof, stacks
+from .allocations import Allocated, allocated, counting
 from .stacks import Stack
 
 
@@ -34,6 +37,13 @@ class Run:
     looks: int
     cpu_ns: int
     wall_ns: int
+    blocks: int = 0
+    """Allocated, as `bytes`; 0 without ``Profiler(allocations=True)``."""
+    bytes: int = 0
+
+
+_VALUES = (("samples", "count"), ("cpu", "nanoseconds"), ("wall", "nanoseconds"))
+_ALLOCATED = (("alloc_objects", "count"), ("alloc_space", "bytes"))
 
 
 @dataclass(frozen=True)
@@ -47,39 +57,45 @@ class Profile:
     period: float
     """Seconds between two samples, as requested."""
     threads: dict[str, list[Run]]
+    allocations: bool = False
+    """Whether `Run.blocks` and `Run.bytes` were counted."""
 
     def pprof(self) -> bytes:
-        """For ``go tool pprof`` and its kin: gzipped, with values samples, cpu (the default) and wall, and the label
-        ``thread``.
+        """For ``go tool pprof`` and its kin: gzipped, with values samples, cpu (the default) and wall, with
+        ``allocations=True`` also alloc_objects and alloc_space, and the label ``thread``.
         """
+        types = (*_VALUES, *_ALLOCATED) if self.allocations else _VALUES
         totals: dict[tuple[str, Stack], list[int]] = {}
         for thread, runs in self.threads.items():
             for run in runs:
-                values = totals.setdefault((thread, run.stack), [0, 0, 0])
-                for i, value in enumerate((run.looks, run.cpu_ns, run.wall_ns)):
+                values = totals.setdefault((thread, run.stack), [0] * len(types))
+                every = (run.looks, run.cpu_ns, run.wall_ns, run.blocks, run.bytes)
+                for i, value in enumerate(every[: len(types)]):
                     values[i] += value
         return pprof.encode(
             (([_place(call) for call in stack], values, {"thread": name}) for (name, stack), values in totals.items()),
-            types=[("samples", "count"), ("cpu", "nanoseconds"), ("wall", "nanoseconds")],
+            types=types,
             default="cpu",
             time_ns=int(self.started * 1e9),
             duration_ns=int(self.duration * 1e9),
             period=("cpu", "nanoseconds", int(self.period * 1e9)),
         )
 
-    def speedscope(self, clock: Literal["cpu", "wall"] = "cpu") -> str:
+    def speedscope(self, clock: Literal["cpu", "wall", "bytes"] = "cpu") -> str:
         """JSON for https://www.speedscope.app: one profile per thread, in chronological order, weighed by CPU time or,
-        with ``clock="wall"``, by wall time, which includes waiting. ValueError for another clock.
+        with ``clock="wall"``, by wall time, which includes waiting, or with ``clock="bytes"`` by what was allocated.
+        ValueError for another clock.
         """
-        if clock not in ("cpu", "wall"):
-            raise ValueError(f'clock must be "cpu" or "wall", not {clock!r}')
+        if clock not in ("cpu", "wall", "bytes"):
+            raise ValueError(f'clock must be "cpu", "wall" or "bytes", not {clock!r}')
+        of = {"cpu": "cpu_ns", "wall": "wall_ns", "bytes": "bytes"}[clock]
         numbers: dict[pprof.Place, int] = {}
         frames: list[dict[str, Any]] = []
         profiles = []
         for thread, runs in self.threads.items():
             samples, weights = [], []
             for run in runs:
-                if weight := run.cpu_ns if clock == "cpu" else run.wall_ns:
+                if weight := getattr(run, of):
                     for place in map(_place, run.stack):
                         if place not in numbers:
                             numbers[place] = len(frames)
@@ -90,7 +106,7 @@ class Profile:
                 {
                     "type": "sampled",
                     "name": f"{thread} ({clock})",
-                    "unit": "nanoseconds",
+                    "unit": "bytes" if clock == "bytes" else "nanoseconds",
                     "startValue": 0,
                     "endValue": sum(weights),
                     "samples": samples,
@@ -116,9 +132,11 @@ def _place(call: stacks.Call) -> pprof.Place:
 class Profiler(Unique):
     """Samples all threads except its own from `start` to `stop`, or while a ``with`` block runs.
 
-    `hertz` is the number of samples per second, 1 to 1000. A profiler can be used once; several may run at the same
-    time. Memory: one entry each time a thread's stack differs from its last sample, so at most 100 per second and
-    thread at 100 Hz.
+    `hertz` is the number of samples per second, 1 to 1000. With `allocations` it also counts the blocks and bytes that
+    each thread allocates, which costs some 10 ns a block (`allocations.py` says what is counted). A sample gets all
+    that its thread has allocated since the previous one: with many samples the shares are right, those of single
+    calls are not. A profiler can be used once; several may run at the same time. Memory: one entry each time a thread's
+    stack differs from its last sample, so at most 100 per second and thread at 100 Hz.
 
     >>> with Profiler(hertz=500) as profiler:
     ...     deadline = time.thread_time() + 0.1
@@ -129,11 +147,14 @@ class Profiler(Unique):
     True
     """
 
-    def __init__(self, hertz: float = 100) -> None:
+    def __init__(self, hertz: float = 100, *, allocations: bool = False) -> None:
         if isinstance(hertz, bool) or not isinstance(hertz, (int, float)):
             raise TypeError(f"hertz must be a number, not {hertz!r}")
         if not 1 <= hertz <= 1000:
             raise ValueError(f"hertz must be from 1 to 1000, not {hertz!r}")
+        if not isinstance(allocations, bool):
+            raise TypeError(f"allocations must be True or False, not {allocations!r}")
+        self._allocations = allocations
         self._period = 1 / hertz
         self._stop = Latch()
         self._first = Latch()
@@ -141,6 +162,7 @@ class Profiler(Unique):
         self._tracks: dict[int, _Track] = {}
         self._started = 0.0
         self._begun = self._end = self._looked = 0
+        self._counted: dict[int, Allocated] = {}  # when it looked last
 
     def start(self) -> None:
         """Begin, and take the first sample now. RuntimeError if it was started before."""
@@ -180,9 +202,14 @@ class Profiler(Unique):
                         break
                     name = f"{track.name} #{number}"
                 threads[name] = track.runs
-        return Profile(self._started, (self._end - self._begun) / 1e9, self._period, threads)
+        length = (self._end - self._begun) / 1e9
+        return Profile(self._started, length, self._period, threads, self._allocations)
 
     def _sample(self) -> None:
+        with counting() if self._allocations else contextlib.nullcontext():
+            self._sample_all()
+
+    def _sample_all(self) -> None:
         try:  # not on the caller's thread, where a signal handler's exception would lose references in the middle
             self._look()
         finally:
@@ -200,6 +227,7 @@ class Profiler(Unique):
         """Add the time since the last sample to the stacks of now."""
         seen = stacks.capture()
         now = time.monotonic_ns()
+        counted = allocated() if self._allocations else {}
         known = {thread.ident: thread for thread in threading.enumerate()}
         for ident, (stack, _) in seen.items():
             thread = known.get(ident)
@@ -210,15 +238,21 @@ class Profiler(Unique):
                 if track is not None:
                     self._tracks[-len(self._tracks) - 1] = track
                 track = self._tracks[ident] = _Track(thread, ident)
+                track.last_allocated = self._counted.get(ident, _NOTHING)  # of the thread that had the number before
                 if self._looked == 0:
                     track.last_wall, track.last_cpu = now, track.cpu_clock()
+                    track.last_allocated = counted.get(ident, _NOTHING)
                     continue
                 track.last_wall, track.last_cpu = self._looked, 0  # it began after the last sample: all of it counts
             cpu = track.cpu_clock()
             worked = now - track.last_wall if cpu is None or track.last_cpu is None else cpu - track.last_cpu
-            track.add(stack, worked, now - track.last_wall)
+            track.add(stack, worked, now - track.last_wall, counted.get(ident, _NOTHING))
             track.last_wall, track.last_cpu = now, cpu
         self._looked = now
+        self._counted = counted
+
+
+_NOTHING = Allocated(0, 0)
 
 
 class _Track:
@@ -230,14 +264,18 @@ class _Track:
         self.runs: list[Run] = []
         self.last_wall = 0
         self.last_cpu: int | None = None
+        self.last_allocated = _NOTHING
 
-    def add(self, stack: Stack, cpu_ns: int, wall_ns: int) -> None:
+    def add(self, stack: Stack, cpu_ns: int, wall_ns: int, allocated: Allocated) -> None:
         if not self.runs or self.runs[-1].stack != stack:
             self.runs.append(Run(stack, 0, 0, 0))
         run = self.runs[-1]
         run.looks += 1
         run.cpu_ns += cpu_ns
         run.wall_ns += wall_ns
+        run.blocks += allocated.blocks - self.last_allocated.blocks
+        run.bytes += allocated.bytes - self.last_allocated.bytes
+        self.last_allocated = allocated
 
     def cpu_clock(self) -> int | None:
         """The thread's CPU time in ns; None where it is not available, and then waiting counts as working.

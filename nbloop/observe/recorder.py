@@ -14,10 +14,13 @@ blocks every other thread, hence the reader; on a free-threaded build it does no
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import os
 import threading
 import types
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,7 +49,10 @@ _KINDS = layout.KIND_NAMES | {
     layout.EVENT_OVERLOAD: "overload",
     layout.EVENT_TURN: "turn",
     layout.EVENT_CHECKPOINT: "checkpoint",
+    layout.EVENT_STALL: "stall",
+    layout.EVENT_COLLECTION: "collection",
 }
+_TOLD = ("start", "generation", "collected")  # what kernels look for in what `gc.callbacks` are told
 _BATCH = 4096  # entries that a kernel copies at once: 0.2 ms in which the world cannot be stopped
 _LONG = 100_000_000  # ns: two readings of both clocks this far apart give their rates better than the calibration does
 
@@ -71,11 +77,16 @@ class Recorder(Unique, Part):
         record["method_type"] = id(types.MethodType)
         record["builtin_type"] = id(types.BuiltinFunctionType)
         record["run_in_context"] = id(RUN_IN_CONTEXT)
+        record["word_start"], record["word_generation"], record["word_collected"] = map(id, _TOLD)
         record["tick_base"], record["ns_base"] = clock.pair()
         record["boundary"] = record["rested"] = record["tick_base"]
         self._read = event_ring.recorder_read.bind(self._words)
         self._head = event_ring.recorder_head.bind(self._words)
         self._running = event_ring.recorder_running.bind(self._words)
+        told = event_ring.collection_told.bind(self._words)
+        cleanup: Any = weakref.finalize(self, _tell_no_more, told)
+        cleanup.atexit = False
+        gc.callbacks.append(told)
         self._when_raised: Path | None = None
         self._targets: dict[_OnSignal, None] = {}  # of signals: one, or more after an interrupted `dump_on`
         self._ended = False
@@ -182,6 +193,11 @@ class Recorder(Unique, Part):
 
     def _seconds(self) -> _Clock:
         return _Clock(int(self._record["tick_base"]), int(self._record["ns_base"]))
+
+
+def _tell_no_more(told: Callable[..., object]) -> None:
+    with contextlib.suppress(ValueError):  # somebody has emptied the list, which is the whole process's
+        gc.callbacks.remove(told)
 
 
 class _OnSignal:

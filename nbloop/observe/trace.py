@@ -2,9 +2,9 @@
 
 Each thread has a track. The loop's shows its callbacks and sleeps; every track shows submits and the arming and
 cancelling of timers. Arrows (flows) lead from a submit or an arm to the callback that it caused; counters show how much
-waited. The format is described in Google's "Trace Event Format"; this uses complete events (X), instants (i), counters
-(C), flows (s, f) and names (M). Times are µs from the first event; `otherData` holds that event's time on the clock of
-`time.monotonic`.
+waited; collections of garbage, which stop or slow every thread, have a track of their own. The format is described in
+Google's "Trace Event Format"; this uses complete events (X), instants (i), counters (C), flows (s, f) and names (M).
+Times are µs from the first event; `otherData` holds that event's time on the clock of `time.monotonic`.
 
 Perfetto's importer does two things that the format does not mention and that make it drop slices and arrows silently.
 It truncates times to whole ns: 1.001 µs, which in binary is a little less, becomes 1000 ns, and two neighbours overlap
@@ -29,7 +29,7 @@ from .event import Event
 
 MARK = 100  # ns: a submit is recorded as a moment, and drawn this long unless something follows sooner
 _MOMENTS = {"submit", "arm"}
-_INSTANTS = {"cancel", "wake", "overload"}
+_INSTANTS = {"cancel", "wake", "overload", "stall"}
 _COUNTERS = {"turn", "checkpoint"}
 
 
@@ -47,13 +47,22 @@ def trace(events: list[Event], loop: str, thread: int) -> dict[str, Any]:
     began = min((event.time for event in events), default=0.0)
     pid = os.getpid()
     tids = _tracks(events, thread)
+    collections = len(tids) + 1  # their track
+    names = list(_names(pid, loop, thread, tids))
+    if any(event.kind == "collection" for event in events):
+        names += _track(pid, collections, "collections of garbage")
     runs: list[_Slice] = []
     moments: list[_Slice] = []
     others: list[_Slice] = []
     for event in events:
         start = round((event.time - began) * 1e9)
         slice = _Slice(event, start, max(start, round((event.time + event.duration - began) * 1e9)))
-        (moments if event.kind in _MOMENTS else others if event.kind in _INSTANTS | _COUNTERS else runs).append(slice)
+        if event.kind in _MOMENTS:
+            moments.append(slice)
+        elif event.kind in _INSTANTS | _COUNTERS | {"collection"}:
+            others.append(slice)
+        else:
+            runs.append(slice)
     flows = list(_flows(runs, moments, [event for event in events if event.kind == "move"]))
     runs = [run for run in runs if run.event.kind != "move"]
     _set_apart(runs, moments)
@@ -73,6 +82,8 @@ def trace(events: list[Event], loop: str, thread: int) -> dict[str, Any]:
         if event.kind == "turn":
             waits = {"external": event.subject, "internal": event.value, "immediates": event.immediates}
             made.append({"name": "waiting", "ph": "C", **common, "args": waits})
+        elif event.kind == "collection":
+            made.append(_complete(other, pid, collections))
         elif event.kind == "checkpoint":
             made.append({"name": "microtasks", "ph": "C", **common, "args": {"microtasks": event.subject}})
         else:
@@ -81,7 +92,7 @@ def trace(events: list[Event], loop: str, thread: int) -> dict[str, Any]:
     return {
         "displayTimeUnit": "ns",
         "otherData": {"loop": loop, "began": began},
-        "traceEvents": [*_names(pid, loop, thread, tids), *made],
+        "traceEvents": [*names, *made],
     }
 
 
@@ -99,6 +110,8 @@ def _tracks(events: list[Event], loop_thread: int) -> dict[int, int]:
     """A small number for each thread, the loop's first: viewers accept 32 bits, and an identifier has 64."""
     tids = {loop_thread: 1}
     for event in events:
+        if event.kind == "collection":
+            continue
         tids.setdefault(event.thread, len(tids) + 1)
     return tids
 
@@ -108,9 +121,13 @@ def _names(pid: int, loop: str, loop_thread: int, tids: dict[int, int]) -> Itera
     alive = {thread.ident: thread.name for thread in threading.enumerate()}
     for thread, tid in tids.items():
         name = f"loop {loop}" if thread == loop_thread else alive.get(thread, f"thread {thread:#x}")
-        common = {"ph": "M", "ts": 0, "pid": pid, "tid": tid}
-        yield {"name": "thread_name", **common, "args": {"name": name}}
-        yield {"name": "thread_sort_index", **common, "args": {"sort_index": tid}}
+        yield from _track(pid, tid, name)
+
+
+def _track(pid: int, tid: int, name: str) -> Iterator[dict[str, Any]]:
+    common = {"ph": "M", "ts": 0, "pid": pid, "tid": tid}
+    yield {"name": "thread_name", **common, "args": {"name": name}}
+    yield {"name": "thread_sort_index", **common, "args": {"sort_index": tid}}
 
 
 def _flows(runs: list[_Slice], moments: list[_Slice], moves: list[Event]) -> Iterator[tuple[_Slice, _Slice]]:
@@ -195,4 +212,6 @@ def _args(event: Event) -> dict[str, Any]:
         args["count"] = event.value
     if event.kind == "readiness callback":
         args["fd"] = event.value
+    if event.kind == "collection":
+        args |= {"generation": event.subject, "collected": event.value}
     return args

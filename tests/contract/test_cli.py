@@ -178,3 +178,159 @@ def test_doctor_does_not_import_numba() -> None:
     code = "import sys; from nbloop.__main__ import main; main(['doctor']); sys.exit('numba' in sys.modules)"
     nbloop_loaded = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, timeout=60)
     assert nbloop_loaded.returncode == 0
+
+
+SCRIPT = """
+import sys, threading, nbloop
+
+def work(n):
+    for _ in range(n):
+        bytearray(1000)
+
+loop = nbloop.Loop(auto_exit=True, name="one of/mine")
+for _ in range(20):
+    loop.submit(work, 20_000)
+loop.run()
+print(__name__, *sys.argv[1:])
+del loop
+if "--fail" in sys.argv:
+    raise ValueError("no")
+sys.exit(int(sys.argv[-1]))
+"""
+
+
+def profiled(folder: Path, *arguments: str, status: int) -> subprocess.CompletedProcess[str]:
+    script = folder / "script.py"
+    script.write_text(SCRIPT)
+    return run(
+        "profile", "--output", str(folder / "out"), *arguments[:-1], str(script), *arguments[-1].split(), status=status
+    )
+
+
+def test_profile_runs_a_script_and_writes_what_tools_read(tmp_path: Path) -> None:
+    from tests.support.pprof_schema import decode
+
+    done = profiled(tmp_path, "--hertz", "500", "--trace", "--trace --hertz 7", status=7)
+    assert done.stdout == "__main__ --trace --hertz 7\n"
+    message, _ = decode((tmp_path / "out" / "profile.pb.gz").read_bytes())
+    assert message.string_table[message.default_sample_type] == "cpu"
+    kinds = [message.string_table[one.type] for one in message.sample_type]
+    assert kinds[:3] == ["samples", "cpu", "wall"]
+    assert "work" in message.string_table
+    assert not any("runpy" in text or text.endswith("cli/profile.py") for text in message.string_table)
+    for clock in ("cpu", "wall"):
+        drawn = json.loads((tmp_path / "out" / f"{clock}.speedscope.json").read_text())
+        assert any(frame["name"] == "work" for frame in drawn["shared"]["frames"])
+    if nbloop.kernels.object_cache.status.mode == "compiled":
+        assert kinds[3:] == ["alloc_objects", "alloc_space"]
+        space = sum(sample.value[4] for sample in message.sample)
+        assert 400_000 * 1000 * 0.7 < space < 400_000 * 1300
+    contention = json.loads((tmp_path / "out" / "contention.json").read_text())
+    assert contention["one of/mine"]["wakes_elided"] == 20  # though the loop is gone
+    trace = json.loads((tmp_path / "out" / "trace-one_of_mine.json").read_text())
+    assert sum(event["name"] == "work" for event in trace["traceEvents"]) == 20
+    assert "work (script.py)" in done.stderr
+    assert not (tmp_path / "out" / "heap.pb.gz").exists()
+
+
+def test_profile_shows_what_the_script_raises(tmp_path: Path) -> None:
+    done = profiled(tmp_path, "--fail", status=1)
+    trace = done.stderr[done.stderr.index("Traceback") :]
+    assert trace.splitlines()[1].startswith(f'  File "{tmp_path}/script.py", line ')
+    assert trace.endswith("ValueError: no\n")
+    assert (tmp_path / "out" / "profile.pb.gz").exists()
+
+
+def test_profile_of_memory_and_of_a_module(tmp_path: Path) -> None:
+    (tmp_path / "held.py").write_text("kept = [bytearray(100_000) for _ in range(20)]\n")
+    run(
+        *("profile", "--memory", "--output", str(tmp_path / "out"), "-m", "held", "-m"),
+        PYTHONPATH=os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    )
+    assert (tmp_path / "out" / "heap.pb.gz").stat().st_size > 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("no-such-file.py",), "No such file"),
+        (("--output", "/dev/null/x", __file__), "/dev/null"),
+        (("--hertz", "1001", "x.py"), "must be from 1 to 1000"),
+        ((), "required: SCRIPT"),
+    ],
+)
+def test_profile_refuses(arguments: tuple[str, ...], complaint: str) -> None:
+    done = run("profile", *arguments, status=2)
+    assert complaint in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+BENCHMARKS = """
+import asyncio
+made = []
+def bench_lists(b):
+    made.append(b.n)
+    waste = [bytes(50_000) for _ in range(100)]
+    b.reset_timer()
+    for _ in b:
+        [None] * 100
+    b.stop_timer()
+    waste = [bytes(50_000) for _ in range(100)]
+async def bench_sleep(b):
+    for _ in b:
+        await asyncio.sleep(0)
+def helper(b): raise AssertionError
+"""
+
+
+def benchmarked(folder: Path, *arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+    (folder / "mine.py").write_text(BENCHMARKS)
+    return run("bench", str(folder / "mine.py"), "--count", "5", "--time", "0.005", *arguments, status=status)
+
+
+def test_bench_measures_a_file_and_compares_two_runs(tmp_path: Path) -> None:
+    pytest.importorskip("asv")
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    done = benchmarked(tmp_path, "--save", str(old))
+    rows = {line.split()[0]: line.split() for line in done.stdout.splitlines()[1:]}
+    assert set(rows) == {"lists", "sleep"}
+    assert int(rows["lists"][1].replace(",", "")) > 100
+    figures = json.loads(old.read_text())["benchmarks"]["lists"]
+    assert len(figures["ns"]) == 5
+    if nbloop.kernels.object_cache.status.mode == "compiled":
+        assert all(800 < one < 1000 for one in figures["bytes"])  # a list of 100 words, and not what was made around it
+        assert all(1.9 < one < 2.3 for one in figures["allocs"])
+    saved = json.loads(old.read_text())
+    saved["benchmarks"]["lists"]["ns"] = [100.0, 110.0, 90.0, 105.0, 95.0]
+    old.write_text(json.dumps(saved))
+    saved["benchmarks"]["lists"]["ns"] = [300.0, 310.0, 290.0, 305.0, 295.0]
+    del saved["benchmarks"]["sleep"]
+    new.write_text(json.dumps(saved))
+    shown = run("bench", "--compare", str(old), str(new)).stdout
+    (row,) = (line.split() for line in shown.splitlines() if line.split()[:1] == ["lists"] and "%" in line)
+    assert row == ["lists", "100", "300", "+200.0%", "0.008"]  # 2 of the 252 ways to divide ten into two times five
+    assert "only in" in shown
+    same = run("bench", "--compare", str(old), str(old)).stdout
+    assert "%" not in same
+
+
+def test_bench_has_benchmarks_of_its_own() -> None:
+    done = run("bench", "--count", "1", "--time", "0.001")
+    assert len(done.stdout.splitlines()) > 8
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("no-such-file.py",), "No such file"),
+        (("--only", "nothing like that"), "no function bench_NAME"),
+        (("--time", "0"), "must be a number of seconds"),
+        (("--compare", "no-such-file.json", __file__), "No such file"),
+        (("--compare", __file__, __file__), "is not a run that bench --save has written"),
+    ],
+)
+def test_bench_refuses(arguments: tuple[str, ...], complaint: str) -> None:
+    done = run("bench", *arguments, status=2)
+    assert complaint in done.stderr
+    assert "Traceback" not in done.stderr

@@ -25,6 +25,8 @@ from nbloop.unique import Unique
 
 # Classes of objects that a program does not get hold of, each with the one that does and refuses, or has no state.
 INTERNAL = {
+    "Allocated",  # a tuple of two numbers
+    "Resumed",  # a base
     *(
         "Scheduling",
         "Lifecycle",
@@ -124,6 +126,7 @@ def unique(make_loop, tmp_path):
             *(view._view, loop._state, loop._state.base, producer._state, loop.recorder, watchdog, loop._shared),
             *(nbloop.LoopExecutor(loop), promise.future(), group, group._state, workers, workers.workers[0], Queue()),
             *(view.timeout(1), view.group(), scopes.Scope(view), view.queue(), view.on(js.EventTarget(), "x")),
+            view.once(js.EventTarget(), "x"),
             *(channel, channel.producer(), channel._state),
             *(js.AbortController(), js.AbortController().signal, js.EventTarget(), view.performance),
             *(aio, aio.call_soon(print), aio.call_later(100, print), VirtualClock(clock_loop), served),

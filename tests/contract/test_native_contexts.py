@@ -125,6 +125,48 @@ def test_an_interval_keeps_its_context(make_loop):
     assert seen == ["tick", "tick!", "tick!!"]
 
 
+@pytest.mark.parametrize("contexts", [False, True])
+def test_on_batch(make_loop, contexts):
+    loop = make_loop(contexts=contexts, auto_exit=True)
+    main, seen = two(lambda call: loop.channel([("a", "i8")], lambda _records: call()).put(1))
+    contextvars.copy_context().run(main)
+    contextvars.copy_context().run(loop.run)
+    assert seen == (["a", "b"] if contexts else ["nobody", "dirty"])
+
+
+def test_a_channel_keeps_its_context(make_loop):
+    """Also for what its producers put."""
+    loop, seen = make_loop(contexts=True), []
+
+    def on_batch(_records):
+        seen.append(who.get())
+        who.set(who.get() + "!")
+
+    context = contextvars.copy_context()
+    context.run(who.set, "a")
+    channel = context.run(loop.channel, [("a", "i8")], on_batch)
+    context.run(who.set, "too late")
+    for entrance in (channel, channel.producer(), channel):
+        entrance.put(1)
+        loop.stop()
+        contextvars.copy_context().run(loop.run)
+    assert seen == ["a", "a!", "a!!"]
+
+
+def test_an_exception_of_on_batch_names_it(make_loop):
+    told = []
+    loop = make_loop(contexts=True, on_error=lambda error, context: told.append((error, context["callback"])))
+
+    def on_batch(_records):
+        raise LookupError
+
+    loop.channel([("a", "i8")], on_batch).put(1)
+    loop.stop()
+    loop.run()
+    ((error, callback),) = told
+    assert (type(error), callback) == (LookupError, on_batch)
+
+
 def test_a_signal_handler_runs_in_the_context_of_its_registration(make_loop):
     loop, seen = make_loop(contexts=True), []
 

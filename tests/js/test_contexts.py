@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from nbloop import LoopTerminatedError
-from nbloop.js import AbortController, AbortSignal, CustomEvent, Event, EventTarget
+from nbloop.js import JS, AbortController, AbortSignal, CustomEvent, Event, EventTarget
 from tests.support.contexts import two, who
 
 
@@ -244,3 +244,28 @@ def test_a_handler_that_raises_leaves_no_context_entered(page):
 
     assert isinstance(page.reason(page.js.resolve().then(fails)), ValueError)
     assert page.on_loop(who.get) == "nobody"
+
+
+def test_the_handler_of_unhandled_rejections_has_the_context_of_its_view(page):
+    """A copy for each: it neither sees what a callback set, nor what it has set itself."""
+    seen = []
+
+    def report(reason, _promise):
+        seen.append((reason, who.get()))
+        who.set("dirty")
+
+    context = contextvars.copy_context()
+    context.run(who.set, "the view")
+    js = context.run(lambda: JS(page.loop, on_unhandled_rejection=report))
+    context.run(who.set, "too late")
+
+    def rejects():
+        who.set("a callback")
+        js.reject(1)
+        js.reject(2)
+
+    thread = contextvars.copy_context()  # this one's, which runs the loop
+    thread.run(page.on_loop, rejects)
+    thread.run(page.on_loop, lambda: js.reject(3) and None)
+    assert seen == [(1, "the view"), (2, "the view"), (3, "the view")]
+    assert thread[who] == "a callback"

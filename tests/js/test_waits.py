@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import queue
@@ -12,7 +13,8 @@ import weakref
 import pytest
 
 from nbloop import Loop, LoopTerminatedError
-from nbloop.js import JS, AbortController, AbortError, AbortSignal, CustomEvent, Event, EventTarget
+from nbloop.js import JS, AbortController, AbortError, AbortSignal, CancelledError, CustomEvent, Event, EventTarget
+from nbloop.js.coroutines import coroutines_of
 from tests.support.waiting import PATIENCE, elsewhere, together, wait_for
 
 # --- limits of sleep and promisify ------------------------------------------------------------------------------------
@@ -507,3 +509,103 @@ def test_nothing_keeps_the_loop():
     gc.collect()
     with contextlib.suppress(LoopTerminatedError):
         assert gone() is None
+
+
+def timers_of(loop):
+    timers = loop._record["timers"]
+    return int(timers["live_here"] + timers["live_elsewhere"])
+
+
+async def waits_for(promise):
+    await promise
+
+
+def soon(page, function):
+    """What it returns when it runs as a callback; then some turns, which do not wait for timers."""
+    results = []
+    page.loop.submit(lambda: results.append(function()))
+    page.turn(5)
+    return results[0]
+
+
+def spawned(page, promise):
+    """Spawn a coroutine that awaits a promise; a function that interrupts it."""
+    controller = AbortController()
+    soon(page, lambda: page.js.spawn(waits_for(promise), signal=controller.signal).catch(lambda reason: None))
+    return lambda: soon(page, controller.abort)
+
+
+@pytest.mark.parametrize("how", ["abort", "timeout", "group", "task"])
+def test_an_interrupted_sleep_leaves_no_timer(page, how):
+    js, loop = page.js, page.loop
+    promise = soon(page, lambda: js.sleep(1e6))
+
+    async def main():
+        if how == "timeout":
+            async with js.timeout(1):
+                await promise
+        else:
+            async with js.group() as group:
+                group.spawn(waits_for(promise))
+                raise ValueError
+
+    async def task():
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(waits_for(promise), 0.001)
+
+    assert timers_of(loop) == 1
+    if how == "abort":
+        spawned(page, promise)()
+    elif how == "task":
+        asyncio.run(task())
+    else:
+        page.value(soon(page, lambda: js.spawn(main()).catch(lambda reason: None)))
+    page.until(lambda: promise.state == "rejected")
+    assert type(promise.reason) is CancelledError
+    assert timers_of(loop) == 0
+    assert not coroutines_of(loop).sleeping
+    assert page.unhandled == []
+
+
+def test_others_who_wait_for_a_sleep_keep_it(page):
+    promise = soon(page, lambda: page.js.sleep(1e6))
+    interrupt_both = [spawned(page, promise), spawned(page, promise)]
+    interrupt_both[0]()
+    assert promise.state == "pending"
+    interrupt_both[1]()
+    assert promise.state == "rejected"
+    promise = soon(page, lambda: page.js.sleep(1e6))
+    seen = []
+    soon(page, lambda: promise.then(None, seen.append))
+    spawned(page, promise)()
+    assert promise.state == "pending"
+    assert timers_of(page.loop) == 1
+    page.loop.shutdown()
+    assert [type(reason) for reason in seen] == [LoopTerminatedError]
+
+
+def test_a_sleep_that_nobody_has_awaited_ends_in_time(page):
+    promise = soon(page, lambda: page.js.sleep(1))
+    page.until(lambda: promise.state == "fulfilled")
+
+
+def test_an_interrupted_once_listens_no_more(page):
+    target = EventTarget()
+    interrupt = spawned(page, soon(page, lambda: page.js.once(target, "x")))
+    assert len(target._listeners) == 1
+    interrupt()
+    assert target._listeners == ()
+
+
+def test_a_signal_forgets_a_sleep_that_was_interrupted(page):
+    limit = AbortController()
+    spawned(page, soon(page, lambda: page.js.sleep(1e6, signal=limit.signal)))()
+    assert limit.signal._algorithms == {}
+
+
+def test_a_coroutine_that_the_loop_ends_leaves_a_sleep_to_the_loop(page):
+    """It is the loop that ends it, so that is what its promise is rejected with."""
+    promise = soon(page, lambda: page.js.sleep(1e6))
+    spawned(page, promise)
+    page.loop.shutdown()
+    assert type(promise.reason) is LoopTerminatedError

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import copy
 import dataclasses
+import gc
 import json
 import os
 import signal
@@ -19,8 +20,13 @@ from hypothesis import strategies as st
 
 from nbloop import IOEvents, Loop, LoopTerminatedError
 from nbloop.kernels.base import layout
+from nbloop.kernels.base.atomics import fetch_add, store
+from nbloop.kernels.base.capi import Py_IncRef
 from nbloop.kernels.build import object_cache
+from nbloop.kernels.channels import records
+from nbloop.kernels.ingress import ticket_queue
 from nbloop.observe import recorder
+from nbloop.observe.contention import totals
 from nbloop.observe.trace import trace as made_of
 from tests.support import trace_format
 from tests.support.waiting import PATIENCE, elsewhere, together, wait_for
@@ -423,3 +429,113 @@ def test_no_signal_for_a_loop_that_has_ended(make_loop, tmp_path):
         loop.recorder.dump_on(tmp_path / "trace.json", signal=signal.SIGUSR2)
     assert signal.getsignal(signal.SIGUSR2) == before
     loop.recorder.dump_on(tmp_path / "trace.json", exception=False)
+
+
+def test_a_wait_for_a_producer_is_recorded_once(make_loop):
+    """A ticket is drawn as `submit` does it, and the word stored a while later. Meanwhile the loop makes turns."""
+    loop = make_loop(recorder=1024)
+    ran = threading.Event()
+    call = ran.set
+    queue = loop._state.ctypes.data + layout.STATE.EXTERNAL
+    with loop:
+        loop.call(int)
+        ticket = fetch_add(queue + layout.QUEUE.TAIL, 1)
+        loop.wake()
+        wait_for(lambda: totals(loop).stalls >= 200)
+        stalls, events = of(loop, "stall"), loop.recorder.events()  # judged below: the loop could not end here
+        Py_IncRef(id(call))
+        chunk = ticket_queue.queue_segment(queue, ticket)
+        store(ticket_queue.queue_cell(chunk, ticket, 7), id(call))
+        wait_for(ran)
+        loop.call(int)
+    assert len(events) < 50
+    (stall,) = stalls
+    assert stall.subject == 1  # task waits
+    run = [event for event in of(loop, "task") if event.time >= stall.time]
+    assert len(run) == 2  # that one, and the last call
+    trace_format.check(loop.recorder.trace())
+
+
+def test_a_delivery_that_waits_for_a_producer_is_recorded_once(make_loop):
+    """As above, between claim and publication of a record of a channel."""
+    loop = make_loop(recorder=1024)
+    got = []
+    channel = loop.channel([("a", "i8")], lambda records: got.extend(records["a"].tolist()), max_batch=8)
+    words = channel._state.ctypes.data
+    with loop:
+        loop.call(int)
+        ticket = fetch_add(words + layout.HANDLE.QUEUE + layout.QUEUE.TAIL, 1)
+        channel.put(2)  # which has the delivery queued
+        wait_for(lambda: totals(loop).stalls >= 200)
+        stalls, events = of(loop, "stall"), loop.recorder.events()  # judged below: the loop could not end here
+        records.records_publish(words, ticket, 1)
+        wait_for(lambda: got == [0, 2])
+    assert len(stalls) == 1
+    assert len(events) < 50
+    trace_format.check(loop.recorder.trace())
+
+
+class Cycle:
+    def __init__(self):
+        self.me = self
+
+
+def test_collections_of_garbage_are_recorded_and_have_a_track(make_loop):
+    loop = make_loop(recorder=1024, auto_exit=True)
+
+    def litters():
+        for _ in range(100):
+            Cycle()
+        gc.collect()
+
+    gc.collect()
+    loop.submit(litters)
+    loop.run()
+    (run,) = of(loop, "task")
+    seen = next(event for event in of(loop, "collection") if event.value >= 100 and event.time >= run.time)
+    assert run.time <= seen.time <= seen.time + seen.duration <= run.time + run.duration + 1e-6
+    assert seen.duration > 0
+    assert seen.subject == 2
+    assert seen.thread == run.thread
+    trace = loop.recorder.trace()
+    trace_format.check(trace)
+    drawn = next(event for event in trace["traceEvents"] if event.get("args", {}).get("number") == seen.number)
+    (track,) = [
+        event["tid"]
+        for event in trace["traceEvents"]
+        if event["name"] == "thread_name" and event["args"]["name"] == "collections of garbage"
+    ]
+    assert drawn["tid"] == track
+    assert drawn["name"] == "collection"
+
+
+@pytest.mark.parallel_threads(1)  # the list is the process's
+def test_the_interpreter_forgets_a_recorder_that_is_gone():
+    gc.collect()
+    before = list(gc.callbacks)
+    loop = Loop(recorder=64)
+    assert len(gc.callbacks) == len(before) + 1
+    loop.close()
+    del loop
+    gc.collect()
+    assert gc.callbacks == before
+    loop = Loop(recorder=64)
+    gc.callbacks[:] = before  # a program that clears the list
+    del loop
+    gc.collect()
+
+
+def test_a_recorder_that_is_made_during_a_collection_misses_it(make_loop):
+    made = []
+
+    class Makes(Cycle):
+        def __del__(self):
+            made.append(make_loop(recorder=64))
+
+    gc.collect()
+    Makes()
+    gc.collect()
+    (loop,) = made
+    assert of(loop, "collection") == []
+    gc.collect()
+    assert len(of(loop, "collection")) >= 1

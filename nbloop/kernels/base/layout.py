@@ -298,9 +298,10 @@ RECORDER = record(
     _words(
         *("cycles", "mask", "names", "function_type", "method_type", "builtin_type", "run_in_context"),
         *("tick_base", "ns_base"),
+        *("word_start", "word_generation", "word_collected"),  # strings that the interpreter tells collections with
     ),
     _words("head"),  # shared: every recording thread adds to it
-    _words("lost"),  # shared
+    _words("lost", "collecting"),  # shared; collecting: ticks at which a collection of garbage began, or 0
     _words(
         "boundary",  # ticks of the last boundary: the end of a callback or of a sleep
         "rested",  # ticks at which the last turn ended
@@ -310,6 +311,10 @@ RECORDER = record(
         "subject",
         "what",
         "value",
+        "seen_callbacks",  # callbacks when a turn began last; those that only waited for a producer do not count
+        "seen_stalls",  # stalls then
+        "begun_stalls",  # stalls when a callback began last
+        "stalling",  # 1: the loop waits for a producer, and that has been recorded
     ),
     {"known": np.dtype((np.int64, (KNOWN,)))},
 )
@@ -439,6 +444,6 @@ KIND_NAMES = {
 }
 # Kinds of the recorder's entries; smaller numbers are the KIND_x of a callback that has run.
 EVENT_SUBMIT, EVENT_MOVE, EVENT_ARM, EVENT_CANCEL, EVENT_SLEEP, EVENT_WAKE = 16, 17, 18, 19, 20, 21
-EVENT_OVERLOAD, EVENT_TURN, EVENT_CHECKPOINT = 22, 23, 24
+EVENT_OVERLOAD, EVENT_TURN, EVENT_CHECKPOINT, EVENT_STALL, EVENT_COLLECTION = 22, 23, 24, 25, 26
 PLACE_BITS = 16  # a place is ``position << PLACE_BITS | number``, where `number` is that of a queue or ring
 NUMBER_EXTERNAL, NUMBER_REMOTE, NUMBER_RINGS, NUMBER_HANDLES = 1, 2, 8, 32  # rings add their kind

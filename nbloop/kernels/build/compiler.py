@@ -31,6 +31,7 @@ from numba.extending import lower_builtin, register_jitable
 from ..base import atomics, capi
 from ..base.kernel import KEYWORDS, MANY, SIGNAL, TRAVERSE, Kernel, attributes, helpers
 from ..methods import signal_handler
+from ..observe import allocations
 from ..state import traverse
 from .linker import link
 
@@ -148,15 +149,24 @@ def _single_bits(builder: Any, values: list[Any]) -> Any:
     return builder.zext(builder.bitcast(single, ir.IntType(32)), _WORD)
 
 
-def _signal_words(builder: Any, _values: list[Any]) -> Any:
-    name = "nbloop_signal_words"
-    words = builder.module.globals.get(name)
-    if words is None:
-        kind = ir.ArrayType(_WORD, len(signal_handler.INITIAL))
-        words = ir.GlobalVariable(builder.module, kind, name)
-        words.linkage = "linkonce_odr"  # one array, however many of the linked modules mention it
-        words.initializer = ir.Constant(kind, list(signal_handler.INITIAL))
-    return builder.ptrtoint(words, _WORD)
+def _call(builder: Any, values: list[Any]) -> Any:
+    kind = ir.FunctionType(_WORD, [_WORD] * (len(values) - 1))  # pointers travel as words
+    return builder.call(builder.inttoptr(values[0], kind.as_pointer()), values[1:])
+
+
+def _own_words(name: str, initial: tuple[int, ...]) -> Emit:
+    """The address of an array in the compiled object itself, for functions that have no ``self``."""
+
+    def address(builder: Any, _values: list[Any]) -> Any:
+        words = builder.module.globals.get(name)
+        if words is None:
+            kind = ir.ArrayType(_WORD, len(initial))
+            words = ir.GlobalVariable(builder.module, kind, name)
+            words.linkage = "linkonce_odr"  # one array, however many of the linked modules mention it
+            words.initializer = ir.Constant(kind, list(initial))
+        return builder.ptrtoint(words, _WORD)
+
+    return address
 
 
 def _teach_primitives() -> None:
@@ -200,7 +210,10 @@ def _teach_primitives() -> None:
     _teach(atomics.leading_zeros, word, [word], _leading_zeros)
     _teach(atomics.ticks, word, [], _ticks)
     _teach(traverse.visit_object, word, [word, word, word], _visit_object)
-    _teach(signal_handler.signal_words, word, [], _signal_words)
+    _teach(signal_handler.signal_words, word, [], _own_words("nbloop_signal_words", signal_handler.INITIAL))
+    _teach(allocations.allocation_word, word, [], _own_words("nbloop_allocation_word", (0,)))
+    _teach(allocations.call_two, word, [word] * 3, _call)
+    _teach(allocations.call_three, word, [word] * 4, _call)
 
 
 def _teach_externals() -> None:

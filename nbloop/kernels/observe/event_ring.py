@@ -24,7 +24,7 @@ It loses when many threads submit at once, since they all pass around the line o
 
 from __future__ import annotations
 
-from ..base.atomics import compare_and_swap, fetch_add, get, load, monotonic_ns, prefetch, put, store, ticks
+from ..base.atomics import compare_and_swap, exchange, fetch_add, get, load, monotonic_ns, prefetch, put, store, ticks
 from ..base.capi import (
     Py_DecRef,
     PyDict_SetItem,
@@ -33,8 +33,10 @@ from ..base.capi import (
     PyFunction_GetCode,
     PyLong_AsLongLong,
     PyLong_FromLongLong,
+    PyObject_GetItem,
     PyThread_get_thread_ident,
     PyType_GetFlags,
+    PyUnicode_Compare,
     PyUnicode_FromString,
 )
 from ..base.interpreter import (
@@ -51,9 +53,11 @@ from ..base.layout import (
     CALLBACK_AT,
     ENTRY,
     EVENT_CHECKPOINT,
+    EVENT_COLLECTION,
     EVENT_MOVE,
     EVENT_OVERLOAD,
     EVENT_SLEEP,
+    EVENT_STALL,
     EVENT_SUBMIT,
     EVENT_TURN,
     IO,
@@ -167,10 +171,19 @@ def push_recorded(queue: int, ticket: int, count: int) -> None:
         event(recorder, EVENT_SUBMIT, ticket << PLACE_BITS | get(queue + QUEUE.NUMBER), count)
 
 
+@helper
+def only_waits(base: int) -> bool:
+    """Whether the callback in progress is a channel's delivery that has found a producer between claim and publication.
+    It queues itself again and again, so neither it nor that is recorded (`record_turn`). Loop thread.
+    """
+    return get(base + STATE.STALLS) != get(get(base + STATE.RECORDER) + RECORDER.BEGUN_STALLS)
+
+
 @apart
 def ring_recorded(base: int, kind: int) -> None:
     """Record that the loop's thread added something to a ring. Recorder on."""
-    event(get(base + STATE.RECORDER), EVENT_SUBMIT, ring_place(base, kind, RING.TAIL), 1)
+    if not only_waits(base):
+        event(get(base + STATE.RECORDER), EVENT_SUBMIT, ring_place(base, kind, RING.TAIL), 1)
 
 
 @helper
@@ -248,6 +261,7 @@ def run_begins(base: int, word: int, kind: int) -> None:
         value = PyLong_AsLongLong(get(base + STATE.IO + IO.ARGUMENT0)) << 1
     elif kind != KIND_TIMER:
         subject = ring_place(base, kind, RING.HEAD)
+    put(recorder + RECORDER.BEGUN_STALLS, get(base + STATE.STALLS))
     store(recorder + RECORDER.RUNNING, 0)
     store(recorder + RECORDER.SUBJECT, subject)
     store(recorder + RECORDER.WHAT, what)
@@ -263,7 +277,12 @@ def run_ends(base: int, failed: bool) -> None:
     since = get(recorder + RECORDER.BOUNDARY)
     now = recorder_now(recorder)
     value = get(recorder + RECORDER.VALUE) | (1 if failed else 0)
-    record(recorder, since, now - since, kind, get(recorder + RECORDER.SUBJECT), get(recorder + RECORDER.WHAT), value)
+    subject = get(recorder + RECORDER.SUBJECT)
+    if only_waits(base):
+        put(recorder + RECORDER.SEEN_CALLBACKS, get(recorder + RECORDER.SEEN_CALLBACKS) + 1)
+        put(recorder + RECORDER.BEGUN_STALLS, get(base + STATE.STALLS))
+    else:
+        record(recorder, since, now - since, kind, subject, get(recorder + RECORDER.WHAT), value)
     store(recorder + RECORDER.RUNNING, 0)
     store(recorder + RECORDER.BOUNDARY, now)
 
@@ -305,13 +324,26 @@ def record_rests(base: int) -> None:
 
 @helper
 def record_turn(base: int, ingress: int) -> None:
-    """A turn begins after a sleep: record how much waits where."""
+    """A turn begins after a sleep: record how much waits where.
+
+    A loop that waits for a producer between ticket and store makes a turn at each look, some 100,000 a second, which
+    would overwrite all that the ring remembers. So the wait is recorded once, until a callback has run.
+    """
     recorder = get(base + STATE.RECORDER)
     now = recorder_now(recorder)
     sleep_recorded(base, recorder, now)
-    record(
-        recorder, now, 0, EVENT_TURN, ingress, ring_length(base + STATE.IMMEDIATES), ring_length(base + STATE.INTERNAL)
-    )
+    callbacks = get(base + STATE.CALLBACKS)
+    stalls = get(base + STATE.STALLS)
+    stalled = stalls != get(recorder + RECORDER.SEEN_STALLS) and callbacks == get(recorder + RECORDER.SEEN_CALLBACKS)
+    put(recorder + RECORDER.SEEN_STALLS, stalls)
+    put(recorder + RECORDER.SEEN_CALLBACKS, callbacks)
+    internal = ring_length(base + STATE.INTERNAL)
+    if not stalled:
+        put(recorder + RECORDER.STALLING, 0)
+        record(recorder, now, 0, EVENT_TURN, ingress, ring_length(base + STATE.IMMEDIATES), internal)
+    elif get(recorder + RECORDER.STALLING) == 0:
+        put(recorder + RECORDER.STALLING, 1)
+        record(recorder, now, 0, EVENT_STALL, ingress, 0, internal)
     store(recorder + RECORDER.BOUNDARY, now)
 
 
@@ -328,6 +360,43 @@ def record_checkpoint(base: int) -> None:
 def record_overload(base: int) -> None:
     """Record that more tasks wait than one turn takes."""
     event(get(base + STATE.RECORDER), EVENT_OVERLOAD, 0, 0)
+
+
+# --- collections of garbage -------------------------------------------------------------------------------------------
+
+
+@helper
+def number_in(mapping: int, key: int) -> int:
+    """The number that a dict has for a key; 0 if there is none."""
+    found = PyObject_GetItem(mapping, key)
+    if found == 0:
+        PyErr_Clear()
+        return 0
+    number = PyLong_AsLongLong(found)
+    Py_DecRef(found)
+    if number < 0:
+        PyErr_Clear()
+        return 0
+    return number
+
+
+@kernel(MANY)
+def collection_told(self: int, arguments: int, _count: int) -> int:
+    """(phase, facts), as `gc.callbacks` are called: record a collection when it ends. Any thread, and no bytecode: an
+    exception of a signal handler would be lost here. The interpreter makes one collection at a time.
+    """
+    recorder = data(self)
+    now = recorder_now(recorder)
+    if PyUnicode_Compare(get(arguments), get(recorder + RECORDER.WORD_START)) == 0:
+        store(recorder + RECORDER.COLLECTING, now)
+        return PyLong_FromLongLong(0)
+    since = exchange(recorder + RECORDER.COLLECTING, 0)
+    if since != 0:  # else the recorder was made in the middle of it
+        facts = get(arguments + 8)
+        generation = number_in(facts, get(recorder + RECORDER.WORD_GENERATION))
+        collected = number_in(facts, get(recorder + RECORDER.WORD_COLLECTED))
+        record(recorder, since, now - since, EVENT_COLLECTION, generation, 0, collected)
+    return PyLong_FromLongLong(0)
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

@@ -175,7 +175,7 @@ def reaction_run(base: int, word: int) -> int:
             result = PyObject_CallOneArg(handler, argument)
         if result == 0:
             error = PyErr_GetRaisedException()
-            status = call_two(get(view + VIEW.RAISED), reaction, error)
+            status = call_two(get(view + VIEW.RAISED), reaction if seen else handler, error)
             Py_DecRef(error)
         elif seen:
             status = resolve_with(view, reaction, result)

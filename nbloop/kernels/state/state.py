@@ -17,6 +17,8 @@ import itertools
 import mmap
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import Context
+from functools import partial
 from types import CoroutineType
 from typing import Any
 
@@ -358,12 +360,14 @@ def make_channel_state(
     max_delay: int,
     on_full: int,
     on_batch: Callable[..., object],
+    context: Context | None = None,
     convert: Callable[..., object],
     ask: Callable[..., int],
     wake: Callable[[], object],
 ) -> ChannelWords:
     """The state of a channel of `capacity` records, a power of two; it keeps the loop's state alive. `fields` are
-    FIELD records; `ask` and `convert` are the Python functions that kernels call.
+    FIELD records; `ask` and `convert` are the Python functions that kernels call; `on_batch` runs in `context`, if
+    there is one.
     """
     sizes = [
         fields.nbytes,
@@ -395,7 +399,7 @@ def make_channel_state(
     owned = {
         "ring": records(at[2], sizes[2]),
         "copies": records(at[3], sizes[3]) if sizes[3] else None,
-        "on_batch": on_batch,
+        "on_batch": on_batch if context is None else partial(RUN_IN_CONTEXT, context, on_batch),
         "task": (channel_deliver.bind(state),),
         "due": (channel_due.bind(state),),
         "convert": convert,

@@ -8,6 +8,7 @@ from typing import Any
 
 from nbloop import LoopState
 from nbloop.js import JS, AbortController, AbortSignal, Event, EventTarget, Promise
+from nbloop.js.coroutines import coroutines_of
 from tests.support.arrivals import Interruption
 from tests.support.waiting import PATIENCE
 from tests.support.world import World
@@ -102,6 +103,41 @@ def _runs(world: World, begin: Callable[[JS], Promise[Any]]) -> Steps:
 def run_reactions(world: World) -> Steps:
     """The loop goes on."""
     return _runs(world, lambda js: js.all([js.sleep(0).finally_(int), js.resolve(js.sleep(0)).then(str)]))
+
+
+def _settles(world: World, begin: Callable[[JS], Promise[Any]]) -> Steps:
+    """A coroutine, or what it waits for, is interrupted at a step. Whoever waits for its promise does not wait for
+    ever.
+    """
+    loop = world.loop(auto_exit=True)
+    js = world.to_go(JS(loop, on_unhandled_rejection=lambda _reason, _promise: None))
+    settled: list[object] = []
+    begin(js).then(settled.append, settled.append)  # no function of Python, which the signal could interrupt instead
+    yield loop.run
+    if loop.state is LoopState.AWAKE:
+        until_quiet(loop)
+    assert len(settled) == 1
+    settled.clear()  # an exception refers to what it has passed through
+    assert not coroutines_of(loop).running.all()
+
+
+async def _awaits(js: JS) -> int:
+    with contextlib.suppress(ZeroDivisionError):
+        await js.reject(ZeroDivisionError())
+    await js.resolve(1)
+    return 1
+
+
+@scenario
+def run_coroutine(world: World) -> Steps:
+    """Its promise settles."""
+    return _settles(world, lambda js: js.spawn(_awaits(js)))
+
+
+@scenario
+def run_sleep(world: World) -> Steps:
+    """It is over in time, or the coroutine has been interrupted."""
+    return _settles(world, lambda js: js.spawn(_steps(js), signal=AbortController().signal))
 
 
 @scenario
