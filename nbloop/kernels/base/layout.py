@@ -239,6 +239,8 @@ STATE = record(
         "handled",
         "nap",
         "napped",
+        "unsent",  # the first of the streams whose bytes leave before the next poll (stream.py), and the last
+        "unsent_last",
     ),
     _words("arguments0", "arguments1", "arguments2", "arguments3"),  # scratch for vectorcall, loop thread only
     _words("wakes_sent"),  # shared: counted by the waking thread

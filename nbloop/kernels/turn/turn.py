@@ -50,6 +50,7 @@ from .checkpoint import checkpoint
 from .external import ingress_length
 from .fd_watches import epoll_look, epoll_sleep
 from .phases import phase, phase_external, phase_immediates, phases
+from .stream import streams_flush
 
 # Why `run` returned.
 ENDED_STOP, ENDED_PARK, ENDED_INTERRUPT, ENDED_TERMINATING, ENDED_QUIET, ENDED_DRAINED = 1, 2, 3, 4, 5, 6
@@ -195,6 +196,10 @@ def run(self: int, _unused: int) -> int:
         loop_enters(base, get(base + STATE.POLLED) != 0)
     while True:
         status = checkpoint(base)
+        while status == 0 and get(base + STATE.UNSENT) != 0:
+            status = streams_flush(base)
+            if status == 0:
+                status = checkpoint(base)
         if observed:
             loop_rests(base, ingress_length(base))
         if status != 0:
