@@ -129,8 +129,8 @@ TIMERS = record(
     _words("live_elsewhere", "unreferenced", "commands"),
     # Owned by the loop thread: the heap, and how many of its entries belong to cancelled timers.
     _words("heap", "heap_block", "size", "capacity", "stale"),
-    # spare slots: a private stack of the loop thread, and its size. Free slots still to be sorted; how few were free.
-    _words("sequence", "live_here", "nesting", "spare", "spares", "unsorted", "least_free"),
+    # spare slots: a private stack of the loop thread, and its size. Free slots to be sorted; see slots_trim.
+    _words("sequence", "live_here", "nesting", "spare", "spares", "unsorted", "least_free", "last_used"),
 )
 # One slot; 64 bytes, so two slots never share a 64-byte line. `order`: the number of a timer's entry in the heap or a
 # bucket (timer_heap.order_of), 0 without an entry, and in the low bits its nesting level and clamp. `place`: its bucket

@@ -203,8 +203,9 @@ def slots_trim(timers: int, used: int) -> bool:
     """Before a sleep, when about `used` slots are in use: sort a portion of the free ones, and send to rest the slabs
     that turn out to be free. Whether more is left to do. Loop thread.
 
-    It begins once `KEEP_SLABS` slabs' worth of slots has been freed since it last ended, and sorts no more slots than
-    were free then. So each sorting is paid for by that many frees, also while other threads undo it.
+    It begins once `KEEP_SLABS` slabs' worth of slots has been freed since it last ended, or half of those that were
+    then in use, which may be all that kept slabs open. It sorts no more slots than are free when it begins. So each
+    sorting is paid for by that many frees, also while other threads undo it.
     """
     free = (slabs_open(timers) << SLOTS_PER_SLAB_BITS) - used
     keep = KEEP_SLABS << SLOTS_PER_SLAB_BITS
@@ -212,7 +213,8 @@ def slots_trim(timers: int, used: int) -> bool:
     if unsorted == 0:
         least = min(get(timers + TIMERS.LEAST_FREE), free)
         put(timers + TIMERS.LEAST_FREE, least)
-        if free - max(least, keep) < keep:
+        last = get(timers + TIMERS.LAST_USED)
+        if free < 2 * keep or (free - max(least, keep) < keep and (last == 0 or 2 * used > last)):
             return False
         unsorted = free
     left = PORTION
@@ -237,6 +239,7 @@ def slots_trim(timers: int, used: int) -> bool:
     put(timers + TIMERS.UNSORTED, unsorted)
     if unsorted == 0:
         put(timers + TIMERS.LEAST_FREE, (slabs_open(timers) << SLOTS_PER_SLAB_BITS) - used)
+        put(timers + TIMERS.LAST_USED, used)
     return unsorted != 0
 
 
