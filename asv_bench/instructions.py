@@ -28,6 +28,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+import nbloop
+
 from . import peers
 from .drive import Asyncio, Driven, Nbloop
 from .measure import nothing
@@ -44,7 +48,14 @@ LOOPS: dict[str, Callable[[], Driven]] = {
 }
 
 RUNS = "callback included"  # how the names of what the loop does end: no `for` of Python is in that
-WHOLE = ("submit_many: each task", "contexts=True: submit_many: each task")  # nor in this
+WHOLE = (  # nor in this
+    "submit_many: each task",
+    "contexts=True: submit_many: each task",
+    "channel: put from compiled code",
+    "channel: a record in put_many, a hundred at once",
+)
+
+THREE = np.dtype([("price", "f8"), ("size", "i8"), ("venue", "i4")])
 
 type Counts = dict[str, float]
 type Part = Iterator[tuple[str, str]]  # what was done since, and what runs before it goes on; empty: not counted
@@ -173,8 +184,53 @@ def contexts(driven: Nbloop) -> Part:
     yield "contexts=True: submit_many: each task", ""
 
 
+def records(driven: Nbloop) -> Part:
+    """Through a channel; of what is delivered, a batch of all."""
+    channel = driven.loop.channel(THREE, lambda _records: None)
+    put, prices = channel.put, [101.5] * COUNT
+    yield "", ""
+    for price in prices:
+        put(price, 300, 7)
+    yield "channel: put of three numbers", ""
+    many, hundred = channel.put_many, np.zeros(100, THREE)
+    yield "", ""
+    for _ in range(COUNT // 100):
+        many(hundred)
+    yield "channel: a record in put_many, a hundred at once", ""
+
+
+def compiled_records(driven: Nbloop) -> Part:
+    """By Numba-compiled functions on both sides."""
+    import numba
+
+    @numba.njit
+    def produce(ring: Any, count: int) -> None:
+        for i in range(count):
+            ring.put(101.5, i, 7)
+
+    @numba.njit
+    def add(records: Any, total: Any) -> None:
+        for record in records:
+            total[0] += record["price"]
+
+    channel = driven.loop.channel(THREE, nbloop.native(add, np.zeros(1)))
+    ring = channel.native
+    produce(ring, 1)
+    yield "", ""
+    produce(ring, COUNT)
+    yield "channel: put from compiled code", "channel: delivery of a record to compiled code, callback included"
+
+
 PARTS: tuple[Callable[[Any], Part], ...] = (limits, tasks, from_threads, arguments, timers)
-ONLY_NBLOOP: tuple[Callable[[Any], Part], ...] = (rings, batches, promises, js_timers, contexts)
+ONLY_NBLOOP: tuple[Callable[[Any], Part], ...] = (
+    rings,
+    batches,
+    promises,
+    js_timers,
+    contexts,
+    records,
+    compiled_records,
+)
 
 
 def play(name: str, names: Path | None) -> None:

@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from .channel import Channel, ChannelProducer
+from .compiled import NativeHandler, NativeRing, native
 from .errors import (
     FastPathIncompatibleError,
     FDAlreadyRegisteredError,
@@ -54,6 +55,8 @@ __all__ = [
     "LoopOverloadedError",
     "LoopState",
     "LoopTerminatedError",
+    "NativeHandler",
+    "NativeRing",
     "NbloopError",
     "PollerFailedError",
     "Producer",
@@ -61,6 +64,7 @@ __all__ = [
     "ReentrantRunError",
     "ReentrantWaitError",
     "Worker",
+    "native",
     "new_event_loop",
     "run",
     "serve",

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from .compiled import REFUSALS, NativeHandler, NativeRing
 from .errors import LoopOverloadedError, LoopTerminatedError, ReentrantWaitError
 from .hooks import finds_out
 from .kernels.base import layout
@@ -219,6 +220,19 @@ def _ask(of: weakref.ref[Loop], room: Room, what: str, timeout: float | None, co
     return until
 
 
+def _answer(ask: Callable[[int, int, int], int], code: int, count: int, until: int) -> int:
+    """`_ask`, and for compiled code, which cannot take an exception as it is, its number."""
+    if not code & layout.ASK_NATIVE:
+        return ask(code, count, until)
+    try:
+        return ask(code & ~layout.ASK_NATIVE, count, until)
+    except Exception as error:
+        for number, (kind, _) in enumerate(REFUSALS):
+            if type(error) is kind:
+                return layout.NATIVE_ERROR - number
+        raise
+
+
 class Entrance(Unique):
     """What `Channel` and `ChannelProducer` have in common: a ring of records, and the ways in."""
 
@@ -264,6 +278,26 @@ class Entrance(Unique):
     @bound(channel_methods.channel_put_array)
     def _put_array(self, records: Records, count: int, /) -> int:
         return 0  # pragma: no cover
+
+    @property
+    def native(self) -> NativeRing:
+        """This ring for a function that Numba compiles: an argument of it, whose ``put(*values)`` and
+        ``put_many(array)`` it calls without the interpreter (`nbloop.NativeRing`). Needs the extra ``nbloop[jit]``.
+
+        >>> import numba
+        >>> @numba.njit(nogil=True)
+        ... def produce(ring, count):
+        ...     for i in range(count):
+        ...         ring.put(i, 0.5 * i)
+        >>> import nbloop
+        >>> loop = nbloop.Loop(auto_exit=True)
+        >>> produce(loop.channel([("n", "i8"), ("x", "f8")], lambda records: print(records["x"].sum())).native, 5)
+        >>> loop.run()
+        5.0
+
+        Any thread. Raises ImportError without Numba, TypeError for a dtype that Numba does not know.
+        """
+        return NativeRing(self)
 
     @bound(channel_methods.channel_length)
     def waiting(self) -> int:
@@ -322,6 +356,7 @@ class Channel(Entrance):
         self.name = name if name is not None else f"{loop.name}-channel-{next(_numbers)}"
         self.capacity = capacity
         self._on_batch = on_batch
+        self._entry = on_batch._entry(self.dtype) if isinstance(on_batch, NativeHandler) else 0
         self._timeout = timeout
         self._options = {
             "capacity": capacity,
@@ -346,8 +381,9 @@ class Channel(Entrance):
                 _fields(self.dtype),
                 **self._options,
                 on_batch=self._on_batch,
+                entry=self._entry,
                 convert=partial(_convert, self.dtype, self.name),
-                ask=partial(_ask, weakref.ref(loop), room, self.name, self._timeout),
+                ask=partial(_answer, partial(_ask, weakref.ref(loop), room, self.name, self._timeout)),
                 wake=room.wake,
             )
             room.state = weakref.ref(state)

@@ -57,6 +57,7 @@ INTERNAL = {
     *("Listeners", "Front", "Back"),  # of a WorkerGroup: sockets and locks, which refuse by themselves
     *("Call", "Outcome"),  # of a Worker that waits for another one: a future of its loop
     "LoopCollector",  # has a loop, and a name
+    *("RingType", "RingModel"),  # what Numba knows of a NativeRing
     "Clock",  # two numbers of the machine's
 }
 
@@ -121,7 +122,7 @@ def unique(make_loop, tmp_path):
             *(view._view, loop._state, loop._state.base, producer._state, loop.recorder, watchdog, loop._shared),
             *(nbloop.LoopExecutor(loop), promise.future(), group, group._state, workers, workers.workers[0], Queue()),
             *(view.timeout(1), view.group(), scopes.Scope(view), view.queue(), view.on(js.EventTarget(), "x")),
-            *(channel, channel.producer(), channel._state),
+            *(channel, channel.producer(), channel._state, channel.native, nbloop.native(print)),
             *(js.AbortController(), js.AbortController().signal, js.EventTarget(), view.performance),
             *(aio, aio.call_soon(print), aio.call_later(100, print), VirtualClock(clock_loop), served),
             *(shared.loops()[0], Profiler(), nbloop.EventLoopPolicy(), stream),

@@ -15,13 +15,14 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from ..base.capi import Py_IncRef
+
 IMPORTS = "nbloop_imports"  # the table of addresses of C functions, to be filled
 PREFIX = "nbloop_"  # of kernels' symbols
 
 _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _PROGRAM = struct.Struct("<IIQQQQQQ")
 _SYMBOL = struct.Struct("<IBBHQQ")
-_kept: list[Any] = []  # built-ins point into them for as long as the process lives
 
 
 def load(code: bytes, path: str | None) -> Callable[[str], int]:
@@ -35,7 +36,6 @@ def load(code: bytes, path: str | None) -> Callable[[str], int]:
         except OSError:  # a file system without execution, or no /proc
             pass
         else:
-            _kept.append(library)
             return lambda name: _address(library, name)
     base, symbols = _copied(code), _symbols(code)
     return lambda name: base + symbols[name]
@@ -80,7 +80,7 @@ def _copied(code: bytes) -> int:
             raise ctypes.WinError(ctypes.get_last_error())
     else:
         pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANON)
-        _kept.append(pages)
+        Py_IncRef(id(pages))  # for ever: the last collection, after all modules are cleared, still calls into it
         base = ctypes.addressof(ctypes.c_char.from_buffer(pages))
     for start, end, _ in segments:
         ctypes.memmove(base + start, code[start:end], end - start)

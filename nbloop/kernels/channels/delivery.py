@@ -16,6 +16,8 @@ that ends the loop, once all channels are closed, queues the delivery itself (`c
 
 from __future__ import annotations
 
+import ctypes
+
 from ..base.atomics import compare_and_swap, get, load, load_sc, put, store, store_sc
 from ..base.capi import (
     Py_DecRef,
@@ -100,22 +102,31 @@ def records_waiting(channel: int) -> int:
     return (load_sc(queue + QUEUE.TAIL) & ~MINUS) - load(queue + QUEUE.HEAD)
 
 
-@apart
-def channel_wake(channel: int, end: int) -> bool:
+@helper
+def made_busy(channel: int, end: int) -> int:
     """After the publication of the tickets before `end`: make the channel busy, if it is idle or a batch is full now.
-    False with an exception set, which a handler of a signal has raised: the records stay. Any thread.
+    What it was, and then the caller queues the delivery; -1 if there is nothing to do. Any thread, attached or not.
     """
     while True:
         was = load_sc(channel + HANDLE.QUEUED)
         if was == CHANNEL_BUSY:
-            return True
+            return -1
         if was == CHANNEL_FILLS and end - load(channel + RING + QUEUE.HEAD) < get(channel + CHANNEL.MAX_BATCH):
-            return True
+            return -1
         if compare_and_swap(channel + HANDLE.QUEUED, was, CHANNEL_BUSY):
             break
     if was == CHANNEL_IDLE and get(channel + CHANNEL.MAX_DELAY) != 0:
         store(channel + CHANNEL.SINCE, loop_ns(get(channel + HANDLE.LOOP)))
-    return channel_schedule(channel, was)
+    return was
+
+
+@apart
+def channel_wake(channel: int, end: int) -> bool:
+    """See that the loop hears of a publication. False with an exception set, which a handler of a signal has raised:
+    the records stay. Any thread.
+    """
+    was = made_busy(channel, end)
+    return was < 0 or channel_schedule(channel, was)
 
 
 @apart
@@ -215,6 +226,11 @@ def references(channel: int, array: int) -> int:
     return count
 
 
+def call_entry(entry: int, records: int, count: int) -> int:
+    """Call a compiled `on_batch` by its address: 0, or -1 with an exception set."""
+    return int(ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_ssize_t, ctypes.c_ssize_t)(entry)(records, count))
+
+
 @helper
 def copy_out(channel: int, ticket: int, count: int, to: int) -> None:
     """Copy `count` records from a ticket's place on, round the end of the ring."""
@@ -227,10 +243,25 @@ def copy_out(channel: int, ticket: int, count: int, to: int) -> None:
 
 
 @helper
-def handed_over(channel: int, array: int, batch: int) -> int:
+def batch_of(channel: int, array: int, place: int, count: int) -> int:
+    """The batch of `count` records from a place on: a new view of the array, or 0 with an exception set. For a compiled
+    `on_batch` the address of its first record.
+    """
+    if get(channel + CHANNEL.ENTRY) == 0:
+        return PySequence_GetSlice(array, place, place + count)
+    if array == get(channel + CHANNEL.COPIES):
+        return get(channel + CHANNEL.COPY)
+    return records_place(channel, place)
+
+
+@helper
+def handed_over(channel: int, array: int, batch: int, count: int) -> int:
     """Call `on_batch` with a batch, whose reference is given up, and see that no view of it is kept. What it has
     returned, or 0 with an exception set.
     """
+    entry = get(channel + CHANNEL.ENTRY)
+    if entry != 0:
+        return get(get(channel + HANDLE.LOOP) + STATE.NONE) if call_entry(entry, batch, count) == 0 else 0
     before = references(channel, array)
     result = PyObject_CallOneArg(get(channel + CHANNEL.ON_BATCH), batch)
     Py_DecRef(batch)
@@ -277,7 +308,7 @@ def deliver(channel: int, due: bool) -> int:
         count = min(count, limit - place)
     batch = 0
     if count > 0 and deadline == 0:
-        batch = PySequence_GetSlice(array, place, place + count)
+        batch = batch_of(channel, array, place, count)
         if copied and batch != 0:
             copy_out(channel, first, count, get(channel + CHANNEL.COPY))
             records_release(channel, count)
@@ -298,7 +329,7 @@ def deliver(channel: int, due: bool) -> int:
     if get(channel + CHANNEL.TIMER) != 0:
         timer_cancel(base, get(channel + CHANNEL.TIMER), True)
         put(channel + CHANNEL.TIMER, 0)
-    result = handed_over(channel, array, batch)
+    result = handed_over(channel, array, batch, count)
     error = PyErr_GetRaisedException() if result == 0 else 0
     if not copied:
         records_release(channel, count)

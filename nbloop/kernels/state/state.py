@@ -353,12 +353,14 @@ def make_channel_state(
     max_delay: int,
     on_full: int,
     on_batch: Callable[..., object],
+    entry: int = 0,
     convert: Callable[..., object],
     ask: Callable[..., int],
     wake: Callable[[], object],
 ) -> ChannelWords:
     """The state of a channel of `capacity` records, a power of two; it keeps the loop's state alive. `fields` are
-    FIELD records; `ask` and `convert` are the Python functions that kernels call.
+    FIELD records; `ask` and `convert` are the Python functions that kernels call; `entry` is the address of a compiled
+    `on_batch`, which that object keeps.
     """
     sizes = [
         fields.nbytes,
@@ -385,6 +387,7 @@ def make_channel_state(
     record["fields"], record["sequences"], record["records"], record["copy"] = (_address(state) + a for a in at)
     record["record_bytes"], record["field_count"] = dtype.itemsize, len(fields)
     record["max_batch"], record["max_delay"], record["on_full"] = max_batch, max_delay, on_full
+    record["entry"] = entry
     record["float_type"], record["int_type"] = id(float), id(int)
     record["true"], record["false"] = id(True), id(False)
     owned = {
