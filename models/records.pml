@@ -16,7 +16,7 @@
      channel_methods.channel_put_native 6b0d645ce80e
      delivery.made_busy 37608ddd62b1
      delivery.rest 5a15e4f77b5d
-     delivery.deliver b978ce5a3b35
+     delivery.deliver b81716c76431
    check
    check DROP_OLD
    bug BUG_FULL: one record more than there are places

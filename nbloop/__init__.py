@@ -6,7 +6,7 @@ Importing this never turns the GIL on, and imports numba only if the kernels hav
 import sys
 from typing import TYPE_CHECKING, Any
 
-from .channel import Channel, ChannelProducer
+from .channel import Channel, ChannelFigures, ChannelProducer
 from .compiled import NativeHandler, NativeRing, native
 from .errors import (
     FastPathIncompatibleError,
@@ -38,6 +38,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Channel",
+    "ChannelFigures",
     "ChannelProducer",
     "EventLoop",
     "EventLoopPolicy",

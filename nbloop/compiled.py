@@ -15,7 +15,8 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from queue import ShutDown
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +27,6 @@ from .kernels.build import object_cache
 from .options import check_callable
 from .unique import Unique
 
-if TYPE_CHECKING:
-    from .channel import Entrance
-
 type Records = npt.NDArray[Any]
 
 # The errors of compiled code, which has numbers for them (layout.NATIVE_ERROR - index).
@@ -38,6 +36,7 @@ REFUSALS: tuple[tuple[type[Exception], str], ...] = (
     (LoopOverloadedError, "the channel is full: as many records wait as it holds; nothing was stored"),
     (TimeoutError, "the channel has had no room within its timeout; nothing was stored"),
     (ReentrantWaitError, "the channel is full, and only the thread that was to wait for room can make some"),
+    (ShutDown, "the channel has been shut down"),
     (ForkedLoopError, "the channel belongs to the parent of this process"),
 )
 _ENTRY = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_ssize_t, ctypes.c_ssize_t)
@@ -51,6 +50,23 @@ def check_numba(what: str) -> None:
     """ImportError if Numba is wanted, and is not there."""
     if not _interpreted() and find_spec("numba") is None:
         raise ImportError(f"{what} needs numba: pip install 'nbloop[jit]'", name="numba")
+
+
+class Entrance(Protocol):
+    """A channel, or one of its producers."""
+
+    name: str
+    dtype: np.dtype[Any]
+
+    @property
+    def _state(self) -> npt.NDArray[np.int64]:
+        """The words of its ring."""
+
+    def put(self, *values: Any) -> bool:
+        """Put one record."""
+
+    def put_many(self, records: Records, /) -> int:
+        """Put the records of an array."""
 
 
 class NativeRing(Unique):

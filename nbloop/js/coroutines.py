@@ -31,6 +31,7 @@ from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from .. import hooks
+from ..awaiting import Wait, ways
 from ..debug import Sited, StandIn
 from ..errors import LoopTerminatedError
 from ..lifecycle import running_here
@@ -403,6 +404,18 @@ def coroutines_of(loop: Loop) -> Coroutines:
         with loop._lock:
             found = loop._coroutines = loop._coroutines or Coroutines(loop)
     return found
+
+
+def _promise(loop: Loop) -> Wait | None:
+    """How the coroutine of a loop waits that runs on this thread."""
+    current = coroutines_of(loop).current
+    if current is None:
+        return None
+    promise, resolve, _reject = current._js.with_resolvers()
+    return promise, resolve
+
+
+ways.append(_promise)
 
 
 class Spawning(StandIn):

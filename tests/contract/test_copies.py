@@ -39,7 +39,7 @@ INTERNAL = {
     ),
     *("Poller", "Parker", "Target", "TablePoller", "Collector"),  # bases and protocols
     *("EpollPoller", "KqueuePoller", "LockParker", "Watches", "CountingLock", "Latch"),  # of a loop
-    *("Entrance", "Room"),  # of a channel
+    *("Entrance", "Room", "Taker", "Ends"),  # of a channel
     *("Fields", "Record"),  # of the kernels: modules of offsets
     *(
         "Running",
@@ -285,6 +285,7 @@ def right():
     yield from (total, total.retries, performance.get_entries()[0], js.Event("a"), js.CustomEvent("a", detail=[1]))
     yield stacks.Call(*("x" for _ in stacks.Call._fields))
     yield pprof.Place(*("x" for _ in pprof.Place._fields))
+    yield nbloop.ChannelFigures("ticks", 4, 3, 2, 1, 0)
     yield profile.Profile(1.0, 2.0, 0.01, {})
     yield profile.Run(*(0 for _ in inspect.signature(profile.Run).parameters))
     yield watchdog.Blockage(*(0 for _ in inspect.signature(watchdog.Blockage).parameters))

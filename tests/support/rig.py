@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from hypothesis import HealthCheck, settings
 
+from nbloop.channel import Room
 from nbloop.kernels.base import layout
 from nbloop.kernels.base.atomics import get, put
 from nbloop.kernels.base.capi import Py_DecRef
@@ -199,7 +200,7 @@ class Ring:
             on_batch=on_batch or (lambda records: self.batches.append(records["n"].tolist())),
             convert=lambda *_: None,
             ask=ask or self._ask,
-            wake=lambda: None,
+            ends=Room(),
         )
         self.record = self.state.record
         self.record["handle"]["loop"] = memory.base

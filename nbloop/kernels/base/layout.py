@@ -335,7 +335,7 @@ CHANNEL = record(
     # Written at construction: addresses in this state's own memory, sizes, and objects that `keep` of the state owns.
     _words(
         *("sequences", "records", "record_bytes", "max_batch", "max_delay", "on_full", "field_count", "fields"),
-        *("copy", "copies", "ring", "on_batch", "entry", "task", "due", "convert", "ask", "references"),
+        *("copy", "copies", "ring", "on_batch", "entry", "pulled", "task", "due", "convert", "ask", "references"),
     ),
     _words("float_type", "int_type", "true", "false"),
     _words("dropped"),  # shared: every thread that drops records adds to it

@@ -24,6 +24,7 @@ from ..base.layout import (
     CHANNEL,
     CHANNEL_BUSY,
     CHANNEL_FILLS,
+    CHANNEL_LATE,
     HANDLE,
     NATIVE_TOO_MANY,
     ON_FULL_DROP_NEW,
@@ -192,8 +193,11 @@ def channel_put_native(channel: int, source: int, count: int) -> int:
 
 @kernel(NOARGS)
 def channel_deliver(self: int, _unused: int) -> int:
-    """The task of a busy channel."""
-    return deliver(data(self), False)
+    """The task of a busy channel. One whose batches are taken may not be busy any more."""
+    channel = data(self)
+    if get(channel + CHANNEL.PULLED) != 0 and load_sc(channel + HANDLE.QUEUED) != CHANNEL_BUSY:
+        return get(get(channel + HANDLE.LOOP) + STATE.NONE)
+    return deliver(channel, False, False)
 
 
 @kernel(NOARGS)
@@ -202,7 +206,30 @@ def channel_due(self: int, _unused: int) -> int:
     channel = data(self)
     put(channel + CHANNEL.TIMER, 0)
     if compare_and_swap(channel + HANDLE.QUEUED, CHANNEL_FILLS, CHANNEL_BUSY):
-        return deliver(channel, True)
+        return deliver(channel, True, False)
+    return get(get(channel + HANDLE.LOOP) + STATE.NONE)
+
+
+@kernel(NOARGS)
+def channel_take(self: int, _unused: int) -> int:
+    """The batch that is there, as `on_batch` returns it, or None, and then the channel calls who waits when there is
+    one. Loop thread, where coroutines take the batches.
+    """
+    channel = data(self)
+    was = load_sc(channel + HANDLE.QUEUED)
+    while was != CHANNEL_BUSY and not compare_and_swap(channel + HANDLE.QUEUED, was, CHANNEL_BUSY):
+        was = load_sc(channel + HANDLE.QUEUED)
+    result = deliver(channel, False, True)
+    if was == CHANNEL_LATE:
+        Py_DecRef(get(channel + HANDLE.SELF))
+    return result
+
+
+@kernel(NOARGS)
+def channel_close(self: int, _unused: int) -> int:
+    """Refuse records from now on. Any thread, under the loop's lock; idempotent."""
+    channel = data(self)
+    queue_close(channel + RING)
     return get(get(channel + HANDLE.LOOP) + STATE.NONE)
 
 

@@ -26,6 +26,7 @@ from ..base.capi import (
     PyErr_SetRaisedException,
     PyLong_AsLongLong,
     PyLong_FromLongLong,
+    PyObject_CallNoArgs,
     PyObject_CallOneArg,
     PyObject_Vectorcall,
     PySequence_GetSlice,
@@ -274,9 +275,12 @@ def handed_over(channel: int, array: int, batch: int, count: int) -> int:
 
 
 @helper
-def deliver(channel: int, due: bool) -> int:
+def deliver(channel: int, due: bool, taken: bool) -> int:
     """One batch, if there is any: a `due` one even if it is not full. None, or what `on_batch` has returned, or 0 with
     its exception set, and then its records are delivered all the same. Loop thread; the channel is busy.
+
+    Where coroutines take the batches (`pulled`) one that is not `taken` stays, and who waits for it is called. The
+    channel stays busy, with no task, until it is taken.
     """
     base = get(channel + HANDLE.LOOP)
     none = get(base + STATE.NONE)
@@ -292,13 +296,14 @@ def deliver(channel: int, due: bool) -> int:
     first = get(head)
     place = first & (limit - 1)
     count = min(ready, most)
+    pulled = 0 if taken else get(channel + CHANNEL.PULLED)
     deadline = 0
     if get(channel + CHANNEL.MAX_DELAY) != 0 and count > 0:
         now = loop_ns(base)
         deadline = load(channel + CHANNEL.SINCE) + get(channel + CHANNEL.MAX_DELAY)
         if due or ready >= most or deadline <= now or load(base + STATE.LIFECYCLE) != RUNNING:
             deadline = 0
-            if ready < most:  # all that is there: what comes next came after this look
+            if ready < most and pulled == 0:  # all that is there: what comes next came after this look
                 store(channel + CHANNEL.SINCE, now)
     array = get(channel + CHANNEL.RING)
     if copied:
@@ -307,7 +312,7 @@ def deliver(channel: int, due: bool) -> int:
     else:
         count = min(count, limit - place)
     batch = 0
-    if count > 0 and deadline == 0:
+    if count > 0 and deadline == 0 and pulled == 0:
         batch = batch_of(channel, array, place, count)
         if copied and batch != 0:
             copy_out(channel, first, count, get(channel + CHANNEL.COPY))
@@ -317,6 +322,8 @@ def deliver(channel: int, due: bool) -> int:
     if deadline != 0:
         fill(channel, deadline)
         return none
+    if count > 0 and pulled != 0:
+        return PyObject_CallNoArgs(pulled)
     if batch == 0:
         error = PyErr_GetRaisedException()
         if count == 0 and records_waiting(channel) != 0:

@@ -17,7 +17,7 @@ import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import CoroutineType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -113,7 +113,7 @@ class LoopWords(State):
     __qualname__ = "Loop"  # the name in Python's error messages: "Loop.submit() takes no keyword arguments"
     handles: dict[int, Any]
     handle_numbers: Iterator[int]
-    channels: dict[int, tuple[Any, Callable[[], object]]]  # the same of channels, and what wakes their producers
+    channels: dict[int, tuple[Any, Ends]]  # the same of channels, and what ends them
 
     kind = STATE.dtype
     memory = Memory
@@ -126,14 +126,19 @@ class LoopWords(State):
         super().end()
 
     def entrances(self) -> list[Any]:
-        """The words of all handles and channels, which close in the same way."""
-        return [*self.handles.values(), *(words for words, _ in list(self.channels.values()))]
+        """The words of all handles and channels that a loop which has nothing to do closes, and may open again."""
+        channels = list(self.channels.values())
+        return [*self.handles.values(), *(words for words, ends in channels if ends.wanted and not ends.shut)]
 
     def close_handles(self) -> int:
-        """Refuse new work from all handles and channels; how much they still hold. Any thread; idempotent."""
-        held = sum(producer_close.bind(words)() for words in self.entrances())
-        for _, wake in list(self.channels.values()):
-            wake()
+        """Refuse new work from all handles and channels; how much they still hold that somebody wants. Any thread;
+        idempotent.
+        """
+        held = sum(producer_close.bind(words)() for words in list(self.handles.values()))
+        for words, ends in list(self.channels.values()):
+            waiting = producer_close.bind(words)()
+            held += waiting if ends.wanted else 0
+            ends.wake()
         return held
 
     def resume_channels(self) -> None:
@@ -149,6 +154,21 @@ class LoopWords(State):
             producer_drop.bind(handle)()
         for words, _ in list(self.channels.values()):
             channel_drop.bind(words)()
+
+
+class Ends(Protocol):
+    """How a channel ends."""
+
+    name: str
+    shut: bool
+    """Its user has closed it."""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether its records will be delivered: not if coroutines take them, and none waits for one."""
+
+    def wake(self) -> None:
+        """Wake the producers that wait for room, now that there is some, or none will be."""
 
 
 class HandleWords(State):
@@ -356,11 +376,12 @@ def make_channel_state(
     entry: int = 0,
     convert: Callable[..., object],
     ask: Callable[..., int],
-    wake: Callable[[], object],
+    ends: Ends,
+    pulled: Callable[[], object] | None = None,
 ) -> ChannelWords:
     """The state of a channel of `capacity` records, a power of two; it keeps the loop's state alive. `fields` are
     FIELD records; `ask` and `convert` are the Python functions that kernels call; `entry` is the address of a compiled
-    `on_batch`, which that object keeps.
+    `on_batch`, which that object keeps. With `pulled` batches wait until they are taken, and it is called for each.
     """
     sizes = [
         fields.nbytes,
@@ -400,6 +421,8 @@ def make_channel_state(
         "ask": ask,
         "references": sys.getrefcount,
     }
+    if pulled is not None:
+        owned["pulled"] = pulled
     for name, value in owned.items():
         record[name] = _hook(state, value)
     state.number = next(loop_state.handle_numbers)
@@ -407,7 +430,7 @@ def make_channel_state(
     # As for a handle: the loop knows a channel that is whole, or none.
     record["handle"]["self"] = me
     state.whole = True
-    loop_state.channels[state.number] = (state.base, wake)
+    loop_state.channels[state.number] = (state.base, ends)
     return state
 
 
