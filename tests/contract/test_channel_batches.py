@@ -16,6 +16,7 @@ import nbloop
 from nbloop import LoopOverloadedError
 from nbloop.js import JS, AbortController
 from nbloop.kernels.base import layout
+from nbloop.testing import VirtualClock
 from tests.support.waiting import wait_for
 
 NUMBER = np.dtype([("n", "i8")])
@@ -397,3 +398,23 @@ def test_producers_against_the_end(kind):
             thread.join(30)
     for who in range(3):
         assert [n for n in taken if n // 10000 == who] == [who * 10000 + n for n in range(accepted[who])]
+
+
+def test_a_batch_waits_once_for_its_delay(make_loop, turns):
+    """It is announced when its time has come, and then taken, however long that takes."""
+    loop = make_loop()
+    clock = VirtualClock(loop)
+    channel = loop.channel(NUMBER, max_batch=4, max_delay=1.0)
+    taken = JS(loop).spawn(take_all(channel))
+    turns(loop, 2)
+    channel.put(7)
+    turns(loop, 2)
+    clock.advance(0.9)
+    turns(loop, 2)
+    assert channel.waiting() == 1
+    clock.advance(0.2)
+    turns(loop, 3)
+    assert channel.waiting() == 0
+    channel.shutdown()
+    turns(loop, 3)
+    assert taken.result(0) == [[7]]
