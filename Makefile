@@ -10,7 +10,7 @@ asv_python = virtualenv:$$($(py) -c 'import sys; print("%d.%d" % sys.version_inf
 newer = $(or $(VERSION),3.14)
 asv_machine = $(HOME)/.asv-machine.json
 
-.PHONY: help setup demo doctor wheel test test-slow test-interrupts test-gil test-newer test-wheel test-nojit test-checked test-windows test-asyncio verify mutate soak lint format types docs doctest bench-smoke instructions bench \
+.PHONY: help setup demo doctor wheel test test-slow test-interrupts test-gil test-newer test-wheel test-nojit test-checked test-windows test-asyncio test-ecosystem verify mutate soak lint format types docs doctest bench-smoke instructions bench \
     bench-continuous bench-html peers compare figures clean
 
 help: ## list the targets
@@ -72,6 +72,9 @@ test-windows: setup ## run what tells of a platform on a Windows Python under Wi
 
 test-asyncio: setup ## run CPython's own asyncio tests on nbloop's asyncio loop
 	$(py) -m pytest conformance $(ARGS)
+
+test-ecosystem: setup ## run every block of docs/recipes.md: uvicorn, aiohttp, redis and others on nbloop, against real servers
+	NBLOOP_ECOSYSTEM="$$(VENV=$(VENV) scripts/ecosystem)" $(py) -m pytest ecosystem $(ARGS)
 
 verify: setup ## models of the protocols, races in the kernels, histories; see docs/verification.md for the tools that it needs
 	$(py) -m pytest models races tests/proofs/test_histories.py $(ARGS)

@@ -15,12 +15,16 @@
      turn.doze 4e7ef7f62841
      fd_watches.epoll_sleep b601ced7e03c
      fd_watches.epoll_block 600111201ac4
-     loop.set_fast_path_mode 3b9d15187b12
-     loop.register_fd 59ac7ab7eeea
-     loop.unregister_fd c591efdf3c47
-     loop._change_over 38ec9f23d706
-     loop._install_parker 1d91c00fd0be
-     loop._finish 633ac188b0c7
+     loop.set_fast_path_mode 4abbe89148d6
+     loop.register_fd 909a9d15c6ed
+     loop.unregister_fd e837f19d8acc
+     loop._change_over 7e9da9b7aa20
+     descriptors.set_mode 5736839e7329
+     descriptors.register af42ab8fdad7
+     descriptors.unregister e21d6a6747b4
+     descriptors.install 6f0ac8d89e3f
+     descriptors._loop_ended 1437b7f2660f
+     loop._finish 4b6f499dbbd9
    check
    bug BUG_UNLOCKED: the mode is read, and the descriptor registered, without the lock
    bug BUG_NO_CHANGE_OVER: a first descriptor does not have the loop change over
@@ -141,7 +145,7 @@ turn:
     do
     :: changes > 0 ->
         changes--;
-        LOCK;                     /* _install_parker: what is asked now, not when the change was queued */
+        LOCK;                     /* install: what is asked now, not when the change was queued */
         park = WANTED;
         UNLOCK
     :: changes == 0 -> break

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nbloop import Loop
+from nbloop.descriptors import Descriptors
 from tests.support import sources
 
 FOLDER = Path(__file__).parent
@@ -51,13 +52,15 @@ class Model:
 
 MODELS = [Model(path) for path in sorted(FOLDER.glob("*.pml"))]
 
+CLASSES = {"loop": Loop, "descriptors": Descriptors}  # by the name that models give them
+
 
 def stamp(module: str, name: str) -> str:
-    """Twelve digits that change with the code of a kernel function, or of a method of `Loop`, but not with its layout,
-    comments, docstring, or inlining.
+    """Twelve digits that change with the code of a kernel function, or of a method of one of `CLASSES`, but not with
+    its layout, comments, docstring, or inlining.
     """
-    if module == "loop":
-        function = getattr(Loop, name)
+    if module in CLASSES:
+        function = getattr(CLASSES[module], name)
     else:
         home = sources.module(module)
         found = getattr(home, name)

@@ -23,13 +23,13 @@ from .errors import (
     ReentrantRunError,
     ReentrantWaitError,
 )
+from .executor import LoopExecutor
 from .group import LoopGroup
 from .lifecycle import LoopState
 from .loop import Loop
 from .options import FastPathMode
+from .producer import Producer
 from .readiness import IOEvents
-from .scheduling import Producer
-from .waiting import LoopExecutor
 
 if TYPE_CHECKING:
     from .aio import EventLoop, EventLoopPolicy, Worker, new_event_loop, run, serve

@@ -38,7 +38,7 @@ from .threads import LOOK
 from .unique import Unique
 
 if TYPE_CHECKING:
-    from .loop import Loop
+    from .lifecycle import Lifecycle
 
 type Records = npt.NDArray[Any]
 type OnFull = Literal["raise", "wait", "drop_new", "drop_old"]
@@ -214,7 +214,9 @@ class Room:
                 gate.release()
 
 
-def _ask(of: weakref.ref[Loop], room: Room, what: str, timeout: float | None, code: int, count: int, until: int) -> int:
+def _ask(
+    of: weakref.ref[Lifecycle], room: Room, what: str, timeout: float | None, code: int, count: int, until: int
+) -> int:
     """What kernels ask: raises, or answers with a number (layout.ASK_x). `until` is what the last answer was."""
     loop = of()
     if code == layout.ASK_WAKE:
@@ -296,7 +298,7 @@ class Entrance(Unique):
 
     _state: ChannelWords
     _room: Room
-    loop: Loop
+    loop: Lifecycle
     name: str
     dtype: np.dtype[Any]
     capacity: int
@@ -393,7 +395,7 @@ class Channel(Entrance):
 
     def __init__(
         self,
-        loop: Loop,
+        loop: Lifecycle,
         dtype: Any,
         on_batch: Callable[[Records], object] | None,
         *,

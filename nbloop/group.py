@@ -219,7 +219,7 @@ class LoopGroup(Unique):
 
     def _at_work(self) -> bool:
         """Whether the calling thread is a worker of one of the loops: their graceful end waits for it."""
-        return any(loop._workers is not None and loop._workers.at_work() for loop in self.loops)
+        return any(loop._waiters.at_work() for loop in self.loops)
 
     def _wait(self, timeout: float | None, meanwhile: str) -> None:
         until = None if timeout is None else time.monotonic() + timeout

@@ -14,18 +14,47 @@ import time
 import weakref
 from collections.abc import Callable
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, Protocol
 
 from . import debug, signals
+from .descriptors import Descriptors
 from .errors import LoopOverloadedError, LoopTerminatedError
 from .kernels.base import layout
 from .kernels.calls.captured import RUN_IN_CONTEXT
 from .kernels.state.state import ChannelWords
-
-if TYPE_CHECKING:
-    from .loop import Loop
+from .lock import CountingLock
 
 logger = logging.getLogger("nbloop")
+
+type ErrorHandler = Callable[[BaseException, dict[str, Any]], object]
+
+
+class Reporting(Protocol):
+    """A loop, as reports see it."""
+
+    name: str
+    _on_error: ErrorHandler | None
+
+
+class Refusing(Protocol):
+    """A loop, as refusals of calls see it."""
+
+    _lock: CountingLock
+
+    def _lifecycle(self) -> int: ...
+    def is_loop_thread(self) -> bool: ...
+
+
+class Hooked(Reporting, Refusing, Protocol):
+    """A loop, as kernels' hooks see it."""
+
+    _record: Any
+    _descriptors: Descriptors
+    _on_overload: Callable[[LoopOverloadedError], object] | None
+    _on_pressure: Callable[[Literal["high", "low"]], object] | None
+    _ended_by: BaseException | None
+
+    def _check_fork(self) -> None: ...
 
 
 def check_interrupts() -> None:
@@ -34,7 +63,7 @@ def check_interrupts() -> None:
     """
 
 
-def report(of: weakref.ref[Loop], error: BaseException, kind: int, what: Any) -> None:
+def report(of: weakref.ref[Hooked], error: BaseException, kind: int, what: Any) -> None:
     """Report the exception of a callback; re-raise it if it must leave the loop.
 
     There must be no other Python frame between this one and the kernel: a frame that held the error would be in its
@@ -48,7 +77,7 @@ def report(of: weakref.ref[Loop], error: BaseException, kind: int, what: Any) ->
     tell(of(), error, layout.KIND_NAMES[kind], what)
 
 
-def unawaited(of: weakref.ref[Loop], coroutine: CoroutineType[Any, Any, Any], kind: int, what: Any) -> None:
+def unawaited(of: weakref.ref[Hooked], coroutine: CoroutineType[Any, Any, Any], kind: int, what: Any) -> None:
     """A callback has returned a coroutine, which the loop does not run: close it, and report that. One that has begun,
     or has ended, is somebody else's.
     """
@@ -59,7 +88,7 @@ def unawaited(of: weakref.ref[Loop], coroutine: CoroutineType[Any, Any, Any], ki
     never_awaited(of(), coroutine, layout.KIND_NAMES[kind], what)
 
 
-def never_awaited(loop: Loop | None, coroutine: CoroutineType[Any, Any, Any], kind: str, what: Any) -> None:
+def never_awaited(loop: Reporting | None, coroutine: CoroutineType[Any, Any, Any], kind: str, what: Any) -> None:
     """Report a coroutine that a callback has returned, and that nobody has run."""
     callback = debug.described(_callback_of(what)[0])["callback"]
     name = getattr(callback, "__qualname__", None) or repr(callback)
@@ -79,7 +108,7 @@ def _callback_of(what: Any) -> tuple[Any, tuple[Any, ...]]:
     return callback, args
 
 
-def tell(loop: Loop | None, error: BaseException, kind: str, what: Any) -> None:
+def tell(loop: Reporting | None, error: BaseException, kind: str, what: Any) -> None:
     """Pass the exception of a callback, or of a tuple of callback and arguments, to `on_error` or to the logger. Raises
     only KeyboardInterrupt and SystemExit.
     """
@@ -92,7 +121,7 @@ def tell(loop: Loop | None, error: BaseException, kind: str, what: Any) -> None:
             sys.excepthook(*sys.exc_info())
 
 
-def _tell(loop: Loop | None, error: BaseException, kind: str, what: Any) -> None:
+def _tell(loop: Reporting | None, error: BaseException, kind: str, what: Any) -> None:
     callback, args = _callback_of(what)
     context: dict[str, Any] = {"loop": loop, "kind": kind, "args": args} | debug.described(callback)
     callback = context["callback"]
@@ -134,7 +163,7 @@ def log(
         sys.excepthook(*sys.exc_info())
 
 
-def overload(of: weakref.ref[Loop]) -> None:
+def overload(of: weakref.ref[Hooked]) -> None:
     loop = of()
     if loop is None or loop._on_overload is None:
         return
@@ -149,7 +178,7 @@ def overload(of: weakref.ref[Loop]) -> None:
         log(raised, "on_overload of %s raised", loop.name, loop=loop.name)
 
 
-def pressure(of: weakref.ref[Loop]) -> None:
+def pressure(of: weakref.ref[Hooked]) -> None:
     loop = of()
     if loop is None or loop._on_pressure is None:
         return
@@ -161,7 +190,7 @@ def pressure(of: weakref.ref[Loop]) -> None:
         log(raised, "on_pressure of %s raised", loop.name, loop=loop.name)
 
 
-def warn(of: weakref.ref[Loop]) -> None:
+def warn(of: weakref.ref[Hooked]) -> None:
     loop = of()
     name = loop.name if loop is not None else "a forgotten loop"
     log(
@@ -173,13 +202,13 @@ def warn(of: weakref.ref[Loop]) -> None:
     )
 
 
-def wake_parker(of: weakref.ref[Loop], interruption: BaseException | None = None) -> Callable[[], object] | None:
+def wake_parker(of: weakref.ref[Hooked], interruption: BaseException | None = None) -> Callable[[], object] | None:
     """Wake a loop that sleeps in Python. `interruption` was raised in an earlier attempt to call this. What it returns,
     unless it is None, the kernel calls when it is done.
     """
     loop = of()
-    if loop is not None and loop._parker is not None:
-        loop._parker.wake()
+    if loop is not None and (parker := loop._descriptors.parker) is not None:
+        parker.wake()
     if interruption is None:
         return None
     again = None
@@ -192,20 +221,20 @@ def wake_parker(of: weakref.ref[Loop], interruption: BaseException | None = None
     return again
 
 
-def renew(of: weakref.ref[Loop]) -> None:
+def renew(of: weakref.ref[Hooked]) -> None:
     """Rebuild the poller: it reports a descriptor that was closed before it was unregistered, and cannot be removed."""
     loop = of()
     if loop is None:
         return
     with loop._lock:
         try:
-            loop._watches.renew()
+            loop._descriptors.table.renew()
         except OSError as error:  # no descriptor free for a new set: try again at its next event
             loop._record["io"]["suspect"] = 1
             log(error, "%s cannot renew its poller", loop.name, loop=loop.name)
 
 
-def finds_out(loop: Loop) -> bool:
+def finds_out(loop: Refusing) -> bool:
     """After a refusal because a queue is closed: may it be open again, so that the call is to be tried once more? So it
     is while the loop finds out whether it may exit. On its own thread that goes on only when this call has ended, and
     it needs the lock.
@@ -216,7 +245,7 @@ def finds_out(loop: Loop) -> bool:
     return True
 
 
-def refuse(of: weakref.ref[Loop], code: int, culprit: object, error: BaseException | None = None) -> None:
+def refuse(of: weakref.ref[Hooked], code: int, culprit: object, error: BaseException | None = None) -> None:
     """Raise the exception for a refusal; if this returns, the call is retried.
 
     `error` is the exception of converting `culprit` to a number. Only the interpreter's own errors are replaced: not a

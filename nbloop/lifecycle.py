@@ -18,6 +18,7 @@ What happens once in a loop's life is plain Python, here; what happens for each 
 from __future__ import annotations
 
 import _thread
+import contextlib
 import enum
 import errno
 import logging
@@ -27,12 +28,13 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import Any, NoReturn, Self
 
 import numpy as np
 
 from . import hooks
 from . import signals as _signals
+from .descriptors import Descriptors
 from .errors import (
     ForkedLoopError,
     LoopAlreadyRunningError,
@@ -47,21 +49,12 @@ from .kernels.base.kernel import bound, faces
 from .kernels.methods import lifetime
 from .kernels.turn import turn
 from .lock import CountingLock, Latch
-from .options import check_timeout
-from .parkers import Parker
-from .readiness import Watches
+from .options import FastPathMode, check_timeout
+from .parts import Part
 from .scheduling import Scheduling
 from .threads import LOOK, begin
 from .unique import Unique
 from .waiting import Waiters
-
-if TYPE_CHECKING:
-    from .js.coroutines import Coroutines
-    from .js.promisify import Workers
-    from .loop import Loop
-    from .observe.recorder import Recorder
-    from .observe.shared import SharedBlock
-    from .observe.watchdog import Watchdog
 
 
 class LoopState(enum.Enum):
@@ -79,7 +72,7 @@ NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno
 _here = threading.local()  # `loop`: a weak reference to the loop that this thread began to run last
 
 
-def running_here() -> Loop | None:
+def running_here() -> Lifecycle | None:
     """The loop whose callback is running on the calling thread, the innermost one; None if there is none."""
     of: Callable[[], Any] | None = getattr(_here, "loop", None)
     loop = of() if of is not None else None
@@ -87,36 +80,46 @@ def running_here() -> Loop | None:
 
 
 class Lifecycle(Unique, Scheduling):
-    """The part of a `Loop` that concerns its life."""
+    """The core of a `Loop`: what schedules, runs and ends it, and all that its parts and views know of it."""
 
-    debug: bool
-    _children_ignore = False  # of its signals: see signals.Target
-    _recorder: Recorder | None
-    _shared: SharedBlock | None
+    _closing = False  # was `close` called?
+    _forked = False  # has the loop stayed in the parent process?
+    _runner = 0  # identifier of the thread that runs or finishes the loop, or did so last
 
-    def __init__(self, name: str, state: Any) -> None:
+    def __init__(
+        self,
+        name: str,
+        state: Any,
+        mode: FastPathMode,
+        *,
+        debug: bool,
+        captures: bool,
+        on_error: hooks.ErrorHandler | None,
+    ) -> None:
         self.name = name
+        self.debug = debug
+        self._captures = captures
+        self._on_error = on_error
+        self._made = time.monotonic_ns()
         self._state = state
         self._record = state.record
         # Re-entrant because of signal handlers. For cold paths, such as making handles; never for running callbacks.
         self._lock = CountingLock()
         self._ended = Latch()
-        self._closing = False
         self._finishing = _thread.allocate_lock()  # held by the thread made to end the loop
-        self._forked = False
         self._ended_by: BaseException | None = None  # why its group ended it: the cause of each refusal since then
-        self._runner = 0  # identifier of the thread that runs or finishes the loop, or did so last
-        self._workers: Workers | None = None
-        self._coroutines: Coroutines | None = None
-        self._watchdogs: dict[Watchdog, None] = {}  # which end with it, and whose handlers it keeps
+        self._descriptors = Descriptors(name, state, self._lock, mode, captures)
+        # What ends with it, in this order: by class if it has one of them, or by itself.
+        self._parts: dict[Any, Any] = {Descriptors: self._descriptors}
         self._waiters = Waiters(name)
-        self._parker: Parker | None = None
-        self._watches = Watches(state, self._captures)
         self._acquire = lifetime.acquire.bind(state)
         self._release = lifetime.release.bind(state)
         self._give_up = lifetime.leave.bind(state)
         self._transition = lifetime.transition.bind(state)
         _live.add(self)
+        if mode is FastPathMode.DISABLED:  # now that `__del__` closes what is open
+            self._descriptors.table.open_poller()
+        self._descriptors.install()
 
     @property
     def state(self) -> LoopState:
@@ -225,12 +228,12 @@ class Lifecycle(Unique, Scheduling):
             self._turn_until_end()
         except BaseException as error:
             self._waiters.abandon(f"an exception left {self.name}.run()", error)
-            if self._recorder is not None:
-                self._recorder._run_raised()
+            for part in self._all_parts():
+                part._run_raised()
             raise
         finally:
             _here.loop = outside
-            self._unhook()
+            self._leave()
 
     def _turn_until_end(self) -> None:
         self._runner = threading.get_ident()
@@ -267,13 +270,12 @@ class Lifecycle(Unique, Scheduling):
 
     def _look(self) -> None:
         """Wait outside the kernels, for as long as they request."""
-        assert self._parker is not None
         try:
-            found = self._parker.wait(int(self._record["poll_timeout"]))
+            found = self._descriptors.wait()
         except OSError as error:
             self._end_broken(error)
         else:
-            self._watches.collect(found)
+            self._descriptors.table.collect(found)
 
     def _doze(self) -> None:
         """After a nap on the main thread without arrivals, sleep on, but also wait for Python's wake-up descriptor.
@@ -282,8 +284,7 @@ class Lifecycle(Unique, Scheduling):
         """
         ended = 0
         try:
-            with self._lock:
-                poller = self._watches.open_poller()
+            poller = self._descriptors.poller()
             if poller.park_mode == layout.PARK_EPOLL:
                 ended = _signals.watchful(turn.doze.bind(self._state))
         except MemoryError:
@@ -382,6 +383,40 @@ class Lifecycle(Unique, Scheduling):
         if not self._forked:  # a child that leaves the block ends nothing
             self.shutdown()
 
+    def _change(self, change: Callable[[], bool]) -> None:
+        """Call `change` under the lock; if it returns True or raises, make the loop sleep as mode and descriptors now
+        require. A signal handler may raise after the change and before the loop learns of it; without the second case,
+        nothing would wait for the new watch.
+        """
+        try:
+            with self._lock:
+                changed = change()
+            if changed:
+                self._change_over()
+        except BaseException:
+            if not self._forked:
+                self._change_over()
+            raise
+
+    def _change_over(self) -> None:
+        """Make the loop sleep as mode and descriptors now require: at once if no thread runs it, else before its next
+        sleep.
+        """
+        while not self.is_loop_thread():
+            try:
+                if self._acquire() == 0:
+                    self._descriptors.install()
+                    return
+            finally:
+                self._give_up()  # first: it is one C call, so an exception can only come after it
+                self._owe_end()
+            if self._lifecycle() != layout.AWAKE:  # it runs: only its own thread may change how it sleeps
+                with contextlib.suppress(LoopTerminatedError):  # it will not sleep again
+                    self.submit_internal(self._descriptors.install)
+                return
+            time.sleep(0)
+        self._descriptors.install()
+
     # --- ending
     # ----------------------------------------------------------------------------------------------------------
 
@@ -400,7 +435,7 @@ class Lifecycle(Unique, Scheduling):
         if self.is_loop_thread():
             return
         self._ensure_finisher()
-        if self._workers is not None and self._workers.at_work():  # the end waits for this worker
+        if self._waiters.at_work():  # the end waits for this worker
             return
         if not self._wait_for_end(timeout):
             raise TimeoutError(f"{self.name} has not ended within {timeout} s; the shutdown goes on")
@@ -446,8 +481,8 @@ class Lifecycle(Unique, Scheduling):
     def _begin_close(self) -> None:
         """`_begin_end`, for an end that drops what was accepted: the loop leaves `run` after the current callback."""
         self._closing = True
-        if self._workers is not None:
-            self._workers.hurry()
+        for part in self._all_parts():
+            part._hurry()
         self._begin_end()
         lifetime.interrupt.bind(self._state)(1)
 
@@ -492,46 +527,48 @@ class Lifecycle(Unique, Scheduling):
         try:
             self._drain()
         finally:
-            self._unhook()
-        if self._closing and self._workers is not None:
-            self._workers.finish(closing=True)
-        lifetime.drop.bind(self._state)()
+            self._leave()
+        lifetime.release_pending.bind(self._state)()
         self._state.drop_handles()
         while int(self._record["wakes_sent"]) < int(self._record["claimed"]):
             time.sleep(0)  # a wake call is on its way to the descriptor that will be closed next
-        with self._lock:
-            self._watches.close()
-        _signals.forget(self)
-        if self._recorder is not None:
-            self._recorder._loop_ended()
-        if self._shared is not None:
-            self._shared.close()
+        for part in self._all_parts():
+            part._loop_ended()
         _live.discard(self)
         try:
             self._waiters.abandon(f"{self.name} has terminated")
         finally:
             self._ended.set()
-        for watchdog in list(self._watchdogs):  # one added later checks whether the loop has ended
-            watchdog._dismiss()
 
     def _drain(self) -> None:
-        """Run what was accepted, and end the coroutines."""
+        """Run what was accepted, and end what is still at work or waits."""
         drain = turn.drain.bind(self._state)
         while not self._closing and drain() == turn.ENDED_DRAINED:
             if self._state.close_handles():
                 self._state.resume_channels()
                 time.sleep(0)  # a producer is between its ticket and its announcement
-            elif self._workers is not None and self._workers.finish(closing=False):
-                pass
-            elif self._coroutines is None or not self._coroutines.end():
+            elif not (
+                any(part._finish() for part in self._all_parts()) or any(part._cancel() for part in self._all_parts())
+            ):
                 break
         lifetime.interrupt.bind(self._state)(1)  # no microtask is taken from now on, as none would run
-        if self._coroutines is not None:
-            self._coroutines.drop()
+        for part in self._all_parts():
+            part._drop()
 
-    def _unhook(self) -> None:
-        if self._coroutines is not None:
-            self._coroutines.unhook()
+    def _leave(self) -> None:
+        for part in self._all_parts():
+            part._left()
+
+    def _part[P: Part](self, kind: Callable[[Self], P]) -> P:
+        """The loop's only part of a class, made when it is first asked for. Any thread, signal handlers included."""
+        found: P | None = self._parts.get(kind)
+        if found is None:  # whoever comes first decides
+            found = self._parts.setdefault(kind, kind(self))
+        return found
+
+    def _all_parts(self) -> list[Part]:
+        """In the order in which they registered. Any thread: making the list is one step."""
+        return list(self._parts.values())
 
     def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         # The loop was forgotten, but methods taken from it may live on and keep the state: drop what is queued here.
@@ -569,7 +606,8 @@ def _after_fork_in_child() -> None:
             loop._record[word] = 0
         loop._refuse_new()
         loop._record["lifecycle"] = layout.TERMINATED  # timers, immediates and the loop's views check this
-        loop._watches.close()  # closes this process's copies; the parent's stay open
+        for part in loop._all_parts():
+            part._forked()
 
 
 if hasattr(os, "register_at_fork"):

@@ -1,10 +1,11 @@
 """The loop: its options and its parts.
 
 Problem: the hot path is compiled and knows nothing of Python's conventions; users want clear errors, graceful ends,
-signals that work. Idea: one object in three layers, each in its own file. Whatever callbacks need (submit, cancel) is a
-built-in method made by the kernels and called without a Python frame (`scheduling.py`). Running and ending a loop is
-plain Python over three words of the kernels' memory (`lifecycle.py`); so is how it sleeps and which descriptors it
-watches (`descriptors.py`). This file gives the layers their memory, and adds handles, signals, workers and figures.
+signals that work. Idea: a core in two layers, and parts. Whatever callbacks need (submit, cancel) is a built-in method
+made by the kernels and called without a Python frame (`scheduling.py`). Running and ending a loop is plain Python over
+three words of the kernels' memory (`lifecycle.py`). This file gives the core its memory and adds the parts: descriptors
+(`descriptors.py`), signals, workers, figures, the recorder, watchdogs. Each part registers for the loop's end
+(`parts.py`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import contextvars
 import functools
 import itertools
-import time
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,12 +23,12 @@ from . import debug as _debug
 from . import hooks
 from . import signals as _signals
 from .channel import Channel, ChannelFigures, OnFull, figures_of
-from .descriptors import Descriptors
 from .errors import LoopOverloadedError, LoopTerminatedError
 from .kernels.base import layout
 from .kernels.calls.captured import RUN_IN_CONTEXT
 from .kernels.methods import lifetime
 from .kernels.state.state import make_handle_state, make_loop_state
+from .lifecycle import Lifecycle
 from .options import (
     FastPathMode,
     check_callable,
@@ -41,24 +41,27 @@ from .options import (
     check_timeout,
     usable_cores,
 )
-from .scheduling import Callback, Producer
+from .producer import Producer
+from .readiness import IOEvents, ReadyCallback, check_descriptor, check_events
+from .scheduling import Callback
+from .signals import LoopSignals
 from .waiting import refuse_own_thread, send, wait
 
 if TYPE_CHECKING:
     from .js import AbortSignal, Promise
+    from .js.promisify import Workers
     from .observe import Metrics
     from .observe.recorder import Recorder
+    from .observe.shared import SharedBlock
     from .observe.watchdog import Blockage, Watchdog
 
-
-type ErrorHandler = Callable[[BaseException, dict[str, Any]], object]
 
 SPIN_MOST = 50_000  # ns; longer than the 3-19 µs that a sleep costs, and too short to notice when a loop falls idle
 
 _numbers = itertools.count(1)  # numbers for loops without a name
 
 
-class Loop(Descriptors):
+class Loop(Lifecycle):
     """An event loop that any number of threads submit to and one thread runs.
 
     Every method may be called from any thread unless it says otherwise; those that schedule are also safe in signal
@@ -87,12 +90,14 @@ class Loop(Descriptors):
     hello from the loop
     """
 
+    _children_ignore = False  # of its signals: see signals.Target
+
     def __init__(
         self,
         *,
         fast_path_mode: FastPathMode = FastPathMode.AUTO,
         on_overload: Callable[[LoopOverloadedError], object] | None = None,
-        on_error: ErrorHandler | None = None,
+        on_error: hooks.ErrorHandler | None = None,
         ingress_budget: int = 1024,
         chunk_size: int = 128,
         initial_chunks: int = 1,
@@ -136,22 +141,20 @@ class Loop(Descriptors):
         check_name(name)
 
         name = name if name is not None else f"nbloop-{next(_numbers)}"
-        self.debug = debug
-        self._captures = contexts
-        self._made = time.monotonic_ns()
         self._on_overload = on_overload
-        self._on_error = on_error
         self._on_pressure = on_pressure
         self._most_workers = workers
-        self._shared = None
+        self._workers: Workers | None = None
+        self._shared: SharedBlock | None = None
         self._block = None if (measuring := check_metrics(metrics)) is False else self._make_block(name, measuring)
-        self._recorder = None
+        self._recorder: Recorder | None = None
         if recorder is not None:
             from .observe.recorder import Recorder
 
             self._recorder = Recorder(recorder, name)
 
-        me = weakref.ref(self)  # the loop keeps the state, which keeps the hooks: these must not keep the loop
+        # The loop keeps the state, which keeps the hooks: these must not keep the loop.
+        me: weakref.ref[hooks.Hooked] = weakref.ref(self)
         state = make_loop_state(
             chunk_size=chunk_size,
             initial_chunks=initial_chunks,
@@ -176,7 +179,11 @@ class Loop(Descriptors):
         record["auto_exit"] = auto_exit
         record["clamp"] = clamp_nested_timers
         record["spin_max"] = SPIN_MOST if usable_cores() > 1 else 0
-        super().__init__(name, state, fast_path_mode)
+        super().__init__(name, state, fast_path_mode, debug=debug, captures=contexts, on_error=on_error)
+        if self._recorder is not None:
+            self._parts[self._recorder] = self._recorder
+        if self._shared is not None:
+            self._parts[self._shared] = self._shared
         if debug:
             _debug.remember_sites(self)
 
@@ -189,6 +196,85 @@ class Loop(Descriptors):
         from .observe import block
 
         return block.make(name)
+
+    @property
+    def fast_path_mode(self) -> FastPathMode:
+        """The mode that was set last. Any thread."""
+        return self._descriptors.mode
+
+    def set_fast_path_mode(self, mode: FastPathMode) -> None:
+        """Change how the loop sleeps, at run time. Any thread; the loop switches before its next sleep, and loses
+        nothing.
+
+        Raises TypeError if `mode` is not a `FastPathMode`, `FastPathIncompatibleError` for FORCED while descriptors are
+        registered, `LoopTerminatedError` after the end, OSError if no descriptor is free for a poller; in each case the
+        mode stays as it was.
+        """
+        check_mode("mode", mode)
+        self._check_fork()
+
+        def change() -> bool:
+            if self._lifecycle() >= layout.TERMINATING:
+                raise LoopTerminatedError(f"{self.name} has terminated or is about to")
+            return self._descriptors.set_mode(mode)
+
+        self._change(change)
+
+    def register_fd(self, fd: int, events: IOEvents | int, callback: ReadyCallback) -> None:
+        """Run ``callback(fd, events)`` on the loop's thread whenever the descriptor is ready for any of `events`.
+
+        Level-triggered: once per turn while it is ready; `IOEvents.EDGE` and `IOEvents.ONESHOT` change that. ERROR and
+        HANGUP are always reported, unless `events` is 0, which mutes the watch. A microtask checkpoint follows each
+        callback. An exception of the callback goes to `on_error`, and the watch stays. A registered descriptor keeps an
+        `auto_exit` loop alive. Any thread; takes effect at once, even if the loop is asleep. O(1); one or two system
+        calls.
+
+        Raises `FDAlreadyRegisteredError`, `FDOutOfRangeError`, `FastPathIncompatibleError` while the fast path is
+        forced, TypeError or ValueError for an invalid descriptor, events or callback, OSError from the system (EPERM
+        for a regular file, EBADF, ENOSPC, EMFILE), `LoopTerminatedError`; in each case nothing is registered.
+
+        Unregister a descriptor before you close it. If it is closed first, it goes silent (unless a duplicate is open),
+        and its number stays taken in this loop until `unregister_fd`, which does not affect a new file of that number.
+        """
+        fd, interest = check_descriptor(fd), check_events(events)
+        if not callable(callback):
+            raise TypeError(f"callback must be callable, not {callback!r}")
+        if self.debug:
+            (callback,) = _debug.sited([callback])
+
+        def change() -> bool:
+            self._check_descriptors_allowed()
+            return self._descriptors.register(fd, interest, callback)
+
+        self._change(change)
+
+    def modify_fd(self, fd: int, events: IOEvents | int) -> None:
+        """Change which events a registered descriptor is watched for; 0 mutes it, and a ONESHOT watch is re-armed.
+
+        Events that were collected before but are no longer wanted are not delivered. Any thread. O(1), one system call.
+        Raises `FDNotRegisteredError`, OSError from the system (and then nothing has changed), otherwise as
+        `register_fd`.
+        """
+        fd, interest = check_descriptor(fd), check_events(events)
+        with self._lock:
+            self._check_descriptors_allowed()
+            self._descriptors.table.modify(fd, interest)
+
+    def unregister_fd(self, fd: int) -> None:
+        """Stop watching a descriptor. After this returns, none of its callbacks starts, not even for an event that was
+        already collected; one in progress on the loop's thread goes on.
+
+        May be called in its own callback, in another one, and on any thread. O(1), one system call. Raises
+        `FDNotRegisteredError`, also after the loop has ended.
+        """
+        fd = check_descriptor(fd)
+        self._check_fork()
+        self._change(lambda: self._descriptors.unregister(fd))
+
+    def _check_descriptors_allowed(self) -> None:
+        self._check_fork()
+        if self._lifecycle() >= layout.TERMINATING:
+            raise LoopTerminatedError(f"{self.name} watches no descriptors: it has terminated or is about to")
 
     def metrics(self) -> Metrics | None:
         """The loop's figures at one instant, detached from it (`nbloop.observe.Metrics`); None without ``metrics=``.
@@ -250,11 +336,13 @@ class Loop(Descriptors):
             raise TypeError(f"function must be callable, not {function!r}")
         if timeout is not None:
             check_timeout(timeout)
-        with self._lock:
-            if self._workers is None:
-                from .js.promisify import Workers  # the only place where the loop depends on the view above it
+        if self._workers is None:
+            from .js.promisify import Workers  # imported here, so that a loop without workers does not pay for it
 
-                self._workers = Workers(self)
+            workers = self._part(Workers)
+            if self._most_workers is not None:
+                workers.most = self._most_workers
+            self._workers = workers
         return self._workers.run(function, args, signal, timeout)
 
     def call[T](self, fn: Callable[..., T], /, *args: object, timeout: float | None = None) -> T:
@@ -392,9 +480,10 @@ class Loop(Descriptors):
             raise LoopTerminatedError(f"{self.name} takes no signals: it has terminated or is about to")
         if self._captures and callable(callback):
             callback, args = RUN_IN_CONTEXT, (contextvars.copy_context(), callback, *args)
-        _signals.add(self, sig, callback, args)
+        signals = self._part(LoopSignals)
+        _signals.add(signals, sig, callback, args)
         if self._lifecycle() == layout.TERMINATED:  # the end may already have forgotten the loop's signals
-            _signals.forget(self)
+            _signals.forget(signals)
             raise LoopTerminatedError(f"{self.name} takes no signals: it has terminated")
 
     def remove_signal_handler(self, sig: int, /) -> bool:
@@ -402,4 +491,4 @@ class Loop(Descriptors):
         there was none. Any thread. Raises TypeError if `sig` is not a number.
         """
         self._check_fork()
-        return _signals.remove(self, sig)
+        return _signals.remove(self._part(LoopSignals), sig)

@@ -70,7 +70,7 @@ def check_events(events: object) -> int:
     return interest & ~(layout.ERROR | layout.HANGUP)
 
 
-class Watches:
+class FdTable:
     """The descriptors of one loop. All methods need the loop's lock, except `collect`, which needs its thread."""
 
     def __init__(self, state: Any, captures: bool) -> None:

@@ -41,6 +41,7 @@ from typing import Any, Protocol
 
 from .errors import LoopTerminatedError
 from .kernels.base.capi import WINDOWS, libc_sigaction
+from .kernels.base.interpreter import keep_for_ever
 from .kernels.methods.signal_handler import (
     COUNT,
     DESCRIPTOR,
@@ -52,6 +53,7 @@ from .kernels.methods.signal_handler import (
     on_signal,
     signal_words_address,
 )
+from .parts import Part
 
 logger = logging.getLogger("nbloop")
 
@@ -59,11 +61,36 @@ logger = logging.getLogger("nbloop")
 class Target(Protocol):
     """A receiver of signals."""
 
-    _children_ignore: bool  # do forked children ignore its signals, as with asyncio?
+    @property
+    def _children_ignore(self) -> bool:
+        """Do forked children ignore its signals, as with asyncio?"""
 
     @property
     def submit_internal(self) -> Callable[..., None]:
         """Takes ``callback, *args`` from any thread."""
+
+
+class LoopSignals(Part):
+    """The signals of one loop: the target that stands for it here."""
+
+    def __init__(self, loop: Target) -> None:
+        self._loop = weakref.ref(loop)
+
+    @property
+    def _children_ignore(self) -> bool:
+        loop = self._loop()
+        return loop is not None and loop._children_ignore
+
+    def submit_internal(self, callback: Callable[..., object], *args: object) -> None:
+        loop = self._loop()
+        if loop is not None:
+            loop.submit_internal(callback, *args)
+
+    def _loop_ended(self) -> None:
+        forget(self)
+
+    def __repr__(self) -> str:
+        return repr(self._loop())
 
 
 type _Handler = tuple[Callable[..., object], tuple[object, ...]]
@@ -80,7 +107,8 @@ _asked: dict[int, tuple[tuple[weakref.ref[Target], _Handler], ...]] = {}
 _held: dict[int, _StandIn] = {}  # signals that are ours, or were ours and have not been fully restored
 _reader: _Reader | None = None
 _python_handler = 0  # address of Python's own C handler, once known
-_dispositions = (ctypes.c_char * (COUNT << DISPOSITION_BYTES_BITS))()  # previous ones: a struct sigaction per number
+# The previous ones: a struct sigaction per number.
+_dispositions = keep_for_ever((ctypes.c_char * (COUNT << DISPOSITION_BYTES_BITS))())
 _wakeup: tuple[_socket.socket, _socket.socket] | None = None  # Python's wake-up descriptor, while the main thread dozes
 
 

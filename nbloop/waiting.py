@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from . import hooks
 from .errors import LoopTerminatedError, ReentrantWaitError
@@ -25,10 +25,21 @@ from .options import check_timeout
 from .threads import LOOK
 from .unique import Unique
 
-if TYPE_CHECKING:
-    from .loop import Loop
-
 type Future = concurrent.futures.Future[Any]
+
+worker = threading.local()  # `of`: the `Waiters` of the loop for which this thread is running a function of `promisify`
+
+
+class Awaited(Protocol):
+    """A loop, as threads that wait for it see it."""
+
+    name: str
+    _waiters: Waiters
+
+    def _check_fork(self) -> None: ...
+    def _lifecycle(self) -> int: ...
+    def is_loop_thread(self) -> bool: ...
+    def submit(self, callback: Callable[..., object], /, *args: object) -> None: ...
 
 
 def settle(set_outcome: Callable[[Any], object], outcome: Any) -> None:
@@ -66,17 +77,21 @@ class Waiters:
         self._name = name  # the loop's
         self._held: dict[Future, bool] = {}  # whether a worker waits for it
 
-    def future(self, loop: Loop) -> Future:
+    def future(self, loop: Awaited) -> Future:
         """A pending future, which is rejected if the loop ends first."""
         loop._check_fork()
         future = LoopFuture()
-        at_work = loop._workers is not None and loop._workers.at_work()
+        at_work = self.at_work()
         self._held[future] = at_work
         future.add_done_callback(partial(_forget, self._held))
         # The end first moves the lifecycle, then reads the futures: one of the two sees the other.
         if loop._lifecycle() >= (layout.TERMINATING if at_work else layout.TERMINATED):
             settle(future.set_exception, LoopTerminatedError(f"{loop.name} has terminated or is about to"))
         return future
+
+    def at_work(self) -> bool:
+        """Whether the calling thread is a worker of the loop, inside a function: a graceful end waits for it."""
+        return getattr(worker, "of", None) is self
 
     def abandon(self, message: str, cause: BaseException | None = None, *, workers: bool = False) -> None:
         """Reject all pending futures, or only those for which workers wait."""
@@ -95,7 +110,7 @@ def _forget(held: dict[Future, Any], future: Future) -> None:
     held.pop(future, None)
 
 
-def refuse_own_thread(loop: Loop, call: str) -> None:
+def refuse_own_thread(loop: Awaited, call: str) -> None:
     """Raise if the caller is the loop's own thread: a loop cannot wait for itself."""
     if loop.is_loop_thread():
         raise ReentrantWaitError(f"{call} would wait for {loop.name} on its own thread, for ever")
@@ -118,12 +133,6 @@ def wait(future: Future, timeout: float | None, what: str, settled: Callable[[],
             return
         if left < LOOK and not settled():
             raise TimeoutError(f"{what} has not come within {timeout} s")
-
-
-def _wait_for_all(futures: list[Future]) -> None:
-    """`concurrent.futures.wait` has locks that an exception of a signal handler can leave taken."""
-    for future in futures:
-        wait(future, None, "the outcome of a call")
 
 
 class _Call:
@@ -155,67 +164,10 @@ class _Call:
             del self.function, self.args, self.kwargs
 
 
-def send(loop: Loop, function: Callable[..., Any], args: Any, kwargs: Any) -> Future:
+def send(loop: Awaited, function: Callable[..., Any], args: Any, kwargs: Any) -> Future:
     """Submit a call; returns the future of its outcome. Raises as `Loop.submit`."""
     if not callable(function):
         raise TypeError(f"fn must be callable, not {function!r}")
     future = loop._waiters.future(loop)
     loop.submit(_Call(future, function, args, kwargs))
     return future
-
-
-class LoopExecutor(Unique, concurrent.futures.Executor):
-    """A loop as a `concurrent.futures.Executor`: submitted functions run on the loop's thread, one after the other, in
-    the order of the calls.
-
-    A future that is pending when the loop ends, or when an exception leaves `run()`, is rejected with
-    `LoopTerminatedError`, and its function is not called. KeyboardInterrupt and SystemExit in a function reject its
-    future and leave `run()`.
-
-    Methods may be called from any thread, not from signal handlers. Raises TypeError if `loop` is not a `nbloop.Loop`.
-
-    >>> import nbloop
-    >>> with nbloop.Loop() as loop, nbloop.LoopExecutor(loop) as executor:
-    ...     print(executor.submit(pow, 2, 8).result(), list(executor.map(abs, [-1, -2])))
-    256 [1, 2]
-    """
-
-    def __init__(self, loop: Loop) -> None:
-        from .loop import Loop
-
-        if not isinstance(loop, Loop):
-            raise TypeError(f"loop must be a nbloop.Loop, not {loop!r}")
-        self.loop = loop
-        self._lock = CountingLock()
-        self._pending: dict[Future, None] = {}
-        self._shut = False
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
-        """Call ``fn(*args, **kwargs)`` on the loop's thread; returns a future of its outcome. O(1).
-
-        Raises RuntimeError after `shutdown`, TypeError if `fn` is not callable, otherwise as `Loop.submit`.
-        """
-        with self._lock:
-            if self._shut:
-                raise RuntimeError("cannot schedule new futures after shutdown")
-            future = send(self.loop, fn, args, kwargs)
-            self._pending[future] = None
-        future.add_done_callback(lambda done: self._pending.pop(done, None))
-        return future
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Refuse more calls, and wait for the accepted ones. The loop goes on. O(pending).
-
-        With `cancel_futures`, calls that have not begun never will. Raises `ReentrantWaitError` if it would have to
-        wait on the loop's own thread.
-        """
-        with self._lock:
-            self._shut = True
-        pending = list(self._pending)
-        if cancel_futures:
-            for future in pending:
-                future.cancel()
-        pending = [future for future in pending if not future.done()]
-        if wait and pending:
-            refuse_own_thread(self.loop, "LoopExecutor.shutdown()")
-            _wait_for_all(pending)

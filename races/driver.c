@@ -22,7 +22,7 @@
 typedef int64_t word;
 #define METHOD(name) extern word kernel_##name(word self, word argument);
 #define METHOD_MANY(name) extern word kernel_##name(word self, word arguments, word count);
-METHOD(run) METHOD(drain) METHOD(drop) METHOD(stop) METHOD(wake) METHOD(acquire) METHOD(release) METHOD(close_queues)
+METHOD(run) METHOD(drain) METHOD(release_pending) METHOD(stop) METHOD(wake) METHOD(acquire) METHOD(release) METHOD(close_queues)
 METHOD(cancel_timer) METHOD(cancel_immediate) METHOD(submit_many) METHOD(alive) METHOD(destroy) METHOD(warm)
 METHOD(ref_timer) METHOD(unref_timer) METHOD(producer_close) METHOD(dismantle) METHOD(producer_destroy)
 METHOD(channel_deliver) METHOD(channel_drop) METHOD(channel_destroy) METHOD_MANY(channel_put_native)
@@ -580,7 +580,7 @@ int main(int count, char **arguments) {
 
     CHECK(number_of(kernel_acquire(self, 0)) == 0);
     if (closing) CHECK(number_of(kernel_drain(self, 0)) == 6);   /* ENDED_DRAINED */
-    kernel_drop(self, 0);
+    kernel_release_pending(self, 0);
     if (body == record_user) close_channel();
     CHECK(fired + atomic_load(&cancelled) == atomic_load(&armed));
     CHECK(ran == atomic_load(&expected));

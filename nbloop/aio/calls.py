@@ -11,13 +11,12 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from contextvars import Context, copy_context
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import LoopTerminatedError
 
 if TYPE_CHECKING:
     from .loop import EventLoop
-    from .serving import Worker
 
 
 class Outcome(asyncio.Future[Any]):
@@ -32,12 +31,20 @@ class Outcome(asyncio.Future[Any]):
         return True
 
 
+class Callee(Protocol):
+    """A worker, as calls to it see it."""
+
+    loop: EventLoop
+    _leaving: bool
+    _calls: dict[Call, None]
+
+
 class Call:
     """A coroutine function that another loop is to run."""
 
     __slots__ = ("args", "asked", "context", "function", "outcome", "reached", "task", "worker")
 
-    def __init__(self, worker: Worker, here: EventLoop, function: Callable[..., Any], args: tuple[object, ...]) -> None:
+    def __init__(self, worker: Callee, here: EventLoop, function: Callable[..., Any], args: tuple[object, ...]) -> None:
         self.worker = worker  # that runs it
         self.function = function
         self.args = args

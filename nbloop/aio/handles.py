@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Generator
 from contextvars import Context
 from types import BuiltinFunctionType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -25,9 +25,6 @@ from ..kernels.base.interpreter import BUILTIN_DEFINITION, slot_offsets
 from ..kernels.methods.asyncio_methods import AIO
 from ..threads import aside
 from ..unique import Unique
-
-if TYPE_CHECKING:
-    from .loop import EventLoop
 
 
 def run(handle: asyncio.Handle) -> None:
@@ -137,7 +134,7 @@ class Handle(Unique, asyncio.Handle):
     __slots__ = ()
 
     def __init__(
-        self, callback: Callable[..., object], args: tuple[Any, ...], loop: EventLoop, context: Context
+        self, callback: Callable[..., object], args: tuple[Any, ...], loop: asyncio.AbstractEventLoop, context: Context
     ) -> None:
         self._callback = callback
         self._args = args
@@ -153,7 +150,12 @@ class TimerHandle(Handle, asyncio.TimerHandle):
     __slots__ = ()
 
     def __init__(
-        self, when: float, callback: Callable[..., object], args: tuple[Any, ...], loop: EventLoop, context: Context
+        self,
+        when: float,
+        callback: Callable[..., object],
+        args: tuple[Any, ...],
+        loop: asyncio.AbstractEventLoop,
+        context: Context,
     ) -> None:
         Handle.__init__(self, callback, args, loop, context)
         self._when = when

@@ -22,21 +22,42 @@ import threading
 import time
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from .. import hooks
 from ..observe.contention import totals
 from ..threads import begin
 
 if TYPE_CHECKING:
-    from .serving import Worker
+    from .loop import EventLoop
 
 type Placement = Literal["system", "least busy"]
 
 SPREADS = sys.platform == "linux"  # elsewhere SO_REUSEPORT is missing, or gives all connections to one socket
 LOOK = 0.05  # seconds between two measurements of how long the loops slept
 REST = 0.25  # seconds without accepting, when the process has no descriptors left
+
+
+class SharerGroup(Protocol):
+    """A group of workers, as their addresses see it."""
+
+    name: str
+
+    @property
+    def workers(self) -> Sequence[Sharer]: ...
+
+
+class Sharer(Protocol):
+    """A worker, as its addresses see it."""
+
+    index: int
+    loop: EventLoop
+
+    @property
+    def count(self) -> int: ...
+    @property
+    def group(self) -> SharerGroup: ...
 
 
 class Listeners:
@@ -50,7 +71,7 @@ class Listeners:
         self._fronts: list[Front] = []
         self._closed = False
 
-    def listen(self, worker: Worker, host: str, port: int, family: int, placement: Placement | None) -> socket.socket:
+    def listen(self, worker: Sharer, host: str, port: int, family: int, placement: Placement | None) -> socket.socket:
         if placement is None:
             placement = "system" if SPREADS else "least busy"
         if placement not in ("system", "least busy"):
@@ -67,7 +88,7 @@ class Listeners:
 
         return self._of(worker, (host, port, family, placement), bind)
 
-    def listen_unix(self, worker: Worker, path: str) -> socket.socket:
+    def listen_unix(self, worker: Sharer, path: str) -> socket.socket:
         def bind() -> list[socket.socket]:
             front = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
@@ -80,7 +101,7 @@ class Listeners:
         return self._of(worker, (path,), bind)
 
     def _of(
-        self, worker: Worker, address: tuple[object, ...], bind: Callable[[], list[socket.socket]]
+        self, worker: Sharer, address: tuple[object, ...], bind: Callable[[], list[socket.socket]]
     ) -> socket.socket:
         """The worker's socket for an address. The n-th request of one worker matches the n-th of all others, since
         port 0 may be requested twice.
@@ -95,7 +116,7 @@ class Listeners:
             self._asked[(worker.index, *address)] += 1
             return self._bound[key][worker.index]
 
-    def _hand(self, front: socket.socket, worker: Worker, path: str | None = None) -> list[socket.socket]:
+    def _hand(self, front: socket.socket, worker: Sharer, path: str | None = None) -> list[socket.socket]:
         made = Front(front, worker.group.workers, path)
         self._fronts.append(made)
         return list(made.backs)
@@ -154,7 +175,7 @@ def bind_each(family: int, address: Any, count: int) -> list[socket.socket]:
 class Back(socket.socket):
     """A loop's end of an address: a listening socket to asyncio, to which another thread hands what it has accepted."""
 
-    def __init__(self, front: Front, worker: Worker) -> None:
+    def __init__(self, front: Front, worker: Sharer) -> None:
         mine, self._waker = socket.socketpair()
         super().__init__(mine.family, mine.type, mine.proto, mine.detach())
         self.setblocking(False)
@@ -221,7 +242,7 @@ class Back(socket.socket):
 class Front:
     """A listening socket, and the thread that accepts for several loops."""
 
-    def __init__(self, sock: socket.socket, workers: tuple[Worker, ...], path: str | None) -> None:
+    def __init__(self, sock: socket.socket, workers: Sequence[Sharer], path: str | None) -> None:
         self.family = sock.family
         self.address = sock.getsockname()
         self._sock = sock

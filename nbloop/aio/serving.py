@@ -47,7 +47,7 @@ from .loop import EventLoop
 if TYPE_CHECKING:
     from ..observe import Metrics
 
-HURRY = 1.0  # seconds that a second Ctrl-C gives the callbacks in progress
+HURRY = 1.0  # seconds that Ctrl-C after a signal gives the callbacks in progress
 
 _numbers = itertools.count(1)
 _cancel_all_tasks: Callable[[asyncio.AbstractEventLoop], None] = _runners._cancel_all_tasks  # type: ignore[attr-defined]
@@ -79,10 +79,10 @@ def serve[T](
     worker are raised as they are.
 
     Ctrl-C and SIGTERM cancel all workers, and then `serve` raises KeyboardInterrupt, or SystemExit with the status that
-    shells report (143), unless every `main` returned nevertheless, or one raised. A second signal does not wait: loops
-    are stopped after the callback in progress, tasks are left where they are, and a callback that does not return
-    within a second is left behind, on a daemon thread, and logged. A signal for which the program has a handler of its
-    own is left to that.
+    shells report (143), unless every `main` returned nevertheless, or one raised. Ctrl-C after either does not wait:
+    loops are stopped after the callback in progress, tasks are left where they are, and a callback that does not return
+    within a second is left behind, on a daemon thread, and logged. A second SIGTERM does nothing. A signal for which
+    the program has a handler of its own is left to that.
 
     Only on the main thread, and not in a running event loop: RuntimeError.
 
@@ -166,7 +166,7 @@ class WorkerGroup(Unique):
                 try:
                     for worker in self.workers:
                         worker._start(main)
-                except BaseException as error:  # no thread could be started, or a second Ctrl-C
+                except BaseException as error:  # no thread could be started, or Ctrl-C after a signal
                     failure = error
                     self._cancel()
                     self._close()
@@ -228,9 +228,10 @@ class WorkerGroup(Unique):
         if not self._signal:
             self._signal = sig
             self._cancel()
-            return
-        self._hurry = True
-        self._raise_signal()
+        elif sig == signal.SIGINT:
+            self._hurry = True
+            self._raise_signal()
+        # Supervisors repeat SIGTERM, `timeout` at once: it goes to the child and to its group. They have SIGKILL, too.
 
     def _cancel(self) -> None:
         """Cancel every worker. Any thread, and a signal handler; only the first call does anything."""
@@ -242,7 +243,7 @@ class WorkerGroup(Unique):
                 worker.loop.call_soon_threadsafe(worker._cancel)
 
     def _stop(self) -> None:
-        """The end without waiting: after a second signal."""
+        """The end without waiting: Ctrl-C after a signal."""
         self._hurry = True
         until = time.monotonic() + HURRY
         for worker in self.workers:
@@ -251,7 +252,7 @@ class WorkerGroup(Unique):
             if worker._done.wait(max(0.0, until - time.monotonic())):
                 worker._join()
             else:
-                message = "%s is left behind, in a callback that has not returned within %g s of a second signal"
+                message = "%s is left behind, in a callback that has not returned within %g s of Ctrl-C"
                 name = worker.loop.core.name
                 hooks.log(None, message, name, HURRY, loop=name, level=logging.CRITICAL)
 
@@ -345,7 +346,7 @@ class Worker(Unique):
             self.group._waiting.stop()
 
     def _finish(self) -> None:
-        """What `asyncio.Runner` does at its end, each part unless a second signal has come."""
+        """What `asyncio.Runner` does at its end, each part unless it is to hurry."""
         try:
             if not self.group._hurry:
                 _cancel_all_tasks(self.loop)

@@ -15,19 +15,15 @@ import weakref
 from collections.abc import Callable, Iterable
 from contextvars import Context, copy_context
 from types import CoroutineType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import hooks
-from ..lifecycle import running_here
+from ..lifecycle import Lifecycle, running_here
 from ..options import check_milliseconds
 from ..unique import Unique
 from .coroutines import run_here
 from .events import Event, EventTarget
-from .promise import reason_as_exception
-
-if TYPE_CHECKING:
-    from ..loop import Loop
-    from .view import JS
+from .promise import Owner, reason_as_exception
 
 
 class AbortError(Exception):
@@ -87,7 +83,7 @@ class AbortSignal(EventTarget):
         return signal
 
     @classmethod
-    def timeout(cls, js: JS, ms: float) -> AbortSignal:
+    def timeout(cls, js: Owner, ms: float) -> AbortSignal:
         """A signal that is aborted with a TimeoutError after `ms` milliseconds, on the loop; its timer does not keep
         the loop alive (DOM, ``AbortSignal.timeout``). ValueError for a negative `ms`.
         """
@@ -243,7 +239,7 @@ class AbortSignal(EventTarget):
         return f"<AbortSignal {f'aborted {self._reason!r}' if self._aborted else 'not aborted'}>"
 
 
-def limited(js: JS, signal: AbortSignal | None, ms: float | None) -> AbortSignal | None:
+def limited(js: Owner, signal: AbortSignal | None, ms: float | None) -> AbortSignal | None:
     """The signal of the arguments ``signal=`` and ``timeout=``: aborted with the first of them. None for neither."""
     if signal is not None and not isinstance(signal, AbortSignal):
         raise TypeError(f"signal must be an AbortSignal or None, not {signal!r}")
@@ -253,7 +249,7 @@ def limited(js: JS, signal: AbortSignal | None, ms: float | None) -> AbortSignal
     return expires if signal is None else AbortSignal.any([signal, expires])
 
 
-def _cancel(held: weakref.ref[Loop], identifier: int) -> None:
+def _cancel(held: weakref.ref[Lifecycle], identifier: int) -> None:
     """Cancel a time-out's timer. `weakref.finalize` keeps what it is given until then: a loop would never be collected
     whose timer keeps the signal.
     """

@@ -3,20 +3,17 @@
 Each takes any iterable of promises, thenables, futures, awaitables and plain values, exhausts it immediately, and
 treats each item, before it takes the next, like ``resolve(item).then(...)``, so that the number of jobs is that of the
 standard. The promises that those `then` would return are never visible, so they are not made. Items may settle on any
-threads: a kernel moves a value straight from its promise to its place in a list (`Places`), and the thread that fills
-the last place settles the result.
+threads: a kernel moves a value straight from its promise to its slot in a list (`ResultSlots`), and the thread that
+fills the last slot settles the result.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..kernels.promises.classes import Places, Resolver
-from .promise import Promise, RejectedError, resolved
-
-if TYPE_CHECKING:
-    from .view import JS
+from ..kernels.promises.classes import Resolver, ResultSlots
+from .promise import Owner, Promise, RejectedError, resolved
 
 type Settler = Callable[[Any], None]
 
@@ -50,7 +47,7 @@ def _aggregate(reasons: list[Any]) -> AggregateError:
 
 
 def _combine(
-    js: JS, items: Iterable[Any], subscribe: Callable[[Iterable[Promise[Any]], Settler, Settler], None]
+    js: Owner, items: Iterable[Any], subscribe: Callable[[Iterable[Promise[Any]], Settler, Settler], None]
 ) -> Promise[Any]:
     """A promise that `subscribe` settles; it gets the items as promises of this view, each made on request."""
     promise: Promise[Any] = Promise(js)
@@ -67,50 +64,50 @@ def _combine(
         del promise
 
 
-def all_(js: JS, items: Iterable[Any]) -> Promise[list[Any]]:
+def all_(js: Owner, items: Iterable[Any]) -> Promise[list[Any]]:
     """Fulfilled with all values in order, or rejected with the first reason (27.2.4.1). Empty: fulfilled with []."""
 
     def subscribe(promises: Iterable[Promise[Any]], resolve_it: Settler, reject_it: Settler) -> None:
-        places = Places(js._view, resolve_it)
+        results = ResultSlots(js._view, resolve_it)
         for promise in promises:
-            promise._react(places, reject_it)
-        places.subscribed()
+            promise._react(results, reject_it)
+        results.subscribed()
 
     return _combine(js, items, subscribe)
 
 
-def all_settled(js: JS, items: Iterable[Any]) -> Promise[list[dict[str, Any]]]:
+def all_settled(js: Owner, items: Iterable[Any]) -> Promise[list[dict[str, Any]]]:
     """Fulfilled with ``{"status": "fulfilled", "value": v}`` or ``{"status": "rejected", "reason": r}`` for each
     (27.2.4.2).
     """
 
     def subscribe(promises: Iterable[Promise[Any]], resolve_it: Settler, _reject_it: Settler) -> None:
-        places = Places(js._view, resolve_it)
+        results = ResultSlots(js._view, resolve_it)
 
         def put(index: int, status: str, name: str) -> Settler:
-            return lambda outcome: places.put(index, {"status": status, name: outcome})
+            return lambda outcome: results.put(index, {"status": status, name: outcome})
 
         for promise in promises:
-            index = places.new()
+            index = results.new()
             promise._react(put(index, "fulfilled", "value"), put(index, "rejected", "reason"))
-        places.subscribed()
+        results.subscribed()
 
     return _combine(js, items, subscribe)
 
 
-def any_(js: JS, items: Iterable[Any]) -> Promise[Any]:
+def any_(js: Owner, items: Iterable[Any]) -> Promise[Any]:
     """Fulfilled with the first value, or rejected with an `AggregateError` of all reasons in order (27.2.4.3)."""
 
     def subscribe(promises: Iterable[Promise[Any]], resolve_it: Settler, reject_it: Settler) -> None:
-        places = Places(js._view, lambda reasons: reject_it(_aggregate(reasons)))
+        results = ResultSlots(js._view, lambda reasons: reject_it(_aggregate(reasons)))
         for promise in promises:
-            promise._react(resolve_it, places)
-        places.subscribed()
+            promise._react(resolve_it, results)
+        results.subscribed()
 
     return _combine(js, items, subscribe)
 
 
-def race(js: JS, items: Iterable[Any]) -> Promise[Any]:
+def race(js: Owner, items: Iterable[Any]) -> Promise[Any]:
     """Settled like the first that settles (27.2.4.5). Empty: pending for ever."""
 
     def subscribe(promises: Iterable[Promise[Any]], resolve_it: Settler, reject_it: Settler) -> None:

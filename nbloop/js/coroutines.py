@@ -28,22 +28,16 @@ import sys
 import weakref
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Protocol
 
 from .. import hooks
 from ..awaiting import Wait, ways
 from ..debug import Sited, StandIn
 from ..errors import LoopTerminatedError
-from ..lifecycle import running_here
-from .promise import CancelledError, Owed, Promise, reason_as_exception, resolved
+from ..lifecycle import Lifecycle, running_here
+from ..parts import Part
+from .promise import CancelledError, Owed, Owner, Promise, Signal, reason_as_exception, resolved
 from .tasks import outside_task
-
-if TYPE_CHECKING:
-    from ..loop import Loop
-    from .abort import AbortSignal
-    from .view import JS
-    from .waits import Sleep
-
 
 ENDED = -1  # the turn of a coroutine that will not run again
 
@@ -67,7 +61,7 @@ class Running:
     )
 
     def __init__(
-        self, js: JS, coroutine: Coroutine[Any, Any, Any], promise: Promise[Any], signal: AbortSignal | None
+        self, js: Owner, coroutine: Coroutine[Any, Any, Any], promise: Promise[Any], signal: Signal | None
     ) -> None:
         self._js = js
         self._all = coroutines_of(js.loop)
@@ -199,7 +193,7 @@ class Running:
             del outer, value
         if turn == 1:
             together.running.add(self)
-        if together.over:  # no microtask would resume it: `Coroutines.drop` closes it
+        if together.over:  # no microtask would resume it: `Coroutines._drop` closes it
             return
         if not isinstance(awaited, Promise):
             self._js.loop.schedule_microtask(
@@ -264,15 +258,21 @@ class Living[T]:
         return [one for one in (reference() for reference in list(self._references.values())) if one is not None]
 
 
-class Coroutines:
+class Sleeping(Protocol):
+    """What the loop's end rejects: `JS.sleep`."""
+
+    def end(self) -> None: ...
+
+
+class Coroutines(Part):
     """The coroutines of one loop, and what has to end with them."""
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: Lifecycle) -> None:
         self._loop = weakref.ref(loop)
         self._schedule = loop.schedule_microtask  # which does not keep the loop
         self.current: Running | None = None  # whose step the loop's thread is in
         self.running: Living[Running] = Living()  # those that wait
-        self.sleeping: dict[Sleep, None] = {}
+        self.sleeping: dict[Sleeping, None] = {}
         self.generators: Living[AsyncGenerator[Any, Any]] = Living()  # asynchronous, and begun in one of the coroutines
         self.forgotten: dict[AsyncGenerator[Any, Any], None] = {}  # to which nobody refers, and which have not ended
         self._hooks = (self.generators.add, self._forget)  # as `sys.set_asyncgen_hooks` takes them
@@ -281,17 +281,17 @@ class Coroutines:
         self.refusing = False  # of new coroutines
         self.over = False  # no microtask will run any more
 
-    @functools.cached_property
-    def js(self) -> JS:
-        """A view for coroutines that no view has spawned."""
-        from .view import JS
+    make_view: ClassVar[Callable[[Lifecycle], Owner]]  # `JS`, which view.py sets
 
+    @functools.cached_property
+    def js(self) -> Owner:
+        """A view for coroutines that no view has spawned."""
         loop = self._loop()
         assert loop is not None
-        return JS(loop)
+        return Coroutines.make_view(loop)
 
     def hook(self) -> tuple[Any, Any] | None:
-        """Have the interpreter tell of the asynchronous generators that this thread begins: until `unhook`, which saves
+        """Have the interpreter tell of the asynchronous generators that this thread begins: until `_left`, which saves
         each step 0.3 of 1.5 µs. If somebody else wants to hear of them (asyncio, on the thread of one of its loops),
         for one step only: then what was set, for the caller to put back.
         """
@@ -300,7 +300,7 @@ class Coroutines:
         sys.set_asyncgen_hooks(*self._hooks)
         return None if self.hooked else (theirs.firstiter, theirs.finalizer)
 
-    def unhook(self) -> None:
+    def _left(self) -> None:
         """The thread leaves the loop."""
         if self.hooked:
             self.hooked = False
@@ -336,11 +336,8 @@ class Coroutines:
         if not isinstance(error, (KeyboardInterrupt, SystemExit, LoopTerminatedError)):  # who have left `run()` already
             hooks.tell(self._loop(), error, "asynchronous generator", (generator,))
 
-    def end(self) -> bool:
-        """The next step of a graceful end, for when nothing else is left to run; False if there is none. On the loop's
-        thread.
-
-        The first step cancels. What is spawned meanwhile is cancelled by the next one, from which on nothing is
+    def _cancel(self) -> bool:
+        """The first step cancels. What is spawned meanwhile is cancelled by the next one, from which on nothing is
         spawned: a coroutine that spawns another one when it is cancelled would keep the loop from its end.
         """
         self.refusing = self._ending
@@ -355,14 +352,12 @@ class Coroutines:
         try:
             for one in todo:
                 self._schedule(one)
-        except LoopTerminatedError:  # `Loop.close` has come, and `drop` ends them
+        except LoopTerminatedError:  # `Loop.close` has come, and `_drop` ends them
             return False
         return self._wake_all() or bool(todo)
 
-    def drop(self) -> None:
-        """At the loop's end, when no microtask will run any more: end what is left without one. On the loop's thread.
-        If an exception leaves it, the next call goes on.
-        """
+    def _drop(self) -> None:
+        """If an exception leaves it, the next call goes on."""
         self.refusing = self.over = True
         for running in self.running.all():
             running.cancel()
@@ -392,21 +387,17 @@ async def _close(generator: AsyncGenerator[Any, Any]) -> None:
     await generator.aclose()
 
 
-def terminated(loop: Loop) -> LoopTerminatedError:
+def terminated(loop: Lifecycle) -> LoopTerminatedError:
     """What a promise is rejected with because its loop ends."""
     return LoopTerminatedError(f"{loop.name} has terminated or is about to")
 
 
-def coroutines_of(loop: Loop) -> Coroutines:
+def coroutines_of(loop: Lifecycle) -> Coroutines:
     """Made with the first coroutine. Any thread."""
-    found = loop._coroutines
-    if found is None:
-        with loop._lock:
-            found = loop._coroutines = loop._coroutines or Coroutines(loop)
-    return found
+    return loop._part(Coroutines)
 
 
-def _promise(loop: Loop) -> Wait | None:
+def _promise(loop: Lifecycle) -> Wait | None:
     """How the coroutine of a loop waits that runs on this thread."""
     current = coroutines_of(loop).current
     if current is None:
@@ -424,7 +415,7 @@ class Spawning(StandIn):
     __slots__ = ("_js",)
     callback: Callable[..., Coroutine[Any, Any, object]]
 
-    def __init__(self, js: JS, callback: Callable[..., Any]) -> None:
+    def __init__(self, js: Owner, callback: Callable[..., Any]) -> None:
         super().__init__(callback)
         self._js = js
 
@@ -432,7 +423,7 @@ class Spawning(StandIn):
         self._js.spawn(self.callback(*args))
 
 
-def spawning(js: JS, callback: Callable[..., Any]) -> Callable[..., Any]:
+def spawning(js: Owner, callback: Callable[..., Any]) -> Callable[..., Any]:
     """What to schedule for a callback: itself, or of a coroutine function what spawns."""
     if isinstance(callback, Sited):
         inner = spawning(js, callback.callback)
@@ -460,7 +451,7 @@ def run_here(coroutine: CoroutineType[Any, Any, Any], kind: str, what: tuple[Any
     coroutines_of(loop).js.spawn(coroutine)._react(None, raised)
 
 
-def spawn(js: JS, coroutine: Coroutine[Any, Any, Any], signal: AbortSignal | None) -> Promise[Any]:
+def spawn(js: Owner, coroutine: Coroutine[Any, Any, Any], signal: Signal | None) -> Promise[Any]:
     """A promise for what the coroutine returns, which is launched."""
     promise: Promise[Any] = Promise(js)
     Running(js, coroutine, promise, signal).launch()

@@ -19,17 +19,18 @@ import contextlib
 import threading
 import traceback
 from collections import deque
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, overload
 
 from .. import hooks
 from ..errors import LoopTerminatedError
 from ..kernels.base import layout
 from ..kernels.base.kernel import method
 from ..kernels.promises import reactions
-from ..kernels.promises.classes import Eventual, Places, Resolver, View, make_view
+from ..kernels.promises.classes import Eventual, Resolver, ResultSlots, View, make_view
+from ..lifecycle import Lifecycle
 from ..options import check_timeout
 from ..waiting import LoopFuture, refuse_own_thread, settle, wait
 from .tasks import is_future, wait_in_task, when_done
@@ -37,12 +38,40 @@ from .tasks import is_future, wait_in_task, when_done
 if TYPE_CHECKING:
     import asyncio
 
-    from ..loop import Loop
-    from .abort import AbortSignal
-    from .view import JS
-
 
 type AnyFuture = concurrent.futures.Future[Any] | asyncio.Future[Any]
+
+
+class Owner(Protocol):
+    """A `JS`, as the promises and coroutines that it makes see it."""
+
+    loop: Lifecycle
+    debug: bool
+    rejections: Rejections
+    _view: View
+
+    @property
+    def clear_timeout(self) -> Callable[[int], bool]: ...
+    @property
+    def clear_interval(self) -> Callable[[int], bool]: ...
+    def set_timeout(self, callback: Callable[..., object], ms: float = 0, /, *args: object) -> int: ...
+    def set_interval(self, callback: Callable[..., object], ms: float = 0, /, *args: object) -> int: ...
+    def queue_microtask(self, callback: Callable[..., object], /, *args: object) -> None: ...
+    def with_resolvers(self) -> tuple[Promise[Any], Callable[..., None], Callable[..., None]]: ...
+    def resolve(self, value: Any = None) -> Promise[Any]: ...
+    def spawn[T](self, coroutine: Coroutine[Any, Any, T], /) -> Promise[T]: ...
+
+
+class Signal(Protocol):
+    """An `AbortSignal`, as what it aborts sees it."""
+
+    _traceback: TracebackType | None
+
+    @property
+    def aborted(self) -> bool: ...
+    @property
+    def reason(self) -> Any: ...
+    def on_abort(self, callback: Callable[[Any], object]) -> Callable[[], None]: ...
 
 
 class RejectedError(Exception):
@@ -76,7 +105,7 @@ class Promise[T](Eventual):
     _traceback: TracebackType | None
     _waited: concurrent.futures.Future[None]  # `result` waits for it
 
-    def __init__(self, js: JS) -> None:
+    def __init__(self, js: Owner) -> None:
         self._view = js._view  # the only word that is always set: writing a slot costs 25 ns
         if js.debug:
             _made(self, 3)  # leave out this frame and the view's, too
@@ -135,7 +164,7 @@ class Promise[T](Eventual):
             return cast("T", self._value)
         raise reason_as_exception(self, self._value)
 
-    def _wait_once(self, loop: Loop) -> concurrent.futures.Future[None]:
+    def _wait_once(self, loop: Lifecycle) -> concurrent.futures.Future[None]:
         """One future for all calls of `result`, so that calls that time out do not accumulate reactions."""
         waited: concurrent.futures.Future[None] | None = getattr(self, "_waited", None)
         if waited is None or waited.done():
@@ -223,7 +252,7 @@ class Promise[T](Eventual):
         """
         if not callable(on_finally):
             return self.then()
-        js: JS = self._view.owner
+        js: Owner = self._view.owner
 
         def then_finally(value: T) -> Promise[T]:
             return js.resolve(on_finally()).then(lambda _ignored: value)
@@ -279,7 +308,7 @@ def _look_into(promise: Promise[Any], resolution: Any) -> None:
     if resolution is promise:
         promise._reject(TypeError("a promise cannot be resolved with itself"))
         return
-    js: JS = promise._view.owner
+    js: Owner = promise._view.owner
     if isinstance(resolution, Promise):
         # Its `then` is ours: the job does what calling it with two resolving functions would, without making them.
         js.loop.schedule_microtask(resolution._react, promise._resolve, promise._reject)
@@ -347,7 +376,7 @@ def _lost(reaction: Eventual, error: BaseException) -> None:
                 reaction._reject(error)
                 continue
             handler = getattr(reaction, "_on_rejected", None)  # the handler of a combinator, an adoption or a coroutine
-            if isinstance(handler, Places):
+            if isinstance(handler, ResultSlots):
                 handler.put(reaction._reactions, error)
             elif handler is not None:
                 handler(error)
@@ -366,7 +395,7 @@ def _misused(instance: object) -> None:
     raise TypeError("then takes at most two arguments, on_fulfilled and on_rejected")
 
 
-def view_of(js: JS, spawning: Callable[[Callable[..., Any]], Callable[..., Any]]) -> View:
+def view_of(js: Owner, spawning: Callable[[Callable[..., Any]], Callable[..., Any]]) -> View:
     """What kernels know of a view. `spawning` says what to schedule for a callback."""
     hooks = {
         "follow": _follow,
@@ -426,7 +455,7 @@ def adopt_future(promise: Promise[Any], future: AnyFuture) -> None:
         when_done(future, done)
 
 
-def rejected(js: JS, reason: Any) -> Promise[Any]:
+def rejected(js: Owner, reason: Any) -> Promise[Any]:
     """A new promise, rejected."""
     promise: Promise[Any] = Promise(js)
     promise._reject(reason)
@@ -434,12 +463,12 @@ def rejected(js: JS, reason: Any) -> Promise[Any]:
 
 
 @overload
-def resolved[T](js: JS, value: Promise[T]) -> Promise[T]: ...
+def resolved[T](js: Owner, value: Promise[T]) -> Promise[T]: ...
 @overload
-def resolved[T](js: JS, value: Awaitable[T]) -> Promise[T]: ...
+def resolved[T](js: Owner, value: Awaitable[T]) -> Promise[T]: ...
 @overload
-def resolved[T](js: JS, value: T) -> Promise[T]: ...
-def resolved(js: JS, value: Any) -> Promise[Any]:
+def resolved[T](js: Owner, value: T) -> Promise[T]: ...
+def resolved(js: Owner, value: Any) -> Promise[Any]:
     """PromiseResolve (27.2.4.7.1): the value itself if it is a promise of this view, else a new promise resolved with
     the value.
     """
@@ -453,7 +482,7 @@ def resolved(js: JS, value: Any) -> Promise[Any]:
         del promise
 
 
-def reason_as_exception(holder: Promise[Any] | AbortSignal, reason: Any) -> BaseException:
+def reason_as_exception(holder: Promise[Any] | Signal, reason: Any) -> BaseException:
     """The exception to raise for `holder`'s reason. It gets the traceback that it had the first time, because each
     raise adds to the traceback and keeps the added frames alive.
     """
@@ -495,7 +524,7 @@ class Rejections:
     checkpoint.
     """
 
-    def __init__(self, js: JS, report: Callable[[Any, Promise[Any]], object] | None) -> None:
+    def __init__(self, js: Owner, report: Callable[[Any, Promise[Any]], object] | None) -> None:
         self._js = js
         self._report = report
         self._noted: deque[Promise[Any]] = deque()

@@ -32,19 +32,19 @@ from ..kernels.methods import lifetime
 from ..kernels.promises.classes import Resolver
 from ..lifecycle import LoopState
 from ..lock import CountingLock
+from ..parts import Part
 from ..threads import aside
+from ..waiting import worker
 from .abort import limited
 from .promise import Promise
 from .view import JS
 from .waits import unlinked
 
 if TYPE_CHECKING:
-    from ..loop import Loop
+    from ..lifecycle import Lifecycle
     from .abort import AbortSignal
 
 MOST = min(32, (os.process_cpu_count() or 1) + 4)  # threads, as many as `concurrent.futures` would make
-
-_at_work = threading.local()  # `of`: the `Workers` whose function this thread is running
 
 
 class _Job:
@@ -73,7 +73,7 @@ class _Job:
         """Called on a worker's thread, where no signal handler runs."""
         if self not in self.workers.unsettled:  # the loop was closed and has rejected the promise
             return
-        _at_work.of = self.workers
+        worker.of = self.workers.waiters
         try:
             if self.signal is not None:
                 self.signal.throw_if_aborted()
@@ -84,7 +84,7 @@ class _Job:
         del self.function, self.arguments, self.context
         self.signal, self.unlink = None, unlinked
         self.workers.settle(self, settle)
-        _at_work.of = None
+        worker.of = None
         del self, settle  # the traceback of an exception keeps this frame, which would keep the promise
 
 
@@ -97,19 +97,20 @@ def _work(jobs: queue.SimpleQueue[_Job | None], name: str) -> None:
     jobs.put(None)  # so that the next worker ends, too
 
 
-class Workers:
+class Workers(Part):
     """The worker threads of one loop, made at its first `promisify`."""
 
-    def __init__(self, loop: Loop) -> None:
-        self._name = f"{loop.name}-worker"
+    def __init__(self, loop: Lifecycle) -> None:
+        self._loop_name = loop.name
         self._loop = weakref.ref(loop)
+        self.waiters = loop._waiters
         self._js = JS(loop)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._most = MOST if loop._most_workers is None else loop._most_workers
+        self.most = MOST  # threads
         self._threads = 0
         self.unsettled: dict[_Job, None] = {}
         self._outcomes: deque[Iterator[object]] = deque()  # outcomes that the ending loop refused
-        self._news: queue.SimpleQueue[None] = queue.SimpleQueue()  # one item per such outcome, and per `hurry`
+        self._news: queue.SimpleQueue[None] = queue.SimpleQueue()  # one item per such outcome, and per `_hurry`
         self._lock = CountingLock()
         self._ended = False
         self._hold = lifetime.hold.bind(loop._state)  # a worker at work keeps an auto-exit loop alive
@@ -146,8 +147,8 @@ class Workers:
         """Start another thread, if all existing ones may be busy. This precedes the job: if a signal handler raised in
         between, a job without a thread would wait for ever.
         """
-        if len(self.unsettled) >= self._threads < self._most:
-            _thread.start_new_thread(_work, (self._jobs, self._name))
+        if len(self.unsettled) >= self._threads < self.most:
+            _thread.start_new_thread(_work, (self._jobs, f"{self._loop_name}-worker"))
             self._threads += 1
 
     def _accept(self, job: _Job) -> None:
@@ -159,10 +160,6 @@ class Workers:
             if job not in self.unsettled:
                 self._hold(-1)
             raise
-
-    def at_work(self) -> bool:
-        """Whether the calling thread is one of these workers, inside a function."""
-        return getattr(_at_work, "of", None) is self
 
     def settle(self, job: _Job, settle: Callable[[], object]) -> None:
         """Make the loop's thread complete a job, in one C call. On a worker's thread."""
@@ -176,42 +173,38 @@ class Workers:
         if loop is not None:
             try:
                 loop.submit_internal(deque, steps, 0)
-            except LoopTerminatedError:  # `finish` will take it
+            except LoopTerminatedError:  # `_finish` will take it
                 self._outcomes.append(steps)
                 self._news.put(None)
 
-    def hurry(self) -> None:
-        """The loop is being closed: make an end that waits for a worker stop waiting. Any thread."""
+    def _hurry(self) -> None:
         self._news.put(None)
 
-    def finish(self, closing: bool) -> bool:
-        """At the loop's end, on its thread: settle one more job; False when none is left. Waits for a worker, unless
-        closing.
-        """
+    def _finish(self) -> bool:
+        """Settle one more job; False when none is left. Waits for a worker."""
         with self._lock:
-            self._ended = self._ended or closing or not self.unsettled
-        if closing:
-            self._reject_all()
-        elif self._outcomes:
+            self._ended = self._ended or not self.unsettled
+        if self._outcomes:
             deque(self._outcomes[0], 0)  # each step is taken only once, even if this is interrupted and repeated
             self._outcomes.popleft()
             return True
-        elif self.unsettled:
-            loop = self._loop()
-            if loop is not None:  # a function that waits for the loop would otherwise deadlock with the end
-                loop._waiters.abandon(f"{loop.name} is about to terminate", workers=True)
-            del loop
+        if self.unsettled:
+            # A function that waits for the loop would otherwise deadlock with the end.
+            self.waiters.abandon(f"{self._loop_name} is about to terminate", workers=True)
             self._news.get()  # the next call checks what has arrived, and the caller checks for `close`
             return True
-        self._jobs.put(None)
         return False
 
-    def _reject_all(self) -> None:
-        """Reject on a new thread: the loop's own still accepts microtasks, which would then be dropped, whereas from
-        another thread promises that follow are rejected, too. If a signal handler raises, the next call does the rest.
+    def _drop(self) -> None:
+        """Reject what is left, because the loop was closed: on a new thread. The loop's own still accepts microtasks,
+        which would then be dropped, whereas from another thread promises that follow are rejected, too. If a signal
+        handler raises, the next call does the rest.
         """
+        with self._lock:
+            self._ended = True
         if self.unsettled:
             aside(self._reject_rest)
+        self._jobs.put(None)
 
     def _reject_rest(self) -> None:
         with contextlib.suppress(KeyError):  # none is left

@@ -13,22 +13,19 @@ import contextlib
 from collections.abc import Coroutine
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from ..errors import LoopTerminatedError
 from ..options import check_milliseconds
 from ..unique import Unique
 from .coroutines import Running, coroutines_of
-from .promise import CancelledError, Promise, RejectedError
-
-if TYPE_CHECKING:
-    from .view import JS
+from .promise import CancelledError, Owner, Promise, RejectedError
 
 
 class Scope(Unique):
     """An ``async with`` block in a coroutine of `JS.spawn`, entered once. On the loop's thread."""
 
-    def __init__(self, js: JS) -> None:
+    def __init__(self, js: Owner) -> None:
         self._js = js
         self._running: Running | None = None
         self._before = 0
@@ -74,7 +71,7 @@ class Timeout(Scope):
     does not await is not interrupted. At the loop's end no timer runs, so a block that is entered then has no limit.
     """
 
-    def __init__(self, js: JS, ms: float) -> None:
+    def __init__(self, js: Owner, ms: float) -> None:
         super().__init__(js)
         self._ms = check_milliseconds("ms", ms)
         self._timer: int | None = None
@@ -110,7 +107,7 @@ class Group(Scope):
     coroutine is cancelled from outside, all are cancelled. `asyncio.TaskGroup` is the model.
     """
 
-    def __init__(self, js: JS) -> None:
+    def __init__(self, js: Owner) -> None:
         super().__init__(js)
         self._children: dict[Running, None] = {}
         self._errors: list[BaseException] = []

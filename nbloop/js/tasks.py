@@ -13,12 +13,17 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Generator, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import asyncio
+    import concurrent.futures
 
-    from .promise import Promise
+
+class Promised(Protocol):
+    """A promise, as a task sees it that waits for it."""
+
+    def future(self) -> concurrent.futures.Future[Any]: ...
 
 
 def _loop_of_task() -> asyncio.AbstractEventLoop | None:
@@ -30,7 +35,7 @@ def _loop_of_task() -> asyncio.AbstractEventLoop | None:
     return loop if loop is not None and module.current_task(loop) is not None else None
 
 
-def wait_in_task(promise: Promise[Any]) -> Generator[Any, Any, Any] | None:
+def wait_in_task(promise: Promised) -> Generator[Any, Any, Any] | None:
     """What a task must yield to wait for a promise; None outside of tasks."""
     loop = _loop_of_task()
     if loop is None:

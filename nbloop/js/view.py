@@ -16,12 +16,12 @@ from .. import debug
 from ..kernels.base.kernel import bound
 from ..kernels.methods import javascript as kernels
 from ..kernels.promises.classes import Resolver
-from ..loop import Loop
+from ..lifecycle import Lifecycle
 from ..options import check_milliseconds
 from ..unique import Unique
 from . import combinators
 from .abort import AbortSignal, limited
-from .coroutines import spawn, spawning
+from .coroutines import Coroutines, spawn, spawning
 from .events import Event, EventTarget, check_target
 from .performance import Performance
 from .promise import AnyFuture, Promise, Rejections, adopt_future, rejected, resolved, settle_by, view_of
@@ -43,9 +43,9 @@ class JS(Unique):
     """
 
     def __init__(
-        self, loop: Loop, *, on_unhandled_rejection: Callable[[Any, Promise[Any]], object] | None = None
+        self, loop: Lifecycle, *, on_unhandled_rejection: Callable[[Any, Promise[Any]], object] | None = None
     ) -> None:
-        if not isinstance(loop, Loop):
+        if not isinstance(loop, Lifecycle):
             raise TypeError(f"loop must be a nbloop.Loop, not {loop!r}")
         if on_unhandled_rejection is not None and not callable(on_unhandled_rejection):
             raise TypeError(f"on_unhandled_rejection must be callable or None, not {on_unhandled_rejection!r}")
@@ -231,3 +231,6 @@ class JS(Unique):
         if not isinstance(coroutine, Coroutine):
             raise TypeError(f"spawn takes a coroutine, not {coroutine!r}")
         return spawn(self, coroutine, limited(self, signal, None))
+
+
+Coroutines.make_view = JS

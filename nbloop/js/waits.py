@@ -14,12 +14,11 @@ from ..kernels.promises.classes import Resolver
 from ..lock import CountingLock
 from ..unique import Unique
 from .coroutines import coroutines_of, terminated
-from .promise import Promise
+from .promise import Owner, Promise
 
 if TYPE_CHECKING:
     from .abort import AbortSignal
     from .events import Event, EventTarget
-    from .view import JS
 
 
 def unlinked() -> None:
@@ -31,7 +30,7 @@ class Sleep:
 
     __slots__ = ("_js", "_resolver", "_sleeping", "_timer", "_unlink")
 
-    def __init__(self, js: JS, promise: Promise[None]) -> None:
+    def __init__(self, js: Owner, promise: Promise[None]) -> None:
         self._js = js
         self._resolver = Resolver(promise)
         self._sleeping = coroutines_of(js.loop).sleeping
@@ -89,7 +88,7 @@ class Queue[T](Unique):
     10
     """
 
-    def __init__(self, js: JS) -> None:
+    def __init__(self, js: Owner) -> None:
         self._js = js
         self._lock = CountingLock()
         self._items: deque[T] = deque()
@@ -168,7 +167,7 @@ class Queue[T](Unique):
             raise StopAsyncIteration from None
 
 
-async def interval(js: JS, ms: float) -> AsyncGenerator[None]:
+async def interval(js: Owner, ms: float) -> AsyncGenerator[None]:
     """Of `JS.interval`."""
     due = False
     wake: Callable[..., None] | None = None
@@ -231,7 +230,7 @@ class Events(Unique):
     keeps those that nobody has taken yet.
     """
 
-    def __init__(self, js: JS, target: EventTarget, type: str, signal: AbortSignal | None) -> None:
+    def __init__(self, js: Owner, target: EventTarget, type: str, signal: AbortSignal | None) -> None:
         self._queue: Queue[Event] = Queue(js)
         self._signal = signal
         put = self._queue.put

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 from .metrics import Histogram, Metrics, Quantiles, Queues, Running
 
 if TYPE_CHECKING:
-    from ..loop import Loop
-    from .server import DebugServer
+    from .server import DebugServer, Served
 
 
-def serve(loop: Loop, port: int = 0) -> DebugServer:
+def serve(loop: Served, port: int = 0) -> DebugServer:
     """Serve a loop's figures and profiles on 127.0.0.1 (`nbloop.observe.server`). With port 0 the system chooses one.
     Close the server when done, or use it in a ``with`` block.
 

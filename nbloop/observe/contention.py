@@ -16,10 +16,23 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from ..loop import Loop
+from ..lock import CountingLock
+from .metrics import Metrics
+
+
+class Measured(Protocol):
+    """A `nbloop.Loop`, as those who read its figures see it."""
+
+    name: str
+    _made: int
+    _record: Any
+    _lock: CountingLock
+
+    def _check_fork(self) -> None: ...
+    def channels(self) -> list[Any]: ...
+    def metrics(self) -> Metrics | None: ...
 
 
 @dataclass(frozen=True)
@@ -102,12 +115,12 @@ class Contention:
         return Contention(**{one.name: getattr(self, one.name) - getattr(earlier, one.name) for one in fields(self)})
 
 
-def totals(loop: Loop) -> Contention:
+def totals(loop: Measured) -> Contention:
     """What has happened since the loop was made. Any thread, even while a callback hangs or after the loop's end; not
     a signal handler. Takes some 20 µs. ForkedLoopError in a forked child.
     """
     loop._check_fork()
-    record: Any = loop._record
+    record = loop._record
     lock = loop._lock
     external, remote, pool = record["external"], record["remote"], record["pool"]
     parked = int(record["parked"])
@@ -138,7 +151,7 @@ def totals(loop: Loop) -> Contention:
     )
 
 
-def contention(loop: Loop, seconds: float) -> Contention:
+def contention(loop: Measured, seconds: float) -> Contention:
     """What happens in the next `seconds`, while the calling thread waits. Any thread except the loop's own, where
     nothing would happen meanwhile. TypeError or ValueError for a time that is negative or not a number.
 

@@ -10,17 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from ..errors import ForkedLoopError
-from .contention import Contention, Retries, totals
+from .contention import Contention, Measured, Retries, totals
 from .metrics import Histogram, Metrics
-
-if TYPE_CHECKING:
-    from ..loop import Loop
 
 POWERS = range(10, 35)  # 1 µs to 17 s
 
@@ -48,7 +44,7 @@ _SECONDS = {"idle_time": "Sleeping, spinning before a sleep, or polling", "busy_
 class LoopCollector(Collector):
     """Collects from loops that measure and skips those that do not, or that belong to a forked parent. Any thread."""
 
-    def __init__(self, *loops: Loop) -> None:
+    def __init__(self, *loops: Measured) -> None:
         self._loops = loops
 
     def collect(self) -> Iterator[Metric]:
@@ -89,14 +85,14 @@ class LoopCollector(Collector):
         yield running
 
 
-def _measured(loop: Loop) -> Metrics | None:
+def _measured(loop: Measured) -> Metrics | None:
     try:
         return loop.metrics()
     except ForkedLoopError:  # a forked child that serves its own figures from an inherited registry
         return None
 
 
-def _channels(loops: Sequence[Loop]) -> Iterator[Metric]:
+def _channels(loops: Sequence[Measured]) -> Iterator[Metric]:
     """A channel and its producers are one."""
     depth = GaugeMetricFamily("nbloop_channel_depth", "Records that wait", labels=["loop", "channel"])
     records = CounterMetricFamily(

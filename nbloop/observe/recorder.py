@@ -19,7 +19,6 @@ import os
 import threading
 import types
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +29,11 @@ from ..errors import LoopTerminatedError
 from ..kernels.base import layout
 from ..kernels.calls.captured import RUN_IN_CONTEXT
 from ..kernels.observe import event_ring, meter
+from ..parts import Part
 from ..threads import begin
 from ..unique import Unique
 from .block import Words, the_clock
+from .event import Event
 from .trace import trace
 
 _KINDS = layout.KIND_NAMES | {
@@ -50,38 +51,7 @@ _BATCH = 4096  # entries that a kernel copies at once: 0.2 ms in which the world
 _LONG = 100_000_000  # ns: two readings of both clocks this far apart give their rates better than the calibration does
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One entry of a recorder."""
-
-    number: int
-    """The number of events recorded before it; -1 for the callback in progress."""
-    time: float
-    """When it happened or began: seconds on the clock of `time.monotonic`."""
-    duration: float
-    """Seconds that a callback or a ``sleep`` took (for the callback in progress: until now); else 0."""
-    thread: int
-    """`threading.get_ident` of the thread that did it."""
-    kind: str
-    """The kind of callback, or one of ``submit move arm cancel sleep wake overload turn checkpoint``."""
-    subject: int
-    """The id of a timer (``timer arm cancel``) or immediate (``cancel``), a watch's token (``readiness callback``), the
-    number of waiting tasks (``turn``) or of waiting microtasks and next-ticks (``checkpoint``). For any other callback
-    its place, ``position << 16 | queue``: that of its ``submit``, or the one to which a ``move`` took it from there.
-    """
-    name: str | None
-    """For a callback: the qualified name of its code or its type."""
-    value: int
-    """The number of tasks submitted, from `subject` on (``submit``); the new place (``move``); the deadline in ns
-    (``arm``); the descriptor (``readiness callback``); the number of waiting internal tasks (``turn``); else 0.
-    """
-    failed: bool = False
-    """Whether the callback raised."""
-    immediates: int = 0
-    """The number of waiting immediates (``turn``)."""
-
-
-class Recorder(Unique):
+class Recorder(Unique, Part):
     """A loop's flight recorder (`Loop.recorder`). Any thread may call any method, even while the loop hangs or after
     its end. Signal handlers may not: `dump_on` is for them.
     """
@@ -107,9 +77,8 @@ class Recorder(Unique):
         self._head = event_ring.recorder_head.bind(self._words)
         self._running = event_ring.recorder_running.bind(self._words)
         self._when_raised: Path | None = None
-        self._target: _OnSignal | None = None
+        self._targets: dict[_OnSignal, None] = {}  # of signals: one, or more after an interrupted `dump_on`
         self._ended = False
-        self._signal = 0
 
     @property
     def entries(self) -> int:
@@ -180,17 +149,17 @@ class Recorder(Unique):
         path = Path(path)
         if not isinstance(exception, bool):
             raise TypeError(f"exception must be True or False, not {exception!r}")
-        target = None
+        earlier = list(self._targets)
         if signal is not None:
             if self._ended:
                 raise LoopTerminatedError(f"{self._name} has ended: its recorder cannot take a signal any more")
             target = _OnSignal()
+            self._targets[target] = None  # first: an exception of a signal handler may come when the signal is taken
             signals.add(target, signal, self._dump_or_log, (path,))
-        self._forget_signal()
-        self._target = target
+        self._forget(earlier)
         self._when_raised = path if exception else None
         if self._ended:  # meanwhile
-            self._forget_signal()
+            self._forget(list(self._targets))
 
     def _dump_or_log(self, path: Path) -> None:
         try:
@@ -204,12 +173,12 @@ class Recorder(Unique):
 
     def _loop_ended(self) -> None:
         self._ended = True
-        self._forget_signal()
+        self._forget(list(self._targets))
 
-    def _forget_signal(self) -> None:
-        target, self._target = self._target, None
-        if target is not None:
+    def _forget(self, targets: list[_OnSignal]) -> None:
+        for target in targets:
             signals.forget(target)
+            self._targets.pop(target, None)
 
     def _seconds(self) -> _Clock:
         return _Clock(int(self._record["tick_base"]), int(self._record["ns_base"]))

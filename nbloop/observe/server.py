@@ -38,9 +38,10 @@ import sys
 import threading
 import time
 import urllib.parse
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Protocol, Self
 
 from ..errors import NbloopError
 from ..lifecycle import LoopState
@@ -48,9 +49,7 @@ from ..lock import Latch
 from ..threads import begin
 from ..unique import Unique
 from . import contention, heap, profile
-
-if TYPE_CHECKING:
-    from ..loop import Loop
+from .recorder import Recorder
 
 logger = logging.getLogger("nbloop")
 MOST_SECONDS = 300.0
@@ -62,10 +61,20 @@ REST = 0.25  # seconds to pause accepting when the process or the system has run
 EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
+class Served(contention.Measured, Protocol):
+    """A `nbloop.Loop`, as its server sees it."""
+
+    @property
+    def state(self) -> LoopState: ...
+    @property
+    def recorder(self) -> Recorder | None: ...
+    def submit(self, callback: Callable[..., object], /, *args: object) -> None: ...
+
+
 class DebugServer(Unique):
     """Serves one loop until `close`; a context manager. Made by `nbloop.observe.serve`."""
 
-    def __init__(self, loop: Loop, port: int) -> None:
+    def __init__(self, loop: Served, port: int) -> None:
         if isinstance(port, bool) or not isinstance(port, int):
             raise TypeError(f"port must be an int, not {port!r}")
         if not 0 <= port <= 65535:
@@ -100,7 +109,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, loop: Loop, port: int) -> None:
+    def __init__(self, loop: Served, port: int) -> None:
         self.loop = loop
         super().__init__(("127.0.0.1", port), _Handler)
         self.slots = threading.BoundedSemaphore(MOST_REQUESTS)
@@ -337,7 +346,7 @@ def _document() -> tuple[str, str]:
     return html, policy
 
 
-def variables(loop: Loop) -> dict[str, Any]:
+def variables(loop: Served) -> dict[str, Any]:
     """A loop's name, state and figures, ready for JSON; ``metrics`` is None if the loop does not measure. If it does,
     the figures say whether it runs or sleeps, because the loop's state would be of another instant.
     """

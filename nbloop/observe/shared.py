@@ -41,6 +41,7 @@ from typing import Any
 import numpy as np
 
 from ..kernels.base import layout
+from ..parts import Part
 from ..unique import Unique
 from . import block
 from .block import Words
@@ -74,7 +75,7 @@ def folder() -> Path:
     return place
 
 
-class SharedBlock(Unique):
+class SharedBlock(Unique, Part):
     """The writer's side: a block and its file, locked while this object lives, removed by `close` and at exit."""
 
     def __init__(self, name: str) -> None:
@@ -105,6 +106,9 @@ class SharedBlock(Unique):
             raise
         self.close = weakref.finalize(self, _remove, self.path, self._fd, self._memory, self._pid)
         _ours.add(self)
+
+    def _loop_ended(self) -> None:
+        self.close()
 
 
 def _make_memory() -> int:

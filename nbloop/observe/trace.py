@@ -22,12 +22,10 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..kernels.base.layout import PLACE_BITS
-
-if TYPE_CHECKING:
-    from .recorder import Event
+from .event import Event
 
 MARK = 100  # ns: a submit is recorded as a moment, and drawn this long unless something follows sooner
 _MOMENTS = {"submit", "arm"}

@@ -21,18 +21,17 @@ import traceback
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import debug, hooks, lifecycle
 from ..kernels.base import layout
+from ..lifecycle import Lifecycle
 from ..lock import Latch
+from ..parts import Part
 from ..threads import begin
 from ..unique import Unique
 from . import stacks
 from .stacks import Call, Stack
-
-if TYPE_CHECKING:
-    from ..loop import Loop
 
 LOOKS = 4  # checks per threshold: a blockage is reported at most a quarter late
 
@@ -82,10 +81,10 @@ class BlockedIn:
         return cls(stack, callback, site.get("callback"), site.get("scheduled_at"))
 
 
-class Watchdog(Unique):
+class Watchdog(Unique, Part):
     """Watches one loop from a daemon thread, until `stop` or the loop's end; made by `Loop.watch`."""
 
-    def __init__(self, loop: Loop, threshold: float, on_blocked: Callable[[Blockage], object] | None) -> None:
+    def __init__(self, loop: Lifecycle, threshold: float, on_blocked: Callable[[Blockage], object] | None) -> None:
         if isinstance(threshold, bool) or not isinstance(threshold, (int, float)):
             raise TypeError(f"threshold must be a number of seconds, not {threshold!r}")
         if not 0.001 <= threshold <= 1e6:
@@ -101,27 +100,27 @@ class Watchdog(Unique):
             target=_watch, args=(weakref.ref(self), self._loop, self._stop, threshold), name=f"{loop.name}-watchdog"
         )
         self._thread.daemon = True
-        loop._watchdogs[self] = None
+        loop._parts[self] = self
         try:
             begin(self._thread)
         except BaseException:
-            self._dismiss()
+            self._loop_ended()
             raise
-        if loop._ended.is_set():
-            self._dismiss()
+        if loop._lifecycle() == layout.TERMINATED:  # its end may not have seen this one
+            self._loop_ended()
 
     def stop(self) -> None:
         """Stop watching. When this returns, no handler runs any more, except one that called this. Any thread."""
-        self._dismiss()
+        self._loop_ended()
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
-    def _dismiss(self) -> None:
+    def _loop_ended(self) -> None:
         """Make the thread end, without waiting for it. Idempotent."""
         self._stop.set()
         loop = self._loop()
         if loop is not None:
-            loop._watchdogs.pop(self, None)
+            loop._parts.pop(self, None)
 
     def _tell(self, blockage: Blockage) -> None:
         try:
@@ -130,7 +129,7 @@ class Watchdog(Unique):
             hooks.log(error, "on_blocked of %s raised", blockage.loop, loop=blockage.loop)
 
 
-def _watch(me: weakref.ref[Watchdog], of: weakref.ref[Loop], stop: Latch, threshold: float) -> None:
+def _watch(me: weakref.ref[Watchdog], of: weakref.ref[Lifecycle], stop: Latch, threshold: float) -> None:
     """A watchdog's thread. Between two checks it keeps nothing alive."""
     last, since, told = None, time.monotonic(), False
     while not stop.wait(threshold / LOOKS):
@@ -147,7 +146,7 @@ def _watch(me: weakref.ref[Watchdog], of: weakref.ref[Loop], stop: Latch, thresh
         del watchdog, loop
 
 
-def heartbeat(loop: Loop) -> tuple[int, int, int] | None:
+def heartbeat(loop: Lifecycle) -> tuple[int, int, int] | None:
     """(thread, callbacks, turns) of a loop that may be in a callback; None if it certainly is not."""
     record = loop._record
     if int(record["lifecycle"]) not in (layout.RUNNING, layout.TERMINATING) or record["sleep"]:

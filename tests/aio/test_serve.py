@@ -269,6 +269,26 @@ def test_an_error_goes_before_a_signal():
     assert told.group_contains(LookupError)
 
 
+def test_a_second_sigterm_does_nothing():
+    """`timeout` sends two at once: to its child, and to the child's group."""
+    cleaned = []
+
+    async def main(worker):
+        try:
+            if worker.index:
+                kill(signal.SIGTERM)
+            await forever()
+        finally:
+            if worker.index:
+                kill(signal.SIGTERM)
+            await asyncio.sleep(0.01)
+            cleaned.append(worker.index)
+
+    with pytest.raises(SystemExit):
+        nbloop.serve(main, loops=2)
+    assert sorted(cleaned) == [0, 1]
+
+
 def test_a_second_signal_does_not_wait():
     sent = []
 

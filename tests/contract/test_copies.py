@@ -17,7 +17,7 @@ import pytest
 import nbloop
 from nbloop import js
 from nbloop.kernels.base import layout
-from nbloop.kernels.promises.classes import Places, Resolver, View
+from nbloop.kernels.promises.classes import Resolver, ResultSlots, View
 from nbloop.kernels.state.state import ChannelWords, HandleWords, LoopWords, Memory
 from nbloop.observe import metrics
 from nbloop.testing import VirtualClock
@@ -28,17 +28,20 @@ INTERNAL = {
     *(
         "Scheduling",
         "Lifecycle",
+        "Part",
         "Descriptors",
         "Unique",
         "EventualWords",
-        "PlacesWords",
+        "ResultSlotsWords",
         "ResolverWords",
         "StreamWords",
         "AioWords",
         "State",
     ),
     *("Poller", "Parker", "Target", "TablePoller", "Collector"),  # bases and protocols
-    *("EpollPoller", "KqueuePoller", "LockParker", "Watches", "CountingLock", "Latch"),  # of a loop
+    *("Reporting", "Refusing", "Hooked", "Awaited", "Measured", "Served", "Owner", "Signal", "Sleeping", "Promised"),
+    *("Callee", "Sharer", "SharerGroup"),
+    *("EpollPoller", "KqueuePoller", "LockParker", "FdTable", "CountingLock", "Latch", "LoopSignals"),  # of a loop
     *("Entrance", "Room", "Taker", "Ends"),  # of a channel
     *("Fields", "Record"),  # of the kernels: modules of offsets
     *(
@@ -118,7 +121,7 @@ def unique(make_loop, tmp_path):
         end.callback(workers._close)
         served = end.enter_context(server.DebugServer(loop, 0))
         made = [
-            *(loop, view, promise, eventual, resolve.__self__, Places(view._view, print), producer),
+            *(loop, view, promise, eventual, resolve.__self__, ResultSlots(view._view, print), producer),
             *(view._view, loop._state, loop._state.base, producer._state, loop.recorder, watchdog, loop._shared),
             *(nbloop.LoopExecutor(loop), promise.future(), group, group._state, workers, workers.workers[0], Queue()),
             *(view.timeout(1), view.group(), scopes.Scope(view), view.queue(), view.on(js.EventTarget(), "x")),

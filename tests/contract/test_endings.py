@@ -9,6 +9,23 @@ import pytest
 
 from nbloop import Loop, LoopTerminatedError
 
+AT_EXIT = """
+import ctypes, os
+from nbloop.kernels.base.interpreter import MethodDef
+
+def freed(definition, write=os.write, set=ctypes.memset, address=ctypes.addressof, size=ctypes.sizeof(MethodDef)):
+    write(1, b"freed")
+    set(address(definition), 0xFF, size)  # what the allocator's next owner may write there
+
+MethodDef.__del__ = freed
+from nbloop import Loop
+
+loop = Loop()
+promise = loop.promisify(int)
+kept = [loop, loop.submit, promise, loop._workers]
+kept.append(kept)
+"""
+
 
 class Late:
     """Its finaliser calls what it was given, and notes what came of it."""
@@ -80,3 +97,10 @@ def test_handle_that_outlives_a_forgotten_loop(collected):
     with pytest.raises(LoopTerminatedError):
         submit(task)
     assert sys.getrefcount(task) == references
+
+
+def test_built_ins_outlive_their_modules(run_script):
+    """The interpreter empties the modules before it collects for the last time, and then deallocates built-ins: their
+    deallocation reads the `MethodDef` that they were made from.
+    """
+    assert run_script(AT_EXIT) == ""

@@ -104,7 +104,7 @@ def test_failing_parker(make_loop, monkeypatch, caplog):
         loop.submit(ran.append, 1)  # accepted before the end
         raise OSError(errno.EIO, "on purpose")
 
-    loop._parker.wait = fail
+    loop._descriptors.parker.wait = fail
     with pytest.raises(PollerFailedError, match="on purpose") as raised:
         loop.run()
     assert raised.value.errno == errno.EIO

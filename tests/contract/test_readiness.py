@@ -246,7 +246,7 @@ def test_regular_file(loop, tmp_path, turns):
             with pytest.raises(PermissionError):
                 loop.register_fd(file.fileno(), READ, callback)
         assert sys.getrefcount(callback) == before
-        assert len(loop._watches) == 0
+        assert len(loop._descriptors.table) == 0
         assert not loop.alive()
         turns(loop)
     with pytest.raises(OSError, match="Bad file descriptor") as raised:

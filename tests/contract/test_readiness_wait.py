@@ -159,7 +159,7 @@ def test_broken_poller(loop, pair, caplog):
 
     def break_it():
         null = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(null, loop._watches.poller.descriptor)
+        os.dup2(null, loop._descriptors.table.poller.descriptor)
         os.close(null)
         loop.submit(ran.append, 1)
 
@@ -181,7 +181,7 @@ def test_broken_poller_of_a_thread(loop, pair, wait_for, caplog):
     try:
         thread = loop.start()
         null = os.open(os.devnull, os.O_RDONLY)
-        loop.submit(os.dup2, null, loop._watches.poller.descriptor)
+        loop.submit(os.dup2, null, loop._descriptors.table.poller.descriptor)
         wait_for(lambda: loop.state is LoopState.TERMINATED)
         loop.shutdown(30)
         thread.join(30)
@@ -258,7 +258,7 @@ def test_forced_races_with_register(make_loop, pair, together, running):
         forced, registered = together(2, body)
         assert forced != registered
         assert (loop.fast_path_mode is FastPathMode.FORCED) == forced
-        assert len(loop._watches) == registered
+        assert len(loop._descriptors.table) == registered
         loop.set_fast_path_mode(FastPathMode.AUTO)
         if registered:
             loop.unregister_fd(a.fileno())

@@ -829,7 +829,7 @@ def test_an_exception_in_the_middle_of_a_wake_up(run_script, error):
 loop, ran = Loop(), []
 loop.start()
 until(lambda: loop.state is LoopState.SLEEPING)
-wake, raised = loop._parker.wake, []
+wake, raised = loop._descriptors.parker.wake, []
 
 def interrupted():
     if not raised:
@@ -837,7 +837,7 @@ def interrupted():
         raise raised[0]
     wake()
 
-loop._parker.wake = interrupted
+loop._descriptors.parker.wake = interrupted
 try:
     loop.submit(ran.append, 1)
     for _ in range(1000):

@@ -17,6 +17,7 @@ import pytest
 import nbloop
 from nbloop import Loop, LoopTerminatedError
 from nbloop.js import JS, AbortController, CancelledError
+from nbloop.js.coroutines import coroutines_of
 from tests.support.waiting import elsewhere, wait_for
 
 # --- the same programs as tasks of asyncio ----------------------------------------------------------------------------
@@ -540,7 +541,7 @@ def test_sleepers_are_forgotten(page, js):
     for wrong in (None, float("nan"), "1"):
         with pytest.raises((TypeError, ValueError)):
             js.sleep(wrong)
-    assert not page.loop._coroutines.sleeping
+    assert not coroutines_of(page.loop).sleeping
 
 
 def test_what_has_ended_is_forgotten(page, js):
@@ -552,8 +553,8 @@ def test_what_has_ended_is_forgotten(page, js):
     for _ in range(10):
         js.spawn(body())
     page.quiet()
-    assert page.loop._coroutines.running.all() == []
-    assert page.loop._coroutines.running._references == {}
+    assert coroutines_of(page.loop).running.all() == []
+    assert coroutines_of(page.loop).running._references == {}
 
 
 # --- asynchronous generators ------------------------------------------------------------------------------------------
@@ -684,3 +685,38 @@ def test_cancelled_is_not_reported(page, js, caplog):
     page.quiet()
     assert page.unhandled == []
     assert messages(caplog) == []
+
+
+@pytest.mark.parametrize("workers_first", [True, False])
+def test_what_workers_bring_comes_before_the_cancelling(workers_first):
+    """contract, Ends: a graceful end waits for the functions of promisify, and a coroutine that waits for one gets its
+    result, whichever of the two the loop had first.
+    """
+    loop, begun, seen = Loop(), threading.Event(), []
+    js = JS(loop)
+
+    def work():
+        begun.set()
+        wait_for(lambda: loop.state is nbloop.LoopState.TERMINATING)
+        return 7
+
+    async def wait_for_work():
+        seen.append(await loop.promisify(work))
+        try:
+            await js.with_resolvers()[0]
+        except CancelledError:
+            seen.append("cancelled")
+            raise
+
+    async def nothing():
+        pass
+
+    if workers_first:
+        loop.promisify(int)
+    else:
+        js.spawn(nothing())
+    loop.start()
+    loop.submit(lambda: js.spawn(wait_for_work()))
+    wait_for(begun)
+    loop.shutdown(30)
+    assert seen == [7, "cancelled"]

@@ -21,7 +21,7 @@ from nbloop.kernels.base import kernel as kernel_module
 from nbloop.kernels.base.kernel import MANY, NOARGS, ONE, TwinMethod, kernel
 from nbloop.kernels.build import object_cache
 from nbloop.kernels.methods import lifetime, timer_methods
-from nbloop.scheduling import Producer
+from nbloop.producer import Producer
 
 FACES = {
     name: face

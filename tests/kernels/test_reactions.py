@@ -19,7 +19,7 @@ from nbloop import Loop
 from nbloop.kernels.base.kernel import method
 from nbloop.kernels.build import object_cache
 from nbloop.kernels.promises import reactions
-from nbloop.kernels.promises.classes import Eventual, Places, Resolver, View, make_view
+from nbloop.kernels.promises.classes import Eventual, Resolver, ResultSlots, View, make_view
 from tests.support import naive, rig
 from tests.support.waiting import elsewhere, together
 
@@ -216,14 +216,14 @@ def paths() -> dict[str, Callable[[World, Callable[[], Thing]], object]]:
         return None
 
     def placed(world: World, thing: Callable[[], Thing]) -> object:
-        promise, into = world.new(), Places(world.view, thing())
+        promise, into = world.new(), ResultSlots(world.view, thing())
         promise._react(into, thing())
         promise._fulfill(thing())
         into.subscribed()
         return None
 
     def unfilled(world: World, thing: Callable[[], Thing]) -> object:
-        promise, into = world.new(), Places(world.view, thing())
+        promise, into = world.new(), ResultSlots(world.view, thing())
         promise._react(into, thing())
         return promise
 
@@ -414,7 +414,7 @@ def test_places_from_many_threads(world: World) -> None:
     """Each value is at its place, and the list is handed over once, by the thread that fills the last."""
     for _ in range(30):
         done: list[list[int]] = []
-        into = Places(world.view, done.append)
+        into = ResultSlots(world.view, done.append)
         promises = [world.new() for _ in range(40)]
         for promise in promises[:-1]:
             promise._react(into, None)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import graphlib
+import itertools
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,7 @@ def imported(path: Path) -> set[str]:
     package = ("nbloop", *path.relative_to(PACKAGE).parent.parts)
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        assert not isinstance(node, ast.Import) or all(alias.name.split(".")[0] != "nbloop" for alias in node.names)
         if isinstance(node, ast.ImportFrom) and node.level:
             start = ".".join((*package[: len(package) - node.level + 1], *([node.module] if node.module else [])))
             for alias in node.names:
@@ -50,6 +53,24 @@ def is_module(name: str) -> bool:
 def floor(name: str) -> str:
     """The folder of a kernel's module."""
     return name.split(".")[2]
+
+
+def test_no_module_imports_in_a_circle() -> None:
+    """Neither at its import, nor in a function, nor for type checkers; the packages around an imported module count."""
+    imports: dict[str, set[str]] = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        imports[name] = {
+            around
+            for target in imported(path)
+            for around in itertools.accumulate(target.split("."), "{}.{}".format)
+            if around != name and not name.startswith(f"{around}.")  # the packages around itself are there already
+        }
+    graphlib.TopologicalSorter(imports).prepare()  # raises CycleError, which names the modules
+    imports["nbloop.js.promise"].add("nbloop.js.view")
+    with pytest.raises(graphlib.CycleError, match=r"nbloop\.js\.promise"):
+        graphlib.TopologicalSorter(imports).prepare()
 
 
 @pytest.mark.parametrize("folder", FLOORS)

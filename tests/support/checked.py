@@ -327,7 +327,7 @@ def install() -> None:
     address, make = state._address, state.make_state
     for made in (aio_handles.new_words, aio_transports.new_buffer):
         replace(made, _array(made))
-    view, poller = classes.make_view, nbloop.readiness.Watches.open_poller
+    view, poller = classes.make_view, nbloop.readiness.FdTable.open_poller
     state._address = lambda array: address(checker.array(array))
     state.make_state = lambda kind: checker.array(make(kind))
 
@@ -351,15 +351,15 @@ def install() -> None:
         return made
 
     replace(view, lambda *arguments: checker.array(view(*arguments)))
-    nbloop.readiness.Watches.open_poller = opening  # type: ignore[method-assign]
+    nbloop.readiness.FdTable.open_poller = opening  # type: ignore[method-assign]
     checker.array(nbloop.readiness._MASK_ADDRESSES)
-    places = classes.Places.__init__
+    result_slots = classes.ResultSlots.__init__
 
     def counting(self: Any, *arguments: Any) -> None:
-        places(self, *arguments)
+        result_slots(self, *arguments)
         checker.array(self._counts)
 
-    classes.Places.__init__ = counting  # type: ignore[method-assign]
+    classes.ResultSlots.__init__ = counting  # type: ignore[method-assign]
 
 
 def pytest_configure() -> None:

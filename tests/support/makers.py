@@ -28,7 +28,7 @@ class KernelWaits:
 
     def __init__(self) -> None:
         self.loop = Loop()
-        self.poller: Any = self.loop._watches.open_poller()
+        self.poller: Any = self.loop._descriptors.table.open_poller()
         self.base = self.loop._state.ctypes.data
         self.io = self.loop._record["io"]
 
@@ -39,7 +39,7 @@ class KernelWaits:
             failed = fd_watches.epoll_sleep(self.base, FOREVER if timeout_ns < 0 else monotonic_ns() + timeout_ns)
         if failed:
             raise OSError(int(self.io["error"]), "epoll")
-        pairs = self.loop._watches._ready[: 2 * int(self.io["ready_count"])]
+        pairs = self.loop._descriptors.table._ready[: 2 * int(self.io["ready_count"])]
         self.io["ready_count"] = self.io["ready_done"] = 0
         return list(zip(pairs[::2].tolist(), pairs[1::2].tolist(), strict=True))
 

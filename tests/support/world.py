@@ -89,8 +89,8 @@ def ended(loop: Loop) -> None:
     assert record["holds"] == 0
     assert record["io"]["watches"] == 0
     wait_for(lambda: record["owner"] == 0)  # the thread that ended it leaves an instant later
-    assert loop._watches.poller is None
-    assert len(loop._watches) == 0
+    assert loop._descriptors.table.poller is None
+    assert len(loop._descriptors.table) == 0
     free: list[bool] = []
     thread = threading.Thread(target=lambda: free.append(loop._lock.acquire(timeout=PATIENCE)))
     thread.start()

@@ -72,6 +72,15 @@ _get_convention = function("PyCFunction_GetFlags", ctypes.c_int, ctypes.py_objec
 _take = function("Py_IncRef", None, ctypes.py_object)
 _give = function("Py_DecRef", None, ctypes.py_object)
 
+
+def keep_for_ever[T](one: T) -> T:
+    """Never free `one`, into whose memory C points. A module's variable would not do: while the interpreter ends it
+    empties the modules, and the collector then visits built-ins, whose deallocation reads their `MethodDef`.
+    """
+    _take(one)
+    return one
+
+
 # --- objects ----------------------------------------------------------------------------------------------------------
 
 # Addresses have 64 bits, and C aligns structures that begin with one to 8 bytes: queues keep marks in the low bits.

@@ -31,7 +31,7 @@ from typing import Any
 
 from . import capi
 from .atomics import get
-from .interpreter import ARRAY_DATA, MethodDef
+from .interpreter import ARRAY_DATA, MethodDef, keep_for_ever
 from .interpreter import function as c_function
 
 NOARGS, ONE, MANY = 0x0004, 0x0008, 0x0080  # METH_NOARGS, METH_O, METH_FASTCALL
@@ -105,7 +105,7 @@ class Kernel:
         self.arity = arity
         self.address = 0
         self.__doc__ = function.__doc__
-        self._definitions: dict[str, MethodDef] = {}  # built-ins point into their definitions, so these live for ever
+        self._definitions: dict[str, MethodDef] = {}
 
     def bind(self, state: Any, like: Callable[..., Any] | None = None) -> Callable[..., Any]:
         """A built-in method over `state`, with the name, signature and docstring of `like`; without `like`, for
@@ -137,7 +137,7 @@ class Kernel:
         definition = self._definitions.get(face)
         if definition is None:
             name, doc = (like.__name__, _doc(like).encode()) if like else (self.name, None)
-            definition = MethodDef(name.encode(), self.address, self.arity, doc)
+            definition = keep_for_ever(MethodDef(name.encode(), self.address, self.arity, doc))
             definition = self._definitions.setdefault(face, definition)
         return ctypes.addressof(definition)
 

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from ..base.capi import Py_IncRef
+from ..base.interpreter import keep_for_ever
 
 IMPORTS = "nbloop_imports"  # the table of addresses of C functions, to be filled
 PREFIX = "nbloop_"  # of kernels' symbols
@@ -79,8 +79,7 @@ def _copied(code: bytes) -> int:
         if not base:
             raise ctypes.WinError(ctypes.get_last_error())
     else:
-        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANON)
-        Py_IncRef(id(pages))  # for ever: the last collection, after all modules are cleared, still calls into it
+        pages = keep_for_ever(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANON))
         base = ctypes.addressof(ctypes.c_char.from_buffer(pages))
     for start, end, _ in segments:
         ctypes.memmove(base + start, code[start:end], end - start)

@@ -332,7 +332,7 @@ def ring_drop(base: int, ring: int, breathing: bool, error: int) -> int:
 
 
 @kernel(NOARGS)
-def drop(self: int, _unused: int) -> int:
+def release_pending(self: int, _unused: int) -> int:
     """`release_all` as a method. Owner only, queues closed. If a signal handler raises meanwhile, this raises as well,
     after everything has been released.
     """

@@ -1,4 +1,4 @@
-"""The Python classes that settling.py and reactions.py work on: `Eventual`, `Resolver`, `Places`, and their `View`.
+"""The Python classes of settling.py and reactions.py: `Eventual`, `Resolver`, `ResultSlots`, and their `View`.
 
 This file is to promises what `state.py` is to a loop. Kernels must be loaded before it is imported.
 """
@@ -14,7 +14,7 @@ import numpy as np
 from ...unique import Unique
 from ..base.kernel import method
 from . import reactions, settling
-from .settling import PLAIN_TYPES, VIEW, EventualWords, PlacesWords, ResolverWords
+from .settling import PLAIN_TYPES, VIEW, EventualWords, ResolverWords, ResultSlotsWords
 
 
 class View(Unique, np.ndarray):
@@ -36,7 +36,7 @@ class Eventual(EventualWords):
     @method(reactions.subscribe)
     def _react(self, on_fulfilled: Any, on_rejected: Any, /) -> None:
         """PerformPromiseThen (ECMAScript 27.2.5.4.1) without a result: run a handler when it settles, or as a microtask
-        if it has. A handler is a callable of one argument, a `Places`, or None; its result is dropped. O(1).
+        if it has. A handler is a callable of one argument, a `ResultSlots`, or None; its result is dropped. O(1).
         """
 
     @method(settling.fulfill)
@@ -70,10 +70,10 @@ class Resolver(ResolverWords):
         """Reject with `reason`, unless already resolved."""
 
 
-class Places(PlacesWords):
+class ResultSlots(ResultSlotsWords):
     """Collects values that arrive in any order, from any thread, and calls a function with the list of all of them.
 
-    As a handler of `Eventual._react` it stores the handler's argument at a place of its own.
+    As a handler of `Eventual._react` it stores the handler's argument in a slot of its own.
     """
 
     __slots__ = ()
@@ -84,18 +84,18 @@ class Places(PlacesWords):
         self._values: list[Any] = []
         self._view = view
 
-    @method(reactions.places_new)
+    @method(reactions.result_slots_new)
     def new(self) -> int:
-        """Add a place that no reaction makes. Only the subscribing thread, before `subscribed`."""
+        """Add a slot that no reaction makes. Only the subscribing thread, before `subscribed`."""
         raise NotImplementedError  # pragma: no cover
 
-    @method(reactions.places_subscribed)
+    @method(reactions.result_slots_subscribed)
     def subscribed(self) -> None:
         """Declare that everything has been subscribed. Once."""
 
-    @method(reactions.places_put)
+    @method(reactions.result_slots_put)
     def put(self, index: int, value: Any, /) -> None:
-        """Store the value for a place that no reaction fills."""
+        """Store the value for a slot that no reaction fills."""
 
 
 def make_view(
@@ -116,7 +116,7 @@ def make_view(
     record["loop"] = state.ctypes.data
     record["busy"] = record["fulfilled"] = id(True)  # immortal, all three
     record["drained"], record["rejected"] = id(None), id(False)
-    record["seen"], record["hidden"], record["places"] = id(seen), id(Eventual), id(Places)
+    record["seen"], record["hidden"], record["result_slots"] = id(seen), id(Eventual), id(ResultSlots)
     record["on_fulfilled"], record["on_rejected"] = (id(name) for name in names)
     for name, hook in hooks.items():
         record[name] = 0 if hook is None else id(hook)

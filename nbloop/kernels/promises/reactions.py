@@ -3,8 +3,8 @@
 A reaction needs no record: it is the `Eventual` that follows the one it waits for, with its handlers in its own slots,
 so `then` allocates one object. A queued reaction is one marked word in the microtask ring, and the checkpoint runs it
 without any Python except its handler. A hidden reaction (of `all`, or of an adoption) is a plain `Eventual`, which is
-never settled itself. A handler may also be a `Places`, as those of `all` are: the kernel then stores the value at its
-place in a list, counts, and calls Python only when the last one has arrived, so `all` of a hundred costs one call of
+never settled itself. A handler may also be a `ResultSlots`, as those of `all` are: the kernel then stores the value in
+its slot of a list, counts, and calls Python only when the last one has arrived, so `all` of a hundred costs one call of
 Python, not a hundred.
 
 settling.py ensures that each reaction is queued exactly once, whichever thread settles at whatever moment. It loses
@@ -35,7 +35,7 @@ from ..base.kernel import KEYWORDS, MANY, NOARGS, data, helper, inlined, kernel
 from ..base.layout import KIND_MICROTASK, POINTER_MASK, STATE
 from ..calls.invoke import called
 from ..observe.probes import callback_begins
-from .settling import EVENTUAL, PLACES, VIEW, attach, call_two, ended, reject_with, resolve_with, type_of, view_of
+from .settling import EVENTUAL, RESULT_SLOTS, VIEW, attach, call_two, ended, reject_with, resolve_with, type_of, view_of
 
 
 @helper
@@ -100,7 +100,7 @@ def then(self: int, arguments: int, count: int, names: int) -> int:
 
 @kernel(MANY)
 def subscribe(self: int, arguments: int, count: int) -> int:
-    """Add a hidden reaction with two handlers, each a callable, a `Places` or None. Any thread."""
+    """Add a hidden reaction with two handlers, each a callable, a `ResultSlots` or None. Any thread."""
     view = view_of(self)
     if view == 0:
         return 0
@@ -110,14 +110,14 @@ def subscribe(self: int, arguments: int, count: int) -> int:
     base = get(view + VIEW.LOOP)
     none = get(base + STATE.NONE)
     on_fulfilled, on_rejected = get(arguments), get(arguments + 8)
-    places = 0
-    if type_of(on_fulfilled) == get(view + VIEW.PLACES):
-        places = on_fulfilled
-    elif type_of(on_rejected) == get(view + VIEW.PLACES):
-        places = on_rejected
+    results = 0
+    if type_of(on_fulfilled) == get(view + VIEW.RESULT_SLOTS):
+        results = on_fulfilled
+    elif type_of(on_rejected) == get(view + VIEW.RESULT_SLOTS):
+        results = on_rejected
     index = 0
-    if places != 0:
-        index = place_new(base, places)
+    if results != 0:
+        index = result_slot_new(base, results)
         if index == 0:
             return 0
     if on_fulfilled == none:
@@ -167,8 +167,8 @@ def reaction_run(base: int, word: int) -> int:
             Py_IncRef(argument)
             status = resolve_with(view, reaction, argument) if fulfilled else reject_with(view, reaction, argument)
     else:
-        if type_of(handler) == get(view + VIEW.PLACES):
-            result = place_put(base, handler, get(reaction + EVENTUAL.REACTIONS), argument)
+        if type_of(handler) == get(view + VIEW.RESULT_SLOTS):
+            result = result_slot_put(base, handler, get(reaction + EVENTUAL.REACTIONS), argument)
         elif captured:
             result = call_in_context(link, handler, argument)
         else:
@@ -205,11 +205,11 @@ def call_in_context(context: int, function: int, argument: int) -> int:
 
 
 @helper
-def place_new(base: int, places: int) -> int:
-    """Add a place. Returns its index as a new int object, or 0 with an exception set. Only the subscribing thread."""
-    counts = data(get(places + PLACES.COUNTS))
+def result_slot_new(base: int, results: int) -> int:
+    """Add a slot. Returns its index as a new int object, or 0 with an exception set. Only the subscribing thread."""
+    counts = data(get(results + RESULT_SLOTS.COUNTS))
     count = get(counts + 8)
-    if PyList_Append(get(places + PLACES.VALUES), get(base + STATE.NONE)) != 0:
+    if PyList_Append(get(results + RESULT_SLOTS.VALUES), get(base + STATE.NONE)) != 0:
         return 0
     index = PyLong_FromLongLong(count)
     if index != 0:
@@ -219,39 +219,41 @@ def place_new(base: int, places: int) -> int:
 
 
 @helper
-def place_filled(base: int, places: int) -> int:
+def result_slot_filled(base: int, results: int) -> int:
     """Count a value that arrived; the thread with the last one calls `_done`. None, or 0 with an exception set. Any
     thread.
     """
-    if fetch_add(data(get(places + PLACES.COUNTS)), -1) == 1:
-        result = PyObject_CallOneArg(get(places + PLACES.DONE), get(places + PLACES.VALUES))
+    if fetch_add(data(get(results + RESULT_SLOTS.COUNTS)), -1) == 1:
+        result = PyObject_CallOneArg(get(results + RESULT_SLOTS.DONE), get(results + RESULT_SLOTS.VALUES))
         if ended(result, 0) != 0:
             return 0
     return get(base + STATE.NONE)
 
 
 @helper
-def place_put(base: int, places: int, index: int, value: int) -> int:
-    """Store the value for the place with index `index`, an int object; once per place. Returns as `place_filled`."""
+def result_slot_put(base: int, results: int, index: int, value: int) -> int:
+    """Store the value for the slot with index `index`, an int object; once. Returns as `result_slot_filled`."""
     Py_IncRef(value)
-    if PyList_SetItem(get(places + PLACES.VALUES), PyLong_AsLongLong(index), value) != 0:
+    if PyList_SetItem(get(results + RESULT_SLOTS.VALUES), PyLong_AsLongLong(index), value) != 0:
         return 0
-    return place_filled(base, places)
+    return result_slot_filled(base, results)
 
 
 @kernel(NOARGS)
-def places_new(self: int, _unused: int) -> int:
-    """`place_new` as a method."""
-    return place_new(get(data(get(self + PLACES.VIEW)) + VIEW.LOOP), self)
+def result_slots_new(self: int, _unused: int) -> int:
+    """`result_slot_new` as a method."""
+    return result_slot_new(get(data(get(self + RESULT_SLOTS.VIEW)) + VIEW.LOOP), self)
 
 
 @kernel(NOARGS)
-def places_subscribed(self: int, _unused: int) -> int:
+def result_slots_subscribed(self: int, _unused: int) -> int:
     """Remove the extra count that kept the list from being complete too early."""
-    return place_filled(get(data(get(self + PLACES.VIEW)) + VIEW.LOOP), self)
+    return result_slot_filled(get(data(get(self + RESULT_SLOTS.VIEW)) + VIEW.LOOP), self)
 
 
 @kernel(MANY)
-def places_put(self: int, arguments: int, _count: int) -> int:
-    """`place_put` as a method, ``(index, value)``."""
-    return place_put(get(data(get(self + PLACES.VIEW)) + VIEW.LOOP), self, get(arguments), get(arguments + 8))
+def result_slots_put(self: int, arguments: int, _count: int) -> int:
+    """`result_slot_put` as a method, ``(index, value)``."""
+    return result_slot_put(
+        get(data(get(self + RESULT_SLOTS.VIEW)) + VIEW.LOOP), self, get(arguments), get(arguments + 8)
+    )

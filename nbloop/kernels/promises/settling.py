@@ -62,7 +62,7 @@ VIEW = Record(
             (name, np.int64)
             for name in (
                 *("loop", "busy", "drained", "fulfilled", "rejected"),
-                *("seen", "hidden", "places", "on_fulfilled", "on_rejected"),
+                *("seen", "hidden", "result_slots", "on_fulfilled", "on_rejected"),
                 *("follow", "unhandled", "raised", "lost", "made", "misused", "spawning"),
                 *("function_type", "method_type", "builtin_type"),
             )
@@ -103,15 +103,15 @@ class EventualWords(Unique):
 EVENTUAL = _slots_of("EVENTUAL", EventualWords)
 
 
-class PlacesWords(Unique):
-    """The words of a `Places`: ``[values still to come, number of places]``, the function to call with all values, and
-    their list.
+class ResultSlotsWords(Unique):
+    """The words of a `ResultSlots`: ``[values still to come, number of slots]``, the function to call with all values,
+    and their list.
     """
 
     __slots__ = ("_counts", "_done", "_values", "_view")
 
 
-PLACES = _slots_of("PLACES", PlacesWords)
+RESULT_SLOTS = _slots_of("RESULT_SLOTS", ResultSlotsWords)
 
 
 class ResolverWords(Unique):

@@ -69,7 +69,7 @@ def watch_and_stop(world: World) -> Steps:
     watchdog = world.to_go(loop.watch(0.01))
     yield watchdog.stop
     watchdog.stop()
-    assert not loop._watchdogs
+    assert watchdog not in loop._parts
 
 
 @scenario

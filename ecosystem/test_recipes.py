@@ -1,0 +1,210 @@
+"""Every block of docs/recipes.md, run as its reader would run it, against real servers.
+
+`NBLOOP_ECOSYSTEM` names the environment of scripts/ecosystem. The tests themselves do not run in it, as the plugins of
+pytest that are among its libraries would then be theirs, too.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import pwd
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PAGE = Path(__file__).parents[1] / "docs" / "recipes.md"
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NEEDS = {"asyncpg", "tornado"}  # libraries without a wheel for each Python
+SECONDS = 120.0
+BIN = Path(os.environ["NBLOOP_ECOSYSTEM"]) / "bin"
+
+
+def sections() -> dict[str, list[tuple[str, str]]]:
+    """The blocks, language and text, by the heading that they stand under."""
+    parts = re.split(r"^## (.*)$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {name: BLOCK.findall(text) for name, text in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+SECTIONS = sections()
+
+
+def write_files(name: str, folder: Path) -> dict[str, str]:
+    """Write a section's files, each named by its first line."""
+    files = {text.split("\n", 1)[0].removeprefix("# "): text for kind, text in SECTIONS[name] if kind != "console"}
+    for file, text in files.items():
+        (folder / file).write_text(text, encoding="utf-8")
+    return files
+
+
+def installed(library: str) -> bool:
+    command = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({library!r}) is None)"
+    return subprocess.run([BIN / "python", "-c", command], check=False).returncode == 0
+
+
+@pytest.fixture
+def environment() -> dict[str, str]:
+    return os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        return int(one.getsockname()[1])
+
+
+@pytest.fixture
+def redis_url(tmp_path: Path) -> Iterator[str]:
+    if shutil.which("redis-server") is None:
+        pytest.skip("redis-server is not installed")
+    port = free_port()
+    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path)]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    for line in server.stdout:
+        if "Ready to accept connections" in line:
+            break
+    try:
+        yield f"redis://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.communicate(timeout=SECONDS)
+
+
+def postgres_programs() -> Path | None:
+    """The folder of initdb and pg_ctl, which Debian keeps out of the path."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if found:
+        return found[-1].parent
+    where = shutil.which("initdb")
+    return None if where is None else Path(where).parent
+
+
+@pytest.fixture
+def database_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A cluster of its own, not of root, whom PostgreSQL refuses."""
+    programs = postgres_programs()
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed")
+    user, prefix = getpass.getuser(), []
+    if os.getuid() == 0:
+        user = "postgres"
+        try:
+            pwd.getpwnam(user)
+        except KeyError:
+            pytest.skip("PostgreSQL refuses root, and there is no user postgres")
+        prefix = ["runuser", "-u", user, "--"]
+    folder = Path(subprocess.check_output([*prefix, "mktemp", "-d"], text=True, cwd="/").strip())
+    port = free_port()
+
+    def run(program: str, *arguments: str) -> None:
+        command = [*prefix, str(programs / program), "-D", str(folder / "data"), *arguments]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=SECONDS, cwd="/")
+
+    options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories={folder} -c fsync=off"
+    try:
+        run("initdb", "--auth=trust", "--no-sync", "-U", user)
+        run("pg_ctl", "-w", "-o", options, "-l", str(folder / "log"), "start")
+        try:
+            yield f"postgresql://{user}@127.0.0.1:{port}/postgres"
+        finally:
+            run("pg_ctl", "-w", "-m", "immediate", "stop")
+    finally:
+        subprocess.run([*prefix, "rm", "-rf", str(folder)], check=True, cwd="/")
+
+
+SERVERS = {"REDIS_URL": "redis_url", "DATABASE_URL": "database_url"}
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", [name for name in SECTIONS if any(kind == "console" for kind, _ in SECTIONS[name])])
+def test_recipe(name: str, tmp_path: Path, environment: dict[str, str], request: pytest.FixtureRequest) -> None:
+    """Its commands succeed and print what the page says."""
+    text = "".join(block for _, block in SECTIONS[name])
+    for library in NEEDS:
+        if f"import {library}" in text and not installed(library):
+            pytest.skip(f"{library} has no wheel for this Python")
+    if "curl" in text and shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    for variable, fixture in SERVERS.items():
+        if variable in text:
+            environment[variable] = request.getfixturevalue(fixture)
+    write_files(name, tmp_path)
+    consoles = "".join(block for kind, block in SECTIONS[name] if kind == "console").splitlines()
+    commands = [line.removeprefix("$ ") for line in consoles if line.startswith("$ ")]
+    expected = [line for line in consoles if not line.startswith("$ ")]
+    script = subprocess.run(
+        ["bash", "-c", "\n".join(["set -e", "trap 'kill $(jobs -p) 2>/dev/null || true' EXIT", *commands])],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert script.returncode == 0, script.stderr
+    assert script.stdout.splitlines() == expected, script.stderr
+
+
+def until_it_listens(url: str) -> Any:
+    deadline = time.monotonic() + SECONDS
+    while True:
+        try:
+            return urllib.request.urlopen(url, timeout=SECONDS)
+        except urllib.error.URLError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def commands() -> dict[str, list[str]]:
+    """What systemd and a container run."""
+    unit = re.search(r"^ExecStart=(.*)$", dict(SECTIONS["systemd"])["ini"], re.MULTILINE)
+    image = re.search(r"^CMD (.*)$", dict(SECTIONS["Containers"])["dockerfile"], re.MULTILINE)
+    assert unit is not None
+    assert image is not None
+    return {"systemd": shlex.split(unit[1]), "container": json.loads(image[1])}
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("what", ["systemd", "container"])
+def test_what_a_service_runs(what: str, tmp_path: Path, environment: dict[str, str]) -> None:
+    """It serves, and SIGTERM ends it."""
+    write_files("uvicorn", tmp_path)
+    program, *arguments = commands()[what]
+    assert Path(program).name == "nbloop"
+    port = str(free_port())
+    arguments[arguments.index("--port") + 1] = port
+    with subprocess.Popen(
+        ["nbloop", *arguments], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stderr is not None
+        for line in child.stderr:
+            if "Application startup complete" in line:
+                break
+        with until_it_listens(f"http://127.0.0.1:{port}/world") as answer:
+            assert json.load(answer) == {"hello": "world"}
+        child.send_signal(signal.SIGTERM)
+        _, log = child.communicate(timeout=SECONDS)
+    assert "Application shutdown complete" in log
+    assert child.returncode == 128 + signal.SIGTERM
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+def test_the_unit_is_one(tmp_path: Path) -> None:
+    """systemd finds no fault with it, except that the program is not there."""
+    write_files("systemd", tmp_path)
+    command = ["systemd-analyze", "verify", str(tmp_path / "hello.service")]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = [line for line in answer.stderr.splitlines() if "hello.service" in line]
+    assert [line for line in lines if "is not executable" not in line] == []

@@ -1,0 +1,36 @@
+"""What a flight recorder records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One entry of a recorder."""
+
+    number: int
+    """The number of events recorded before it; -1 for the callback in progress."""
+    time: float
+    """When it happened or began: seconds on the clock of `time.monotonic`."""
+    duration: float
+    """Seconds that a callback or a ``sleep`` took (for the callback in progress: until now); else 0."""
+    thread: int
+    """`threading.get_ident` of the thread that did it."""
+    kind: str
+    """The kind of callback, or one of ``submit move arm cancel sleep wake overload turn checkpoint``."""
+    subject: int
+    """The id of a timer (``timer arm cancel``) or immediate (``cancel``), a watch's token (``readiness callback``), the
+    number of waiting tasks (``turn``) or of waiting microtasks and next-ticks (``checkpoint``). For any other callback
+    its place, ``position << 16 | queue``: that of its ``submit``, or the one to which a ``move`` took it from there.
+    """
+    name: str | None
+    """For a callback: the qualified name of its code or its type."""
+    value: int
+    """The number of tasks submitted, from `subject` on (``submit``); the new place (``move``); the deadline in ns
+    (``arm``); the descriptor (``readiness callback``); the number of waiting internal tasks (``turn``); else 0.
+    """
+    failed: bool = False
+    """Whether the callback raised."""
+    immediates: int = 0
+    """The number of waiting immediates (``turn``)."""

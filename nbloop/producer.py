@@ -1,0 +1,39 @@
+"""A producer handle: a queue into a loop for one thread at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from .kernels.base.kernel import bound
+from .kernels.methods import scheduling
+from .kernels.state.state import HandleWords
+from .lifecycle import Lifecycle
+from .scheduling import Callback
+from .unique import Unique
+
+
+class Producer(Unique):
+    """A handle for submitting from one thread at a time (`Loop.producer`)."""
+
+    def __init__(self, loop: Lifecycle, state: HandleWords) -> None:
+        if not isinstance(state, HandleWords):  # kernels would misread anything else
+            raise TypeError("a Producer is made by Loop.producer()")
+        self.loop = loop
+        self._captures = loop._captures
+        self._state = state
+
+    @bound(scheduling.producer_submit, scheduling.producer_submit_captured)
+    def submit(self, callback: Callback, /, *args: object) -> None:
+        """Run ``callback(*args)`` on the loop's thread, after everything submitted earlier through this handle.
+
+        The promise and the errors of `Loop.submit`. It costs the same as that when uncontended, and no more when other
+        handles are busy. One thread at a time; a signal handler that interrupts this thread counts as it. O(1).
+        """
+
+    @bound(scheduling.producer_submit_many, scheduling.producer_submit_many_captured)
+    def submit_many(self, callbacks: Iterable[Callback], /) -> int:
+        """Submit every callable of an iterable, in order, all or none; return how many. Like `Loop.submit_many`."""
+        return 0  # pragma: no cover
+
+    def __repr__(self) -> str:
+        return f"<nbloop.Producer of {self.loop.name}>"
