@@ -421,6 +421,26 @@ def test_max_delay(loop, turns, got):
     assert not loop.alive()
 
 
+def test_the_timer_of_a_full_batch_is_gone(loop, turns, got):
+    """It would hand over the next batch too early."""
+    clock = VirtualClock(loop)
+    channel = loop.channel(NUMBER, got, max_batch=3, max_delay=0.5)
+    channel.put(0)
+    turns(loop)
+    channel.put_many(numbers(1, 2))
+    turns(loop, 2)
+    assert len(got.batches) == 1
+    clock.advance(0.3)
+    channel.put(3)
+    turns(loop, 2)
+    clock.advance(0.3)
+    turns(loop, 2)
+    assert len(got.batches) == 1
+    clock.advance(0.3)
+    turns(loop, 2)
+    assert len(got.batches) == 2
+
+
 def test_max_delay_wakes_a_loop_that_sleeps(make_loop, asleep, got):
     loop = make_loop()
     channel = loop.channel(NUMBER, got, max_delay=0.05, max_batch=1000)
