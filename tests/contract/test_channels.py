@@ -721,6 +721,17 @@ def test_shutdown_delivers(make_loop, running, max_delay, got):
     assert channel.dropped == 0
 
 
+def test_shutdown_delivers_a_batch_that_waits_to_fill(make_loop, got):
+    """And does not wait for its timer."""
+    loop = make_loop()
+    channel = loop.channel(NUMBER, got, max_batch=3, max_delay=1000)
+    loop.start()
+    channel.put(1)
+    wait_for(lambda: channel._state.record["handle"]["queued"] == layout.CHANNEL_FILLS)
+    loop.shutdown(10)
+    assert got.numbers() == [1]
+
+
 def test_close_drops_and_counts(make_loop, got):
     """contract: close drops what was accepted, and counts it."""
     loop = make_loop()
