@@ -61,7 +61,9 @@ test-checked: setup ## run random programs and some tests with every address che
 	NUMBA_DISABLE_JIT=1 $(py) -m pytest -p tests.support.checked tests/proofs/test_fuzz.py tests/contract/test_readiness.py tests/js/test_aplus.py \
 		'tests/aio/test_transports.py::test_random_programs_mean_the_same[0-unix]' \
 		tests/aio/test_transports.py::test_a_buffered_protocol_receives_into_its_buffer \
-		tests/aio/test_loop.py::test_a_handle_of_any_callback tests/aio/test_loop.py::test_what_others_write_into_a_handle $(ARGS)
+		tests/aio/test_transports.py::test_what_the_system_does_not_take_at_the_end_of_a_turn_follows \
+		tests/aio/test_loop.py::test_a_handle_of_any_callback tests/aio/test_loop.py::test_what_others_write_into_a_handle \
+		tests/aio/test_loop.py::test_a_timer_of_any_number tests/aio/test_loop.py::test_a_timer_of_any_call $(ARGS)
 
 test-windows: setup ## run what tells of a platform on a Windows Python under Wine, or say why not
 	@if scripts/wine-python --check; then \

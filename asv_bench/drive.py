@@ -135,3 +135,6 @@ class NbloopAio(Asyncio):
 
     def make(self) -> asyncio.AbstractEventLoop:
         return nbloop.new_event_loop()
+
+    def _cancel(self) -> Call:
+        return nbloop.aio.handles.TimerHandle.cancel

@@ -93,6 +93,48 @@ def _memory(which: str, tasks: int) -> dict[str, float]:
     return {"each": (first - before) / tasks, "again": (second - first) / tasks, "kept": (after - before) / tasks}
 
 
+def timers(count: int) -> dict[str, float]:
+    """Resident bytes per timer with `count` armed: ``each``; ``kept``: retained when all have fired and the loop has
+    been idle. ``collection``: ms by which a collection then takes longer than before the peak; ``at_peak``: at the
+    peak.
+    """
+    import_seconds("nbloop")
+    return _ask("timers", count)
+
+
+def _collection() -> float:
+    """ms of processor time that a collection takes: the shortest of some."""
+    times = []
+    for _ in range(7):
+        start = time.thread_time()
+        gc.collect()
+        times.append(1e3 * (time.thread_time() - start))
+    return min(times)
+
+
+def _timers(count: int) -> dict[str, float]:
+    import nbloop
+
+    loop = nbloop.Loop()
+    loop.schedule_timer(0.1, loop.stop)
+    loop.run()
+    gc.collect()
+    before, quick = _resident(), _collection()
+    for _ in repeat(None, count):
+        loop.schedule_timer(0.0, nothing)
+    peak, slow = _resident(), _collection()
+    loop.submit(loop.schedule_timer, 1.0, loop.stop)  # once all have fired it is idle for a second
+    loop.run()
+    after, again = _resident(), _collection()
+    loop.close()
+    return {
+        "each": (peak - before) / count,
+        "kept": (after - before) / count,
+        "at_peak": slow - quick,
+        "collection": again - quick,
+    }
+
+
 # --- import ----------------------------------------------------------------------------------------------
 
 
@@ -274,6 +316,8 @@ def main(arguments: list[str]) -> None:
     match arguments:
         case ["memory", which, tasks]:
             print(json.dumps(_memory(which, int(tasks))))
+        case ["timers", count]:
+            print(json.dumps(_timers(int(count))))
         case ["idle", seconds]:
             print(json.dumps(_idle(float(seconds))), flush=True)
             sys.stdin.read()

@@ -6,6 +6,9 @@ Importing this never turns the GIL on, and imports numba only if the kernels hav
 import sys
 from typing import TYPE_CHECKING, Any
 
+from . import subinterpreters as _subinterpreters  # noqa: F401 - the check comes before all other imports
+
+# isort: split
 from .channel import Channel, ChannelFigures, ChannelProducer
 from .compiled import NativeHandler, NativeRing, native
 from .errors import (

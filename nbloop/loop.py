@@ -15,7 +15,7 @@ import functools
 import itertools
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
@@ -390,7 +390,7 @@ class Loop(Lifecycle):
             raise error
         self._wait_for_end(None)  # a short wait: the loop has already released its waiters
 
-    def producer(self) -> Producer:
+    def producer(self) -> Producer[Self]:
         """A handle for submitting from one thread at a time: the promise of `submit`, in order per handle, without a
         cache line shared with other producers.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from .kernels.base.kernel import bound
 from .kernels.methods import scheduling
@@ -12,13 +13,13 @@ from .scheduling import Callback
 from .unique import Unique
 
 
-class Producer(Unique):
+class Producer[L: Lifecycle = Any](Unique):
     """A handle for submitting from one thread at a time (`Loop.producer`)."""
 
-    def __init__(self, loop: Lifecycle, state: HandleWords) -> None:
+    def __init__(self, loop: L, state: HandleWords) -> None:
         if not isinstance(state, HandleWords):  # kernels would misread anything else
             raise TypeError("a Producer is made by Loop.producer()")
-        self.loop = loop
+        self.loop: L = loop
         self._captures = loop._captures
         self._state = state
 

@@ -12,7 +12,7 @@ class Instructions:
 
     def setup_cache(self) -> dict[str, float]:
         """The counts by name; none where there is no valgrind."""
-        return {} if instructions.missing() else instructions.count("nbloop")
+        return {} if instructions.missing() else instructions.count_ours()
 
     def track_instructions(self, counts: dict[str, float], operation: str) -> float:
         """Decides whether a path has grown, also where times are too noisy to say."""

@@ -1,4 +1,4 @@
-"""How much memory do queued tasks take, and where does it go?"""
+"""How much memory do queued tasks and timers take, and where does it go?"""
 
 from asv_bench import subprocesses
 
@@ -32,6 +32,37 @@ class Memory:
         return answers[tasks]["again"]
 
     track_each.unit = track_kept.unit = track_again.unit = "bytes"  # type: ignore[attr-defined]
+
+
+class Timers:
+    """A process of its own arms timers, all of which fire."""
+
+    params = TASKS
+    param_names = ("timers",)
+    timeout = 120
+
+    def setup_cache(self) -> Answers:
+        """One process a size answers all four."""
+        return {timers: subprocesses.timers(timers) for timers in TASKS}
+
+    def track_each(self, answers: Answers, timers: int) -> float:
+        """Decides whether a timer takes less than 100 bytes above its callable and id, few waiting or many."""
+        return answers[timers]["each"]
+
+    def track_kept(self, answers: Answers, timers: int) -> float:
+        """Decides whether memory comes back: what an idle loop still holds for each timer of the peak."""
+        return answers[timers]["kept"]
+
+    def track_at_peak(self, answers: Answers, timers: int) -> float:
+        """Decides how much longer a collection takes while all of them wait."""
+        return answers[timers]["at_peak"]
+
+    def track_collection(self, answers: Answers, timers: int) -> float:
+        """Decides whether a collection after the peak costs what it cost before: the difference."""
+        return answers[timers]["collection"]
+
+    track_each.unit = track_kept.unit = "bytes"  # type: ignore[attr-defined]
+    track_at_peak.unit = track_collection.unit = "ms"  # type: ignore[attr-defined]
 
 
 class Peak:

@@ -161,15 +161,28 @@ class TimerHandle(Handle, asyncio.TimerHandle):
         self._when = when
         self._scheduled = 0  # the core's number of the timer, which is true for asyncio too
 
+    def cancel(self) -> None:
+        if not self._cancelled:  # what asyncio's two methods do, in the frame of one
+            of: Any = self
+            loop = of._loop
+            loop._timer_handle_cancelled(self)
+            of._cancelled = True
+            if loop._debug:
+                of._repr = repr(self)
+            of._callback = of._args = None
+
 
 # --- what kernels have to know of them
 
 _SLOTS = ("_callback", "_args", "_cancelled", "_loop", "_context", "_repr", "_source_traceback")
+_TIMER_SLOTS = ("_when", "_scheduled")
 _NAMES = ("loop",)
 _OBJECTS = {
     "none": None,
     "false": False,
     "tuple": tuple,
+    "float": float,
+    "int": int,
     "builtin": BuiltinFunctionType,
     "context_type": Context,
     "future": asyncio.Future,
@@ -185,6 +198,10 @@ _OBJECTS = {
     "args_name": sys.intern("_args"),
     "soon_slowly": sys.intern("_call_soon"),
     "threadsafe_slowly": sys.intern("_call_soon_threadsafe"),
+    "later_slowly": sys.intern("_call_later"),
+    "at_slowly": sys.intern("_call_at"),
+    "time_name": sys.intern("time"),
+    "scheduled_name": sys.intern("_scheduled"),
 }
 
 
@@ -194,8 +211,9 @@ def _words() -> Any:
         words[name] = id(known)
     words["step"] = id(Step) if Step is not None else 0
     words["wakeup"] = WAKEUP
-    for name, at in zip(_SLOTS, slot_offsets(asyncio.Handle, _SLOTS), strict=True):
-        words[name.removeprefix("_").replace("source_", "") + "_at"] = at
+    for kind, slots in ((asyncio.Handle, _SLOTS), (asyncio.TimerHandle, _TIMER_SLOTS)):
+        for name, at in zip(slots, slot_offsets(kind, slots), strict=True):
+            words[name.removeprefix("_").replace("source_", "") + "_at"] = at
     return words.view(np.int64)
 
 

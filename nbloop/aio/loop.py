@@ -39,7 +39,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..errors import ForkedLoopError, LoopTerminatedError
 from ..kernels.base.kernel import data, method
 from ..kernels.methods import asyncio_methods as kernels
-from ..kernels.methods.asyncio_methods import AIO, AioWords
+from ..kernels.methods.asyncio_methods import AIO, FAR, AioWords
+from ..kernels.turn.stream import flush_streams
 from ..loop import Loop
 from .handles import Handle, TimerHandle, new_words, run, run_watched, tools_watch
 from .selector import Selector
@@ -47,7 +48,6 @@ from .transports import KERNELS_READ, StreamTransport, new_buffer
 
 base_events: Any = _base_events  # its stubs do not name what is wanted of it
 
-FAR = 1e10  # s on the clock: later than its end, so never, as is what no float can be
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # after which a listener rests
 WHOLE_QUEUE = 1 << 40  # tasks in a turn: asyncio's turn, too, runs all that is ready when it begins
 
@@ -104,12 +104,15 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
             self.time = self._now  # type: ignore[method-assign] # no Python frame
         self._received = new_buffer()
         self._unseen = Handle(Handle.cancel, (), self, copy_context())  # for a caller that does not look at it
+        self._flush = flush_streams.bind(self._core._state)
         words = new_words()
         self._runner = kernels.handle_run.bind(words)
         for at, word in (
             (AIO.STATE, data(id(self._core._state))),
             (AIO.UNSEEN, id(self._unseen)),
             (AIO.RUNNER, id(self._runner)),
+            (AIO.SUBMIT, id(self._submit)),
+            (AIO.CLOCK, id(self._now) if type(self).call_at is EventLoop.call_at else 0),
         ):
             words[at // 8] = word
         self._words = words
@@ -141,6 +144,24 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
     ) -> asyncio.Handle:
         """`call_soon` from any thread, signal handlers included. It wakes the loop only if that sleeps."""
 
+    @method(kernels.aio_call_later)
+    def call_later(  # type: ignore[override, empty-body]
+        self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """Run ``callback(*args)`` once, no earlier than `delay` seconds from now. O(1) for what is far, else O(log n).
+        Any thread.
+        """
+
+    @method(kernels.aio_call_at)
+    def call_at(  # type: ignore[override, empty-body]
+        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """Run ``callback(*args)`` once, no earlier than `when` on the clock of `time`; otherwise as `call_later`."""
+
+    @method(kernels.aio_timer_cancelled)
+    def _timer_handle_cancelled(self, handle: TimerHandle) -> None:
+        """What a timer's `cancel` asks for."""
+
     @method(kernels.aio_create_future)
     def create_future(self) -> asyncio.Future[Any]:  # type: ignore[empty-body]
         """A future of this loop. Any thread."""
@@ -169,10 +190,9 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         self._add_callback(handle)
         return handle
 
-    def call_later(  # type: ignore[override]
+    def _call_later(
         self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
-        """Run ``callback(*args)`` once, no earlier than `delay` seconds from now."""
         if delay is None:
             raise TypeError("delay must be a number of seconds, not None")
         timer = self.call_at(self.time() + delay, callback, *args, context=context)
@@ -180,10 +200,9 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
             self._forget_frame(timer)
         return timer
 
-    def call_at(  # type: ignore[override]
+    def _call_at(
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
-        """Run ``callback(*args)`` once, no earlier than `when` on the clock of `time`."""
         if when is None:
             raise TypeError("when must be a number of seconds, not None")
         timer = TimerHandle(when, callback, args, self, copy_context() if context is None else context)
@@ -198,9 +217,6 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
             self._check_closed()
             raise
         return timer
-
-    def _timer_handle_cancelled(self, handle: TimerHandle) -> None:
-        self._core.cancel_timer(handle._scheduled)
 
     def _add_callback(self, handle: asyncio.Handle) -> None:
         try:
@@ -221,7 +237,10 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
             self._core.run()
         finally:
             self._core._record["stop"] = 0  # one that an exception has overtaken: asyncio forgets it, too
-            self._run_forever_cleanup()
+            try:
+                self._flush()
+            finally:
+                self._run_forever_cleanup()
 
     def stop(self) -> None:
         """Have `run_forever` return after the turn in progress, or after the first one of the next. Any thread."""

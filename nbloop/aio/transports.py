@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import warnings
 import weakref
 from asyncio import selector_events as _selector_events
 from collections.abc import Callable
@@ -26,7 +27,7 @@ import numpy as np
 from ..kernels.base.capi import SYS_EPOLL_PWAIT
 from ..kernels.base.kernel import method
 from ..kernels.turn import stream as kernels
-from ..kernels.turn.stream import BUFFER_SIZE, StreamWords
+from ..kernels.turn.stream import BUFFER_SIZE, QUEUED_MOST, StreamWords
 
 KERNELS_READ = sys.platform == "linux" and SYS_EPOLL_PWAIT != 0  # elsewhere Python waits, and asyncio's transports read
 
@@ -38,10 +39,13 @@ class Stream(StreamWords):
 
     __slots__ = ()
 
-    def __init__(self, owner: StreamTransport, fd: int, buffer: Any, other: Callable[[int, int], object]) -> None:
+    def __init__(self, owner: StreamTransport, fd: int, loop: Any) -> None:
         self._clear = None
         names = "data_received", "get_buffer", "buffer_updated"
-        self._made = (None, weakref.ref(owner), fd, buffer, *names, other, _ended, _unsent)
+        self._made = (
+            *(None, weakref.ref(owner), fd, loop._received, *names),
+            *(loop._selector._ready, _ended, _unsent, loop._core._state, True),
+        )
         self.aim(None)
 
     @method(kernels.stream_ready)
@@ -50,7 +54,11 @@ class Stream(StreamWords):
 
     @method(kernels.stream_write)
     def write(self, data: Any, /) -> None:
-        """Send what the system takes at once; the transport keeps the rest."""
+        """Send before the loop polls, or now if it is much; the transport keeps what the system does not take."""
+
+    @method(kernels.stream_flush_now)
+    def flush(self) -> None:
+        """Send now what `write` has left for the end of the turn. Any thread."""
 
     @method(kernels.stream_aim)
     def aim(self, target: tuple[Any, Context, Literal[True] | None] | None, /) -> None:
@@ -74,7 +82,7 @@ class StreamTransport(_SocketTransport):  # type: ignore[misc]
 
     def __init__(self, loop: Any, sock: Any, protocol: Any, *arguments: Any, **more: Any) -> None:
         self._reads_in: Context | None = None
-        self._stream = Stream(self, sock.fileno(), loop._received, loop._selector._ready)
+        self._stream = Stream(self, sock.fileno(), loop)
         super().__init__(loop, sock, protocol, *arguments, **more)
         del self._write_ready  # asyncio's is a cycle, which its first 3.13 leaves to the collector; below is the same
         self.write = self._stream.write  # type: ignore[method-assign, assignment] # no Python frame
@@ -131,35 +139,41 @@ class StreamTransport(_SocketTransport):  # type: ignore[misc]
     # --- writing
 
     def _judge(self) -> None:
-        """May the next bytes go straight to the system?"""
+        """May the next bytes go to the system, and may they wait for the end of the turn?"""
         waits = self._buffer or self._eof or self._conn_lost or self._empty_waiter is not None or self._sock is None
-        self._stream._clear = None if waits else True
+        self._stream._clear = None if waits else self._high_water >= QUEUED_MOST
 
     def write(self, data: Any) -> None:
+        self._stream.flush()
         try:
             super().write(data)
         finally:
             self._judge()
 
     def _write_unsent(self, data: Any, sent: int | None) -> None:
-        """After the kernel: the system took `sent` bytes, or refused with errno -`sent`; None: it was not asked."""
+        """After the kernel: the system took `sent` bytes, or refused with errno -`sent`; None: it was not asked. The
+        data are a list if there were several.
+        """
         if sent is None:
             StreamTransport.write(self, data)
         elif sent < 0:
             self._failed(-sent, "Fatal write error on socket transport")
         else:
             self._loop._add_writer(self._sock_fd, self._write_ready)
-            self._buffer.append(memoryview(data)[sent:])
+            self._buffer.extend([memoryview(one) for one in (data if isinstance(data, list) else (data,))])
+            self._adjust_leftover_buffer(sent)
             self._stream._clear = None
             self._maybe_pause_protocol()
 
     def writelines(self, list_of_data: Any) -> None:
+        self._stream.flush()
         try:
             super().writelines(list_of_data)
         finally:
             self._judge()
 
     def write_eof(self) -> None:
+        self._stream.flush()
         try:
             super().write_eof()
         finally:
@@ -173,7 +187,23 @@ class StreamTransport(_SocketTransport):  # type: ignore[misc]
 
     _write_ready = _write_sendmsg
 
+    def is_closing(self) -> bool:
+        self._stream.flush()  # `drain` asks it, so as to wait for `connection_lost` if the system has refused
+        return self._closing  # type: ignore[no-any-return]
+
+    def get_write_buffer_size(self) -> int:
+        self._stream.flush()
+        return super().get_write_buffer_size()  # type: ignore[no-any-return]
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self._stream.flush()
+        try:
+            super().set_write_buffer_limits(high, low)
+        finally:
+            self._judge()
+
     def _make_empty_waiter(self) -> Any:
+        self._stream.flush()
         try:
             return super()._make_empty_waiter()
         finally:
@@ -186,12 +216,19 @@ class StreamTransport(_SocketTransport):  # type: ignore[misc]
     # --- the end
 
     def close(self) -> None:
+        self._stream.flush()
         super().close()
         self._judge()
 
     def _force_close(self, exc: BaseException | None) -> None:
+        self._stream.flush()
         super()._force_close(exc)
         self._judge()
+
+    def __del__(self, _warn: Callable[..., object] = warnings.warn) -> None:
+        if self._sock is not None:
+            self._stream.flush()
+        super().__del__(_warn)
 
     def _call_connection_lost(self, exc: BaseException | None) -> None:
         self._stream._clear = None

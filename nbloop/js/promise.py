@@ -45,11 +45,12 @@ type AnyFuture = concurrent.futures.Future[Any] | asyncio.Future[Any]
 class Owner(Protocol):
     """A `JS`, as the promises and coroutines that it makes see it."""
 
-    loop: Lifecycle
     debug: bool
     rejections: Rejections
     _view: View
 
+    @property
+    def loop(self) -> Lifecycle: ...
     @property
     def clear_timeout(self) -> Callable[[int], bool]: ...
     @property

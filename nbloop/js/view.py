@@ -32,7 +32,7 @@ from .waits import Events, Once, Queue, Sleep, interval
 type Callback = Callable[..., object]
 
 
-class JS(Unique):
+class JS[L: Lifecycle = Any](Unique):
     """The JavaScript view of `loop`. Every method from any thread, and errors as the loop's own scheduling calls.
 
     A coroutine function given as a callback (also a method, `functools.partial` or callable object of one) is spawned
@@ -42,14 +42,12 @@ class JS(Unique):
     checkpoint; without it they go to the logger ``nbloop``.
     """
 
-    def __init__(
-        self, loop: Lifecycle, *, on_unhandled_rejection: Callable[[Any, Promise[Any]], object] | None = None
-    ) -> None:
+    def __init__(self, loop: L, *, on_unhandled_rejection: Callable[[Any, Promise[Any]], object] | None = None) -> None:
         if not isinstance(loop, Lifecycle):
             raise TypeError(f"loop must be a nbloop.Loop, not {loop!r}")
         if on_unhandled_rejection is not None and not callable(on_unhandled_rejection):
             raise TypeError(f"on_unhandled_rejection must be callable or None, not {on_unhandled_rejection!r}")
-        self.loop = loop
+        self.loop: L = loop
         self.debug = loop.debug
         self.performance = Performance(loop.now)
         self.rejections = Rejections(self, on_unhandled_rejection)

@@ -50,7 +50,7 @@ class Retries:
     chunks: int
     """The pool: stacks of free chunks and slabs."""
     slots: int
-    """Slots of timers, immediates and descriptors: their stack, and words that one thread cancels while another arms
+    """Slots of timers, immediates and descriptors: their stacks, and words that one thread cancels while another arms
     or fires them.
     """
 
@@ -146,7 +146,7 @@ def totals(loop: Measured) -> Contention:
             remote=int(remote["retries"]),
             producers=int(record["ready_retries"]),
             chunks=int(pool["free_retries"]) + int(pool["free_slabs_retries"]),
-            slots=int(record["timers"]["retries"]),
+            slots=int(record["timers"]["retries"]) + int(record["timers"]["resting_retries"]),
         ),
     )
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import decimal
+import fractions
 import gc
 import math
 import os
@@ -26,6 +28,8 @@ from nbloop.kernels.base.capi import Py_IncRef
 from nbloop.kernels.ingress.ticket_queue import queue_cell, queue_segment
 from nbloop.testing import VirtualClock
 from tests.support.waiting import PATIENCE
+
+COMPILED = os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0")
 
 
 @pytest.fixture
@@ -359,7 +363,14 @@ def test_call_soon_refuses(aio):
 def test_a_loop_that_was_not_made_refuses():
     """What `__new__` alone made has no words."""
     loop = nbloop.EventLoop.__new__(nbloop.EventLoop)
-    for call in (lambda: loop.call_soon(print), lambda: loop.call_soon_threadsafe(print), loop.create_future):
+    for call in (
+        lambda: loop.call_soon(print),
+        lambda: loop.call_soon_threadsafe(print),
+        lambda: loop.call_later(1, print),
+        lambda: loop.call_at(1, print),
+        lambda: loop._timer_handle_cancelled(None),
+        loop.create_future,
+    ):
         with pytest.raises(TypeError):
             call()
     with pytest.raises(TypeError):
@@ -595,6 +606,152 @@ def test_delays(aio):
     assert not aio.core.alive()
 
 
+class Odd(float):
+    """A number that is not exactly a float."""
+
+
+@pytest.mark.parametrize("number", [0, 1, 0.25, -2.5, True, Odd(0.125), fractions.Fraction(1, 4), 10**400, 9.3e9])
+def test_a_timer_of_any_number(aio, number):
+    """`when` of a timer is what asyncio says: the sum with the clock, or what was given."""
+    before = aio.time()
+    later = None if number == 10**400 else aio.call_later(number, print)
+    after = aio.time()
+    assert later is None or (type(later.when()) is float and before + number <= later.when() <= after + number)
+    at = aio.call_at(number, print)
+    assert at.when() is number
+    for timer in (later, at) if later is not None else (at,):
+        assert isinstance(timer, asyncio.TimerHandle)
+        assert timer.get_context() is not contextvars.copy_context()
+        assert "print" in repr(timer)
+        timer.cancel()
+        assert "cancelled" in repr(timer)
+    assert not aio.core.alive()
+
+
+def test_a_timer_of_any_call(aio):
+    """In every form of the call, with arguments, in its context."""
+    color = contextvars.ContextVar("color", default="none")
+    context = contextvars.copy_context()
+    context.run(color.set, "given")
+    seen = []
+
+    def note(*values):
+        seen.append((*values, color.get()))
+
+    now = aio.time()
+    timers = [
+        aio.call_later(0, note),
+        aio.call_later(0.0, note, 1, 2),
+        aio.call_later(0, note, 3, context=None),
+        aio.call_later(0, note, 4, context=context),
+        aio.call_later(delay=0, callback=note),
+        aio.call_at(now, note, 5, **{"".join(("con", "text")): context}),
+        aio.call_at(when=now, callback=note, context=context),
+    ]
+    color.set("later")
+    assert [timer.get_context() is context for timer in timers] == [False, False, False, True, False, True, True]
+    assert len({id(timer) for timer in timers}) == len(timers)
+    aio.call_later(0.001, aio.stop)
+    aio.run_forever()
+    wanted = [(), (1, 2), (3,), (4, "given"), (), (5, "given"), ("given",)]
+    assert sorted(seen, key=str) == sorted((one if "given" in one else (*one, "none") for one in wanted), key=str)
+    for call in (aio.call_later, aio.call_at):
+        for arguments, keywords in (((), {}), ((0,), {}), ((0, note), {"contexts": context}), (("soon", note), {})):
+            with pytest.raises(TypeError):
+                call(*arguments, **keywords)
+    with pytest.raises(TypeError):
+        aio.call_later(decimal.Decimal(1), note)  # no sum with a float
+    assert not aio.core.alive()
+
+
+def test_a_call_at_of_a_subclass_is_used():
+    """`call_later` goes through it, as in asyncio."""
+
+    class Noting(nbloop.EventLoop):
+        def call_at(self, when, callback, *args, context=None):
+            self.noted.append(callback)
+            return super().call_at(when, callback, *args, context=context)
+
+    loop = Noting()
+    loop.noted = []
+    loop.call_later(0, loop.stop)
+    loop.run_forever()
+    loop.close()
+    assert loop.noted == [loop.stop]
+
+
+def test_what_others_write_into_a_timer(aio):
+    """It is refused, and is not a crash."""
+    timer = aio.call_later(1000, print)
+    number = timer._scheduled
+    for odd in ("1", None, object()):
+        timer._scheduled = odd
+        with pytest.raises(TypeError):
+            timer.cancel()
+    del timer._scheduled
+    with pytest.raises(AttributeError):
+        timer.cancel()
+    timer._scheduled = 10**30
+    with pytest.raises(AttributeError):
+        aio._timer_handle_cancelled(print)
+    aio._timer_handle_cancelled(timer)
+    assert aio.core.alive()
+    timer._scheduled = number
+    timer.cancel()
+    assert not aio.core.alive()
+
+
+def test_timers_leave_nothing(aio):
+    """Fired, cancelled, refused, forgotten: all of it is gone at once, without a collection."""
+
+    class Held:
+        def __call__(self, *_values):
+            pass
+
+    def gone_after(use):
+        held = Held()
+        gone = weakref.ref(held)
+        use(held)
+        del held
+        return gone() is None
+
+    def cancelled(held):
+        aio.call_later(1000, held, held).cancel()
+
+    def fired(held):
+        aio.call_later(0, held, held)
+        aio.call_at(0, aio.stop)
+        aio.run_forever()
+
+    def refused(held):
+        with pytest.raises(TypeError):
+            aio.call_later("1", held, held)
+        with pytest.raises(ValueError, match="deadline"):
+            aio.call_at(math.nan, held, held)
+
+    gc.disable()
+    try:
+        assert all(gone_after(use) for use in (cancelled, fired, *([refused] if COMPILED else ())))
+        aio.close()
+        with pytest.raises(RuntimeError, match="closed"):
+            aio.call_later(1, print)
+    finally:
+        gc.enable()
+
+
+def test_timers_are_cancelled_from_any_thread(running, together):
+    """While others fire; each runs with its arguments or not at all, and none is left."""
+    ran = []
+    for _ in range(100):
+        timers = [running.call_later(0.0001 * (n % 5), ran.append, n) for n in range(50)]
+        together(3, lambda number, timers=timers: [timer.cancel() for timer in timers[number % 2 :: 2]])
+        assert all(timer.cancelled() for timer in timers)
+    asyncio.run_coroutine_threadsafe(asyncio.sleep(0), running).result(PATIENCE)
+    assert running.errors == []
+    assert all(isinstance(n, int) for n in ran)
+    assert not running.core.alive()
+
+
 def test_timer_is_never_early(aio):
     """By an independent clock."""
     for delay in (0.0001, 0.001, 0.0123):
@@ -799,8 +956,8 @@ def test_debug(aio, caplog):
     aio.slow_callback_duration = 0.01
     aio.call_soon(time.sleep, 0.02)
     aio.call_later(0, time.sleep, 0.02)
-    timer = aio.call_later(0.05, aio.stop)
-    assert timer._source_traceback[-1].name == "test_debug"
+    for timer in (aio.call_later(0.05, aio.stop), aio.call_at(aio.time() + 0.05, int)):
+        assert not COMPILED or timer._source_traceback[-1].name == "test_debug"  # or it is a frame of a kernel
     aio.run_forever()
     slow = [record.getMessage() for record in caplog.records if "Executing" in record.getMessage()]
     assert len(slow) == 2

@@ -111,7 +111,7 @@ def unique(make_loop, tmp_path):
         end.callback(watchdog.stop)
         aio = nbloop.new_event_loop()
         end.callback(aio.close)
-        stream = Stream(aio, 0, None, print)
+        stream = Stream(aio, 0, aio)
         clock_loop = make_loop()
         group = nbloop.LoopGroup(1)
         end.callback(group.close)

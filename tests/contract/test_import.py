@@ -146,3 +146,33 @@ def test_methods_show_their_documentation(loop):
         assert inspect.getdoc(method) == inspect.getdoc(documented)
         names = list(inspect.signature(documented).parameters)[1:]
         assert list(inspect.signature(method).parameters) == names
+
+
+@pytest.mark.parametrize("kind", ["legacy", "isolated"])
+@pytest.mark.parametrize("first", [False, True])
+def test_a_subinterpreter_is_refused(run_script, kind, first):
+    """contract, Forked copies: ImportError, whether the main interpreter has imported nbloop or not; there it works."""
+    out = run_script(
+        f"""
+        import _interpreters as interpreters
+        if {first}:
+            import nbloop
+        other = interpreters.create({kind!r})
+        failed = interpreters.run_string(other, '''if True:
+            try:
+                import nbloop
+            except ImportError as error:
+                print(error, flush=True)
+        ''')
+        assert failed is None, failed
+        interpreters.destroy(other)
+        import nbloop
+        loop, ran = nbloop.Loop(auto_exit=True), []
+        loop.submit(ran.append, "works")
+        loop.run()
+        print(*ran)
+        """
+    )
+    refused, works = out.splitlines()
+    assert refused.startswith("nbloop works in the main interpreter only")
+    assert works == "works"

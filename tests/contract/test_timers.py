@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import itertools
 import random
 import socket
@@ -12,6 +13,8 @@ import time
 import pytest
 
 from nbloop import FastPathMode, IOEvents
+from nbloop.kernels.state.traverse import traverse_loop
+from tests.support.waiting import PATIENCE, wait_for
 
 
 def test_never_early(loop):
@@ -667,3 +670,78 @@ def test_site_of_a_deadline(make_loop):
     loop.schedule_timer_at(0, divmod, 1, 0)
     loop.run()
     assert "test_site_of_a_deadline" in str(told[0]["scheduled_at"])
+
+
+class TestAfterAPeak:
+    """The memory of slots goes back in the turns before a sleep, and nobody notices."""
+
+    PEAK = 40_000
+    KEPT = 20 * 1024  # slots: 16 slabs are always kept, and the survivors lie in others
+
+    def slots_left(self, loop):
+        """Slots of slabs that are not at rest."""
+        record = loop._record["timers"]
+        return int(record["slot_count"]) - 1024 * int(record["rest_count"])
+
+    def settle(self, loop, left):
+        """Run until so few slots are left."""
+        until = time.monotonic() + PATIENCE
+        while self.slots_left(loop) > left:
+            assert time.monotonic() < until, "the memory of slots is kept"
+            loop.schedule_timer(0.001, loop.stop)
+            loop.run()
+
+    def test_survivors_and_ids(self, loop):
+        """Timers that are left fire; the collector sees their callbacks; an id never comes again, and a stale one
+        cancels nothing.
+        """
+        callbacks = [functools.partial(ran.append, n) for ran in [[]] for n in range(3)]
+        ids = [loop.schedule_timer(600, len, ()) for _ in range(self.PEAK)]
+        live = [loop.schedule_timer(600, callback) for callback in callbacks]
+        assert all(loop.cancel_timers(ids))
+        self.settle(loop, self.KEPT)
+        if traverse_loop.address:  # the collector sees nothing of plain Python
+            assert {id(callback) for callback in callbacks} <= set(map(id, gc.get_referents(loop._state)))
+        assert not any(loop.cancel_timers(ids))
+        again = [loop.schedule_timer(600, len, ()) for _ in range(self.PEAK)]
+        assert len({*ids, *live, *again}) == 2 * self.PEAK + 3
+        assert not any(loop.cancel_timers(ids))
+        assert all(loop.cancel_timers([*live, *again]))
+        assert not loop.alive()
+        self.settle(loop, self.KEPT)
+
+    def test_timers_that_fired(self, loop):
+        """Not only cancelled ones; and those that other threads armed."""
+        ran, armed = [], threading.Event()
+        with loop:
+            loop.submit(armed.wait, PATIENCE)  # so that none fires before all are armed
+            for _ in range(self.PEAK):
+                loop.schedule_timer(0, ran.append, 1)
+            armed.set()
+            wait_for(lambda: len(ran) == self.PEAK)
+            wait_for(lambda: self.slots_left(loop) <= self.KEPT)
+
+    @pytest.mark.parametrize("fast", list(FastPathMode))
+    def test_descriptors_are_polled_meanwhile(self, make_loop, pair, fast):
+        """A descriptor that is ready does not wait until all slots are sorted."""
+        if fast is FastPathMode.FORCED:
+            pytest.skip("it has no descriptors")
+        loop = make_loop(fast_path_mode=fast)
+        here, there = pair()
+        unsorted = []
+
+        def readable(_fd, _events):
+            unsorted.append(int(loop._record["timers"]["unsorted"]))
+            loop.stop()
+
+        loop.register_fd(here.fileno(), IOEvents.READ, readable)
+        ids = [loop.schedule_timer(600, len, ()) for _ in range(self.PEAK)]
+        loop.submit(loop.stop)
+        loop.run()
+        assert all(loop.cancel_timers(ids))
+        there.send(b"x")
+        loop.run()
+        assert unsorted == [0] or unsorted[0] > self.PEAK // 2
+        assert self.slots_left(loop) > self.PEAK // 2, "all was sorted first"
+        here.recv(1)
+        self.settle(loop, self.KEPT)

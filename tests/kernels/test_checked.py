@@ -27,7 +27,7 @@ PLANTED = {
         "rings",
     ),
     "a slot of the next slab": (
-        "slots.slot_at",
+        "slot_slabs.slot_at",
         "slot & (PER_SLAB - 1)",
         "slot & (PER_SLAB - 1) | PER_SLAB",
         "timers",

@@ -22,7 +22,7 @@ from nbloop.kernels.base.capi import FUTEX_WAIT_PRIVATE, Py_DecRef, Py_IncRef  #
 from nbloop.kernels.base.kernel import TwinMethod, kernels  # noqa: E402
 from nbloop.kernels.calls import invoke, remote  # noqa: E402
 from nbloop.kernels.ingress import parking  # noqa: E402
-from nbloop.kernels.memory import slots  # noqa: E402
+from nbloop.kernels.memory import slot_slabs, slots  # noqa: E402
 from nbloop.kernels.methods import (  # noqa: E402
     lifetime,
     scheduling,
@@ -452,7 +452,7 @@ class TimerModel:
             spare = int(words["spare"])
             while spare:
                 free.append(spare - 1)
-                spare = atomics.get(slots.slot_at(world.memory.timers, spare - 1) + layout.SLOT.PLACE)
+                spare = atomics.get(slot_slabs.slot_at(world.memory.timers, spare - 1) + layout.SLOT.PLACE)
             assert sorted(free) == list(range(int(words["slot_count"]))), "a slot was lost, or is free twice"
 
 

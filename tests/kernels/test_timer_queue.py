@@ -16,7 +16,8 @@ from nbloop.kernels.base import layout
 from nbloop.kernels.base.atomics import first_bit, load, store
 from nbloop.kernels.base.layout import SLOT, SLOT_BITS, SLOT_LIMIT
 from nbloop.kernels.ingress.parking import FOREVER
-from nbloop.kernels.memory.slots import slot_at, slot_free, slot_take
+from nbloop.kernels.memory.slot_slabs import slot_at
+from nbloop.kernels.memory.slots import slot_free, slot_take
 from nbloop.kernels.timers import buckets, timer_queue
 from nbloop.kernels.timers.buckets import GRAIN_BITS, bucket_at, bucket_chunk, bucket_for, bucket_start
 from nbloop.kernels.timers.timer_heap import heap_pop, order_of

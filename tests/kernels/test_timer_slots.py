@@ -18,7 +18,7 @@ from nbloop.kernels.base import layout
 from nbloop.kernels.base.atomics import get, put
 from nbloop.kernels.base.capi import Py_DecRef, Py_IncRef
 from nbloop.kernels.ingress.ticket_queue import queue_close
-from nbloop.kernels.memory import slots
+from nbloop.kernels.memory import slot_slabs, slots
 from nbloop.kernels.methods import lifetime, timer_methods
 from nbloop.kernels.timers import timer_slots
 from tests.support import naive, rig
@@ -172,7 +172,7 @@ def test_no_id_is_zero() -> None:
     memory = rig.Memory()
     slot = slots.slot_take(memory.timers)
     assert slot == 0
-    record = slots.slot_at(memory.timers, slot)
+    record = slot_slabs.slot_at(memory.timers, slot)
     last = slots.slot_open(memory.timers, slot, 8, 1)
     assert last > 0
     put(record + layout.SLOT.WORD, slots.GENERATION_MASK << slots.GENERATION_SHIFT)
@@ -207,13 +207,13 @@ def test_slots_of_large_maps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once there are many, a map has many slabs: every slot once, each with its own 64 bytes, zeroed."""
     memory = rig.Memory()
     before = set(rig.maps.living)
-    monkeypatch.setattr(slots, "MANY", 4 * slots.PER_SLAB)
-    count = 4 * slots.PER_SLAB + 2 * slots.MANY
+    monkeypatch.setattr(slot_slabs, "MANY", 4 * slot_slabs.PER_SLAB)
+    count = 4 * slot_slabs.PER_SLAB + 2 * slot_slabs.MANY
     taken = [slots.slot_take(memory.timers) for _ in range(count)]
     assert sorted(taken) == list(range(count))
     assert memory.record["timers"]["slot_count"] == count
     assert len(set(rig.maps.living) - before) == 4 + 2
-    places = sorted(slots.slot_at(memory.timers, slot) for slot in taken)
+    places = sorted(slot_slabs.slot_at(memory.timers, slot) for slot in taken)
     assert all(place % layout.SLOT_BYTES == 0 for place in places)
     assert all(after - place >= layout.SLOT_BYTES for place, after in itertools.pairwise(places))
     assert all(get(place + layout.SLOT.WORD) == 0 for place in places)
@@ -222,7 +222,7 @@ def test_slots_of_large_maps(monkeypatch: pytest.MonkeyPatch) -> None:
     assert slots.slot_take(memory.timers) == -1
     slots.slot_free(memory.timers, taken[-1])
     assert slots.slot_take(memory.timers) == taken[-1]
-    slots.slots_end(memory.timers)  # while maps are as small
+    slot_slabs.slots_end(memory.timers)  # while maps are as small
     assert set(rig.maps.living) == before
 
 
@@ -230,22 +230,22 @@ def test_the_last_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     """A large map that would go beyond the last number is a small one; then there is none, and nothing is lost."""
     memory = rig.Memory()
     before = set(rig.maps.living)
-    monkeypatch.setattr(slots, "MANY", 4 * slots.PER_SLAB)
-    monkeypatch.setattr(slots, "SLOT_LIMIT", 13 * slots.PER_SLAB)
-    taken = {slots.slot_take(memory.timers) for _ in range(13 * slots.PER_SLAB)}
-    assert taken == set(range(13 * slots.PER_SLAB))
+    monkeypatch.setattr(slot_slabs, "MANY", 4 * slot_slabs.PER_SLAB)
+    monkeypatch.setattr(slot_slabs, "SLOT_LIMIT", 13 * slot_slabs.PER_SLAB)
+    taken = {slots.slot_take(memory.timers) for _ in range(13 * slot_slabs.PER_SLAB)}
+    assert taken == set(range(13 * slot_slabs.PER_SLAB))
     assert len(set(rig.maps.living) - before) == 4 + 2 + 1
     assert slots.slot_take(memory.timers) == -1
-    assert memory.record["timers"]["slot_count"] == 13 * slots.PER_SLAB
+    assert memory.record["timers"]["slot_count"] == 13 * slot_slabs.PER_SLAB
     assert len(set(rig.maps.living) - before) == 4 + 2 + 1
-    slots.slots_end(memory.timers)  # while maps are as small
+    slot_slabs.slots_end(memory.timers)  # while maps are as small
     assert set(rig.maps.living) == before
 
 
 def test_threads_make_large_maps_at_once() -> None:
     """More timers than small slabs have, armed by four threads; each id is its own, and each cancel finds its timer."""
     loop, ids = Loop(), [list[int]() for _ in range(4)]
-    share = 3 * slots.MANY // 8
+    share = 3 * slot_slabs.MANY // 8
     barrier = threading.Barrier(4)
 
     def arm(mine: list[int]) -> None:
@@ -259,7 +259,7 @@ def test_threads_make_large_maps_at_once() -> None:
         thread.join(60)
     every = [identifier for mine in ids for identifier in mine]
     assert len({identifier & (layout.SLOT_LIMIT - 1) for identifier in every}) == 4 * share
-    assert loop._record["timers"]["slot_count"] > slots.MANY
+    assert loop._record["timers"]["slot_count"] > slot_slabs.MANY
     assert all(loop.cancel_timer(identifier) for identifier in every)
     assert not any(loop.cancel_timers(every))
     assert not loop.alive()
@@ -292,5 +292,5 @@ def test_a_foreign_arm_that_is_refused(monkeypatch: pytest.MonkeyPatch, end: str
     assert sys.getrefcount(callback) == before + (end == "closed")
     if end == "closed":
         Py_DecRef(id(callback))
-    assert get(slots.slot_at(memory.timers, 0) + layout.SLOT.WORD) & slots.STATE_MASK == slots.SPENT
+    assert get(slot_slabs.slot_at(memory.timers, 0) + layout.SLOT.WORD) & slots.STATE_MASK == slots.SPENT
     assert slots.slot_take(memory.timers) == 0  # free again

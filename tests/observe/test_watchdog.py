@@ -192,7 +192,7 @@ def test_its_thread_ends_with_the_loop(make_loop: Callable[..., Loop], wait_for:
 def test_a_handler_that_refers_to_its_loop_does_not_keep_it(wait_for: Any) -> None:
     loop = Loop()
     loop.watch(1e6, lambda blockage, loop=loop: loop.stop())
-    thread = next(iter(loop._parts))._thread
+    thread = next(reversed(loop._parts))._thread
     gone = weakref.ref(loop)
     del loop
     gc.collect()

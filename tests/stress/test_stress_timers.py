@@ -200,3 +200,37 @@ def test_collector_is_not_held_up_by_a_sleeping_loop() -> None:
             gc.collect()
             assert time.monotonic() - start < 5.0
         assert loop.state in (nbloop.LoopState.SLEEPING, nbloop.LoopState.RUNNING)
+
+
+def test_slots_go_back_while_others_take_them() -> None:
+    """Peaks of timers on three threads, while the loop sends slabs of slots to rest between them: each id is new, each
+    cancel finds its own timer, and a stale id none.
+    """
+    loop, peak, rounds = nbloop.Loop(), 40_000, scaled(4, 1)
+    wrong: list[str] = []
+    every: set[int] = set()
+    loop.start()
+
+    def peaks(crew: int) -> None:
+        mine: list[int] = []
+        for _ in range(rounds):
+            ids = [loop.schedule_timer(NEVER + number, len, ()) for number in range(peak)]
+            some = random.Random(crew).sample(ids, peak)
+            if not all(loop.cancel_timers(some)) or any(loop.cancel_timers(mine[-2 * peak :])):
+                wrong.append("a cancel")
+            mine += ids
+        every.update(mine)
+
+    with crowd() as threads:
+        for crew in range(3):
+            threads.add(peaks, crew)
+    assert not wrong
+    assert len(every) == 3 * rounds * peak
+    flush(loop)
+    deadline = time.monotonic() + PATIENCE
+    record = loop._record["timers"]
+    while int(record["slot_count"]) - 1024 * int(record["rest_count"]) > 32 * 1024:
+        assert time.monotonic() < deadline, "the memory of slots is kept"
+        flush(loop, 0.001)
+    assert not loop.alive()
+    loop.shutdown(PATIENCE)

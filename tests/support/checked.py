@@ -319,6 +319,14 @@ def install() -> None:
         checker.forget(address)
         return free(address)
 
+    append = capi.PyList_Append
+
+    def appending(address: int, item: int) -> int:
+        status = append(address, item)
+        checker.made(address)  # its items may have moved
+        return status
+
+    replace(append, appending)
     replace(take, taking)
     replace(give, giving)
     replace(malloc, lambda size: checker.took(malloc(size), size))

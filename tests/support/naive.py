@@ -41,6 +41,26 @@ class Pool:
         self.taken.remove(number)
 
 
+class Slots:
+    """Numbers that are out, each under an id that nobody ever had before."""
+
+    def __init__(self) -> None:
+        self.taken: dict[int, int] = {}  # ids by number
+        self.ids: set[int] = set()
+
+    def take(self, number: int) -> None:
+        assert number not in self.taken, "a number with two owners"
+        self.taken[number] = 0
+
+    def name(self, number: int, identifier: int) -> None:
+        assert identifier not in self.ids, "an id that somebody had before"
+        self.taken[number] = identifier
+        self.ids.add(identifier)
+
+    def give(self, number: int) -> None:
+        del self.taken[number]
+
+
 class Queue:
     """A deque that can be closed, and hold no more than `limit`."""
 

@@ -11,23 +11,36 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, settings
 
 from nbloop.channel import Room
 from nbloop.kernels.base import layout
-from nbloop.kernels.base.atomics import get, put
+from nbloop.kernels.base.atomics import get, load, put, store
 from nbloop.kernels.base.capi import Py_DecRef
 from nbloop.kernels.base.kernel import Kernel, TwinMethod, data
 from nbloop.kernels.calls.remote import fetch_remote
 from nbloop.kernels.ingress.ticket_queue import chunks_reserve
-from nbloop.kernels.memory import system
+from nbloop.kernels.memory import slot_slabs, slots, system
 from nbloop.kernels.memory.pool import pool_address, pool_end, pool_give
 from nbloop.kernels.memory.ring import ring_end, ring_length, ring_pop
-from nbloop.kernels.memory.slots import slots_end
-from nbloop.kernels.memory.stack import INDEX_MASK
+from nbloop.kernels.memory.slot_slabs import GENERATION_SHIFT, slab_rests, slot_at, slots_end, slots_trim
+from nbloop.kernels.memory.slots import (
+    ARMED,
+    STATE_MASK,
+    slot_free,
+    slot_free_here,
+    slot_of,
+    slot_open,
+    slot_take,
+    slot_take_here,
+)
+from nbloop.kernels.memory.stack import INDEX_BITS, INDEX_MASK
 from nbloop.kernels.methods import batch
+from nbloop.kernels.state import traverse
 from nbloop.kernels.state.state import State, make_channel_state, make_loop_state
 from nbloop.kernels.timers.timer_heap import heap_end
+from tests.support import naive
 
 # One machine's share of the suite: some seconds. A failure prints the blob that repeats it.
 MACHINE = settings(
@@ -166,6 +179,117 @@ def stacked(head: int, links: int) -> list[int]:
         assert len(found) <= layout.SLOT_LIMIT, "a cycle"
         index = get(links + ((index - 1) << 3))
     return found
+
+
+def small_slabs(patch: pytest.MonkeyPatch, per_slab: int, most: int, *, keep: int, pages: bool = True) -> None:
+    """Slabs of so few slots, at most so many; `keep` of them never rest. Mappings of several slabs if each is whole
+    `pages`. Portions are small too.
+    """
+    values = {
+        "PER_SLAB": per_slab,
+        "SLOTS_PER_SLAB_BITS": per_slab.bit_length() - 1,
+        "MANY": (4 if pages else most) * per_slab,
+        "SLOT_LIMIT": most * per_slab,
+        "KEEP_SLABS": keep,
+        "SPARES_MOST": 8,
+        "PORTION": 3 * per_slab,
+        "REST_COST": per_slab // 2,
+    }
+    for module in (slot_slabs, slots, traverse):
+        for name in values.keys() & vars(module).keys():
+            patch.setattr(module, name, values[name])
+
+
+class Slots:
+    """The slots of a loop that never runs, and their twin. Slabs are small (`small_slabs`) for as long as it lives."""
+
+    def __init__(self) -> None:
+        self.memory = Memory()
+        self.timers = self.memory.timers
+        self.record = self.memory.record["timers"]
+        self.naive = naive.Slots()
+        self.stale: list[int] = []
+
+    def take(self, here: bool) -> int:
+        """Take a slot; its id, or 0 if there is none."""
+        slot = (slot_take_here if here else slot_take)(self.timers)
+        if slot < 0:
+            return 0
+        self.naive.take(slot)
+        identifier = slot_open(self.timers, slot, 16, ARMED)
+        self.naive.name(slot, identifier)
+        return identifier
+
+    def give(self, identifier: int, here: bool) -> None:
+        """Free a slot."""
+        slot = identifier & (layout.SLOT_LIMIT - 1)
+        word = slot_at(self.timers, slot) + layout.SLOT.WORD
+        assert load(word) == (identifier >> layout.SLOT_BITS) << GENERATION_SHIFT | ARMED, "written by somebody else"
+        store(word, load(word) & ~STATE_MASK)
+        self.stale.append(identifier)
+        self.naive.give(slot)
+        (slot_free_here if here else slot_free)(self.timers, slot)
+
+    def trim(self) -> bool:
+        return slots_trim(self.timers, len(self.naive.taken))
+
+    def trim_all(self) -> bool:
+        """Until nothing is left to do; whether there was anything."""
+        began = more = self.trim()
+        for _ in range(1000):
+            if not more:
+                return began
+            more = self.trim()
+        raise AssertionError("something is always left to do")
+
+    def slabs(self) -> range:
+        return range(int(self.record["slot_count"]) // slot_slabs.PER_SLAB)
+
+    def resting(self) -> set[int]:
+        return {slab for slab in self.slabs() if slab_rests(self.timers, slab)}
+
+    def spare(self) -> list[int]:
+        found = []
+        spare = int(self.record["spare"])
+        while spare:
+            found.append(spare - 1)
+            spare = get(slot_at(self.timers, spare - 1) + layout.SLOT.PLACE)
+        return found
+
+    def gathered(self, slab: int) -> list[int]:
+        chain = int(self.record["gathered"]) + 8 * slab
+        found = stacked(chain, int(self.record["next"]))
+        assert get(chain) >> INDEX_BITS == len(found)
+        return found
+
+    def free(self) -> list[int]:
+        """All free slots, except those of slabs at rest."""
+        found = stacked(self.timers + layout.TIMERS.FREE, int(self.record["next"]))
+        return [*found, *self.spare(), *(slot for slab in self.slabs() for slot in self.gathered(slab))]
+
+    def check(self) -> None:
+        """Each slot is used, free, or of a slab at rest; what is counted is so; ids find their own slots only."""
+        free, resting = self.free(), self.resting()
+        assert len(free) == len(set(free)), "free twice"
+        asleep = {slab * slot_slabs.PER_SLAB + n for slab in resting for n in range(slot_slabs.PER_SLAB)}
+        assert sorted([*asleep, *free, *self.naive.taken]) == list(range(int(self.record["slot_count"])))
+        assert len(resting) == self.record["rest_count"]
+        numbers = stacked(self.timers + layout.TIMERS.RESTING, int(self.record["slab_next"]))
+        assert len(numbers) == len(set(numbers))
+        assert set(numbers) == resting
+        for slab in self.slabs():
+            assert all(slot // slot_slabs.PER_SLAB == slab for slot in self.gathered(slab))
+        assert len(self.spare()) == self.record["spares"]
+        for identifier in self.naive.taken.values():
+            word = load(slot_of(self.timers, identifier) + layout.SLOT.WORD)
+            assert word == (identifier >> layout.SLOT_BITS) << GENERATION_SHIFT | ARMED
+        for identifier in self.stale[-50:]:
+            word = load(slot_of(self.timers, identifier) + layout.SLOT.WORD)
+            assert word >> GENERATION_SHIFT != identifier >> layout.SLOT_BITS or word & STATE_MASK == 0
+
+    def end(self) -> None:
+        """Release the mappings, while slabs are small."""
+        slots_end(self.timers)
 
 
 class Ring:

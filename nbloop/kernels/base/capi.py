@@ -58,7 +58,8 @@ _system: ctypes.CDLL = ctypes.CDLL("kernelbase" if WINDOWS else None, use_errno=
 if WINDOWS:
     _system.VirtualAlloc.restype = ctypes.c_void_p
 else:
-    _system.mmap.restype = _system.recv.restype = _system.send.restype = ctypes.c_ssize_t
+    _system.mmap.restype = _system.recv.restype = ctypes.c_ssize_t
+    _system.send.restype = _system.sendmsg.restype = ctypes.c_ssize_t
 
 
 class _Pending(threading.local):
@@ -205,6 +206,12 @@ def _send(fd: int, buffer: int, size: int, flags: int) -> int:
     return result
 
 
+def _sendmsg(fd: int, message: int, flags: int) -> int:
+    result = int(_system.sendmsg(ctypes.c_int(fd), ctypes.c_void_p(message), ctypes.c_int(flags)))
+    _errno.value = ctypes.get_errno()
+    return result
+
+
 def _memmove(to: int, origin: int, size: int) -> int:
     ctypes.memmove(to, origin, size)
     return to
@@ -296,6 +303,7 @@ libc_sigaction = _declare("sigaction", INT, INT, WORD, WORD, twin=_sigaction)
 libc_raise = _declare("raise", INT, INT, twin=_raise)
 libc_recv = _declare("recv", WORD, INT, WORD, WORD, INT, twin=_recv)
 libc_send = _declare("send", WORD, INT, WORD, WORD, INT, twin=_send)
+libc_sendmsg = _declare("sendmsg", WORD, INT, WORD, INT, twin=_sendmsg)
 libc_memmove = _declare("memmove", WORD, WORD, WORD, WORD, twin=_memmove)
 libc_usleep = _declare("usleep", INT, INT, twin=_usleep)
 libc_mmap = _declare("mmap", WORD, WORD, WORD, INT, INT, INT, WORD, twin=_mmap)
@@ -329,6 +337,8 @@ SYS_IOCTL = {"x86_64": 16, "aarch64": 29}.get(platform.machine(), 0)
 FIONREAD = 0x541B
 EINTR, EAGAIN = 4, 11
 MSG_NOSIGNAL = 0x4000
+# struct msghdr of 64-bit Linux, and where its pieces are and how many; struct iovec {address, size}
+MSGHDR_BYTES, MSGHDR_PIECES, MSGHDR_COUNT, IOVEC_BYTES = 56, 16, 24, 16
 # struct epoll_event {uint32 events; uint64 data} is packed on x86-64 only, for the sake of 32-bit programs there
 EPOLL_DATA = 4 if platform.machine() == "x86_64" else 8
 EPOLL_EVENT_BYTES = EPOLL_DATA + 8

@@ -120,15 +120,17 @@ RING = Record(
 # Timers (timer_slots.py): slots that any thread may arm or cancel, and the heap (timer_heap.py) of timers due soon.
 TIMERS = record(
     "TIMERS",
-    _words("slabs", "next"),  # read-mostly
+    _words("slabs", "next", "gathered", "floors", "slab_next", "page"),  # tables, and bytes of a page; read-mostly
     # shared: stack of slot numbers; retries of the stack and of the slots' own words; first slot number never used
     _words("free", "retries", "slot_count"),
+    # shared: stack of slabs at rest; how many they are; where a chain of gathered slots was last found
+    _words("resting", "resting_retries", "rest_count", "regained"),
     # Shared: balance of other threads' arms and cancels; unreferenced timers; timer commands in the remote queue.
     _words("live_elsewhere", "unreferenced", "commands"),
     # Owned by the loop thread: the heap, and how many of its entries belong to cancelled timers.
     _words("heap", "heap_block", "size", "capacity", "stale"),
-    # spare slots: a private stack of the loop thread, and its size
-    _words("sequence", "live_here", "nesting", "spare", "spares"),
+    # spare slots: a private stack of the loop thread, and its size. Free slots still to be sorted; how few were free.
+    _words("sequence", "live_here", "nesting", "spare", "spares", "unsorted", "least_free"),
 )
 # One slot; 64 bytes, so two slots never share a 64-byte line. `order`: the number of a timer's entry in the heap or a
 # bucket (timer_heap.order_of), 0 without an entry, and in the low bits its nesting level and clamp. `place`: its bucket
@@ -237,6 +239,8 @@ STATE = record(
         "handled",
         "nap",
         "napped",
+        "unsent",  # the first of the streams whose bytes leave before the next poll (stream.py), and the last
+        "unsent_last",
     ),
     _words("arguments0", "arguments1", "arguments2", "arguments3"),  # scratch for vectorcall, loop thread only
     _words("wakes_sent"),  # shared: counted by the waking thread

@@ -8,6 +8,7 @@ switch threads; on failure they return 0.
 
 * ``map_take``, ``map_give``: whole zeroed pages, which go back to the system as soon as they are released. The C
   library keeps freed blocks of some sizes, but an idle loop should not hold on to a burst's memory.
+* ``map_empty``: the pages of a mapping go back and its addresses stay, so a late reader finds zeros.
 * ``block_take``, ``block_give``: uninitialised memory of any size. Small blocks come from ``PyMem_RawMalloc``, which
   any thread may call in any state, which `tracemalloc` sees, and which a test's allocator can make fail; large ones are
   mappings.
@@ -18,6 +19,7 @@ The caller remembers the size of each piece: there is no header, and no table of
 from __future__ import annotations
 
 import mmap
+import sys
 
 from ..base.capi import (
     WINDOWS,
@@ -37,7 +39,9 @@ MEM_COMMIT_RESERVE, MEM_RELEASE, PAGE_READWRITE = 0x3000, 0x8000, 4  # Windows
 READ_WRITE = 3
 # Private, so that a forked child that releases its copy of a loop does not empty the parent's.
 PRIVATE = 0 if WINDOWS else mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+MADV_DONTNEED = mmap.MADV_DONTNEED if sys.platform == "linux" else 0  # elsewhere it does not promise zeros
 MADV_HUGEPAGE = getattr(mmap, "MADV_HUGEPAGE", 0)  # 0: the system has no such advice
+MADV_NOHUGEPAGE = getattr(mmap, "MADV_NOHUGEPAGE", 0)
 
 
 @apart
@@ -62,6 +66,18 @@ def map_give(address: int, size: int) -> None:
         VirtualFree(address, 0, MEM_RELEASE)
     else:
         libc_munmap(address, size)
+
+
+@apart
+def map_empty(address: int, size: int) -> None:
+    """Give back whole pages of a mapping, which then reads as zeros and gets new pages where it is written. Where the
+    system cannot do that, nothing changes. Any thread; two system calls.
+    """
+    if MADV_DONTNEED != 0:
+        # Otherwise Linux collects what is left of a huge page into a whole one again, and the memory is back.
+        if MADV_NOHUGEPAGE != 0:
+            libc_madvise(address, size, MADV_NOHUGEPAGE)
+        libc_madvise(address, size, MADV_DONTNEED)
 
 
 @apart

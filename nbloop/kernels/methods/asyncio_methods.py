@@ -1,10 +1,11 @@
 """What asyncio asks of a loop for each callback, future and step of a task, as built-in methods of `aio.EventLoop`.
 
-Problem: `call_soon`, `create_future` and `get_debug` are called for each message that a stream brings, and as Python
-functions they are three frames, and a handle's run is a fourth. Idea: kernels whose ``self`` is the asyncio loop. They
-make asyncio's own handle, word by word, and put it into the queue. A task needs no handle: what its C code schedules
-is known by its type (`STEP`) or by its definition (`WAKEUP`), and nobody sees what `call_soon` returns for it. The
-rare rest goes to Python: debug mode, tools that watch handles, odd arguments, a loop that is closed.
+Problem: `call_soon`, `create_future` and `get_debug` are called for each message that a stream brings, and `call_at`
+for each timeout. As Python functions each is a frame or more, and a handle's run is another. Idea: kernels whose
+``self`` is the asyncio loop. They make asyncio's own handle, word by word, and put it into the queue or into a timer. A
+task needs no handle: what its C code schedules is known by its type (`STEP`) or by its definition (`WAKEUP`), and
+nobody sees what `call_soon` returns for it. The rare rest goes to Python: debug mode, tools that watch handles or
+replace the clock, odd arguments, a loop that is closed.
 
 Where asyncio keeps the slots of its handles is found when `aio/loop.py` is imported, and not before, because who uses
 no asyncio does not wait for its import. So the places are words here (`AIO`) and not constants.
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ...unique import Unique
-from ..base.atomics import get, load, put
+from ..base.atomics import get, load, put, store
 from ..base.capi import (
     Py_DecRef,
     Py_IncRef,
@@ -28,6 +29,9 @@ from ..base.capi import (
     PyErr_BadArgument,
     PyErr_Clear,
     PyErr_GetRaisedException,
+    PyErr_Occurred,
+    PyFloat_AsDouble,
+    PyFloat_FromDouble,
     PyObject_CallOneArg,
     PyObject_GetAttr,
     PyObject_Vectorcall,
@@ -35,12 +39,17 @@ from ..base.capi import (
     PyType_GenericAlloc,
     PyUnicode_Compare,
 )
+from ..base.clock import loop_ns
 from ..base.interpreter import BUILTIN_DEFINITION, OBJECT_TYPE, SEQUENCE_SIZE, TUPLE_ITEMS, slot_offsets
 from ..base.kernel import KEYWORDS, NOARGS, ONE, apart, data, helper, inlined, kernel
 from ..base.layout import STATE, TAG_ARGUMENTS, Fields, Record
+from ..base.refusal import on_loop_thread
 from ..calls.captured import pack_in_context
+from ..timers.timer_slots import timer_cancel
 from .scheduling import send
+from .timer_methods import END_NS, arm, identifier_of, nanoseconds_up
 
+FAR = 1e10  # s on the clock: later than its end, so never, as is what no float can be
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
 
@@ -66,11 +75,14 @@ AIO = Record(
                 "state",  # the address of the words of the core
                 "tools",  # not 0: a tool wants to see each handle run
                 *("none", "false", "tuple", "step", "builtin", "wakeup", "context_type", "future"),
-                *("handle", "timer", "foreign_handle", "foreign_timer", "unseen", "runner"),
-                *("soon_slowly", "threadsafe_slowly", "run_slowly", "failed"),
-                *("context", "loop_names", "callback_name", "args_name"),
+                *("float", "int", "handle", "timer", "foreign_handle", "foreign_timer", "unseen", "runner"),
+                "submit",  # the core's method
+                "clock",  # the loop's `time` while it is the core's clock; 0 if a subclass has a `call_at` of its own
+                *("soon_slowly", "threadsafe_slowly", "later_slowly", "at_slowly", "run_slowly", "failed"),
+                *("context", "loop_names", "callback_name", "args_name", "time_name", "scheduled_name"),
                 # where a handle has these
                 *("callback_at", "args_at", "cancelled_at", "loop_at", "context_at", "repr_at", "traceback_at"),
+                *("when_at", "scheduled_at"),
             )
         ]
     ),
@@ -95,6 +107,29 @@ def own(place: int, target: int) -> None:
 
 
 @inlined
+def aio_plain(self: int, words: int) -> bool:
+    """Whether nobody wants to see what is scheduled: neither debug mode nor a tool."""
+    return load(self + LOOP_WORDS.DEBUG) == get(words + AIO.FALSE) and load(words + AIO.TOOLS) == 0
+
+
+@inlined
+def aio_context(words: int, names: int, values: int) -> int:
+    """The context among the keyword arguments; 0 for None or none of them; -1: Python has to look."""
+    if names == 0:
+        return 0
+    if get(names + SEQUENCE_SIZE) != 1:
+        return -1
+    name = get(names + TUPLE_ITEMS)  # asyncio's C code has a string of its own
+    known = get(words + AIO.CONTEXT)
+    if name != known and PyUnicode_Compare(name, known) != 0:
+        return -1
+    context = get(values)
+    if context == get(words + AIO.NONE):
+        return 0
+    return context if get(context + OBJECT_TYPE) == get(words + AIO.CONTEXT_TYPE) else -1
+
+
+@inlined
 def aio_soon(self: int, arguments: int, count: int, names: int, slowly: int) -> int:
     """``callback, *args, context=None``: its handle, or 0 with an exception set. `slowly` names the Python method that
     does what is rare, and all over again whatever failed.
@@ -102,18 +137,8 @@ def aio_soon(self: int, arguments: int, count: int, names: int, slowly: int) -> 
     words = aio_words(self)
     if words == 0:
         return 0
-    context = 0
-    plain = count > 0 and load(self + LOOP_WORDS.DEBUG) == get(words + AIO.FALSE) and load(words + AIO.TOOLS) == 0
-    if names != 0:
-        context = get(arguments + (count << 3))
-        name = get(names + TUPLE_ITEMS)  # asyncio's C code has a string of its own
-        known = get(words + AIO.CONTEXT)
-        plain = plain and get(names + SEQUENCE_SIZE) == 1 and (name == known or PyUnicode_Compare(name, known) == 0)
-        if context == get(words + AIO.NONE):
-            context = 0
-        elif get(context + OBJECT_TYPE) != get(words + AIO.CONTEXT_TYPE):
-            plain = False
-    if plain:
+    context = aio_context(words, names, arguments + (count << 3))
+    if count > 0 and context >= 0 and aio_plain(self, words):
         callback = get(arguments)
         kind = get(callback + OBJECT_TYPE)
         if context != 0 and (
@@ -156,13 +181,30 @@ def aio_step(words: int, context: int, arguments: int, count: int) -> int:
 @inlined
 def aio_handle(self: int, words: int, context: int, arguments: int, count: int) -> int:
     """Queue a new handle, and return it; 0 with an exception set."""
+    packed = PyTuple_New(2)
+    handle = aio_made(self, words, AIO.HANDLE, context, arguments, count, packed)
+    if handle == 0:
+        return 0
+    own(packed + TUPLE_ITEMS, get(words + AIO.RUNNER))
+    own(packed + TUPLE_ITEMS + 8, handle)
+    base = get(words + AIO.STATE)
+    if send(base, base + STATE.EXTERNAL, packed | TAG_ARGUMENTS, get(arguments)) == 0:
+        Py_DecRef(handle)
+        return 0
+    return handle
+
+
+@inlined
+def aio_made(self: int, words: int, kind: int, context: int, arguments: int, count: int, packed: int) -> int:
+    """A new handle of ``callback, *args``, of the class that is the word `kind`; 0 with an exception set if there was
+    no memory for it, or for what its caller has just made, which is `packed`, and which it then releases.
+    """
     if context != 0:
         Py_IncRef(context)
     else:
         context = PyContext_CopyCurrent()
     args = PyTuple_New(count - 1)
-    packed = PyTuple_New(2)
-    handle = PyType_GenericAlloc(get(words + AIO.HANDLE), 0)
+    handle = PyType_GenericAlloc(get(words + kind), 0)
     if context == 0 or args == 0 or packed == 0 or handle == 0:
         aio_unmade(context, args, packed, handle)
         return 0
@@ -176,12 +218,6 @@ def aio_handle(self: int, words: int, context: int, arguments: int, count: int) 
     put(handle + get(words + AIO.CANCELLED_AT), get(words + AIO.FALSE))
     put(handle + get(words + AIO.REPR_AT), none)
     put(handle + get(words + AIO.TRACEBACK_AT), none)
-    own(packed + TUPLE_ITEMS, get(words + AIO.RUNNER))
-    own(packed + TUPLE_ITEMS + 8, handle)
-    base = get(words + AIO.STATE)
-    if send(base, base + STATE.EXTERNAL, packed | TAG_ARGUMENTS, get(arguments)) == 0:
-        Py_DecRef(handle)
-        return 0
     return handle
 
 
@@ -198,6 +234,87 @@ def aio_unmade(context: int, args: int, packed: int, handle: int) -> None:
         Py_DecRef(handle)
 
 
+@inlined
+def aio_seconds(words: int, number: int) -> float:
+    """A number of seconds, of exactly the type float or int; FAR for what Python has to see."""
+    kind = get(number + OBJECT_TYPE)
+    if kind != get(words + AIO.FLOAT) and kind != get(words + AIO.INT):
+        return FAR
+    seconds = PyFloat_AsDouble(number)
+    if seconds == -1.0 and PyErr_Occurred() != 0:  # an int beyond all floats
+        PyErr_Clear()
+        return FAR
+    return seconds
+
+
+@inlined
+def aio_own_clock(self: int, words: int) -> bool:
+    """Whether the loop's `time` is still the core's clock, and not a tool's."""
+    clock = PyObject_GetAttr(self, get(words + AIO.TIME_NAME))
+    if clock == 0:
+        PyErr_Clear()
+        return False
+    Py_DecRef(clock)  # an address to compare
+    return clock == get(words + AIO.CLOCK)
+
+
+@inlined
+def aio_later(self: int, arguments: int, count: int, names: int, absolute: bool, slowly: int) -> int:
+    """``when, callback, *args, context=None``, or a delay in the place of `when`: the handle of its timer, or 0 with an
+    exception set. `slowly` as for `aio_soon`.
+    """
+    words = aio_words(self)
+    if words == 0:
+        return 0
+    context = aio_context(words, names, arguments + (count << 3))
+    if count > 1 and context >= 0 and aio_plain(self, words) and aio_own_clock(self, words):
+        now = loop_ns(get(words + AIO.STATE))
+        when = aio_seconds(words, get(arguments))
+        if not absolute:
+            when += now / 1e9
+        exact = when * 1e9
+        if exact < END_NS:  # nor is it NaN
+            if absolute:
+                number = get(arguments)
+                Py_IncRef(number)
+            else:
+                number = PyFloat_FromDouble(when)
+            result = aio_timer(self, words, context, number, exact, now, arguments + 8, count - 1)
+            if result != 0:
+                return result
+            PyErr_Clear()
+    return aio_slowly(self, get(words + slowly), arguments, count, names)
+
+
+@inlined
+def aio_timer(
+    self: int, words: int, context: int, number: int, exact: float, now: int, arguments: int, count: int
+) -> int:
+    """Arm a timer that submits its handle at `exact` ns, and return the handle; 0 with an exception set. `number` is
+    the time as an object, a reference given away, or 0.
+    """
+    packed = PyTuple_New(3) if number != 0 else 0
+    handle = aio_made(self, words, AIO.TIMER, context, arguments, count, packed)
+    if handle == 0:
+        if number != 0:
+            Py_DecRef(number)
+        return 0
+    put(handle + get(words + AIO.WHEN_AT), number)
+    scheduled = handle + get(words + AIO.SCHEDULED_AT)
+    put(scheduled, get(words + AIO.FALSE))
+    own(packed + TUPLE_ITEMS, get(words + AIO.SUBMIT))
+    own(packed + TUPLE_ITEMS + 8, get(words + AIO.RUNNER))
+    own(packed + TUPLE_ITEMS + 16, handle)
+    base = get(words + AIO.STATE)
+    delay = max(0, nanoseconds_up(exact) - now)
+    timer = arm(base, packed | TAG_ARGUMENTS, now, delay, -1, get(base + STATE.CLAMP), get(arguments))
+    if timer == 0:
+        Py_DecRef(handle)
+        return 0
+    store(scheduled, timer)  # after the False, which is immortal: on another thread the timer may have fired already
+    return handle
+
+
 @kernel(KEYWORDS)
 def aio_call_soon(self: int, arguments: int, count: int, names: int) -> int:
     """`aio_soon`; in debug mode Python checks the thread."""
@@ -208,6 +325,36 @@ def aio_call_soon(self: int, arguments: int, count: int, names: int) -> int:
 def aio_call_soon_threadsafe(self: int, arguments: int, count: int, names: int) -> int:
     """`aio_soon`; in debug mode Python does not check the thread."""
     return aio_soon(self, arguments, count, names, AIO.THREADSAFE_SLOWLY)
+
+
+@kernel(KEYWORDS)
+def aio_call_later(self: int, arguments: int, count: int, names: int) -> int:
+    """`aio_later` with a delay."""
+    return aio_later(self, arguments, count, names, False, AIO.LATER_SLOWLY)
+
+
+@kernel(KEYWORDS)
+def aio_call_at(self: int, arguments: int, count: int, names: int) -> int:
+    """`aio_later` with a time of the loop's clock."""
+    return aio_later(self, arguments, count, names, True, AIO.AT_SLOWLY)
+
+
+@kernel(ONE)
+def aio_timer_cancelled(self: int, handle: int) -> int:
+    """Take the timer of a handle out of the core, which forgets it at once. Any thread."""
+    words = aio_words(self)
+    if words == 0:
+        return 0
+    base = get(words + AIO.STATE)
+    number = PyObject_GetAttr(handle, get(words + AIO.SCHEDULED_NAME))
+    if number == 0:
+        return 0
+    identifier = identifier_of(base, number)
+    Py_DecRef(number)
+    if identifier < 0:
+        return 0
+    timer_cancel(base, identifier, on_loop_thread(base))
+    return get(words + AIO.NONE)
 
 
 @kernel(NOARGS)

@@ -30,6 +30,7 @@ from ..base.layout import (
     RUNNING,
     SLOT,
     SLOT_BITS,
+    SLOTS_PER_SLAB_BITS,
     STATE,
     TERMINATED,
     TERMINATING,
@@ -49,7 +50,8 @@ from ..ingress.ticket_queue import (
 )
 from ..memory.pool import pool_end
 from ..memory.ring import ring_end, ring_length, ring_open, ring_pop, ring_seen, ring_waiting
-from ..memory.slots import CANCELLED, SPENT, STATE_MASK, WATCHED, slot_of, slots_end, timers_referenced
+from ..memory.slot_slabs import slab_rests, slots_end
+from ..memory.slots import CANCELLED, SPENT, STATE_MASK, WATCHED, slot_of, timers_referenced
 from ..timers.timer_heap import SMALL_HEAP, heap_end, heap_resize
 from ..timers.timer_queue import timer_queue_clear
 from ..turn.external import handle_drop, handles_drop, let_in, queue_drop
@@ -375,7 +377,7 @@ def release_all(base: int, breathing: bool) -> int:
     store(base + STATE.IMMEDIATES + RING.HEAD, get(base + STATE.IMMEDIATES + RING.TAIL))
     store(timers + TIMERS.COMMANDS, 0)
     for slot in range(load(timers + TIMERS.SLOT_COUNT)):
-        record = slot_of(timers, slot | 1 << SLOT_BITS)
+        record = 0 if slab_rests(timers, slot >> SLOTS_PER_SLAB_BITS) else slot_of(timers, slot | 1 << SLOT_BITS)
         while record != 0:
             word = load(record + SLOT.WORD)
             state = word & STATE_MASK

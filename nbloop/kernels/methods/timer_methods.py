@@ -77,6 +77,14 @@ def nanoseconds(base: int, number: int, unit: float, refused: int) -> int:
             return int(exact) if exact < END_NS else FOREVER
         refuse(base, refused, number)
         return -1
+    return nanoseconds_up(exact)
+
+
+@inlined
+def nanoseconds_up(exact: float) -> int:
+    """Whole ns, at least 0, rounded up so that nothing is early; `exact` is less than the clock's end."""
+    if exact <= 0.0:  # negative infinity, too
+        return 0
     whole = int(exact)
     if whole < exact:
         whole += 1

@@ -14,6 +14,7 @@ that kernels took.
 from __future__ import annotations
 
 import itertools
+import mmap
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import CoroutineType
@@ -40,8 +41,9 @@ _LOOP_TABLES = (
     2 * _DIRECTORY
     + layout.CHUNK_LIMIT
     + 2 * layout.SLAB_LIMIT
+    + mmap.PAGESIZE // 8
     + layout.SLOT_LIMIT
-    + layout.SLOT_SLAB_LIMIT
+    + 4 * layout.SLOT_SLAB_LIMIT
     + layout.BUCKET_TOTAL * layout.BUCKET_BYTES // 8
 )
 
@@ -326,8 +328,11 @@ def make_loop_state(
     _open_queue(state, layout.STATE.REMOTE, chunk_size, pool_at, None, layout.NUMBER_REMOTE, 0, recorded)
 
     timers = record["timers"]
+    state.used += -state.used % (mmap.PAGESIZE // 8)  # the parts of this table are given back
     timers["next"] = _table(state, layout.SLOT_LIMIT)
-    timers["slabs"] = _table(state, layout.SLOT_SLAB_LIMIT)
+    timers["page"] = mmap.PAGESIZE  # not a constant of the kernels: a pack may have been compiled elsewhere
+    for name in ("slabs", "gathered", "floors", "slab_next"):
+        timers[name] = _table(state, layout.SLOT_SLAB_LIMIT)
     record["far"]["horizon"] = GRAIN_MASK  # always the last ns of a bucket; a virtual clock begins at 0
     record["far"]["buckets"] = _table(state, layout.BUCKET_TOTAL * layout.BUCKET_BYTES // 8)
     record["self"] = id(state)

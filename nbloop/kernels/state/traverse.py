@@ -13,11 +13,12 @@ from ..base.atomics import get, load
 from ..base.capi import PyObject_VisitManagedDict
 from ..base.interpreter import OBJECT_TYPE
 from ..base.kernel import TRAVERSE, data, helper, kernel
-from ..base.layout import HANDLE, POINTER_MASK, QUEUE, RING, SLOT, SLOT_BITS, STATE, TIMERS
+from ..base.layout import HANDLE, POINTER_MASK, QUEUE, RING, SLOT, SLOTS_PER_SLAB_BITS, STATE, TIMERS
 from ..ingress.remote_words import remote_reference
 from ..ingress.ticket_queue import queue_cell, queue_entry, queue_tail
 from ..memory.pool import pool_address
-from ..memory.slots import CANCELLED, SPENT, STATE_MASK, slot_of
+from ..memory.slot_slabs import slab_rests, slot_at
+from ..memory.slots import CANCELLED, SPENT, STATE_MASK
 
 
 def visit_object(visit: int, target: int, argument: int) -> int:
@@ -69,16 +70,17 @@ def visit_ring(ring: int, visit: int, argument: int) -> int:
 
 @helper
 def visit_slots(timers: int, visit: int, argument: int) -> int:
-    """Every callback that a timer or an immediate owns."""
-    for slot in range(load(timers + TIMERS.SLOT_COUNT)):
-        record = slot_of(timers, slot | 1 << SLOT_BITS)
-        if record == 0:
+    """Every callback that a timer, an immediate or a watch owns. O(slots of the slabs that are not at rest)."""
+    for slab in range(load(timers + TIMERS.SLOT_COUNT) >> SLOTS_PER_SLAB_BITS):
+        if slab_rests(timers, slab):
             continue
-        state = load(record + SLOT.WORD) & STATE_MASK
-        if state != SPENT and state != CANCELLED:
-            status = visit_object(visit, load(record + SLOT.CALLBACK) & POINTER_MASK, argument)
-            if status != 0:
-                return status
+        for slot in range(slab << SLOTS_PER_SLAB_BITS, (slab + 1) << SLOTS_PER_SLAB_BITS):
+            record = slot_at(timers, slot)
+            state = load(record + SLOT.WORD) & STATE_MASK
+            if state != SPENT and state != CANCELLED:
+                status = visit_object(visit, load(record + SLOT.CALLBACK) & POINTER_MASK, argument)
+                if status != 0:
+                    return status
     return 0
 
 

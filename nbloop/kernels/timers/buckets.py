@@ -48,7 +48,7 @@ from ..base.layout import (
 )
 from ..base.safepoint import safepoint
 from ..memory.pool import pool_address, pool_give, pool_take
-from ..memory.slots import slot_at
+from ..memory.slot_slabs import slot_at
 
 GRAIN_BITS = 15  # a bucket of level 0 is 2**15 ns wide; with eight levels of six bits that makes 63 bits
 GRAIN_MASK = (1 << GRAIN_BITS) - 1

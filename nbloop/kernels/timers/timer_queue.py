@@ -28,7 +28,7 @@ from ..base.layout import (
     TIMERS,
 )
 from ..base.safepoint import EVERY, safepoint
-from ..memory.slots import slot_at
+from ..memory.slot_slabs import slot_at
 from .buckets import (
     AHEAD,
     GRAIN_MASK,

@@ -5,7 +5,7 @@ will run, without a round trip through the loop (tens of µs). Idea: the queue d
 slot with one atomic word, ``generation << 4 | unreferenced << 3 | state``, and the thread that swaps this word decides:
 the loop by ARMED -> SPENT before the call, a canceller by ARMED -> CANCELLED. The id that the user holds is
 ``generation << SLOT_BITS | slot``: a reused slot has another generation, so a stale id is 'unknown' and never denotes
-another timer (until one slot has been used 2**41 times).
+another timer (until a slot of its slab has been used 2**41 times).
 
 ::
 
@@ -47,17 +47,16 @@ from ..base.layout import (
 from ..ingress.parking import IS_ASLEEP, wake, wake_to_exit
 from ..ingress.remote_words import remote_slot
 from ..ingress.ticket_queue import queue_length, queue_push
+from ..memory.slot_slabs import GENERATION_SHIFT, slot_at
 from ..memory.slots import (
     ARMED,
     CANCELLED,
     FIRING,
-    GENERATION_SHIFT,
     PENDING,
     QUEUED,
     SPENT,
     STATE_MASK,
     UNREFERENCED,
-    slot_at,
     slot_free,
     slot_free_here,
     slot_of,

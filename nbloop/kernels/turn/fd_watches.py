@@ -73,13 +73,12 @@ from ..ingress.parking import (
     wake_to_exit,
     wide_awake,
 )
+from ..memory.slot_slabs import GENERATION_SHIFT, slot_at
 from ..memory.slots import (
     CANCELLED,
     DISPATCHING,
-    GENERATION_SHIFT,
     STATE_MASK,
     WATCHED,
-    slot_at,
     slot_free,
     slot_of,
     slot_open,

@@ -24,15 +24,14 @@ from ..base.layout import (
 from ..base.safepoint import EVERY
 from ..calls.invoke import LEAVE, call_hook, invoke
 from ..memory.ring import ring_length, ring_pop
+from ..memory.slot_slabs import GENERATION_SHIFT, slot_at
 from ..memory.slots import (
     ARMED,
     CANCELLED,
     FIRING,
-    GENERATION_SHIFT,
     QUEUED,
     STATE_MASK,
     UNREFERENCED,
-    slot_at,
     slot_free_here,
 )
 from ..timers.timer_heap import heap_pop, order_of

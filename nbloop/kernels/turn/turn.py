@@ -32,16 +32,17 @@ from ..base.layout import (
     PARK_POLLER,
     POOL,
     RUNNING,
+    SLOTS_PER_SLAB_BITS,
     STATE,
+    TIMERS,
 )
 from ..calls.invoke import call_hook
 from ..ingress.parking import arrivals, fall_asleep, nap_ns, park, wide_awake
 from ..ingress.ticket_queue import queue_close_if_empty, queue_length, queue_reopen
 from ..memory.pool import KEEP_CHUNKS, pool_trim
 from ..memory.ring import ring_length, ring_trim
-from ..memory.slots import (
-    timers_referenced,
-)
+from ..memory.slot_slabs import KEEP_SLABS, slots_trim
+from ..memory.slots import timers_referenced
 from ..observe.probes import loop_enters, loop_rests, turn_begins
 from ..timers.timer_heap import heap_trim
 from ..timers.timer_queue import timer_queue_next
@@ -49,6 +50,7 @@ from .checkpoint import checkpoint
 from .external import ingress_length
 from .fd_watches import epoll_look, epoll_sleep
 from .phases import phase, phase_external, phase_immediates, phases
+from .stream import streams_flush
 
 # Why `run` returned.
 ENDED_STOP, ENDED_PARK, ENDED_INTERRUPT, ENDED_TERMINATING, ENDED_QUIET, ENDED_DRAINED = 1, 2, 3, 4, 5, 6
@@ -73,15 +75,21 @@ def next_deadline(base: int) -> int:
 
 
 @helper
-def tidy(base: int) -> None:
-    """Before a sleep, release memory that a burst left behind."""
+def tidy(base: int) -> bool:
+    """Before a sleep, release memory that a burst left behind. Whether more is left to release."""
     if load(base + STATE.POOL + POOL.FREE_CHUNKS) > 2 * KEEP_CHUNKS:
         pool_trim(base + STATE.POOL)
     ring_trim(base + STATE.MICROTASKS)
     ring_trim(base + STATE.NEXT_TICKS)
     ring_trim(base + STATE.IMMEDIATES)
     ring_trim(base + STATE.INTERNAL)
-    heap_trim(base + STATE.TIMERS)
+    timers = base + STATE.TIMERS
+    heap_trim(timers)
+    if load(timers + TIMERS.SLOT_COUNT) <= (2 * KEEP_SLABS) << SLOTS_PER_SLAB_BITS:
+        return False
+    # No immediate waits now; one that another thread just scheduled makes no difference.
+    used = load(timers + TIMERS.LIVE_HERE) + load(timers + TIMERS.LIVE_ELSEWHERE) + load(base + STATE.IO + IO.WATCHES)
+    return slots_trim(timers, used)
 
 
 @helper
@@ -105,16 +113,16 @@ def quiet(base: int) -> bool:
 
 @helper
 def wait(base: int) -> int:
-    """Phase 1: sleep if there is nothing to run; else poll the descriptors, if there are any. Returns 0 to go on with
-    the turn; ENDED_PARK: the sleep is announced, and Python must sleep; ENDED_LOOK: Python must poll; ENDED_BROKEN: the
-    poller failed; ENDED_NAP: the last sleep was a nap, and the next must be a doze.
+    """Phase 1: sleep if there is nothing to run or to tidy; else poll the descriptors, if there are any. Returns 0 to
+    go on with the turn; ENDED_PARK: the sleep is announced, and Python must sleep; ENDED_LOOK: Python must poll;
+    ENDED_BROKEN: the poller failed; ENDED_NAP: the last sleep was a nap, and the next must be a doze.
     """
     io = base + STATE.IO
     mode = load(base + STATE.PARK_MODE)
     if get(io + IO.READY_DONE) < get(io + IO.READY_COUNT):
         return 0  # a callback left `run()` in the middle of a poll's events; the others come first
     deadline = next_deadline(base) if idle(base) and not arrivals(base) else 0
-    if deadline == 0 or (deadline != FOREVER and deadline <= loop_ns(base)):
+    if deadline == 0 or (deadline != FOREVER and deadline <= loop_ns(base)) or tidy(base):
         if load(io + IO.WATCHES) == 0:
             return 0
         if mode == PARK_EPOLL:
@@ -124,7 +132,6 @@ def wait(base: int) -> int:
             put(base + STATE.POLLED, 1)
             return ENDED_LOOK
         return 0  # the first descriptor was just registered: the change of mode waits in the internal queue
-    tidy(base)
     if get(base + STATE.NAPPED) != 0:
         put(base + STATE.NAPPED, 0)
         return ENDED_NAP
@@ -189,6 +196,10 @@ def run(self: int, _unused: int) -> int:
         loop_enters(base, get(base + STATE.POLLED) != 0)
     while True:
         status = checkpoint(base)
+        while status == 0 and get(base + STATE.UNSENT) != 0:
+            status = streams_flush(base)
+            if status == 0:
+                status = checkpoint(base)
         if observed:
             loop_rests(base, ingress_length(base))
         if status != 0:
