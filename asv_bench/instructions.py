@@ -28,6 +28,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from . import peers
 from .drive import Asyncio, Driven, Nbloop, NbloopAio
 from .measure import nothing
@@ -45,7 +47,13 @@ LOOPS: dict[str, Callable[[], Driven]] = {
 }
 
 RUNS = "callback included"  # how the names of what the loop does end: no `for` of Python is in that
-WHOLE = ("submit_many: each task", "contexts=True: submit_many: each task")  # nor in this
+WHOLE = (  # nor in this
+    "submit_many: each task",
+    "contexts=True: submit_many: each task",
+    "channel: a record in put_many, a hundred at once",
+)
+
+THREE = np.dtype([("price", "f8"), ("size", "i8"), ("venue", "i4")])
 
 type Counts = dict[str, float]
 type Part = Iterator[tuple[str, str]]  # what was done since, and what runs before it goes on; empty: not counted
@@ -174,8 +182,23 @@ def contexts(driven: Nbloop) -> Part:
     yield "contexts=True: submit_many: each task", ""
 
 
+def records(driven: Nbloop) -> Part:
+    """Through a channel. Compiled code is not counted here: Numba's import changes what an allocation costs."""
+    channel = driven.loop.channel(THREE, lambda _records: None)
+    put, prices = channel.put, [101.5] * COUNT
+    yield "", ""
+    for price in prices:
+        put(price, 300, 7)
+    yield "channel: put of three numbers", ""
+    many, hundred = channel.put_many, np.zeros(100, THREE)
+    yield "", ""
+    for _ in range(COUNT // 100):
+        many(hundred)
+    yield "channel: a record in put_many, a hundred at once", ""
+
+
 PARTS: tuple[Callable[[Any], Part], ...] = (limits, tasks, from_threads, arguments, timers)
-ONLY_NBLOOP: tuple[Callable[[Any], Part], ...] = (rings, batches, promises, js_timers, contexts)
+ONLY_NBLOOP: tuple[Callable[[Any], Part], ...] = (rings, batches, promises, js_timers, contexts, records)
 
 
 def play(name: str, names: Path | None) -> None:

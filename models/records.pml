@@ -11,11 +11,12 @@
      records.records_published 22f44b106076
      records.records_release 1da24e698009
      records.records_drop_old 2661efd019d0
-     channel_methods.copy_in 8fed5fe7f722
-     channel_methods.claim_refused c82b25c673f2
-     delivery.channel_wake b9e841fa4361
+     channel_methods.copy_in 3220d85402a8
+     channel_methods.claim_refused 61577b4eade9
+     channel_methods.channel_put_native 6b0d645ce80e
+     delivery.made_busy 37608ddd62b1
      delivery.rest 5a15e4f77b5d
-     delivery.deliver eb5b150f7fda
+     delivery.deliver b81716c76431
    check
    check DROP_OLD
    bug BUG_FULL: one record more than there are places

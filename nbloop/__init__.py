@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from . import subinterpreters as _subinterpreters  # noqa: F401 - the check comes before all other imports
 
 # isort: split
-from .channel import Channel, ChannelProducer
+from .channel import Channel, ChannelFigures, ChannelProducer
+from .compiled import NativeHandler, NativeRing, native
 from .errors import (
     FastPathIncompatibleError,
     FDAlreadyRegisteredError,
@@ -40,6 +41,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Channel",
+    "ChannelFigures",
     "ChannelProducer",
     "EventLoop",
     "EventLoopPolicy",
@@ -57,6 +59,8 @@ __all__ = [
     "LoopOverloadedError",
     "LoopState",
     "LoopTerminatedError",
+    "NativeHandler",
+    "NativeRing",
     "NbloopError",
     "PollerFailedError",
     "Producer",
@@ -64,6 +68,7 @@ __all__ = [
     "ReentrantRunError",
     "ReentrantWaitError",
     "Worker",
+    "native",
     "new_event_loop",
     "run",
     "serve",

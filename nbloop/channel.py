@@ -9,24 +9,30 @@ numpy can do, and the waiting for room.
 from __future__ import annotations
 
 import _thread
+import contextlib
 import itertools
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable
 from contextvars import copy_context
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from operator import methodcaller
+from queue import ShutDown
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from .awaiting import waiting
+from .compiled import REFUSALS, NativeHandler, NativeRing
 from .errors import LoopOverloadedError, LoopTerminatedError, ReentrantWaitError
 from .hooks import finds_out
 from .kernels.base import layout
 from .kernels.base.kernel import bound
 from .kernels.channels import channel_methods
-from .kernels.state.state import ChannelWords, make_channel_state
+from .kernels.state.state import ChannelWords, LoopWords, make_channel_state
 from .lock import CountingLock
 from .options import check_callable, check_int, check_name, check_timeout
 from .threads import LOOK
@@ -143,13 +149,34 @@ def _convert(dtype: np.dtype[Any], name: str, /, *values: Any, **named: Any) -> 
     return record
 
 
-class Room:
-    """The producers of one channel that wait until it has room, first come, first served. Any thread."""
+class Taker:
+    """The coroutine that waits for the next batch of a channel, if one does. Loop thread."""
 
     def __init__(self) -> None:
+        self.resume: Callable[[], object] | None = None
+
+    def ready(self) -> None:
+        """There is a batch, or the end."""
+        resume, self.resume = self.resume, None
+        if resume is not None:
+            resume()
+
+
+class Room:
+    """The producers of one ring that wait until it has room, first come, first served, and how it ends. Any thread."""
+
+    def __init__(self, name: str = "", taker: Taker | None = None) -> None:
+        self.name = name
+        self.shut = False
+        self._taker = taker
         self._lock = CountingLock()
         self._gates: deque[tuple[int, _thread.LockType]] = deque()
         self.state: Callable[[], ChannelWords | None] = lambda: None
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the records that it holds will be delivered."""
+        return self._taker is None or self._taker.resume is not None
 
     def wait(self, count: int, until: int) -> None:
         """Wait until there may be room for `count` records, or the channel is closed, or until then."""
@@ -199,6 +226,8 @@ def _ask(
     if code == layout.ASK_AGAIN:
         return int(loop is not None and finds_out(loop))
     if code == layout.ASK_CLOSED:
+        if room.shut:
+            raise ShutDown(f"{what} has been shut down")
         if loop is not None:
             loop._check_fork()
             if finds_out(loop):
@@ -222,10 +251,54 @@ def _ask(
     return until
 
 
+def _answer(ask: Callable[[int, int, int], int], code: int, count: int, until: int) -> int:
+    """`_ask`, and for compiled code, which cannot take an exception as it is, its number."""
+    if not code & layout.ASK_NATIVE:
+        return ask(code, count, until)
+    try:
+        return ask(code & ~layout.ASK_NATIVE, count, until)
+    except Exception as error:
+        for number, (kind, _) in enumerate(REFUSALS):
+            if type(error) is kind:
+                return layout.NATIVE_ERROR - number
+        raise
+
+
+@dataclass(frozen=True)
+class ChannelFigures:
+    """What has gone through one ring of a channel: counts since it was made, a moment old."""
+
+    name: str
+    """Of the channel. A producer has the name of its channel."""
+    capacity: int
+    waiting: int
+    """Records that wait, or are claimed."""
+    delivered: int
+    """Records that `on_batch` was called with, or that coroutines have taken."""
+    batches: int
+    """How often that was."""
+    dropped: int
+    """Records that `on_full`, or the loop's end, has dropped."""
+
+
+def figures_of(state: LoopWords) -> list[ChannelFigures]:
+    """Of each ring of the loop with this state, in the order of their making. Any thread. O(rings)."""
+    found = []
+    for words, room in list(state.channels.values()):
+        record = np.ndarray((1,), layout.CHANNEL.dtype, buffer=words)[0]
+        queue = record["handle"]["queue"]
+        head = int(queue["head"])  # before the tail, which it never exceeds
+        waiting = (int(queue["tail"]) & ~layout.MINUS) - head
+        counts = (int(record[name]) for name in ("delivered", "batches", "dropped"))
+        found.append(ChannelFigures(room.name, int(queue["limit"]), waiting, *counts))
+    return found
+
+
 class Entrance(Unique):
     """What `Channel` and `ChannelProducer` have in common: a ring of records, and the ways in."""
 
     _state: ChannelWords
+    _room: Room
     loop: Lifecycle
     name: str
     dtype: np.dtype[Any]
@@ -268,10 +341,39 @@ class Entrance(Unique):
     def _put_array(self, records: Records, count: int, /) -> int:
         return 0  # pragma: no cover
 
+    @property
+    def native(self) -> NativeRing:
+        """This ring for a function that Numba compiles: an argument of it, whose ``put(*values)`` and
+        ``put_many(array)`` it calls without the interpreter (`nbloop.NativeRing`). Needs the extra ``nbloop[jit]``.
+
+        >>> import numba
+        >>> @numba.njit(nogil=True)
+        ... def produce(ring, count):
+        ...     for i in range(count):
+        ...         ring.put(i, 0.5 * i)
+        >>> import nbloop
+        >>> loop = nbloop.Loop(auto_exit=True)
+        >>> produce(loop.channel([("n", "i8"), ("x", "f8")], lambda records: print(records["x"].sum())).native, 5)
+        >>> loop.run()
+        5.0
+
+        Any thread. Raises ImportError without Numba, TypeError for a dtype that Numba does not know.
+        """
+        return NativeRing(self)
+
     @bound(channel_methods.channel_length)
     def waiting(self) -> int:
         """How many records wait, or are claimed; a moment old. Any thread. O(1)."""
         return 0  # pragma: no cover
+
+    def shutdown(self) -> None:
+        """Take no more records here: `put` raises `queue.ShutDown`, also in producers that wait for room. Those that
+        wait are delivered, and then ``async for`` ends. Again does nothing. Any thread; not a signal handler. O(1).
+        """
+        with self.loop._lock:  # against the end of an auto-exit loop, which may reopen what it has closed
+            self._room.shut = True
+            channel_methods.channel_close.bind(self._state)()
+        self._room.wake()
 
     @property
     def dropped(self) -> int:
@@ -296,7 +398,7 @@ class Channel(Entrance):
         self,
         loop: Lifecycle,
         dtype: Any,
-        on_batch: Callable[[Records], object],
+        on_batch: Callable[[Records], object] | None,
         *,
         capacity: int,
         max_batch: int,
@@ -307,8 +409,9 @@ class Channel(Entrance):
     ) -> None:
         self.loop = loop
         self.dtype = check_dtype(dtype)
+        self._taker = Taker() if on_batch is None else None
         if on_batch is None:
-            raise TypeError("on_batch must be callable, not None")
+            on_batch = methodcaller("copy")
         check_callable("on_batch", on_batch)
         check_capacity(capacity, self.dtype.itemsize)
         check_int("max_batch", max_batch, 1, CAPACITY_MOST)
@@ -326,6 +429,7 @@ class Channel(Entrance):
         self.capacity = capacity
         self._on_batch = on_batch
         self._context = copy_context() if loop._captures else None
+        self._entry = on_batch._entry(self.dtype) if isinstance(on_batch, NativeHandler) else 0
         self._timeout = timeout
         self._options = {
             "capacity": capacity,
@@ -333,12 +437,12 @@ class Channel(Entrance):
             "max_delay": delay,
             "on_full": ON_FULL[on_full],
         }
-        self._state = self._ring()
+        self._state, self._room = self._ring()
 
-    def _ring(self) -> ChannelWords:
+    def _ring(self) -> tuple[ChannelWords, Room]:
         """A ring of its own, with the options of this channel."""
         loop = self.loop
-        room = Room()
+        room = Room(self.name, self._taker)
         with loop._lock:
             loop._check_fork()
             if loop._lifecycle() >= layout.TERMINATING:
@@ -351,12 +455,14 @@ class Channel(Entrance):
                 **self._options,
                 on_batch=self._on_batch,
                 context=self._context,
+                entry=self._entry,
                 convert=partial(_convert, self.dtype, self.name),
-                ask=partial(_ask, weakref.ref(loop), room, self.name, self._timeout),
-                wake=room.wake,
+                ask=partial(_answer, partial(_ask, weakref.ref(loop), room, self.name, self._timeout)),
+                ends=room,
+                pulled=self._taker.ready if self._taker is not None else None,
             )
             room.state = weakref.ref(state)
-        return state
+        return state, room
 
     def producer(self) -> ChannelProducer:
         """A private entrance for one producing thread at a time: a ring of its own, with the options of this channel
@@ -364,7 +470,50 @@ class Channel(Entrance):
 
         Any thread. Raises `LoopTerminatedError` once the end of the loop has begun, MemoryError.
         """
+        if self._taker is not None:
+            raise TypeError(
+                f"{self.name} has no on_batch: coroutines take from its own ring, and a producer has another"
+            )
         return ChannelProducer(self)
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self._taker is not None:
+            with contextlib.suppress(LoopTerminatedError):
+                self.loop.submit_internal(self._taker.ready)
+
+    shutdown.__doc__ = Entrance.shutdown.__doc__
+
+    def __aiter__(self) -> Self:
+        """``async for records in channel:``, of a channel without `on_batch`, in a coroutine of asyncio or `js.spawn`
+        on its loop. Each is a new array of up to `max_batch` records, with `max_delay` as for `on_batch`. What is not
+        taken waits in the ring, so `on_full` says what becomes of records if the coroutine is slow. It ends after
+        `shutdown()`, when all records have been taken; the loop's end cancels it.
+        """
+        return self
+
+    async def __anext__(self) -> Records:
+        """The next batch. Raises RuntimeError if another coroutine waits for one, or in a coroutine of another loop;
+        TypeError if the channel has an `on_batch`.
+        """
+        taker = self._taker
+        if taker is None:
+            raise TypeError(f"{self.name} has an on_batch, which gets its records")
+        if taker.resume is not None:
+            raise RuntimeError(f"another coroutine waits for the next batch of {self.name}")
+        take = channel_methods.channel_take.bind(self._state)
+        while True:
+            wait, resume = waiting(self.loop, self.name)
+            batch: Records | None = take()
+            if batch is not None:
+                return batch
+            if self._room.shut and self.waiting() == 0:
+                raise StopAsyncIteration
+            taker.resume = resume
+            try:
+                await wait
+            finally:
+                taker.resume = None
 
     def __repr__(self) -> str:
         return f"<nbloop.Channel {self.name} of {self.loop.name}>"
@@ -378,7 +527,7 @@ class ChannelProducer(Entrance):
             raise TypeError(f"channel must be a nbloop.Channel, not {channel!r}")
         self.channel = channel
         self.loop, self.name, self.dtype, self.capacity = channel.loop, channel.name, channel.dtype, channel.capacity
-        self._state = channel._ring()
+        self._state, self._room = channel._ring()
 
     def __repr__(self) -> str:
         return f"<nbloop.ChannelProducer of {self.name}>"

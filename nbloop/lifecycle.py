@@ -145,9 +145,9 @@ class Lifecycle(Unique, Scheduling):
 
         The kinds: ``tasks``, ``producers with tasks`` (1 for any number), ``commands of other threads`` (which the
         loop has not seen yet), ``next-ticks``, ``microtasks``, ``checkpoint ends``, ``immediates``, ``close
-        callbacks``, ``internal tasks``, ``timers`` (referenced ones, intervals included), ``descriptors`` and
-        ``functions of promisify``. Nothing else keeps a loop alive: not pending promises, coroutines that wait for
-        them, signal handlers, or unreferenced timers.
+        callbacks``, ``internal tasks`` (one of them for each channel that hands over its records), ``timers``
+        (referenced ones, intervals included), ``descriptors`` and ``functions of promisify``. Nothing else keeps a loop
+        alive: not pending promises, coroutines that wait for them, signal handlers, or unreferenced timers.
 
         Any thread, also while a callback hangs; a moment old. O(1).
 

@@ -22,7 +22,7 @@ import numpy as np
 from . import debug as _debug
 from . import hooks
 from . import signals as _signals
-from .channel import Channel, OnFull
+from .channel import Channel, ChannelFigures, OnFull, figures_of
 from .errors import LoopOverloadedError, LoopTerminatedError
 from .kernels.base import layout
 from .kernels.calls.captured import RUN_IN_CONTEXT
@@ -408,7 +408,7 @@ class Loop(Lifecycle):
     def channel(
         self,
         dtype: Any,
-        on_batch: Callable[[Any], object],
+        on_batch: Callable[[Any], object] | None = None,
         *,
         capacity: int = 65536,
         max_batch: int = 4096,
@@ -418,7 +418,8 @@ class Loop(Lifecycle):
         name: str | None = None,
     ) -> Channel:
         """An entrance for records instead of callbacks: threads put numbers, and ``on_batch(records)`` gets them as a
-        numpy array on the loop's thread (`nbloop.Channel`).
+        numpy array on the loop's thread (`nbloop.Channel`). Without `on_batch` a coroutine of this loop gets them, by
+        ``async for records in channel``.
 
         `dtype` is a structured dtype without objects. `records` has at least 1 and at most `max_batch` of them, in the
         order in which they were put. It is read-only, and valid until `on_batch` returns: copy what you keep. A view
@@ -451,6 +452,20 @@ class Loop(Lifecycle):
             timeout=timeout,
             name=name,
         )
+
+    def channels(self) -> list[ChannelFigures]:
+        """What has gone through each ring of records (`nbloop.ChannelFigures`): of the channels and their producers
+        that are alive, in the order of their making. Any thread, also while a callback hangs. O(rings).
+
+        >>> loop = Loop(auto_exit=True)
+        >>> ticks = loop.channel([("price", "f8")], print, capacity=4, name="ticks")
+        >>> ticks.put(101.5)
+        True
+        >>> loop.channels()
+        [ChannelFigures(name='ticks', capacity=4, waiting=1, delivered=0, batches=0, dropped=0)]
+        """
+        self._check_fork()
+        return figures_of(self._state)
 
     def add_signal_handler(self, sig: int, callback: Callback, /, *args: object) -> None:
         """Submit ``callback(*args)`` at each arrival of a signal, whichever thread this loop runs in; replaces an

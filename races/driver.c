@@ -25,6 +25,7 @@ typedef int64_t word;
 METHOD(run) METHOD(drain) METHOD(release_pending) METHOD(stop) METHOD(wake) METHOD(acquire) METHOD(release) METHOD(close_queues)
 METHOD(cancel_timer) METHOD(cancel_immediate) METHOD(submit_many) METHOD(alive) METHOD(destroy) METHOD(warm)
 METHOD(ref_timer) METHOD(unref_timer) METHOD(producer_close) METHOD(dismantle) METHOD(producer_destroy)
+METHOD(channel_deliver) METHOD(channel_drop) METHOD(channel_destroy) METHOD_MANY(channel_put_native)
 METHOD_MANY(submit) METHOD_MANY(schedule_timer) METHOD_MANY(schedule_interval) METHOD_MANY(schedule_immediate)
 METHOD_MANY(schedule_microtask) METHOD_MANY(schedule_next_tick) METHOD_MANY(producer_submit) METHOD_MANY(transition)
 
@@ -118,6 +119,8 @@ static _Thread_local char thread_state;
 
 word PyThreadState_GetUnchecked(void) { return (word)&thread_state; }
 word PyEval_SaveThread(void) { return 1; }
+int PyGILState_Ensure(void) { return 1; }
+void PyGILState_Release(int state) { (void)state; }
 void PyEval_RestoreThread(word state) { CHECK(state == 1); }
 int PyTime_MonotonicRaw(word *result) {
     struct timespec now;
@@ -466,6 +469,86 @@ static void *closer(void *unused) {
     return unused;
 }
 
+/* Channels: compiled producers and a compiled handler. What is in a record is plain memory. With "records" a producer
+   whose records find no room tries again; with "records_old" the oldest are dropped. */
+enum { PLACES = 16, MOST = 6 };
+typedef struct { word who, number, twice; } record;
+static char *channel;
+static object *channel_object;
+static int drop_old;
+#define C(path) (*(word *)(channel + CHANNEL_##path))
+
+static int take_records(word first, word count) {
+    record *records = (record *)first;
+    CHECK(count > 0 && count <= MOST);
+    for (word i = 0; i < count; i++) {
+        word who = records[i].who, number = records[i].number;
+        CHECK(records[i].twice == 2 * number);
+        CHECK(drop_old ? number >= order[who] : number == order[who]);
+        order[who] = number + 1;
+        ran++;
+    }
+    return 0;
+}
+
+static void run_delivery(object *task) { CHECK(kernel_channel_deliver((word)channel_object, 0) == (word)&nothing); }
+
+static void open_channel(void) {
+    channel = aligned_alloc(LINE, CHANNEL_BYTES);
+    memset(channel, 0, CHANNEL_BYTES);
+    channel_object = make(ARRAY, 0);
+    channel_object->first = (word)channel;
+    C(handle_loop) = (word)base;
+    C(handle_self) = (word)channel_object;
+    C(handle_queue_limit) = PLACES;
+    C(handle_queue_shift) = __builtin_ctzll(PLACES);
+    C(handle_queue_gate) = EXACT;
+    C(handle_queue_final) = -1;
+    C(sequences) = table(PLACES);
+    C(records) = (word)malloc(PLACES * sizeof(record));
+    C(copy) = (word)malloc(MOST * sizeof(record));
+    C(ring) = 1;
+    C(copies) = 2;
+    C(record_bytes) = sizeof(record);
+    C(max_batch) = MOST;
+    C(on_full) = drop_old ? ON_FULL_DROP_OLD : ON_FULL_DROP_NEW;
+    C(entry) = (word)take_records;
+    C(ask) = hook(REFUSE_HOOK);
+    C(task) = PyTuple_New(1);
+    *(word *)(C(task) + TUPLE_ITEMS) = (word)callback_of(run_delivery, 0, 0);
+}
+
+static void close_channel(void) {
+    kernel_channel_destroy((word)channel_object, 0);
+    kernel_channel_drop((word)channel_object, 0);
+    CHECK(C(handle_queued) == CHANNEL_IDLE && C(taking) == 0);
+    if (drop_old) ran += C(dropped);
+    Py_DecRef(C(task));
+    Py_DecRef(C(ask));
+    Py_DecRef((word)channel_object);
+    free((void *)C(sequences));
+    free((void *)C(records));
+    free((void *)C(copy));
+    free(channel);
+}
+
+static void *record_user(void *argument) {
+    word me = (word)argument;
+    unsigned seed = me + 1;
+    for (word i = 0; i < rounds;) {
+        record records[3];
+        word count = 1 + random_of(&seed) % 3;
+        for (word j = 0; j < count; j++) records[j] = (record){me, i + j, 2 * (i + j)};
+        word stored = kernel_channel_put_native((word)channel, (word)records, count);
+        CHECK(stored == count || (stored == 0 && !drop_old));
+        if (!stored) { sched_yield(); continue; }
+        i += count;
+        atomic_fetch_add(&expected, count);
+        pause_sometimes(&seed);
+    }
+    return NULL;
+}
+
 int main(int count, char **arguments) {
     const char *play = count > 1 ? arguments[1] : "submit";
     if (count > 2) rounds = atoi(arguments[2]);
@@ -473,11 +556,14 @@ int main(int count, char **arguments) {
                           : !strcmp(play, "handles") ? handle_user
                           : !strcmp(play, "timers") ? timer_user
                           : !strcmp(play, "remote") ? remote_user
+                          : !strcmp(play, "records") || !strcmp(play, "records_old") ? record_user
                           : !strcmp(play, "close") ? late_submitter : NULL;
     if (!body) FAIL("no play of the name %s", play);
     open_loop(16);
     hooks_living = atomic_load(&living);
     W(spin_max) = 20000;
+    drop_old = !strcmp(play, "records_old");
+    if (body == record_user) open_channel();
     pthread_t loop, threads[THREADS], ender;
     int closing = !strcmp(play, "close");
     to_hold = strcmp(play, "burst") ? 0 : THREADS;
@@ -495,6 +581,7 @@ int main(int count, char **arguments) {
     CHECK(number_of(kernel_acquire(self, 0)) == 0);
     if (closing) CHECK(number_of(kernel_drain(self, 0)) == 6);   /* ENDED_DRAINED */
     kernel_release_pending(self, 0);
+    if (body == record_user) close_channel();
     CHECK(fired + atomic_load(&cancelled) == atomic_load(&armed));
     CHECK(ran == atomic_load(&expected));
     word trimmed = 0;                          /* slabs that were given back: numbers in use without memory */

@@ -39,6 +39,7 @@ def header() -> str:
             assert not fields.keys() & words.keys()
             words |= fields
     words |= offsets(layout.STATE.dtype, 0, "STATE") | offsets(layout.HANDLE.dtype, 0, "HANDLE")
+    words |= offsets(layout.CHANNEL.dtype, 0, "CHANNEL") | {"CHANNEL_BYTES": layout.CHANNEL.dtype.itemsize}
     words |= {"STATE_BYTES": layout.STATE.dtype.itemsize, "HANDLE_BYTES": layout.HANDLE.dtype.itemsize}
     return "".join(f"#define {name} {value}LL\n" for name, value in words.items())
 

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.timeout(400)
 HERE = Path(__file__).parent
 CLANG = f"clang-{llvm.llvm_version_info[0]}"  # it reads the text of the very LLVM that numba writes with
 PLAYS = {"submit": 4000, "burst": 10000, "handles": 4000, "timers": 4000, "remote": 4000, "close": 4000}
+PLAYS |= {"records": 10000, "records_old": 10000}
 
 # How every access of a kind is weakened, and a play that exposes it. Sequential consistency is not in the list: a load
 # that overtakes a store is not a race, so ThreadSanitizer does not detect it; models/ does.

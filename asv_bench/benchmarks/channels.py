@@ -178,6 +178,67 @@ def through_queue(label: str, count: int = 20_000) -> Probe:
     return probe
 
 
+def put_range(ring: Any, count: int) -> None:
+    """Compiled by the probes that use it: Numba is an extra."""
+    for i in range(count):
+        ring.put(101.5, i, 7)
+
+
+def add_sizes(records: Any, total: Any) -> None:
+    """The handler, as Python or compiled."""
+    for record in records:
+        total[0] += record["size"]
+    total[1] += len(records)
+
+
+def compiled_puts(count: int = 4000) -> Probe:
+    """ns of a put from compiled code, with nobody else there, in a ring whose memory has been used."""
+    import numba
+
+    loop = nbloop.Loop()
+    channel = loop.channel(THREE, nbloop.native(numba.njit(add_sizes), np.zeros(2, np.int64)), capacity=4096)
+    produce, ring = numba.njit(put_range), channel.native
+
+    def probe() -> Mapping[str, float]:
+        produce(ring, 1)
+        start = clock()
+        produce(ring, count)
+        value = (clock() - start) / count
+        while channel.waiting():
+            loop.stop()
+            loop.run()
+        return {"compiled put": value}
+
+    return probe
+
+
+def through_compiled(label: str, producers: int = 1, handles: bool = False) -> Probe:
+    """ns a record from compiled producers, on threads of their own and detached, to a compiled handler."""
+    import numba
+
+    produce, add = numba.njit(nogil=True)(put_range), numba.njit(add_sizes)
+    count = RECORDS_IN_ARRAYS // 4
+
+    def probe() -> Mapping[str, float]:
+        total = np.zeros(2, np.int64)
+        with nbloop.Loop() as loop:
+            channel = loop.channel(THREE, nbloop.native(add, total), on_full="wait")
+            rings = [(channel.producer() if handles else channel).native for _ in range(producers)]
+            produce(rings[0], 0)
+            threads = [threading.Thread(target=produce, args=(ring, count // producers)) for ring in rings]
+            start = clock()
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            loop.shutdown()
+            value = (clock() - start) / count
+        assert total[1] == count // producers * producers
+        return {label: value}
+
+    return probe
+
+
 def median_ratio(above: str, below: str, *probes: Probe, rounds: int) -> float:
     """Of rounds in which all take part."""
     values = interleave(rounds, probes, 1)
@@ -231,8 +292,24 @@ class Arrays:
     track_put_many.unit = "ns"  # type: ignore[attr-defined]
 
 
+class Compiled:
+    """Numba-compiled functions put, and get, the records."""
+
+    timeout = 300
+
+    def track_put(self) -> float:
+        """Decides whether a put from compiled code costs no more than 15 ns."""
+        return Sample.of(interleave(40, [compiled_puts()], 1)["compiled put"]).median
+
+    def track_through(self) -> float:
+        """Decides whether 30 million records a second get through from one producer: ns a record, under 33."""
+        return Sample.of(interleave(5, [through_compiled("one")], 1)["one"]).median
+
+    track_put.unit = track_through.unit = "ns"  # type: ignore[attr-defined]
+
+
 if __name__ == "__main__":
-    rounds = interleave(20, [puts(), arrays()], 1)
+    rounds = interleave(20, [puts(), arrays(), compiled_puts()], 1)
     rounds |= interleave(
         5,
         [
@@ -240,6 +317,9 @@ if __name__ == "__main__":
             through_channel("put: a record, 2 handles", 2, handles=True),
             through_channel("put: a record, 2 producers", 2),
             through_channel("put_many: a record", many=True),
+            through_compiled("compiled put: a record"),
+            through_compiled("compiled put: a record, 2 handles", 2, handles=True),
+            through_compiled("compiled put: a record, 2 producers", 2),
             through_submit("submit: a record"),
             through_queue("asyncio.Queue: a record"),
         ],

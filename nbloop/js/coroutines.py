@@ -32,6 +32,7 @@ from types import CoroutineType
 from typing import Any, ClassVar, Protocol
 
 from .. import hooks
+from ..awaiting import Wait, ways
 from ..debug import Sited, StandIn
 from ..errors import LoopTerminatedError
 from ..kernels.base import layout
@@ -436,6 +437,18 @@ def terminated(loop: Lifecycle) -> LoopTerminatedError:
 def coroutines_of(loop: Lifecycle) -> Coroutines:
     """Made with the first coroutine. Any thread."""
     return loop._part(Coroutines)
+
+
+def _promise(loop: Lifecycle) -> Wait | None:
+    """How the coroutine of a loop waits that runs on this thread."""
+    current = coroutines_of(loop).current
+    if current is None:
+        return None
+    promise, resolve, _reject = current._js.with_resolvers()
+    return promise, resolve
+
+
+ways.append(_promise)
 
 
 class Spawning(StandIn):

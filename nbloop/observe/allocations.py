@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..kernels.base import layout
-from ..kernels.base.interpreter import function
+from ..kernels.base.interpreter import function, keep_for_ever
 from ..kernels.observe import allocations as kernels
 
 
@@ -79,7 +79,7 @@ def _change(by: int) -> None:
     global _counting, _table
     with _lock:
         if _table is None:
-            _table = layout.table((1 + kernels.THREADS) * kernels.LINE)
+            _table = keep_for_ever(layout.table((1 + kernels.THREADS) * kernels.LINE))
             word = kernels.allocation_word_address.bind(_table)()
             ctypes.c_ssize_t.from_address(word).value = _table.ctypes.data
         if _counting == 0:

@@ -76,6 +76,7 @@ class LoopCollector(Collector):
                 most.add_metric([loop, queue], getattr(figures.queue_max, queue))
         yield depths
         yield most
+        yield from _channels([loop for loop, _ in measuring])
         running = GaugeMetricFamily(
             "nbloop_running_seconds", "How long the callback in progress has run, 0 for none", labels=["loop"]
         )
@@ -89,6 +90,26 @@ def _measured(loop: Measured) -> Metrics | None:
         return loop.metrics()
     except ForkedLoopError:  # a forked child that serves its own figures from an inherited registry
         return None
+
+
+def _channels(loops: Sequence[Measured]) -> Iterator[Metric]:
+    """A channel and its producers are one."""
+    depth = GaugeMetricFamily("nbloop_channel_depth", "Records that wait", labels=["loop", "channel"])
+    records = CounterMetricFamily(
+        "nbloop_channel_records", "Records that were delivered, or dropped", labels=["loop", "channel", "end"]
+    )
+    batches = CounterMetricFamily("nbloop_channel_batches", "Batches of records", labels=["loop", "channel"])
+    for loop in loops:
+        sums: dict[str, list[int]] = {}
+        for one in loop.channels():
+            counts = (one.waiting, one.delivered, one.dropped, one.batches)
+            sums[one.name] = [a + b for a, b in zip(sums.get(one.name, [0] * 4), counts, strict=True)]
+        for name, (waiting, delivered, dropped, handed) in sums.items():
+            depth.add_metric([loop.name, name], waiting)
+            records.add_metric([loop.name, name, "delivered"], delivered)
+            records.add_metric([loop.name, name, "dropped"], dropped)
+            batches.add_metric([loop.name, name], handed)
+    yield from (depth, records, batches)
 
 
 def _contention(loops: Sequence[tuple[str, Contention]]) -> Iterator[Metric]:

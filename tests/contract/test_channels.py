@@ -180,7 +180,6 @@ def test_the_wrong_fields(loop, values, named, match):
         ({"dtype": [("a", [("b", "O")])]}, TypeError, "dtype must have no objects"),
         ({"dtype": [("a", "V0")]}, TypeError, "dtype must have a size"),
         ({"dtype": (np.dtype(TICK), (3,))}, TypeError, "dtype must be"),
-        ({"on_batch": None}, TypeError, "on_batch must be callable"),
         ({"on_batch": 5}, TypeError, "on_batch must be callable"),
         ({"capacity": 1000}, ValueError, "capacity must be a power of two"),
         ({"capacity": 1}, ValueError, "capacity must be from 2"),
@@ -422,6 +421,26 @@ def test_max_delay(loop, turns, got):
     assert not loop.alive()
 
 
+def test_the_timer_of_a_full_batch_is_gone(loop, turns, got):
+    """It would hand over the next batch too early."""
+    clock = VirtualClock(loop)
+    channel = loop.channel(NUMBER, got, max_batch=3, max_delay=0.5)
+    channel.put(0)
+    turns(loop)
+    channel.put_many(numbers(1, 2))
+    turns(loop, 2)
+    assert len(got.batches) == 1
+    clock.advance(0.3)
+    channel.put(3)
+    turns(loop, 2)
+    clock.advance(0.3)
+    turns(loop, 2)
+    assert len(got.batches) == 1
+    clock.advance(0.3)
+    turns(loop, 2)
+    assert len(got.batches) == 2
+
+
 def test_max_delay_wakes_a_loop_that_sleeps(make_loop, asleep, got):
     loop = make_loop()
     channel = loop.channel(NUMBER, got, max_delay=0.05, max_batch=1000)
@@ -582,7 +601,7 @@ def test_room_goes_to_who_came_first(loop, turns, got):
     channel.put_many(numbers(0, 1, 2, 3))
     many = threading.Thread(target=channel.put_many, args=(numbers(4, 5, 6),))
     many.start()
-    gates = loop._state.channels[channel._state.number][1].__self__._gates
+    gates = channel._room._gates
     wait_for(lambda: len(gates) == 1)
     one = threading.Thread(target=channel.put, args=(7,))
     one.start()
@@ -700,6 +719,17 @@ def test_shutdown_delivers(make_loop, running, max_delay, got):
     loop.shutdown()
     assert sorted(got.numbers()) == sorted([*range(10), *range(10)])
     assert channel.dropped == 0
+
+
+def test_shutdown_delivers_a_batch_that_waits_to_fill(make_loop, got):
+    """And does not wait for its timer."""
+    loop = make_loop()
+    channel = loop.channel(NUMBER, got, max_batch=3, max_delay=1000)
+    loop.start()
+    channel.put(1)
+    wait_for(lambda: channel._state.record["handle"]["queued"] == layout.CHANNEL_FILLS)
+    loop.shutdown(10)
+    assert got.numbers() == [1]
 
 
 def test_close_drops_and_counts(make_loop, got):
@@ -971,3 +1001,62 @@ def test_faces(loop):
         nbloop.ChannelProducer(loop)
     assert channel.put.__name__ == "put"
     assert "one record" in channel.put.__doc__
+
+
+# --- observed ----------------------------------------------------------------------------------------------------
+
+
+def test_figures(loop, turns):
+    """contract: Loop.channels() counts what has gone through each ring, by name; rings that are gone are not there."""
+    channel = loop.channel(NUMBER, lambda _records: None, capacity=8, max_batch=2, on_full="drop_new", name="ticks")
+    producer = channel.producer()
+    for n in range(10):
+        channel.put(n)
+    producer.put(1)
+    assert loop.channels() == [
+        nbloop.ChannelFigures("ticks", capacity=8, waiting=8, delivered=0, batches=0, dropped=2),
+        nbloop.ChannelFigures("ticks", capacity=8, waiting=1, delivered=0, batches=0, dropped=0),
+    ]
+    turns(loop, 2)
+    del producer
+    gc.collect()
+    assert loop.channels() == [nbloop.ChannelFigures("ticks", 8, waiting=4, delivered=4, batches=2, dropped=2)]
+    assert loop.what_keeps_alive() == {"internal tasks": 1}
+    turns(loop, 2)
+    channel.shutdown()
+    assert loop.channels() == [nbloop.ChannelFigures("ticks", 8, waiting=0, delivered=8, batches=4, dropped=2)]
+    assert loop.what_keeps_alive() == {}
+
+
+def test_figures_for_prometheus(make_loop, turns):
+    """A channel and its producers are one there."""
+    prometheus_client = pytest.importorskip("prometheus_client")
+    from nbloop.observe.prometheus import LoopCollector
+
+    loop = make_loop(metrics=True)
+    channel = loop.channel(NUMBER, lambda _records: None, capacity=4, on_full="drop_old", name="ticks")
+    producer = channel.producer()
+    channel.put_many(numbers(*range(4)))
+    channel.put(4)
+    producer.put(5)
+    turns(loop)
+    channel.put(6)
+    registry = prometheus_client.CollectorRegistry()
+    registry.register(LoopCollector(loop))
+    labels = {"loop": loop.name, "channel": "ticks"}
+    assert registry.get_sample_value("nbloop_channel_depth", labels) == 1
+    assert registry.get_sample_value("nbloop_channel_batches_total", labels) == 2
+    assert registry.get_sample_value("nbloop_channel_records_total", labels | {"end": "delivered"}) == 5
+    assert registry.get_sample_value("nbloop_channel_records_total", labels | {"end": "dropped"}) == 1
+
+
+def test_one_event_a_batch(make_loop):
+    """contract: the recorder has each delivery, with its duration."""
+    loop = make_loop(auto_exit=True, recorder=64)
+    channel = loop.channel(NUMBER, lambda _records: None, max_batch=2)
+    for n in range(5):
+        channel.put(n)
+    loop.run()
+    events = [event for event in loop.recorder.events() if event.kind == "internal task"]
+    assert len(events) == channel.batches == 3
+    assert all(event.duration > 0 for event in events)

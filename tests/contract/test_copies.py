@@ -44,7 +44,7 @@ INTERNAL = {
     *("Reporting", "Refusing", "Hooked", "Awaited", "Measured", "Served", "Owner", "Signal", "Sleeping", "Promised"),
     *("Callee", "Sharer", "SharerGroup"),
     *("EpollPoller", "KqueuePoller", "LockParker", "FdTable", "CountingLock", "Latch", "LoopSignals"),  # of a loop
-    *("Entrance", "Room"),  # of a channel
+    *("Entrance", "Room", "Taker", "Ends"),  # of a channel
     *("Fields", "Record"),  # of the kernels: modules of offsets
     *(
         "Running",
@@ -62,6 +62,7 @@ INTERNAL = {
     *("Listeners", "Front", "Back"),  # of a WorkerGroup: sockets and locks, which refuse by themselves
     *("Call", "Outcome"),  # of a Worker that waits for another one: a future of its loop
     "LoopCollector",  # has a loop, and a name
+    *("RingType", "RingModel"),  # what Numba knows of a NativeRing
     "Clock",  # two numbers of the machine's
 }
 
@@ -127,7 +128,7 @@ def unique(make_loop, tmp_path):
             *(nbloop.LoopExecutor(loop), promise.future(), group, group._state, workers, workers.workers[0], Queue()),
             *(view.timeout(1), view.group(), scopes.Scope(view), view.queue(), view.on(js.EventTarget(), "x")),
             view.once(js.EventTarget(), "x"),
-            *(channel, channel.producer(), channel._state),
+            *(channel, channel.producer(), channel._state, channel.native, nbloop.native(print)),
             *(js.AbortController(), js.AbortController().signal, js.EventTarget(), view.performance),
             *(aio, aio.call_soon(print), aio.call_later(100, print), VirtualClock(clock_loop), served),
             *(shared.loops()[0], Profiler(), nbloop.EventLoopPolicy(), stream),
@@ -290,6 +291,7 @@ def right():
     yield from (total, total.retries, performance.get_entries()[0], js.Event("a"), js.CustomEvent("a", detail=[1]))
     yield stacks.Call(*("x" for _ in stacks.Call._fields))
     yield pprof.Place(*("x" for _ in pprof.Place._fields))
+    yield nbloop.ChannelFigures("ticks", 4, 3, 2, 1, 0)
     yield profile.Profile(1.0, 2.0, 0.01, {})
     yield profile.Run(*(0 for _ in inspect.signature(profile.Run).parameters))
     yield watchdog.Blockage(*(0 for _ in inspect.signature(watchdog.Blockage).parameters))

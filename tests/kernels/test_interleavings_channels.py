@@ -68,7 +68,7 @@ class ChannelModel:
         def put(number: int, first: int, count: int) -> None:
             ticket = records.records_claim(ring.at, count)
             if ticket < 0:
-                ticket = channel_methods.claim_refused(ring.at, count, ticket)
+                ticket = channel_methods.claim_refused(ring.at, count, ticket, 0)
                 if ticket < 0:
                     PyErr_Clear()
                     return

@@ -16,7 +16,7 @@ import pytest
 
 llvm = pytest.importorskip("llvmlite.binding")
 
-from nbloop.kernels.build import library  # noqa: E402
+from nbloop.kernels.build import library, object_cache  # noqa: E402
 from nbloop.kernels.build.linker import link  # noqa: E402
 
 IMPORTS = ["unused", "callback", "another"]
@@ -131,6 +131,29 @@ def test_what_the_system_does_not_load_is_copied(path: str, tmp_path: Path) -> N
         (tmp_path / path).write_text("no ELF")
         path = str(tmp_path / path)
     assert library.load(code, path)(library.IMPORTS) != 0
+
+
+@pytest.mark.skipif(object_cache.status.mode != "compiled", reason="kernels run as plain Python")
+def test_a_copied_library_outlives_all_modules(run_script: Callable[..., str]) -> None:
+    """A process that has compiled its kernels, or may load none, and whose loop somebody in C still holds at exit."""
+    run_script(
+        """
+        import ctypes
+        system = ctypes.CDLL
+
+        def load(name, *rest, **options):
+            if "kernels" in str(name):
+                raise OSError("no execution here")
+            return system(name, *rest, **options)
+
+        ctypes.CDLL = load
+        import nbloop
+        from nbloop.kernels.build import library
+        ctypes.CDLL = system
+        loop = nbloop.Loop()
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(loop._state))
+        """
+    )
 
 
 @pytest.mark.skipif(shutil.which("readelf") is None, reason="needs readelf (binutils)")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
+from nbloop.channel import Room
 from nbloop.kernels.base import layout
 from nbloop.kernels.base.atomics import get, load, put, store
 from nbloop.kernels.base.capi import Py_DecRef
@@ -323,7 +324,7 @@ class Ring:
             on_batch=on_batch or (lambda records: self.batches.append(records["n"].tolist())),
             convert=lambda *_: None,
             ask=ask or self._ask,
-            wake=lambda: None,
+            ends=Room(),
         )
         self.record = self.state.record
         self.record["handle"]["loop"] = memory.base

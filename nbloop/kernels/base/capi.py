@@ -133,6 +133,14 @@ def _restore_thread(_state: int) -> int:
     return 0
 
 
+def _ensure_attached() -> int:
+    return 0
+
+
+def _release_attached(_state: int) -> int:
+    return 0
+
+
 def _get_thread_state() -> int:
     return threading.get_ident()
 
@@ -280,6 +288,8 @@ PyFunction_GetCode = _declare("PyFunction_GetCode", WORD, WORD)  # a borrowed re
 PyErr_BadArgument = _declare("PyErr_BadArgument", VOID)
 PyEval_SaveThread = _declare("PyEval_SaveThread", WORD, twin=_save_thread)
 PyEval_RestoreThread = _declare("PyEval_RestoreThread", VOID, WORD, twin=_restore_thread)
+PyGILState_Ensure = _declare("PyGILState_Ensure", INT, twin=_ensure_attached)
+PyGILState_Release = _declare("PyGILState_Release", VOID, INT, twin=_release_attached)
 PyTime_MonotonicRaw = _declare("PyTime_MonotonicRaw", INT, WORD)  # kernels say atomics.monotonic_ns()
 PyFrame_GetBack = _declare("PyFrame_GetBack", WORD, WORD)
 PyFrame_GetCode = _declare("PyFrame_GetCode", WORD, WORD)

@@ -38,6 +38,7 @@ NOARGS, ONE, MANY = 0x0004, 0x0008, 0x0080  # METH_NOARGS, METH_O, METH_FASTCALL
 KEYWORDS = 0x0082  # METH_FASTCALL | METH_KEYWORDS
 SIGNAL = 0  # not a method: a C signal handler, void(int)
 TRAVERSE = -1  # not a method: a type's tp_traverse, int(PyObject *, visitproc, void *)
+NATIVE = -2  # not a method: compiled code of the user's calls it, attached or not, int64(int64, int64, int64)
 
 helpers: list[FunctionType] = []  # functions that kernels call, in order of declaration
 attributes: dict[FunctionType, tuple[str, ...]] = {}  # LLVM's function attributes of helpers

@@ -344,7 +344,7 @@ CHANNEL = record(
     # Written at construction: addresses in this state's own memory, sizes, and objects that `keep` of the state owns.
     _words(
         *("sequences", "records", "record_bytes", "max_batch", "max_delay", "on_full", "field_count", "fields"),
-        *("copy", "copies", "ring", "on_batch", "task", "due", "convert", "ask", "references"),
+        *("copy", "copies", "ring", "on_batch", "entry", "pulled", "task", "due", "convert", "ask", "references"),
     ),
     _words("float_type", "int_type", "true", "false"),
     _words("dropped"),  # shared: every thread that drops records adds to it
@@ -407,6 +407,8 @@ REFUSED_DELAY, REFUSED_SLOTS, REFUSED_IDENTIFIER, REFUSED_TIMER, REFUSED_MILLISE
 REFUSED_DEADLINE = 11
 # What a channel asks of Python (channel.py): to raise, to wait, to wake, or whether to try again.
 ASK_FULL, ASK_CLOSED, ASK_WAIT, ASK_WAKE, ASK_KEPT, ASK_AGAIN = 1, 2, 3, 4, 5, 6
+ASK_NATIVE = 8  # added to one of them: compiled code asks, so an error is a number, at most NATIVE_ERROR
+NATIVE_ERROR = NATIVE_TOO_MANY = -3
 ON_FULL_RAISE, ON_FULL_WAIT, ON_FULL_DROP_NEW, ON_FULL_DROP_OLD = 0, 1, 2, 3
 # A channel's `queued`: nobody delivers; a delivery is queued or runs; a timer waits for a batch to fill; a delivery was
 # refused, and the word owns a reference of the state instead.

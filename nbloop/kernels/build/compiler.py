@@ -1,5 +1,5 @@
-"""From plain-Python kernels to one shared library. The only file that imports numba; `object_cache.py` imports it only
-when there is no library yet.
+"""From plain-Python kernels to one shared library. Only this file and `user_code.py` import numba; `object_cache.py`
+imports this one only when there is no library yet.
 
 Each primitive of atomics.py is lowered to one LLVM instruction, each external of capi.py to a call by name, each
 helper is made known to Numba as it stands, and each kernel becomes a `cfunc` with its C signature. Their modules are
@@ -29,7 +29,8 @@ from numba.core.typing.templates import AbstractTemplate, infer_global
 from numba.extending import lower_builtin, register_jitable
 
 from ..base import atomics, capi
-from ..base.kernel import KEYWORDS, MANY, SIGNAL, TRAVERSE, Kernel, attributes, helpers
+from ..base.kernel import KEYWORDS, MANY, NATIVE, SIGNAL, TRAVERSE, Kernel, attributes, helpers
+from ..channels import delivery
 from ..methods import signal_handler
 from ..observe import allocations
 from ..state import traverse
@@ -116,7 +117,7 @@ def _ticks(builder: Any, values: list[Any]) -> Any:
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.readcyclecounter"), [])
 
 
-def _visit_object(builder: Any, values: list[Any]) -> Any:
+def _call_for_int(builder: Any, values: list[Any]) -> Any:
     kind = ir.FunctionType(ir.IntType(32), [_WORD, _WORD])  # pointers travel as words
     return builder.sext(builder.call(builder.inttoptr(values[0], kind.as_pointer()), values[1:]), _WORD)
 
@@ -149,7 +150,7 @@ def _single_bits(builder: Any, values: list[Any]) -> Any:
     return builder.zext(builder.bitcast(single, ir.IntType(32)), _WORD)
 
 
-def _call(builder: Any, values: list[Any]) -> Any:
+def _call_for_word(builder: Any, values: list[Any]) -> Any:
     kind = ir.FunctionType(_WORD, [_WORD] * (len(values) - 1))  # pointers travel as words
     return builder.call(builder.inttoptr(values[0], kind.as_pointer()), values[1:])
 
@@ -209,11 +210,12 @@ def _teach_primitives() -> None:
     _teach(atomics.monotonic_ns, word, [], _monotonic_ns)
     _teach(atomics.leading_zeros, word, [word], _leading_zeros)
     _teach(atomics.ticks, word, [], _ticks)
-    _teach(traverse.visit_object, word, [word, word, word], _visit_object)
+    _teach(traverse.visit_object, word, [word, word, word], _call_for_int)
+    _teach(delivery.call_entry, word, [word, word, word], _call_for_int)
     _teach(signal_handler.signal_words, word, [], _own_words("nbloop_signal_words", signal_handler.INITIAL))
     _teach(allocations.allocation_word, word, [], _own_words("nbloop_allocation_word", (0,)))
-    _teach(allocations.call_two, word, [word] * 3, _call)
-    _teach(allocations.call_three, word, [word] * 4, _call)
+    _teach(allocations.call_two, word, [word] * 3, _call_for_word)
+    _teach(allocations.call_three, word, [word] * 4, _call_for_word)
 
 
 def _teach_externals() -> None:
@@ -277,7 +279,7 @@ def _linked(kernels: list[Kernel]) -> tuple[dict[str, str], Any]:
     symbols: dict[str, str] = {}
     whole = llvm.parse_assembly("")
     for kernel in kernels:
-        signature = types.intp(*(types.intp,) * {MANY: 3, KEYWORDS: 4}.get(kernel.arity, 2))
+        signature = types.intp(*(types.intp,) * {MANY: 3, KEYWORDS: 4, NATIVE: 3}.get(kernel.arity, 2))
         if kernel.arity == SIGNAL:
             signature = types.void(types.intc)
         elif kernel.arity == TRAVERSE:

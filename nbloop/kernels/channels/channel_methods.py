@@ -8,20 +8,25 @@ from ..base.capi import (
     PyBool_FromLong,
     PyEval_RestoreThread,
     PyEval_SaveThread,
+    PyGILState_Ensure,
+    PyGILState_Release,
     PyLong_AsLongLong,
     PyLong_FromLongLong,
     PyObject_Vectorcall,
     libc_memmove,
 )
-from ..base.kernel import KEYWORDS, MANY, NOARGS, ONE, apart, data, helper, inlined, kernel
+from ..base.kernel import KEYWORDS, MANY, NATIVE, NOARGS, ONE, apart, data, helper, inlined, kernel
 from ..base.layout import (
     ASK_CLOSED,
     ASK_FULL,
+    ASK_NATIVE,
     ASK_WAIT,
     CHANNEL,
     CHANNEL_BUSY,
     CHANNEL_FILLS,
+    CHANNEL_LATE,
     HANDLE,
+    NATIVE_TOO_MANY,
     ON_FULL_DROP_NEW,
     ON_FULL_DROP_OLD,
     ON_FULL_WAIT,
@@ -31,7 +36,7 @@ from ..base.layout import (
 )
 from ..ingress.parking import step_aside
 from ..ingress.ticket_queue import queue_close
-from .delivery import ask, channel_schedule, channel_wake, deliver, late_release, records_waiting
+from .delivery import ask, channel_schedule, channel_wake, deliver, late_release, made_busy, records_waiting
 from .fields import fields_fit, fields_write
 from .records import (
     RING,
@@ -43,19 +48,22 @@ from .records import (
     records_take_ends,
 )
 
-DROPPED, RAISED = -1, -2
+DROPPED, RAISED = -1, -2  # less is NATIVE_ERROR, or one after it
 DETACHED = 1 << 18  # bytes from which on a copy is made detached: 20 µs, which a stop of the world would wait for
 
 
 @apart
-def claim_refused(channel: int, count: int, ticket: int) -> int:
-    """`records_claim` has said no: do what the channel does then. A ticket, DROPPED, or RAISED. Any thread."""
+def claim_refused(channel: int, count: int, ticket: int, native: int) -> int:
+    """`records_claim` has said no: do what the channel does then. A ticket, DROPPED, or RAISED; with `native`, which is
+    ASK_NATIVE or 0, also the number of an error. Any thread.
+    """
     until = 0
     while ticket < 0:
         on_full = get(channel + CHANNEL.ON_FULL)
         if ticket == -REFUSED_CLOSED:
-            if ask(channel, ASK_CLOSED, count, 0) < 0:
-                return RAISED
+            again = ask(channel, ASK_CLOSED + native, count, 0)
+            if again < 0:
+                return min(again, RAISED)
         elif on_full == ON_FULL_DROP_NEW:
             fetch_add(channel + CHANNEL.DROPPED, count)
             return DROPPED
@@ -63,9 +71,9 @@ def claim_refused(channel: int, count: int, ticket: int) -> int:
             if not records_drop_old(channel, count):
                 step_aside()
         else:
-            until = ask(channel, ASK_WAIT if on_full == ON_FULL_WAIT else ASK_FULL, count, until)
+            until = ask(channel, (ASK_WAIT if on_full == ON_FULL_WAIT else ASK_FULL) + native, count, until)
             if until < 0:
-                return RAISED
+                return min(until, RAISED)
         ticket = records_claim(channel, count)
     return ticket
 
@@ -76,21 +84,27 @@ def announce(channel: int, end: int) -> bool:
     return load_sc(channel + HANDLE.QUEUED) == CHANNEL_BUSY or channel_wake(channel, end)
 
 
+@inlined
+def records_fill(channel: int, ticket: int, source: int, count: int) -> None:
+    """Copy `count` records to the places of their tickets, round the end of the ring."""
+    size = get(channel + CHANNEL.RECORD_BYTES)
+    limit = get(channel + RING + QUEUE.LIMIT)
+    first = min(count, limit - (ticket & (limit - 1)))
+    libc_memmove(records_place(channel, ticket), source, first * size)
+    if count > first:
+        libc_memmove(get(channel + CHANNEL.RECORDS), source + first * size, (count - first) * size)
+
+
 @apart
 def copy_in(channel: int, source: int, count: int) -> int:
     """Put `count` records that lie at `source`, in one publication. How many were stored, or RAISED. Any thread."""
     ticket = records_claim(channel, count)
     if ticket < 0:
-        ticket = claim_refused(channel, count, ticket)
+        ticket = claim_refused(channel, count, ticket, 0)
         if ticket < 0:
             return 0 if ticket == DROPPED else RAISED
-    size = get(channel + CHANNEL.RECORD_BYTES)
-    limit = get(channel + RING + QUEUE.LIMIT)
-    first = min(count, limit - (ticket & (limit - 1)))
-    thread = PyEval_SaveThread() if count * size >= DETACHED else 0
-    libc_memmove(records_place(channel, ticket), source, first * size)
-    if count > first:
-        libc_memmove(get(channel + CHANNEL.RECORDS), source + first * size, (count - first) * size)
+    thread = PyEval_SaveThread() if count * get(channel + CHANNEL.RECORD_BYTES) >= DETACHED else 0
+    records_fill(channel, ticket, source, count)
     if thread != 0:
         PyEval_RestoreThread(thread)
     records_publish(channel, ticket, count)
@@ -118,7 +132,7 @@ def channel_put(self: int, arguments: int, count: int, names: int) -> int:
         return put_converted(channel, arguments, count, names)
     ticket = records_claim(channel, 1)
     if ticket < 0:
-        ticket = claim_refused(channel, 1, ticket)
+        ticket = claim_refused(channel, 1, ticket, 0)
         if ticket < 0:
             return get(channel + CHANNEL.FALSE) if ticket == DROPPED else 0
     fields_write(channel, arguments, count, records_place(channel, ticket))
@@ -137,10 +151,53 @@ def channel_put_array(self: int, arguments: int, _count: int) -> int:
     return PyLong_FromLongLong(stored) if stored >= 0 else 0
 
 
+@apart
+def native_refused(channel: int, count: int, ticket: int) -> int:
+    """`claim_refused` for a thread that may be detached."""
+    attached = PyGILState_Ensure()
+    ticket = claim_refused(channel, count, ticket, ASK_NATIVE)
+    PyGILState_Release(attached)
+    return ticket
+
+
+@apart
+def native_wake(channel: int, end: int) -> bool:
+    """`channel_wake` for a thread that may be detached: it attaches once a burst."""
+    was = made_busy(channel, end)
+    if was < 0:
+        return True
+    attached = PyGILState_Ensure()
+    done = channel_schedule(channel, was)
+    PyGILState_Release(attached)
+    return done
+
+
+@kernel(NATIVE)
+def channel_put_native(channel: int, source: int, count: int) -> int:
+    """Put `count` records that lie at `source`, at least 1, as compiled code of the user's does. How many were stored,
+    0 if they were dropped, RAISED, or the number of an error. Any thread, attached or not.
+    """
+    if count > get(channel + RING + QUEUE.LIMIT):
+        return NATIVE_TOO_MANY
+    ticket = records_claim(channel, count)
+    if ticket < 0:
+        ticket = native_refused(channel, count, ticket)
+        if ticket < 0:
+            return 0 if ticket == DROPPED else ticket
+    records_fill(channel, ticket, source, count)
+    records_publish(channel, ticket, count)
+    if load_sc(channel + HANDLE.QUEUED) != CHANNEL_BUSY and not native_wake(channel, ticket + count):
+        return RAISED
+    return count
+
+
 @kernel(NOARGS)
 def channel_deliver(self: int, _unused: int) -> int:
-    """The task of a busy channel."""
-    return deliver(data(self), False)
+    """The task of a busy channel. One whose batches are taken may not be busy any more."""
+    channel = data(self)
+    if get(channel + CHANNEL.PULLED) != 0 and load_sc(channel + HANDLE.QUEUED) != CHANNEL_BUSY:
+        return get(get(channel + HANDLE.LOOP) + STATE.NONE)
+    return deliver(channel, False, False)
 
 
 @kernel(NOARGS)
@@ -149,7 +206,30 @@ def channel_due(self: int, _unused: int) -> int:
     channel = data(self)
     put(channel + CHANNEL.TIMER, 0)
     if compare_and_swap(channel + HANDLE.QUEUED, CHANNEL_FILLS, CHANNEL_BUSY):
-        return deliver(channel, True)
+        return deliver(channel, True, False)
+    return get(get(channel + HANDLE.LOOP) + STATE.NONE)
+
+
+@kernel(NOARGS)
+def channel_take(self: int, _unused: int) -> int:
+    """The batch that is there, as `on_batch` returns it, or None, and then the channel calls who waits when there is
+    one. Loop thread, where coroutines take the batches.
+    """
+    channel = data(self)
+    was = load_sc(channel + HANDLE.QUEUED)
+    while was != CHANNEL_BUSY and not compare_and_swap(channel + HANDLE.QUEUED, was, CHANNEL_BUSY):
+        was = load_sc(channel + HANDLE.QUEUED)
+    result = deliver(channel, False, True)
+    if was == CHANNEL_LATE:
+        Py_DecRef(get(channel + HANDLE.SELF))
+    return result
+
+
+@kernel(NOARGS)
+def channel_close(self: int, _unused: int) -> int:
+    """Refuse records from now on. Any thread, under the loop's lock; idempotent."""
+    channel = data(self)
+    queue_close(channel + RING)
     return get(get(channel + HANDLE.LOOP) + STATE.NONE)
 
 

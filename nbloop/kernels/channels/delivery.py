@@ -16,6 +16,8 @@ that ends the loop, once all channels are closed, queues the delivery itself (`c
 
 from __future__ import annotations
 
+import ctypes
+
 from ..base.atomics import compare_and_swap, get, load, load_sc, put, store, store_sc
 from ..base.capi import (
     Py_DecRef,
@@ -24,6 +26,7 @@ from ..base.capi import (
     PyErr_SetRaisedException,
     PyLong_AsLongLong,
     PyLong_FromLongLong,
+    PyObject_CallNoArgs,
     PyObject_CallOneArg,
     PyObject_Vectorcall,
     PySequence_GetSlice,
@@ -100,22 +103,31 @@ def records_waiting(channel: int) -> int:
     return (load_sc(queue + QUEUE.TAIL) & ~MINUS) - load(queue + QUEUE.HEAD)
 
 
-@apart
-def channel_wake(channel: int, end: int) -> bool:
+@helper
+def made_busy(channel: int, end: int) -> int:
     """After the publication of the tickets before `end`: make the channel busy, if it is idle or a batch is full now.
-    False with an exception set, which a handler of a signal has raised: the records stay. Any thread.
+    What it was, and then the caller queues the delivery; -1 if there is nothing to do. Any thread, attached or not.
     """
     while True:
         was = load_sc(channel + HANDLE.QUEUED)
         if was == CHANNEL_BUSY:
-            return True
+            return -1
         if was == CHANNEL_FILLS and end - load(channel + RING + QUEUE.HEAD) < get(channel + CHANNEL.MAX_BATCH):
-            return True
+            return -1
         if compare_and_swap(channel + HANDLE.QUEUED, was, CHANNEL_BUSY):
             break
     if was == CHANNEL_IDLE and get(channel + CHANNEL.MAX_DELAY) != 0:
         store(channel + CHANNEL.SINCE, loop_ns(get(channel + HANDLE.LOOP)))
-    return channel_schedule(channel, was)
+    return was
+
+
+@apart
+def channel_wake(channel: int, end: int) -> bool:
+    """See that the loop hears of a publication. False with an exception set, which a handler of a signal has raised:
+    the records stay. Any thread.
+    """
+    was = made_busy(channel, end)
+    return was < 0 or channel_schedule(channel, was)
 
 
 @apart
@@ -215,6 +227,11 @@ def references(channel: int, array: int) -> int:
     return count
 
 
+def call_entry(entry: int, records: int, count: int) -> int:
+    """Call a compiled `on_batch` by its address: 0, or -1 with an exception set."""
+    return int(ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_ssize_t, ctypes.c_ssize_t)(entry)(records, count))
+
+
 @helper
 def copy_out(channel: int, ticket: int, count: int, to: int) -> None:
     """Copy `count` records from a ticket's place on, round the end of the ring."""
@@ -227,10 +244,25 @@ def copy_out(channel: int, ticket: int, count: int, to: int) -> None:
 
 
 @helper
-def handed_over(channel: int, array: int, batch: int) -> int:
+def batch_of(channel: int, array: int, place: int, count: int) -> int:
+    """The batch of `count` records from a place on: a new view of the array, or 0 with an exception set. For a compiled
+    `on_batch` the address of its first record.
+    """
+    if get(channel + CHANNEL.ENTRY) == 0:
+        return PySequence_GetSlice(array, place, place + count)
+    if array == get(channel + CHANNEL.COPIES):
+        return get(channel + CHANNEL.COPY)
+    return records_place(channel, place)
+
+
+@helper
+def handed_over(channel: int, array: int, batch: int, count: int) -> int:
     """Call `on_batch` with a batch, whose reference is given up, and see that no view of it is kept. What it has
     returned, or 0 with an exception set.
     """
+    entry = get(channel + CHANNEL.ENTRY)
+    if entry != 0:
+        return get(get(channel + HANDLE.LOOP) + STATE.NONE) if call_entry(entry, batch, count) == 0 else 0
     before = references(channel, array)
     result = PyObject_CallOneArg(get(channel + CHANNEL.ON_BATCH), batch)
     Py_DecRef(batch)
@@ -243,9 +275,12 @@ def handed_over(channel: int, array: int, batch: int) -> int:
 
 
 @helper
-def deliver(channel: int, due: bool) -> int:
+def deliver(channel: int, due: bool, taken: bool) -> int:
     """One batch, if there is any: a `due` one even if it is not full. None, or what `on_batch` has returned, or 0 with
     its exception set, and then its records are delivered all the same. Loop thread; the channel is busy.
+
+    Where coroutines take the batches (`pulled`) one that is not `taken` stays, and who waits for it is called. The
+    channel stays busy, with no task, until it is taken.
     """
     base = get(channel + HANDLE.LOOP)
     none = get(base + STATE.NONE)
@@ -261,13 +296,14 @@ def deliver(channel: int, due: bool) -> int:
     first = get(head)
     place = first & (limit - 1)
     count = min(ready, most)
+    pulled = 0 if taken else get(channel + CHANNEL.PULLED)
     deadline = 0
     if get(channel + CHANNEL.MAX_DELAY) != 0 and count > 0:
         now = loop_ns(base)
         deadline = load(channel + CHANNEL.SINCE) + get(channel + CHANNEL.MAX_DELAY)
         if due or ready >= most or deadline <= now or load(base + STATE.LIFECYCLE) != RUNNING:
             deadline = 0
-            if ready < most:  # all that is there: what comes next came after this look
+            if ready < most and pulled == 0:  # all that is there: what comes next came after this look
                 store(channel + CHANNEL.SINCE, now)
     array = get(channel + CHANNEL.RING)
     if copied:
@@ -276,8 +312,8 @@ def deliver(channel: int, due: bool) -> int:
     else:
         count = min(count, limit - place)
     batch = 0
-    if count > 0 and deadline == 0:
-        batch = PySequence_GetSlice(array, place, place + count)
+    if count > 0 and deadline == 0 and pulled == 0:
+        batch = batch_of(channel, array, place, count)
         if copied and batch != 0:
             copy_out(channel, first, count, get(channel + CHANNEL.COPY))
             records_release(channel, count)
@@ -286,6 +322,8 @@ def deliver(channel: int, due: bool) -> int:
     if deadline != 0:
         fill(channel, deadline)
         return none
+    if count > 0 and pulled != 0:
+        return PyObject_CallNoArgs(pulled)
     if batch == 0:
         error = PyErr_GetRaisedException()
         if count == 0 and records_waiting(channel) != 0:
@@ -298,7 +336,7 @@ def deliver(channel: int, due: bool) -> int:
     if get(channel + CHANNEL.TIMER) != 0:
         timer_cancel(base, get(channel + CHANNEL.TIMER), True)
         put(channel + CHANNEL.TIMER, 0)
-    result = handed_over(channel, array, batch)
+    result = handed_over(channel, array, batch, count)
     error = PyErr_GetRaisedException() if result == 0 else 0
     if not copied:
         records_release(channel, count)

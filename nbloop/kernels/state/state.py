@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import Context
 from functools import partial
 from types import CoroutineType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -117,7 +117,7 @@ class LoopWords(State):
     __qualname__ = "Loop"  # the name in Python's error messages: "Loop.submit() takes no keyword arguments"
     handles: dict[int, Any]
     handle_numbers: Iterator[int]
-    channels: dict[int, tuple[Any, Callable[[], object]]]  # the same of channels, and what wakes their producers
+    channels: dict[int, tuple[Any, Ends]]  # the same of channels, and what ends them
 
     kind = STATE.dtype
     memory = Memory
@@ -130,14 +130,19 @@ class LoopWords(State):
         super().end()
 
     def entrances(self) -> list[Any]:
-        """The words of all handles and channels, which close in the same way."""
-        return [*self.handles.values(), *(words for words, _ in list(self.channels.values()))]
+        """The words of all handles and channels that a loop which has nothing to do closes, and may open again."""
+        channels = list(self.channels.values())
+        return [*self.handles.values(), *(words for words, ends in channels if ends.wanted and not ends.shut)]
 
     def close_handles(self) -> int:
-        """Refuse new work from all handles and channels; how much they still hold. Any thread; idempotent."""
-        held = sum(producer_close.bind(words)() for words in self.entrances())
-        for _, wake in list(self.channels.values()):
-            wake()
+        """Refuse new work from all handles and channels; how much they still hold that somebody wants. Any thread;
+        idempotent.
+        """
+        held = sum(producer_close.bind(words)() for words in list(self.handles.values()))
+        for words, ends in list(self.channels.values()):
+            waiting = producer_close.bind(words)()
+            held += waiting if ends.wanted else 0
+            ends.wake()
         return held
 
     def resume_channels(self) -> None:
@@ -153,6 +158,21 @@ class LoopWords(State):
             producer_drop.bind(handle)()
         for words, _ in list(self.channels.values()):
             channel_drop.bind(words)()
+
+
+class Ends(Protocol):
+    """How a channel ends."""
+
+    name: str
+    shut: bool
+    """Its user has closed it."""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether its records will be delivered: not if coroutines take them, and none waits for one."""
+
+    def wake(self) -> None:
+        """Wake the producers that wait for room, now that there is some, or none will be."""
 
 
 class HandleWords(State):
@@ -361,13 +381,16 @@ def make_channel_state(
     on_full: int,
     on_batch: Callable[..., object],
     context: Context | None = None,
+    entry: int = 0,
     convert: Callable[..., object],
     ask: Callable[..., int],
-    wake: Callable[[], object],
+    ends: Ends,
+    pulled: Callable[[], object] | None = None,
 ) -> ChannelWords:
     """The state of a channel of `capacity` records, a power of two; it keeps the loop's state alive. `fields` are
     FIELD records; `ask` and `convert` are the Python functions that kernels call; `on_batch` runs in `context`, if
-    there is one.
+    there is one; `entry` is the address of a compiled `on_batch`, which that object keeps. With `pulled` batches wait
+    until they are taken, and it is called for each.
     """
     sizes = [
         fields.nbytes,
@@ -394,6 +417,7 @@ def make_channel_state(
     record["fields"], record["sequences"], record["records"], record["copy"] = (_address(state) + a for a in at)
     record["record_bytes"], record["field_count"] = dtype.itemsize, len(fields)
     record["max_batch"], record["max_delay"], record["on_full"] = max_batch, max_delay, on_full
+    record["entry"] = entry
     record["float_type"], record["int_type"] = id(float), id(int)
     record["true"], record["false"] = id(True), id(False)
     owned = {
@@ -406,6 +430,8 @@ def make_channel_state(
         "ask": ask,
         "references": sys.getrefcount,
     }
+    if pulled is not None:
+        owned["pulled"] = pulled
     for name, value in owned.items():
         record[name] = _hook(state, value)
     state.number = next(loop_state.handle_numbers)
@@ -413,7 +439,7 @@ def make_channel_state(
     # As for a handle: the loop knows a channel that is whole, or none.
     record["handle"]["self"] = me
     state.whole = True
-    loop_state.channels[state.number] = (state.base, wake)
+    loop_state.channels[state.number] = (state.base, ends)
     return state
 
 

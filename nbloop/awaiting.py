@@ -1,0 +1,32 @@
+"""How the coroutine that runs now waits for a callback: in asyncio by a future, in `nbloop.js` by a promise.
+
+Problem: what a coroutine of either kind may await belongs to modules that import the loop, so the loop's own parts
+cannot name it. Idea: each kind says here how one of its coroutines waits.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+type Wait = tuple[Awaitable[None], Callable[[], object]]
+
+ways: list[Callable[[Any], Wait | None]] = []  # by loop; None if no coroutine of that kind runs
+
+
+def waiting(loop: Any, what: str) -> Wait:
+    """What the running coroutine awaits, and what resumes it, called once on the loop's thread. RuntimeError unless a
+    coroutine of this loop runs.
+    """
+    asyncio = sys.modules.get("asyncio")
+    running = asyncio._get_running_loop() if asyncio is not None else None
+    if running is not None and getattr(running, "core", None) is loop:
+        future = running.create_future()
+        return future, lambda: future.done() or future.set_result(None)
+    if running is None and loop.is_loop_thread():
+        for way in ways:
+            found = way(loop)
+            if found is not None:
+                return found
+    raise RuntimeError(f"{what} is taken from by coroutines of {loop.name} only, of asyncio or of js.spawn")
