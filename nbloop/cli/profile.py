@@ -27,9 +27,8 @@ from .screen import make_screen
 from .top import duration
 
 EVENTS = 1 << 16  # that the recorder of each loop remembers
-FRAMES = (
-    8  # that tracemalloc keeps of each block: with 25, a script that did nothing but allocate took 100 times as long
-)
+# That tracemalloc keeps of each block: with 25, a script that did nothing but allocate took 100 times as long.
+FRAMES = 8
 FUNCTIONS = 12  # in the summary
 _OURS = {__file__, runpy.__file__, "<frozen runpy>", str(Path(__file__).parents[1] / "__main__.py")}
 
