@@ -221,10 +221,10 @@ class Reference:
         del self.watches[fd]
 
     def set_fast_path_mode(self, mode: FastPathMode) -> None:
-        if mode is FastPathMode.FORCED and self.watches:
-            raise FastPathIncompatibleError
         if self.ending:
             raise LoopTerminatedError
+        if mode is FastPathMode.FORCED and self.watches:
+            raise FastPathIncompatibleError
         self.mode = mode
 
     # --- life
