@@ -261,7 +261,7 @@ def test_wake_call_fails(make_loop, monkeypatch, asleep, wait_for, failures):
     """behaviour 18: a wake call that fails is lost, but a later submit makes another, and what was accepted runs."""
     monkeypatch.setattr("nbloop.descriptors.futex_available", lambda: False)  # sleeps in Python, where a wake can fail
     loop = make_loop()
-    parker, ran = loop._lock_parker, []
+    parker, ran = loop._descriptors._lock_parker, []
     wake, left = parker.wake, [failures]
 
     def failing():

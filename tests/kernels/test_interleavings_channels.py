@@ -183,7 +183,7 @@ def planted(module: Any, name: str, *edits: tuple[str, str]) -> Callable[[pytest
             "drop_new",
             planted(
                 delivery,
-                "channel_wake",
+                "made_busy",
                 (
                     "if compare_and_swap(channel + HANDLE.QUEUED, was, CHANNEL_BUSY):",
                     "if store(channel + HANDLE.QUEUED, CHANNEL_BUSY) is None:",
