@@ -762,9 +762,13 @@ def test_resources_are_closed_after_a_failure_too():
         finally:
             log.append(1)
 
+    made = []
+
     async def main(worker):
         await worker.local(pool)
+        made.append(worker)
         if worker.index:
+            await asyncio.to_thread(wait_for, lambda: len(made) == 2)
             raise ZeroDivisionError
         await forever()
 

@@ -186,6 +186,8 @@ class Checker:
         """An argument."""
         if address:
             what = ctypes.cast(address, ctypes.py_object).value
+            with self.lock:
+                self.settle()  # or what another array, gone from the same place, has left would be taken for this one's
             if not isinstance(what, np.ndarray):
                 self.object(address)
                 if isinstance(what, list):  # of arrays that no collector tracks: the words of a loop's handles

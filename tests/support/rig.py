@@ -279,6 +279,7 @@ class Slots:
         assert set(numbers) == resting
         for slab in self.slabs():
             assert all(slot // slot_slabs.PER_SLAB == slab for slot in self.gathered(slab))
+        assert sum(len(self.gathered(slab)) for slab in self.slabs()) == self.record["gathered_count"]
         assert len(self.spare()) == self.record["spares"]
         for identifier in self.naive.taken.values():
             word = load(slot_of(self.timers, identifier) + layout.SLOT.WORD)

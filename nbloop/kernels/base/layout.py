@@ -123,14 +123,15 @@ TIMERS = record(
     _words("slabs", "next", "gathered", "floors", "slab_next", "page"),  # tables, and bytes of a page; read-mostly
     # shared: stack of slot numbers; retries of the stack and of the slots' own words; first slot number never used
     _words("free", "retries", "slot_count"),
-    # shared: stack of slabs at rest; how many they are; where a chain of gathered slots was last found
-    _words("resting", "resting_retries", "rest_count", "regained"),
+    # shared: stack of slabs at rest; how many they are; where a chain of gathered slots was last found; how many slots
+    # are in chains
+    _words("resting", "resting_retries", "rest_count", "regained", "gathered_count"),
     # Shared: balance of other threads' arms and cancels; unreferenced timers; timer commands in the remote queue.
     _words("live_elsewhere", "unreferenced", "commands"),
     # Owned by the loop thread: the heap, and how many of its entries belong to cancelled timers.
     _words("heap", "heap_block", "size", "capacity", "stale"),
     # spare slots: a private stack of the loop thread, and its size. Free slots to be sorted; see slots_trim.
-    _words("sequence", "live_here", "nesting", "spare", "spares", "unsorted", "least_free", "last_used"),
+    _words("sequence", "live_here", "nesting", "spare", "spares", "unsorted", "last_used"),
 )
 # One slot; 64 bytes, so two slots never share a 64-byte line. `order`: the number of a timer's entry in the heap or a
 # bucket (timer_heap.order_of), 0 without an entry, and in the low bits its nesting level and clamp. `place`: its bucket

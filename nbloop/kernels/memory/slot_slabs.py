@@ -141,6 +141,7 @@ def slots_regain(timers: int) -> int:
             store(timers + TIMERS.REGAINED, slab)
             first = (word & INDEX_MASK) - 1
             count = word >> INDEX_BITS
+            fetch_add(timers + TIMERS.GATHERED_COUNT, -count)
             if count > 1:
                 table = get(timers + TIMERS.NEXT)
                 second = last = load(table + (first << 3)) - 1
@@ -203,21 +204,22 @@ def slots_trim(timers: int, used: int) -> bool:
     """Before a sleep, when about `used` slots are in use: sort a portion of the free ones, and send to rest the slabs
     that turn out to be free. Whether more is left to do. Loop thread.
 
-    It begins once `KEEP_SLABS` slabs' worth of slots has been freed since it last ended, or half of those that were
-    then in use, which may be all that kept slabs open. It sorts no more slots than are free when it begins. So each
-    sorting is paid for by that many frees, also while other threads undo it.
+    It begins once `KEEP_SLABS` slabs' worth of free slots is in no chain, or half of the slots have been freed that
+    were in use when it last ended, which may be all that kept slabs open. It sorts no more slots than are in no chain
+    when it begins. So each sorting is paid for by that many frees, also while other threads undo it. What is freed
+    meanwhile counts for the next one.
     """
     free = (slabs_open(timers) << SLOTS_PER_SLAB_BITS) - used
     keep = KEEP_SLABS << SLOTS_PER_SLAB_BITS
     unsorted = get(timers + TIMERS.UNSORTED)
     if unsorted == 0:
-        least = min(get(timers + TIMERS.LEAST_FREE), free)
-        put(timers + TIMERS.LEAST_FREE, least)
+        loose = free - load(timers + TIMERS.GATHERED_COUNT)
         last = get(timers + TIMERS.LAST_USED)
-        if free < 2 * keep or (free - max(least, keep) < keep and (last == 0 or 2 * used > last)):
+        if free < 2 * keep or (loose < keep and (last == 0 or 2 * used > last)):
             return False
-        unsorted = free
+        unsorted = loose
     left = PORTION
+    gathered = 0
     while left > 0 and unsorted > 0:
         slot = spare_pop(timers)  # first: each may lie in a slab that is otherwise free
         if slot < 0:
@@ -226,6 +228,7 @@ def slots_trim(timers: int, used: int) -> bool:
             unsorted = 0
             break
         unsorted -= 1
+        gathered += 1
         left -= 1
         slab = slot >> SLOTS_PER_SLAB_BITS
         word = slot_gather(timers, slot)
@@ -235,10 +238,11 @@ def slots_trim(timers: int, used: int) -> bool:
             and compare_and_swap(get(timers + TIMERS.GATHERED) + (slab << 3), word, 0)
         ):
             slab_rest(timers, slab)
+            gathered -= PER_SLAB
             left -= REST_COST
+    fetch_add(timers + TIMERS.GATHERED_COUNT, gathered)
     put(timers + TIMERS.UNSORTED, unsorted)
     if unsorted == 0:
-        put(timers + TIMERS.LEAST_FREE, (slabs_open(timers) << SLOTS_PER_SLAB_BITS) - used)
         put(timers + TIMERS.LAST_USED, used)
     return unsorted != 0
 
