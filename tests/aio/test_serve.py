@@ -119,9 +119,15 @@ def test_the_first_that_fails_cancels_the_others():
 
 
 def test_what_fails_while_it_is_cancelled_is_told_too():
+    begun = []
+
     async def main(worker):
+        begun.append(worker)
         try:
-            await asyncio.sleep(0 if worker.index else PATIENCE)
+            if worker.index:
+                await asyncio.to_thread(wait_for, lambda: len(begun) == 2)
+            else:
+                await forever()
         finally:
             raise LookupError(worker.index)
 
