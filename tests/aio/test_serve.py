@@ -546,9 +546,13 @@ def test_a_worker_answers_until_all_have_ended():
         yield "pool"
         log.append("closed")
 
+    begun = []
+
     async def main(worker):
+        begun.append(worker)
         if worker.index:
             await worker.local(pool)
+            await asyncio.to_thread(wait_for, lambda: len(begun) == 2)
             raise LookupError
         try:
             await forever()
