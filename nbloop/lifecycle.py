@@ -562,7 +562,7 @@ class Lifecycle(Unique, Scheduling):
     def _part[P: Part](self, kind: Callable[[Self], P]) -> P:
         """The loop's only part of a class, made when it is first asked for. Any thread, signal handlers included."""
         found: P | None = self._parts.get(kind)
-        if found is None:  # whoever comes first decides
+        if found is None:  # the first to come decides
             found = self._parts.setdefault(kind, kind(self))
         return found
 
