@@ -249,7 +249,11 @@ static void open_loop(word chunk) {
     open_queue(base + STATE_EXTERNAL, chunk, (word)base + STATE_POOL);
     open_queue(base + STATE_REMOTE, chunk, (word)base + STATE_POOL);
     W(timers_next) = table(SLOT_LIMIT);
+    W(timers_page) = 4096;
     W(timers_slabs) = table(SLOT_SLAB_LIMIT);
+    W(timers_gathered) = table(SLOT_SLAB_LIMIT);
+    W(timers_floors) = table(SLOT_SLAB_LIMIT);
+    W(timers_slab_next) = table(SLOT_SLAB_LIMIT);
     W(far_horizon) = GRAIN_MASK;
     W(far_buckets) = table(BUCKET_TOTAL * BUCKET_BYTES / 8);
     object one = {1, INTEGER};
