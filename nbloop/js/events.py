@@ -145,7 +145,11 @@ class EventTarget(Unique):
             if not event._stopped:
                 self._call_listeners(event)
         finally:  # without a call, between which and the next step a signal handler could raise
-            if "_dispatch" in flags and flags["_dispatch"] is dispatch:
+            try:
+                mine = flags["_dispatch"] is dispatch
+            except KeyError:  # another thread's dispatch has just ended
+                mine = False
+            if mine:
                 event._stopped = event._stopped_at_once = False
                 del flags["_dispatch"]
         return not event._prevented
