@@ -253,7 +253,7 @@ class TwinMethod:
             values = (*arguments, *keywords.values())
             array = (ctypes.c_ssize_t * max(1, len(values)))(*(id(a) for a in values))
             names = (tuple(keywords),) if of.arity == KEYWORDS else ()
-            ends = tuple(id(n) if n else 0 for n in names)
+            ends = [id(n) if n else 0 for n in names]  # no tuple, which is resized while `gc.get_objects` may hold it
             result = of.function(self_address, ctypes.addressof(array), len(arguments), *ends)
         else:
             result = of.function(self_address, id(arguments[0]) if arguments else 0)
