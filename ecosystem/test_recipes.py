@@ -16,14 +16,13 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from tests.support.waiting import wait_for
 
 PAGE = Path(__file__).parents[1] / "docs" / "recipes.md"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -157,14 +156,9 @@ def test_recipe(name: str, tmp_path: Path, environment: dict[str, str], request:
     assert script.stdout.splitlines() == expected, script.stderr
 
 
-def until_it_listens(url: str) -> Any:
-    deadline = time.monotonic() + SECONDS
-    while True:
-        try:
-            return urllib.request.urlopen(url, timeout=SECONDS)
-        except urllib.error.URLError:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+def listens(port: int) -> bool:
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
 
 
 def commands() -> dict[str, list[str]]:
@@ -183,8 +177,8 @@ def test_what_a_service_runs(what: str, tmp_path: Path, environment: dict[str, s
     write_files("uvicorn", tmp_path)
     program, *arguments = commands()[what]
     assert Path(program).name == "nbloop"
-    port = str(free_port())
-    arguments[arguments.index("--port") + 1] = port
+    port = free_port()
+    arguments[arguments.index("--port") + 1] = str(port)
     with subprocess.Popen(
         ["nbloop", *arguments], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
     ) as child:
@@ -192,7 +186,8 @@ def test_what_a_service_runs(what: str, tmp_path: Path, environment: dict[str, s
         for line in child.stderr:
             if "Application startup complete" in line:
                 break
-        with until_it_listens(f"http://127.0.0.1:{port}/world") as answer:
+        wait_for(lambda: listens(port))
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/world", timeout=SECONDS) as answer:
             assert json.load(answer) == {"hello": "world"}
         child.send_signal(signal.SIGTERM)
         _, log = child.communicate(timeout=SECONDS)

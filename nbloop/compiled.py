@@ -24,6 +24,7 @@ import numpy.typing as npt
 from .errors import ForkedLoopError, LoopOverloadedError, LoopTerminatedError, ReentrantWaitError
 from .kernels.base import capi
 from .kernels.build import object_cache
+from .kernels.channels.delivery import Entry
 from .options import check_callable
 from .unique import Unique
 
@@ -39,7 +40,6 @@ REFUSALS: tuple[tuple[type[Exception], str], ...] = (
     (ShutDown, "the channel has been shut down"),
     (ForkedLoopError, "the channel belongs to the parent of this process"),
 )
-_ENTRY = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_ssize_t, ctypes.c_ssize_t)
 
 
 def _interpreted() -> bool:
@@ -135,7 +135,7 @@ class NativeHandler(Unique):
         found = self._entries.get(dtype)
         if found is None:
             if _interpreted():
-                function = _ENTRY(lambda address, count: self._interpret(dtype, address, count))
+                function = Entry(lambda address, count: self._interpret(dtype, address, count))
                 made = ctypes.cast(function, ctypes.c_void_p).value or 0, function
             else:
                 from .user_code import compile_handler
@@ -169,8 +169,10 @@ def native(function: Callable[..., object], /, *arrays: Records) -> NativeHandle
 
     It runs on the loop's thread, attached to the interpreter: a collection on another thread waits for it, so batches
     should take less than a millisecond. Compiling takes about a second, once for each dtype, when the channel is made;
-    Numba never frees what it has compiled. Any thread. Raises TypeError for what is no function or no array, and
-    ImportError without Numba; what cannot be compiled is a TypeError of `Loop.channel`.
+    Numba never frees what it has compiled. Any thread.
+
+    Raises TypeError if `function` is not callable or one of `arrays` is not a numpy array, and ImportError without
+    Numba. `Loop.channel` raises TypeError for a function that cannot be compiled.
 
     >>> import nbloop
     >>> def add(records, total):

@@ -28,7 +28,7 @@ from .kernels.base.layout import NATIVE_ERROR
 from .kernels.build.library import PREFIX
 from .kernels.channels.channel_methods import channel_put_native
 
-_WORD, _BYTE, _INT = ir.IntType(64), ir.IntType(8), ir.IntType(32)
+_WORD, _INT = ir.IntType(64), ir.IntType(32)
 _PUT = PREFIX + channel_put_native.name
 
 type Refusals = tuple[tuple[type[Exception], str], ...]  # errors and what they say, by NATIVE_ERROR - index

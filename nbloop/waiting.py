@@ -42,6 +42,11 @@ class Awaited(Protocol):
     def submit(self, callback: Callable[..., object], /, *args: object) -> None: ...
 
 
+def terminated(loop: Awaited) -> LoopTerminatedError:
+    """What those who wait for a loop get because it ends."""
+    return LoopTerminatedError(f"{loop.name} has terminated or is about to")
+
+
 def settle(set_outcome: Callable[[Any], object], outcome: Any) -> None:
     """Give a future its outcome, unless it has one or was cancelled. Any thread."""
     with contextlib.suppress(concurrent.futures.InvalidStateError):
@@ -86,7 +91,7 @@ class Waiters:
         future.add_done_callback(partial(_forget, self._held))
         # The end first moves the lifecycle, then reads the futures: one of the two sees the other.
         if loop._lifecycle() >= (layout.TERMINATING if at_work else layout.TERMINATED):
-            settle(future.set_exception, LoopTerminatedError(f"{loop.name} has terminated or is about to"))
+            settle(future.set_exception, terminated(loop))
         return future
 
     def at_work(self) -> bool:

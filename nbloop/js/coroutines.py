@@ -35,10 +35,10 @@ from .. import hooks
 from ..awaiting import Wait, ways
 from ..debug import Sited, StandIn
 from ..errors import LoopTerminatedError
-from ..kernels.base import layout
 from ..lifecycle import Lifecycle, running_here
 from ..parts import Part
-from .promise import CancelledError, Owed, Owner, Promise, Resumed, Signal, reason_as_exception, resolved
+from ..waiting import terminated
+from .promise import CancelledError, Owed, Owner, Promise, Resumed, Signal, abandoned, reason_as_exception, resolved
 from .tasks import outside_task
 
 ENDED = -1  # the turn of a coroutine that will not run again
@@ -102,9 +102,7 @@ class Running(Resumed):
         """
         if self._turn == 0 and hasattr(self, "_promise"):
             self._coroutine.close()
-            loop = self._js.loop
-            ends = loop._lifecycle() >= layout.TERMINATING
-            self._end(False, terminated(loop) if ends else CancelledError("it was interrupted before its first step"))
+            self._end(False, abandoned(self._js.loop, "it was interrupted before its first step"))
 
     def start(self) -> None:
         """The first step, unless an abort came before it."""
@@ -427,11 +425,6 @@ class Coroutines(Part):
 
 async def _close(generator: AsyncGenerator[Any, Any]) -> None:
     await generator.aclose()
-
-
-def terminated(loop: Lifecycle) -> LoopTerminatedError:
-    """What a promise is rejected with because its loop ends."""
-    return LoopTerminatedError(f"{loop.name} has terminated or is about to")
 
 
 def coroutines_of(loop: Lifecycle) -> Coroutines:

@@ -33,7 +33,7 @@ from ..kernels.promises import reactions
 from ..kernels.promises.classes import Eventual, Resolver, ResultSlots, View, make_view
 from ..lifecycle import Lifecycle
 from ..options import check_timeout
-from ..waiting import LoopFuture, refuse_own_thread, settle, wait
+from ..waiting import LoopFuture, refuse_own_thread, settle, terminated, wait
 from .tasks import is_future, wait_in_task, when_done
 
 if TYPE_CHECKING:
@@ -91,6 +91,11 @@ class CancelledError(BaseException):
     It is not an `Exception`, so that a handler of those does not keep the coroutine from its end. A promise that is
     rejected with it is not reported as an unhandled rejection.
     """
+
+
+def abandoned(loop: Lifecycle, why: str) -> LoopTerminatedError | CancelledError:
+    """What a promise is rejected with that nothing will settle: `CancelledError`, unless its loop ends."""
+    return terminated(loop) if loop._lifecycle() >= layout.TERMINATING else CancelledError(why)
 
 
 class Promise[T](Eventual):
@@ -314,14 +319,7 @@ class Revocable[T](Promise[T]):
         while isinstance(one, Eventual):
             reactions, one = reactions + 1, getattr(one, "_link", None)
         if reactions == self._leavers and hasattr(self, "_revoke"):
-            loop = self._view.owner.loop
-            ends = loop._lifecycle() >= layout.TERMINATING
-            error: BaseException = (
-                LoopTerminatedError(f"{loop.name} has terminated or is about to")
-                if ends
-                else (CancelledError("all who awaited it were interrupted"))
-            )
-            self._revoke(error)
+            self._revoke(abandoned(self._view.owner.loop, "all who awaited it were interrupted"))
 
 
 def _wake(waited: concurrent.futures.Future[None], _outcome: Any) -> None:

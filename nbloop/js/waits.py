@@ -14,7 +14,8 @@ from ..errors import LoopTerminatedError
 from ..kernels.promises.classes import Resolver
 from ..lock import CountingLock
 from ..unique import Unique
-from .coroutines import coroutines_of, terminated
+from ..waiting import terminated
+from .coroutines import coroutines_of
 from .promise import Owner, Promise, Revocable
 
 if TYPE_CHECKING:

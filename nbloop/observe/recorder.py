@@ -52,7 +52,7 @@ _KINDS = layout.KIND_NAMES | {
     layout.EVENT_STALL: "stall",
     layout.EVENT_COLLECTION: "collection",
 }
-_TOLD = ("start", "generation", "collected")  # what kernels look for in what `gc.callbacks` are told
+_FACTS = ("start", "generation", "collected")  # which kernels find in the arguments of `gc.callbacks`
 _BATCH = 4096  # entries that a kernel copies at once: 0.2 ms in which the world cannot be stopped
 _LONG = 100_000_000  # ns: two readings of both clocks this far apart give their rates better than the calibration does
 
@@ -77,16 +77,16 @@ class Recorder(Unique, Part):
         record["method_type"] = id(types.MethodType)
         record["builtin_type"] = id(types.BuiltinFunctionType)
         record["run_in_context"] = id(RUN_IN_CONTEXT)
-        record["word_start"], record["word_generation"], record["word_collected"] = map(id, _TOLD)
+        record["word_start"], record["word_generation"], record["word_collected"] = map(id, _FACTS)
         record["tick_base"], record["ns_base"] = clock.pair()
         record["boundary"] = record["rested"] = record["tick_base"]
         self._read = event_ring.recorder_read.bind(self._words)
         self._head = event_ring.recorder_head.bind(self._words)
         self._running = event_ring.recorder_running.bind(self._words)
-        told = event_ring.collection_told.bind(self._words)
-        cleanup: Any = weakref.finalize(self, _tell_no_more, told)
+        collected = event_ring.record_collection.bind(self._words)
+        cleanup: Any = weakref.finalize(self, _unregister, collected)
         cleanup.atexit = False
-        gc.callbacks.append(told)
+        gc.callbacks.append(collected)
         self._when_raised: Path | None = None
         self._targets: dict[_OnSignal, None] = {}  # of signals: one, or more after an interrupted `dump_on`
         self._ended = False
@@ -195,9 +195,9 @@ class Recorder(Unique, Part):
         return _Clock(int(self._record["tick_base"]), int(self._record["ns_base"]))
 
 
-def _tell_no_more(told: Callable[..., object]) -> None:
+def _unregister(callback: Callable[..., object]) -> None:
     with contextlib.suppress(ValueError):  # somebody has emptied the list, which is the whole process's
-        gc.callbacks.remove(told)
+        gc.callbacks.remove(callback)
 
 
 class _OnSignal:

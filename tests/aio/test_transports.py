@@ -479,7 +479,7 @@ def test_a_low_mark_is_as_exact_as_ever(connected):
 
 
 def test_writes_without_a_pause_are_bounded(connected):
-    """One that never lets the loop turn is told to pause when the system takes no more."""
+    """A writer that never lets the loop turn has to pause when the system takes no more."""
 
     async def test(transport, protocol, _peer):
         for written in range(100_000):

@@ -17,7 +17,7 @@ from nbloop import LoopOverloadedError
 from nbloop.js import JS, AbortController
 from nbloop.kernels.base import layout
 from nbloop.testing import VirtualClock
-from tests.support.waiting import wait_for
+from tests.support.waiting import raises_elsewhere, wait_for
 
 NUMBER = np.dtype([("n", "i8")])
 
@@ -210,20 +210,9 @@ def test_shutdown_of_a_channel_with_on_batch(make_loop):
     producer = channel.producer()
     channel.put_many(numbers(1, 2))
     producer.put(3)
-    raised = []
-
-    def waits():
-        try:
-            channel.put(4)
-        except queue.ShutDown as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=waits)
-    thread.start()
-    wait_for(lambda: channel._state.record["sleepers"])
-    channel.shutdown()
-    thread.join(30)
-    assert len(raised) == 1
+    with raises_elsewhere(queue.ShutDown, channel.put, 4):
+        wait_for(lambda: channel._state.record["sleepers"])
+        channel.shutdown()
     producer.put(5)
     loop.schedule_timer(0.01, lambda: producer.put(6))
     loop.run()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import sys
-import threading
 import weakref
 
 import numpy as np
@@ -19,7 +18,7 @@ from nbloop.kernels.base import layout  # noqa: E402
 from nbloop.kernels.base.kernel import data  # noqa: E402
 from nbloop.kernels.build import object_cache  # noqa: E402
 from nbloop.kernels.channels import channel_methods  # noqa: E402
-from tests.support.waiting import wait_for  # noqa: E402
+from tests.support.waiting import raises_elsewhere, wait_for  # noqa: E402
 
 COMPILED = object_cache.status.mode == "compiled"
 NUMBER = np.dtype([("n", "i8")])
@@ -249,20 +248,9 @@ def test_after_the_end(make_loop, on_full):
 def test_the_end_wakes_who_waits(make_loop):
     loop = make_loop()
     channel = loop.channel(NUMBER, print, capacity=2, on_full="wait")
-    raised = []
-
-    def produce():
-        try:
-            put_range(channel.native, 0, 3)
-        except LoopTerminatedError as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=produce)
-    thread.start()
-    wait_for(lambda: channel._state.record["sleepers"])
-    loop.close()
-    thread.join(60)
-    assert len(raised) == 1
+    with raises_elsewhere(LoopTerminatedError, put_range, channel.native, 0, 3):
+        wait_for(lambda: channel._state.record["sleepers"])
+        loop.close()
 
 
 # --- delivery ----------------------------------------------------------------------------------------------------

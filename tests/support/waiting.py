@@ -6,7 +6,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 PATIENCE = 30.0  # seconds after which the tests give up
@@ -39,6 +39,24 @@ def elsewhere(function: Callable[..., Any], *args: Any) -> Any:
     if isinstance(result, Exception):
         raise result
     return result
+
+
+@contextlib.contextmanager
+def raises_elsewhere(kind: type[BaseException], function: Callable[..., Any], *args: Any) -> Iterator[None]:
+    """A call that waits on another thread while the block runs, and which the block makes raise."""
+    raised: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            function(*args)
+        except kind as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    yield
+    thread.join(PATIENCE)
+    assert len(raised) == 1, f"{kind.__name__} was not raised"
 
 
 def wait_for(what: threading.Event | Callable[[], object]) -> None:

@@ -227,9 +227,12 @@ def references(channel: int, array: int) -> int:
     return count
 
 
+Entry = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_ssize_t, ctypes.c_ssize_t)  # of a compiled `on_batch`
+
+
 def call_entry(entry: int, records: int, count: int) -> int:
     """Call a compiled `on_batch` by its address: 0, or -1 with an exception set."""
-    return int(ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_ssize_t, ctypes.c_ssize_t)(entry)(records, count))
+    return int(Entry(entry)(records, count))
 
 
 @helper

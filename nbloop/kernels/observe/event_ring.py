@@ -381,7 +381,7 @@ def number_in(mapping: int, key: int) -> int:
 
 
 @kernel(MANY)
-def collection_told(self: int, arguments: int, _count: int) -> int:
+def record_collection(self: int, arguments: int, _count: int) -> int:
     """(phase, facts), as `gc.callbacks` are called: record a collection when it ends. Any thread, and no bytecode: an
     exception of a signal handler would be lost here. The interpreter makes one collection at a time.
     """

@@ -105,10 +105,10 @@ def make_view(
     `then`'s arguments.
 
     The hooks: ``follow(eventual, value)`` resolves with a value that is not plain; ``unhandled(eventual)``: it was
-    rejected and has no reaction; ``raised(eventual, error)``: its handler raised (of a hidden one it is the handler
-    that is passed); ``lost(eventual, error)``: it cannot
-    be queued; ``made(eventual)``: `then` created it (or None); ``misused(instance)`` raises for wrong arguments;
-    ``spawning(callback)`` returns what to call instead of a callback that may be a coroutine function.
+    rejected and has no reaction; ``raised(eventual, error)``: its handler raised (a hidden one passes the handler in
+    its place); ``lost(eventual, error)``: it cannot be queued; ``made(eventual)``: `then` created it (or None);
+    ``misused(instance)`` raises for wrong arguments; ``spawning(callback)`` returns what to call instead of a callback
+    that may be a coroutine function.
     """
     view = np.zeros(VIEW.dtype.itemsize // 8, np.int64).view(View)
     view.owner = owner

@@ -106,9 +106,7 @@ def run_reactions(world: World) -> Steps:
 
 
 def _settles(world: World, begin: Callable[[JS], Promise[Any]]) -> Steps:
-    """A coroutine, or what it waits for, is interrupted at a step. Whoever waits for its promise does not wait for
-    ever.
-    """
+    """A coroutine, or what it waits for, is interrupted at a step. Its promise settles all the same."""
     loop = world.loop(auto_exit=True)
     js = world.to_go(JS(loop, on_unhandled_rejection=lambda _reason, _promise: None))
     settled: list[object] = []
