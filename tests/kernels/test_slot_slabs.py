@@ -85,7 +85,10 @@ class SlotMachine(RuleBasedStateMachine):
         begun = int(self.its.record["unsorted"]) != 0
         loose = free - int(self.its.record["gathered_count"])
         last, used = int(self.its.record["last_used"]), len(self.its.naive.taken)
-        reason = free >= 2 * KEEP * SMALL and (loose >= KEEP * SMALL or (last > 0 and 2 * used <= last))
+        empty = len(self.its.slabs()) - len(self.its.resting()) - used
+        reason = free >= 2 * KEEP * SMALL and (
+            loose >= KEEP * SMALL or empty > 2 * KEEP or (last > 0 and 2 * used <= last)
+        )
         kept = self.its.free()
         if self.its.trim_all() or self.its.free() != kept:
             assert begun or reason, "trimmed for nothing"
@@ -203,14 +206,18 @@ def test_two_threads_make_slots_at_once(its: rig.Slots, monkeypatch: pytest.Monk
     assert len(its.slabs()) == 1
 
 
-def test_the_last_of_a_peak_lets_all_rest(its: rig.Slots, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One slot of each slab is left: nothing can rest. When these few are freed, everything does."""
+def test_half_of_what_outlives_a_peak_lets_slabs_rest(its: rig.Slots, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One slot of each slab is left, and a few more of the first: nothing can rest. When all but those of the first
+    slab are freed, the other slabs rest.
+    """
     monkeypatch.setattr(slot_slabs, "KEEP_SLABS", KEEP)
     made = fill(its, SLABS)
-    free(its, [identifier for number, identifier in enumerate(made) if number % SMALL])
+    stay, go = made[: SLABS - 2 * KEEP + 1], made[SMALL::SMALL]
+    free(its, [identifier for identifier in made if identifier not in {*stay, *go}])
     assert its.trim_all()
     assert its.resting() == set()
-    free(its, made[::SMALL])
+    free(its, go)
+    assert SLABS - len(stay) <= 2 * KEEP, "so many are used that every slab might be"
     assert its.trim_all()
     assert len(its.resting()) == SLABS - KEEP
 
@@ -226,6 +233,24 @@ def test_what_is_freed_during_a_sorting_counts_for_the_next(its: rig.Slots, monk
         pass
     its.trim_all()
     assert len(its.resting()) == SLABS - KEEP
+
+
+def test_a_few_that_are_freed_during_a_sorting_keep_nothing_open(
+    its: rig.Slots, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is freed is sorted before what was free. When the sorting ends, one slot of each slab is in no chain: too
+    few to begin another because of their number, but no slab could rest.
+    """
+    monkeypatch.setattr(slot_slabs, "KEEP_SLABS", SLABS // 4)
+    made = fill(its, SLABS)
+    for share in (0, *range(2, SMALL)):
+        free(its, made[share::SMALL])
+    assert its.trim(), "there is more to sort"
+    free(its, made[1::SMALL])
+    while its.trim():
+        pass
+    its.trim_all()
+    assert len(its.resting()) == SLABS - SLABS // 4
 
 
 def test_spare_slots_do_not_keep_their_slabs_open(its: rig.Slots) -> None:

@@ -207,15 +207,18 @@ def slots_trim(timers: int, used: int) -> bool:
     It begins once `KEEP_SLABS` slabs' worth of free slots is in no chain, or half of the slots have been freed that
     were in use when it last ended, which may be all that kept slabs open. It sorts no more slots than are in no chain
     when it begins. So each sorting is paid for by that many frees, also while other threads undo it. What is freed
-    meanwhile counts for the next one.
+    meanwhile counts for the next one. But those may be few, and yet one of each slab; so it also begins when more than
+    `2 * KEEP_SLABS` slabs are open in which no slot can be in use. Then at least `KEEP_SLABS` of them come to rest,
+    which pays for it.
     """
-    free = (slabs_open(timers) << SLOTS_PER_SLAB_BITS) - used
+    slabs = slabs_open(timers)
+    free = (slabs << SLOTS_PER_SLAB_BITS) - used
     keep = KEEP_SLABS << SLOTS_PER_SLAB_BITS
     unsorted = get(timers + TIMERS.UNSORTED)
     if unsorted == 0:
         loose = free - load(timers + TIMERS.GATHERED_COUNT)
         last = get(timers + TIMERS.LAST_USED)
-        if free < 2 * keep or (loose < keep and (last == 0 or 2 * used > last)):
+        if free < 2 * keep or (loose < keep and slabs - used <= 2 * KEEP_SLABS and (last == 0 or 2 * used > last)):
             return False
         unsorted = loose
     left = PORTION
