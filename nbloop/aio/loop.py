@@ -27,6 +27,7 @@ import contextlib
 import errno
 import inspect
 import signal
+import socket
 import warnings
 import weakref
 from asyncio import base_events as _base_events
@@ -262,7 +263,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
 
     def _make_socket_transport(self, sock: Any, protocol: Any, waiter: Any = None, **more: Any) -> Any:
         """Of each connected socket, accepted ones too. The only place where a kind of transport is chosen."""
-        if not KERNELS_READ:
+        if not KERNELS_READ or not isinstance(sock, socket.socket):  # kernels read an object of that type
             return super()._make_socket_transport(sock, protocol, waiter, **more)  # type: ignore[misc]
         self._ensure_fd_no_transport(sock)
         return StreamTransport(self, sock, protocol, waiter, **more)

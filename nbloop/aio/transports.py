@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import sys
 import warnings
 import weakref
 from asyncio import selector_events as _selector_events
+from asyncio import trsock
 from collections.abc import Callable
 from contextvars import Context
 from typing import Any, Literal
@@ -39,11 +41,11 @@ class Stream(StreamWords):
 
     __slots__ = ()
 
-    def __init__(self, owner: StreamTransport, fd: int, loop: Any) -> None:
+    def __init__(self, owner: StreamTransport, sock: socket.socket, loop: Any) -> None:
         self._clear = None
         names = "data_received", "get_buffer", "buffer_updated"
         self._made = (
-            *(None, weakref.ref(owner), fd, loop._received, *names),
+            *(None, weakref.ref(owner), sock, loop._received, *names),
             *(loop._selector._ready, _ended, _unsent, loop._core._state, True),
         )
         self.aim(None)
@@ -65,6 +67,20 @@ class Stream(StreamWords):
         """Whom to give what is received, and in which context; None: asyncio's own code reads. Any thread."""
 
 
+class StreamSocket(trsock.TransportSocket):
+    """What `get_extra_info("socket")` gives: whatever is done with it comes after what was written before."""
+
+    __slots__ = ("_behind", "_stream")
+
+    def __init__(self, sock: socket.socket, stream: Stream) -> None:
+        self._behind, self._stream = sock, stream
+
+    @property
+    def _sock(self) -> socket.socket:  # asyncio's methods use it
+        self._stream.flush()
+        return self._behind
+
+
 def _ended(told: tuple[weakref.ref[StreamTransport], str | None, int | BaseException]) -> None:
     transport = told[0]()
     if transport is not None:
@@ -82,8 +98,9 @@ class StreamTransport(_SocketTransport):  # type: ignore[misc]
 
     def __init__(self, loop: Any, sock: Any, protocol: Any, *arguments: Any, **more: Any) -> None:
         self._reads_in: Context | None = None
-        self._stream = Stream(self, sock.fileno(), loop)
+        self._stream = Stream(self, sock, loop)
         super().__init__(loop, sock, protocol, *arguments, **more)
+        self._extra["socket"] = StreamSocket(sock, self._stream)
         del self._write_ready  # asyncio's is a cycle, which its first 3.13 leaves to the collector; below is the same
         self.write = self._stream.write  # type: ignore[method-assign, assignment] # no Python frame
         self._judge()

@@ -463,6 +463,155 @@ def test_a_flush_in_the_middle_of_a_turn_is_not_the_last(connected):
     assert connected(test) == [b"ab"] * 3
 
 
+@pytest.mark.parametrize("way", ["close", "detach"])
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_bytes_never_reach_another_file_of_the_number(connected, way, pieces):
+    """A program closes a socket behind its transport, and its number denotes another file before the turn ends."""
+
+    async def test(transport, protocol, peer):
+        other_peer, other = pair("unix")
+        mine = transport._sock
+        number = mine.fileno()
+        for _ in range(pieces):
+            transport.write(b"secret")
+        getattr(mine, way)()
+        os.dup2(other.fileno(), number)
+        await settle()
+        with pytest.raises(BlockingIOError):
+            other_peer.recv(100)
+        assert peer.recv(100) == b""
+        for one in (other_peer, other):
+            one.close()
+        os.close(number)
+        return protocol.log[-1]
+
+    assert connected(test) == ("lost", OSError, (errno.EBADF, os.strerror(errno.EBADF)))
+
+
+class Displaces(Logged):
+    """At `data_received` of one byte, the other's socket is closed, and `put` takes its number."""
+
+    other: Displaces
+    put: socket.socket
+    displaced = -1
+
+    def data_received(self, data):
+        self.log.append(data)
+        if len(data) == 1 and self.displaced == self.other.displaced == -1:
+            mine = self.other.transport._sock
+            self.displaced = mine.fileno()
+            mine.close()
+            os.dup2(self.put.fileno(), self.displaced)
+
+
+class DisplacesBuffered(Displaces, Buffered):
+    """The same, with a buffer."""
+
+    def __init__(self, log):
+        Buffered.__init__(self, log)
+
+    def buffer_updated(self, nbytes):
+        self.data_received(bytes(nbytes))
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("kind", [Displaces, DisplacesBuffered])
+def test_nothing_is_received_from_another_file_of_the_number(kind, large):
+    """A socket that one callback of a poll closes was reported by the same poll. asyncio does not read from it either.
+    After a large message the kernel first asks a socket how much it has.
+    """
+
+    async def main():
+        other_peer, other = pair("unix")
+        other_peer.send(b"not yours")
+        peers, mines = zip(pair("unix"), pair("unix"), strict=True)
+        protocols = [kind([]), kind([])]
+        for number, mine in enumerate(mines):
+            protocols[number].put, protocols[number].other = other, protocols[1 - number]
+            await asyncio.get_running_loop().connect_accepted_socket(lambda at=number: protocols[at], mine)
+        await settle()
+        for peer in peers if large else ():
+            peer.send(bytes(70_000))
+            await settle()
+        for peer in peers:
+            peer.send(b"x")
+        await settle()
+        first, last = sorted(protocols, key=lambda protocol: protocol.displaced, reverse=True)
+        assert last.transport.is_closing()
+        assert other.recv(100) == b"not yours"
+        assert first.log[-1] == (bytes(1) if kind is DisplacesBuffered else b"x")
+        first.transport.abort()
+        await settle()
+        os.close(first.displaced)
+        for one in (other_peer, other, *peers):
+            one.close()
+        del first.other, last.other
+
+    nbloop.run(main())
+
+
+def sends(sock: socket.socket, data: bytes) -> None:
+    with sock:
+        sock.send(data)
+
+
+@pytest.mark.parametrize(
+    ("use", "then"),
+    [
+        (lambda sock: sends(sock.dup(), b" last"), b" last"),
+        (lambda sock: os.write(sock.fileno(), b" last"), b" last"),
+        (lambda sock: sock.shutdown(socket.SHUT_WR), b""),
+        (lambda sock: sock._sock.close(), b""),
+        (lambda sock: os.close(sock._sock.detach()), b""),
+    ],
+    ids=["dup", "fileno", "shutdown", "close", "detach"],
+)
+def test_what_is_done_with_the_transports_socket_comes_after_what_was_written(connected, use, then):
+    """As with asyncio, where it has left by then."""
+
+    async def test(transport, _protocol, peer):
+        sock = transport.get_extra_info("socket")
+        assert isinstance(sock, asyncio.trsock.TransportSocket)
+        transport.write(b"fir")
+        transport.write(b"st")
+        use(sock)
+        await settle()
+        transport.abort()
+        got = b""
+        with contextlib.suppress(BlockingIOError):
+            while chunk := peer.recv(100):
+                got += chunk
+        return got
+
+    assert connected(test) == b"first" + then
+
+
+class Wrapped:
+    """Not a socket, but behaves as one."""
+
+    def __init__(self, sock):
+        self.inner = sock
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+
+def test_what_only_behaves_as_a_socket_gets_asyncios_transport():
+    """Kernels read the descriptor of a socket by address."""
+
+    async def main():
+        peer, mine = pair("unix")
+        transport, _ = await asyncio.get_running_loop().connect_accepted_socket(lambda: Logged([]), Wrapped(mine))
+        assert not isinstance(transport, StreamTransport)
+        transport.write(b"x")
+        assert peer.recv(10) == b"x"
+        transport.abort()
+        await settle()
+        peer.close()
+
+    nbloop.run(main())
+
+
 def test_a_low_mark_is_as_exact_as_ever(connected):
     """Below 64 KiB nothing is queued, because `pause_writing` may be due at once."""
 

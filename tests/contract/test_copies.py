@@ -10,6 +10,7 @@ import importlib
 import inspect
 import pickle
 import pkgutil
+import socket
 
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ INTERNAL = {
     ),  # of a promise, a view, a loop
     *("Kernel", "MethodDef", "TwinMethod", "Status", "External", "Darwin", "FreeBSD"),  # of the process
     *("StandIn", "Sited", "Spawning", "Owed"),  # what is scheduled in the place of a callback
-    *("Selector", "StreamTransport"),  # of an EventLoop
+    *("Selector", "StreamTransport", "StreamSocket"),  # of an EventLoop
     *("Listeners", "Front", "Back"),  # of a WorkerGroup: sockets and locks, which refuse by themselves
     *("Call", "Outcome"),  # of a Worker that waits for another one: a future of its loop
     "LoopCollector",  # has a loop, and a name
@@ -113,7 +114,7 @@ def unique(make_loop, tmp_path):
         end.callback(watchdog.stop)
         aio = nbloop.new_event_loop()
         end.callback(aio.close)
-        stream = Stream(aio, 0, aio)
+        stream = Stream(aio, end.enter_context(socket.socket()), aio)
         clock_loop = make_loop()
         group = nbloop.LoopGroup(1)
         end.callback(group.close)

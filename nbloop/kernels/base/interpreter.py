@@ -13,6 +13,7 @@ they are found.
 
 from __future__ import annotations
 
+import _socket as _sockets
 import ctypes
 import sys
 import types
@@ -274,6 +275,17 @@ _expect(
     _word(id(_array) + ARRAY_DATA) == _array.__array_interface__["data"][0],
     "the word there is not the address of an array's data",
 )
+
+# --- sockets ----------------------------------------------------------------------------------------------------------
+
+SOCKET_DESCRIPTOR = OBJECT_HEADER  # the C int that `fileno` returns, -1 once the socket is closed or detached
+_socket = _sockets.socket.__new__(_sockets.socket)
+_descriptor = ctypes.c_int.from_address(id(_socket) + SOCKET_DESCRIPTOR)
+_expect("SOCKET_DESCRIPTOR", _descriptor.value == _socket.fileno() == -1, "a socket without a descriptor has one there")
+_descriptor.value = 1234
+_shown = _socket.fileno()
+_descriptor.value = -1  # or the socket would close that descriptor when it goes
+_expect("SOCKET_DESCRIPTOR", _shown == 1234, "the descriptor of a socket is not the C int there")
 
 # --- instances of classes with __slots__ ------------------------------------------------------------------------------
 

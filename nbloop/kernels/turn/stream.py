@@ -23,6 +23,8 @@ own code decides. An echo of 64 bytes costs 1.5 us of user time instead of 3.9.
   neither closed nor half-closed. True: they may be queued. False: the transport's mark is too low for that. Python
   keeps it. It is never an object that could be freed.
 * The rest is one tuple, set once. It refers to the transport weakly, so that a stream makes no cycle with it.
+* Each call asks the socket for its descriptor. A socket that was closed or detached behind its transport has none, and
+  the call fails with EBADF, as asyncio's does; a number kept here could denote another file by then.
 
 The calls stay attached: the descriptor does not block. On a build with the GIL they keep it, where `socket.recv` gives
 it up and has to win it back from each thread that computes.
@@ -77,7 +79,7 @@ from ..base.capi import (
     libc_sendmsg,
     libc_syscall,
 )
-from ..base.interpreter import LIST_ITEMS, OBJECT_TYPE, SEQUENCE_SIZE, TUPLE_ITEMS, slot_offsets
+from ..base.interpreter import LIST_ITEMS, OBJECT_TYPE, SEQUENCE_SIZE, SOCKET_DESCRIPTOR, TUPLE_ITEMS, slot_offsets
 from ..base.kernel import MANY, NOARGS, ONE, apart, data, helper, inlined, kernel
 from ..base.layout import ERROR, READ, STATE, WRITE, Fields
 from ..base.refusal import on_loop_thread
@@ -107,13 +109,13 @@ STREAM = Fields(
         for slot, at in zip(StreamWords.__slots__, slot_offsets(StreamWords), strict=True)
     },
 )
-# The items of `_made`: None; a weak reference of the transport; its descriptor; the array to receive into;
+# The items of `_made`: None; a weak reference of the transport; its socket; the array to receive into;
 # the names of a protocol's methods; and Python's functions: for other events, for the end of the reading (with the name
 # of the method that it came to), for what was not sent; the array of the loop's state; True.
 MADE_ITEMS = (
     "none",
     "owner",
-    "fd",
+    "socket",
     "buffer",
     "name",
     "get_buffer",
@@ -134,6 +136,12 @@ def made_of(self: int) -> int:
     if made == 0:
         PyErr_BadArgument()
     return made
+
+
+@inlined
+def descriptor_of(made: int) -> int:
+    """The descriptor that the socket has now, as the 32 bits of a C int: all ones if it has none any more."""
+    return get_half(get(made + MADE.SOCKET) + SOCKET_DESCRIPTOR)
 
 
 @kernel(MANY)
@@ -170,7 +178,7 @@ def stream_ready(self: int, arguments: int, count: int) -> int:
 def stream_receive(made: int, protocol: int) -> int:
     """One `recv`, and what follows it. What a Python call returned, or None; 0 with an exception set."""
     buffer = data(get(made + MADE.BUFFER))
-    descriptor = PyLong_AsLongLong(get(made + MADE.FD))
+    descriptor = descriptor_of(made)
     chunk = 0
     into, most = buffer, RECEIVED_MOST
     if get(buffer + LAST_SIZE) >= LARGE:
@@ -231,7 +239,7 @@ def stream_receive_into(made: int, protocol: int) -> int:
             size = get(view + BUFFER_LENGTH)
             if size != 0:
                 reached = get(made + MADE.BUFFER_UPDATED)
-                received = stream_recv(PyLong_AsLongLong(get(made + MADE.FD)), get(view), size)
+                received = stream_recv(descriptor_of(made), get(view), size)
             PyBuffer_Release(view)
         else:
             reached = get(made + MADE.NONE)
@@ -336,7 +344,7 @@ def stream_write(self: int, sent: int) -> int:
 @inlined
 def stream_send(made: int, sent: int, size: int) -> int:
     """Of the `size` bytes, how many the system took; or -errno."""
-    taken = libc_send(PyLong_AsLongLong(get(made + MADE.FD)), PyBytes_AsString(sent), size, MSG_NOSIGNAL)
+    taken = libc_send(descriptor_of(made), PyBytes_AsString(sent), size, MSG_NOSIGNAL)
     return taken if taken >= 0 else stream_refused()
 
 
@@ -431,7 +439,7 @@ def stream_send_pieces(made: int, pieces: int) -> int:
         piece = get(get(pieces + LIST_ITEMS) + (i << 3))
         put(vector + (i << 4), PyBytes_AsString(piece))
         put(vector + (i << 4) + 8, PyBytes_Size(piece))
-    taken = libc_sendmsg(PyLong_AsLongLong(get(made + MADE.FD)), message, MSG_NOSIGNAL)
+    taken = libc_sendmsg(descriptor_of(made), message, MSG_NOSIGNAL)
     if taken < 0:
         taken = stream_refused()
     PyMem_RawFree(message)
