@@ -1,4 +1,5 @@
-"""What a server costs: CPU time of its loop's thread, for a message that arrives and goes back over TCP.
+"""What a server costs: CPU time of its loop's thread, for a message that arrives and goes back over TCP, and for a
+connection that comes and goes.
 
 CPU time, not elapsed time: another thread of this process makes the load, and other work on the machine hardly affects
 CPU time.
@@ -12,6 +13,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from .descriptors import room
 from .drive import Asyncio
 
 
@@ -27,6 +29,66 @@ async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     while data := await reader.read(65536):
         writer.write(data)
     writer.close()
+
+
+class _Line(asyncio.Protocol):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport: Any = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._transport.write(data)
+        self._transport.close()
+
+
+class _Drop(asyncio.Protocol):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.close()
+
+
+class Visited:
+    """A probe: ns of CPU time for a connection that is opened, and closed by the server: at once, or with `line` after
+    an answer of one line. All of the `connections` are opened before the first one is used.
+    """
+
+    def __init__(self, label: str, driven: Asyncio, line: bool, connections: int = 1000) -> None:
+        self.label, self.driven, self.connections, self._line = label, driven, connections, line
+        room()
+        self._server = asyncio.run_coroutine_threadsafe(self._open(), driven.loop).result()
+
+    async def _open(self) -> asyncio.Server:
+        made = _Line if self._line else _Drop
+        return await asyncio.get_running_loop().create_server(made, "127.0.0.1", 0, backlog=self.connections)
+
+    def __call__(self) -> Mapping[str, float]:
+        address = self._server.sockets[0].getsockname()
+        start = spent(self.driven)
+        clients = [socket.create_connection(address) for _ in range(self.connections)]
+        for client in clients if self._line else ():
+            client.sendall(b"one line\n")
+        for client in clients:
+            while client.recv(100):
+                pass
+            client.close()
+        return {self.label: (spent(self.driven) - start) / self.connections}
+
+    def close(self) -> None:
+        """Close the server."""
+        asyncio.run_coroutine_threadsafe(closed(self._server), self.driven.loop).result(10)
+
+
+async def _thread_time() -> int:
+    return time.thread_time_ns()
+
+
+def spent(driven: Asyncio) -> int:
+    """The CPU time of a loop's thread, in ns."""
+    return asyncio.run_coroutine_threadsafe(_thread_time(), driven.loop).result()
+
+
+async def closed(server: asyncio.Server) -> None:
+    """Close a server, on its loop."""
+    server.close()
+    await server.wait_closed()
 
 
 class Served:
@@ -52,27 +114,17 @@ class Served:
             return await asyncio.start_server(_serve, "127.0.0.1", 0)
         return await asyncio.get_running_loop().create_server(_Echo, "127.0.0.1", 0)
 
-    async def _spent(self) -> int:
-        return time.thread_time_ns()
-
-    def _cpu(self) -> int:
-        return asyncio.run_coroutine_threadsafe(self._spent(), self.driven.loop).result()
-
     def __call__(self) -> Mapping[str, float]:
-        start = self._cpu()
+        start = spent(self.driven)
         for _ in range(self.rounds):
             for client in self._clients:
                 client.sendall(self._message)
             for client in self._clients:
                 client.recv(len(self._message), socket.MSG_WAITALL)
-        return {self.label: (self._cpu() - start) / (self.rounds * len(self._clients))}
+        return {self.label: (spent(self.driven) - start) / (self.rounds * len(self._clients))}
 
     def close(self) -> None:
         """Close all connections, and the server."""
         for client in self._clients:
             client.close()
-        asyncio.run_coroutine_threadsafe(self._end(), self.driven.loop).result(10)
-
-    async def _end(self) -> None:
-        self._server.close()
-        await self._server.wait_closed()
+        asyncio.run_coroutine_threadsafe(closed(self._server), self.driven.loop).result(10)

@@ -5,7 +5,7 @@ from typing import Any
 from asv_bench import coroutines, crossing, peers, workloads
 from asv_bench.drive import Asyncio, NbloopAio
 from asv_bench.measure import Probe, Sample, interleave, ratios
-from asv_bench.served import Served
+from asv_bench.served import Served, Visited
 
 from .common import ROUNDS
 
@@ -94,3 +94,32 @@ class Server:
         return Sample.of(ratios(values["nbloop.aio"], values[beside])).median
 
     track_message.unit = "times the other loop's CPU time"  # type: ignore[attr-defined]
+
+
+class Connections:
+    """CPU time of a server's thread."""
+
+    params = (("asyncio", "uvloop"), (False, True))
+    param_names = ("beside", "line")
+
+    def setup(self, beside: str, line: bool) -> None:
+        self.loops: tuple[Any, ...] = ()
+        self.probes: list[Visited] = []
+        if beside == "uvloop" and not peers.installed("uvloop"):
+            raise NotImplementedError("uvloop is not installed: make peers")
+        self.loops = NbloopAio(), (peers.Uvloop if beside == "uvloop" else Asyncio)()
+        for of in self.loops:
+            of.start()
+        self.probes = [Visited(of.name, of, line) for of in self.loops]
+
+    def teardown(self, _beside: str, _line: bool) -> None:
+        for probe, of in zip(self.probes, self.loops, strict=True):
+            probe.close()
+            of.close()
+
+    def track_connection(self, beside: str, _line: bool) -> float:
+        """Decides what it costs a server that connections come and go; most of it is asyncio's Python."""
+        values = interleave(ROUNDS, self.probes)
+        return Sample.of(ratios(values["nbloop.aio"], values[beside])).median
+
+    track_connection.unit = "times the other loop's CPU time"  # type: ignore[attr-defined]

@@ -32,7 +32,7 @@ import warnings
 import weakref
 from asyncio import base_events as _base_events
 from asyncio import constants, format_helpers, trsock
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import Context, copy_context
 from sys import _getframe
 from typing import TYPE_CHECKING, Any, Literal
@@ -70,6 +70,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
 
     if TYPE_CHECKING:  # asyncio's, which its stubs do not name
         _stopping: bool
+        _transports: Mapping[int, Any]
         _current_handle: asyncio.Handle | None
 
         _signal_handlers: dict[int, asyncio.Handle]
@@ -82,7 +83,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         def _run_forever_setup(self) -> None: ...
         def _remove_reader(self, fd: int) -> bool: ...
         def _start_serving(self, *arguments: Any) -> None: ...
-        def _accept_connection2(self, *arguments: Any) -> Any: ...
+
         def _run_forever_cleanup(self) -> None: ...
 
     def __init__(
@@ -291,6 +292,8 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
+                if sock.fileno() == -1:  # the last connection's factory has closed the server
+                    return
                 if error.errno not in EXHAUSTED:
                     raise
                 message = "socket.accept() out of system resource"
@@ -302,7 +305,43 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
                 self.call_later(constants.ACCEPT_RETRY_DELAY, self._serve_again, *arguments)
                 return
             extra = {"peername": address}
-            self.create_task(self._accept_connection2(factory, conn, extra, sslcontext, server, *timeouts))
+            if sslcontext is None:
+                copy_context().run(self._welcome, factory, conn, extra, server)
+            else:
+                self.create_task(self._accept_connection2(factory, conn, extra, sslcontext, server, *timeouts))
+
+    def _welcome(self, factory: Any, conn: socket.socket, extra: dict[str, Any], server: Any) -> None:
+        """Make protocol and transport of a connection at once, in a context of its own. asyncio does it in a task: that
+        costs more than the accept itself, and the server may be closed before the task runs.
+        """
+        protocol = None
+        try:
+            protocol = factory()
+            if server is None or server.is_serving():
+                self._make_socket_transport(conn, protocol, extra=extra, server=server)
+            else:  # the factory has closed it, and nobody waits for this connection's end
+                conn.close()
+        except BaseException as error:
+            conn.close()
+            if isinstance(error, (SystemExit, KeyboardInterrupt)):
+                raise
+            if self._debug:  # as asyncio
+                context = {"message": "Error on transport creation for incoming connection", "exception": error}
+                if protocol is not None:
+                    context["protocol"] = protocol
+                self.call_exception_handler(context)
+
+    async def _accept_connection2(  # of a connection that begins with a handshake, for which a task has to wait
+        self, factory: Any, conn: socket.socket, extra: dict[str, Any], sslcontext: Any, server: Any, *timeouts: Any
+    ) -> None:
+        try:
+            if server is None or server.is_serving():
+                await super()._accept_connection2(  # type: ignore[misc]
+                    factory, conn, extra, sslcontext, server, *timeouts
+                )
+        finally:
+            if conn.fileno() not in self._transports:  # the server was closed meanwhile, or the factory has raised
+                conn.close()
 
     def _serve_again(self, factory: Any, sock: Any, *rest: Any) -> None:
         if sock.fileno() != -1:  # closed meanwhile

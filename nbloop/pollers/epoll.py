@@ -22,31 +22,17 @@ import ctypes
 import errno
 import os
 import select
-import sys
 from collections.abc import Iterable, Sequence
 
-from ..kernels.base.capi import EPOLL_DATA, SYS_EPOLL_PWAIT2
+import numpy as np
+
+from ..kernels.base.capi import SYS_EPOLL_PWAIT2
 from ..kernels.base.layout import EDGE, ONESHOT, PARK_EPOLL, READ, WRITE
+from ..kernels.turn.fd_watches import epoll_change
 
 _libc = ctypes.CDLL(None, use_errno=True)
 EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD = 1, 2, 3
 EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLLONESHOT, EPOLLET = 1, 4, 0x2000, 1 << 30, 1 << 31
-
-
-class _Event(ctypes.Structure):
-    _pack_ = 1 if EPOLL_DATA == 4 else 8
-    _layout_ = "ms"  # what _pack_ means; Python 3.14 warns if it is not said
-    _fields_ = (("events", ctypes.c_uint32), ("data", ctypes.c_uint64))
-
-
-assert _Event.data.offset == EPOLL_DATA or sys.platform != "linux"
-
-
-def _checked(result: int, what: str) -> int:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{what}: {os.strerror(number)}")
-    return result
 
 
 def _bits(interest: int) -> int:
@@ -64,6 +50,13 @@ def _bits(interest: int) -> int:
     return bits
 
 
+def _refusal(fd: int, error: int) -> OSError:
+    return OSError(error, f"epoll_ctl of descriptor {fd}: {os.strerror(error)}")
+
+
+_BITS = [_bits(interest) for interest in range(64)]
+
+
 class EpollPoller:
     """An epoll set with its wake descriptor."""
 
@@ -73,6 +66,7 @@ class EpollPoller:
         # Created and owned within one C call. select.epoll serves as the owner because it closes any descriptor.
         self._wake = next(map(select.epoll.fromfd, map(os.eventfd, (0,), (os.EFD_CLOEXEC | os.EFD_NONBLOCK,))))
         self.wake_fd = self._wake.fileno()
+        self._change = epoll_change.bind(np.zeros(2, np.int64))
         self._set = self._make()
         self.descriptor = self._set.fileno()
 
@@ -81,27 +75,27 @@ class EpollPoller:
         self._control(made.fileno(), EPOLL_CTL_ADD, self.wake_fd, EPOLLIN | EPOLLET, 0)
         return made
 
-    @staticmethod
-    def _control(descriptor: int, operation: int, fd: int, bits: int, token: int) -> None:
-        event = _Event(bits, token)
-        _checked(_libc.epoll_ctl(descriptor, operation, fd, ctypes.byref(event)), f"epoll_ctl of descriptor {fd}")
+    def _control(self, descriptor: int, operation: int, fd: int, bits: int, token: int) -> None:
+        error = self._change(descriptor, operation, fd, bits, token)
+        if error:
+            raise _refusal(fd, error)
 
     def add(self, fd: int, interest: int, token: int) -> None:
-        try:
-            self._control(self.descriptor, EPOLL_CTL_ADD, fd, _bits(interest), token)
-        except FileExistsError:  # closed, unregistered, and restored under its old number by dup2()
+        error = self._change(self.descriptor, EPOLL_CTL_ADD, fd, _BITS[interest], token)
+        if error == errno.EEXIST:  # closed, unregistered, and restored under its old number by dup2()
             self.modify(fd, interest, token)
+        elif error:
+            raise _refusal(fd, error)
 
     def modify(self, fd: int, interest: int, token: int) -> None:
-        self._control(self.descriptor, EPOLL_CTL_MOD, fd, _bits(interest), token)
+        self._control(self.descriptor, EPOLL_CTL_MOD, fd, _BITS[interest], token)
 
     def remove(self, fd: int) -> bool:
-        try:
-            self._control(self.descriptor, EPOLL_CTL_DEL, fd, 0, 0)
-        except OSError as error:
-            if error.errno not in (errno.EBADF, errno.ENOENT, errno.EPERM):  # closed; another file; not pollable
-                raise
+        error = self._change(self.descriptor, EPOLL_CTL_DEL, fd, 0, 0)
+        if error in (errno.EBADF, errno.ENOENT, errno.EPERM):  # closed; another file; not pollable
             return False
+        if error:
+            raise _refusal(fd, error)
         return True
 
     def renew(self, watches: Iterable[tuple[int, int, int]]) -> None:
@@ -112,7 +106,7 @@ class EpollPoller:
                 self.modify(fd, interest, token)
             except OSError:
                 continue
-            self._control(descriptor, EPOLL_CTL_ADD, fd, _bits(interest), token)
+            self._control(descriptor, EPOLL_CTL_ADD, fd, _BITS[interest], token)
         self.descriptor = descriptor
         self._set = made  # this closes the old one
 

@@ -11,6 +11,7 @@ import itertools
 import os
 import random
 import socket
+import ssl
 import struct
 import sys
 import threading
@@ -972,3 +973,150 @@ def test_a_listener_closed_while_it_rests_stays_closed(exhausted):
         return len(told)
 
     assert nbloop.run(main()) == 1
+
+
+class Opened(Logged):
+    """Tells `opened` of itself."""
+
+    def __init__(self, opened: asyncio.Queue[Opened]) -> None:
+        super().__init__([])
+        self.opened = opened
+
+    def connection_made(self, transport):
+        super().connection_made(transport)
+        self.task = asyncio.current_task()
+        self.opened.put_nowait(self)
+
+
+VARIABLE: contextvars.ContextVar[int] = contextvars.ContextVar("variable", default=0)
+
+
+def serving(test, debug=None):
+    """Run ``test(loop, server, accepts, opened, told)`` beside a server. `accepts(n, *doing)` connects n clients before
+    the loop accepts any, and the factory of each connection in turn calls one of `doing`. `told` is what the loop's
+    exception handler has heard.
+    """
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        told, made, clients = [], [], []
+        loop.set_exception_handler(lambda _loop, context: told.append(context))
+        opened: asyncio.Queue[Opened] = asyncio.Queue()
+
+        def factory():
+            if made:
+                made.pop(0)()
+            VARIABLE.set(VARIABLE.get() + 1)
+            assert asyncio.current_task() is None
+            return Opened(opened)
+
+        server = await loop.create_server(factory, "127.0.0.1", 0)
+        address = server.sockets[0].getsockname()
+
+        def accepts(count, *doing):
+            made.extend(doing)
+            clients.extend(socket.create_connection(address, timeout=PATIENCE) for _ in range(count))
+            return clients[-count:]
+
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await test(loop, server, accepts, opened, told)
+        finally:
+            server.close()
+            for client in clients:
+                client.close()
+            for transport in list(loop._transports.values()):
+                transport.abort()
+            await server.wait_closed()
+
+    nbloop.run(main(), debug=debug)
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_a_connection_begins_without_a_task(debug):
+    """In a context of its own, whatever its factory sets there."""
+
+    async def test(_loop, _server, accepts, opened, told):
+        accepts(3)
+        protocols = [await opened.get() for _ in range(3)]
+        assert [protocol.task for protocol in protocols] == [None] * 3
+        await settle()
+        assert [protocol.transport._reads_in[VARIABLE] for protocol in protocols] == [1, 1, 1]
+        peers = [protocol.transport.get_extra_info("peername") for protocol in protocols]
+        assert all(peer[0] == "127.0.0.1" for peer in peers)
+        assert told == []
+
+    serving(test, debug)
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_a_factory_that_raises_costs_its_own_connection_only(debug):
+    """It is closed at once. Debug mode says why, as with asyncio."""
+
+    def raises():
+        raise ValueError("no protocol")
+
+    async def test(_loop, _server, accepts, opened, told):
+        first, second = accepts(2, raises)
+        protocol = await opened.get()
+        assert await asyncio.to_thread(first.recv, 1) == b""
+        protocol.transport.write(b"x")
+        assert await asyncio.to_thread(second.recv, 1) == b"x"
+        assert [str(context["exception"]) for context in told] == ["no protocol"] * debug
+
+    serving(test, debug)
+
+
+def test_an_interrupt_of_a_factory_leaves_the_loop():
+    """As any callback's, and the connection is closed."""
+
+    def raises():
+        raise SystemExit(7)
+
+    async def test(_loop, _server, accepts, _opened, _told):
+        accepts(1, raises)
+        await asyncio.sleep(PATIENCE)
+
+    with pytest.raises(SystemExit) as raised:
+        serving(test)
+    assert raised.value.code == 7
+
+
+def test_a_factory_may_close_the_server():
+    """Its connection is closed, those behind it are refused by the system, and nothing is left or reported."""
+
+    async def test(_loop, server, accepts, opened, told):
+        _, first, *others = accepts(4, lambda: None, server.close)
+        protocol = await opened.get()
+        assert await asyncio.to_thread(first.recv, 1) == b""
+        for other in others:
+            with pytest.raises(ConnectionResetError):
+                await asyncio.to_thread(other.recv, 1)
+        protocol.transport.abort()  # what was there before is not the server's affair
+        await server.wait_closed()
+        assert opened.empty()
+        assert told == []
+
+    serving(test)
+
+
+def test_a_server_closed_before_the_handshake_leaves_nothing():
+    """A connection that has been accepted, and whose task has not begun, is closed."""
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        told = []
+        loop.set_exception_handler(lambda _loop, context: told.append(context))
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        server = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0)
+        (listener,) = server._sockets
+        with socket.create_connection(listener.getsockname(), timeout=PATIENCE) as client:
+            loop._accept_connection(asyncio.Protocol, listener, context, server)
+            server.close()
+            await settle()
+            assert client.recv(1) == b""
+        await server.wait_closed()
+        assert told == []
+        assert list(loop._transports) == []
+
+    nbloop.run(main())

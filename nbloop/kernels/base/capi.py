@@ -330,6 +330,7 @@ FUTEX_WAIT_PRIVATE, FUTEX_WAKE_PRIVATE = 128, 129
 # epoll_pwait, whose timeout is in ms; its successor with a timespec (Linux 5.11) has the same number on all machines
 SYS_EPOLL_PWAIT = {"x86_64": 281, "aarch64": 22}.get(platform.machine(), 0)
 SYS_EPOLL_PWAIT2 = 441
+SYS_EPOLL_CTL = {"x86_64": 233, "aarch64": 21}.get(platform.machine(), 0)
 # ppoll: called with a NULL mask, so the mask's size does not matter
 SYS_PPOLL = {"x86_64": 271, "aarch64": 73}.get(platform.machine(), 0)
 POLLIN = 1
