@@ -50,6 +50,7 @@ from .transports import KERNELS_READ, StreamTransport, new_buffer
 base_events: Any = _base_events  # its stubs do not name what is wanted of it
 
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # after which a listener rests
+UNPOLLED_TURNS = 7  # in a row that do not poll the descriptors, while callbacks are ready: one of eight does
 WHOLE_QUEUE = 1 << 40  # tasks in a turn: asyncio's turn, too, runs all that is ready when it begins
 
 
@@ -100,6 +101,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         # A spin before a sleep saves time to who wakes the loop, and costs a server 4 to 6 % of its CPU time: what ends
         # its sleeps are descriptors, which only a system call can see.
         self._core._record["spin_max"] = 0
+        self._core._record["unpolled_most"] = UNPOLLED_TURNS
         self._submit = self._core.submit
         self._now = self._core.now
         if type(self).time is asyncio.BaseEventLoop.time:

@@ -8,6 +8,7 @@ import contextvars
 import decimal
 import fractions
 import gc
+import itertools
 import math
 import os
 import selectors
@@ -26,6 +27,7 @@ from nbloop.kernels.base import layout
 from nbloop.kernels.base.atomics import fetch_add, get, store
 from nbloop.kernels.base.capi import Py_IncRef
 from nbloop.kernels.ingress.ticket_queue import queue_cell, queue_segment
+from nbloop.kernels.turn import turn
 from nbloop.testing import VirtualClock
 from tests.support.waiting import PATIENCE
 
@@ -484,7 +486,7 @@ def test_a_patched_run_of_handles_is_used(aio, monkeypatch, debug):
     watched = [str(handle) for handle in seen]
     assert len([text for text in watched if "set_result" in text]) >= 1
     assert sum(isinstance(handle, asyncio.TimerHandle) for handle in seen) == 1
-    assert len(seen) >= 7  # two of them, and five steps and wake-ups of the task
+    assert len(seen) >= 6  # two of them, three steps and wake-ups of the task, and the callback of its end
     seen.clear()
     aio.run_until_complete(main())
     assert seen == []
@@ -1159,3 +1161,116 @@ def test_nest_asyncio_is_refused_at_once(aio):
     with pytest.raises(RuntimeError, match="nest_asyncio cannot patch"):
         nest._patch_loop(aio)
     assert dict(vars(type(aio))) == before
+
+
+# --- how often the descriptors are polled
+
+
+@pytest.fixture
+def readable():
+    """An eventfd that can always be read."""
+    fd = os.eventfd(1, os.EFD_NONBLOCK)
+    yield fd
+    os.close(fd)
+
+
+async def chain(turns, callback):
+    """A chain of callbacks that is always ready: one for each turn."""
+    loop = asyncio.get_running_loop()
+    ended = loop.create_future()
+
+    def step(left):
+        callback()
+        if left:
+            loop.call_soon(step, left - 1)
+        else:
+            ended.set_result(None)
+
+    loop.call_soon(step, turns)
+    await ended
+
+
+@pytest.fixture
+def short_turns(monkeypatch):
+    """A turn of kernels that are Python takes longer than the bound in time; it counts as a short one."""
+    if not COMPILED:
+        monkeypatch.setattr(turn, "UNPOLLED_NS", 1 << 60)
+
+
+@pytest.mark.usefixtures("short_turns")
+def test_descriptors_are_polled_in_one_turn_of_eight_while_callbacks_are_ready(readable):
+    async def main():
+        loop = asyncio.get_running_loop()
+        calls = itertools.count()
+        loop.add_reader(readable, calls.__next__)
+        await chain(8000, lambda: None)
+        loop.remove_reader(readable)
+        return next(calls)
+
+    assert 8000 // 8 <= nbloop.run(main()) <= 8000 // 4  # more only where the machine takes the processor away
+
+
+@pytest.mark.usefixtures("short_turns")
+def test_a_descriptor_waits_for_seven_turns_at_most():
+    """Whatever the turn is in which it becomes readable."""
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        fd = os.eventfd(0, os.EFD_NONBLOCK)
+        waited, turns, written = [], itertools.count(), -1
+
+        def came():
+            nonlocal written
+            os.eventfd_read(fd)
+            waited.append(next(turns) - written - 1)  # behind this turn's step
+            written = -1
+
+        def each():
+            nonlocal written
+            now = next(turns)
+            if written < 0 and now % 13 == 0:
+                os.eventfd_write(fd, 1)
+                written = now
+
+        loop.add_reader(fd, came)
+        await chain(5000, each)
+        loop.remove_reader(fd)
+        os.close(fd)
+        return waited
+
+    waited = nbloop.run(main())
+    assert len(waited) > 100
+    assert max(waited) <= 8
+
+
+def test_a_turn_that_took_long_polls(readable):
+    """So that no descriptor waits for several of them."""
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        calls = itertools.count()
+        loop.add_reader(readable, calls.__next__)
+
+        def takes_long():
+            end = time.perf_counter() + 60e-6
+            while time.perf_counter() < end:
+                pass
+
+        await chain(200, takes_long)
+        loop.remove_reader(readable)
+        return next(calls)
+
+    assert nbloop.run(main()) >= 200
+
+
+@pytest.mark.usefixtures("short_turns")
+def test_the_first_turn_of_a_run_polls(readable):
+    """As a program relies on that turns the loop step by step."""
+    loop = nbloop.new_event_loop()
+    calls = itertools.count()
+    loop.add_reader(readable, calls.__next__)
+    for _ in range(30):
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+    assert next(calls) == 30
+    loop.close()

@@ -20,12 +20,14 @@ import weakref
 import pytest
 
 import nbloop
+from nbloop.aio.loop import UNPOLLED_TURNS
 from nbloop.aio.transports import KERNELS_READ, Stream, StreamTransport
 from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.skipif(not KERNELS_READ, reason="asyncio's own transports here")
 
 COMPILED = os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0")
+POLL_EVERY = UNPOLLED_TURNS + 1  # turns
 CONNECTIONS = 120  # of each of 18 ends
 LOOPS = {"asyncio": asyncio.new_event_loop, "nbloop": nbloop.new_event_loop}
 
@@ -44,8 +46,8 @@ def pair(kind: str) -> tuple[socket.socket, socket.socket]:
 
 
 async def settle() -> None:
-    """Let what has happened to sockets of this machine reach the protocols: a poll is in each turn."""
-    for _ in range(8):
+    """Let what has happened to sockets of this machine reach the protocols, and that have its effect in turn."""
+    for _ in range(8 * POLL_EVERY):
         await asyncio.sleep(0)
 
 

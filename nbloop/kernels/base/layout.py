@@ -242,6 +242,9 @@ STATE = record(
         "napped",
         "unsent",  # the first of the streams whose bytes leave before the next poll (stream.py), and the last
         "unsent_last",
+        # How many turns with something to run may leave out the poll (0: none), how many have since the last poll, and
+        # when that was, on the system's clock (turn.py).
+        *("unpolled_most", "unpolled", "polled_at"),
     ),
     _words("arguments0", "arguments1", "arguments2", "arguments3"),  # scratch for vectorcall, loop thread only
     _words("wakes_sent"),  # shared: counted by the waking thread

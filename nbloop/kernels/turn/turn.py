@@ -11,7 +11,7 @@ raise.
 
 from __future__ import annotations
 
-from ..base.atomics import exchange, get, load, load_sc, put, store
+from ..base.atomics import exchange, get, load, load_sc, monotonic_ns, put, store
 from ..base.capi import (
     POLLIN,
     SYS_PPOLL,
@@ -55,6 +55,9 @@ from .stream import streams_flush
 # Why `run` returned.
 ENDED_STOP, ENDED_PARK, ENDED_INTERRUPT, ENDED_TERMINATING, ENDED_QUIET, ENDED_DRAINED = 1, 2, 3, 4, 5, 6
 ENDED_LOOK, ENDED_BROKEN, ENDED_NAP = 7, 8, 9
+
+# ns for which a loop that need not poll in each turn leaves it out. A poll costs 0.4 µs: 1 % of that time.
+UNPOLLED_NS = 50_000
 
 
 @helper
@@ -112,6 +115,27 @@ def quiet(base: int) -> bool:
 
 
 @helper
+def poll_can_wait(base: int) -> bool:
+    """Whether this turn, which has something to run, may leave the descriptors for a later one: the loop has polled
+    them in one of the last `unpolled_most` turns, less than UNPOLLED_NS ago.
+    """
+    left_out = get(base + STATE.UNPOLLED)
+    if left_out < get(base + STATE.UNPOLLED_MOST) and monotonic_ns() - get(base + STATE.POLLED_AT) < UNPOLLED_NS:
+        put(base + STATE.UNPOLLED, left_out + 1)
+        return True
+    poll_noted(base)
+    return False
+
+
+@helper
+def poll_noted(base: int) -> None:
+    """The loop polls now, or has just done so."""
+    if get(base + STATE.UNPOLLED_MOST) != 0:
+        put(base + STATE.UNPOLLED, 0)
+        put(base + STATE.POLLED_AT, monotonic_ns())
+
+
+@helper
 def wait(base: int) -> int:
     """Phase 1: sleep if there is nothing to run or to tidy; else poll the descriptors, if there are any. Returns 0 to
     go on with the turn; ENDED_PARK: the sleep is announced, and Python must sleep; ENDED_LOOK: Python must poll;
@@ -123,7 +147,7 @@ def wait(base: int) -> int:
         return 0  # a callback left `run()` in the middle of a poll's events; the others come first
     deadline = next_deadline(base) if idle(base) and not arrivals(base) else 0
     if deadline == 0 or (deadline != FOREVER and deadline <= loop_ns(base)) or tidy(base):
-        if load(io + IO.WATCHES) == 0:
+        if load(io + IO.WATCHES) == 0 or poll_can_wait(base):
             return 0
         if mode == PARK_EPOLL:
             return 0 if epoll_look(base) == 0 else ENDED_BROKEN
@@ -139,7 +163,9 @@ def wait(base: int) -> int:
         park(base, deadline)
         return 0
     if mode == PARK_EPOLL:
-        return 0 if epoll_sleep(base, deadline) == 0 else ENDED_BROKEN
+        status = epoll_sleep(base, deadline)
+        poll_noted(base)
+        return 0 if status == 0 else ENDED_BROKEN
     if not fall_asleep(base, deadline):
         return 0
     put(base + STATE.PARKS, get(base + STATE.PARKS) + 1)
@@ -191,6 +217,7 @@ def run(self: int, _unused: int) -> int:
     Owner only.
     """
     base = data(self)
+    put(base + STATE.UNPOLLED, get(base + STATE.UNPOLLED_MOST))  # the first turn of a run polls
     observed = get(base + STATE.OBSERVED) != 0
     if observed:
         loop_enters(base, get(base + STATE.POLLED) != 0)
