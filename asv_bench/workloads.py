@@ -55,6 +55,21 @@ def burst(label: str, driven: Driven, schedule: Callable[..., Any], count: int =
     return probe
 
 
+def chain(label: str, driven: Driven, schedule: Callable[..., Any], count: int = 20 * BURST) -> Probe:
+    """ns for a turn that runs one callback, which schedules the next one."""
+
+    def probe() -> Mapping[str, float]:
+        def begin(end: Callable[..., object]) -> None:
+            def step(left: int) -> None:
+                schedule(step, left - 1) if left else end()
+
+            schedule(step, count)
+
+        return {label: until_end(driven, begin) / count}
+
+    return probe
+
+
 def batch(label: str, driven: Driven, submit_many: Callable[..., Any], count: int = BURST) -> Probe:
     """`burst` with one call for all of them."""
     items = [nothing] * count

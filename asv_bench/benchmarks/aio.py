@@ -1,10 +1,12 @@
 """What does an asyncio program gain from `nbloop.aio`?"""
 
+import contextlib
 from typing import Any
 
 from asv_bench import coroutines, crossing, peers, workloads
+from asv_bench.descriptors import eventfds
 from asv_bench.drive import Asyncio, NbloopAio
-from asv_bench.measure import Probe, Sample, interleave, ratios
+from asv_bench.measure import Probe, Sample, interleave, nothing, ratios
 from asv_bench.served import Served, Visited
 
 from .common import ROUNDS
@@ -42,6 +44,34 @@ class OwnThread:
         return _times_asyncio(*(coroutines.Streams(of.name, of) for of in self.loops))
 
     track_call_soon.unit = track_timers.unit = track_switch.unit = track_streams.unit = "times as fast as asyncio"  # type: ignore[attr-defined]
+
+
+class Watching:
+    """On the loop's own thread, beside 250 descriptors of which none is ready."""
+
+    params = ("asyncio", "uvloop")
+    param_names = ("beside",)
+
+    def setup(self, beside: str) -> None:
+        self._resources = contextlib.ExitStack()
+        if beside == "uvloop" and not peers.installed("uvloop"):
+            raise NotImplementedError("uvloop is not installed: make peers")
+        fds = self._resources.enter_context(eventfds(0, idle=250))
+        self.loops = NbloopAio(), (peers.Uvloop if beside == "uvloop" else Asyncio)()
+        for of in self.loops:
+            self._resources.callback(of.close)
+            for fd in fds:
+                of.watch(fd, nothing)
+
+    def teardown(self, _beside: str) -> None:
+        self._resources.close()
+
+    def track_chain(self, beside: str) -> float:
+        """Decides what it is worth not to poll in each turn while callbacks are ready."""
+        values = interleave(ROUNDS, [workloads.chain(of.name, of, of.soon) for of in self.loops])
+        return Sample.of(ratios(values["nbloop.aio"], values[beside])).median
+
+    track_chain.unit = "times the other loop's time"  # type: ignore[attr-defined]
 
 
 class Threads:
