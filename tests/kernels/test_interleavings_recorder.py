@@ -84,7 +84,7 @@ def test_a_claim_that_overlooks_another_is_caught() -> None:
 
 def test_a_claim_that_goes_back_is_caught() -> None:
     """An old number in the place of a newer one is read by nobody: the newer event is gone, and not counted."""
-    find(kept, plant(event_ring.record, ("old & 1 != 0 or old > whole or", "old & 1 != 0 or")))
+    find(kept, plant(event_ring.record, ("old & 1 != 0 or old > whole or", "old & 1 != 0 or")), first_seed=5)
 
 
 def test_a_reader_that_does_not_look_again_is_caught() -> None:
