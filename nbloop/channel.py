@@ -40,6 +40,7 @@ from .unique import Unique
 
 if TYPE_CHECKING:
     from .lifecycle import Lifecycle
+    from .observe.metrics import Quantiles
 
 type Records = npt.NDArray[Any]
 type OnFull = Literal["raise", "wait", "drop_new", "drop_old"]
@@ -279,6 +280,10 @@ class ChannelFigures:
     """How often that was."""
     dropped: int
     """Records that `on_full`, or the loop's end, has dropped."""
+    delay: Quantiles | None = None
+    """How long the oldest record of each batch waited for its delivery, at most: too long by no more than the ring took
+    to be emptied once. None if the loop does not measure (``metrics=``).
+    """
 
 
 def figures_of(state: LoopWords) -> list[ChannelFigures]:
@@ -289,9 +294,20 @@ def figures_of(state: LoopWords) -> list[ChannelFigures]:
         queue = record["handle"]["queue"]
         head = int(queue["head"])  # before the tail, which it never exceeds
         waiting = (int(queue["tail"]) & ~layout.MINUS) - head
-        counts = (int(record[name]) for name in ("delivered", "batches", "dropped"))
-        found.append(ChannelFigures(room.name, int(queue["limit"]), waiting, *counts))
+        delivered, batches, dropped = (int(record[name]) for name in ("delivered", "batches", "dropped"))
+        limit, delay = int(queue["limit"]), _delay(words, record)
+        found.append(ChannelFigures(room.name, limit, waiting, delivered, batches, dropped, delay))
     return found
+
+
+def _delay(words: Any, record: Any) -> Quantiles | None:
+    if not record["delays"]:
+        return None
+    from .observe.block import histogram_of
+    from .observe.metrics import Quantiles
+
+    at = int(record["delays"]) - words.__array_interface__["data"][0]
+    return Quantiles.of(histogram_of(np.ndarray(layout.HISTOGRAM.shape, np.int64, buffer=words, offset=at)))
 
 
 class Entrance(Unique):
@@ -462,6 +478,8 @@ class Channel(Entrance):
                 pulled=self._taker.ready if self._taker is not None else None,
             )
             room.state = weakref.ref(state)
+            if loop._recorder is not None:
+                loop._recorder.channels[state.number] = self.name
         return state, room
 
     def producer(self) -> ChannelProducer:

@@ -96,6 +96,10 @@ class LoopGroup(Unique):
             for loop in made:
                 loop.close()
             raise
+        if made[0]._block is not None:
+            from .observe import together
+
+            together.mark(self.name, made)
         self._captures = made[0]._captures
         self.loops: tuple[Loop, ...] = tuple(made)
         """The loops, in the order of their numbers."""
@@ -258,10 +262,17 @@ class LoopGroup(Unique):
         Those of each are ``loop.metrics()``, and for Prometheus ``LoopCollector(*group.loops)``. Any thread; not a
         signal handler. Some 100 µs a loop.
         """
-        from .observe.metrics import Metrics
+        from .observe import together
 
-        figures = [one for loop in self.loops if (one := loop.metrics()) is not None]
-        return Metrics.merged(figures) if figures else None
+        return together.metrics(self.loops)
+
+    def trace(self, since: float = 0.0) -> dict[str, Any] | None:
+        """What the flight recorders of all loops remember, as one trace with a track for each loop (`Recorder.trace`);
+        None without ``recorder=``. Arrows lead from loop to loop. Any thread; not a signal handler. 2 µs an event.
+        """
+        from .observe import together
+
+        return together.trace(self.name, self.loops, since)
 
     def __repr__(self) -> str:
         return f"<nbloop.LoopGroup {self.name} of {len(self.loops)} loops>"

@@ -82,6 +82,8 @@ def running_here() -> Lifecycle | None:
 class Lifecycle(Unique, Scheduling):
     """The core of a `Loop`: what schedules, runs and ends it, and all that its parts and views know of it."""
 
+    _recorder: Any
+
     _closing = False  # was `close` called?
     _forked = False  # has the loop stayed in the parent process?
     _runner = 0  # identifier of the thread that runs or finishes the loop, or did so last

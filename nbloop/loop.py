@@ -462,7 +462,7 @@ class Loop(Lifecycle):
         >>> ticks.put(101.5)
         True
         >>> loop.channels()
-        [ChannelFigures(name='ticks', capacity=4, waiting=1, delivered=0, batches=0, dropped=0)]
+        [ChannelFigures(name='ticks', capacity=4, waiting=1, delivered=0, batches=0, dropped=0, delay=None)]
         """
         self._check_fork()
         return figures_of(self._state)

@@ -12,6 +12,7 @@ returns; where that is seen to be the caller, its step goes to the core as it is
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 from collections.abc import Callable, Generator
 from contextvars import Context
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from ..kernels.base.atomics import get
-from ..kernels.base.interpreter import BUILTIN_DEFINITION, slot_offsets
+from ..kernels.base.interpreter import BUILTIN_DEFINITION, OBJECT_HEADER, OBJECT_TYPE, slot_offsets
 from ..kernels.methods.asyncio_methods import AIO
 from ..threads import aside
 from ..unique import Unique
@@ -91,20 +92,19 @@ class _Shows:
         yield self
 
 
-def _kinds_of_steps() -> tuple[type | None, int]:
-    """Of the object that is a C task's next step, its type; of what it has a future call when that is done, the address
-    of the definition. Only a task can show them. None and 0 if asyncio's tasks are Python's: their steps are methods,
-    and get handles.
+def _kinds_of_steps() -> tuple[type | None, int, int]:
+    """Of the object that is a C task's next step, its type, and where it has the exception that it is to raise; of what
+    it has a future call when that is done, the address of the definition. Only a task can show them. None and 0 if
+    asyncio's tasks are Python's: their steps are methods, and get handles.
     """
-    shows = _Shows()
-
-    async def waits() -> None:
-        await shows
-
     found: list[Any] = []
 
-    def look() -> None:
+    def look(shows: _Shows, awaited: _Shows) -> None:
         """On a thread where no loop runs and no task: since 3.14 a step looks for its own loop there."""
+
+        async def waits() -> None:
+            await awaited
+
         coroutine = waits()
         task: Any = asyncio.Task(coroutine, loop=shows)  # type: ignore[arg-type]
         step = shows.shown.pop()
@@ -113,19 +113,24 @@ def _kinds_of_steps() -> tuple[type | None, int]:
             asyncio._set_running_loop(shows)  # type: ignore[arg-type]
             step()
             asyncio._set_running_loop(None)
-            found.append(shows.shown.pop())
+            found.append((awaited.shown or shows.shown).pop())
         task._log_destroy_pending = False
         coroutine.close()
 
-    aside(look)
+    shows = _Shows()
+    aside(lambda: look(shows, shows))
     if len(found) == 1:
-        return None, 0
-    step, wakeup = found
+        return None, 0, 0
+    aside(lambda: look(shows, _Shows()))  # another loop's: the next step raises
+    step, wakeup, _, raises = found
     known = type(wakeup) is BuiltinFunctionType and wakeup.__name__ == "TaskWakeup"
-    return type(step), get(id(wakeup) + BUILTIN_DEFINITION) if known else 0
+    errors = [id(one) for one in gc.get_referents(raises) if isinstance(one, RuntimeError)]
+    places = [at for at in range(OBJECT_HEADER, type(raises).__basicsize__, 8) if get(id(raises) + at) in errors]
+    # Where the type is there is never 0: if the place is unknown, Python sees all steps.
+    return type(step), min(places, default=OBJECT_TYPE), get(id(wakeup) + BUILTIN_DEFINITION) if known else 0
 
 
-Step, WAKEUP = _kinds_of_steps()
+Step, ERROR_AT, WAKEUP = _kinds_of_steps()
 
 
 class Handle(Unique, asyncio.Handle):
@@ -211,6 +216,7 @@ def _words() -> Any:
         words[name] = id(known)
     words["step"] = id(Step) if Step is not None else 0
     words["wakeup"] = WAKEUP
+    words["error_at"] = ERROR_AT
     for kind, slots in ((asyncio.Handle, _SLOTS), (asyncio.TimerHandle, _TIMER_SLOTS)):
         for name, at in zip(slots, slot_offsets(kind, slots), strict=True):
             words[name.removeprefix("_").replace("source_", "") + "_at"] = at

@@ -43,7 +43,8 @@ from ..kernels.methods import asyncio_methods as kernels
 from ..kernels.methods.asyncio_methods import AIO, FAR, AioWords
 from ..kernels.turn.stream import flush_streams
 from ..loop import Loop
-from .handles import Handle, TimerHandle, new_words, run, run_watched, tools_watch
+from .guard import name_loops
+from .handles import Handle, Step, TimerHandle, new_words, run, run_watched, tools_watch
 from .selector import Selector
 from .transports import KERNELS_READ, StreamTransport, new_buffer
 
@@ -178,6 +179,8 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
     # caller is two above `_note`.
 
     def _call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.Handle:
+        if type(callback) is Step:
+            name_loops(callback)
         handle = Handle(callback, args, self, copy_context() if context is None else context)
         if self._debug:
             self._check_thread()
@@ -439,6 +442,12 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         if took >= self.slow_callback_duration:
             base_events.logger.warning("Executing %s took %.3f seconds", base_events._format_handle(handle), took)
         del handle  # as in `run`
+
+    def __repr__(self) -> str:
+        return (
+            f"<nbloop.EventLoop {self._core.name} running={self.is_running()} closed={self.is_closed()}"
+            f" debug={self._debug}>"
+        )
 
     # --- a wake is the core's affair: no pair of sockets
 

@@ -108,6 +108,10 @@ def serve[T](
             group._add(loop)
             if debug is not None:
                 loop.set_debug(debug)
+        if metrics:
+            from ..observe import together
+
+            together.mark(name, [loop.core for loop in group.loops])
     except BaseException:
         group._close()
         group._waiting.close()
@@ -135,10 +139,17 @@ class WorkerGroup(Unique):
 
     def metrics(self) -> Metrics | None:
         """The figures of all loops as one (`nbloop.observe.Metrics.merged`); None without ``metrics=``."""
-        from ..observe.metrics import Metrics
+        from ..observe import together
 
-        figures = [one for loop in self.loops if (one := loop.core.metrics()) is not None]
-        return Metrics.merged(figures) if figures else None
+        return together.metrics(worker.loop.core for worker in self.workers)
+
+    def trace(self, since: float = 0.0) -> dict[str, Any] | None:
+        """What the flight recorders of all loops remember, as one trace with a track for each loop (`Recorder.trace`);
+        None without ``recorder=``.
+        """
+        from ..observe import together
+
+        return together.trace(self.name, [worker.loop.core for worker in self.workers], since)
 
     def _add(self, loop: EventLoop) -> None:
         self.workers = (*self.workers, Worker(self, len(self.workers), loop))

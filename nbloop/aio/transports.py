@@ -30,6 +30,7 @@ from ..kernels.base.capi import SYS_EPOLL_PWAIT
 from ..kernels.base.kernel import method
 from ..kernels.turn import stream as kernels
 from ..kernels.turn.stream import BUFFER_SIZE, QUEUED_MOST, StreamWords
+from .guard import check_here
 
 KERNELS_READ = sys.platform == "linux" and SYS_EPOLL_PWAIT != 0  # elsewhere Python waits, and asyncio's transports read
 
@@ -94,7 +95,9 @@ def _unsent(told: tuple[weakref.ref[StreamTransport], Any, int | None]) -> None:
 
 
 class StreamTransport(_SocketTransport):  # type: ignore[misc]
-    """A connection over TCP or a Unix socket. As asyncio's, it is for the loop's thread alone."""
+    """A connection over TCP or a Unix socket. As asyncio's, it is for the loop's thread alone; where another loop runs,
+    `write`, `writelines` and `write_eof` raise RuntimeError.
+    """
 
     def __init__(self, loop: Any, sock: Any, protocol: Any, *arguments: Any, **more: Any) -> None:
         self._reads_in: Context | None = None
@@ -161,6 +164,7 @@ class StreamTransport(_SocketTransport):  # type: ignore[misc]
         self._stream._clear = None if waits else self._high_water >= QUEUED_MOST
 
     def write(self, data: Any) -> None:
+        check_here(self)
         self._stream.flush()
         try:
             super().write(data)
@@ -183,6 +187,7 @@ class StreamTransport(_SocketTransport):  # type: ignore[misc]
             self._maybe_pause_protocol()
 
     def writelines(self, list_of_data: Any) -> None:
+        check_here(self)
         self._stream.flush()
         try:
             super().writelines(list_of_data)
@@ -190,6 +195,7 @@ class StreamTransport(_SocketTransport):  # type: ignore[misc]
             self._judge()
 
     def write_eof(self) -> None:
+        check_here(self)
         self._stream.flush()
         try:
             super().write_eof()

@@ -4,16 +4,19 @@ Problem: a stuck process cannot answer. Idea: loops made with ``metrics="shared"
 it without involving their process. Rates cover the time between two looks; with only one look they are the loop's own,
 over 10 s.
 
+The loops of a group (`nbloop.LoopGroup`, `nbloop.serve`) stand together, below a row that sums them up.
+
 It shows only loops of this user and of this version of nbloop, and none on systems without file locks.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..observe import Metrics, shared
@@ -75,6 +78,7 @@ class Look:
         return {
             "pid": self.loop.pid,
             "name": self.loop.name,
+            "group": self.loop.group or None,
             "running_for": self.running_for,
             "callbacks_per_second": self.rate,
             "busy": self.busy,
@@ -86,19 +90,44 @@ class Look:
         running, took = self.now.running, self.running_for
         named = running is not None and took is not None and took >= UNCERTAIN
         return [
-            self.loop.name,
+            f"  {self.loop.name}" if self.loop.group else self.loop.name,
             str(self.loop.pid),
             f"in a {running.kind}" if named and running else "turning" if running else "resting",
             duration(took) if named and took is not None else "",
-            f"{self.rate:,.0f}",
-            f"{self.now.queue_current.ingress:,}",
-            f"{self.now.queue_max.ingress:,}",
-            duration(self.now.delay.p50),
-            duration(self.now.delay.p99),
-            duration(self.now.latency.p99),
-            f"{self.busy:.0%}",
-            f"{self.now.errors:,}",
+            *_figures(self.now, self.rate, self.busy),
         ]
+
+
+def _figures(now: Metrics, rate: float, busy: float) -> list[str]:
+    """The columns from the fifth on."""
+    return [
+        f"{rate:,.0f}",
+        f"{now.queue_current.ingress:,}",
+        f"{now.queue_max.ingress:,}",
+        duration(now.delay.p50),
+        duration(now.delay.p99),
+        duration(now.latency.p99),
+        f"{busy:.0%}",
+        f"{now.errors:,}",
+    ]
+
+
+def rows(looks: Sequence[Look]) -> Iterator[tuple[list[str], bool]]:
+    """The table's rows, and which of them are of a loop that hangs. Those of a group stand together, as their looks do,
+    after a row of their sums: `busy` is more than 100 % if they take more than a core.
+    """
+    for (group, pid), together in itertools.groupby(looks, key=_group_of):
+        of = list(together)
+        if group:
+            now = Metrics.merged([look.now for look in of])
+            sums = _figures(now, sum(look.rate for look in of), sum(look.busy for look in of))
+            yield [group, str(pid), f"{len(of)} loop{'s' if len(of) > 1 else ''}", "", *sums], False
+        for look in of:
+            yield look.row(), (look.running_for or 0.0) >= TOO_LONG
+
+
+def _group_of(look: Look) -> tuple[str, int]:
+    return look.loop.group, look.loop.pid
 
 
 def duration(seconds: float) -> str:
@@ -130,7 +159,7 @@ class Looker:
                 continue
             looks.append(Look(loop, now, self._before.get(loop.path.name)))
         self._before = {look.loop.path.name: look.now for look in looks}
-        return looks
+        return sorted(looks, key=lambda look: (look.loop.pid, look.loop.group, look.loop.made))
 
 
 def main(pid: int | None, *, once: bool, as_json: bool) -> int:
@@ -148,7 +177,7 @@ def main(pid: int | None, *, once: bool, as_json: bool) -> int:
 
         looks = looker.look()
         if looks:
-            make_screen().table(COLUMNS, [look.row() for look in looks])
+            make_screen().table(COLUMNS, [row for row, _ in rows(looks)])
         else:
             print(_none(pid))
         return 0 if looks else 1
@@ -191,12 +220,11 @@ def _table(looks: Sequence[Look], width: int) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    rows = [look.row() for look in looks]
-    kept = fitting(rows, width)
+    shown = list(rows(looks))
+    kept = fitting([row for row, _ in shown], width)
     table = Table(box=box.SIMPLE_HEAD, header_style="bold")
     for i in kept:
         table.add_column(COLUMNS[i], justify="left" if i in (0, 2) else "right", no_wrap=True)
-    for look, row in zip(looks, rows, strict=True):
-        stuck = (look.running_for or 0.0) >= TOO_LONG
+    for row, stuck in shown:
         table.add_row(*(Text(row[i]) for i in kept), style="bold red" if stuck else "")
     return table

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 from .metrics import Histogram, Metrics, Quantiles, Queues, Running
 
 if TYPE_CHECKING:
-    from .server import DebugServer, Served
+    from .server import DebugServer, Served, ServedGroup
 
 
-def serve(loop: Served, port: int = 0) -> DebugServer:
-    """Serve a loop's figures and profiles on 127.0.0.1 (`nbloop.observe.server`). With port 0 the system chooses one.
-    Close the server when done, or use it in a ``with`` block.
+def serve(loop: Served | ServedGroup, port: int = 0) -> DebugServer:
+    """Serve the figures and profiles of a loop, or of a group of loops (`nbloop.LoopGroup`, ``worker.group``), on
+    127.0.0.1 (`nbloop.observe.server`). With port 0 the system chooses one. Close the server when done, or use it in a
+    ``with`` block.
 
     Figures need ``metrics=``. Any thread; not a signal handler. Raises TypeError or ValueError for a bad port, OSError
     if the port is taken.

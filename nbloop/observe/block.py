@@ -126,8 +126,8 @@ def snapshot(block: Words, waiting: Callable[[], Sequence[int]] | None = None) -
     return Metrics(
         time=ns / 1e9,
         tps=_rate(live, ticks // int(record["bucket_ticks"])),
-        latency=Quantiles.of(_histogram(live["latency"])),
-        delay=Quantiles.of(_histogram(live["delay"])),
+        latency=Quantiles.of(histogram_of(live["latency"])),
+        delay=Quantiles.of(histogram_of(live["delay"])),
         queue_current=Queues(*(int(length) for length in current)),
         queue_max=Queues(*(max(int(most), int(length)) for most, length in zip(live["max"], current, strict=True))),
         queue_ema=Queues(*(float(v) / _ALPHA_BITS for v in live["ema"])),
@@ -155,7 +155,8 @@ def _now(record: Any) -> tuple[int, int]:
     return int(record["tick_base"]) + gone, ns
 
 
-def _histogram(words: Words) -> Histogram:
+def histogram_of(words: Words) -> Histogram:
+    """A copy of the histogram that lies there, which may be a moment old."""
     total, longest, carry = (int(word) for word in words[:3])
     return Histogram(words[3:].copy(), (carry << CARRY_BITS) + total, longest)
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
@@ -108,6 +109,15 @@ class Contention:
             if one.name not in ("seconds", "retries")
         }
         return rates | {"retries": self.retries.total / self.seconds}
+
+    @classmethod
+    def merged(cls, seen: Sequence[Contention]) -> Contention:
+        """Of several loops in the same time, as of one: all is summed, except the time. ValueError for none."""
+        if not seen:
+            raise ValueError("seen must be that of one loop at least")
+        retries = Retries(**{one.name: sum(getattr(of.retries, one.name) for of in seen) for one in fields(Retries)})
+        sums: dict[str, Any] = {one.name: sum(getattr(of, one.name) for of in seen) for one in fields(cls)[1:-1]}
+        return cls(seconds=max(of.seconds for of in seen), retries=retries, **sums)
 
     def __sub__(self, earlier: Contention) -> Contention:
         """What happened since `earlier`, which must come from the same loop."""

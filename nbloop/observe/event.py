@@ -18,20 +18,21 @@ class Event:
     thread: int
     """`threading.get_ident` of the thread that did it."""
     kind: str
-    """The kind of callback, or one of ``submit move arm cancel sleep wake overload turn checkpoint stall collection``.
+    """The kind of callback, or one of ``submit move arm cancel sleep wake overload turn checkpoint stall collection
+    batch``.
     """
     subject: int
     """The id of a timer (``timer arm cancel``) or immediate (``cancel``), a watch's token (``readiness callback``), the
     number of waiting tasks (``turn``, ``stall``) or of waiting microtasks and next-ticks (``checkpoint``), the
-    generation (``collection``). For any other callback its place, ``position << 16 | queue``: that of its ``submit``,
-    or the one to which a ``move`` took it from there.
+    generation (``collection``), the number of a channel's ring (``batch``). For any other callback its place,
+    ``position << 16 | queue``: that of its ``submit``, or the one to which a ``move`` took it from there.
     """
     name: str | None
-    """For a callback: the qualified name of its code or its type."""
+    """For a callback: the qualified name of its code or its type. For a ``batch`` that of the channel."""
     value: int
     """The number of tasks submitted, from `subject` on (``submit``); the new place (``move``); the deadline in ns
     (``arm``); the descriptor (``readiness callback``); the number of waiting internal tasks (``turn``, ``stall``); the
-    number of objects that were collected (``collection``); else 0.
+    number of objects that were collected (``collection``); of records (``batch``); else 0.
     """
     failed: bool = False
     """Whether the callback raised."""

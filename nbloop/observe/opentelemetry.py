@@ -18,11 +18,13 @@ from typing import Any
 
 from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation, get_meter_provider
 
+from ..channel import ChannelFigures
 from ..errors import ForkedLoopError
 from ..lifecycle import LoopState
 from ..loop import Loop
 from .contention import Contention, Retries, totals
 from .metrics import Metrics
+from .together import by_channel
 
 _lock = threading.Lock()
 _instrumented: weakref.WeakKeyDictionary[MeterProvider, weakref.WeakSet[Loop]] = weakref.WeakKeyDictionary()
@@ -64,6 +66,11 @@ def _make_instruments(provider: MeterProvider, loops: weakref.WeakSet[Loop]) -> 
         meter.create_observable_counter(f"nbloop.{name}.sum", [look(_sum(name))], unit="s")
         meter.create_observable_gauge(f"nbloop.{name}", [look(_quantiles(name))], unit="s")
     meter.create_observable_gauge("nbloop.queue.depth", [look(_depths)])
+    look_at_channels = functools.partial(_observe, loops, Loop.channels)
+    meter.create_observable_gauge("nbloop.channel.depth", [look_at_channels(_channels("waiting"))])
+    for name in ("delivered", "dropped", "batches"):
+        meter.create_observable_counter(f"nbloop.channel.{name}", [look_at_channels(_channels(name))])
+    meter.create_observable_gauge("nbloop.channel.delay", [look_at_channels(_channel_delays)], unit="s")
     for name in ("parks", "stalls", "lock_waits"):
         meter.create_observable_counter(f"nbloop.{name}", [look_at_contention(_one(name))])
     for name in ("parked_time", "stalled_time", "lock_time"):
@@ -107,6 +114,17 @@ def _quantiles(name: str) -> Take[Metrics]:
 
 def _depths(figures: Metrics) -> Iterable[tuple[float, dict[str, str | float]]]:
     return [(getattr(figures.queue_current, queue), {"queue": queue}) for queue in _QUEUES]
+
+
+def _channels(name: str) -> Take[list[ChannelFigures]]:
+    return lambda rings: [(getattr(one, name), {"channel": one.name}) for one in by_channel(rings)]
+
+
+def _channel_delays(rings: list[ChannelFigures]) -> Iterable[tuple[float, dict[str, str | float]]]:
+    for one in by_channel(rings):
+        if one.delay is not None:
+            for q in _QUANTILES:
+                yield one.delay.histogram.quantile(q), {"channel": one.name, "quantile": q}
 
 
 def _retries(seen: Contention) -> Iterable[tuple[float, dict[str, str | float]]]:

@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 from ..errors import ForkedLoopError
 from .contention import Contention, Measured, Retries, totals
 from .metrics import Histogram, Metrics
+from .together import by_channel
 
 POWERS = range(10, 35)  # 1 µs to 17 s
 
@@ -99,17 +100,21 @@ def _channels(loops: Sequence[Measured]) -> Iterator[Metric]:
         "nbloop_channel_records", "Records that were delivered, or dropped", labels=["loop", "channel", "end"]
     )
     batches = CounterMetricFamily("nbloop_channel_batches", "Batches of records", labels=["loop", "channel"])
+    delays = HistogramMetricFamily(
+        "nbloop_channel_delay_seconds",
+        "From put to delivery, of the oldest record of each batch",
+        labels=["loop", "channel"],
+    )
     for loop in loops:
-        sums: dict[str, list[int]] = {}
-        for one in loop.channels():
-            counts = (one.waiting, one.delivered, one.dropped, one.batches)
-            sums[one.name] = [a + b for a, b in zip(sums.get(one.name, [0] * 4), counts, strict=True)]
-        for name, (waiting, delivered, dropped, handed) in sums.items():
-            depth.add_metric([loop.name, name], waiting)
-            records.add_metric([loop.name, name, "delivered"], delivered)
-            records.add_metric([loop.name, name, "dropped"], dropped)
-            batches.add_metric([loop.name, name], handed)
-    yield from (depth, records, batches)
+        for one in by_channel(loop.channels()):
+            depth.add_metric([loop.name, one.name], one.waiting)
+            records.add_metric([loop.name, one.name, "delivered"], one.delivered)
+            records.add_metric([loop.name, one.name, "dropped"], one.dropped)
+            batches.add_metric([loop.name, one.name], one.batches)
+            if one.delay is not None:
+                histogram = one.delay.histogram
+                delays.add_metric([loop.name, one.name], buckets(histogram), sum_value=histogram.sum)
+    yield from (depth, records, batches, delays)
 
 
 def _contention(loops: Sequence[tuple[str, Contention]]) -> Iterator[Metric]:

@@ -37,7 +37,7 @@ from ..threads import begin
 from ..unique import Unique
 from .block import Words, the_clock
 from .event import Event
-from .trace import trace
+from .trace import Recorded, trace
 
 _KINDS = layout.KIND_NAMES | {
     layout.EVENT_SUBMIT: "submit",
@@ -51,6 +51,7 @@ _KINDS = layout.KIND_NAMES | {
     layout.EVENT_CHECKPOINT: "checkpoint",
     layout.EVENT_STALL: "stall",
     layout.EVENT_COLLECTION: "collection",
+    layout.EVENT_BATCH: "batch",
 }
 _FACTS = ("start", "generation", "collected")  # which kernels find in the arguments of `gc.callbacks`
 _BATCH = 4096  # entries that a kernel copies at once: 0.2 ms in which the world cannot be stopped
@@ -66,6 +67,8 @@ class Recorder(Unique, Part):
         self._name = name
         self._entries = entries
         self._names: dict[int, Any] = {}
+        self.channels: dict[int, str] = {}
+        """The names of the loop's channels, by the numbers of their rings."""
         # A mapping begins on a page boundary, so each entry has cache lines of its own.
         self._words: Words = layout.table((layout.RECORDER.dtype.itemsize + entries * layout.ENTRY.dtype.itemsize) // 8)
         record = self._record = self._words[: layout.RECORDER.dtype.itemsize // 8].view(layout.RECORDER.dtype)[0]
@@ -116,7 +119,8 @@ class Recorder(Unique, Part):
         names = self._names.copy()
         when = self._seconds()
         rows: list[list[int]] = np.concatenate(batches).tolist() if batches else []
-        events = [_event(row, when, names) for row in rows]
+        channels = self.channels.copy()
+        events = [_event(row, when, names, channels) for row in rows]
         if hangs:
             kind, since, subject, what, value = (int(word) for word in running)
             row = [
@@ -129,15 +133,19 @@ class Recorder(Unique, Part):
                 what,
                 value,
             ]
-            events.append(_event(row, when, names))
+            events.append(_event(row, when, names, channels))
         return events
 
     def trace(self, since: float = 0.0) -> dict[str, Any]:
         """The events as a Chrome trace (`nbloop.observe.trace`), ready for `json.dump`; only those that had not ended
         by `since`, a time on the clock of `time.monotonic`.
         """
+        return trace(self._name, [self.recorded(since)])
+
+    def recorded(self, since: float = 0.0) -> Recorded:
+        """What `trace` is made of, for a trace of several loops."""
         events = [event for event in self.events() if event.time + event.duration >= since]
-        return trace(events, self._name, int(self._record["thread"]))
+        return Recorded(self._name, int(self._record["thread"]), events)
 
     def dump(self, path: str | os.PathLike[str]) -> None:
         """Write `trace` to a file, as JSON. A reader sees the whole new file or the old one. Raises OSError."""
@@ -226,7 +234,7 @@ class _Clock:
         return ticks * self._rate
 
 
-def _event(row: list[int], clock: _Clock, names: dict[int, Any]) -> Event:
+def _event(row: list[int], clock: _Clock, names: dict[int, Any], channels: dict[int, str]) -> Event:
     number, ticks, duration, thread, kind, subject, what, value = row
     failed = False
     immediates = 0
@@ -242,7 +250,7 @@ def _event(row: list[int], clock: _Clock, names: dict[int, Any]) -> Event:
         thread=thread,
         kind=_KINDS[kind],
         subject=subject,
-        name=_name(names.get(what)) if kind < layout.EVENT_SUBMIT else None,
+        name=channels.get(subject) if kind == layout.EVENT_BATCH else _name(names.get(what)),
         value=value,
         failed=failed,
         immediates=immediates,

@@ -3,13 +3,16 @@
 ====================================  =============================================================================
 ``/``                                 one page with live depth, delay and throughput
 ``/metrics``                          Prometheus's text (501 without the package prometheus-client)
-``/debug/vars``                       `Loop.metrics` as JSON
+``/debug/vars``                       `Loop.metrics` and the figures of channels as JSON
 ``/debug/pprof/profile?seconds=30``   a CPU profile of all threads, for ``go tool pprof URL``
 ``/debug/pprof/heap``                 what tracemalloc traced (409 if it is not tracing)
 ``/debug/contention?seconds=5``       wakes, sleeps, retried swaps and lock waits in that time, as JSON
 ``/debug/trace?seconds=5``            what the loop does in that time, for ui.perfetto.dev (409 without ``recorder=``)
 ``/healthz``                          200 if the loop runs a task within a second, else 503
 ====================================  =============================================================================
+
+Of a group (`nbloop.LoopGroup`, or ``worker.group`` of `nbloop.serve`) all figures are those of its loops as one, and
+the page shows each loop besides; a trace has a track for each; all of its loops have to be healthy.
 
 Stacks and file names are private. The server therefore listens on 127.0.0.1 only, and refuses requests with a foreign
 Host (DNS rebinding: another site makes its name resolve to 127.0.0.1), with a foreign Origin, or sent by a browser on
@@ -38,7 +41,7 @@ import sys
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from typing import Any, Protocol, Self
@@ -48,7 +51,7 @@ from ..lifecycle import LoopState
 from ..lock import Latch
 from ..threads import begin
 from ..unique import Unique
-from . import contention, heap, profile
+from . import contention, heap, profile, together
 from .recorder import Recorder
 
 logger = logging.getLogger("nbloop")
@@ -71,10 +74,19 @@ class Served(contention.Measured, Protocol):
     def submit(self, callback: Callable[..., object], /, *args: object) -> None: ...
 
 
-class DebugServer(Unique):
-    """Serves one loop until `close`; a context manager. Made by `nbloop.observe.serve`."""
+class ServedGroup(Protocol):
+    """A `nbloop.LoopGroup`, or the group of `nbloop.serve`, as its server sees it."""
 
-    def __init__(self, loop: Served, port: int) -> None:
+    name: str
+
+    @property
+    def loops(self) -> Sequence[Any]: ...
+
+
+class DebugServer(Unique):
+    """Serves a loop, or the loops of a group, until `close`; a context manager. Made by `nbloop.observe.serve`."""
+
+    def __init__(self, loop: Served | ServedGroup, port: int) -> None:
         if isinstance(port, bool) or not isinstance(port, int):
             raise TypeError(f"port must be an int, not {port!r}")
         if not 0 <= port <= 65535:
@@ -109,8 +121,11 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, loop: Served, port: int) -> None:
-        self.loop = loop
+    def __init__(self, served: Served | ServedGroup, port: int) -> None:
+        self.name = served.name
+        self.of_group = hasattr(served, "loops")
+        # An asyncio loop is a view of its core.
+        self.loops: list[Served] = [getattr(one, "core", one) for one in getattr(served, "loops", [served])]
         super().__init__(("127.0.0.1", port), _Handler)
         self.slots = threading.BoundedSemaphore(MOST_REQUESTS)
         self.long = threading.BoundedSemaphore(MOST_LONG)
@@ -176,7 +191,7 @@ class _Server(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log the error, unless the client disconnected."""
         if not isinstance(sys.exception(), ConnectionError):
-            logger.exception("the debug server of %s could not answer", self.loop.name)
+            logger.exception("the debug server of %s could not answer", self.name)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -246,11 +261,13 @@ class _Handler(BaseHTTPRequestHandler):
         from .prometheus import LoopCollector
 
         registry = prometheus_client.CollectorRegistry()
-        registry.register(LoopCollector(self.server.loop))
+        registry.register(LoopCollector(*self.server.loops))
         self._answer(200, prometheus_client.generate_latest(registry), prometheus_client.CONTENT_TYPE_LATEST)
 
     def _vars(self, _query: dict[str, list[str]]) -> None:
-        self._answer(200, json.dumps(variables(self.server.loop)), "application/json")
+        found = [variables(loop) for loop in self.server.loops]
+        content = together_as(self.server.name, self.server.loops, found) if self.server.of_group else found[0]
+        self._answer(200, json.dumps(content), "application/json")
 
     def _profile(self, query: dict[str, list[str]]) -> None:
         seconds = self._seconds(query, "30")
@@ -262,23 +279,25 @@ class _Handler(BaseHTTPRequestHandler):
         seconds = self._seconds(query, "5")
         if seconds is not None:
             try:
-                seen = contention.contention(self.server.loop, seconds)
+                before = [contention.totals(loop) for loop in self.server.loops]
+                time.sleep(seconds)
+                after = [contention.totals(loop) for loop in self.server.loops]
             except NbloopError as error:
                 self._answer(503, f"{error}\n")
                 return
-            content = {"name": self.server.loop.name, "contention": plain(seen), "per_second": seen.per_second()}
+            seen = contention.Contention.merged([b - a for a, b in zip(before, after, strict=True)])
+            content = {"name": self.server.name, "contention": plain(seen), "per_second": seen.per_second()}
             self._answer(200, json.dumps(content), "application/json")
 
     def _trace(self, query: dict[str, list[str]]) -> None:
-        recorder = self.server.loop.recorder
-        if recorder is None:
+        if all(loop.recorder is None for loop in self.server.loops):
             self._answer(409, "this loop has no flight recorder: Loop(recorder=65536)\n")
             return
         seconds = self._seconds(query, "5")
         if seconds is not None:
             began = time.monotonic()
             time.sleep(seconds)
-            content = json.dumps(recorder.trace(began))
+            content = json.dumps(together.trace(self.server.name, self.server.loops, began))
             self._answer(200, content, "application/json", Content_Disposition=_saved_as("trace.json"))
 
     def _seconds(self, query: dict[str, list[str]], default: str) -> float | None:
@@ -301,16 +320,19 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(200, content, "application/octet-stream", Content_Disposition=_saved_as("heap.pb.gz"))
 
     def _health(self, _query: dict[str, list[str]]) -> None:
-        ran = threading.Event()
+        until = time.monotonic() + HEALTHY
+        asked = [(loop, threading.Event()) for loop in self.server.loops]
         try:
-            self.server.loop.submit(ran.set)
+            for loop, ran in asked:
+                loop.submit(ran.set)
         except NbloopError as error:
             self._answer(503, f"{error}\n")
             return
-        if ran.wait(HEALTHY):
-            self._answer(200, "ok\n")
+        stuck = [loop.name for loop, ran in asked if not ran.wait(max(0.0, until - time.monotonic()))]
+        if stuck:
+            self._answer(503, f"{', '.join(stuck)} has not run a task within {HEALTHY} s\n")
         else:
-            self._answer(503, f"{self.server.loop.name} has not run a task within {HEALTHY} s\n")
+            self._answer(200, "ok\n")
 
 
 _PAGES = {
@@ -359,6 +381,20 @@ def variables(loop: Served) -> dict[str, Any]:
         "state": state.value,
         "metrics": None if figures is None else plain(figures),
         "contention": plain(contention.totals(loop)),
+        "channels": [plain(one) for one in together.by_channel(loop.channels())],
+    }
+
+
+def together_as(name: str, loops: Sequence[Served], found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The `variables` of a group: those of all as one, and of each as ``loops``."""
+    figures = together.metrics(loops)
+    return {
+        "name": name,
+        "state": f"{len(found)} loops",
+        "metrics": None if figures is None else plain(figures),
+        "contention": plain(contention.Contention.merged([contention.totals(loop) for loop in loops])),
+        "channels": [plain(one) for one in together.by_channel(ring for loop in loops for ring in loop.channels())],
+        "loops": list(found),
     }
 
 

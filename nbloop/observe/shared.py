@@ -172,6 +172,11 @@ class SharedLoop(Unique):
     """When the loop was made, on the clock of `time.monotonic`."""
     _words: Words = field(repr=False, compare=False)
 
+    @property
+    def group(self) -> str:
+        """The name of the group that the loop belongs to; empty for none."""
+        return bytes(self._words.view(layout.BLOCK.dtype)[0]["group"]).decode(errors="replace")
+
     def snapshot(self) -> Metrics:
         """The loop's figures, as `Loop.metrics` returns them; after its end, the last ones. Neither stops its process
         nor waits for it. RuntimeError if that was killed in the middle of a change, or if somebody wrote nonsense

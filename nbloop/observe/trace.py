@@ -19,7 +19,7 @@ import os
 import threading
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -29,8 +29,17 @@ from .event import Event
 
 MARK = 100  # ns: a submit is recorded as a moment, and drawn this long unless something follows sooner
 _MOMENTS = {"submit", "arm"}
-_INSTANTS = {"cancel", "wake", "overload", "stall"}
+_INSTANTS = {"cancel", "wake", "overload", "stall", "batch"}
 _COUNTERS = {"turn", "checkpoint"}
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What one loop's recorder remembers: its events, sorted by time; the loop's name, and the thread that runs it."""
+
+    loop: str
+    thread: int
+    events: list[Event]
 
 
 @dataclass(slots=True)
@@ -42,29 +51,39 @@ class _Slice:
     end: int
 
 
-def trace(events: list[Event], loop: str, thread: int) -> dict[str, Any]:
-    """The trace of the loop named `loop`, which `thread` runs. Its events are sorted by time."""
-    began = min((event.time for event in events), default=0.0)
+def trace(name: str, loops: Sequence[Recorded]) -> dict[str, Any]:
+    """The trace of one loop, or of several, which all belong to what is called `name`. A thread has one track, also if
+    it runs one loop and submits to another.
+    """
+    began = min((event.time for one in loops for event in one.events), default=0.0)
     pid = os.getpid()
-    tids = _tracks(events, thread)
+    tids = _tracks(loops)
     collections = len(tids) + 1  # their track
-    names = list(_names(pid, loop, thread, tids))
-    if any(event.kind == "collection" for event in events):
+    names = list(_names(pid, name, loops, tids))
+    if any(event.kind == "collection" for one in loops for event in one.events):
         names += _track(pid, collections, "collections of garbage")
     runs: list[_Slice] = []
     moments: list[_Slice] = []
-    others: list[_Slice] = []
-    for event in events:
-        start = round((event.time - began) * 1e9)
-        slice = _Slice(event, start, max(start, round((event.time + event.duration - began) * 1e9)))
-        if event.kind in _MOMENTS:
-            moments.append(slice)
-        elif event.kind in _INSTANTS | _COUNTERS | {"collection"}:
-            others.append(slice)
-        else:
-            runs.append(slice)
-    flows = list(_flows(runs, moments, [event for event in events if event.kind == "move"]))
-    runs = [run for run in runs if run.event.kind != "move"]
+    others: list[tuple[_Slice, str]] = []  # and of what counter it is
+    flows: list[tuple[_Slice, _Slice]] = []
+    # Each recorder has seen each collection of the process: one of them is enough.
+    collecting = max(loops, key=_collections)
+    for one in loops:
+        of = f" of {one.loop}" if len(loops) > 1 else ""
+        ran: list[_Slice] = []
+        marks: list[_Slice] = []
+        for event in one.events:
+            start = round((event.time - began) * 1e9)
+            slice = _Slice(event, start, max(start, round((event.time + event.duration - began) * 1e9)))
+            if event.kind in _MOMENTS:
+                marks.append(slice)
+            elif event.kind in _INSTANTS | _COUNTERS or (event.kind == "collection" and one is collecting):
+                others.append((slice, of))
+            elif event.kind != "collection":
+                ran.append(slice)
+        flows += _flows(ran, marks, [event for event in one.events if event.kind == "move"])
+        runs += [run for run in ran if run.event.kind != "move"]
+        moments += marks
     _set_apart(runs, moments)
 
     ends: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)  # arrows' ends, by the identity of their slice
@@ -76,22 +95,23 @@ def trace(events: list[Event], loop: str, thread: int) -> dict[str, Any]:
     made: list[dict[str, Any]] = []
     for slice in sorted((*runs, *moments), key=lambda one: (one.start, -one.end)):  # outer slices before inner ones
         made += [_complete(slice, pid, tids[slice.event.thread]), *ends[id(slice)]]
-    for other in others:
+    for other, of in others:
         event = other.event
-        common = {"ts": microseconds(other.start), "pid": pid, "tid": tids[event.thread]}
+        tid = tids.get(event.thread, collections)  # a thread may do nothing but collect
+        common = {"ts": microseconds(other.start), "pid": pid, "tid": tid}
         if event.kind == "turn":
             waits = {"external": event.subject, "internal": event.value, "immediates": event.immediates}
-            made.append({"name": "waiting", "ph": "C", **common, "args": waits})
+            made.append({"name": f"waiting{of}", "ph": "C", **common, "args": waits})
         elif event.kind == "collection":
             made.append(_complete(other, pid, collections))
         elif event.kind == "checkpoint":
-            made.append({"name": "microtasks", "ph": "C", **common, "args": {"microtasks": event.subject}})
+            made.append({"name": f"microtasks{of}", "ph": "C", **common, "args": {"microtasks": event.subject}})
         else:
             made.append({"name": event.kind, "cat": "loop", "ph": "i", "s": "t", **common, "args": _args(event)})
     made.sort(key=lambda one: one["ts"])  # stable
     return {
         "displayTimeUnit": "ns",
-        "otherData": {"loop": loop, "began": began},
+        "otherData": {"loop": name, "began": began},
         "traceEvents": [*names, *made],
     }
 
@@ -106,22 +126,28 @@ def microseconds(ns: int) -> float:
     return value if int(value * 1e3) == ns else math.nextafter(value, math.inf)
 
 
-def _tracks(events: list[Event], loop_thread: int) -> dict[int, int]:
-    """A small number for each thread, the loop's first: viewers accept 32 bits, and an identifier has 64."""
-    tids = {loop_thread: 1}
-    for event in events:
-        if event.kind == "collection":
-            continue
-        tids.setdefault(event.thread, len(tids) + 1)
+def _collections(one: Recorded) -> int:
+    return sum(event.kind == "collection" for event in one.events)
+
+
+def _tracks(loops: Sequence[Recorded]) -> dict[int, int]:
+    """A small number for each thread, those of the loops first: viewers accept 32 bits, and an identifier has 64."""
+    tids: dict[int, int] = {}
+    for one in loops:
+        tids.setdefault(one.thread, len(tids) + 1)
+    for one in loops:
+        for event in one.events:
+            if event.kind != "collection":
+                tids.setdefault(event.thread, len(tids) + 1)
     return tids
 
 
-def _names(pid: int, loop: str, loop_thread: int, tids: dict[int, int]) -> Iterator[dict[str, Any]]:
-    yield {"name": "process_name", "ph": "M", "ts": 0, "pid": pid, "tid": 0, "args": {"name": f"nbloop {loop}"}}
-    alive = {thread.ident: thread.name for thread in threading.enumerate()}
+def _names(pid: int, name: str, loops: Sequence[Recorded], tids: dict[int, int]) -> Iterator[dict[str, Any]]:
+    yield {"name": "process_name", "ph": "M", "ts": 0, "pid": pid, "tid": 0, "args": {"name": f"nbloop {name}"}}
+    known = {thread.ident: thread.name for thread in threading.enumerate()}
+    known |= {one.thread: f"loop {one.loop}" for one in loops}
     for thread, tid in tids.items():
-        name = f"loop {loop}" if thread == loop_thread else alive.get(thread, f"thread {thread:#x}")
-        yield from _track(pid, tid, name)
+        yield from _track(pid, tid, known.get(thread, f"thread {thread:#x}"))
 
 
 def _track(pid: int, tid: int, name: str) -> Iterator[dict[str, Any]]:
@@ -212,6 +238,8 @@ def _args(event: Event) -> dict[str, Any]:
         args["count"] = event.value
     if event.kind == "readiness callback":
         args["fd"] = event.value
+    if event.kind == "batch":
+        args |= {"channel": event.name, "records": event.value}
     if event.kind == "collection":
         args |= {"generation": event.subject, "collected": event.value}
     return args

@@ -979,51 +979,6 @@ def test_threads_may_cancel_and_end_together():
 
 # --- objects of another worker's loop
 
-FOREIGN = {
-    "future": (lambda: asyncio.get_running_loop().create_future(), lambda future: future),
-    "task": (lambda: asyncio.create_task(asyncio.sleep(3600)), lambda task: task),
-    "gathered": (lambda: asyncio.create_task(asyncio.sleep(3600)), asyncio.gather),
-    "lock": (asyncio.Lock, lambda lock: lock.acquire()),
-    "event": (asyncio.Event, lambda event: event.wait()),
-    "semaphore": (lambda: asyncio.Semaphore(0), lambda semaphore: semaphore.acquire()),
-    "queue": (asyncio.Queue, lambda queue: queue.get()),
-}
-
-
-@pytest.mark.parametrize("kind", FOREIGN)
-def test_to_wait_for_what_is_another_loops_is_an_error_at_once(kind):
-    """contract: it raises, and does not hang; the object says which it is."""
-    make, use = FOREIGN[kind]
-    made = threading.Event()
-    told = threading.Event()
-    found = []
-
-    async def main(worker):
-        if worker.primary:
-            one = make()
-            found.append(one)
-            if isinstance(one, asyncio.Lock):
-                await one.acquire()
-            waits = asyncio.ensure_future(use(one))  # a lock belongs to a loop from its first wait on
-            await asyncio.sleep(0)
-            made.set()
-            await asyncio.to_thread(told.wait, PATIENCE)
-            waits.cancel()
-            return
-        await asyncio.to_thread(made.wait, PATIENCE)
-        try:
-
-            async def waits():
-                await use(found[0])
-
-            with pytest.raises(RuntimeError, match=r"different (event )?loop") as error:
-                await asyncio.wait_for(waits(), PATIENCE)
-            assert kind == "gathered" or hex(id(found[0])) in str(error.value) or "Task-" in str(error.value)
-        finally:
-            told.set()
-
-    nbloop.serve(main, loops=2)
-
 
 def test_a_future_that_another_worker_completes_wakes_its_loop():
     """contract: where asyncio's loop would sleep on."""

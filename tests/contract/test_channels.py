@@ -20,6 +20,7 @@ from nbloop import (
     LoopTerminatedError,
     ReentrantWaitError,
 )
+from nbloop.js import JS
 from nbloop.kernels.base import layout
 from nbloop.kernels.build import object_cache
 from nbloop.kernels.methods import lifetime
@@ -1003,7 +1004,80 @@ def test_faces(loop):
     assert "one record" in channel.put.__doc__
 
 
+def test_records_behind_the_end_of_the_ring_wait_once(make_loop, turns):
+    """contract: `max_delay` bounds how long a record waits, also if its batch has to be cut where the ring ends."""
+    loop = make_loop()
+    clock = VirtualClock(loop)
+    got = []
+    channel = loop.channel(NUMBER, lambda records: got.append(records["n"].tolist()), capacity=8, max_delay=1.0)
+    for numbers in (range(6), range(6, 10)):
+        for n in numbers:
+            channel.put(n)
+        turns(loop, 2)
+        clock.advance(1.1)
+        turns(loop, 4)
+    assert got == [[0, 1, 2, 3, 4, 5], [6, 7], [8, 9]]
+
+
 # --- observed ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("max_delay", [None, 100.0])
+def test_how_long_records_have_waited(make_loop, turns, max_delay):
+    """contract: each batch counts once, from no later than its oldest record's put; a busy channel is no exception."""
+    loop = make_loop(metrics=True)
+    clock = VirtualClock(loop)
+    channel = loop.channel(NUMBER, lambda _records: None, capacity=16, max_batch=4, max_delay=max_delay)
+
+    def waited():
+        (figures,) = loop.channels()
+        return figures.delay.count, round(figures.delay.histogram.sum, 6), figures.delay.max
+
+    def put(count):
+        for n in range(count):
+            channel.put(n)
+
+    assert waited() == (0, 0, 0)
+    clock.advance(5.0)
+    put(4)
+    clock.advance(0.5)
+    turns(loop, 1)
+    assert waited() == (1, 0.5, 0.5)
+    clock.advance(5.0)
+    put(8)
+    for batch in range(1, 4):  # 4 more come before the ring is empty
+        clock.advance(1.0)
+        turns(loop, 1)
+        if batch == 1:
+            put(4)
+    # Waited from the burst's begin: 1 s, 2 s; from the look at the first batch: 2 s.
+    assert waited() == (4, 5.5, 2.0)
+    assert channel.waiting() == 0
+    clock.advance(5.0)
+    put(4)
+    turns(loop, 1)
+    assert waited() == (5, 5.5, 2.0)
+
+
+def test_a_channel_does_not_measure_for_nobody(loop):
+    """contract: no delays without ``metrics=``."""
+    channel = loop.channel(NUMBER, lambda _records: None)
+    channel.put(1)
+    assert [one.delay for one in loop.channels()] == [None]
+
+
+def test_delays_of_coroutines(make_loop, turns):
+    """contract: a batch that a coroutine takes has been delivered when it is taken."""
+    loop = make_loop(metrics=True)
+    clock = VirtualClock(loop)
+    channel = loop.channel(NUMBER)
+    channel.put(1)
+    clock.advance(2.0)
+    turns(loop, 2)
+    JS(loop).spawn(anext(channel))
+    turns(loop, 2)
+    (figures,) = loop.channels()
+    assert (figures.delivered, figures.delay.count, figures.delay.max) == (1, 1, 2.0)
 
 
 def test_figures(loop, turns):

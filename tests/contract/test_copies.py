@@ -42,7 +42,21 @@ INTERNAL = {
         "State",
     ),
     *("Poller", "Parker", "Target", "TablePoller", "Collector"),  # bases and protocols
-    *("Reporting", "Refusing", "Hooked", "Awaited", "Measured", "Served", "Owner", "Signal", "Sleeping", "Promised"),
+    *(
+        "Reporting",
+        "Refusing",
+        "Hooked",
+        "Awaited",
+        "Measured",
+        "Served",
+        "ServedGroup",
+        "Core",
+        "Recorded",
+        "Owner",
+        "Signal",
+        "Sleeping",
+        "Promised",
+    ),
     *("Callee", "Sharer", "SharerGroup"),
     *("EpollPoller", "KqueuePoller", "LockParker", "FdTable", "CountingLock", "Latch", "LoopSignals"),  # of a loop
     *("Entrance", "Room", "Taker", "Ends"),  # of a channel

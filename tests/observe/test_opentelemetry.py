@@ -95,3 +95,22 @@ def test_every_live_loop_of_a_provider_and_none_that_has_ended() -> None:
                 assert len(collected(reader)["nbloop.turns"]) == 2
         assert told() == {"one"}
     assert told() == set()
+
+
+def test_channels(make_loop: Callable[..., Loop], turns: Any) -> None:
+    reader = InMemoryMetricReader()
+    loop = make_loop(name="told", metrics=True)
+    instrument(loop, MeterProvider([reader]))
+    channel = loop.channel([("n", "i8")], lambda _records: None, capacity=4, on_full="drop_new", name="ticks")
+    for n in range(5):
+        channel.put(n)
+    turns(loop)
+    channel.put(1)
+    seen = collected(reader)
+    (figures,) = loop.channels()
+    values = {name: seen[f"nbloop.channel.{name}"][0].value for name in ("depth", "delivered", "dropped", "batches")}
+    assert values == {"depth": 1, "delivered": 4, "dropped": 1, "batches": 1}
+    assert dict(seen["nbloop.channel.depth"][0].attributes) == {"loop": "told", "channel": "ticks"}
+    assert figures.delay is not None
+    delays = {p.attributes["quantile"]: p.value for p in seen["nbloop.channel.delay"]}
+    assert delays == {q: figures.delay.histogram.quantile(q) for q in (0.5, 0.9, 0.95, 0.99)}

@@ -27,6 +27,7 @@ from nbloop.kernels.channels import records
 from nbloop.kernels.ingress import ticket_queue
 from nbloop.observe import recorder
 from nbloop.observe.contention import totals
+from nbloop.observe.trace import Recorded
 from nbloop.observe.trace import trace as made_of
 from tests.support import trace_format
 from tests.support.waiting import PATIENCE, elsewhere, together, wait_for
@@ -407,7 +408,7 @@ def test_clocks_that_jump_or_differ_make_a_valid_trace(data):
     loop.close()
     seconds = st.sampled_from([0.0, 1e-9, -1e-9, 1e-7, -1e-7, 1e-5, -1e-5, 1.0, -1.0, 1e5])
     shifted = [dataclasses.replace(event, time=max(0.0, event.time + data.draw(seconds))) for event in events]
-    trace_format.check(made_of(shifted, "jumps", thread))
+    trace_format.check(made_of("jumps", [Recorded("jumps", thread, shifted)]))
 
 
 def test_batches(make_loop, turns, monkeypatch):
@@ -539,3 +540,19 @@ def test_a_recorder_that_is_made_during_a_collection_misses_it(make_loop):
     assert of(loop, "collection") == []
     gc.collect()
     assert len(of(loop, "collection")) >= 1
+
+
+def test_batches_of_records(make_loop, turns):
+    """contract: one event a batch, with the channel's name and the number of records, in the trace too."""
+    loop = make_loop(recorder=1024)
+    channel = loop.channel([("a", "i8")], lambda _records: None, max_batch=4, name="ticks")
+    producer = channel.producer()
+    for n in range(6):
+        channel.put(n)
+    producer.put(1)
+    turns(loop, 3)
+    batches = [event for event in loop.recorder.events() if event.kind == "batch"]
+    assert [(event.name, event.value) for event in batches] == [("ticks", 4), ("ticks", 1), ("ticks", 2)]
+    assert batches[0].subject == batches[2].subject != batches[1].subject
+    shown = [one["args"] for one in loop.recorder.trace()["traceEvents"] if one["name"] == "batch"]
+    assert [(one["channel"], one["records"]) for one in shown] == [("ticks", 4), ("ticks", 1), ("ticks", 2)]

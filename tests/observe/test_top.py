@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -184,3 +185,47 @@ def test_a_narrow_terminal_has_fewer_columns_and_whole_names() -> None:
         assert kept == sorted(kept)
         assert {0, 1, 2, 3, 4} <= set(kept)  # name, process, state, for how long, rate
         assert sum(widths[i] for i in kept) <= room or len(kept) == 5
+
+
+GROUP = """
+import sys, nbloop
+with nbloop.LoopGroup(2, name="web", metrics="shared") as group, nbloop.Loop(name="alone", metrics="shared"):
+    for _ in range(50):
+        group.broadcast(int)
+    print("made", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_the_loops_of_a_group_stand_together(place: dict[str, str]) -> None:
+    """contract: below a row of their sums."""
+    process = subprocess.Popen([sys.executable, "-c", GROUP], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=place)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"made\n"
+        facts = json.loads(top(place, "--json", str(process.pid)).stdout)
+        assert [(one["name"], one["group"]) for one in facts] == [("alone", None), ("web-0", "web"), ("web-1", "web")]
+        lines = [line for line in top(place, "--once").stdout.splitlines() if str(process.pid) in line]
+        assert [re.split("  +", line.strip())[0] for line in lines] == ["alone", "web", "web-0", "web-1"]
+        assert "2 loops" in lines[1]
+    finally:
+        process.communicate(b"")
+
+
+def test_the_row_of_a_group_is_the_sum_of_its_loops(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    import nbloop
+    from nbloop.cli.top import COLUMNS, Looker, rows
+
+    with nbloop.LoopGroup(3, name="web", metrics="shared") as group:
+        for n, loop in enumerate(group.loops):
+            for _ in range(n + 1):
+                loop.call(int)
+        looks = Looker(os.getpid()).look()
+        (whole, stuck), *parts = list(rows(looks))
+    assert not stuck
+    assert [row[0] for row, _ in parts] == ["  web-0", "  web-1", "  web-2"]
+    at = COLUMNS.index("callbacks/s")
+    assert whole[:4] == ["web", str(os.getpid()), "3 loops", ""]
+    assert float(whole[at].replace(",", "")) == pytest.approx(sum(look.rate for look in looks), abs=1)

@@ -285,7 +285,7 @@ BLOCK = record(
     "BLOCK",
     # Written at construction. `tick_base` and `ns_base` are one moment on both clocks.
     _words("magic", "layout", "pid", "process_start", "cycles", "multiplier", "tick_base", "ns_base", "bucket_ticks")
-    | {"name": np.dtype("S128")},
+    | {"name": np.dtype("S128"), "group": np.dtype("S128")},  # the group's name is written a moment later
     _words("pace"),  # 0 or 7: which tickets are stamped. Read by producers, written by the loop when it changes
     _words("wanted"),  # written by readers
     _words("sequence", "published", "published_at"),
@@ -349,6 +349,7 @@ CHANNEL = record(
     _words(
         *("sequences", "records", "record_bytes", "max_batch", "max_delay", "on_full", "field_count", "fields"),
         *("copy", "copies", "ring", "on_batch", "entry", "pulled", "task", "due", "convert", "ask", "references"),
+        *("timed", "delays"),  # whether `since` is kept; the histogram of delays, 0 if the loop does not measure
     ),
     _words("float_type", "int_type", "true", "false"),
     _words("dropped"),  # shared: every thread that drops records adds to it
@@ -356,7 +357,7 @@ CHANNEL = record(
     _words("taking"),  # shared, ON_FULL_DROP_OLD only: 1 while a thread takes from the front
     _words("since"),  # written by the thread that makes the channel busy, and then by the loop's
     # Owned by the taker: tickets up to this one are known to be published.
-    _words("published", "batches", "delivered", "timer"),
+    _words("published", "batches", "delivered", "timer", "mark", "marked"),
 )
 # How a field of a record is written (fields.py): FIELD_x, where, and of an integer the least and the greatest.
 FIELD = Record("FIELD", np.dtype([(name, np.int64) for name in ("kind", "at", "least", "most")]))
@@ -450,6 +451,6 @@ KIND_NAMES = {
 }
 # Kinds of the recorder's entries; smaller numbers are the KIND_x of a callback that has run.
 EVENT_SUBMIT, EVENT_MOVE, EVENT_ARM, EVENT_CANCEL, EVENT_SLEEP, EVENT_WAKE = 16, 17, 18, 19, 20, 21
-EVENT_OVERLOAD, EVENT_TURN, EVENT_CHECKPOINT, EVENT_STALL, EVENT_COLLECTION = 22, 23, 24, 25, 26
+EVENT_OVERLOAD, EVENT_TURN, EVENT_CHECKPOINT, EVENT_STALL, EVENT_COLLECTION, EVENT_BATCH = 22, 23, 24, 25, 26, 27
 PLACE_BITS = 16  # a place is ``position << PLACE_BITS | number``, where `number` is that of a queue or ring
 NUMBER_EXTERNAL, NUMBER_REMOTE, NUMBER_RINGS, NUMBER_HANDLES = 1, 2, 8, 32  # rings add their kind

@@ -6,6 +6,11 @@ between, and producers, who see that the channel is busy, queue nothing. The pro
 first delivery. As with a sleeping loop, the ticket is the fence: a producer claims, then reads `queued`; the loop's
 thread writes `queued`, then reads the tail (`rest`). One of the two sees the other.
 
+**How long records wait.** No record carries a time. A clock is read once a burst, by the producer that finds the
+channel idle, and once a batch: `mark` is the tail at the moment `marked`, so tickets from there on were drawn later.
+When the head reaches the mark, that moment becomes `since`, and a new mark is set. So `since` is no later than the put
+of the oldest record, and too early by no more than the ring took to be emptied once.
+
 With `max_delay` a batch that is not full waits for a timer, and the channel fills: the producer whose ticket completes
 the batch makes it busy.
 
@@ -63,6 +68,8 @@ from ..ingress.parking import stall
 from ..ingress.parking import wake as wake_loop
 from ..ingress.ticket_queue import queue_length, queue_push
 from ..memory.ring import ring_push
+from ..observe.event_ring import record_batch
+from ..observe.histogram import histogram_add
 from ..timers.buckets import buckets_begin
 from ..timers.timer_slots import timer_arm_here, timer_cancel
 from .records import (
@@ -116,7 +123,7 @@ def made_busy(channel: int, end: int) -> int:
             return -1
         if compare_and_swap(channel + HANDLE.QUEUED, was, CHANNEL_BUSY):
             break
-    if was == CHANNEL_IDLE and get(channel + CHANNEL.MAX_DELAY) != 0:
+    if was == CHANNEL_IDLE and get(channel + CHANNEL.TIMED) != 0:
         store(channel + CHANNEL.SINCE, loop_ns(get(channel + HANDLE.LOOP)))
     return was
 
@@ -186,7 +193,7 @@ def rest(channel: int) -> None:
         store_sc(channel + HANDLE.QUEUED, CHANNEL_IDLE)
         if records_waiting(channel) == 0 or not compare_and_swap(channel + HANDLE.QUEUED, CHANNEL_IDLE, CHANNEL_BUSY):
             return
-        if get(channel + CHANNEL.MAX_DELAY) != 0:
+        if get(channel + CHANNEL.TIMED) != 0:
             store(channel + CHANNEL.SINCE, loop_ns(get(channel + HANDLE.LOOP)))
     channel_schedule(channel, CHANNEL_BUSY)
 
@@ -301,13 +308,17 @@ def deliver(channel: int, due: bool, taken: bool) -> int:
     count = min(ready, most)
     pulled = 0 if taken else get(channel + CHANNEL.PULLED)
     deadline = 0
-    if get(channel + CHANNEL.MAX_DELAY) != 0 and count > 0:
+    since = 0
+    now = 0
+    if get(channel + CHANNEL.TIMED) != 0 and count > 0:
         now = loop_ns(base)
-        deadline = load(channel + CHANNEL.SINCE) + get(channel + CHANNEL.MAX_DELAY)
-        if due or ready >= most or deadline <= now or load(base + STATE.LIFECYCLE) != RUNNING:
-            deadline = 0
-            if ready < most and pulled == 0:  # all that is there: what comes next came after this look
-                store(channel + CHANNEL.SINCE, now)
+        since = load(channel + CHANNEL.SINCE)
+        if get(channel + CHANNEL.MARK) <= first:
+            since = max(since, get(channel + CHANNEL.MARKED))
+        if get(channel + CHANNEL.MAX_DELAY) != 0:
+            deadline = since + get(channel + CHANNEL.MAX_DELAY)
+            if due or ready >= most or deadline <= now or load(base + STATE.LIFECYCLE) != RUNNING:
+                deadline = 0
     array = get(channel + CHANNEL.RING)
     if copied:
         array = get(channel + CHANNEL.COPIES)
@@ -316,6 +327,10 @@ def deliver(channel: int, due: bool, taken: bool) -> int:
         count = min(count, limit - place)
     batch = 0
     if count > 0 and deadline == 0 and pulled == 0:
+        if get(channel + CHANNEL.TIMED) != 0 and get(channel + CHANNEL.MARK) <= first:
+            store(channel + CHANNEL.SINCE, since)
+            put(channel + CHANNEL.MARKED, now)
+            put(channel + CHANNEL.MARK, load(channel + RING + QUEUE.TAIL) & ~MINUS)
         batch = batch_of(channel, array, place, count)
         if copied and batch != 0:
             copy_out(channel, first, count, get(channel + CHANNEL.COPY))
@@ -339,6 +354,10 @@ def deliver(channel: int, due: bool, taken: bool) -> int:
     if get(channel + CHANNEL.TIMER) != 0:
         timer_cancel(base, get(channel + CHANNEL.TIMER), True)
         put(channel + CHANNEL.TIMER, 0)
+    delays = get(channel + CHANNEL.DELAYS)
+    if delays != 0:
+        histogram_add(delays, now - since, 1, now - since)
+    record_batch(base, get(channel + RING + QUEUE.NUMBER), count)
     result = handed_over(channel, array, batch, count)
     error = PyErr_GetRaisedException() if result == 0 else 0
     if not copied:

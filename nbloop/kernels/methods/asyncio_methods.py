@@ -5,7 +5,7 @@ for each timeout. As Python functions each is a frame or more, and a handle's ru
 ``self`` is the asyncio loop. They make asyncio's own handle, word by word, and put it into the queue or into a timer. A
 task needs no handle: what its C code schedules is known by its type (`STEP`) or by its definition (`WAKEUP`), and
 nobody sees what `call_soon` returns for it. The rare rest goes to Python: debug mode, tools that watch handles or
-replace the clock, odd arguments, a loop that is closed.
+replace the clock, odd arguments, a step that raises an error of asyncio's, a loop that is closed.
 
 Where asyncio keeps the slots of its handles is found when `aio/loop.py` is imported, and not before, because who uses
 no asyncio does not wait for its import. So the places are words here (`AIO`) and not constants.
@@ -83,6 +83,7 @@ AIO = Record(
                 # where a handle has these
                 *("callback_at", "args_at", "cancelled_at", "loop_at", "context_at", "repr_at", "traceback_at"),
                 *("when_at", "scheduled_at"),
+                "error_at",  # where a task's step has the exception that it is to raise
             )
         ]
     ),
@@ -141,9 +142,14 @@ def aio_soon(self: int, arguments: int, count: int, names: int, slowly: int) -> 
     if count > 0 and context >= 0 and aio_plain(self, words):
         callback = get(arguments)
         kind = get(callback + OBJECT_TYPE)
-        if context != 0 and (
-            kind == get(words + AIO.STEP)
-            or (kind == get(words + AIO.BUILTIN) and get(callback + BUILTIN_DEFINITION) == get(words + AIO.WAKEUP))
+        result = 0
+        if context != 0 and kind == get(words + AIO.STEP):
+            if get(callback + get(words + AIO.ERROR_AT)) == 0:
+                result = aio_step(words, context, arguments, count)
+        elif (
+            context != 0
+            and kind == get(words + AIO.BUILTIN)
+            and get(callback + BUILTIN_DEFINITION) == get(words + AIO.WAKEUP)
         ):
             result = aio_step(words, context, arguments, count)
         else:

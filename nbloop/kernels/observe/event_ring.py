@@ -52,6 +52,7 @@ from ..base.kernel import MANY, ONE, apart, data, helper, kernel
 from ..base.layout import (
     CALLBACK_AT,
     ENTRY,
+    EVENT_BATCH,
     EVENT_CHECKPOINT,
     EVENT_COLLECTION,
     EVENT_MOVE,
@@ -360,6 +361,14 @@ def record_checkpoint(base: int) -> None:
 def record_overload(base: int) -> None:
     """Record that more tasks wait than one turn takes."""
     event(get(base + STATE.RECORDER), EVENT_OVERLOAD, 0, 0)
+
+
+@helper
+def record_batch(base: int, number: int, count: int) -> None:
+    """Record that the channel of this number hands over a batch of `count` records."""
+    recorder = get(base + STATE.RECORDER)
+    if recorder != 0:
+        event(recorder, EVENT_BATCH, number, count)
 
 
 # --- collections of garbage -------------------------------------------------------------------------------------------

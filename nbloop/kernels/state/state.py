@@ -392,11 +392,13 @@ def make_channel_state(
     there is one; `entry` is the address of a compiled `on_batch`, which that object keeps. With `pulled` batches wait
     until they are taken, and it is called for each.
     """
+    measures = bool(loop_state.record["metrics"])
     sizes = [
         fields.nbytes,
         8 * capacity,
         dtype.itemsize * capacity,
         dtype.itemsize * (max_batch if on_full == layout.ON_FULL_DROP_OLD else 0),
+        layout.HISTOGRAM.itemsize if measures else 0,
     ]
     state = make_state(ChannelWords, sum(map(_whole_lines, sizes)) // 8)
     state.loop, state.on_batch = loop_state, on_batch
@@ -414,7 +416,9 @@ def make_channel_state(
     queue = record["handle"]["queue"]
     queue["limit"], queue["shift"] = capacity, capacity.bit_length() - 1
     queue["gate"], queue["final"] = layout.EXACT, -1
-    record["fields"], record["sequences"], record["records"], record["copy"] = (_address(state) + a for a in at)
+    record["fields"], record["sequences"], record["records"], record["copy"] = (_address(state) + a for a in at[:4])
+    record["delays"] = _address(state) + at[4] if measures else 0
+    record["timed"] = measures or max_delay != 0
     record["record_bytes"], record["field_count"] = dtype.itemsize, len(fields)
     record["max_batch"], record["max_delay"], record["on_full"] = max_batch, max_delay, on_full
     record["entry"] = entry
@@ -434,7 +438,7 @@ def make_channel_state(
         owned["pulled"] = pulled
     for name, value in owned.items():
         record[name] = _hook(state, value)
-    state.number = next(loop_state.handle_numbers)
+    state.number = queue["number"] = next(loop_state.handle_numbers)
     me = id(state)
     # As for a handle: the loop knows a channel that is whole, or none.
     record["handle"]["self"] = me

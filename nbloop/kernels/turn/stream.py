@@ -314,29 +314,35 @@ def stream_hands(made: int, function: int, item: int, last: int) -> int:
 
 @kernel(ONE)
 def stream_write(self: int, sent: int) -> int:
-    """Have bytes leave before the next poll, or at once, if nothing waits before them. All else goes to Python."""
+    """Have bytes leave before the next poll, or at once, if nothing waits before them. Python does all else, and what
+    other threads write: another loop's may not.
+    """
     made = made_of(self)
     if made == 0:
         return 0
     none = get(made + MADE.NONE)
     clear = load(self + STREAM.CLEAR)
-    if clear == 0 or clear == none or PyType_GetFlags(get(sent + OBJECT_TYPE)) & TYPE_BYTES == 0:
+    base = data(get(made + MADE.STATE))
+    if (
+        clear == 0
+        or clear == none
+        or not on_loop_thread(base)  # which may be another loop's
+        or PyType_GetFlags(get(sent + OBJECT_TYPE)) & TYPE_BYTES == 0
+    ):
         return stream_hands(made, get(made + MADE.UNSENT), sent, none)  # not tried
     size = PyBytes_Size(sent)
     if size == 0:
         return none
     if clear == get(made + MADE.QUEUES):
-        base = data(get(made + MADE.STATE))
-        if on_loop_thread(base):
-            queued = exchange(self + STREAM.QUEUED, 0)
-            if queued != 0:
-                return stream_queue_more(self, made, queued, sent)
-            if size <= QUEUED_MOST:
-                Py_IncRef(sent)
-                store(self + STREAM.QUEUED, sent)
-                if load(self + STREAM.NEXT) == 0:
-                    stream_chain(base, self, none)
-                return none
+        queued = exchange(self + STREAM.QUEUED, 0)
+        if queued != 0:
+            return stream_queue_more(self, made, queued, sent)
+        if size <= QUEUED_MOST:
+            Py_IncRef(sent)
+            store(self + STREAM.QUEUED, sent)
+            if load(self + STREAM.NEXT) == 0:
+                stream_chain(base, self, none)
+            return none
     taken = stream_send(made, sent, size)
     return none if taken == size else stream_hands(made, get(made + MADE.UNSENT), sent, PyLong_FromLongLong(taken))
 
