@@ -25,6 +25,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import inspect
 import signal
 import warnings
@@ -50,6 +51,14 @@ base_events: Any = _base_events  # its stubs do not name what is wanted of it
 
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # after which a listener rests
 WHOLE_QUEUE = 1 << 40  # tasks in a turn: asyncio's turn, too, runs all that is ready when it begins
+
+
+def _task_raised(of: weakref.ref[EventLoop], error: BaseException, context: dict[str, Any]) -> None:
+    """What was given to the core and not to asyncio has raised."""
+    loop = of()
+    if loop is not None:
+        message = f"Exception in {context['kind']} {context['callback']!r}"
+        loop.call_exception_handler({"message": message, "exception": error})
 
 
 def _signal_arrived(of: weakref.ref[EventLoop], sig: int) -> None:
@@ -91,9 +100,10 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         metrics: bool | Literal["shared"] | None = None,
         recorder: int | None = None,
     ) -> None:
-        self._core = Loop(
-            name=name, metrics=metrics, recorder=recorder, ingress_budget=WHOLE_QUEUE, on_error=self._task_raised
-        )
+        # Nothing that the loop keeps may keep the loop. So it goes when it is closed and forgotten; otherwise its
+        # mappings would stay until the collector comes.
+        raised = functools.partial(_task_raised, weakref.ref(self))
+        self._core = Loop(name=name, metrics=metrics, recorder=recorder, ingress_budget=WHOLE_QUEUE, on_error=raised)
         self._core._children_ignore = True
         # A spin before a sleep saves time to who wakes the loop, and costs a server 4 to 6 % of its CPU time: what ends
         # its sleeps are descriptors, which only a system call can see.
@@ -102,8 +112,8 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         self._now = self._core.now
         if type(self).time is asyncio.BaseEventLoop.time:
             self.time = self._now  # type: ignore[method-assign] # no Python frame
-        self._received = new_buffer()
-        self._unseen = Handle(Handle.cancel, (), self, copy_context())  # for a caller that does not look at it
+        # For a caller that does not look at it.
+        self._unseen = Handle(Handle.cancel, (), weakref.proxy(self), copy_context())
         self._flush = flush_streams.bind(self._core._state)
         words = new_words()
         self._runner = kernels.handle_run.bind(words)
@@ -129,6 +139,11 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         stop and close is the asyncio loop's own affair.
         """
         return self._core
+
+    @functools.cached_property
+    def _received(self) -> Any:
+        """The buffer that all connections share; made for the first one."""
+        return new_buffer()
 
     # --- what each callback, future and step of a task asks for: built-in methods, and no Python frame
 
@@ -255,6 +270,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
             if self._core._forked:  # a child's copy ends nothing
                 self._signal_handlers.clear()
             super().close()
+            self._run = self._runner  # in debug mode it was a method, which keeps the loop
             with contextlib.suppress(ForkedLoopError):
                 self._core.close()
 
@@ -354,11 +370,6 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         if handle._source_traceback:
             context["source_traceback"] = handle._source_traceback
         self.call_exception_handler(context)
-
-    def _task_raised(self, error: BaseException, context: dict[str, Any]) -> None:
-        """What was given to the core and not to asyncio has raised."""
-        message = f"Exception in {context['kind']} {context['callback']!r}"
-        self.call_exception_handler({"message": message, "exception": error})
 
     def _note(self, handle: Any, callback: object, method: str) -> None:
         """Debug mode: check what is scheduled, and remember where."""
