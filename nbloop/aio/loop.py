@@ -28,6 +28,7 @@ import errno
 import functools
 import inspect
 import signal
+import socket
 import warnings
 import weakref
 from asyncio import base_events as _base_events
@@ -61,6 +62,11 @@ def _task_raised(of: weakref.ref[EventLoop], error: BaseException, context: dict
         loop.call_exception_handler({"message": message, "exception": error})
 
 
+def _become_ready(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
 def _signal_arrived(of: weakref.ref[EventLoop], sig: int) -> None:
     loop = of()
     if loop is not None:
@@ -88,6 +94,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         def _check_thread(self) -> None: ...
         def _check_callback(self, callback: object, method: str) -> None: ...
         def _run_forever_setup(self) -> None: ...
+        def _add_reader(self, fd: int, callback: Callable[..., object], *args: Any) -> asyncio.Handle: ...
         def _remove_reader(self, fd: int) -> bool: ...
         def _start_serving(self, *arguments: Any) -> None: ...
         def _accept_connection2(self, *arguments: Any) -> Any: ...
@@ -330,6 +337,85 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
             "nest_asyncio cannot patch nbloop's EventLoop, whose turns are compiled and not re-entrant; run the inner"
             " coroutine in another thread, or use asyncio's own loop"
         )
+
+    # --- sockets of the caller's
+    #
+    # asyncio takes the connection or the bytes in a callback, and gives them to a future. If the task that waits is
+    # cancelled in the same turn, they are lost. Here a future only tells that there is something, and the task takes it
+    # as it goes on. The removal of the reader costs no callback then, either.
+
+    async def sock_recv(self, sock: socket.socket, nbytes: int) -> bytes:
+        """Receive up to `nbytes`. The loop's thread. A call that is cancelled has taken nothing from the socket."""
+        self._check_socket(sock)
+        while True:
+            try:
+                return sock.recv(nbytes)
+            except (BlockingIOError, InterruptedError):
+                pass
+            await self._readable(sock)
+
+    async def sock_recv_into(self, sock: socket.socket, buf: Any) -> int:
+        """`sock_recv` into a buffer; returns how many bytes that were."""
+        self._check_socket(sock)
+        while True:
+            try:
+                return sock.recv_into(buf)
+            except (BlockingIOError, InterruptedError):
+                pass
+            await self._readable(sock)
+
+    async def sock_recvfrom(self, sock: socket.socket, bufsize: int) -> tuple[bytes, Any]:
+        """Receive a datagram of up to `bufsize` bytes; returns it and its sender. A call that is cancelled has taken
+        nothing from the socket.
+        """
+        self._check_socket(sock)
+        while True:
+            try:
+                return sock.recvfrom(bufsize)
+            except (BlockingIOError, InterruptedError):
+                pass
+            await self._readable(sock)
+
+    async def sock_recvfrom_into(self, sock: socket.socket, buf: Any, nbytes: int = 0) -> tuple[int, Any]:
+        """`sock_recvfrom` into a buffer, of which it uses `nbytes`, or all for 0."""
+        self._check_socket(sock)
+        while True:
+            try:
+                return sock.recvfrom_into(buf, nbytes or len(buf))
+            except (BlockingIOError, InterruptedError):
+                pass
+            await self._readable(sock)
+
+    async def sock_accept(self, sock: socket.socket) -> tuple[socket.socket, Any]:
+        """Accept a connection; returns its socket, which does not block, and the peer's address. A call that is
+        cancelled has accepted nothing.
+        """
+        self._check_socket(sock)
+        while True:
+            try:
+                conn, address = sock.accept()
+                conn.setblocking(False)
+                return conn, address
+            except (BlockingIOError, InterruptedError):
+                pass
+            await self._readable(sock)
+
+    def _check_socket(self, sock: Any) -> None:
+        base_events._check_ssl_socket(sock)
+        if self._debug and sock.gettimeout() != 0:
+            raise ValueError("the socket must be non-blocking")
+
+    async def _readable(self, sock: socket.socket) -> None:
+        """Wait until there is something to take, or until it has been there: somebody else may take it first."""
+        fd = sock.fileno()
+        self._ensure_fd_no_transport(fd)
+        ready = self.create_future()
+        reader = self._add_reader(fd, _become_ready, ready)
+        try:
+            await ready
+        finally:
+            if not reader.cancelled():  # else another one has taken its place
+                self._remove_reader(fd)
 
     # --- signals
 
