@@ -10,6 +10,7 @@ ordered timers and the million tasks libuv's; those with Go's figure beside them
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import json
 import sys
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import nbloop
 from nbloop.js import JS
 
 from . import coroutines, crossing, descriptors, javascript, peers, report, subprocesses, workloads
@@ -537,6 +539,22 @@ def life(plan: Plan) -> Iterator[Row]:
     makers = [Nbloop, Asyncio, *([peers.Uvloop] if peers.installed("uvloop") else [])]
     values = interleave(plan.rounds, [crossing.life(make.name, make) for make in makers])
     yield row_of_ratio("life", values, "nbloop", "asyncio", uvloop="uvloop")
+
+
+@group("aio.life", "aio.run")
+def aio_life(plan: Plan) -> Iterator[Row]:
+    """A loop that does nothing, or as good as nothing."""
+    makers: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+        "nbloop.aio": nbloop.new_event_loop,
+        "asyncio": asyncio.new_event_loop,
+    }
+    if peers.installed("uvloop"):
+        import uvloop
+
+        makers["uvloop"] = uvloop.new_event_loop
+    for row, probe in (("aio.life", coroutines.lives), ("aio.run", coroutines.runs)):
+        values = interleave(plan.rounds, [probe(name, make) for name, make in makers.items()])
+        yield row_of_ratio(row, values, "nbloop.aio", "asyncio", uvloop="uvloop")
 
 
 @group("import.warm", "import.first")

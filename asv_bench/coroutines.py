@@ -7,7 +7,7 @@ callbacks, timers and hops of these loops; this file has what only coroutines do
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from .drive import Asyncio
 from .measure import Probe, clock
@@ -28,6 +28,34 @@ def switches(label: str, driven: Asyncio, tasks: int = 100, times: int = 20) -> 
         return (clock() - start) / (tasks * times)
 
     return lambda: {label: driven.loop.run_until_complete(main())}
+
+
+def lives(label: str, make: Callable[[], asyncio.AbstractEventLoop], times: int = 20) -> Probe:
+    """ns to make a loop and close it."""
+
+    def probe() -> Mapping[str, float]:
+        start = clock()
+        for _ in range(times):
+            make().close()
+        return {label: (clock() - start) / times}
+
+    return probe
+
+
+def runs(label: str, make: Callable[[], asyncio.AbstractEventLoop], times: int = 20) -> Probe:
+    """ns for a program that awaits nothing, as `asyncio.run` does it."""
+
+    async def main() -> None:
+        pass
+
+    def probe() -> Mapping[str, float]:
+        start = clock()
+        for _ in range(times):
+            with asyncio.Runner(loop_factory=make) as runner:
+                runner.run(main())
+        return {label: (clock() - start) / times}
+
+    return probe
 
 
 class Streams:

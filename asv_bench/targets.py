@@ -121,6 +121,8 @@ TARGETS = {
     "memory.again": Target("the same: growth on a second run, per task", "B", 1),
     "memory.kept": Target("the same: retained when idle, per task", "%", 90),
     "life": Target("make, start and end a loop", "x"),
+    "aio.life": Target("nbloop.aio: make and close a loop", "x"),
+    "aio.run": Target("nbloop.aio: asyncio.Runner with a coroutine that awaits nothing", "x"),
     "import.warm": Target("import, cache warm", "s", 1),
     "import.first": Target("import, first on a machine", "s", 30),
 }

@@ -115,7 +115,6 @@ class Lifecycle(Unique, Scheduling):
         self._parts: dict[Any, Any] = {Descriptors: self._descriptors}
         self._waiters = Waiters(name)
         self._acquire = lifetime.acquire.bind(state)
-        self._release = lifetime.release.bind(state)
         self._give_up = lifetime.leave.bind(state)
         self._transition = lifetime.transition.bind(state)
         _live.add(self)
@@ -517,7 +516,7 @@ class Lifecycle(Unique, Scheduling):
                     hooks.log(error, message, self.name, loop=self.name)
         finally:
             self._finishing.release()
-            self._release()
+            lifetime.release.bind(self._state)()
 
     def _finish(self) -> None:
         """Drain, unless closing; then release everything. Owner only, lifecycle TERMINATING."""

@@ -25,6 +25,7 @@ from . import signals as _signals
 from .channel import Channel, ChannelFigures, OnFull, figures_of
 from .errors import LoopOverloadedError, LoopTerminatedError
 from .kernels.base import layout
+from .kernels.base.layout import STATE
 from .kernels.calls.captured import RUN_IN_CONTEXT
 from .kernels.methods import lifetime
 from .kernels.state.state import make_handle_state, make_loop_state
@@ -173,12 +174,16 @@ class Loop(Lifecycle):
                 "pressure": functools.partial(hooks.pressure, me),
             },
         )
-        record = state.record
-        record["budget"] = ingress_budget
-        record["pressure_high"], record["pressure_low"] = marks
-        record["auto_exit"] = auto_exit
-        record["clamp"] = clamp_nested_timers
-        record["spin_max"] = SPIN_MOST if usable_cores() > 1 else 0
+        state.fill(
+            {
+                STATE.BUDGET: ingress_budget,
+                STATE.PRESSURE_HIGH: marks[0],
+                STATE.PRESSURE_LOW: marks[1],
+                STATE.AUTO_EXIT: auto_exit,
+                STATE.CLAMP: clamp_nested_timers,
+                STATE.SPIN_MAX: SPIN_MOST if usable_cores() > 1 else 0,
+            }
+        )
         super().__init__(name, state, fast_path_mode, debug=debug, captures=contexts, on_error=on_error)
         if self._recorder is not None:
             self._parts[self._recorder] = self._recorder

@@ -79,11 +79,7 @@ class FdTable:
         self._interests: dict[int, int] = {}  # by descriptor
         self._state = state
         self._record = state.record["io"]
-        self._record["masks"] = _MASK_ADDRESSES.ctypes.data
-        self._record["poller"] = -1
-        self._open = (kernels.watch_open_captured if captures else kernels.watch_open).bind(state)
-        self._change = kernels.watch_change.bind(state)
-        self._close = kernels.watch_close.bind(state)
+        self._captures = captures
 
     def __len__(self) -> int:
         return len(self._tokens)
@@ -94,10 +90,14 @@ class FdTable:
         """
         if self.poller is None:
             poller = make_poller()
+            self._open = (kernels.watch_open_captured if self._captures else kernels.watch_open).bind(self._state)
+            self._change = kernels.watch_change.bind(self._state)
+            self._close = kernels.watch_close.bind(self._state)
             ready = np.zeros(2 * layout.READY_MOST, np.int64)
             self._state.keep.append(ready)  # before the kernels know of it
             self._ready = ready
             self._record["ready"] = ready.ctypes.data
+            self._record["masks"] = _MASK_ADDRESSES.ctypes.data
             if poller.park_mode == layout.PARK_EPOLL:
                 from .pollers.epoll import has_ns_timeouts
 

@@ -1,8 +1,10 @@
 """What does an asyncio program gain from `nbloop.aio`?"""
 
+import asyncio
 import contextlib
 from typing import Any
 
+import nbloop
 from asv_bench import coroutines, crossing, peers, workloads
 from asv_bench.descriptors import eventfds
 from asv_bench.drive import Asyncio, NbloopAio
@@ -10,6 +12,8 @@ from asv_bench.measure import Probe, Sample, interleave, nothing, ratios
 from asv_bench.served import Served, Visited
 
 from .common import ROUNDS
+
+MAKERS = {"nbloop.aio": nbloop.new_event_loop, "asyncio": asyncio.new_event_loop}
 
 
 def _times_asyncio(ours: Probe, theirs: Probe, name: str = "") -> float:
@@ -72,6 +76,20 @@ class Watching:
         return Sample.of(ratios(values["nbloop.aio"], values[beside])).median
 
     track_chain.unit = "times the other loop's time"  # type: ignore[attr-defined]
+
+
+class Lifecycle:
+    """From nothing to a loop, and back."""
+
+    def track_make_and_close(self) -> float:
+        """Decides whether a test or a thread can have a loop of its own for what it does in a millisecond."""
+        return _times_asyncio(*(coroutines.lives(name, make) for name, make in MAKERS.items()))
+
+    def track_runner(self) -> float:
+        """Decides the same for `asyncio.run`, which also ends generators and workers."""
+        return _times_asyncio(*(coroutines.runs(name, make) for name, make in MAKERS.items()))
+
+    track_make_and_close.unit = track_runner.unit = "times as fast as asyncio"  # type: ignore[attr-defined]
 
 
 class Threads:

@@ -25,6 +25,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import inspect
 import signal
 import socket
@@ -55,6 +56,19 @@ UNPOLLED_TURNS = 7  # in a row that do not poll the descriptors, while callbacks
 WHOLE_QUEUE = 1 << 40  # tasks in a turn: asyncio's turn, too, runs all that is ready when it begins
 
 
+def _task_raised(of: weakref.ref[EventLoop], error: BaseException, context: dict[str, Any]) -> None:
+    """What was given to the core and not to asyncio has raised."""
+    loop = of()
+    if loop is not None:
+        message = f"Exception in {context['kind']} {context['callback']!r}"
+        loop.call_exception_handler({"message": message, "exception": error})
+
+
+def _become_ready(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
 def _signal_arrived(of: weakref.ref[EventLoop], sig: int) -> None:
     loop = of()
     if loop is not None:
@@ -83,6 +97,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         def _check_thread(self) -> None: ...
         def _check_callback(self, callback: object, method: str) -> None: ...
         def _run_forever_setup(self) -> None: ...
+        def _add_reader(self, fd: int, callback: Callable[..., object], *args: Any) -> asyncio.Handle: ...
         def _remove_reader(self, fd: int) -> bool: ...
         def _start_serving(self, *arguments: Any) -> None: ...
 
@@ -95,9 +110,10 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         metrics: bool | Literal["shared"] | None = None,
         recorder: int | None = None,
     ) -> None:
-        self._core = Loop(
-            name=name, metrics=metrics, recorder=recorder, ingress_budget=WHOLE_QUEUE, on_error=self._task_raised
-        )
+        # Nothing that the loop keeps may keep the loop. So it goes when it is closed and forgotten; otherwise its
+        # mappings would stay until the collector comes.
+        raised = functools.partial(_task_raised, weakref.ref(self))
+        self._core = Loop(name=name, metrics=metrics, recorder=recorder, ingress_budget=WHOLE_QUEUE, on_error=raised)
         self._core._children_ignore = True
         # A spin before a sleep saves time to who wakes the loop, and costs a server 4 to 6 % of its CPU time: what ends
         # its sleeps are descriptors, which only a system call can see.
@@ -107,8 +123,8 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         self._now = self._core.now
         if type(self).time is asyncio.BaseEventLoop.time:
             self.time = self._now  # type: ignore[method-assign] # no Python frame
-        self._received = new_buffer()
-        self._unseen = Handle(Handle.cancel, (), self, copy_context())  # for a caller that does not look at it
+        # For a caller that does not look at it.
+        self._unseen = Handle(Handle.cancel, (), weakref.proxy(self), copy_context())
         self._flush = flush_streams.bind(self._core._state)
         words = new_words()
         self._runner = kernels.handle_run.bind(words)
@@ -134,6 +150,11 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         stop and close is the asyncio loop's own affair.
         """
         return self._core
+
+    @functools.cached_property
+    def _received(self) -> Any:
+        """The buffer that all connections share; made for the first one."""
+        return new_buffer()
 
     # --- what each callback, future and step of a task asks for: built-in methods, and no Python frame
 
@@ -262,6 +283,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
             if self._core._forked:  # a child's copy ends nothing
                 self._signal_handlers.clear()
             super().close()
+            self._run = self._runner  # in debug mode it was a method, which keeps the loop
             with contextlib.suppress(ForkedLoopError):
                 self._core.close()
 
@@ -360,6 +382,85 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
             " coroutine in another thread, or use asyncio's own loop"
         )
 
+    # --- sockets of the caller's
+    #
+    # asyncio takes the connection or the bytes in a callback, and gives them to a future. If the task that waits is
+    # cancelled in the same turn, they are lost. Here a future only tells that there is something, and the task takes it
+    # as it goes on. The removal of the reader costs no callback then, either.
+
+    async def sock_recv(self, sock: socket.socket, nbytes: int) -> bytes:
+        """Receive up to `nbytes`. The loop's thread. A call that is cancelled has taken nothing from the socket."""
+        self._check_socket(sock)
+        while True:
+            try:
+                return sock.recv(nbytes)
+            except (BlockingIOError, InterruptedError):
+                pass
+            await self._readable(sock)
+
+    async def sock_recv_into(self, sock: socket.socket, buf: Any) -> int:
+        """`sock_recv` into a buffer; returns how many bytes that were."""
+        self._check_socket(sock)
+        while True:
+            try:
+                return sock.recv_into(buf)
+            except (BlockingIOError, InterruptedError):
+                pass
+            await self._readable(sock)
+
+    async def sock_recvfrom(self, sock: socket.socket, bufsize: int) -> tuple[bytes, Any]:
+        """Receive a datagram of up to `bufsize` bytes; returns it and its sender. A call that is cancelled has taken
+        nothing from the socket.
+        """
+        self._check_socket(sock)
+        while True:
+            try:
+                return sock.recvfrom(bufsize)
+            except (BlockingIOError, InterruptedError):
+                pass
+            await self._readable(sock)
+
+    async def sock_recvfrom_into(self, sock: socket.socket, buf: Any, nbytes: int = 0) -> tuple[int, Any]:
+        """`sock_recvfrom` into a buffer, of which it uses `nbytes`, or all for 0."""
+        self._check_socket(sock)
+        while True:
+            try:
+                return sock.recvfrom_into(buf, nbytes or len(buf))
+            except (BlockingIOError, InterruptedError):
+                pass
+            await self._readable(sock)
+
+    async def sock_accept(self, sock: socket.socket) -> tuple[socket.socket, Any]:
+        """Accept a connection; returns its socket, which does not block, and the peer's address. A call that is
+        cancelled has accepted nothing.
+        """
+        self._check_socket(sock)
+        while True:
+            try:
+                conn, address = sock.accept()
+                conn.setblocking(False)
+                return conn, address
+            except (BlockingIOError, InterruptedError):
+                pass
+            await self._readable(sock)
+
+    def _check_socket(self, sock: Any) -> None:
+        base_events._check_ssl_socket(sock)
+        if self._debug and sock.gettimeout() != 0:
+            raise ValueError("the socket must be non-blocking")
+
+    async def _readable(self, sock: socket.socket) -> None:
+        """Wait until there is something to take, or until it has been there: somebody else may take it first."""
+        fd = sock.fileno()
+        self._ensure_fd_no_transport(fd)
+        ready = self.create_future()
+        reader = self._add_reader(fd, _become_ready, ready)
+        try:
+            await ready
+        finally:
+            if not reader.cancelled():  # else another one has taken its place
+                self._remove_reader(fd)
+
     # --- signals
 
     def add_signal_handler(  # type: ignore[override]
@@ -399,11 +500,6 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         if handle._source_traceback:
             context["source_traceback"] = handle._source_traceback
         self.call_exception_handler(context)
-
-    def _task_raised(self, error: BaseException, context: dict[str, Any]) -> None:
-        """What was given to the core and not to asyncio has raised."""
-        message = f"Exception in {context['kind']} {context['callback']!r}"
-        self.call_exception_handler({"message": message, "exception": error})
 
     def _note(self, handle: Any, callback: object, method: str) -> None:
         """Debug mode: check what is scheduled, and remember where."""

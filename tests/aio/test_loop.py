@@ -55,6 +55,43 @@ def running(aio):
     assert not thread.is_alive()
 
 
+# --- the end
+
+
+@pytest.mark.parametrize("debug", [False, True])
+@pytest.mark.parametrize("used", [False, True])
+def test_a_closed_loop_goes_without_a_collection(debug, used):
+    """Once it is closed and forgotten, its memory is back: no cycle keeps it until the collector comes."""
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        loop.set_debug(debug)
+        loop.add_reader(ours.fileno(), int)
+        loop.remove_reader(ours.fileno())
+        loop.call_later(60, int)
+        _reader, writer = await asyncio.open_connection(sock=theirs)
+        await asyncio.sleep(0)
+        writer.close()
+        await writer.wait_closed()
+
+    gc.collect()
+    gc.disable()
+    ours, theirs = socket.socketpair()
+    try:
+        loop = nbloop.new_event_loop()
+        loop.set_debug(debug)
+        if used:
+            loop.run_until_complete(main())
+        loop.close()
+        gone = weakref.ref(loop), weakref.ref(loop.core), weakref.ref(loop.core._state)
+        del loop
+        assert [one() for one in gone] == [None, None, None]
+    finally:
+        gc.enable()
+        ours.close()
+        theirs.close()
+
+
 # --- the ways in
 
 

@@ -105,7 +105,7 @@ class Kernel:
         self.arity = arity
         self.address = 0
         self.__doc__ = function.__doc__
-        self._definitions: dict[str, MethodDef] = {}
+        self._definitions: dict[str, int] = {}  # addresses, by the name of the function that they show
 
     def bind(self, state: Any, like: Callable[..., Any] | None = None) -> Callable[..., Any]:
         """A built-in method over `state`, with the name, signature and docstring of `like`; without `like`, for
@@ -137,9 +137,9 @@ class Kernel:
         definition = self._definitions.get(face)
         if definition is None:
             name, doc = (like.__name__, _doc(like).encode()) if like else (self.name, None)
-            definition = keep_for_ever(MethodDef(name.encode(), self.address, self.arity, doc))
-            definition = self._definitions.setdefault(face, definition)
-        return ctypes.addressof(definition)
+            made = ctypes.addressof(keep_for_ever(MethodDef(name.encode(), self.address, self.arity, doc)))
+            definition = self._definitions.setdefault(face, made)
+        return definition
 
 
 def _doc(like: Callable[..., Any]) -> str:
