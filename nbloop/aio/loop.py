@@ -42,7 +42,7 @@ from ..kernels.methods import asyncio_methods as kernels
 from ..kernels.methods.asyncio_methods import AIO, FAR, AioWords
 from ..kernels.turn.stream import flush_streams
 from ..loop import Loop
-from .handles import Handle, TimerHandle, new_words, run, run_watched, tools_watch
+from .handles import Handle, LockedHandle, TimerHandle, new_words, run, run_watched, tools_watch
 from .selector import Selector
 from .transports import KERNELS_READ, StreamTransport, new_buffer
 
@@ -81,7 +81,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         def _run_forever_setup(self) -> None: ...
         def _remove_reader(self, fd: int) -> bool: ...
         def _start_serving(self, *arguments: Any) -> None: ...
-        def _accept_connection2(self, *arguments: Any) -> Any: ...
+        def _accept_connection2(self, *arguments: Any, **more: Any) -> Any: ...
         def _run_forever_cleanup(self) -> None: ...
 
     def __init__(
@@ -142,7 +142,9 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
     def call_soon_threadsafe(  # type: ignore[override, empty-body]
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.Handle:
-        """`call_soon` from any thread, signal handlers included. It wakes the loop only if that sleeps."""
+        """`call_soon` from any thread, signal handlers included. It wakes the loop only if that sleeps. Since Python
+        3.14 `cancel` and `cancelled` of the handle wait while another thread runs its callback, as asyncio's do.
+        """
 
     @method(kernels.aio_call_later)
     def call_later(  # type: ignore[override, empty-body]
@@ -184,7 +186,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
     def _call_soon_threadsafe(
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.Handle:
-        handle = Handle(callback, args, self, copy_context() if context is None else context)
+        handle = LockedHandle(callback, args, self, copy_context() if context is None else context)
         if self._debug:
             self._note(handle, callback, "call_soon_threadsafe")
         self._add_callback(handle)
@@ -276,6 +278,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         backlog: int = 100,
         ssl_handshake_timeout: float | None = constants.SSL_HANDSHAKE_TIMEOUT,
         ssl_shutdown_timeout: float | None = constants.SSL_SHUTDOWN_TIMEOUT,
+        context: Context | None = None,  # since Python 3.15
     ) -> None:
         """Accept what waits. Without descriptors the listener rests, and comes back once; asyncio before 3.14 tries on,
         and each failure comes back for itself.
@@ -297,11 +300,16 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
                     {"message": message, "exception": error, "socket": trsock.TransportSocket(sock)}
                 )
                 self._remove_reader(sock.fileno())
-                arguments = (factory, sock, sslcontext, server, backlog, *timeouts)
+                arguments: tuple[Any, ...] = (factory, sock, sslcontext, server, backlog, *timeouts)
+                if context is not None:
+                    arguments = (*arguments, context)
                 self.call_later(constants.ACCEPT_RETRY_DELAY, self._serve_again, *arguments)
                 return
             extra = {"peername": address}
-            self.create_task(self._accept_connection2(factory, conn, extra, sslcontext, server, *timeouts))
+            own = {} if context is None else {"context": context.copy()}
+            self.create_task(
+                self._accept_connection2(factory, conn, extra, sslcontext, server, *timeouts, **own), **own
+            )
 
     def _serve_again(self, factory: Any, sock: Any, *rest: Any) -> None:
         if sock.fileno() != -1:  # closed meanwhile
