@@ -14,20 +14,24 @@ import importlib.util
 import signal
 import sys
 import unittest
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import nbloop
 
-# Modules of `test.test_asyncio` that make loops. The others test proactors, Windows and plain data structures.
-MODULES = (
+# Modules of `test.test_asyncio` that make loops, as far as this Python has them. The others test proactors, Windows and
+# plain data structures.
+KNOWN = (
     "test_base_events",
     "test_buffered_proto",
     "test_context",
     "test_eager_task_factory",
     "test_events",
+    "test_free_threading",  # since 3.14
     "test_futures",
     "test_futures2",
+    "test_graph",  # since 3.14
     "test_locks",
     "test_pep492",
     "test_queues",
@@ -35,6 +39,7 @@ MODULES = (
     "test_selector_events",
     "test_sendfile",
     "test_server",
+    "test_server_context",  # since 3.15
     "test_sock_lowlevel",
     "test_ssl",
     "test_sslproto",
@@ -45,6 +50,7 @@ MODULES = (
     "test_tasks",
     "test_threads",
     "test_timeouts",
+    "test_tools",  # since 3.14
     "test_unix_events",
     "test_waitfor",
 )
@@ -84,6 +90,9 @@ def available() -> bool:
     return importlib.util.find_spec("test") is not None and importlib.util.find_spec("test.test_asyncio") is not None
 
 
+MODULES = tuple(m for m in KNOWN if available() and importlib.util.find_spec(f"test.test_asyncio.{m}") is not None)
+
+
 def each(suite: unittest.TestSuite) -> Iterator[unittest.TestCase]:
     for test in suite:
         if isinstance(test, unittest.TestSuite):
@@ -98,7 +107,10 @@ def main(module: str) -> int:
     ):  # as a shell without job control has it for what runs behind it
         signal.signal(signal.SIGINT, signal.default_int_handler)
     asyncio.SelectorEventLoop = asyncio.EventLoop = Stand  # type: ignore[misc]
-    asyncio.DefaultEventLoopPolicy._loop_factory = Stand  # type: ignore[attr-defined]
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # since 3.14
+        policy: Any = getattr(asyncio, "DefaultEventLoopPolicy", None)
+    if policy is not None:  # before 3.16
+        policy._loop_factory = Stand
     loaded = unittest.defaultTestLoader.loadTestsFromName(f"test.test_asyncio.{module}")
     excluded = {name: 0 for name in EXCLUDED if name.split(".")[0] == module}
     suite = unittest.TestSuite()

@@ -14,7 +14,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
+import threading
 from collections.abc import Callable, Generator
+from contextlib import nullcontext
 from contextvars import Context
 from types import BuiltinFunctionType
 from typing import Any
@@ -27,9 +29,17 @@ from ..kernels.methods.asyncio_methods import AIO
 from ..threads import aside
 from ..unique import Unique
 
+_UNLOCKED = nullcontext()
+
 
 def run(handle: asyncio.Handle) -> None:
     """Run a handle of any kind, unless it was cancelled. SystemExit and KeyboardInterrupt leave the loop."""
+    with getattr(handle, "_lock", _UNLOCKED):
+        _run(handle)
+    del handle  # as in `_run`
+
+
+def _run(handle: asyncio.Handle) -> None:
     of: Any = handle
     callback, args = of._callback, of._args
     if of._cancelled:
@@ -149,6 +159,34 @@ class Handle(Unique, asyncio.Handle):
         self._repr = self._source_traceback = None
 
 
+_asyncios: Any = getattr(asyncio.events, "_ThreadSafeHandle", None)
+_one_at_a_time = threading.RLock()  # re-entrant: a signal handler may cancel a handle
+
+if _asyncios is None:  # before Python 3.14
+    LockedHandle = Handle
+else:
+
+    class LockedHandle(Handle, _asyncios):  # type: ignore[misc, no-redef]
+        """A callback of `call_soon_threadsafe`: `cancel` and `cancelled` wait for a callback that another thread runs.
+
+        asyncio makes a lock with each, which takes as long as all else that is done for one. Nearly all callers drop
+        the handle, so here the first one who asks for the lock makes it.
+        """
+
+        __slots__ = ()
+
+        def __getattr__(self, name: str) -> Any:
+            if name != "_lock":
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            with _one_at_a_time:
+                try:
+                    return _asyncios._lock.__get__(self)
+                except AttributeError:
+                    lock = threading.RLock()
+                    _asyncios._lock.__set__(self, lock)
+                    return lock
+
+
 class TimerHandle(Handle, asyncio.TimerHandle):
     """A callback of `call_at`. `cancel` from any thread; it leaves nothing behind in the loop."""
 
@@ -193,6 +231,7 @@ _OBJECTS = {
     "future": asyncio.Future,
     "handle": Handle,
     "timer": TimerHandle,
+    "locked_handle": LockedHandle,
     "foreign_handle": asyncio.Handle,
     "foreign_timer": asyncio.TimerHandle,
     "run_slowly": run,

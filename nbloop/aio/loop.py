@@ -45,7 +45,7 @@ from ..kernels.methods.asyncio_methods import AIO, FAR, AioWords
 from ..kernels.turn.stream import flush_streams
 from ..loop import Loop
 from .guard import name_loops
-from .handles import Handle, Step, TimerHandle, new_words, run, run_watched, tools_watch
+from .handles import Handle, LockedHandle, Step, TimerHandle, new_words, run, run_watched, tools_watch
 from .selector import Selector
 from .transports import KERNELS_READ, StreamTransport, new_buffer
 
@@ -168,7 +168,9 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
     def call_soon_threadsafe(  # type: ignore[override, empty-body]
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.Handle:
-        """`call_soon` from any thread, signal handlers included. It wakes the loop only if that sleeps."""
+        """`call_soon` from any thread, signal handlers included. It wakes the loop only if that sleeps. Since Python
+        3.14 `cancel` and `cancelled` of the handle wait while another thread runs its callback, as asyncio's do.
+        """
 
     @method(kernels.aio_call_later)
     def call_later(  # type: ignore[override, empty-body]
@@ -212,7 +214,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
     def _call_soon_threadsafe(
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.Handle:
-        handle = Handle(callback, args, self, copy_context() if context is None else context)
+        handle = LockedHandle(callback, args, self, copy_context() if context is None else context)
         if self._debug:
             self._note(handle, callback, "call_soon_threadsafe")
         self._add_callback(handle)
@@ -305,6 +307,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         backlog: int = 100,
         ssl_handshake_timeout: float | None = constants.SSL_HANDSHAKE_TIMEOUT,
         ssl_shutdown_timeout: float | None = constants.SSL_SHUTDOWN_TIMEOUT,
+        context: Context | None = None,  # since Python 3.15
     ) -> None:
         """Accept what waits. Without descriptors the listener rests, and comes back once; asyncio before 3.14 tries on,
         and each failure comes back for itself.
@@ -328,16 +331,22 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
                     {"message": message, "exception": error, "socket": trsock.TransportSocket(sock)}
                 )
                 self._remove_reader(sock.fileno())
-                arguments = (factory, sock, sslcontext, server, backlog, *timeouts)
+                arguments: tuple[Any, ...] = (factory, sock, sslcontext, server, backlog, *timeouts)
+                if context is not None:
+                    arguments = (*arguments, context)
                 self.call_later(constants.ACCEPT_RETRY_DELAY, self._serve_again, *arguments)
                 return
             extra = {"peername": address}
+            its = copy_context() if context is None else context.copy()
+            own = {} if context is None else {"context": its}
             if sslcontext is None:
-                copy_context().run(self._welcome, factory, conn, extra, server)
+                its.run(self._welcome, factory, conn, extra, server, **own)
             else:
-                self.create_task(self._accept_connection2(factory, conn, extra, sslcontext, server, *timeouts))
+                self.create_task(
+                    self._accept_connection2(factory, conn, extra, sslcontext, server, *timeouts, **own), **own
+                )
 
-    def _welcome(self, factory: Any, conn: socket.socket, extra: dict[str, Any], server: Any) -> None:
+    def _welcome(self, factory: Any, conn: socket.socket, extra: dict[str, Any], server: Any, **own: Any) -> None:
         """Make protocol and transport of a connection at once, in a context of its own. asyncio does it in a task: that
         costs more than the accept itself, and the server may be closed before the task runs.
         """
@@ -345,7 +354,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         try:
             protocol = factory()
             if server is None or server.is_serving():
-                self._make_socket_transport(conn, protocol, extra=extra, server=server)
+                self._make_socket_transport(conn, protocol, extra=extra, server=server, **own)
             else:  # the factory has closed it, and nobody waits for this connection's end
                 conn.close()
         except BaseException as error:
@@ -359,12 +368,19 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
                 self.call_exception_handler(context)
 
     async def _accept_connection2(  # of a connection that begins with a handshake, for which a task has to wait
-        self, factory: Any, conn: socket.socket, extra: dict[str, Any], sslcontext: Any, server: Any, *timeouts: Any
+        self,
+        factory: Any,
+        conn: socket.socket,
+        extra: dict[str, Any],
+        sslcontext: Any,
+        server: Any,
+        *timeouts: Any,
+        **own: Any,
     ) -> None:
         try:
             if server is None or server.is_serving():
                 await super()._accept_connection2(  # type: ignore[misc]
-                    factory, conn, extra, sslcontext, server, *timeouts
+                    factory, conn, extra, sslcontext, server, *timeouts, **own
                 )
         finally:
             if conn.fileno() not in self._transports:  # the server was closed meanwhile, or the factory has raised

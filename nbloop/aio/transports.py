@@ -34,6 +34,8 @@ from .guard import check_here
 
 KERNELS_READ = sys.platform == "linux" and SYS_EPOLL_PWAIT != 0  # elsewhere Python waits, and asyncio's transports read
 
+# Since Python 3.15 asyncio's transports have the context of their server, and count the bytes that wait.
+TRANSPORTS_HAVE_CONTEXTS = sys.version_info >= (3, 15)
 _SocketTransport: Any = _selector_events._SelectorSocketTransport  # type: ignore[attr-defined]
 
 
@@ -180,8 +182,12 @@ class StreamTransport(_SocketTransport):  # type: ignore[misc]
         elif sent < 0:
             self._failed(-sent, "Fatal write error on socket transport")
         else:
-            self._loop._add_writer(self._sock_fd, self._write_ready)
-            self._buffer.extend([memoryview(one) for one in (data if isinstance(data, list) else (data,))])
+            add_writer = self._add_writer if TRANSPORTS_HAVE_CONTEXTS else self._loop._add_writer
+            add_writer(self._sock_fd, self._write_ready)
+            views = [memoryview(one) for one in (data if isinstance(data, list) else (data,))]
+            self._buffer.extend(views)
+            if TRANSPORTS_HAVE_CONTEXTS:
+                self._buffer_size += sum(view.nbytes for view in views)
             self._adjust_leftover_buffer(sent)
             self._stream._clear = None
             self._maybe_pause_protocol()

@@ -15,6 +15,7 @@ import selectors
 import signal
 import socket
 import sys
+import sysconfig
 import threading
 import time
 import weakref
@@ -455,6 +456,79 @@ def test_what_others_write_into_a_handle(aio):
     aio.run_forever()
     assert seen == [10, 11, 5, 6, 7]
     assert errors == [TypeError]
+
+
+ASYNCIOS_LOCKED = getattr(asyncio.events, "_ThreadSafeHandle", None)
+since_3_14 = pytest.mark.skipif(ASYNCIOS_LOCKED is None, reason="call_soon_threadsafe makes plain handles before 3.14")
+
+
+@since_3_14
+@pytest.mark.parametrize("how", ["compiled", "debug", "watched"])
+def test_a_threadsafe_handle_is_locked_while_it_runs(aio, monkeypatch, how):
+    """So that `cancel` of another thread waits for the callback, and one of the callback itself does not."""
+    if how == "watched":
+        known = asyncio.Handle._run
+
+        def watched(handle):
+            return known(handle)
+
+        monkeypatch.setattr(asyncio.Handle, "_run", watched)
+    aio.set_debug(how == "debug")
+    seen = []
+
+    def callback():
+        handle.cancel()  # this thread has the lock
+        other = threading.Thread(target=lambda: seen.append(handle._lock.acquire(blocking=False)))
+        other.start()
+        other.join(PATIENCE)
+        aio.stop()
+
+    handle = aio.call_soon_threadsafe(callback)
+    assert type(handle) is type(aio.call_soon_threadsafe(seen.append, 1))
+    assert isinstance(handle, ASYNCIOS_LOCKED)
+    aio.run_forever()
+    assert seen == [False, 1]
+    assert handle.cancelled()
+    assert handle._lock.acquire(blocking=False)
+
+
+@since_3_14
+def test_a_threadsafe_handle_that_is_cancelled_does_not_run(aio):
+    seen = []
+    handles = [aio.call_soon_threadsafe(seen.append, number) for number in range(4)]
+    for handle in handles[::2]:
+        handle.cancel()
+    assert [handle.cancelled() for handle in handles] == [True, False, True, False]
+    aio.call_soon(aio.stop)
+    aio.run_forever()
+    assert seen == [1, 3]
+    with pytest.raises(AttributeError, match="'LockedHandle' object has no attribute 'lock'"):
+        handles[1].lock  # noqa: B018
+
+
+@since_3_14
+def test_a_threadsafe_handle_has_one_lock(aio, together):
+    """Whichever of many threads asks for it first."""
+    for _ in range(100):
+        handle = aio.call_soon_threadsafe(int)
+        locks = together(4, lambda _i, handle=handle: handle._lock)
+        assert set(map(id, locks)) == {id(handle._lock)}
+
+
+@since_3_14
+@pytest.mark.skipif(bool(sysconfig.get_config_var("Py_GIL_DISABLED")), reason="whose loop it is counts there")
+def test_a_threadsafe_handle_that_was_dropped_needs_no_lock(aio):
+    made = []
+
+    def callback():
+        handle = of()
+        with contextlib.suppress(AttributeError):
+            made.append(ASYNCIOS_LOCKED._lock.__get__(handle))
+        aio.stop()
+
+    of = weakref.ref(aio.call_soon_threadsafe(callback))
+    aio.run_forever()
+    assert made == []
 
 
 def test_a_patched_call_soon_is_used(aio):

@@ -450,6 +450,30 @@ def test_what_the_system_does_not_take_at_the_end_of_a_turn_follows(connected, s
     assert connected(test)
 
 
+@pytest.mark.parametrize("size", [2_000_000, 100_000])
+def test_what_the_system_does_not_take_is_counted(connected, size):
+    """Also where asyncio keeps the count in a word of its own, since 3.15."""
+
+    async def test(transport, _protocol, peer):
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+        for _ in range(2_000_000 // size):
+            transport.write(bytes(size))
+        await settle()
+        counted, waiting = transport.get_write_buffer_size(), sum(map(len, transport._buffer))
+        left = 2_000_000
+        async with asyncio.timeout(PATIENCE):
+            while left:
+                await asyncio.sleep(0)
+                with contextlib.suppress(BlockingIOError):
+                    left -= len(peer.recv(1 << 20))
+        await settle()
+        return counted, waiting, transport.get_write_buffer_size()
+
+    counted, waiting, at_the_end = connected(test)
+    assert counted == waiting > 0
+    assert at_the_end == 0
+
+
 def test_a_flush_in_the_middle_of_a_turn_is_not_the_last(connected):
     """What is written after it leaves at the turn's end, in this turn and in later ones."""
 

@@ -145,7 +145,14 @@ def unique(make_loop, tmp_path):
             view.once(js.EventTarget(), "x"),
             *(channel, channel.producer(), channel._state, channel.native, nbloop.native(print)),
             *(js.AbortController(), js.AbortController().signal, js.EventTarget(), view.performance),
-            *(aio, aio.call_soon(print), aio.call_later(100, print), VirtualClock(clock_loop), served),
+            *(
+                aio,
+                aio.call_soon(print),
+                aio.call_soon_threadsafe(print),
+                aio.call_later(100, print),
+                VirtualClock(clock_loop),
+                served,
+            ),
             *(shared.loops()[0], Profiler(), nbloop.EventLoopPolicy(), stream),
         ]
         yield {type(one): one for one in made}

@@ -45,6 +45,8 @@ class External:
         """
         if self.name == "memmove":  # of the C library, which Windows' base library is not
             return ctypes.cast(ctypes.memmove, ctypes.c_void_p).value or 0
+        if self.twin is _absent:
+            return 0
         try:
             found = function(self.name, None) if self.name.startswith("Py") else _system[self.name]
         except AttributeError:
@@ -92,6 +94,11 @@ def _through_ctypes(name: str, result: str, arguments: tuple[str, ...]) -> Calla
 
     twin.__name__ = twin.__qualname__ = name
     return twin
+
+
+def _absent(*_values: int) -> int:
+    """The twin of a function that this Python does not have: kernels test a constant before they call it."""
+    raise NotImplementedError
 
 
 def _get_raised_exception() -> int:
@@ -245,6 +252,9 @@ PyCallable_Check = _declare("PyCallable_Check", INT, WORD)
 PyObject_CallNoArgs = _declare("PyObject_CallNoArgs", WORD, WORD)
 PyObject_CallOneArg = _declare("PyObject_CallOneArg", WORD, WORD, WORD)
 PyObject_Vectorcall = _declare("PyObject_Vectorcall", WORD, WORD, WORD, WORD, WORD)
+PyUnstable_Object_IsUniquelyReferenced = _declare(
+    "PyUnstable_Object_IsUniquelyReferenced", INT, WORD, twin=None if sys.version_info >= (3, 14) else _absent
+)
 PyType_GenericAlloc = _declare("PyType_GenericAlloc", WORD, WORD, WORD)
 PyTuple_New = _declare("PyTuple_New", WORD, WORD)
 PySequence_List = _declare("PySequence_List", WORD, WORD)

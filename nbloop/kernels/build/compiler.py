@@ -306,9 +306,11 @@ def _linked(kernels: list[Kernel]) -> tuple[dict[str, str], Any]:
     return symbols, whole
 
 
-def optimise(whole: Any, cpu: str, features: str) -> Any:
-    """Optimise a linked module for a processor; the machine that it is for. Its objects are ELF on all systems."""
-    triple = llvm.get_default_triple() + ("-elf" if sys.platform in ("darwin", "win32") else "")
+def optimise(whole: Any, cpu: str, features: str, system: str | None = None) -> Any:
+    """Optimise a linked module for a processor of `system`, LLVM's name of one, this one by default; the machine that
+    it is for. Its objects are ELF on all systems.
+    """
+    triple = system or llvm.get_default_triple() + ("-elf" if sys.platform in ("darwin", "win32") else "")
     machine = llvm.Target.from_triple(triple).create_target_machine(
         cpu=cpu, features=features, opt=3, reloc="pic", codemodel="default"
     )

@@ -13,6 +13,7 @@ no asyncio does not wait for its import. So the places are words here (`AIO`) an
 
 from __future__ import annotations
 
+import sys
 import sysconfig
 from typing import Any
 
@@ -38,6 +39,7 @@ from ..base.capi import (
     PyTuple_New,
     PyType_GenericAlloc,
     PyUnicode_Compare,
+    PyUnstable_Object_IsUniquelyReferenced,
 )
 from ..base.clock import loop_ns
 from ..base.interpreter import BUILTIN_DEFINITION, OBJECT_TYPE, SEQUENCE_SIZE, TUPLE_ITEMS, slot_offsets
@@ -50,6 +52,7 @@ from .scheduling import send
 from .timer_methods import END_NS, arm, identifier_of, nanoseconds_up
 
 FAR = 1e10  # s on the clock: later than its end, so never, as is what no float can be
+LOCKED_HANDLES = sys.version_info >= (3, 14)  # asyncio's `call_soon_threadsafe` makes handles of a class of their own
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
 
@@ -76,6 +79,7 @@ AIO = Record(
                 "tools",  # not 0: a tool wants to see each handle run
                 *("none", "false", "tuple", "step", "builtin", "wakeup", "context_type", "future"),
                 *("float", "int", "handle", "timer", "foreign_handle", "foreign_timer", "unseen", "runner"),
+                "locked_handle",  # the class of those of `call_soon_threadsafe`
                 "submit",  # the core's method
                 "clock",  # the loop's `time` while it is the core's clock; 0 if a subclass has a `call_at` of its own
                 *("soon_slowly", "threadsafe_slowly", "later_slowly", "at_slowly", "run_slowly", "failed"),
@@ -131,9 +135,9 @@ def aio_context(words: int, names: int, values: int) -> int:
 
 
 @inlined
-def aio_soon(self: int, arguments: int, count: int, names: int, slowly: int) -> int:
-    """``callback, *args, context=None``: its handle, or 0 with an exception set. `slowly` names the Python method that
-    does what is rare, and all over again whatever failed.
+def aio_soon(self: int, arguments: int, count: int, names: int, kind: int, slowly: int) -> int:
+    """``callback, *args, context=None``: its handle, of the class that is the word `kind`, or 0 with an exception set.
+    `slowly` names the Python method that does what is rare, and all over again whatever failed.
     """
     words = aio_words(self)
     if words == 0:
@@ -141,19 +145,19 @@ def aio_soon(self: int, arguments: int, count: int, names: int, slowly: int) -> 
     context = aio_context(words, names, arguments + (count << 3))
     if count > 0 and context >= 0 and aio_plain(self, words):
         callback = get(arguments)
-        kind = get(callback + OBJECT_TYPE)
+        called = get(callback + OBJECT_TYPE)
         result = 0
-        if context != 0 and kind == get(words + AIO.STEP):
+        if context != 0 and called == get(words + AIO.STEP):
             if get(callback + get(words + AIO.ERROR_AT)) == 0:
                 result = aio_step(words, context, arguments, count)
         elif (
             context != 0
-            and kind == get(words + AIO.BUILTIN)
+            and called == get(words + AIO.BUILTIN)
             and get(callback + BUILTIN_DEFINITION) == get(words + AIO.WAKEUP)
         ):
             result = aio_step(words, context, arguments, count)
         else:
-            result = aio_handle(self, words, context, arguments, count)
+            result = aio_handle(self, words, kind, context, arguments, count)
         if result != 0:
             return result
         PyErr_Clear()
@@ -185,10 +189,10 @@ def aio_step(words: int, context: int, arguments: int, count: int) -> int:
 
 
 @inlined
-def aio_handle(self: int, words: int, context: int, arguments: int, count: int) -> int:
+def aio_handle(self: int, words: int, kind: int, context: int, arguments: int, count: int) -> int:
     """Queue a new handle, and return it; 0 with an exception set."""
     packed = PyTuple_New(2)
-    handle = aio_made(self, words, AIO.HANDLE, context, arguments, count, packed)
+    handle = aio_made(self, words, kind, context, arguments, count, packed)
     if handle == 0:
         return 0
     own(packed + TUPLE_ITEMS, get(words + AIO.RUNNER))
@@ -324,13 +328,13 @@ def aio_timer(
 @kernel(KEYWORDS)
 def aio_call_soon(self: int, arguments: int, count: int, names: int) -> int:
     """`aio_soon`; in debug mode Python checks the thread."""
-    return aio_soon(self, arguments, count, names, AIO.SOON_SLOWLY)
+    return aio_soon(self, arguments, count, names, AIO.HANDLE, AIO.SOON_SLOWLY)
 
 
 @kernel(KEYWORDS)
 def aio_call_soon_threadsafe(self: int, arguments: int, count: int, names: int) -> int:
     """`aio_soon`; in debug mode Python does not check the thread."""
-    return aio_soon(self, arguments, count, names, AIO.THREADSAFE_SLOWLY)
+    return aio_soon(self, arguments, count, names, AIO.LOCKED_HANDLE, AIO.THREADSAFE_SLOWLY)
 
 
 @kernel(KEYWORDS)
@@ -410,7 +414,11 @@ def handle_run(self: int, handle: int) -> int:
     words = data(self)
     none = get(words + AIO.NONE)
     kind = get(handle + OBJECT_TYPE)
-    if (
+    if LOCKED_HANDLES and kind == get(words + AIO.LOCKED_HANDLE):
+        # Its callback runs under its lock, but nobody can take the lock of a handle that nobody else has.
+        if PyUnstable_Object_IsUniquelyReferenced(handle) == 0:
+            return PyObject_CallOneArg(get(words + AIO.RUN_SLOWLY), handle)
+    elif (
         kind != get(words + AIO.HANDLE)
         and kind != get(words + AIO.TIMER)
         and kind != get(words + AIO.FOREIGN_HANDLE)
