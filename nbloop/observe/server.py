@@ -38,6 +38,7 @@ import sys
 import threading
 import time
 import urllib.parse
+import weakref
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
@@ -72,7 +73,7 @@ class Served(contention.Measured, Protocol):
 
 
 class DebugServer(Unique):
-    """Serves one loop until `close`; a context manager. Made by `nbloop.observe.serve`."""
+    """Serves one loop until `close`, or until that is collected; a context manager. Made by `nbloop.observe.serve`."""
 
     def __init__(self, loop: Served, port: int) -> None:
         if isinstance(port, bool) or not isinstance(port, int):
@@ -83,10 +84,17 @@ class DebugServer(Unique):
         self.port: int = self._server.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}/"
         self._thread = threading.Thread(target=self._server.serve, name=f"{loop.name}-debug", daemon=True)
+
+    def _begin(self) -> None:
+        """Serve. A step of its own: an exception of a signal handler between a constructor and the store of what it
+        returns would leave a thread that nobody can end. Before this there is only a socket, which closes itself.
+        """
         try:
             begin(self._thread)
         except BaseException:
             self._server.closing.set()
+            if self._thread.ident is None:  # it never began, and will not close the socket
+                self._server.server_close()
             raise
 
     def close(self) -> None:
@@ -110,7 +118,8 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False
 
     def __init__(self, loop: Served, port: int) -> None:
-        self.loop = loop
+        self.name = loop.name
+        self.loop = weakref.ref(loop)  # a forgotten loop ends when it is collected, so the thread must not keep it
         super().__init__(("127.0.0.1", port), _Handler)
         self.slots = threading.BoundedSemaphore(MOST_REQUESTS)
         self.long = threading.BoundedSemaphore(MOST_LONG)
@@ -164,7 +173,7 @@ class _Server(ThreadingHTTPServer):
 
     def service_actions(self) -> None:
         """Called several times a second: end, or cut off slow clients, whose threads then read an end."""
-        if self.closing.is_set():
+        if self.closing.is_set() or self.loop() is None:
             raise _Closing
         now = time.monotonic()
         for request, until in list(self.reading.items()):
@@ -176,11 +185,12 @@ class _Server(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log the error, unless the client disconnected."""
         if not isinstance(sys.exception(), ConnectionError):
-            logger.exception("the debug server of %s could not answer", self.loop.name)
+            logger.exception("the debug server of %s could not answer", self.name)
 
 
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
+    loop: Served
     server_version = "nbloop"
     sys_version = ""
     timeout = 30
@@ -204,6 +214,11 @@ class _Handler(BaseHTTPRequestHandler):
         if page is None:
             self._answer(404, "".join(f"{known}\n" for known in _PAGES))
             return
+        loop = self.server.loop()
+        if loop is None:
+            self._answer(503, f"{self.server.name} is gone\n")
+            return
+        self.loop = loop  # until this request is answered
         long = page in _LONG
         if long and not self.server.long.acquire(blocking=False):
             self._answer(503, f"{MOST_LONG} requests of this kind are already in progress\n", Retry_After="5")
@@ -246,11 +261,11 @@ class _Handler(BaseHTTPRequestHandler):
         from .prometheus import LoopCollector
 
         registry = prometheus_client.CollectorRegistry()
-        registry.register(LoopCollector(self.server.loop))
+        registry.register(LoopCollector(self.loop))
         self._answer(200, prometheus_client.generate_latest(registry), prometheus_client.CONTENT_TYPE_LATEST)
 
     def _vars(self, _query: dict[str, list[str]]) -> None:
-        self._answer(200, json.dumps(variables(self.server.loop)), "application/json")
+        self._answer(200, json.dumps(variables(self.loop)), "application/json")
 
     def _profile(self, query: dict[str, list[str]]) -> None:
         seconds = self._seconds(query, "30")
@@ -262,15 +277,15 @@ class _Handler(BaseHTTPRequestHandler):
         seconds = self._seconds(query, "5")
         if seconds is not None:
             try:
-                seen = contention.contention(self.server.loop, seconds)
+                seen = contention.contention(self.loop, seconds)
             except NbloopError as error:
                 self._answer(503, f"{error}\n")
                 return
-            content = {"name": self.server.loop.name, "contention": plain(seen), "per_second": seen.per_second()}
+            content = {"name": self.loop.name, "contention": plain(seen), "per_second": seen.per_second()}
             self._answer(200, json.dumps(content), "application/json")
 
     def _trace(self, query: dict[str, list[str]]) -> None:
-        recorder = self.server.loop.recorder
+        recorder = self.loop.recorder
         if recorder is None:
             self._answer(409, "this loop has no flight recorder: Loop(recorder=65536)\n")
             return
@@ -303,14 +318,14 @@ class _Handler(BaseHTTPRequestHandler):
     def _health(self, _query: dict[str, list[str]]) -> None:
         ran = threading.Event()
         try:
-            self.server.loop.submit(ran.set)
+            self.loop.submit(ran.set)
         except NbloopError as error:
             self._answer(503, f"{error}\n")
             return
         if ran.wait(HEALTHY):
             self._answer(200, "ok\n")
         else:
-            self._answer(503, f"{self.server.loop.name} has not run a task within {HEALTHY} s\n")
+            self._answer(503, f"{self.loop.name} has not run a task within {HEALTHY} s\n")
 
 
 _PAGES = {
