@@ -7,9 +7,9 @@
    stands for:
      stack.stack_pop cffb8f3671c2
      stack.stack_push 11da6868b4fa
-     pool.pool_take eab2c298443a
+     pool.pool_take c45fa9a8e72c
      pool.pool_give 2c77c95a3243
-     pool.pool_trim 624c50297b00
+     pool.pool_trim 404ebce459e2
      pool.pool_address efb9515a6389
      ticket_queue.chunks_reserve 69b80af3eb13
      ticket_queue.chunks_return 7567e10265b4
@@ -35,6 +35,7 @@
 #define PER_SLAB 2
 #define CHUNKS (PER_SLAB * SLABS)
 #define NONE 255
+#define GONE 128                  /* stands for the count 0 of a released slab: below it those of its chunks that are left */
 #define SLAB(chunk) ((chunk) / PER_SLAB)
 
 /* stack 0 holds free chunks, stack 1 the numbers of released slabs; the links of the second follow those of the first */
@@ -102,6 +103,7 @@ proctype Taker() {
             :: s >= SLABS                     /* no number left */
             :: else ->
                 d_step { assert(!slab[s]); slab[s] = true };
+                next[CHUNKS + s] = 0;
                 c = s * PER_SLAB;
                 d_step { assert(!out[c]); out[c] = true };
                 stack_push(0, 0, c + 1, c + 1)        /* the others, one here; a chain of them is linked before */
@@ -142,27 +144,27 @@ proctype Trimmer() {
     :: stack_pop(0, 0, c);
        if
        :: c == NONE -> break
-       :: else -> d_step { assert(!out[c] && slab[SLAB(c)]); out[c] = true }; next[c] = taken; taken = c
+       :: else -> d_step { assert(!out[c] && slab[SLAB(c)]); out[c] = true };
+            next[CHUNKS + SLAB(c)]++;
+            next[c] = taken;
+            taken = c
        fi
     od;
-    /* the two passes that count: a slab's link is nobody's while its number is in use */
-    c = taken;
-    do :: c != NONE -> next[CHUNKS + SLAB(c)] = 0; c = next[c] :: else -> break od;
-    c = taken;
-    do :: c != NONE -> next[CHUNKS + SLAB(c)]++; c = next[c] :: else -> break od;
-    c = taken;
+    /* what is in the chain is counted in the slab's link, which is nobody's while its number is in use */
     do
-    :: c == NONE -> break
+    :: taken == NONE -> break
     :: else ->
-        left = next[c];
+        c = taken;
+        taken = next[c];
         s = SLAB(c);
+        left = next[CHUNKS + s];
         if
 #ifdef BUG_PARTLY_FREE
-        :: next[CHUNKS + s] >= PER_SLAB - 1 && next[CHUNKS + s] != NONE ->
+        :: left >= PER_SLAB - 1 && left <= PER_SLAB ->
 #else
-        :: next[CHUNKS + s] == PER_SLAB ->
+        :: left == PER_SLAB ->
 #endif
-            next[CHUNKS + s] = NONE;             /* condemned */
+            next[CHUNKS + s] = GONE - (PER_SLAB - 1);         /* condemned */
             d_step { slab[s] = false; out[c] = false };
 #ifdef BUG_NUMBERS_EARLY
             stack_push(1, CHUNKS, s, s);
@@ -170,23 +172,21 @@ proctype Trimmer() {
 #ifdef BUG_PUT_BACK
             stack_push(0, 0, c, c);
 #endif
-        :: next[CHUNKS + s] == NONE -> out[c] = false
-        :: else -> out[c] = false; stack_push(0, 0, c, c)
-        fi;
-        c = left
-    od;
+        :: left > PER_SLAB ->
+            out[c] = false;
+            next[CHUNKS + s] = left + 1;
 #ifndef BUG_NUMBERS_EARLY
-    s = 0;
-    do
-    :: s == slab_count || s == SLABS -> break
-    :: else ->
-        if
-        :: next[CHUNKS + s] == NONE -> stack_push(1, CHUNKS, s, s)
-        :: else
-        fi;
-        s++
-    od;
+            if
+            :: left + 1 == GONE -> stack_push(1, CHUNKS, s, s)
+            :: else
+            fi
 #endif
+        :: else ->
+            next[CHUNKS + s] = left - 1;
+            out[c] = false;
+            stack_push(0, 0, c, c)
+        fi
+    od;
     ended++
 }
 #endif

@@ -309,7 +309,9 @@ class Loop(Lifecycle):
         self._check_fork()
         from .observe.watchdog import Watchdog
 
-        return Watchdog(self, threshold, on_blocked)
+        watchdog = Watchdog(self, threshold, on_blocked)
+        watchdog._begin(self)
+        return watchdog
 
     @property
     def recorder(self) -> Recorder | None:

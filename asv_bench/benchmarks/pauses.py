@@ -83,7 +83,45 @@ def fetch(loop: nbloop.Loop, count: int) -> Call:
     return loop.run
 
 
-CALLS = {f.__name__: f for f in (submit_list, submit_iterator, cancel, close, open_bucket, fetch)}
+def in_a_callback(put: Callable[[nbloop.Loop], Callable[[Callable[[], None]], object]]) -> Callable[..., Call]:
+    """What waits grows while one callback adds to it, item by item: only a growth in one piece is a long gap."""
+
+    def grow(loop: nbloop.Loop, count: int) -> Call:
+        add = put(loop)
+
+        def fill() -> None:
+            for _ in repeat(None, count):
+                add(nothing)
+            loop.stop()
+
+        loop.submit(fill)
+        return loop.run
+
+    return grow
+
+
+grow_ring = in_a_callback(lambda loop: loop.submit_internal)
+grow_slots = in_a_callback(lambda loop: loop.schedule_immediate)
+grow_heap = in_a_callback(lambda loop: lambda callback: loop.schedule_timer_at(0.0, callback))
+grow_buckets = in_a_callback(lambda loop: lambda callback: loop.schedule_timer(3600.0, callback))
+
+
+def trim(loop: nbloop.Loop, count: int) -> Call:
+    """Before its first sleep after a backlog the loop gives the backlog's memory back."""
+    loop.submit_many(repeat(nothing, count))
+    loop.submit(loop.stop)
+    loop.run()
+    loop.schedule_timer(0.02, loop.stop)
+    return loop.run
+
+
+CALLS = {f.__name__: f for f in (submit_list, submit_iterator, cancel, close, open_bucket, fetch, trim)} | {
+    "grow_ring": grow_ring,
+    "grow_slots": grow_slots,
+    "grow_heap": grow_heap,
+    "grow_buckets": grow_buckets,
+}
+SLOTS = 1 << 22  # a loop has no more timers and immediates at once
 
 
 @contextlib.contextmanager
@@ -140,6 +178,7 @@ def signalled() -> Iterator[Diary]:
         diary.append(time.thread_time())
 
 
+IN_SLOTS = ("cancel", "close", "open_bucket", "fetch", "grow_slots", "grow_heap", "grow_buckets")
 WITNESSES = {"stop_the_world": stopping, "thread": going_on, "signal": signalled}
 
 
@@ -148,7 +187,7 @@ def held_up(call: str, count: int, witness: str) -> float:
     rounds = []
     for _ in range(ROUNDS):
         loop = nbloop.Loop()
-        act = CALLS[call](loop, count)
+        act = CALLS[call](loop, count if call not in IN_SLOTS else min(count, SLOTS))
         gc.collect()
         with WITNESSES[witness]() as diary:
             first = len(diary) - 1

@@ -17,14 +17,17 @@ if TYPE_CHECKING:
 def serve(loop: Served | ServedGroup, port: int = 0) -> DebugServer:
     """Serve the figures and profiles of a loop, or of a group of loops (`nbloop.LoopGroup`, ``worker.group``), on
     127.0.0.1 (`nbloop.observe.server`). With port 0 the system chooses one. Close the server when done, or use it in a
-    ``with`` block.
+    ``with`` block. It ends when the loop is collected, too, and does not keep the loop. If a signal handler raises out
+    of this call, nothing is left.
 
     Figures need ``metrics=``. Any thread; not a signal handler. Raises TypeError or ValueError for a bad port, OSError
     if the port is taken.
     """
     from .server import DebugServer
 
-    return DebugServer(loop, port)
+    server = DebugServer(loop, port)
+    server._begin()
+    return server
 
 
 __all__ = ["Histogram", "Metrics", "Quantiles", "Queues", "Running", "serve"]

@@ -165,13 +165,19 @@ class Profiler(Unique):
         self._counted: dict[int, Allocated] = {}  # when it looked last
 
     def start(self) -> None:
-        """Begin, and take the first sample now. RuntimeError if it was started before."""
+        """Begin, and take the first sample now. RuntimeError if it was started before. If a signal handler raises out
+        of this, it ends.
+        """
         if self._thread.ident is not None:
             raise RuntimeError("a profiler can be started once")
         self._started, self._begun = time.time(), time.monotonic_ns()
-        begin(self._thread)
-        while not self._first.wait(LOOK):
-            pass
+        try:
+            begin(self._thread)
+            while not self._first.wait(LOOK):
+                pass
+        except BaseException:  # of a signal handler; whoever catches it may not know that there is a thread to stop
+            self._stop.set()
+            raise
 
     def stop(self) -> None:
         """End. Idempotent. RuntimeError if it was never started."""
@@ -179,11 +185,7 @@ class Profiler(Unique):
         self._thread.join()
 
     def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:  # nobody would stop it
-            self._stop.set()
-            raise
+        self.start()
         return self
 
     def __exit__(self, *_exc: object) -> None:

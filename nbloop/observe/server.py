@@ -41,6 +41,7 @@ import sys
 import threading
 import time
 import urllib.parse
+import weakref
 from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
@@ -84,7 +85,9 @@ class ServedGroup(Protocol):
 
 
 class DebugServer(Unique):
-    """Serves a loop, or the loops of a group, until `close`; a context manager. Made by `nbloop.observe.serve`."""
+    """Serves a loop, or the loops of a group, until `close`, or until a loop is collected; a context manager. Made by
+    `nbloop.observe.serve`.
+    """
 
     def __init__(self, loop: Served | ServedGroup, port: int) -> None:
         if isinstance(port, bool) or not isinstance(port, int):
@@ -95,10 +98,17 @@ class DebugServer(Unique):
         self.port: int = self._server.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}/"
         self._thread = threading.Thread(target=self._server.serve, name=f"{loop.name}-debug", daemon=True)
+
+    def _begin(self) -> None:
+        """Serve. A step of its own: an exception of a signal handler between a constructor and the store of what it
+        returns would leave a thread that nobody can end. Before this there is only a socket, which closes itself.
+        """
         try:
             begin(self._thread)
         except BaseException:
             self._server.closing.set()
+            if self._thread.ident is None:  # it never began, and will not close the socket
+                self._server.server_close()
             raise
 
     def close(self) -> None:
@@ -124,8 +134,10 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, served: Served | ServedGroup, port: int) -> None:
         self.name = served.name
         self.of_group = hasattr(served, "loops")
-        # An asyncio loop is a view of its core.
-        self.loops: list[Served] = [getattr(one, "core", one) for one in getattr(served, "loops", [served])]
+        # A forgotten loop ends when it is collected, so the thread must not keep it. An asyncio loop is a view of its
+        # core.
+        loops: list[Served] = [getattr(one, "core", one) for one in getattr(served, "loops", [served])]
+        self._loops = [weakref.ref(loop) for loop in loops]
         super().__init__(("127.0.0.1", port), _Handler)
         self.slots = threading.BoundedSemaphore(MOST_REQUESTS)
         self.long = threading.BoundedSemaphore(MOST_LONG)
@@ -133,6 +145,11 @@ class _Server(ThreadingHTTPServer):
         self.closing = Latch()
         names = [f"{name}:{self.server_address[1]}" for name in ("127.0.0.1", "localhost")]
         self.hosts = {*names, *(name.partition(":")[0] for name in names if self.server_address[1] == 80)}
+
+    def loops(self) -> list[Served]:
+        """The loops that it serves; none if one of them has been collected."""
+        alive = [loop for one in self._loops if (loop := one()) is not None]
+        return alive if len(alive) == len(self._loops) else []
 
     def serve(self) -> None:
         """The thread's life. `BaseServer.shutdown` waits with locks that an exception of a signal handler leaves taken;
@@ -179,7 +196,7 @@ class _Server(ThreadingHTTPServer):
 
     def service_actions(self) -> None:
         """Called several times a second: end, or cut off slow clients, whose threads then read an end."""
-        if self.closing.is_set():
+        if self.closing.is_set() or not self.loops():
             raise _Closing
         now = time.monotonic()
         for request, until in list(self.reading.items()):
@@ -196,6 +213,7 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
+    loops: list[Served]
     server_version = "nbloop"
     sys_version = ""
     timeout = 30
@@ -218,6 +236,10 @@ class _Handler(BaseHTTPRequestHandler):
         page = _PAGES.get(path)
         if page is None:
             self._answer(404, "".join(f"{known}\n" for known in _PAGES))
+            return
+        self.loops = self.server.loops()  # until this request is answered
+        if not self.loops:
+            self._answer(503, f"{self.server.name} is gone\n")
             return
         long = page in _LONG
         if long and not self.server.long.acquire(blocking=False):
@@ -261,12 +283,12 @@ class _Handler(BaseHTTPRequestHandler):
         from .prometheus import LoopCollector
 
         registry = prometheus_client.CollectorRegistry()
-        registry.register(LoopCollector(*self.server.loops))
+        registry.register(LoopCollector(*self.loops))
         self._answer(200, prometheus_client.generate_latest(registry), prometheus_client.CONTENT_TYPE_LATEST)
 
     def _vars(self, _query: dict[str, list[str]]) -> None:
-        found = [variables(loop) for loop in self.server.loops]
-        content = together_as(self.server.name, self.server.loops, found) if self.server.of_group else found[0]
+        found = [variables(loop) for loop in self.loops]
+        content = together_as(self.server.name, self.loops, found) if self.server.of_group else found[0]
         self._answer(200, json.dumps(content), "application/json")
 
     def _profile(self, query: dict[str, list[str]]) -> None:
@@ -279,9 +301,9 @@ class _Handler(BaseHTTPRequestHandler):
         seconds = self._seconds(query, "5")
         if seconds is not None:
             try:
-                before = [contention.totals(loop) for loop in self.server.loops]
+                before = [contention.totals(loop) for loop in self.loops]
                 time.sleep(seconds)
-                after = [contention.totals(loop) for loop in self.server.loops]
+                after = [contention.totals(loop) for loop in self.loops]
             except NbloopError as error:
                 self._answer(503, f"{error}\n")
                 return
@@ -290,14 +312,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, json.dumps(content), "application/json")
 
     def _trace(self, query: dict[str, list[str]]) -> None:
-        if all(loop.recorder is None for loop in self.server.loops):
+        if all(loop.recorder is None for loop in self.loops):
             self._answer(409, "this loop has no flight recorder: Loop(recorder=65536)\n")
             return
         seconds = self._seconds(query, "5")
         if seconds is not None:
             began = time.monotonic()
             time.sleep(seconds)
-            content = json.dumps(together.trace(self.server.name, self.server.loops, began))
+            content = json.dumps(together.trace(self.server.name, self.loops, began))
             self._answer(200, content, "application/json", Content_Disposition=_saved_as("trace.json"))
 
     def _seconds(self, query: dict[str, list[str]], default: str) -> float | None:
@@ -321,7 +343,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _health(self, _query: dict[str, list[str]]) -> None:
         until = time.monotonic() + HEALTHY
-        asked = [(loop, threading.Event()) for loop in self.server.loops]
+        asked = [(loop, threading.Event()) for loop in self.loops]
         try:
             for loop, ran in asked:
                 loop.submit(ran.set)

@@ -26,6 +26,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import io
 import itertools
 import mmap
 import os
@@ -34,6 +35,7 @@ import sys
 import tempfile
 import time
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,63 +78,94 @@ def folder() -> Path:
 
 
 class SharedBlock(Unique, Part):
-    """The writer's side: a block and its file, locked while this object lives, removed by `close` and at exit."""
+    """The writer's side: a block and its file. The file is locked while this object lives; it is removed when the loop
+    ends, and at exit.
+    """
 
     def __init__(self, name: str) -> None:
         if sys.platform != "linux":
             raise NotImplementedError('metrics="shared" needs Linux, whose sealed memory cannot be truncated; use True')
         sweep()
-        self.path = folder() / f"{os.getpid()}-{next(_numbers)}-{os.urandom(4).hex()}.metrics"
-        self._pid = os.getpid()
-        # It has another name until it is locked and complete, so nobody sees or sweeps a half-made file.
-        self._fd, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=".new-")
-        self._memory = -1
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX)
-            self._memory = _make_memory()
-            made = os.fstat(self._memory)
-            os.write(self._fd, f"{self._pid} {self._memory} {made.st_dev} {made.st_ino}\n".encode())
-            self.words: Words = np.frombuffer(mmap.mmap(self._memory, SIZE, trackfd=False), np.int64)
-            block.fill(self.words, name)
-            record = self.words.view(layout.BLOCK.dtype)[0]
-            record["layout"], record["pid"], record["process_start"] = LAYOUT, self._pid, _process_start()
-            record["magic"] = MAGIC
-            Path(temporary).replace(self.path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            os.close(self._fd)
-            if self._memory >= 0:
-                os.close(self._memory)
-            raise
-        self.close = weakref.finalize(self, _remove, self.path, self._fd, self._memory, self._pid)
+        self._files = _Files(folder())
+        weakref.finalize(self, self._files.close)  # before anything is made: an exception may come at any moment
         _ours.add(self)
+        try:
+            self.words: Words = self._files.make(name)
+        except BaseException:
+            self._files.close()
+            raise
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._files.path
 
     def _loop_ended(self) -> None:
-        self.close()
+        self._files.close()
 
 
-def _make_memory() -> int:
-    """A descriptor of zeroed memory for a block, fully reserved and of fixed size. Raises OSError."""
+class _Files:
+    """A block's memory and the file that names it. What is here knows what to remove before it is made."""
+
+    def __init__(self, place: Path) -> None:
+        self._pid = os.getpid()
+        name = f"{self._pid}-{next(_numbers)}-{os.urandom(4).hex()}"
+        self.path = place / f"{name}.metrics"
+        # It has another name until it is locked and complete, so nobody sees or sweeps a half-made file.
+        self._temporary = place / f".new-{name}"
+        self.file: io.FileIO | None = None
+        self.memory: io.FileIO | None = None
+
+    def make(self, name: str) -> Words:
+        """Make both; the words of the memory. Raises OSError."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        self.file = _owned(os.open, self._temporary, flags, 0o600)
+        fcntl.flock(self.file, fcntl.LOCK_EX)
+        self.memory = _make_memory()
+        made = os.fstat(self.memory.fileno())
+        os.write(self.file.fileno(), f"{self._pid} {self.memory.fileno()} {made.st_dev} {made.st_ino}\n".encode())
+        words: Words = np.frombuffer(mmap.mmap(self.memory.fileno(), SIZE, trackfd=False), np.int64)
+        block.fill(words, name)
+        record = words.view(layout.BLOCK.dtype)[0]
+        record["layout"], record["pid"], record["process_start"] = LAYOUT, self._pid, _process_start()
+        record["magic"] = MAGIC
+        self._temporary.replace(self.path)
+        return words
+
+    def close(self) -> None:
+        """Remove the file, and give both descriptors back. A forked child's copy removes nothing. Idempotent: an
+        exception of a signal handler may have ended an earlier call in the middle.
+        """
+        if os.getpid() == self._pid:
+            for path in (self.path, self._temporary):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+        for one in (self.file, self.memory):
+            if one is not None:
+                one.close()
+
+
+def _owned(make: Callable[..., int], *args: object) -> io.FileIO:
+    """The descriptor that ``make(*args)`` returns, in an object that closes it. Both are made within one call of C:
+    between them no signal handler can raise, after which nobody would know the number.
+    """
+    return next(map(io.FileIO, map(make, *((arg,) for arg in args)), ("r+",)))
+
+
+def _make_memory() -> io.FileIO:
+    """Zeroed memory for a block, fully reserved and of fixed size. Raises OSError."""
     create = ctypes.CDLL(None, use_errno=True).memfd_create  # os.memfd_create is missing in some builds of Python
-    memory = int(create(b"nbloop", MFD_CLOEXEC | MFD_ALLOW_SEALING))
-    if memory < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     try:
-        os.posix_fallocate(memory, 0, SIZE)
+        memory = _owned(create, b"nbloop", MFD_CLOEXEC | MFD_ALLOW_SEALING)
+    except ValueError:  # FileIO takes no -1
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno())) from None
+    try:
+        os.posix_fallocate(memory.fileno(), 0, SIZE)
         fcntl.fcntl(memory, F_ADD_SEALS, SEALS)
     except BaseException:
-        os.close(memory)
+        memory.close()
         raise
     return memory
-
-
-def _remove(path: Path, fd: int, memory: int, pid: int) -> None:
-    if os.getpid() != pid:  # a forked child's copy: see _after_fork
-        return
-    with contextlib.suppress(OSError):
-        path.unlink()
-    os.close(fd)
-    os.close(memory)
 
 
 _ours: weakref.WeakSet[SharedBlock] = weakref.WeakSet()
@@ -141,10 +174,7 @@ _ours: weakref.WeakSet[SharedBlock] = weakref.WeakSet()
 def _after_fork() -> None:
     """The child must not hold its parent's locks."""
     for one in list(_ours):
-        if one.close.detach() is not None:
-            os.close(one._fd)
-            os.close(one._memory)
-        one.close = lambda: None  # type: ignore[assignment]
+        one._files.close()
 
 
 if hasattr(os, "register_at_fork"):
@@ -189,31 +219,27 @@ class SharedLoop(Unique):
 
     def alive(self) -> bool:
         """Whether its file still exists and its writer lives."""
-        with contextlib.suppress(OSError):
-            fd = _open_file(self.path)
-            try:
-                return _locked(fd)
-            finally:
-                os.close(fd)
+        with contextlib.suppress(OSError), _open_file(self.path) as file:
+            return _locked(file)
         return False
 
 
-def _open_file(path: Path) -> int:
-    """A descriptor of one of this user's files. OSError for anything else: links, pipes, other users' files."""
-    fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    found = os.fstat(fd)
+def _open_file(path: Path) -> io.FileIO:
+    """One of this user's files. OSError for anything else: folders, links, pipes, other users' files."""
+    file = _owned(os.open, path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    found = os.fstat(file.fileno())
     if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
-        os.close(fd)
+        file.close()
         raise PermissionError(f"{path} is not a file that belongs to this user")
-    return fd
+    return file
 
 
-def _locked(fd: int) -> bool:
+def _locked(file: io.FileIO) -> bool:
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    fcntl.flock(fd, fcntl.LOCK_UN)
+    fcntl.flock(file, fcntl.LOCK_UN)
     return False
 
 
@@ -233,23 +259,18 @@ def loops(pid: int | None = None) -> list[SharedLoop]:
 
 
 def _open(path: Path) -> SharedLoop | None:
-    fd = _open_file(path)
-    try:
-        pid, number, *identity = (int(part) for part in os.read(fd, 200).split())
-    finally:
-        os.close(fd)
+    with _open_file(path) as file:
+        pid, number, *identity = (int(part) for part in file.read(200).split())
     # If the writer is gone or in another namespace, the number may denote something else: check before opening.
     where = f"/proc/{pid}/fd/{number}"
     found = os.stat(where)
     if [found.st_dev, found.st_ino] != identity or not stat.S_ISREG(found.st_mode):
         return None
-    memory = os.open(where, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)  # a reader writes one word, to request a copy
-    try:
-        if fcntl.fcntl(memory, F_GET_SEALS) & SEALS != SEALS or os.fstat(memory).st_size != SIZE:
+    # A reader writes one word, to request a copy.
+    with _owned(os.open, where, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC) as memory:
+        if fcntl.fcntl(memory, F_GET_SEALS) & SEALS != SEALS or os.fstat(memory.fileno()).st_size != SIZE:
             return None
-        words = np.frombuffer(mmap.mmap(memory, SIZE, trackfd=False), np.int64)
-    finally:
-        os.close(memory)
+        words = np.frombuffer(mmap.mmap(memory.fileno(), SIZE, trackfd=False), np.int64)
     record: Any = words.view(layout.BLOCK.dtype)[0]
     if record["magic"] != MAGIC or record["layout"] != LAYOUT:
         return None
@@ -266,12 +287,8 @@ def sweep() -> int:
                 path.unlink()
                 removed += 1
     for path in folder().glob("*.metrics"):
-        with contextlib.suppress(OSError):
-            fd = _open_file(path)
-            try:
-                if not _locked(fd):
-                    path.unlink()
-                    removed += 1
-            finally:
-                os.close(fd)
+        with contextlib.suppress(OSError), _open_file(path) as file:
+            if not _locked(file):
+                path.unlink()
+                removed += 1
     return removed

@@ -100,14 +100,19 @@ class Watchdog(Unique, Part):
             target=_watch, args=(weakref.ref(self), self._loop, self._stop, threshold), name=f"{loop.name}-watchdog"
         )
         self._thread.daemon = True
+
+    def _begin(self, loop: Lifecycle) -> None:
+        """Watch. A step of its own: an exception of a signal handler between a constructor and the store of what it
+        returns would leave a watchdog that nobody can stop.
+        """
         loop._parts[self] = self
         try:
             begin(self._thread)
+            if loop._lifecycle() == layout.TERMINATED:  # its end may not have seen this one
+                self._loop_ended()
         except BaseException:
             self._loop_ended()
             raise
-        if loop._lifecycle() == layout.TERMINATED:  # its end may not have seen this one
-            self._loop_ended()
 
     def stop(self) -> None:
         """Stop watching. When this returns, no handler runs any more, except one that called this. Any thread."""

@@ -113,7 +113,7 @@ def unique(make_loop, tmp_path):
     from nbloop.aio.transports import Stream
     from nbloop.js import scopes
     from nbloop.kernels.promises.classes import Eventual
-    from nbloop.observe import server, shared
+    from nbloop.observe import serve, shared
     from nbloop.observe.profile import Profiler
 
     with contextlib.ExitStack() as end:
@@ -136,7 +136,7 @@ def unique(make_loop, tmp_path):
         workers._add(nbloop.new_event_loop())
         end.callback(workers._waiting.close)
         end.callback(workers._close)
-        served = end.enter_context(server.DebugServer(loop, 0))
+        served = end.enter_context(serve(loop))
         made = [
             *(loop, view, promise, eventual, resolve.__self__, ResultSlots(view._view, print), producer),
             *(view._view, loop._state, loop._state.base, producer._state, loop.recorder, watchdog, loop._shared),

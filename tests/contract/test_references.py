@@ -343,3 +343,29 @@ def test_hooks_do_not_keep_the_loop():
     del owner
     gc.collect()
     assert gone() is None
+
+
+@pytest.mark.parametrize("put", ["schedule_microtask", "schedule_next_tick", "submit_internal", "schedule_close"])
+def test_the_collector_finds_what_waits_in_each_block_of_a_ring(make_loop, turns, put):
+    """Once each, from the oldest on, however many blocks they fill, and nothing that has run."""
+    loop = make_loop()
+    many = 20_000
+    callbacks = [partial(int, n) for n in range(many)]
+    seen = []
+
+    def some():
+        for callback in callbacks[: many // 3]:  # so that the rest begin in the middle of a block
+            getattr(loop, put)(callback)
+
+    def rest():
+        for callback in callbacks[many // 3 :]:
+            getattr(loop, put)(callback)
+        seen.extend(id(one) for one in gc.get_referents(loop._state) if type(one) is partial)
+
+    loop.submit(some)
+    turns(loop, 2)
+    loop.submit(rest)
+    turns(loop, 2)
+    mine = set(map(id, callbacks))
+    assert [one for one in seen if one in mine] == [id(one) for one in callbacks[many // 3 :]]
+    assert not loop.alive()

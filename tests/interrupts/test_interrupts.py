@@ -120,20 +120,12 @@ def _handlers() -> Iterator[None]:
 
 
 KINDS = {"ctrl-c": signal.SIGINT, "handler": signal.SIGUSR1}
-# What some place of these leaves behind, as docs/reliability.md says under "not covered".
-OPEN = {"debug_server": "a server that was made and reached nobody, who could close it"}
-
-
-def tried(scenario: Scenario, kind: str) -> Any:
-    name = scenario.__name__
-    marks = [pytest.mark.skip(f"open: leaves {OPEN[name]}")] if name in OPEN else []
-    return pytest.param(scenario, KINDS[kind], id=f"{name}-{kind}", marks=marks)
 
 
 @pytest.mark.parametrize(
     ("scenario", "number"),
     [
-        tried(scenario, kind)
+        pytest.param(scenario, number, id=f"{scenario.__name__}-{kind}")
         for scenario in SCENARIOS
         for kind, number in KINDS.items()
         if number == signal.SIGINT or scenario not in ONLY_CTRL_C

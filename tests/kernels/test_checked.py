@@ -20,13 +20,7 @@ pytestmark = pytest.mark.slow
 
 # What a bug is, where, and what shows it: the play that touches what is not there.
 PLANTED = {
-    "a ring that forgets to wrap": ("ring.ring_push", "(tail & get(ring + RING.MASK)) << 3", "tail << 3", "rings"),
-    "a ring that takes itself for larger": (
-        "ring.ring_resize",
-        "RING.MASK, cells - 1",
-        "RING.MASK, 2 * cells - 1",
-        "rings",
-    ),
+    "a ring that forgets where a block ends": ("ring.ring_push", "at == get(ring + RING.TAIL_END)", "at == 0", "rings"),
     "a slot of the next slab": (
         "slot_slabs.slot_at",
         "slot & (PER_SLAB - 1)",

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from nbloop.kernels.memory.pool import KEEP_CHUNKS, PER_SLAB, pool_address, pool_give, pool_take, pool_trim
+from nbloop.kernels.memory import pool as module
+from nbloop.kernels.memory.pool import KEEP_CHUNKS, PER_SLAB, PORTION, pool_address, pool_give, pool_take, pool_trim
 from tests.support import naive, rig
 
 CELLS = 16
+KEEP = 2  # slabs
 
 
 class PoolMachine(RuleBasedStateMachine):
-    """Chunks are taken, written to, zeroed, given back; now and then the pool is trimmed, and memory runs out."""
+    """Chunks are taken, written to, zeroed, given back; now and then the pool is trimmed, wholly or in part, and memory
+    runs out.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -21,6 +26,21 @@ class PoolMachine(RuleBasedStateMachine):
         self.record = self.memory.record["pool"]
         self.naive = naive.Pool()
         self.others = set(rig.maps.living)
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(module, "KEEP_CHUNKS", KEEP * PER_SLAB)
+        self.patch.setattr(module, "PORTION", 50)
+
+    def teardown(self) -> None:
+        self.patch.undo()
+
+    def chain(self) -> list[int]:
+        """What a trim that is not over has taken out of the stack."""
+        found = []
+        at = int(self.record["taken"])
+        while at:
+            found.append(at - 1)
+            at = int(rig.table(int(self.record["next"]) + 8 * (at - 1), 1)[0])
+        return found
 
     def free(self) -> list[int]:
         return rig.stacked(self.pool + rig.layout.POOL.FREE, int(self.record["next"]))
@@ -40,7 +60,7 @@ class PoolMachine(RuleBasedStateMachine):
         elif rig.maps.failing:
             assert chunk == -1
             assert self.slabs() == slabs
-        elif 0 in slabs:
+        elif {s for s, at in enumerate(slabs) if at == 0} - {c // PER_SLAB for c in self.chain()}:
             assert slabs[chunk // PER_SLAB] == 0, "a number was left unused, and a new one taken"
         else:
             assert len(self.slabs()) == len(slabs) + 1
@@ -73,14 +93,29 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule()
     def trim(self) -> None:
-        """Given back is every slab that was wholly free, all but `KEEP_CHUNKS`; nothing else changes."""
+        """Given back is every slab that was wholly free, all but `KEEP`, once there are twice as many; nothing else
+        changes. It ends.
+        """
+        while pool_trim(self.pool):  # one that had begun
+            self.in_one_place()
         free = self.free()
         whole = [s for s, at in enumerate(self.slabs()) if at and not any(c // PER_SLAB == s for c in self.naive.taken)]
-        expected = max(0, len(whole) - KEEP_CHUNKS // PER_SLAB)
-        assert pool_trim(self.pool) == expected
+        expected = max(0, len(whole) - KEEP) if len(free) > 2 * KEEP * PER_SLAB else 0
+        while pool_trim(self.pool):
+            self.in_one_place()
         gone = {s for s in whole if self.slabs()[s] == 0}
         assert len(gone) == expected
         assert set(self.free()) == {chunk for chunk in free if chunk // PER_SLAB not in gone}
+
+    @rule()
+    def trim_a_little(self) -> None:
+        """What comes between has another moment each time."""
+        before = int(self.record["taking"]), len(self.chain()), len(self.free())
+        more = pool_trim(self.pool)
+        assert more == (self.record["taking"] != 0 or self.record["taken"] != 0)
+        assert abs(len(self.free()) - before[2]) <= 50
+        if before[0] == 0 and before[1]:
+            assert before[1] - 50 <= len(self.chain()) < before[1]
 
     @rule(failing=st.booleans())
     def allocations(self, failing: bool) -> None:
@@ -88,12 +123,14 @@ class PoolMachine(RuleBasedStateMachine):
 
     @invariant()
     def in_one_place(self) -> None:
-        """A chunk is in the stack or with its owner, never both, and together they are all of every slab."""
-        free = self.free()
+        """A chunk is in the stack, in the chain or with its owner, in one only; together they are all of every slab."""
+        free, chain = self.free(), self.chain()
+        assert len(chain) == len(set(chain))
+        assert not set(chain) & (self.naive.taken | set(free))
         assert len(free) == len(set(free)) == int(self.record["free_chunks"])
         assert not self.naive.taken & set(free)
         whole = {s * PER_SLAB + i for s, at in enumerate(self.slabs()) if at for i in range(PER_SLAB)}
-        assert self.naive.taken | set(free) == whole
+        assert self.naive.taken | set(free) | {c for c in chain if self.slabs()[c // PER_SLAB]} == whole
 
     @invariant()
     def free_is_zero(self) -> None:
@@ -121,13 +158,14 @@ TestPool.settings = rig.settings(rig.MACHINE, max_examples=15, stateful_step_cou
 def test_trim_keeps_so_many_and_their_numbers_are_used_again() -> None:
     """After a burst just `KEEP_CHUNKS` stay; the next burst takes the numbers of the slabs that were released."""
     memory = rig.Memory(chunk_size=CELLS)
-    slabs = KEEP_CHUNKS // PER_SLAB + 3
+    slabs = 2 * KEEP_CHUNKS // PER_SLAB + 3
     for _ in range(3):
         taken = [pool_take(memory.pool) for _ in range(slabs * PER_SLAB)]
         assert sorted(taken) == list(range(slabs * PER_SLAB))
         for chunk in taken:
             pool_give(memory.pool, chunk)
-        assert pool_trim(memory.pool) == 3
+        while pool_trim(memory.pool):
+            pass
         assert memory.record["pool"]["free_chunks"] == KEEP_CHUNKS
         addresses = rig.table(int(memory.record["pool"]["slabs"]), slabs)
         assert (addresses != 0).sum() == KEEP_CHUNKS // PER_SLAB
@@ -145,3 +183,21 @@ def test_a_slab_without_a_number_is_let_go_of() -> None:
     assert memory.record["pool"]["slab_count"] == 2
     pool_give(memory.pool, taken[0])
     assert pool_take(memory.pool) == taken[0]
+
+
+def test_a_large_pool_is_trimmed_in_portions() -> None:
+    """No call takes out, puts back or releases more than its portion, and the last one says so."""
+    memory = rig.Memory(chunk_size=CELLS)
+    taken = [pool_take(memory.pool) for _ in range(6 * PORTION)]
+    for chunk in taken:
+        pool_give(memory.pool, chunk)
+    free, maps = 6 * PORTION, len(rig.maps.living)
+    calls = 1
+    while pool_trim(memory.pool):
+        now = int(memory.record["pool"]["free_chunks"])
+        assert abs(now - free) <= PORTION
+        assert maps - len(rig.maps.living) <= PORTION // PER_SLAB
+        free, maps = now, len(rig.maps.living)
+        calls += 1
+    assert calls >= 12
+    assert memory.record["pool"]["free_chunks"] == KEEP_CHUNKS

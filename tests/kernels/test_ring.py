@@ -3,32 +3,70 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 
+import numpy as np
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from nbloop.kernels.memory.ring import SMALL, ring_length, ring_pop, ring_push, ring_trim
+from nbloop.kernels.memory import ring as module
+from nbloop.kernels.memory.ring import LARGE, LINK, SMALL, ring_end, ring_length, ring_pop, ring_push, ring_trim
 from tests.support import rig
+
+FEW, MORE = 4, 7  # words in a block
+
+
+def blocks_of(record: rig.Any) -> list[tuple[int, int]]:
+    """(first cell, end of the cells) of each block in use."""
+    found = []
+    end = int(record["head_end"])
+    while end:
+        following, start = (int(word) for word in rig.table(end, 2))
+        found.append((start, end))
+        end = following
+    return found
+
+
+def content(record: rig.Any) -> list[int]:
+    """What waits, as the blocks have it."""
+    words: list[int] = []
+    at = int(record["head_at"])
+    for start, end in blocks_of(record):
+        at = at if start <= at <= end else start
+        until = int(record["tail_at"]) if end == record["tail_end"] else end
+        words += rig.table(at, (until - at) // 8).tolist()
+        at = -1
+    return words
 
 
 class RingMachine(RuleBasedStateMachine):
-    """A ring that starts with four cells, so that it grows and wraps often."""
+    """A ring with blocks of four words, or of seven while so many wait, so that it grows and crosses often."""
 
     def __init__(self) -> None:
         super().__init__()
         self.memory = rig.Memory()
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(module, "SMALL", 8 * FEW + LINK)
+        self.patch.setattr(module, "LARGE", 8 * MORE + LINK)
         self.ring = self.memory.base + rig.layout.STATE.MICROTASKS
+        ring_end(self.ring)  # of the first block, which is not as small
+        self.memory.record["microtasks"] = np.zeros((), rig.layout.RING.dtype)
         self.record = self.memory.record["microtasks"]
-        self.record["mask"] = 3
         self.others = set(rig.blocks.living)
         self.naive: deque[int] = deque()
         self.next = 1
 
+    def teardown(self) -> None:
+        ring_end(self.ring)
+        assert set(rig.blocks.living) <= self.others, "an ended ring keeps nothing"
+        self.patch.undo()
+
     @rule(count=st.sampled_from([1, 1, 2, 3, 5, 40]))
     def push(self, count: int) -> None:
-        """Refused only if full, and if there is no memory for a larger array; then nothing has changed."""
+        """Refused only if the block is full, and if there is no memory for another; then nothing has changed."""
         for _ in range(count):
-            full = len(self.naive) > self.record["mask"]
+            full = self.record["tail_at"] == self.record["tail_end"] and self.record["spare"] == 0
             status = ring_push(self.ring, self.next)
             assert status == (-1 if full and rig.blocks.failing else 0)
             if status == 0:
@@ -43,10 +81,13 @@ class RingMachine(RuleBasedStateMachine):
 
     @rule()
     def trim(self) -> None:
-        """Small rings and rings in use stay as they are."""
-        cells = self.record["cells"]
+        """A large block of an empty ring goes; a small one, and all of a ring in use, stays."""
+        before = blocks_of(self.record)
         ring_trim(self.ring)
-        assert self.record["cells"] == cells
+        if self.naive or all(end - start == 8 * FEW for start, end in before):
+            assert blocks_of(self.record) == before
+        else:
+            assert blocks_of(self.record) == []
 
     @rule(failing=st.booleans())
     def allocations(self, failing: bool) -> None:
@@ -54,45 +95,78 @@ class RingMachine(RuleBasedStateMachine):
 
     @invariant()
     def same(self) -> None:
-        """head <= tail <= head + mask + 1, and the cells between are the twin's."""
-        head, tail, mask = (int(self.record[name]) for name in ("head", "tail", "mask"))
-        assert head <= tail <= head + mask + 1
-        assert ring_length(self.ring) == tail - head == len(self.naive)
-        cells = rig.table(int(self.record["cells"]), mask + 1)
-        assert [int(cells[at & mask]) for at in range(head, tail)] == list(self.naive)
+        """What waits is the twin's."""
+        assert ring_length(self.ring) == self.record["tail"] - self.record["head"] == len(self.naive)
+        assert content(self.record) == list(self.naive)
 
     @invariant()
-    def one_block(self) -> None:
-        """Growing releases the old block."""
-        assert set(rig.blocks.living) - self.others <= {int(self.record["cells"])}
+    def no_more_than_needed(self) -> None:
+        """What has drained was given back, or is the spare, which is small."""
+        used = {start for start, _ in blocks_of(self.record)}
+        spare = int(self.record["spare"])
+        if spare:
+            start = int(rig.table(spare, 2)[1])
+            assert start not in used
+            assert spare - start == 8 * FEW
+            used.add(start)
+        assert set(rig.blocks.living) - self.others == used - self.others
+        assert len(blocks_of(self.record)) <= 2 + len(self.naive) // FEW
+
+    @invariant()
+    def large_ones_for_a_backlog(self) -> None:
+        assert {(end - start) // 8 for start, end in blocks_of(self.record)} <= {FEW, MORE}
+        if len(self.naive) > 6 * MORE:
+            assert len(blocks_of(self.record)) <= 5 + len(self.naive) // MORE
 
 
 TestRing = RingMachine.TestCase
 TestRing.settings = rig.MACHINE
 
 
-def test_trim_lets_go_of_a_large_empty_block() -> None:
-    """What a burst has left is given back before a sleep; without memory for a small one the large one is kept."""
-    memory = rig.Memory()
+@pytest.fixture
+def memory() -> Iterator[rig.Memory]:
+    yield rig.Memory()
+    rig.blocks.failing = rig.maps.failing = False
+
+
+def test_a_burst_leaves_nothing(memory: rig.Memory) -> None:
+    """Its blocks are maps, each is given back when it has drained, and the last before a sleep."""
     ring = memory.base + rig.layout.STATE.MICROTASKS
     before = set(rig.maps.living)
-    burst = 16 * SMALL + 1
+    burst = 16 * SMALL
     for word in range(burst):
         assert ring_push(ring, word) == 0
-    record = memory.record["microtasks"]
-    large = 32 * SMALL - 1
     ring_trim(ring)
-    assert record["mask"] == large, "it was not empty"
+    most = len(set(rig.maps.living) - before)
+    assert most == -(-(burst - (SMALL - LINK) // 8) // ((LARGE - LINK) // 8)), "so large a block is a map"
     for word in range(burst):
         assert ring_pop(ring) == word
-    assert set(rig.maps.living) - before == {int(record["cells"])}, "so large a block is a map"
-    rig.blocks.failing = True
+        left = len(set(rig.maps.living) - before)
+        assert left <= 2 + (burst - word) // ((LARGE - LINK) // 8)
     ring_trim(ring)
-    assert record["mask"] == large
-    rig.blocks.failing = False
-    ring_trim(ring)
-    assert record["mask"] == SMALL - 1
     assert set(rig.maps.living) == before
-    assert int(record["cells"]) in rig.blocks.living
     assert ring_push(ring, 7) == 0
     assert ring_pop(ring) == 7
+
+
+def test_growing_copies_nothing(memory: rig.Memory) -> None:
+    """A word stays where it was put, however many follow: no push takes longer than another by what waits."""
+    ring = memory.base + rig.layout.STATE.MICROTASKS
+    record = memory.record["microtasks"]
+    for word in range(10):
+        assert ring_push(ring, word) == 0
+    at = int(record["head_at"])
+    for word in range(10, 100_000):
+        assert ring_push(ring, word) == 0
+    assert int(record["head_at"]) == at
+    assert rig.table(at, 10).tolist() == list(range(10))
+
+
+def test_a_short_ring_alternates_between_two_blocks(memory: rig.Memory) -> None:
+    """It asks nobody for memory."""
+    ring = memory.base + rig.layout.STATE.MICROTASKS
+    for word in range(3 * SMALL):
+        assert ring_push(ring, word) == 0
+        assert ring_pop(ring) == word
+        if word == SMALL // 4:
+            rig.blocks.failing = rig.maps.failing = True

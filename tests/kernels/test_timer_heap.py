@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from nbloop.kernels.base.layout import SLOT_BITS
-from nbloop.kernels.timers.timer_heap import SMALL_HEAP, heap_insert, heap_pop, heap_reserve, heap_trim, order_of
+from nbloop.kernels.timers import timer_heap
+from nbloop.kernels.timers.timer_heap import (
+    LARGE_HEAP,
+    MOST,
+    SMALL_HEAP,
+    heap_insert,
+    heap_pop,
+    heap_reserve,
+    heap_trim,
+    order_of,
+)
 from tests.support import naive, rig
 
 
@@ -82,3 +93,33 @@ def test_large_block_is_given_back_when_hardly_used() -> None:
         popped.append(int(rig.table(int(record["heap"]), 1)[0]))
         heap_pop(timers)
     assert popped == list(range(1, 11))
+
+
+def test_a_large_heap_gets_room_for_all_timers_at_once() -> None:
+    """Only what is used has pages; so it is copied while it is small, and never again."""
+    memory = rig.Memory()
+    timers, record = memory.timers, memory.record["timers"]
+    for number in range(100):
+        assert heap_reserve(timers, 1) == 0
+        heap_insert(timers, 100 - number, number + 1 << SLOT_BITS)
+    assert heap_reserve(timers, LARGE_HEAP) == 0
+    assert record["capacity"] == MOST
+    block = int(record["heap_block"])
+    assert heap_reserve(timers, MOST - 100) == 0
+    assert int(record["heap_block"]) == block
+    heap_trim(timers)
+    assert record["capacity"] == 200
+    assert sorted(rig.table(int(record["heap"]), 200)[::2].tolist()) == list(range(1, 101))
+
+
+def test_a_heap_without_room_for_all_timers_doubles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system may refuse so many addresses."""
+    taken = timer_heap.block_take
+    monkeypatch.setattr(timer_heap, "block_take", lambda size: 0 if size > 1 << 24 else taken(size))
+    memory = rig.Memory()
+    assert heap_reserve(memory.timers, LARGE_HEAP + 1) == 0
+    assert memory.record["timers"]["capacity"] == LARGE_HEAP + 1
+    assert heap_reserve(memory.timers, LARGE_HEAP + 2) == 0
+    assert memory.record["timers"]["capacity"] == 2 * LARGE_HEAP + 2
+    assert heap_reserve(memory.timers, MOST) == -1
+    assert memory.record["timers"]["capacity"] == 2 * LARGE_HEAP + 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import gc
 import http.client
 import json
 import os
@@ -16,6 +17,7 @@ import sys
 import threading
 import time
 import tracemalloc
+import weakref
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -279,6 +281,34 @@ def test_a_loop_that_does_not_measure(loop: Loop) -> None:
 def test_bad_port(loop: Loop, port: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match="port must be"):
         serve(loop, port)
+
+
+def test_it_ends_with_a_forgotten_loop(wait_for: Any) -> None:
+    """It does not keep the loop, whose end gives the port back."""
+    loop = Loop()
+    server = serve(loop)
+    forgotten = weakref.ref(loop)
+    del loop
+    gc.collect()
+    assert forgotten() is None
+    wait_for(lambda: not server._thread.is_alive())
+    with Loop() as other, serve(other, server.port) as again:
+        assert again.port == server.port
+
+
+def test_a_server_without_a_thread_leaves_its_port(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+
+    def fail(thread: threading.Thread) -> None:
+        taken.append(thread._target.__self__.server_address[1])  # type: ignore[attr-defined]
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("nbloop.observe.server.begin", fail)
+    with pytest.raises(RuntimeError, match="new thread"):
+        serve(loop)
+    monkeypatch.undo()
+    with serve(loop, taken[0]) as server:
+        assert server.port == taken[0]
 
 
 def test_closing_gives_the_port_back(loop: Loop) -> None:

@@ -173,13 +173,13 @@ def locked(path, content):
 def test_what_names_no_block_is_left_alone(place):
     """Another version's, another namespace's, another file's, a file that can be truncated, and garbage."""
     with Loop(metrics="shared", name="good") as loop, contextlib.ExitStack() as stack:
-        pid, memory, device, inode = loop._shared.path.read_bytes().split()
+        pid, number, device, inode = loop._shared.path.read_bytes().split()
         mine = os.open(place.parent / "plain", os.O_RDWR | os.O_CREAT, 0o600)
         stack.callback(os.close, mine)
         os.write(mine, bytes(loop._block))
         found = os.fstat(mine)
-        other = shared._make_memory()
-        stack.callback(os.close, other)
+        memory = stack.enter_context(shared._make_memory())
+        other = memory.fileno()
         os.pwrite(other, bytes(loop._block), 0)
         os.pwrite(other, b"another layout"[:8], 8)
         version = os.fstat(other)
@@ -187,8 +187,8 @@ def test_what_names_no_block_is_left_alone(place):
             b"",
             b"garbage",
             b"\0" * 100_000,
-            b"%s %s" % (pid, memory),
-            b"%s %s %s 1" % (pid, memory, device),
+            b"%s %s" % (pid, number),
+            b"%s %s %s 1" % (pid, number, device),
             b"1 1 %s %s" % (device, inode),
             b"-1 -1 0 0",
             b"9" * 190,
@@ -228,7 +228,7 @@ def test_nobody_can_truncate_what_is_mapped(place):
         os.truncate(seen.path, 0)
         for size in (0, 4096, shared.SIZE - 1, shared.SIZE + 1):
             with pytest.raises(PermissionError):
-                os.truncate(f"/proc/self/fd/{loop._shared._memory}", size)
+                os.truncate(f"/proc/self/fd/{loop._shared._files.memory.fileno()}", size)
         ran = threading.Event()
         loop.submit(ran.set)
         assert ran.wait(PATIENCE)
@@ -239,11 +239,8 @@ def test_nobody_can_truncate_what_is_mapped(place):
 
 def test_the_pages_are_there_before_the_loop_is():
     """So no later moment can find that there is no memory left for one."""
-    memory = shared._make_memory()
-    try:
-        assert os.fstat(memory).st_blocks * 512 >= shared.SIZE
-    finally:
-        os.close(memory)
+    with shared._make_memory() as memory:
+        assert os.fstat(memory.fileno()).st_blocks * 512 >= shared.SIZE
 
 
 def test_no_room_is_an_error_of_the_constructor(place, monkeypatch):
@@ -327,7 +324,7 @@ if os.fork() == 0:
     os._exit(0)
 os.read(r_ready, 1)
 (one,) = shared.loops()
-os.close(loop._shared._fd)  # as if it was killed
+loop._shared._files.file.close()  # as if it was killed
 assert not one.alive()
 os.write(w, b"x")
 os.wait()

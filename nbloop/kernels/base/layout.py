@@ -110,11 +110,17 @@ POOL = record(
     _words("free", "free_retries"),  # shared: stack of chunk numbers
     _words("free_slabs", "free_slabs_retries", "slab_count"),  # shared: stack of slab numbers; first number never used
     _words("free_chunks"),  # shared: number of chunks in `free`, for the decision to give memory back
+    # Of the loop thread, while it gives memory back: how many chunks are still to be taken out of `free`; the last one
+    # that was, + 1; how many wholly free slabs it has kept.
+    _words("taking", "taken", "kept"),
 )
 
 # A growable ring of callables with one owner (ring.py). 64 bytes, two to a line: both belong to the loop thread.
 RING = Record(
-    "RING", np.dtype([(name, np.int64) for name in ("cells", "mask", "head", "tail", "_4", "_5", "_6", "_7")])
+    "RING",
+    np.dtype(
+        [(name, np.int64) for name in ("head_at", "head_end", "tail_at", "tail_end", "head", "tail", "spare", "_7")]
+    ),
 )
 
 # Timers (timer_slots.py): slots that any thread may arm or cancel, and the heap (timer_heap.py) of timers due soon.

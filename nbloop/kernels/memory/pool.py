@@ -5,23 +5,28 @@ memory mapping (system.py) that is made when the stack of free chunks is empty. 
 which they visit once per chunk, not once per task. Idea: a number says both where the chunk lies (slab table + offset)
 and where it waits (stack.py), so nothing is ever searched.
 
-Invariants: a free chunk is zero; a chunk is in the stack or in one directory entry of one queue, never both; only a
-slab's entry in ``slabs`` refers to its mapping.
+Invariants: a free chunk is zero; a chunk is in one place only: in the stack, in the chain or in a directory entry of
+one queue; only a slab's entry in ``slabs`` refers to its mapping. A slab's link in ``slab_next``, while its number is
+in use, counts its chunks in the chain; if it was released, the count is negative.
 
 `pool_trim` gives memory back: it empties the stack, and releases each slab all of whose 64 chunks came out of it. It
-runs on the loop thread before a sleep, when more than `KEEP_CHUNKS` are free, so a loop under load never pays for it.
+runs on the loop thread before a sleep, when more than `2 * KEEP_CHUNKS` are free, so a loop under load never pays for
+it. After a backlog of ten million tasks it takes 15 ms, so it does `PORTION` chunks in each turn. Chunks that it has
+taken out of the stack, and not yet put back, wait in a chain of their own; whoever needs one meanwhile gets a new slab.
 It loses when a backlog leaves one chunk in use in every slab: then nothing can be released until those drain.
 """
 
 from __future__ import annotations
 
-from ..base.atomics import exchange, fetch_add, get, load, store
+from ..base.atomics import exchange, fetch_add, get, load, put, store
 from ..base.kernel import helper, inlined
 from ..base.layout import CHUNKS_PER_SLAB_BITS, POOL
 from .stack import stack_pop, stack_push
 from .system import map_give, map_take
 
 PER_SLAB = 1 << CHUNKS_PER_SLAB_BITS
+PORTION = 2048  # chunks that are taken out or put back in one turn, which takes 0.1 ms
+RELEASE_BITS = 10  # releasing a slab counts as one of them for each KiB, so that a turn releases at most 2 MiB
 KEEP_CHUNKS = 8 * PER_SLAB  # half a megabyte at the default chunk size: a burst of 65,536 tasks without a new mapping
 
 
@@ -51,6 +56,7 @@ def pool_take(pool: int) -> int:
             map_give(made, size)
             return -1
     store(get(pool + POOL.SLABS) + (slab << 3), made)
+    store(get(pool + POOL.SLAB_NEXT) + (slab << 3), 0)  # a delayed stack_pop may read it, and its swap then fails
     first = slab << CHUNKS_PER_SLAB_BITS
     table = get(pool + POOL.NEXT)
     for chunk in range(first + 1, first + PER_SLAB - 1):
@@ -82,59 +88,62 @@ def pool_end(pool: int) -> None:
     slabs = exchange(pool + POOL.SLAB_COUNT, 0)
     store(pool + POOL.FREE, 0)
     store(pool + POOL.FREE_SLABS, 0)
+    put(pool + POOL.TAKING, 0)
+    put(pool + POOL.TAKEN, 0)
     for slab in range(slabs):
         slab_give(pool, slab)
 
 
 @helper
-def pool_trim(pool: int) -> int:
-    """Release the completely free slabs, but keep `KEEP_CHUNKS`; return how many were released. Loop thread; O(free
-    chunks).
+def pool_trim(pool: int) -> bool:
+    """A portion of the work of releasing the completely free slabs, but `KEEP_CHUNKS`: first it takes chunks out of the
+    stack, as many as were free when it began, then it puts them back or releases their slabs. Whether more is left to
+    do. Loop thread.
 
-    It needs no extra memory: chunks popped from the stack are chained through their own links, and a slab's free
-    chunks are counted in the slab's link, which is otherwise used only while the slab's number is free.
+    It needs no extra memory: chunks that were taken out are chained through their own links, and a slab's are counted
+    in the slab's link. A released slab's number may be used again once all its chunks are accounted for.
     """
     table = get(pool + POOL.NEXT)
-    taken = -1  # numbers taken out, chained through the table
-    while True:
+    counts = get(pool + POOL.SLAB_NEXT)
+    if get(pool + POOL.TAKING) == 0 and get(pool + POOL.TAKEN) == 0:
+        free = load(pool + POOL.FREE_CHUNKS)
+        if free <= 2 * KEEP_CHUNKS:
+            return False
+        put(pool + POOL.TAKING, free)
+        put(pool + POOL.KEPT, 0)
+    left = PORTION
+    while left > 0 and get(pool + POOL.TAKING) != 0:
         chunk = stack_pop(pool + POOL.FREE, table)
         if chunk < 0:
+            put(pool + POOL.TAKING, 0)
             break
         fetch_add(pool + POOL.FREE_CHUNKS, -1)
-        store(table + (chunk << 3), taken)
-        taken = chunk
-    counts = get(pool + POOL.SLAB_NEXT)
-    chunk = taken
-    while chunk >= 0:
-        at = counts + ((chunk >> CHUNKS_PER_SLAB_BITS) << 3)
-        store(at, 0)  # not `put`: a delayed stack_pop may read the link before its swap fails
-        chunk = load(table + (chunk << 3))
-    chunk = taken
-    while chunk >= 0:
+        put(pool + POOL.TAKING, get(pool + POOL.TAKING) - 1)
+        left -= 1
         at = counts + ((chunk >> CHUNKS_PER_SLAB_BITS) << 3)
         store(at, get(at) + 1)
-        chunk = load(table + (chunk << 3))
-    released = kept = 0
-    chunk = taken
-    while chunk >= 0:
-        below = load(table + (chunk << 3))
+        store(table + (chunk << 3), get(pool + POOL.TAKEN))
+        put(pool + POOL.TAKEN, chunk + 1)
+    while left > 0 and get(pool + POOL.TAKEN) != 0:
+        chunk = get(pool + POOL.TAKEN) - 1
+        put(pool + POOL.TAKEN, load(table + (chunk << 3)))
+        left -= 1
         slab = chunk >> CHUNKS_PER_SLAB_BITS
-        count = get(counts + (slab << 3))
-        if count == PER_SLAB and kept < KEEP_CHUNKS // PER_SLAB:
-            kept += 1
-            store(counts + (slab << 3), 0)
-            count = 0
-        if count < PER_SLAB and count >= 0:
-            pool_give(pool, chunk)
-        elif count == PER_SLAB:
-            store(counts + (slab << 3), -1)  # condemned: released at its first chunk, and its other chunks are skipped
+        at = counts + (slab << 3)
+        count = get(at)
+        if count == PER_SLAB and get(pool + POOL.KEPT) == KEEP_CHUNKS // PER_SLAB:
             slab_give(pool, slab)
-            released += 1
-        chunk = below
-    # Only now may the numbers of released slabs be used again: their chunks are all accounted for.
-    if released:
-        # `slab_count` briefly exceeds the limit while a `pool_take` finds that no number is left.
-        for slab in range(min(load(pool + POOL.SLAB_COUNT), get(pool + POOL.SLAB_LIMIT))):
-            if get(counts + (slab << 3)) == -1:
+            left -= (get(pool + POOL.CHUNK_BYTES) << CHUNKS_PER_SLAB_BITS) >> RELEASE_BITS
+            count = 1 - PER_SLAB
+            store(at, count)
+        elif count > 0:
+            if count == PER_SLAB:
+                put(pool + POOL.KEPT, get(pool + POOL.KEPT) + 1)
+            store(at, count - 1)
+            pool_give(pool, chunk)
+        else:
+            count += 1
+            store(at, count)
+            if count == 0:
                 stack_push(pool + POOL.FREE_SLABS, counts, slab, slab)
-    return released
+    return get(pool + POOL.TAKING) != 0 or get(pool + POOL.TAKEN) != 0

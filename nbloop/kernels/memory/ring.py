@@ -1,10 +1,19 @@
-"""A growable ring of words with one owner: microtasks, next-ticks, immediates, close callbacks, internal tasks.
+"""A ring: a growable queue of words with one owner. Microtasks, next-ticks, immediates, close callbacks and internal
+tasks wait in rings.
 
-Everything here belongs to the loop thread (other threads' microtasks come through the remote queue), so it is the
-plain textbook ring: power-of-two cells, head and tail that only grow. Growth doubles the block of cells; `ring_trim`
-releases a large empty one before a sleep. It loses against a deque only while growing, which copies: amortised O(1).
+Everything here belongs to the loop thread (other threads' microtasks come through the remote queue), so it needs no
+atomic but for the counts. Problem: a ring that doubles copies all that waits in one piece; with ten million entries
+that held up a stop of the world for 0.2 s. Idea: a chain of blocks. A push at the end of the last block takes another
+one, and a pop at the end of the first gives it back, so both are O(1) whatever waits. The words that link a block lie
+behind its last cell.
 
-Invariants: head <= tail <= head + mask + 1; the content of cells outside [head, tail) is meaningless.
+A short ring uses blocks of 8 KiB, of which it keeps one spare: it alternates between two. A backlog takes blocks of
+64 KiB, which are mappings and go back to the system as they drain. An array used as a ring would save each pop a
+comparison.
+
+Invariants: cells from ``head_at`` in the first block to ``tail_at`` in the last one hold the words number ``head`` to
+``tail``; the content of all others is meaningless. A ring without blocks is all zeros but for the two counts. An empty
+one has at most one block, beside the spare.
 """
 
 from __future__ import annotations
@@ -14,7 +23,9 @@ from ..base.kernel import apart, helper, inlined
 from ..base.layout import RING
 from .system import block_give, block_take
 
-SMALL = 1024  # cells that an empty ring keeps
+SMALL = 1 << 13  # bytes of a block
+LARGE = 1 << 16  # of a block, while at least a small one's worth of words waits: the smallest that is a mapping
+LINK = 16  # bytes at the end of a block: the end of the next block's cells, or 0; the address of this block
 
 
 @inlined
@@ -38,62 +49,100 @@ def ring_seen(ring: int) -> bool:
 
 @inlined
 def ring_push(ring: int, word: int) -> int:
-    """Append a word. Returns 0, or -1 if the ring is full and there is no memory for more. Owner; amortised O(1)."""
-    tail = get(ring + RING.TAIL)
-    if tail - get(ring + RING.HEAD) > get(ring + RING.MASK) and ring_resize(ring, 2 * (get(ring + RING.MASK) + 1)) < 0:
-        return -1
-    put(get(ring + RING.CELLS) + ((tail & get(ring + RING.MASK)) << 3), word)
-    store(ring + RING.TAIL, tail + 1)
+    """Append a word. Returns 0, or -1 if the last block is full and there is no memory for another. Owner; O(1)."""
+    at = get(ring + RING.TAIL_AT)
+    if at == get(ring + RING.TAIL_END):
+        at = ring_grow(ring)
+        if at == 0:
+            return -1
+    put(at, word)
+    put(ring + RING.TAIL_AT, at + 8)
+    store(ring + RING.TAIL, get(ring + RING.TAIL) + 1)
     return 0
 
 
 @inlined
 def ring_pop(ring: int) -> int:
     """Take the oldest word; the ring must not be empty. Owner; O(1)."""
-    head = get(ring + RING.HEAD)
-    word = get(get(ring + RING.CELLS) + ((head & get(ring + RING.MASK)) << 3))
-    store(ring + RING.HEAD, head + 1)
-    return word
+    at = get(ring + RING.HEAD_AT)
+    if at == get(ring + RING.HEAD_END):
+        at = ring_cross(ring)
+    put(ring + RING.HEAD_AT, at + 8)
+    store(ring + RING.HEAD, get(ring + RING.HEAD) + 1)
+    return get(at)
 
 
 @apart
-def ring_resize(ring: int, cells: int) -> int:
-    """Move to a block of `cells` words, a power of two no smaller than the length. Returns 0, or -1 if there is no
-    memory, and then nothing has changed. Owner.
-    """
-    new = block_take(cells << 3)
-    if new == 0:
-        return -1
-    at = get(ring + RING.HEAD)
-    old, old_mask = get(ring + RING.CELLS), get(ring + RING.MASK)
-    while at < get(ring + RING.TAIL):
-        put(new + ((at & (cells - 1)) << 3), get(old + ((at & old_mask) << 3)))
-        at += 1
-    put(ring + RING.CELLS, new)
-    put(ring + RING.MASK, cells - 1)
-    block_give(old, (old_mask + 1) << 3)
-    return 0
+def ring_grow(ring: int) -> int:
+    """Add a block. Returns the address of its first cell, or 0 if there is no memory, and then nothing has changed."""
+    end = get(ring + RING.SPARE)
+    if end == 0:
+        size = SMALL if ring_length(ring) < SMALL >> 3 else LARGE
+        start = block_take(size)
+        if start == 0:
+            return 0
+        end = start + size - LINK
+        put(end + 8, start)
+    put(ring + RING.SPARE, 0)
+    put(end, 0)
+    last = get(ring + RING.TAIL_END)
+    if last == 0:
+        put(ring + RING.HEAD_AT, get(end + 8))
+        put(ring + RING.HEAD_END, end)
+    else:
+        put(last, end)
+    put(ring + RING.TAIL_END, end)
+    return get(end + 8)
+
+
+@apart
+def ring_cross(ring: int) -> int:
+    """Give up the first block, all of whose words were popped. Returns the address of the next one's first cell."""
+    end = get(ring + RING.HEAD_END)
+    following = get(end)
+    put(ring + RING.HEAD_END, following)
+    if get(ring + RING.SPARE) == 0 and end + LINK - get(end + 8) == SMALL:
+        put(ring + RING.SPARE, end)
+    else:
+        block_end(end)
+    return get(following + 8)
+
+
+@helper
+def block_end(end: int) -> None:
+    """Release the block whose cells end there."""
+    start = get(end + 8)
+    block_give(start, end + LINK - start)
 
 
 @helper
 def ring_trim(ring: int) -> None:
-    """Shrink an empty ring that a burst left large. Owner, before a sleep."""
-    if get(ring + RING.MASK) >= 16 * SMALL and ring_length(ring) == 0:
-        ring_resize(ring, SMALL)
+    """Release the large block of an empty ring. Owner, before a sleep."""
+    end = get(ring + RING.TAIL_END)
+    if end != 0 and ring_length(ring) == 0 and end + LINK - get(end + 8) > SMALL:
+        put(ring + RING.HEAD_AT, 0)
+        put(ring + RING.HEAD_END, 0)
+        put(ring + RING.TAIL_AT, 0)
+        put(ring + RING.TAIL_END, 0)
+        block_end(end)
 
 
 @helper
 def ring_open(ring: int) -> int:
-    """Give a zeroed ring its first cells. Returns 0, or -1 if there is no memory."""
-    cells = block_take(SMALL << 3)
-    if cells == 0:
-        return -1
-    put(ring + RING.CELLS, cells)
-    put(ring + RING.MASK, SMALL - 1)
-    return 0
+    """Give a zeroed ring its first block. Returns 0, or -1 if there is no memory."""
+    at = ring_grow(ring)
+    put(ring + RING.TAIL_AT, at)
+    return 0 if at != 0 else -1
 
 
 @helper
 def ring_end(ring: int) -> None:
-    """Release the cells, if there are any. The ring must no longer be in use."""
-    block_give(exchange(ring + RING.CELLS, 0), (get(ring + RING.MASK) + 1) << 3)
+    """Release all blocks. The ring must no longer be in use."""
+    end = exchange(ring + RING.HEAD_END, 0)
+    while end != 0:
+        following = get(end)
+        block_end(end)
+        end = following
+    spare = exchange(ring + RING.SPARE, 0)
+    if spare != 0:
+        block_end(spare)

@@ -60,11 +60,15 @@ def visit_queue(queue: int, visit: int, argument: int, remote: bool) -> int:
 @helper
 def visit_ring(ring: int, visit: int, argument: int) -> int:
     """Every reference in a ring."""
-    for at in range(get(ring + RING.HEAD), get(ring + RING.TAIL)):
-        word = get(get(ring + RING.CELLS) + ((at & get(ring + RING.MASK)) << 3))
-        status = visit_object(visit, word & POINTER_MASK, argument)
+    at, end = get(ring + RING.HEAD_AT), get(ring + RING.HEAD_END)
+    for _ in range(get(ring + RING.TAIL) - get(ring + RING.HEAD)):
+        if at == end:
+            end = get(end)
+            at = get(end + 8)
+        status = visit_object(visit, get(at) & POINTER_MASK, argument)
         if status != 0:
             return status
+        at += 8
     return 0
 
 

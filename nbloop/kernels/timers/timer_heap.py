@@ -17,10 +17,12 @@ from __future__ import annotations
 
 from ..base.atomics import before, exchange, get, put, store
 from ..base.kernel import apart, helper, inlined
-from ..base.layout import SLOT_BITS, TIMERS
+from ..base.layout import SLOT_BITS, SLOT_LIMIT, TIMERS
 from ..memory.system import block_give, block_take
 
 SMALL_HEAP = 64  # capacity of an empty heap, in entries
+LARGE_HEAP = 1 << 14  # entries: 256 KiB, which are copied in 0.1 ms
+MOST = 2 * SLOT_LIMIT + 1024  # no more than half are stale, a few apart: 128 MiB of addresses
 
 
 @helper
@@ -151,14 +153,25 @@ def heap_reserve(timers: int, count: int) -> int:
     capacity = get(timers + TIMERS.CAPACITY)
     if needed <= capacity:
         return 0
-    return heap_resize(timers, max(needed, 2 * capacity))
+    return heap_grow(timers, needed)
+
+
+@apart
+def heap_grow(timers: int, needed: int) -> int:
+    """Move to a larger block. A large heap gets room for all entries that there can be at once: the system gives pages
+    where they are first used, and nothing large is ever copied. Where it refuses that, the block doubles.
+    """
+    doubled = max(needed, 2 * get(timers + TIMERS.CAPACITY))
+    if doubled > LARGE_HEAP and needed <= MOST and heap_resize(timers, MOST) == 0:
+        return 0
+    return heap_resize(timers, doubled)
 
 
 @helper
 def heap_trim(timers: int) -> None:
-    """Shrink a large block that is hardly used any more. Called before a sleep."""
+    """Shrink a large block that is hardly used any more, by copying at most 2,048 entries. Called before a sleep."""
     capacity, size = get(timers + TIMERS.CAPACITY), get(timers + TIMERS.SIZE)
-    if capacity >= 64 * SMALL_HEAP and 8 * size < capacity:
+    if capacity >= 64 * SMALL_HEAP and 8 * size < min(capacity, LARGE_HEAP):
         heap_resize(timers, max(SMALL_HEAP, 2 * size))
 
 

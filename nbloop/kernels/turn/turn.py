@@ -30,7 +30,6 @@ from ..base.layout import (
     PARK_EPOLL,
     PARK_FUTEX,
     PARK_POLLER,
-    POOL,
     RUNNING,
     SLOTS_PER_SLAB_BITS,
     STATE,
@@ -39,7 +38,7 @@ from ..base.layout import (
 from ..calls.invoke import call_hook
 from ..ingress.parking import arrivals, fall_asleep, nap_ns, park, wide_awake
 from ..ingress.ticket_queue import queue_close_if_empty, queue_length, queue_reopen
-from ..memory.pool import KEEP_CHUNKS, pool_trim
+from ..memory.pool import pool_trim
 from ..memory.ring import ring_length, ring_trim
 from ..memory.slot_slabs import KEEP_SLABS, slots_trim
 from ..memory.slots import timers_referenced
@@ -80,8 +79,7 @@ def next_deadline(base: int) -> int:
 @helper
 def tidy(base: int) -> bool:
     """Before a sleep, release memory that a burst left behind. Whether more is left to release."""
-    if load(base + STATE.POOL + POOL.FREE_CHUNKS) > 2 * KEEP_CHUNKS:
-        pool_trim(base + STATE.POOL)
+    more = pool_trim(base + STATE.POOL)
     ring_trim(base + STATE.MICROTASKS)
     ring_trim(base + STATE.NEXT_TICKS)
     ring_trim(base + STATE.IMMEDIATES)
@@ -89,10 +87,10 @@ def tidy(base: int) -> bool:
     timers = base + STATE.TIMERS
     heap_trim(timers)
     if load(timers + TIMERS.SLOT_COUNT) <= (2 * KEEP_SLABS) << SLOTS_PER_SLAB_BITS:
-        return False
+        return more
     # No immediate waits now; one that another thread just scheduled makes no difference.
     used = load(timers + TIMERS.LIVE_HERE) + load(timers + TIMERS.LIVE_ELSEWHERE) + load(base + STATE.IO + IO.WATCHES)
-    return slots_trim(timers, used)
+    return slots_trim(timers, used) or more
 
 
 @helper

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import gc
 import os
 import signal
+import threading
 import urllib.request
-from typing import Any
 
-from nbloop.observe import serve
+from nbloop import Loop
+from nbloop.observe import serve, shared
 from nbloop.observe.contention import contention as contention_of
-from nbloop.observe.profile import profile
+from nbloop.observe.profile import Profiler, profile
+from nbloop.observe.server import DebugServer
+from nbloop.observe.watchdog import Watchdog
+from tests.support.waiting import wait_for
 from tests.support.world import World
 
 from .scenario import Steps, scenario
@@ -49,10 +55,51 @@ def dump(world: World) -> Steps:
 
 
 @scenario
+def shared_figures(world: World) -> Steps:
+    """What is half made leaves neither a file nor a descriptor."""
+    made: list[Loop] = []
+    yield lambda: made.append(Loop(metrics="shared"))
+    for loop in made:
+        assert len(own_files()) == 1
+        loop.close()
+    made.clear()
+    if own_files():
+        gc.collect()
+    assert own_files() == []
+
+
+def own_files() -> list[str]:
+    return [name for name in os.listdir(shared.folder()) if f"{os.getpid()}-" in name]
+
+
+@scenario
+def shared_figures_end(world: World) -> Steps:
+    """The file goes with the loop, or with the next attempt to end it."""
+    loop = world.loop(metrics="shared")
+    yield loop.close
+    loop.close()
+    assert own_files() == []
+
+
+@scenario
+def shared_figures_read(world: World) -> Steps:
+    """A look opens nothing that stays."""
+    loop = world.loop(metrics="shared")
+
+    def look() -> bool:
+        return shared.loops(os.getpid())[0].alive()
+
+    yield look
+    assert [seen.name for seen in shared.loops(os.getpid())] == [loop.name]
+
+
+@scenario
 def watch(world: World) -> Steps:
-    """A watchdog whose making was interrupted ends with its loop."""
+    """A watchdog is returned, or there is none."""
     loop = world.running()
-    yield lambda: loop.watch(0.01)
+    made: list[Watchdog] = []
+    yield lambda: made.append(loop.watch(0.01))
+    assert [part for part in loop._all_parts() if isinstance(part, Watchdog)] == made
 
 
 @scenario
@@ -84,6 +131,18 @@ def dump_on(world: World) -> Steps:
 
 
 @scenario
+def profiler_start(world: World) -> Steps:
+    """Its thread ends, also where the caller has not learnt that it began."""
+    made = Profiler(1000)
+    begun: list[None] = []
+    yield lambda: begun.append(made.start())  # type: ignore[func-returns-value]
+    if begun:
+        made.stop()
+    else:
+        wait_for(lambda: not made._thread.is_alive())
+
+
+@scenario
 def profiler(world: World) -> Steps:
     """Its thread ends."""
     world.running()
@@ -92,15 +151,22 @@ def profiler(world: World) -> Steps:
 
 @scenario
 def debug_server(world: World) -> Steps:
-    """Its thread ends, and the port is free."""
+    """A server is returned that works, or there is none: its thread ends, and the port is free."""
     loop = world.running()
-    made: list[Any] = []
+    made: list[DebugServer] = []
     yield lambda: made.append(serve(loop))
     for server in made:
-        world.to_go(server)
         with urllib.request.urlopen(server.url + "healthz") as answer:
             assert answer.status == 200
-        server.close()
+        world.to_go(server).close()
+    wait_for(lambda: f"{loop.name}-debug" not in {thread.name for thread in threading.enumerate()})
+
+
+@scenario
+def debug_server_returned_by_c(world: World) -> Steps:
+    """Where nobody can have got the server, because a call of C returned it, it ends with its loop."""
+    loop = world.running()
+    yield functools.partial(serve, loop)
 
 
 @scenario
