@@ -52,6 +52,7 @@ def model() -> None:
     together(loop, read, read)
 
 
+@pytest.mark.slow
 def test_a_copy_is_of_one_moment() -> None:
     search(model, 60)
 

@@ -48,6 +48,7 @@ def model() -> None:
         assert len(set(told.values())) == len(told)
 
 
+@pytest.mark.slow
 def test_what_is_read_is_whole() -> None:
     search(model, 100)
 
@@ -110,5 +111,6 @@ def kept() -> None:
         assert found + int(record["lost"]) >= 2, "an event is gone, and nobody counts it"
 
 
+@pytest.mark.slow
 def test_nothing_is_gone_uncounted() -> None:
     search(kept, 100)
