@@ -14,9 +14,9 @@
      channel_methods.copy_in 3220d85402a8
      channel_methods.claim_refused 61577b4eade9
      channel_methods.channel_put_native 6b0d645ce80e
-     delivery.made_busy 37608ddd62b1
-     delivery.rest 5a15e4f77b5d
-     delivery.deliver b81716c76431
+     delivery.made_busy c7b6923979f4
+     delivery.rest 7360b0505495
+     delivery.deliver 67874f3638c5
    check
    check DROP_OLD
    bug BUG_FULL: one record more than there are places
