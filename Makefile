@@ -10,11 +10,11 @@ asv_python = virtualenv:$$($(py) -c 'import sys; print("%d.%d" % sys.version_inf
 newer = $(or $(VERSION),3.14)
 asv_machine = $(HOME)/.asv-machine.json
 
-.PHONY: help setup demo doctor wheel test test-slow test-interrupts test-gil test-newer test-wheel test-nojit test-checked test-windows test-asyncio test-ecosystem verify mutate soak lint format types docs doctest bench-smoke instructions bench \
+.PHONY: help setup demo doctor wheel test test-slow test-interrupts test-gil test-newer test-aarch64 test-wheel test-nojit test-checked test-windows test-asyncio test-ecosystem verify mutate soak lint format types docs doctest bench-smoke instructions bench \
     bench-continuous bench-html peers compare figures clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## make the virtual environment, and a free-threaded Python where there is none
 	@scripts/setup
@@ -49,6 +49,13 @@ test-newer: ## run the tests on an ordinary CPython of a newer Debian, VERSION=3
 	    $(MAKE) --no-print-directory $(or $(TARGET),test) VENV=.venv-$(newer) PYTHON="$$python"; \
 	else \
 	    echo "SKIPPED: the tests on Python $(newer), see above"; \
+	fi
+
+test-aarch64: ## run tests of the core on AArch64, with kernels compiled for it, by qemu: minutes; or say why not
+	@if python=$$(scripts/debian-python 3.14) && scripts/debian-python --arm64 3.14 >/dev/null; then \
+	    PYTHON="$$python" VENV=.venv-3.14 scripts/setup && VENV=.venv-3.14 scripts/test-aarch64 $(ARGS); \
+	else \
+	    echo "SKIPPED: the tests on AArch64, see above"; \
 	fi
 
 test-wheel: setup ## build the wheel, and run tests on it where there is nothing that compiles; ARGS are pytest's
