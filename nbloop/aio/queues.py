@@ -4,19 +4,20 @@ Problem: `asyncio.Queue` is for one loop, `queue.Queue` for threads, which it bl
 from a thread to a loop is to poll the second from the first. Idea: one deque, and two lines of waiters, each of which
 knows how to be woken: a future on its loop, or a lock. An awake loop is woken without a system call.
 
-**Fair, and first in first out.** Who is woken does not get an item but the right to one: items leave the deque in their
-order only, and `_reserved` of them belong to those who have been woken and have not come yet. A newcomer takes none of
-these. One that is cancelled in between gives its right to the next in line. The same holds for room (`_granted`).
+**Fair, and first in first out.** A getter that is woken gets the right to an item, not the item: items leave the deque
+in their order only, and `_reserved` of them belong to getters that were woken and have not resumed yet. A newcomer
+takes none of these. A getter that is cancelled in between gives its right to the next in line. The same holds for room
+(`_granted`).
 
 **One lock**, of the kind that takes one atomic operation when nobody else holds it. It is held for some appends and
 pops, never while waking: room, items, both lines and the end are decided at one moment.
 
 A `put` happens when the item is there, a `get` when it is taken. So an item that is reserved still takes room, and
-while room is granted the queue may have no item for one and no room for another: `QueueEmpty` and `QueueFull` are said
-of what is not promised to somebody who came earlier.
+while room is granted the queue may have neither an item for one caller nor room for another: `QueueEmpty` and
+`QueueFull` mean that everything is promised to earlier callers.
 
-Invariants, whenever nobody holds the lock: somebody waits to get only if each item is reserved; somebody waits to put
-only if there is no room that is not granted; ``len(items) + granted <= maxsize`` if there is one.
+Invariants, while nobody holds the lock: a getter waits only if every item is reserved; a putter waits only if all room
+is granted; ``len(items) + granted <= maxsize`` if there is one.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class _Waiter:
         self.granted = False
 
     def wake(self) -> bool:
-        """Once. False if there is nobody left to be woken."""
+        """Once. False if nobody is left to wake."""
         raise NotImplementedError
 
 
@@ -100,8 +101,8 @@ class Queue[T](Unique):
     """A queue that any number of asyncio loops, of any kind, and of threads put into and get from.
 
     `maxsize` is how many items it holds, 0 for any number. Items of one producer come out in the order in which it put
-    them. Those who wait are served in the order in which they began to; nobody overtakes them. Each item and each room
-    wakes one of them at most.
+    them. Waiters are served in the order in which they began to wait; nobody overtakes them. Each item wakes at most
+    one getter, and each free place at most one putter.
 
     `put` and `get` are for coroutines; `put_wait` and `get_wait` for threads that run no loop; the other methods for
     both. Not for signal handlers and finalisers, which may interrupt a call on the same thread that holds the lock. All
@@ -134,21 +135,21 @@ class Queue[T](Unique):
         return self._maxsize
 
     def qsize(self) -> int:
-        """How many items there are, also those that are reserved for others. A moment old. Any thread."""
+        """How many items there are, including those reserved for others. A moment old. Any thread."""
         return len(self._items)
 
     def empty(self) -> bool:
-        """Would `get_nowait` find nothing? A moment old. Any thread."""
+        """Whether `get_nowait` would raise `asyncio.QueueEmpty`. A moment old. Any thread."""
         return len(self._items) <= self._reserved
 
     def full(self) -> bool:
-        """Would `put_nowait` find no room? A moment old. Any thread."""
+        """Whether `put_nowait` would raise `asyncio.QueueFull`. A moment old. Any thread."""
         return not self._room()
 
     # --- without waiting
 
     def put_nowait(self, item: T) -> None:
-        """Put an item. `asyncio.QueueFull` if there is no room, or only such as is granted to others.
+        """Put an item. Raises `asyncio.QueueFull` if there is no room, or all of it is granted to waiters, and
         `asyncio.QueueShutDown` after `shutdown`.
         """
         with self._lock:
@@ -161,7 +162,7 @@ class Queue[T](Unique):
         self._wake(waiter, self._ungranted_get)
 
     def get_nowait(self) -> T:
-        """Get an item. `asyncio.QueueEmpty` if there is none, or only such as are reserved for others;
+        """Get an item. Raises `asyncio.QueueEmpty` if there is none, or all are reserved for waiters, and
         `asyncio.QueueShutDown` if there is none after `shutdown`.
         """
         with self._lock:
@@ -229,9 +230,10 @@ class Queue[T](Unique):
         return self._finish_get(waiter)
 
     def shutdown(self, immediate: bool = False) -> None:
-        """Take no more items; those that are there can still be got, unless `immediate` drops them.
+        """Take no more items. Those in the queue can still be taken, unless `immediate` drops them.
 
-        Who waits to put, and who waits to get what will not come, gets `asyncio.QueueShutDown`. Idempotent. Any thread.
+        Putters that wait, and getters that wait for an item that will not come, get `asyncio.QueueShutDown`.
+        Idempotent. Any thread.
         """
         with self._lock:
             self._shut = True
@@ -253,7 +255,7 @@ class Queue[T](Unique):
         return self._maxsize == 0 or len(self._items) + self._granted < self._maxsize
 
     def _next_getter(self) -> _Waiter | None:
-        """Who is to be woken, if an item is not reserved."""
+        """The getter to wake, if an item is not reserved."""
         if not self._getters or len(self._items) <= self._reserved:
             return None
         waiter = self._getters.popleft()
@@ -337,7 +339,7 @@ class Queue[T](Unique):
         self._wake(self._ungranted_put(waiter), self._ungranted_put)
 
     def _ungranted_get(self, waiter: _Waiter) -> _Waiter | None:
-        """One who does not come for an item; who is woken in its place."""
+        """A getter gives up. Returns the getter to wake in its place."""
         with self._lock:
             if not waiter.granted:
                 with contextlib.suppress(ValueError):  # a shutdown has emptied the line

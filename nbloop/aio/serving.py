@@ -401,10 +401,10 @@ class Worker(Unique):
         """A socket for ``asyncio.create_server(sock=)``, bound to an address at which all workers listen.
 
         All workers call it with the same arguments, and get one address; port 0 gives all the same one. `placement`
-        is who gets a connection: "system", where the system spreads them by their addresses (Linux: SO_REUSEPORT, the
-        default there), or "least busy", where one thread accepts, and hands each to the loop that is asleep more and
-        has fewer connections (the default elsewhere). A worker that stops listening while others go on loses the
-        connections that the system has given it already and it has not accepted.
+        decides which worker gets a connection: "system", where the system spreads them by their addresses (Linux:
+        SO_REUSEPORT, the default there), or "least busy", where one thread accepts, and hands each to the loop that is
+        asleep more and has fewer connections (the default elsewhere). A worker that stops listening while others go on
+        loses the connections that the system has given it and it has not accepted yet.
 
         OSError if the address is taken, also by another process of the same program. Blocks for the look-up of a host
         name.
@@ -424,7 +424,7 @@ class Worker(Unique):
     async def local[R](self, factory: Callable[[], Any]) -> R:
         """The resource of ``factory()`` on this loop: made once per worker and factory, closed when `main` has ended.
 
-        The factory returns a context manager, asynchronous or not (asyncpg's pools and redis-py's clients are such);
+        The factory returns a context manager, asynchronous or not (an asyncpg pool, a redis-py client);
         the result is what it gives on entry. It is entered and left in one task of its own, so a caller that is
         cancelled meanwhile does no harm, and callers at the same time wait for one entry. If that fails, all of them
         get the exception, and the next call tries again. Resources are left in the reverse order of their making; what

@@ -580,7 +580,7 @@ class Rejections:
     def __init__(self, js: Owner, report: Callable[[Any, Promise[Any]], object] | None) -> None:
         self._js = js
         self._report = report
-        self._context = copy_context()  # of the one who has set `report`
+        self._context = copy_context()  # the context in which `report` was set
         self._noted: deque[Promise[Any]] = deque()
 
     def note(self, promise: Promise[Any]) -> None:

@@ -542,6 +542,7 @@ def test_closed(aio):
     aio.close()
 
 
+@pytest.mark.slow
 def test_close_races_with_call_soon_threadsafe(together):
     """A call made while the loop closes is either served or refused."""
     for _ in range(30):

@@ -16,6 +16,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -376,7 +377,7 @@ class ModelMachine(RuleBasedStateMachine):
         waiting.wait_for(lambda: not self.real.referenced())
 
 
-TestModel = ModelMachine.TestCase
+TestModel = pytest.mark.slow(ModelMachine.TestCase)
 TestModel.settings = settings(
     max_examples=60,
     derandomize=True,  # some programs grow without end, and would take the time limit of a run that met one

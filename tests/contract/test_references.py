@@ -78,7 +78,7 @@ def put_one(loop, put, tracked, **options):
 @each_put
 def test_run(loop, turns, tracked, released, put):
     """contract: what is queued is held, what has run is released."""
-    for _ in range(10):
+    for _ in range(3):
         put_one(loop, put, tracked)
         gc.collect()
         assert tracked.alive in (1, 3)  # a batch has no arguments

@@ -258,6 +258,7 @@ def test_an_executor_that_is_shut_down(make_loop):
         nbloop.LoopExecutor(None)
 
 
+@pytest.mark.slow
 def test_cpythons_own_tests_of_executors(make_loop):
     """Those of `ExecutorTest`, except the one that needs several workers, since a loop has one."""
     if importlib.util.find_spec("test") is None or importlib.util.find_spec("test.test_concurrent_futures") is None:

@@ -44,6 +44,7 @@ def test_the_order_is_nodes(seeds: range | list[int]) -> None:
         pytest.fail(compare.report(seeds[index], smallest, logs), pytrace=False)
 
 
+@pytest.mark.slow
 @needs_node
 def test_a_difference_is_found_and_shrunk(monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison can fail: when adopting a promise takes one job too few, it does, and shows a few lines."""

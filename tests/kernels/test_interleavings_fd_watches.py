@@ -111,24 +111,31 @@ CLAIM = "not compare_and_swap(record + SLOT.WORD, word, word & ~STATE_MASK | DIS
 
 
 @pytest.mark.parametrize(
-    "plant",
+    ("plant", "first_seed"),
     [
-        bug(fd_watches.watch_ready, ("word >> GENERATION_SHIFT != token >> SLOT_BITS or ", "")),
-        bug(
-            fd_watches.watch_ready, (CLAIM, "(store(record + SLOT.WORD, word & ~STATE_MASK | DISPATCHING) is not None)")
-        ),
-        bug(
-            fd_watches.watch_ready,
-            (
-                "        if compare_and_swap(record + SLOT.WORD, word, word & ~STATE_MASK | WATCHED):",
-                "        if True:\n            store(record + SLOT.WORD, word & ~STATE_MASK | WATCHED)",
+        (bug(fd_watches.watch_ready, ("word >> GENERATION_SHIFT != token >> SLOT_BITS or ", "")), 0),
+        (
+            bug(
+                fd_watches.watch_ready,
+                (CLAIM, "(store(record + SLOT.WORD, word & ~STATE_MASK | DISPATCHING) is not None)"),
             ),
+            5,
+        ),
+        (
+            bug(
+                fd_watches.watch_ready,
+                (
+                    "        if compare_and_swap(record + SLOT.WORD, word, word & ~STATE_MASK | WATCHED):",
+                    "        if True:\n            store(record + SLOT.WORD, word & ~STATE_MASK | WATCHED)",
+                ),
+            ),
+            1,
         ),
     ],
     ids=["no generation", "claim without swap", "given back without swap"],
 )
-def test_broken_watch_is_caught(plant: Plant) -> None:
-    find(WatchModel(), plant)
+def test_broken_watch_is_caught(plant: Plant, first_seed: int) -> None:
+    find(WatchModel(), plant, first_seed)
 
 
 def test_release_of_a_callback_in_progress_is_caught() -> None:
@@ -137,7 +144,7 @@ def test_release_of_a_callback_in_progress_is_caught() -> None:
         broken = mutant(kernel.function, ("word & STATE_MASK == DISPATCHING", "False"))
         patch.setattr(kernel, "function", broken)
 
-    find(WatchModel(), plant)
+    find(WatchModel(), plant, first_seed=6)
 
 
 def test_generation_is_in_the_token() -> None:

@@ -27,6 +27,7 @@ class Holder:
         return [bytes(1000) for _ in range(200)]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tracing")
 def test_what_is_held_is_there_with_function_line_and_size() -> None:
     held = Holder().hold()

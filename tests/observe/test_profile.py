@@ -207,6 +207,7 @@ def churning() -> Iterator[list[threading.Thread]]:
         thread.join()
 
 
+@pytest.mark.slow
 def test_looks_at_threads_that_call_and_return_all_the_time(churning: list[threading.Thread]) -> None:
     """Following `f_back` of running threads instead crashes within some 100,000 looks; what can be seen here is that
     no stack is torn, none is lost, and no reference is left behind.

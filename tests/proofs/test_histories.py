@@ -62,6 +62,7 @@ def put(loop: nbloop.Loop, run: Callable[[int], None], item: int) -> bool:
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closing", [False, True], ids=["open", "closing"])
 def test_submits_are_a_queue(closing: bool) -> None:
     """put = submit, take = the callback's run; all of a history's tasks are there before it ends."""

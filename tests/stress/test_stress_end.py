@@ -100,6 +100,7 @@ def settle(tasks: list[weakref.ref[Task]]) -> None:
         time.sleep(0)
 
 
+@pytest.mark.slow
 def test_shutdown_of_a_loop_on_its_way_to_sleep() -> None:
     """A shutdown that comes while the loop spins before its sleep is seen."""
     for number in range(scaled(1000, 100)):
@@ -115,6 +116,7 @@ def test_shutdown_of_a_loop_on_its_way_to_sleep() -> None:
         assert not thread.is_alive()
 
 
+@pytest.mark.slow
 def test_stop_of_a_loop_on_its_way_to_sleep() -> None:
     """So is a stop, and the loop can be run again."""
     loop = nbloop.Loop()

@@ -11,7 +11,7 @@ What no kernel has been seen to hold is asked of the collector, and remembered; 
 they begin and end, and not always whether they live.
 
 A pytest plugin: ``NUMBA_DISABLE_JIT=1 pytest -p tests.support.checked tests/proofs`` (``make test-checked``). Not for
-tests that queue objects by the ten thousand: it knows the last 20,000, and to ask the collector takes milliseconds.
+tests that queue objects by the ten thousand: it knows the last 10,000, and to ask the collector takes milliseconds.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ import bisect
 import ctypes
 import functools
 import gc
+import os
 import sys
 import threading
+import traceback
 import types
 import weakref
 from collections import deque
@@ -49,7 +51,7 @@ MAKERS = (
 )
 PAGE = 4096
 TABLES_MOST = 16  # of a state
-OBJECTS_MOST = 20_000  # then all are forgotten, and looked up again
+OBJECTS_MOST = 10_000  # then those from before are forgotten, and looked up again
 SIZE_MOST = 1 << 32
 WIDTHS = dict.fromkeys(
     ("get", "put", "load", "store", "load_sc", "store_sc", "fetch_add", "exchange", "compare_and_swap"), 8
@@ -116,6 +118,7 @@ class Checker:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.arrays, self.objects = Regions(), Regions()
+        self.older = Regions()  # a kernel still has those in hand that it had when `objects` was full
         self.gone: deque[int] = deque()  # finalisers only note: one may come in the middle of anything
         self.looks = 0
         self.problems: list[str] = []
@@ -161,7 +164,7 @@ class Checker:
         what = ctypes.cast(address, ctypes.py_object).value
         with self.lock:
             if len(self.objects.starts) > OBJECTS_MOST:
-                self.objects = Regions()
+                self.older, self.objects = self.objects, Regions()
             self.objects.add(address, _size(what))
             self.objects.add(id(type(what)), _size(type(what)))  # whether it can be called
             if isinstance(what, list) and what:
@@ -200,14 +203,18 @@ class Checker:
     def released(self, address: int) -> None:
         """A reference is about to be given up."""
         with self.lock:
-            if self.objects.holds(address, 8) and _count(address) <= SINGLE:
+            if self._holds_object(address, 8) and _count(address) <= SINGLE:
                 self.objects.remove(address)
+                self.older.remove(address)
+
+    def _holds_object(self, address: int, width: int) -> bool:
+        return self.objects.holds(address, width) or self.older.holds(address, width)
 
     def check(self, verb: str, address: int, width: int) -> None:
         with self.lock:
             self.looks += 1
             self.settle()
-            if address % width == 0 and (self.arrays.holds(address, width) or self.objects.holds(address, width)):
+            if address % width == 0 and (self.arrays.holds(address, width) or self._holds_object(address, width)):
                 return
             for one in gc.get_objects():
                 if id(one) <= address < id(one) + _size(one):
@@ -215,6 +222,8 @@ class Checker:
                     return
             where = f"arrays: {self.arrays.near(address)}; objects: {self.objects.near(address)}"
         self.problems.append(f"{verb}({address:#x}): {where}")
+        stack = "".join(traceback.format_stack())
+        os.write(sys.__stderr__.fileno(), f"{self.problems[-1]}\n{stack}".encode())  # a callback may swallow the error
         raise OutOfBounds(self.problems[-1])
 
 

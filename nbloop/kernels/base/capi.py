@@ -149,7 +149,7 @@ _errno = ctypes.c_int(0)  # the errno of an un-jitted kernel's last system call;
 
 
 def _syscall(*values: int) -> int:
-    result = int(_system.syscall(*(ctypes.c_long(value) for value in values)))
+    result = int(_system.syscall(*[ctypes.c_long(value) for value in values]))
     _errno.value = ctypes.get_errno()
     return result
 

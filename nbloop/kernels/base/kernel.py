@@ -251,9 +251,10 @@ class TwinMethod:
             raise TypeError(f"{self.__name__}() takes {expected} arguments ({len(arguments)} given)")
         if of.arity in (MANY, KEYWORDS):
             values = (*arguments, *keywords.values())
-            array = (ctypes.c_ssize_t * max(1, len(values)))(*(id(a) for a in values))
+            # Of lists: a tuple of a generator is resized, which fails while `gc.get_objects` holds it.
+            array = (ctypes.c_ssize_t * max(1, len(values)))(*[id(a) for a in values])
             names = (tuple(keywords),) if of.arity == KEYWORDS else ()
-            ends = [id(n) if n else 0 for n in names]  # no tuple, which is resized while `gc.get_objects` may hold it
+            ends = [id(n) if n else 0 for n in names]
             result = of.function(self_address, ctypes.addressof(array), len(arguments), *ends)
         else:
             result = of.function(self_address, id(arguments[0]) if arguments else 0)

@@ -358,7 +358,7 @@ CHANNEL = record(
     _words("sleepers"),  # shared: producers that wait for room
     _words("taking"),  # shared, ON_FULL_DROP_OLD only: 1 while a thread takes from the front
     _words("since"),  # written by the thread that makes the channel busy, and then by the loop's
-    # Owned by who takes: tickets up to this one are known to be published.
+    # Owned by the taker: tickets up to this one are known to be published.
     _words("published", "batches", "delivered", "timer"),
 )
 # How a field of a record is written (fields.py): FIELD_x, where, and of an integer the least and the greatest.

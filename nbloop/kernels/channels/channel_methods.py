@@ -212,8 +212,8 @@ def channel_due(self: int, _unused: int) -> int:
 
 @kernel(NOARGS)
 def channel_take(self: int, _unused: int) -> int:
-    """The batch that is there, as `on_batch` returns it, or None, and then the channel calls who waits when there is
-    one. Loop thread, where coroutines take the batches.
+    """The batch that is there, as `on_batch` returns it. None if there is none; the channel calls the waiting
+    coroutine when there is one. Loop thread, where coroutines take the batches.
     """
     channel = data(self)
     was = load_sc(channel + HANDLE.QUEUED)

@@ -282,8 +282,8 @@ def deliver(channel: int, due: bool, taken: bool) -> int:
     """One batch, if there is any: a `due` one even if it is not full. None, or what `on_batch` has returned, or 0 with
     its exception set, and then its records are delivered all the same. Loop thread; the channel is busy.
 
-    Where coroutines take the batches (`pulled`) one that is not `taken` stays, and who waits for it is called. The
-    channel stays busy, with no task, until it is taken.
+    Where coroutines take the batches (`pulled`), a batch that is not `taken` stays, and the waiting coroutine is
+    called. The channel stays busy, with no task, until it is taken.
     """
     base = get(channel + HANDLE.LOOP)
     none = get(base + STATE.NONE)

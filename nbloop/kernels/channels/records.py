@@ -69,7 +69,7 @@ def records_publish(channel: int, ticket: int, count: int) -> None:
 
 @inlined
 def records_published(channel: int, most: int) -> int:
-    """How many records from the head on are published; it stops to look once there are `most`. Who takes, only."""
+    """How many records from the head on are published; it stops looking once there are `most`. The taker only."""
     queue = channel + RING
     shift = get(queue + QUEUE.SHIFT)
     head = get(queue + QUEUE.HEAD)
@@ -85,8 +85,8 @@ def records_published(channel: int, most: int) -> int:
 
 @inlined
 def records_release(channel: int, count: int) -> None:
-    """The places of the oldest `count` records, which are published, are free. Who takes, only. Before a look at the
-    word `sleepers`, as a producer that waits counts itself there and then looks at the head.
+    """Free the places of the oldest `count` records, which are published. The taker only. Before it reads the word
+    `sleepers`, because a producer that waits counts itself there and then reads the head.
     """
     head = channel + RING + QUEUE.HEAD
     store_sc(head, get(head) + count)
@@ -94,7 +94,7 @@ def records_release(channel: int, count: int) -> None:
 
 @helper
 def records_take_begins(channel: int) -> bool:
-    """Become the one who takes from a channel that drops what is old. False: somebody else is. Any thread."""
+    """Become the taker of a channel that drops its oldest records. False: another thread is. Any thread."""
     return compare_and_swap(channel + CHANNEL.TAKING, 0, 1)
 
 

@@ -151,7 +151,7 @@ class LoopWords(State):
             channel_resume.bind(words)()
 
     def drop_handles(self) -> None:
-        """Release what they hold, but for those that are ready, of which `release_all` does, and drop what channels
+        """Release what they hold, except those that are ready, which `release_all` releases, and drop what channels
         hold. Closed, loop ended.
         """
         for handle in list(self.handles.values()):
