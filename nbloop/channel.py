@@ -386,6 +386,7 @@ class Entrance(Unique):
         """Take no more records here: `put` raises `queue.ShutDown`, also in producers that wait for room. Those that
         wait are delivered, and then ``async for`` ends. Again does nothing. Any thread; not a signal handler. O(1).
         """
+        self.loop._check_fork()
         with self.loop._lock:  # against the end of an auto-exit loop, which may reopen what it has closed
             self._room.shut = True
             channel_methods.channel_close.bind(self._state)()

@@ -331,6 +331,138 @@ assert sum(event.failed for event in events) == 0
     )
 
 
+def test_a_group_in_a_child_is_refused(run_script):
+    """contract: fork: as its loops are, started or not; the parent's group goes on."""
+    run_script(
+        PRELUDE
+        + """
+from nbloop import LoopGroup
+idle, group, ran = LoopGroup(2), LoopGroup(2), []
+group.start()
+
+def check():
+    for each in (group, idle):
+        for name, args in {
+            "submit": (int,), "broadcast": (int,), "shutdown": (), "close": (), "wait": (1,),
+        }.items():
+            refused(getattr(each, name), *args)
+    refused(idle.start)
+
+for n in range(3):
+    in_child(check)
+    group.broadcast(ran.append, n)
+    until(lambda: len(ran) == 2 * n + 2)
+group.shutdown()
+idle.start()
+idle.submit(ran.append, "idle")
+idle.shutdown()
+assert ran[-1] == "idle"
+"""
+    )
+
+
+@pytest.mark.parametrize("where", ["elsewhere", "in on_batch"])
+def test_a_channel_in_a_child_is_refused(run_script, where):
+    """contract: fork: so are its producers; the parent's records are delivered once, and its counts are exact."""
+    run_script(
+        PRELUDE
+        + f"""
+import numpy as np
+loop, got, children = Loop(), [], []
+
+def on_batch(records):
+    got.extend(records["a"].tolist())
+    if {where!r} == "in on_batch":
+        in_child(check)
+        children.append(1)
+
+def check():
+    for each in (channel, producer):
+        refused(each.put, 1)
+        refused(each.put_many, np.zeros(2, dtype))
+        refused(each.shutdown)
+    refused(channel.producer)
+    refused(loop.channels)
+    refused(lambda: loop.channel(dtype, on_batch=print))
+
+dtype = np.dtype([("a", "i8")])
+channel = loop.channel(dtype, on_batch=on_batch, capacity=64)
+producer = channel.producer()
+loop.start()
+for n in range(6):
+    if {where!r} == "elsewhere":
+        in_child(check)
+    (channel, producer)[n % 2].put(n)
+    until(lambda: len(got) == n + 1)
+assert got == list(range(6)), got
+until(lambda: (channel.delivered, producer.delivered) == (3, 3))  # counted when on_batch has returned
+producer.shutdown()
+channel.shutdown()
+loop.shutdown()
+assert len(children) == (6 if {where!r} == "in on_batch" else 0)
+"""
+    )
+
+
+@pytest.mark.parametrize("state", ["idle", "stopped", "asleep", "running", "ended"])
+def test_shared_figures_are_exact_whatever_the_loop_does_when_it_forks(run_script, tmp_path, state):
+    """contract: fork: a child neither counts in its parent's figures nor removes their file, and what it makes is its
+    own; the parent's recorder goes on.
+    """
+    run_script(
+        PRELUDE
+        + f"""
+from nbloop.observe import shared
+loop = Loop(metrics="shared", recorder=4096, name="parent")
+inside, goes_on, ran = threading.Event(), threading.Event(), []
+
+def hang():
+    inside.set()
+    assert goes_on.wait(30)
+
+for n in range(10):
+    loop.submit(ran.append, n)
+if {state!r} == "stopped":
+    loop.submit(loop.stop)
+    loop.run()
+elif {state!r} != "idle":
+    loop.start()
+    until(lambda: len(ran) == 10 and loop.state is LoopState.SLEEPING)
+if {state!r} == "running":
+    loop.submit(hang)
+    assert inside.wait(30)
+elif {state!r} == "ended":
+    loop.shutdown()
+
+def files():
+    return sorted(path.name for path in shared.folder().iterdir())
+
+def check():
+    if {state!r} != "ended":  # a loop that has ended refuses as it does in the parent
+        refused(loop.submit, int)
+        refused(loop.metrics)
+    with Loop(metrics="shared", name="child") as mine:
+        mine.call(int)
+        until(lambda: mine.metrics().callbacks == 1)  # counted when the callback has returned
+        names = sorted(one.name for one in shared.loops())
+        assert names == (["child"] if {state!r} == "ended" else ["child", "parent"]), names
+
+before = files(), loop.metrics().callbacks, len(loop.recorder.events())
+for _ in range(3):
+    in_child(check)
+assert (files(), loop.metrics().callbacks, len(loop.recorder.events())) == before
+goes_on.set()
+if {state!r} != "ended":
+    loop.submit(ran.append, "last")
+    loop.shutdown()
+    assert ran[-1] == "last"
+assert loop.metrics().callbacks == len(ran) + ({state!r} in ("stopped", "running"))
+assert files() == []
+""",
+        XDG_RUNTIME_DIR=str(tmp_path),
+    )
+
+
 SIGNALS = """
 import signal
 number, seen = signal.SIGTERM, []
