@@ -11,7 +11,7 @@
      parking.wake a741278ed475
      parking.wake_sleeper 45669453c4d4
      parking.wide_awake 76c6a58d4dbc
-     turn.wait 6e468f859a1f
+     turn.wait 3217024f860c
      turn.doze 4e7ef7f62841
      fd_watches.epoll_sleep b601ced7e03c
      fd_watches.epoll_block 600111201ac4

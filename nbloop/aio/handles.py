@@ -12,7 +12,6 @@ returns; where that is seen to be the caller, its step goes to the core as it is
 from __future__ import annotations
 
 import asyncio
-import gc
 import sys
 import threading
 from collections.abc import Callable, Generator
@@ -24,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from ..kernels.base.atomics import get
-from ..kernels.base.interpreter import BUILTIN_DEFINITION, OBJECT_HEADER, OBJECT_TYPE, slot_offsets
+from ..kernels.base.interpreter import BUILTIN_DEFINITION, OBJECT_TYPE, reference_offset, slot_offsets
 from ..kernels.methods.asyncio_methods import AIO
 from ..threads import aside
 from ..unique import Unique
@@ -134,10 +133,13 @@ def _kinds_of_steps() -> tuple[type | None, int, int]:
     aside(lambda: look(shows, _Shows()))  # another loop's: the next step raises
     step, wakeup, _, raises = found
     known = type(wakeup) is BuiltinFunctionType and wakeup.__name__ == "TaskWakeup"
-    errors = [id(one) for one in gc.get_referents(raises) if isinstance(one, RuntimeError)]
-    places = [at for at in range(OBJECT_HEADER, type(raises).__basicsize__, 8) if get(id(raises) + at) in errors]
+    error_at = reference_offset(raises, lambda held: isinstance(held, RuntimeError))
     # Where the type is there is never 0: if the place is unknown, Python sees all steps.
-    return type(step), min(places, default=OBJECT_TYPE), get(id(wakeup) + BUILTIN_DEFINITION) if known else 0
+    return (
+        type(step),
+        OBJECT_TYPE if error_at is None else error_at,
+        get(id(wakeup) + BUILTIN_DEFINITION) if known else 0,
+    )
 
 
 Step, ERROR_AT, WAKEUP = _kinds_of_steps()

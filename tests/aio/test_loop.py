@@ -1259,7 +1259,7 @@ def test_the_handler_of_a_runner_does_not_outlive_its_task(run_script, ask):
             return weakref.ref(asyncio.current_task())
         task = nbloop.run(main())
         native.close()
-        print(signal.getsignal(signal.SIGINT) is signal.default_int_handler, gc.collect() and task())
+        print(signal.getsignal(signal.SIGINT) is signal.default_int_handler, (gc.collect(), task())[1])
     """
     assert run_script(code) == "True None\n"
 

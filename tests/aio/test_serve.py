@@ -277,11 +277,13 @@ def test_an_error_goes_before_a_signal():
 
 def test_a_second_sigterm_does_nothing():
     """`timeout` sends two at once: to its child, and to the child's group."""
-    cleaned = []
+    begun, cleaned = [], []
 
     async def main(worker):
+        begun.append(worker)
         try:
             if worker.index:
+                await asyncio.to_thread(wait_for, lambda: len(begun) == 2)
                 kill(signal.SIGTERM)
             await forever()
         finally:

@@ -345,7 +345,7 @@ def test_accepted_before_the_end(make_page):
     async def body():
         order.append("begun")
         try:
-            await page.js.with_resolvers()[0]
+            await page.never()
         finally:
             order.append("finally")
 
@@ -416,11 +416,11 @@ def test_what_waits_again_is_closed(make_page):
 
     async def body():
         try:
-            await page.js.with_resolvers()[0]
+            await page.never()
         except CancelledError:
             order.append("cancelled")
         try:
-            await page.js.with_resolvers()[0]
+            await page.never()
         except GeneratorExit:
             order.append("closed")
             raise
@@ -439,8 +439,8 @@ def test_what_ignores_even_that_is_reported(make_page, caplog, end):
     async def body():
         for _ in range(2):
             with contextlib.suppress(BaseException):
-                await page.js.with_resolvers()[0]
-        await page.js.with_resolvers()[0]
+                await page.never()
+        await page.never()
 
     promise = page.js.spawn(body())
     page.turn()
@@ -459,7 +459,7 @@ def test_spawned_in_a_cleanup(make_page):
     async def supervised(number):
         try:
             order.append(number)
-            await page.js.with_resolvers()[0]
+            await page.never()
         finally:
             try:
                 page.js.spawn(supervised(number + 1))
@@ -481,7 +481,7 @@ def test_a_cleanup_that_only_needs_microtasks(make_page):
 
     async def body():
         try:
-            await page.js.with_resolvers()[0]
+            await page.never()
         finally:
             await page.js.all([page.js.spawn(closes(name)) for name in "abc"])
             order.append("all")
@@ -499,7 +499,7 @@ def test_what_leaves_in_a_cleanup(make_page, caplog, leaves, run):
 
     async def body(number):
         try:
-            await page.js.with_resolvers()[0]
+            await page.never()
         finally:
             order.append(number)
             if number == 1:

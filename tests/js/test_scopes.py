@@ -447,7 +447,7 @@ def test_scopes_in_a_cleanup_at_the_end(make_page, end):
 
     async def body():
         try:
-            await page.js.with_resolvers()[0]
+            await page.never()
         finally:
             async with page.js.timeout(1):
                 order.append("in time")

@@ -23,12 +23,20 @@ class Page:
         self.errors: list[BaseException] = []
         self.loop = Loop(on_error=lambda error, _context: self.errors.append(error), **options)
         self.js = JS(self.loop, on_unhandled_rejection=lambda reason, _promise: self.unhandled.append(reason))
+        self._never: list[object] = []
 
     def turn(self, count: int = 1) -> None:
         """Run single turns on this thread, without waiting."""
         for _ in range(count):
             self.loop.stop()
             self.loop.run()
+
+    def never(self) -> Promise[Any]:
+        """A promise that nobody settles. It lives as long as the page: without a reference to it, a collection at any
+        moment would end the coroutine that awaits it.
+        """
+        self._never.append(kept := self.js.with_resolvers())
+        return kept[0]
 
     def quiet(self) -> None:
         """Run turns until nothing is left to run."""

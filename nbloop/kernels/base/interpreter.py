@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import _socket as _sockets
 import ctypes
+import gc
 import sys
 import types
 from collections.abc import Callable
@@ -286,6 +287,16 @@ _descriptor.value = 1234
 _shown = _socket.fileno()
 _descriptor.value = -1  # or the socket would close that descriptor when it goes
 _expect("SOCKET_DESCRIPTOR", _shown == 1234, "the descriptor of a socket is not the C int there")
+
+# --- references ------------------------------------------------------------------------------------------------------
+
+
+def reference_offset(holder: object, wanted: Callable[[object], bool]) -> int | None:
+    """Where an object of C first refers to something `wanted`; None if it does not, as far as the collector sees."""
+    addresses = {id(held) for held in gc.get_referents(holder) if wanted(held)}
+    places = range(OBJECT_HEADER, type(holder).__basicsize__, 8)
+    return next((at for at in places if _word(id(holder) + at) in addresses), None)
+
 
 # --- instances of classes with __slots__ ------------------------------------------------------------------------------
 

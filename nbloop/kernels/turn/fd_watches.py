@@ -17,7 +17,19 @@ readiness is followed by a read or a write of known size: that is two system cal
 
 from __future__ import annotations
 
-from ..base.atomics import compare_and_swap, exchange, fetch_add, get, get_half, load, monotonic_ns, pause, put, store
+from ..base.atomics import (
+    compare_and_swap,
+    exchange,
+    fetch_add,
+    get,
+    get_half,
+    load,
+    monotonic_ns,
+    pause,
+    put,
+    put_half,
+    store,
+)
 from ..base.capi import (
     EINTR,
     EPOLL_DATA,
@@ -238,8 +250,10 @@ def epoll_change(self: int, arguments: int, _count: int) -> int:
     thread at a time. Adding a descriptor takes 1.5 µs, and 3.1 through ctypes.
     """
     event = data(self)
-    put(event, PyLong_AsLongLong(get(arguments + 24)))
-    put(event + EPOLL_DATA, PyLong_AsLongLong(get(arguments + 32)))
+    put_half(event, PyLong_AsLongLong(get(arguments + 24)))
+    token = PyLong_AsLongLong(get(arguments + 32))
+    put_half(event + EPOLL_DATA, token)  # which need not be at a multiple of 8
+    put_half(event + EPOLL_DATA + 4, token >> 32)
     poller, operation = PyLong_AsLongLong(get(arguments)), PyLong_AsLongLong(get(arguments + 8))
     status = libc_syscall(SYS_EPOLL_CTL, poller, operation, PyLong_AsLongLong(get(arguments + 16)), event, 0, 0)
     return PyLong_FromLongLong(0 if status == 0 else get_half(errno_location()))
