@@ -42,13 +42,15 @@ class ChannelModel:
             first = batch.__array_interface__["data"][0]
             before = [steps.load(first + 8 * i) for i in range(len(batch))]
             assert [steps.load(first + 8 * i) for i in range(len(batch))] == before, "overwritten while it is read"
+            assert not {*before} & {*taken}, "delivered twice"  # at once: it might never end
             taken.extend(before)
 
         def ask(code: int, count: int, _until: int) -> int:
             if code == layout.ASK_CLOSED:
                 raise RuntimeError
             if code == layout.ASK_WAKE:
-                for gate in gates:
+                waiting, gates[:] = gates[:], []  # not those who begin to wait meanwhile: that might never end
+                for gate in waiting:
                     gate.set()
             if code == layout.ASK_WAIT:
                 gates.append(gate := it.Event())
@@ -64,6 +66,8 @@ class ChannelModel:
                 memory, capacity=self.capacity, max_batch=2, on_full=self.on_full, on_batch=on_batch, ask=ask
             )
         gates: list[Any] = []
+        ended: list[int] = []  # producers
+        arrived = it.Event()
 
         def put(number: int, first: int, count: int) -> None:
             ticket = records.records_claim(ring.at, count)
@@ -74,6 +78,7 @@ class ChannelModel:
                     return
             fill(ring.at, ticket, first, count)
             assert channel_methods.announce(ring.at, ticket + count)
+            arrived.set()
             accepted[number].extend(range(first, first + count))
 
         def produce(number: int) -> None:
@@ -84,14 +89,18 @@ class ChannelModel:
                 done = 2
             for i in range(done, self.each):
                 put(number, at + i, 1)
+            ended.append(number)
+            arrived.set()
 
         def take() -> None:
             for _ in range(self.producers * self.each):
                 ring.turn()
-            if self.on_full == layout.ON_FULL_WAIT:  # for as long as anybody comes: who is not woken waits for ever
-                for _ in range(30):
-                    if not ring.turn():
-                        steps.pause()
+            while self.on_full == layout.ON_FULL_WAIT and len(ended) < self.producers:
+                before = len(taken)
+                ring.turn()
+                if len(taken) == before:  # it sleeps, as a loop does, until the next put; producers may be asleep, too
+                    arrived.wait()
+                    arrived.clear()
 
         threads: list[Callable[[], object]] = [lambda n=n: produce(n) for n in range(self.producers)]
         threads.append(take)
@@ -115,7 +124,6 @@ class ChannelModel:
             for each in accepted:
                 mine = [n for n in taken if n in each]
                 assert mine == sorted(mine), "out of order"
-            assert len(set(taken)) == len(taken), "delivered twice"
 
 
 def fill(channel: int, ticket: int, first: int, count: int) -> None:
@@ -198,10 +206,24 @@ def planted(module: Any, name: str, *edits: tuple[str, str]) -> Callable[[pytest
             "drop_old",
             planted(records, "records_drop_old", ("min(missing, records_published(channel, missing))", "missing")),
         ),
+        ("wait", planted(records, "records_release", ("    store_sc(head, get(head) + count)", "    pass"))),
+        (
+            "wait",
+            planted(
+                delivery,
+                "deliver",
+                ("if load_sc(channel + CHANNEL.SLEEPERS) != 0 and ask", "if sleepers != 0 and ask"),
+                (
+                    "    result = handed_over(",
+                    "    sleepers = load_sc(channel + CHANNEL.SLEEPERS)\n    result = handed_over(",
+                ),
+            ),
+        ),
     ],
     ids=[
         *("publish before fill", "one too many", "claim without swap"),
         *("wake without swap", "taking without a lock", "drops what is not published"),
+        *("never released", "looks for sleepers too early"),
     ],
 )
 def test_broken_channels_are_caught(policy: str, plant: Callable[[pytest.MonkeyPatch], None]) -> None:

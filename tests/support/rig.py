@@ -20,6 +20,7 @@ from nbloop.kernels.base.atomics import get, load, put, store
 from nbloop.kernels.base.capi import Py_DecRef
 from nbloop.kernels.base.kernel import Kernel, TwinMethod, data
 from nbloop.kernels.calls.remote import fetch_remote
+from nbloop.kernels.channels.channel_methods import channel_deliver, channel_due
 from nbloop.kernels.ingress.ticket_queue import chunks_reserve
 from nbloop.kernels.memory import slot_slabs, slots, system
 from nbloop.kernels.memory.pool import pool_address, pool_end, pool_give
@@ -329,6 +330,9 @@ class Ring:
         )
         self.record = self.state.record
         self.record["handle"]["loop"] = memory.base
+        # Plain Python, as all else here: a compiled delivery would hide its steps, and bugs that are planted into it.
+        self.tasks = [(TwinMethod(kernel, self.state, kernel.function),) for kernel in (channel_deliver, channel_due)]
+        self.record["task"], self.record["due"] = map(id, self.tasks)
         self.at = data(id(self.state))
 
     def _ask(self, code: int, _count: int, _until: int) -> int:
