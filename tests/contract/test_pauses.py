@@ -106,13 +106,22 @@ CALLS = [
 ]
 
 
+def tries() -> Iterator[int]:
+    """1, 2, and so on, for half a minute: on a busy machine many tries are in vain."""
+    until = time.monotonic() + 30
+    for number in itertools.count(1):
+        yield number
+        if time.monotonic() > until:
+            return
+
+
 @needs_timers
 @pytest.mark.parametrize("call", CALLS)
 def test_signals_are_handled_in_the_middle(make_loop: Callable[..., Loop], call: Callable[..., Any]) -> None:
     """However often one comes meanwhile, a handler that had to wait for the end would run once before it, and once
     after.
     """
-    for _ in range(50):
+    for _ in tries():
         act = call(make_loop())
         handled: list[int] = []
         before = signal.signal(signal.SIGALRM, lambda *_, handled=handled: handled.append(1))
@@ -132,7 +141,7 @@ def test_signals_are_handled_in_the_middle(make_loop: Callable[..., Loop], call:
 @pytest.mark.parametrize("call", CALLS)
 def test_the_world_is_stopped_in_the_middle(make_loop: Callable[..., Loop], call: Callable[..., Any]) -> None:
     """Another thread stops it all the time. A call that had to end first would be one long gap between two stops."""
-    for _ in range(50):
+    for _ in tries():
         loop = make_loop()
         act = call(loop)
         stops: list[float] = []
@@ -371,12 +380,14 @@ def test_answers_are_whole_for_whoever_finds_them(run_script: Callable[..., str]
 @needs_timers
 def test_a_handler_that_raises_stops_a_cancel(make_loop: Callable[..., Loop]) -> None:
     """What was cancelled stays cancelled, the rest is live, and each is one of the two."""
-    for tries in range(1, 51):
+    for number in tries():
         loop = make_loop()
         ids = [loop.schedule_timer(3600, nothing) for _ in range(MANY)]
         before = signal.signal(signal.SIGALRM, signal.default_int_handler)
         try:
-            signal.setitimer(signal.ITIMER_REAL, 4e-3 * tries)  # the ids come first, which takes long on a busy machine
+            signal.setitimer(
+                signal.ITIMER_REAL, 4e-3 * number
+            )  # the ids come first, which takes long on a busy machine
             loop.cancel_timers(ids)
         except KeyboardInterrupt:
             pass
