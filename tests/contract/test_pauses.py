@@ -385,9 +385,7 @@ def test_a_handler_that_raises_stops_a_cancel(make_loop: Callable[..., Loop]) ->
         ids = [loop.schedule_timer(3600, nothing) for _ in range(MANY)]
         before = signal.signal(signal.SIGALRM, signal.default_int_handler)
         try:
-            signal.setitimer(
-                signal.ITIMER_REAL, 4e-3 * number
-            )  # the ids come first, which takes long on a busy machine
+            signal.setitimer(signal.ITIMER_REAL, 4e-3 * number)  # the ids take long on a busy machine
             loop.cancel_timers(ids)
         except KeyboardInterrupt:
             pass
