@@ -281,7 +281,10 @@ _expect(
 
 SOCKET_DESCRIPTOR = OBJECT_HEADER  # the C int that `fileno` returns, -1 once the socket is closed or detached
 _socket = _sockets.socket.__new__(_sockets.socket)
-_descriptor = ctypes.c_int.from_address(id(_socket) + SOCKET_DESCRIPTOR)
+# A SOCKET of Windows has the size of a pointer; kernels use no sockets there.
+_descriptor = (ctypes.c_ssize_t if sys.platform == "win32" else ctypes.c_int).from_address(
+    id(_socket) + SOCKET_DESCRIPTOR
+)
 _expect("SOCKET_DESCRIPTOR", _descriptor.value == _socket.fileno() == -1, "a socket without a descriptor has one there")
 _descriptor.value = 1234
 _shown = _socket.fileno()
