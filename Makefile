@@ -113,7 +113,7 @@ doctest: setup ## run the examples in docstrings, README.md and docs/
 
 # All but the one that compiles the kernels anew, and the one that valgrind runs: each takes as long as all others.
 bench-smoke: setup $(asv_machine) ## run each benchmark once, to see that it still runs; for figures use bench
-	timeout 600 $(asv) run --quick --dry-run --show-stderr --bench '^(?!imports[.]FirstImport|instructions[.])' \
+	timeout 1200 $(asv) run --quick --dry-run --show-stderr --bench '^(?!imports[.]FirstImport|instructions[.])' \
 	    --environment existing:$(abspath $(py)) $(ARGS)
 
 instructions: setup ## count the instructions of each operation; fails if there are more than in asv_bench/instructions.json
