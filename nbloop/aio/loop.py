@@ -44,6 +44,7 @@ from ..kernels.methods import asyncio_methods as kernels
 from ..kernels.methods.asyncio_methods import AIO, FAR, AioWords
 from ..kernels.turn.stream import flush_streams
 from ..loop import Loop
+from .futures import set_done
 from .guard import name_loops
 from .handles import Handle, LockedHandle, Step, TimerHandle, new_words, run, run_watched, tools_watch
 from .selector import Selector
@@ -62,11 +63,6 @@ def _task_raised(of: weakref.ref[EventLoop], error: BaseException, context: dict
     if loop is not None:
         message = f"Exception in {context['kind']} {context['callback']!r}"
         loop.call_exception_handler({"message": message, "exception": error})
-
-
-def _become_ready(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 def _signal_arrived(of: weakref.ref[EventLoop], sig: int) -> None:
@@ -470,7 +466,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         fd = sock.fileno()
         self._ensure_fd_no_transport(fd)
         ready = self.create_future()
-        reader = self._add_reader(fd, _become_ready, ready)
+        reader = self._add_reader(fd, set_done, ready)
         try:
             await ready
         finally:

@@ -32,6 +32,7 @@ from collections.abc import Callable
 from ..options import check_int, check_timeout
 from ..threads import LOOK
 from ..unique import Unique
+from .futures import set_done
 
 
 class _Waiter:
@@ -57,22 +58,17 @@ class _Task(_Waiter):
 
     def wake(self) -> bool:
         if asyncio._get_running_loop() is self.loop:
-            _set_done(self.future)
+            set_done(self.future)
             return True
         core = getattr(self.loop, "core", None)
         try:
             if core is not None:
-                core.submit(_set_done, self.future)
+                core.submit(set_done, self.future)
             else:
-                self.loop.call_soon_threadsafe(_set_done, self.future)
+                self.loop.call_soon_threadsafe(set_done, self.future)
         except RuntimeError:  # the loop is closed
             return False
         return True
-
-
-def _set_done(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 class _Thread(_Waiter):

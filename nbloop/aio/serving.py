@@ -41,6 +41,7 @@ from ..options import check_int, check_loops, check_name
 from ..threads import begin
 from ..unique import Unique
 from .calls import Call
+from .futures import set_done
 from .listening import Listeners, Placement
 from .loop import EventLoop
 
@@ -168,7 +169,7 @@ class WorkerGroup(Unique):
         if len(self._ended) >= len(self.workers):
             for worker in self.workers:
                 with contextlib.suppress(RuntimeError):  # its loop is closed
-                    worker.loop.call_soon_threadsafe(_set_done, worker._all_ended)
+                    worker.loop.call_soon_threadsafe(set_done, worker._all_ended)
 
     def _run(self, main: Main[Any]) -> list[Any]:
         failure: BaseException | None = None
@@ -556,11 +557,6 @@ class _Local:
         if not self._end.done():
             self._end.set_result(None)
         await self._task
-
-
-def _set_done(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 def _abandon(task: asyncio.Task[Any]) -> None:

@@ -175,7 +175,7 @@ class Profiler(Unique):
             begin(self._thread)
             while not self._first.wait(LOOK):
                 pass
-        except BaseException:  # of a signal handler; whoever catches it may not know that there is a thread to stop
+        except BaseException:  # of a signal handler: the caller may not know that there is a thread to stop
             self._stop.set()
             raise
 

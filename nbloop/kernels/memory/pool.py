@@ -12,7 +12,7 @@ in use, counts its chunks in the chain; if it was released, the count is negativ
 `pool_trim` gives memory back: it empties the stack, and releases each slab all of whose 64 chunks came out of it. It
 runs on the loop thread before a sleep, when more than `2 * KEEP_CHUNKS` are free, so a loop under load never pays for
 it. After a backlog of ten million tasks it takes 15 ms, so it does `PORTION` chunks in each turn. Chunks that it has
-taken out of the stack, and not yet put back, wait in a chain of their own; whoever needs one meanwhile gets a new slab.
+taken out of the stack, and not yet put back, wait in a chain of their own; a thread that needs one gets a new slab.
 It loses when a backlog leaves one chunk in use in every slab: then nothing can be released until those drain.
 """
 
