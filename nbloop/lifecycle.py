@@ -384,14 +384,14 @@ class Lifecycle(Unique, Scheduling):
         if not self._forked:  # a child that leaves the block ends nothing
             self.shutdown()
 
-    def _change(self, change: Callable[[], bool]) -> None:
-        """Call `change` under the lock; if it returns True or raises, make the loop sleep as mode and descriptors now
-        require. A signal handler may raise after the change and before the loop learns of it; without the second case,
-        nothing would wait for the new watch.
+    def _change[*Arguments](self, change: Callable[[*Arguments], bool], *arguments: *Arguments) -> None:
+        """Call ``change(*arguments)`` under the lock; if it returns True or raises, make the loop sleep as mode and
+        descriptors now require. A signal handler may raise after the change and before the loop learns of it; without
+        the second case, nothing would wait for the new watch.
         """
         try:
             with self._lock:
-                changed = change()
+                changed = change(*arguments)
             if changed:
                 self._change_over()
         except BaseException:
@@ -577,7 +577,7 @@ class Lifecycle(Unique, Scheduling):
             self.close()
 
     def _lifecycle(self) -> int:
-        return int(self._record["lifecycle"])
+        return self._state.item(layout.STATE.LIFECYCLE >> 3)  # type: ignore[no-any-return]
 
     def _check_fork(self) -> None:
         if self._forked:

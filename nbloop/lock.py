@@ -28,7 +28,7 @@ class CountingLock(_thread.RLock):  # type: ignore[misc]  # typeshed calls it fi
     def __enter__(self) -> bool:  # type: ignore[override]
         depth = self._recursion_count()
         try:
-            if not self.acquire(blocking=False):
+            if not self.acquire(False):
                 begun = time.monotonic_ns()
                 self.acquire()
                 self.waits += 1

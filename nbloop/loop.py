@@ -247,11 +247,15 @@ class Loop(Lifecycle):
         if self.debug:
             (callback,) = _debug.sited([callback])
 
-        def change() -> bool:
-            self._check_descriptors_allowed()
-            return self._descriptors.register(fd, interest, callback)
+        self._watch(fd, interest, callback)
 
-        self._change(change)
+    def _watch(self, fd: int, interest: int, callback: ReadyCallback) -> None:
+        """`register_fd` of what has been checked."""
+        self._change(self._register, fd, interest, callback)
+
+    def _register(self, fd: int, interest: int, callback: ReadyCallback) -> bool:
+        self._check_descriptors_allowed()
+        return self._descriptors.register(fd, interest, callback)
 
     def modify_fd(self, fd: int, events: IOEvents | int) -> None:
         """Change which events a registered descriptor is watched for; 0 mutes it, and a ONESHOT watch is re-armed.
@@ -272,9 +276,12 @@ class Loop(Lifecycle):
         May be called in its own callback, in another one, and on any thread. O(1), one system call. Raises
         `FDNotRegisteredError`, also after the loop has ended.
         """
-        fd = check_descriptor(fd)
+        self._unwatch(check_descriptor(fd))
+
+    def _unwatch(self, fd: int) -> None:
+        """`unregister_fd` of what has been checked."""
         self._check_fork()
-        self._change(lambda: self._descriptors.unregister(fd))
+        self._change(self._descriptors.unregister, fd)
 
     def _check_descriptors_allowed(self) -> None:
         self._check_fork()

@@ -47,8 +47,8 @@ from ..loop import Loop
 from .futures import set_done
 from .guard import name_loops
 from .handles import Handle, LockedHandle, Step, TimerHandle, new_words, run, run_watched, tools_watch
-from .selector import Selector
-from .transports import KERNELS_READ, StreamTransport, new_buffer
+from .selector import Selector, Watchers
+from .transports import KERNELS_READ, StreamTransport, accept_plainly, numbers_of, plain_accept, shared_words
 
 base_events: Any = _base_events  # its stubs do not name what is wanted of it
 
@@ -81,6 +81,8 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
     _made = False  # until then there is nothing to close: options were refused, or a signal's handler has raised
 
     if TYPE_CHECKING:  # asyncio's, which its stubs do not name
+        _closed: bool
+        _selector: Selector
         _stopping: bool
         _transports: Mapping[int, Any]
         _current_handle: asyncio.Handle | None
@@ -93,8 +95,6 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         def _check_thread(self) -> None: ...
         def _check_callback(self, callback: object, method: str) -> None: ...
         def _run_forever_setup(self) -> None: ...
-        def _add_reader(self, fd: int, callback: Callable[..., object], *args: Any) -> asyncio.Handle: ...
-        def _remove_reader(self, fd: int) -> bool: ...
         def _start_serving(self, *arguments: Any) -> None: ...
 
         def _run_forever_cleanup(self) -> None: ...
@@ -148,9 +148,9 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         return self._core
 
     @functools.cached_property
-    def _received(self) -> Any:
-        """The buffer that all connections share; made for the first one."""
-        return new_buffer()
+    def _streams_share(self) -> tuple[Any, ...]:
+        """What all connections share; made for the first one."""
+        return shared_words(self)
 
     # --- what each callback, future and step of a task asks for: built-in methods, and no Python frame
 
@@ -282,17 +282,74 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
                 self._signal_handlers.clear()
             super().close()
             self._run = self._runner  # in debug mode it was a method, which keeps the loop
+            vars(self).pop("_streams_share", None)  # so does the selector, which is in it
             with contextlib.suppress(ForkedLoopError):
                 self._core.close()
 
+    # --- what is watched: asyncio's four methods, which look each number up in five frames
+
+    def _add_reader(
+        self, fd: Any, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
+        handle, (before, writer) = self._watcher(fd, callback, args, context)
+        self._selector.put(fd, (handle, writer))
+        if before is not None:
+            before.cancel()
+        return handle
+
+    def _add_writer(
+        self, fd: Any, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
+        handle, (reader, before) = self._watcher(fd, callback, args, context)
+        self._selector.put(fd, (reader, handle))
+        if before is not None:
+            before.cancel()
+        return handle
+
+    def _watcher(
+        self, fd: Any, callback: Callable[..., object], args: tuple[Any, ...], context: Context | None
+    ) -> tuple[asyncio.Handle, Watchers]:
+        """A new handle for a descriptor, and those that it has so far."""
+        self._check_closed()
+        if self._debug:
+            handle = asyncio.Handle(callback, args, self, context)
+            self._forget_frame(handle)
+        else:
+            handle = Handle(callback, args, self, copy_context() if context is None else context)
+        return handle, self._selector.watchers(fd)
+
+    def _remove_reader(self, fd: Any) -> bool:
+        if self._closed:
+            return False
+        reader, writer = self._selector.watchers(fd)
+        if reader is None:
+            return False
+        self._selector.put(fd, (None, writer))
+        reader.cancel()
+        return True
+
+    def _remove_writer(self, fd: Any) -> bool:
+        if self._closed:
+            return False
+        reader, writer = self._selector.watchers(fd)
+        if writer is None:
+            return False
+        self._selector.put(fd, (reader, None))
+        writer.cancel()
+        return True
+
     # --- transports
 
-    def _make_socket_transport(self, sock: Any, protocol: Any, waiter: Any = None, **more: Any) -> Any:
+    def _make_socket_transport(
+        self, sock: Any, protocol: Any, waiter: Any = None, *, extra: Any = None, server: Any = None, **context: Any
+    ) -> Any:
         """Of each connected socket, accepted ones too. The only place where a kind of transport is chosen."""
-        if not KERNELS_READ or not isinstance(sock, socket.socket):  # kernels read an object of that type
-            return super()._make_socket_transport(sock, protocol, waiter, **more)  # type: ignore[misc]
-        self._ensure_fd_no_transport(sock)
-        return StreamTransport(self, sock, protocol, waiter, **more)
+        # Kernels read an object of that type. A mock of one says that it is an instance.
+        if not KERNELS_READ or not issubclass(type(sock), socket.socket):
+            return super()._make_socket_transport(  # type: ignore[misc]
+                sock, protocol, waiter, extra=extra, server=server, **context
+            )
+        return StreamTransport(self, sock, protocol, waiter, extra, server, **context)
 
     def _accept_connection(  # its arguments are asyncio's
         self,
@@ -309,9 +366,12 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         and each failure comes back for itself.
         """
         timeouts = ssl_handshake_timeout, ssl_shutdown_timeout
+        accept = sock.accept
+        if getattr(type(sock), "accept", None) is plain_accept:  # nobody has one of his own
+            accept = functools.partial(accept_plainly, sock, *numbers_of(sock))
         for _ in range(backlog):
             try:
-                conn, address = sock.accept()
+                conn, address = accept()
                 if self._debug:
                     base_events.logger.debug("%r got a new connection from %r: %r", server, address, conn)
                 conn.setblocking(False)
@@ -349,7 +409,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         protocol = None
         try:
             protocol = factory()
-            if server is None or server.is_serving():
+            if server is None or server._serving:
                 self._make_socket_transport(conn, protocol, extra=extra, server=server, **own)
             else:  # the factory has closed it, and nobody waits for this connection's end
                 conn.close()

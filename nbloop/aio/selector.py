@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import selectors
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import FDAlreadyRegisteredError, FDNotRegisteredError
 from ..loop import Loop
@@ -25,14 +25,17 @@ WRITER = [bool(events & (WRITE | ERROR)) for events in range(16)]
 WRITER_ALONE = [bool(events & (WRITE | ERROR | HANGUP)) for events in range(16)]  # without a reader it gets HANGUP, too
 
 
-def _interest(events: int) -> int:
-    return (READ if events & selectors.EVENT_READ else 0) | (WRITE if events & selectors.EVENT_WRITE else 0)
+type Watchers = tuple[Any, Any]  # a descriptor's handles: its reader and its writer, or None
+NOBODY: Watchers = None, None
 
 
 class Selector(selectors._BaseSelectorImpl):
     """The descriptors of one loop; the data of each is its pair (reader, writer) of handles."""
 
-    _fd_to_key: dict[int, selectors.SelectorKey]  # asyncio's stubs do not name it
+    if TYPE_CHECKING:  # asyncio's stubs do not name them
+        _fd_to_key: dict[int, selectors.SelectorKey]
+
+        def _fileobj_lookup(self, fileobj: Any) -> int: ...
 
     def __init__(self, core: Loop, run: Callable[[Any], None]) -> None:
         super().__init__()
@@ -40,41 +43,52 @@ class Selector(selectors._BaseSelectorImpl):
         self._run = run
         self._queued: set[Any] = set()
 
-    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
-        key = super().register(fileobj, events, data)
-        try:
-            self._core.register_fd(key.fd, _interest(events), watched_by(*data) or self._ready)
-        except FDAlreadyRegisteredError:
-            super().unregister(fileobj)
-            raise
-        except BaseException:  # a signal handler's may come when it is registered
-            self.unregister(fileobj)
-            raise
-        return key
+    def watchers(self, fileobj: Any) -> Watchers:
+        """The handles of a descriptor."""
+        fd = fileobj if type(fileobj) is int and fileobj >= 0 else self._fileobj_lookup(fileobj)
+        key = self._fd_to_key.get(fd)
+        return NOBODY if key is None else key.data
 
-    def unregister(self, fileobj: Any) -> selectors.SelectorKey:
-        key = self.get_key(fileobj)
-        try:
-            self._core.unregister_fd(key.fd)
-        except FDNotRegisteredError:  # an exception of a signal handler came between the two
-            pass
-        except OSError:
-            super().unregister(fileobj)
-            raise
-        return super().unregister(fileobj)
-
-    def modify(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
-        key = self.get_key(fileobj)
-        if events != key.events:
+    def put(self, fileobj: Any, data: Watchers) -> None:
+        """From now on, these are the handles of a descriptor: register it, modify it or unregister it."""
+        reader, writer = data
+        events = (0 if reader is None else READ) | (0 if writer is None else WRITE)  # which are asyncio's numbers, too
+        fd = fileobj if type(fileobj) is int else self._fileobj_lookup(fileobj)
+        watched = watched_by(reader, writer)
+        keys = self._fd_to_key
+        key = keys.get(fd)
+        if key is None:
+            keys[fd] = selectors.SelectorKey(fileobj, fd, events, data)
             try:
-                self._core.modify_fd(key.fd, _interest(events))
-            except BaseException:  # closed, and its number reused: forget it, as asyncio's own selector does
-                self.unregister(fileobj)
+                self._core._watch(fd, events, watched or self._ready)
+            except FDAlreadyRegisteredError:
+                del keys[fd]
                 raise
-        watched_by(*data)
-        key = key._replace(events=events, data=data)
-        self._fd_to_key[key.fd] = key
-        return key
+            except BaseException:  # a signal handler's may come when it is registered
+                self.put(fd, NOBODY)
+                raise
+        elif events == 0:
+            try:
+                self._core._unwatch(fd)
+            except FDNotRegisteredError:  # an exception of a signal handler came between the two
+                pass
+            except OSError:
+                del keys[fd]
+                raise
+            del keys[fd]
+        else:
+            if events != key.events:
+                try:
+                    self._core.modify_fd(fd, events)
+                except BaseException:  # closed, and its number reused: forget it, as asyncio's own selector does
+                    self.put(fd, NOBODY)
+                    raise
+            keys[fd] = selectors.SelectorKey(key.fileobj, fd, events, data)
+
+    def register(self, fileobj: Any, events: int, data: Any = None) -> NoReturn:
+        raise NotImplementedError("this selector is a table that only its loop changes")
+
+    unregister = modify = register  # type: ignore[assignment]
 
     def _ready(self, fd: int, events: int) -> None:
         key = self._fd_to_key.get(fd)

@@ -682,9 +682,8 @@ def test_what_was_written_leaves_however_the_run_ends(ends):
             raise KeyboardInterrupt
         if ends == "forgotten":
             loop._remove_reader(mine.fileno())
-            transport = protocol.transport = None
             with pytest.warns(ResourceWarning, match="unclosed transport"):
-                gc.collect()
+                transport = protocol.transport = None  # the last reference: nothing is left to the collector
 
     loop.call_soon(last)
     with contextlib.suppress(KeyboardInterrupt):
