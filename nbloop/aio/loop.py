@@ -78,13 +78,13 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
     for their thread in debug mode only, as asyncio's, and do no harm from another one.
     """
 
+    _transports: Mapping[int, Any] = {}  # noqa: RUF012 - asyncio makes another one after its first `set_debug`
     _made = False  # until then there is nothing to close: options were refused, or a signal's handler has raised
 
     if TYPE_CHECKING:  # asyncio's, which its stubs do not name
         _closed: bool
         _selector: Selector
         _stopping: bool
-        _transports: Mapping[int, Any]
         _current_handle: asyncio.Handle | None
 
         _signal_handlers: dict[int, asyncio.Handle]
@@ -282,7 +282,8 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
                 self._signal_handlers.clear()
             super().close()
             self._run = self._runner  # in debug mode it was a method, which keeps the loop
-            vars(self).pop("_streams_share", None)  # so does the selector, which is in it
+            with contextlib.suppress(AttributeError):
+                del self._streams_share  # so does the selector, which is in it
             with contextlib.suppress(ForkedLoopError):
                 self._core.close()
 
@@ -588,7 +589,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         """asyncio's debug mode: what is scheduled is checked, where is remembered, and slow callbacks are logged."""
         super().set_debug(bool(enabled))  # a word that kernels compare
         self._choose_run()
-        for transport in list(vars(self).get("_transports", {}).values()):  # asyncio makes it after its first call
+        for transport in list(self._transports.values()):
             if isinstance(transport, StreamTransport):
                 transport.aim()
 
