@@ -49,12 +49,10 @@ class Descriptors(Part):
     def register(self, fd: int, interest: int, callback: ReadyCallback) -> bool:
         if self.mode is FastPathMode.FORCED:
             raise FastPathIncompatibleError(f"{self._name} is forced to the fast path, which sees no descriptors")
-        self.table.register(fd, interest, callback)
-        return len(self.table) == 1
+        return self.table.register(fd, interest, callback) == 1
 
     def unregister(self, fd: int) -> bool:
-        self.table.unregister(fd)
-        return len(self.table) == 0
+        return self.table.unregister(fd) == 0
 
     def install(self) -> None:
         """Choose how to sleep, as the mode and the descriptors require. Owner only, awake.

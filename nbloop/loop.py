@@ -254,7 +254,8 @@ class Loop(Lifecycle):
         self._change(self._register, fd, interest, callback)
 
     def _register(self, fd: int, interest: int, callback: ReadyCallback) -> bool:
-        self._check_descriptors_allowed()
+        if self._forked or self._lifecycle() >= layout.TERMINATING:
+            self._check_descriptors_allowed()
         return self._descriptors.register(fd, interest, callback)
 
     def modify_fd(self, fd: int, events: IOEvents | int) -> None:

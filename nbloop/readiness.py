@@ -110,12 +110,15 @@ class FdTable:
             self.poller = poller
         return self.poller
 
-    def register(self, fd: int, interest: int, callback: ReadyCallback) -> None:
+    def register(self, fd: int, interest: int, callback: ReadyCallback) -> int:
+        """Returns how many there are now."""
         if fd in self._tokens:
             raise FDAlreadyRegisteredError(f"descriptor {fd} is registered; use modify_fd(), or unregister_fd() first")
-        if self.poller is None and not WINDOWS:  # if `fd` is closed, the poller's descriptor must not get its number
-            os.fstat(fd)
-        poller = self.open_poller()
+        poller = self.poller
+        if poller is None:
+            if not WINDOWS:  # if `fd` is closed, the poller's descriptor must not get its number
+                os.fstat(fd)
+            poller = self.open_poller()
         self._interests[fd] = interest
         try:
             # Make the slot and the entry that names it in one C call: between two calls a signal handler may raise.
@@ -127,6 +130,7 @@ class FdTable:
                     poller.remove(fd)
                 next(self._closing(fd))
             raise
+        return len(self._tokens)
 
     def modify(self, fd: int, interest: int) -> None:
         token, before = self._known(fd), self._interests[fd]
@@ -143,7 +147,8 @@ class FdTable:
         self._interests[fd] = interest
         self._change(token, interest)
 
-    def unregister(self, fd: int) -> None:
+    def unregister(self, fd: int) -> int:
+        """Returns how many are left."""
         self._known(fd)
         assert self.poller is not None
         closing = self._closing(fd)
@@ -154,6 +159,7 @@ class FdTable:
             if not known:
                 self._record["suspect"] = 1
             next(closing)
+        return len(self._tokens)
 
     def _known(self, fd: int) -> int:
         token = self._tokens.get(fd)

@@ -47,7 +47,7 @@ from ..loop import Loop
 from .futures import set_done
 from .guard import name_loops
 from .handles import Handle, LockedHandle, Step, TimerHandle, new_words, run, run_watched, tools_watch
-from .selector import Selector, Watchers
+from .selector import READ, WRITE, Selector
 from .transports import KERNELS_READ, StreamTransport, accept_plainly, numbers_of, plain_accept, shared_words
 
 base_events: Any = _base_events  # its stubs do not name what is wanted of it
@@ -78,7 +78,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
     for their thread in debug mode only, as asyncio's, and do no harm from another one.
     """
 
-    _transports: Mapping[int, Any] = {}  # noqa: RUF012 - asyncio makes another one after its first `set_debug`
+    _transports: Mapping[int, Any] = {}
     _made = False  # until then there is nothing to close: options were refused, or a signal's handler has raised
 
     if TYPE_CHECKING:  # asyncio's, which its stubs do not name
@@ -292,51 +292,39 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
     def _add_reader(
         self, fd: Any, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.Handle:
-        handle, (before, writer) = self._watcher(fd, callback, args, context)
-        self._selector.put(fd, (handle, writer))
-        if before is not None:
-            before.cancel()
-        return handle
+        return self._add_watcher(fd, READ, callback, args, context)
 
     def _add_writer(
         self, fd: Any, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.Handle:
-        handle, (reader, before) = self._watcher(fd, callback, args, context)
-        self._selector.put(fd, (reader, handle))
-        if before is not None:
-            before.cancel()
-        return handle
+        return self._add_watcher(fd, WRITE, callback, args, context)
 
-    def _watcher(
-        self, fd: Any, callback: Callable[..., object], args: tuple[Any, ...], context: Context | None
-    ) -> tuple[asyncio.Handle, Watchers]:
-        """A new handle for a descriptor, and those that it has so far."""
-        self._check_closed()
+    def _add_watcher(
+        self, fd: Any, side: int, callback: Callable[..., object], args: tuple[Any, ...], context: Context | None
+    ) -> asyncio.Handle:
+        if self._closed:
+            self._check_closed()
         if self._debug:
             handle = asyncio.Handle(callback, args, self, context)
             self._forget_frame(handle)
         else:
             handle = Handle(callback, args, self, copy_context() if context is None else context)
-        return handle, self._selector.watchers(fd)
+        before = self._selector.put(fd, side, handle)
+        if before is not None:
+            before.cancel()
+        return handle
 
     def _remove_reader(self, fd: Any) -> bool:
-        if self._closed:
-            return False
-        reader, writer = self._selector.watchers(fd)
-        if reader is None:
-            return False
-        self._selector.put(fd, (None, writer))
-        reader.cancel()
-        return True
+        return not self._closed and self._remove_watcher(fd, READ)
 
     def _remove_writer(self, fd: Any) -> bool:
-        if self._closed:
+        return not self._closed and self._remove_watcher(fd, WRITE)
+
+    def _remove_watcher(self, fd: Any, side: int) -> bool:
+        before = self._selector.put(fd, side, None)
+        if before is None:
             return False
-        reader, writer = self._selector.watchers(fd)
-        if writer is None:
-            return False
-        self._selector.put(fd, (reader, None))
-        writer.cancel()
+        before.cancel()
         return True
 
     # --- transports

@@ -7,6 +7,7 @@ earlier.
 
 from __future__ import annotations
 
+import functools
 import selectors
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -25,8 +26,8 @@ WRITER = [bool(events & (WRITE | ERROR)) for events in range(16)]
 WRITER_ALONE = [bool(events & (WRITE | ERROR | HANGUP)) for events in range(16)]  # without a reader it gets HANGUP, too
 
 
-type Watchers = tuple[Any, Any]  # a descriptor's handles: its reader and its writer, or None
-NOBODY: Watchers = None, None
+assert (READ, WRITE) == (selectors.EVENT_READ, selectors.EVENT_WRITE)  # one number has both meanings
+_new_key = functools.partial(tuple.__new__, selectors.SelectorKey)  # its own constructor is a Python function
 
 
 class Selector(selectors._BaseSelectorImpl):
@@ -43,47 +44,56 @@ class Selector(selectors._BaseSelectorImpl):
         self._run = run
         self._queued: set[Any] = set()
 
-    def watchers(self, fileobj: Any) -> Watchers:
-        """The handles of a descriptor."""
+    def put(self, fileobj: Any, side: int, handle: Any) -> Any:
+        """From now on, this is a descriptor's reader (READ) or its writer (WRITE), or it has none (None). Returns what
+        was there before. Loop thread; O(1), with at most one system call.
+        """
         fd = fileobj if type(fileobj) is int and fileobj >= 0 else self._fileobj_lookup(fileobj)
-        key = self._fd_to_key.get(fd)
-        return NOBODY if key is None else key.data
-
-    def put(self, fileobj: Any, data: Watchers) -> None:
-        """From now on, these are the handles of a descriptor: register it, modify it or unregister it."""
-        reader, writer = data
-        events = (0 if reader is None else READ) | (0 if writer is None else WRITE)  # which are asyncio's numbers, too
-        fd = fileobj if type(fileobj) is int else self._fileobj_lookup(fileobj)
-        watched = watched_by(reader, writer)
         keys = self._fd_to_key
         key = keys.get(fd)
         if key is None:
-            keys[fd] = selectors.SelectorKey(fileobj, fd, events, data)
+            if handle is not None:
+                self._begin(fileobj, fd, side, (handle, None) if side == READ else (None, handle))
+            return None
+        reader, writer = data = key.data
+        before = data[side == WRITE]
+        if before is handle:  # None
+            return None
+        data = (handle, writer) if side == READ else (reader, handle)
+        events = key.events & ~side if handle is None else key.events | side
+        if events == 0:
+            self._end(fd)
+            return before
+        if events != key.events:
             try:
-                self._core._watch(fd, events, watched or self._ready)
-            except FDAlreadyRegisteredError:
-                del keys[fd]
+                self._core.modify_fd(fd, events)
+            except BaseException:  # closed, and its number reused: forget it, as asyncio's own selector does
+                self._end(fd)
                 raise
-            except BaseException:  # a signal handler's may come when it is registered
-                self.put(fd, NOBODY)
-                raise
-        elif events == 0:
-            try:
-                self._core._unwatch(fd)
-            except FDNotRegisteredError:  # an exception of a signal handler came between the two
-                pass
-            except OSError:
-                del keys[fd]
-                raise
-            del keys[fd]
-        else:
-            if events != key.events:
-                try:
-                    self._core.modify_fd(fd, events)
-                except BaseException:  # closed, and its number reused: forget it, as asyncio's own selector does
-                    self.put(fd, NOBODY)
-                    raise
-            keys[fd] = selectors.SelectorKey(key.fileobj, fd, events, data)
+        watched_by(*data)
+        keys[fd] = _new_key((key.fileobj, fd, events, data))
+        return before
+
+    def _begin(self, fileobj: Any, fd: int, side: int, data: tuple[Any, Any]) -> None:
+        self._fd_to_key[fd] = _new_key((fileobj, fd, side, data))
+        try:
+            self._core._watch(fd, side, watched_by(*data) or self._ready)
+        except FDAlreadyRegisteredError:
+            del self._fd_to_key[fd]
+            raise
+        except BaseException:  # a signal handler's may come when it is registered
+            self._end(fd)
+            raise
+
+    def _end(self, fd: int) -> None:
+        try:
+            self._core._unwatch(fd)
+        except FDNotRegisteredError:  # an exception of a signal handler came between the two
+            pass
+        except OSError:
+            del self._fd_to_key[fd]
+            raise
+        del self._fd_to_key[fd]
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> NoReturn:
         raise NotImplementedError("this selector is a table that only its loop changes")
