@@ -96,6 +96,37 @@ assert sorted(ran) == [1, 2, 3, 4], ran
     )
 
 
+def test_a_loop_that_had_ended_is_the_same_in_a_child(run_script):
+    """contract: fork: it refuses as in the parent, its figures are there, and ending it again does nothing."""
+    run_script(
+        PRELUDE
+        + """
+from nbloop import LoopTerminatedError
+
+loop = Loop()
+handle, submit = loop.producer(), loop.submit
+with loop:
+    pass
+
+def check():
+    for call in (submit, loop.submit, handle.submit, lambda f: loop.schedule_timer(0, f), lambda f: loop.run()):
+        try:
+            call(int)
+        except LoopTerminatedError:
+            continue
+        raise AssertionError(f"{call} was not refused")
+    loop.shutdown()
+    loop.close()
+    loop.stop()
+    assert not loop.cancel_timer(1)
+    assert loop.state is LoopState.TERMINATED
+
+check()
+in_child(check)
+"""
+    )
+
+
 def test_child_can_make_its_own(run_script):
     """contract: fork: a loop made in the child works there, and dropping the inherited one is harmless."""
     run_script(
