@@ -641,3 +641,72 @@ loop.run_until_complete(main(loop))
 loop.close()
 """
     )
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        "os._exit(0)",
+        "transport.close()",
+        "transport.abort()",
+        "transport.write(b'3')",
+        "transport.writelines([b'3'])",
+        "transport.get_write_buffer_size()",
+        "transport.get_extra_info('socket').getpeername()",
+        "transport.pause_reading()",
+        "self.transport = None; loop._transports.clear(); del transport; gc.collect()",
+        "return",
+    ],
+)
+def test_what_a_child_does_to_a_connection_stays_there(run_script, then):
+    """contract: fork: bytes that wait for the end of the turn leave once, from the parent; the child's copy of the
+    transport adds nothing to them, and stops nothing.
+    """
+    run_script(
+        PRELUDE
+        + f"""
+import asyncio, gc, socket
+import nbloop
+
+class Echo(asyncio.Protocol):
+    def connection_made(self, transport):
+        self.transport = transport
+
+    def data_received(self, data):
+        transport = self.transport
+        transport.write(b"1")
+        transport.write(b"2")
+        pid = os.fork()
+        if pid == 0:
+            global is_child
+            is_child = True
+            try:
+                {then}
+            except ForkedLoopError:
+                pass
+            os._exit(0)
+        while os.waitpid(pid, os.WNOHANG)[0] == 0:
+            time.sleep(0.001)
+
+def visit(address):
+    with socket.create_connection(address) as client:
+        client.settimeout(30)
+        for _ in range(3):
+            client.sendall(b"x")
+            assert client.recv(2, socket.MSG_WAITALL) == b"12"
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(10) == b""
+
+async def main():
+    global loop
+    loop = asyncio.get_running_loop()
+    async with await loop.create_server(Echo, "127.0.0.1", 0) as server:
+        await asyncio.to_thread(visit, server.sockets[0].getsockname())
+
+is_child = False
+try:
+    nbloop.run(main())
+except ForkedLoopError:
+    assert is_child
+"""
+    )
