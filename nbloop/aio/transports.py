@@ -6,6 +6,9 @@ transport instead of a handle, and it reads; the transport's `write` is the stre
 asyncio's methods run, wherever the case is not the plain one: the debug mode, bytes that wait, the end of the file, an
 error.
 
+A connection that comes and goes costs what its beginning and its end cost. Those two are written out here, because
+asyncio's take a dozen frames: they were 45 of 55 us of CPU time, and are 18 of 28.
+
 What differs: data is delivered when the poll reports it, ahead of callbacks that were ready before, as in uvloop;
 asyncio queues it behind them.
 """
