@@ -166,7 +166,7 @@ class Connections:
             of.close()
 
     def track_connection(self, beside: str, _line: bool) -> float:
-        """Decides what it costs a server that connections come and go: the system's calls, and the Python around them."""
+        """Decides what it costs a server that connections come and go: system calls, and Python around them."""
         values = interleave(ROUNDS // 4, self.probes)  # of 1,000 connections each: 40 rounds took half a minute
         return Sample.of(ratios(values["nbloop.aio"], values[beside])).median
 
