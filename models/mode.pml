@@ -16,12 +16,13 @@
      fd_watches.epoll_sleep b601ced7e03c
      fd_watches.epoll_block 600111201ac4
      loop.set_fast_path_mode 4abbe89148d6
-     loop.register_fd 909a9d15c6ed
-     loop.unregister_fd e837f19d8acc
+     loop._watch bcaacb0187a2
+     loop._register 4378aa64880b
+     loop._unwatch 54ef3ba54aa7
      loop._change_over 7e9da9b7aa20
      descriptors.set_mode 5736839e7329
-     descriptors.register af42ab8fdad7
-     descriptors.unregister e21d6a6747b4
+     descriptors.register e1d658b461be
+     descriptors.unregister d32aa71b8e63
      descriptors.install 6f0ac8d89e3f
      descriptors._loop_ended 1437b7f2660f
      loop._finish 4b6f499dbbd9

@@ -11,6 +11,7 @@ import inspect
 import pickle
 import pkgutil
 import socket
+import weakref
 
 import numpy as np
 import pytest
@@ -128,7 +129,7 @@ def unique(make_loop, tmp_path):
         end.callback(watchdog.stop)
         aio = nbloop.new_event_loop()
         end.callback(aio.close)
-        stream = Stream(aio, end.enter_context(socket.socket()), aio)
+        stream = Stream(weakref.ref(aio), end.enter_context(socket.socket()), aio._streams_share)
         clock_loop = make_loop()
         group = nbloop.LoopGroup(1)
         end.callback(group.close)
