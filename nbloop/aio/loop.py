@@ -48,6 +48,7 @@ from .futures import set_done
 from .guard import name_loops
 from .handles import Handle, LockedHandle, Step, TimerHandle, new_words, run, run_watched, tools_watch
 from .selector import Selector
+from .tls import TlsProtocol
 from .transports import KERNELS_READ, StreamTransport, new_buffer
 
 base_events: Any = _base_events  # its stubs do not name what is wanted of it
@@ -293,6 +294,72 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
             return super()._make_socket_transport(sock, protocol, waiter, **more)  # type: ignore[misc]
         self._ensure_fd_no_transport(sock)
         return StreamTransport(self, sock, protocol, waiter, **more)
+
+    def _make_ssl_transport(
+        self,
+        rawsock: Any,
+        protocol: Any,
+        sslcontext: Any,
+        waiter: Any = None,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+        ssl_handshake_timeout: float | None = constants.SSL_HANDSHAKE_TIMEOUT,
+        ssl_shutdown_timeout: float | None = constants.SSL_SHUTDOWN_TIMEOUT,
+        **more: Any,
+    ) -> Any:
+        """TLS from the beginning, over `_make_socket_transport`."""
+        self._ensure_fd_no_transport(rawsock)  # before there is a protocol to take down
+        tls = TlsProtocol(
+            *(self, protocol, sslcontext, waiter, server_side, server_hostname),
+            ssl_handshake_timeout=ssl_handshake_timeout,
+            ssl_shutdown_timeout=ssl_shutdown_timeout,
+        )
+        self._make_socket_transport(rawsock, tls, **more)
+        return tls._app_transport
+
+    async def start_tls(
+        self,
+        transport: Any,
+        protocol: Any,
+        sslcontext: Any,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
+    ) -> Any:
+        """TLS from now on, over a transport that is open; returns the one that `protocol` is to use. The loop's thread.
+
+        What the transport has to send leaves first. What a server's `StreamReader` has received, and nobody has read,
+        is the client's first record.
+        """
+        if base_events.ssl is None:
+            raise RuntimeError("Python ssl module is not available")
+        if not isinstance(sslcontext, base_events.ssl.SSLContext):
+            raise TypeError(f"sslcontext is expected to be an instance of ssl.SSLContext, got {sslcontext!r}")
+        if not getattr(transport, "_start_tls_compatible", False):
+            raise TypeError(f"transport {transport!r} is not supported by start_tls()")
+        waiter = self.create_future()
+        tls = TlsProtocol(
+            *(self, protocol, sslcontext, waiter, server_side, server_hostname),
+            call_connection_made=False,
+            ssl_handshake_timeout=ssl_handshake_timeout,
+            ssl_shutdown_timeout=ssl_shutdown_timeout,
+        )
+        transport.pause_reading()  # until the protocol has its transport
+        tls.takes_over(transport)
+        transport.set_protocol(tls)
+        begins = self.call_soon(tls.connection_made, transport)
+        reads = self.call_soon(transport.resume_reading)
+        try:
+            await waiter
+        except BaseException:
+            transport.close()
+            begins.cancel()
+            reads.cancel()
+            raise
+        return tls._app_transport
 
     def _accept_connection(  # its arguments are asyncio's
         self,
