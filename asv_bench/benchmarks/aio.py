@@ -148,7 +148,7 @@ class Server:
 class SecureServer(Server):
     """CPU time of a server's thread, with TLS."""
 
-    params = (("asyncio", "uvloop"), (False, True), (64, 1024, 102_400))
+    params = (("asyncio", "uvloop"), (False, True), (1024,))
     tls = True
 
 

@@ -33,7 +33,7 @@ import warnings
 import weakref
 from asyncio import base_events as _base_events
 from asyncio import constants, format_helpers, trsock
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextvars import Context, copy_context
 from sys import _getframe
 from typing import TYPE_CHECKING, Any, Literal
@@ -467,66 +467,45 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
     # cancelled in the same turn, they are lost. Here a future only tells that there is something, and the task takes it
     # as it goes on. The removal of the reader costs no callback then, either.
 
-    async def sock_recv(self, sock: socket.socket, nbytes: int) -> bytes:
+    def sock_recv(self, sock: socket.socket, nbytes: int) -> Coroutine[Any, Any, bytes]:
         """Receive up to `nbytes`. The loop's thread. A call that is cancelled has taken nothing from the socket."""
-        self._check_socket(sock)
-        while True:
-            try:
-                return sock.recv(nbytes)
-            except (BlockingIOError, InterruptedError):
-                pass
-            await self._readable(sock)
+        return self._take(sock, "recv", nbytes)
 
-    async def sock_recv_into(self, sock: socket.socket, buf: Any) -> int:
+    def sock_recv_into(self, sock: socket.socket, buf: Any) -> Coroutine[Any, Any, int]:
         """`sock_recv` into a buffer; returns how many bytes that were."""
-        self._check_socket(sock)
-        while True:
-            try:
-                return sock.recv_into(buf)
-            except (BlockingIOError, InterruptedError):
-                pass
-            await self._readable(sock)
+        return self._take(sock, "recv_into", buf)
 
-    async def sock_recvfrom(self, sock: socket.socket, bufsize: int) -> tuple[bytes, Any]:
+    def sock_recvfrom(self, sock: socket.socket, bufsize: int) -> Coroutine[Any, Any, tuple[bytes, Any]]:
         """Receive a datagram of up to `bufsize` bytes; returns it and its sender. A call that is cancelled has taken
         nothing from the socket.
         """
-        self._check_socket(sock)
-        while True:
-            try:
-                return sock.recvfrom(bufsize)
-            except (BlockingIOError, InterruptedError):
-                pass
-            await self._readable(sock)
+        return self._take(sock, "recvfrom", bufsize)
 
-    async def sock_recvfrom_into(self, sock: socket.socket, buf: Any, nbytes: int = 0) -> tuple[int, Any]:
+    def sock_recvfrom_into(
+        self, sock: socket.socket, buf: Any, nbytes: int = 0
+    ) -> Coroutine[Any, Any, tuple[int, Any]]:
         """`sock_recvfrom` into a buffer, of which it uses `nbytes`, or all for 0."""
-        self._check_socket(sock)
-        while True:
-            try:
-                return sock.recvfrom_into(buf, nbytes or len(buf))
-            except (BlockingIOError, InterruptedError):
-                pass
-            await self._readable(sock)
+        return self._take(sock, "recvfrom_into", buf, nbytes)
 
     async def sock_accept(self, sock: socket.socket) -> tuple[socket.socket, Any]:
         """Accept a connection; returns its socket, which does not block, and the peer's address. A call that is
         cancelled has accepted nothing.
         """
-        self._check_socket(sock)
-        while True:
-            try:
-                conn, address = sock.accept()
-                conn.setblocking(False)
-                return conn, address
-            except (BlockingIOError, InterruptedError):
-                pass
-            await self._readable(sock)
+        conn, address = await self._take(sock, "accept")
+        conn.setblocking(False)
+        return conn, address
 
-    def _check_socket(self, sock: Any) -> None:
+    async def _take(self, sock: socket.socket, method: str, *arguments: Any) -> Any:
+        """Call a method of the socket until it does not block."""
         base_events._check_ssl_socket(sock)
         if self._debug and sock.gettimeout() != 0:
             raise ValueError("the socket must be non-blocking")
+        while True:
+            try:
+                return getattr(sock, method)(*arguments)
+            except (BlockingIOError, InterruptedError):
+                pass
+            await self._readable(sock)
 
     async def _readable(self, sock: socket.socket) -> None:
         """Wait until there is something to take, or until it has been there: somebody else may take it first."""
