@@ -10,9 +10,9 @@ the protocol takes 6 us; asyncio's takes 12, and OpenSSL's part of both is 3.
 * There is no second `read` if nothing waits for OpenSSL, and OpenSSL holds nothing.
 * All connections of a loop receive into one buffer. asyncio allocates and clears 256 KiB for each connection.
 
-Four of asyncio's faults are mended here, because each loses bytes or stops a connection: a buffer that is not a
-memoryview (`get_buffer`), a memoryview of items larger than a byte (`write`), a mark of 0, and an upgrade (`start_tls`)
-while the writing is paused, or after the client's first record has arrived.
+Three of asyncio's faults are mended here, because each loses bytes or stops a connection: a buffer that is not a
+memoryview (`get_buffer`), a mark of 0, and an upgrade (`start_tls`) while the writing is paused, or after the client's
+first record has arrived.
 """
 
 from __future__ import annotations
@@ -176,8 +176,7 @@ class TlsProtocol(_SSLProtocol):  # type: ignore[misc]
         transport = self._transport
         if transport is not None:
             check_here(transport)  # before something is encrypted that would not be sent
-        # asyncio counts items, and OpenSSL bytes.
-        super()._write_appdata([one.cast("B") if isinstance(one, memoryview) else one for one in list_of_data])
+        super()._write_appdata(list_of_data)
 
     def _process_outgoing(self) -> None:
         outgoing = self._outgoing

@@ -266,7 +266,7 @@ def test_an_empty_buffer_ends_the_connection(connected):
 
 @pytest.mark.parametrize("size", [1, 999, 1000, RECORD // 4, 40_000])
 def test_a_memoryview_of_large_items_is_sent_whole(connected, size):
-    """asyncio counts items where OpenSSL counts bytes."""
+    """Whatever counts items, and whatever bytes."""
 
     async def test(transport, _protocol, end):
         sent = random.Random(size).randbytes(4 * size)
