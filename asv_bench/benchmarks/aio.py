@@ -120,6 +120,7 @@ class Server:
 
     params = (("asyncio", "uvloop"), (False, True), (64, 1024, 102_400))
     param_names = ("beside", "streams", "bytes")
+    tls = False
 
     def setup(self, beside: str, streams: bool, size: int) -> None:
         self.loops: tuple[Any, ...] = ()
@@ -129,7 +130,7 @@ class Server:
         self.loops = NbloopAio(), (peers.Uvloop if beside == "uvloop" else Asyncio)()
         for of in self.loops:
             of.start()
-        self.probes = [Served(of.name, of, streams, size) for of in self.loops]
+        self.probes = [Served(of.name, of, streams, size, self.tls) for of in self.loops]
 
     def teardown(self, _beside: str, _streams: bool, _size: int) -> None:
         for probe, of in zip(self.probes, self.loops, strict=True):
@@ -142,6 +143,13 @@ class Server:
         return Sample.of(ratios(values["nbloop.aio"], values[beside])).median
 
     track_message.unit = "times the other loop's CPU time"  # type: ignore[attr-defined]
+
+
+class SecureServer(Server):
+    """CPU time of a server's thread, with TLS."""
+
+    params = (("asyncio", "uvloop"), (False, True), (1024,))
+    tls = True
 
 
 class Connections:

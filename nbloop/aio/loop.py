@@ -33,7 +33,7 @@ import warnings
 import weakref
 from asyncio import base_events as _base_events
 from asyncio import constants, format_helpers, trsock
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextvars import Context, copy_context
 from sys import _getframe
 from typing import TYPE_CHECKING, Any, Literal
@@ -48,6 +48,7 @@ from .futures import set_done
 from .guard import name_loops
 from .handles import Handle, LockedHandle, Step, TimerHandle, new_words, run, run_watched, tools_watch
 from .selector import READ, WRITE, Selector
+from .tls import TlsProtocol
 from .transports import KERNELS_READ, StreamTransport, accept_plainly, numbers_of, plain_accept, shared_words
 
 base_events: Any = _base_events  # its stubs do not name what is wanted of it
@@ -340,6 +341,72 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
             )
         return StreamTransport(self, sock, protocol, waiter, extra, server, **context)
 
+    def _make_ssl_transport(
+        self,
+        rawsock: Any,
+        protocol: Any,
+        sslcontext: Any,
+        waiter: Any = None,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+        ssl_handshake_timeout: float | None = constants.SSL_HANDSHAKE_TIMEOUT,
+        ssl_shutdown_timeout: float | None = constants.SSL_SHUTDOWN_TIMEOUT,
+        **more: Any,
+    ) -> Any:
+        """TLS from the beginning, over `_make_socket_transport`."""
+        self._ensure_fd_no_transport(rawsock)  # before there is a protocol to take down
+        tls = TlsProtocol(
+            *(self, protocol, sslcontext, waiter, server_side, server_hostname),
+            ssl_handshake_timeout=ssl_handshake_timeout,
+            ssl_shutdown_timeout=ssl_shutdown_timeout,
+        )
+        self._make_socket_transport(rawsock, tls, **more)
+        return tls._app_transport
+
+    async def start_tls(
+        self,
+        transport: Any,
+        protocol: Any,
+        sslcontext: Any,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
+    ) -> Any:
+        """TLS from now on, over a transport that is open; returns the one that `protocol` is to use. The loop's thread.
+
+        What the transport has to send leaves first. What a server's `StreamReader` has received, and nobody has read,
+        is the client's first record.
+        """
+        if base_events.ssl is None:
+            raise RuntimeError("Python ssl module is not available")
+        if not isinstance(sslcontext, base_events.ssl.SSLContext):
+            raise TypeError(f"sslcontext is expected to be an instance of ssl.SSLContext, got {sslcontext!r}")
+        if not getattr(transport, "_start_tls_compatible", False):
+            raise TypeError(f"transport {transport!r} is not supported by start_tls()")
+        waiter = self.create_future()
+        tls = TlsProtocol(
+            *(self, protocol, sslcontext, waiter, server_side, server_hostname),
+            call_connection_made=False,
+            ssl_handshake_timeout=ssl_handshake_timeout,
+            ssl_shutdown_timeout=ssl_shutdown_timeout,
+        )
+        transport.pause_reading()  # until the protocol has its transport
+        tls.takes_over(transport)
+        transport.set_protocol(tls)
+        begins = self.call_soon(tls.connection_made, transport)
+        reads = self.call_soon(transport.resume_reading)
+        try:
+            await waiter
+        except BaseException:
+            transport.close()
+            begins.cancel()
+            reads.cancel()
+            raise
+        return tls._app_transport
+
     def _accept_connection(  # its arguments are asyncio's
         self,
         factory: Any,
@@ -449,66 +516,45 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
     # cancelled in the same turn, they are lost. Here a future only tells that there is something, and the task takes it
     # as it goes on. The removal of the reader costs no callback then, either.
 
-    async def sock_recv(self, sock: socket.socket, nbytes: int) -> bytes:
+    def sock_recv(self, sock: socket.socket, nbytes: int) -> Coroutine[Any, Any, bytes]:
         """Receive up to `nbytes`. The loop's thread. A call that is cancelled has taken nothing from the socket."""
-        self._check_socket(sock)
-        while True:
-            try:
-                return sock.recv(nbytes)
-            except (BlockingIOError, InterruptedError):
-                pass
-            await self._readable(sock)
+        return self._take(sock, "recv", nbytes)
 
-    async def sock_recv_into(self, sock: socket.socket, buf: Any) -> int:
+    def sock_recv_into(self, sock: socket.socket, buf: Any) -> Coroutine[Any, Any, int]:
         """`sock_recv` into a buffer; returns how many bytes that were."""
-        self._check_socket(sock)
-        while True:
-            try:
-                return sock.recv_into(buf)
-            except (BlockingIOError, InterruptedError):
-                pass
-            await self._readable(sock)
+        return self._take(sock, "recv_into", buf)
 
-    async def sock_recvfrom(self, sock: socket.socket, bufsize: int) -> tuple[bytes, Any]:
+    def sock_recvfrom(self, sock: socket.socket, bufsize: int) -> Coroutine[Any, Any, tuple[bytes, Any]]:
         """Receive a datagram of up to `bufsize` bytes; returns it and its sender. A call that is cancelled has taken
         nothing from the socket.
         """
-        self._check_socket(sock)
-        while True:
-            try:
-                return sock.recvfrom(bufsize)
-            except (BlockingIOError, InterruptedError):
-                pass
-            await self._readable(sock)
+        return self._take(sock, "recvfrom", bufsize)
 
-    async def sock_recvfrom_into(self, sock: socket.socket, buf: Any, nbytes: int = 0) -> tuple[int, Any]:
+    def sock_recvfrom_into(
+        self, sock: socket.socket, buf: Any, nbytes: int = 0
+    ) -> Coroutine[Any, Any, tuple[int, Any]]:
         """`sock_recvfrom` into a buffer, of which it uses `nbytes`, or all for 0."""
-        self._check_socket(sock)
-        while True:
-            try:
-                return sock.recvfrom_into(buf, nbytes or len(buf))
-            except (BlockingIOError, InterruptedError):
-                pass
-            await self._readable(sock)
+        return self._take(sock, "recvfrom_into", buf, nbytes)
 
     async def sock_accept(self, sock: socket.socket) -> tuple[socket.socket, Any]:
         """Accept a connection; returns its socket, which does not block, and the peer's address. A call that is
         cancelled has accepted nothing.
         """
-        self._check_socket(sock)
-        while True:
-            try:
-                conn, address = sock.accept()
-                conn.setblocking(False)
-                return conn, address
-            except (BlockingIOError, InterruptedError):
-                pass
-            await self._readable(sock)
+        conn, address = await self._take(sock, "accept")
+        conn.setblocking(False)
+        return conn, address
 
-    def _check_socket(self, sock: Any) -> None:
+    async def _take(self, sock: socket.socket, method: str, *arguments: Any) -> Any:
+        """Call a method of the socket until it does not block."""
         base_events._check_ssl_socket(sock)
         if self._debug and sock.gettimeout() != 0:
             raise ValueError("the socket must be non-blocking")
+        while True:
+            try:
+                return getattr(sock, method)(*arguments)
+            except (BlockingIOError, InterruptedError):
+                pass
+            await self._readable(sock)
 
     async def _readable(self, sock: socket.socket) -> None:
         """Wait until there is something to take, or until it has been there: somebody else may take it first."""

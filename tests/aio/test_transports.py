@@ -20,97 +20,14 @@ import weakref
 import pytest
 
 import nbloop
-from nbloop.aio.loop import UNPOLLED_TURNS
 from nbloop.aio.transports import KERNELS_READ, Stream, StreamTransport
+from tests.support.connections import LOOPS, Buffered, Logged, pair, settle
 from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.skipif(not KERNELS_READ, reason="asyncio's own transports here")
 
 COMPILED = os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0")
-POLL_EVERY = UNPOLLED_TURNS + 1  # turns
 CONNECTIONS = 120  # of each of 18 ends
-LOOPS = {"asyncio": asyncio.new_event_loop, "nbloop": nbloop.new_event_loop}
-
-
-def tcp_pair() -> tuple[socket.socket, socket.socket]:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        one = socket.create_connection(server.getsockname())
-        return one, server.accept()[0]
-
-
-def pair(kind: str) -> tuple[socket.socket, socket.socket]:
-    ends = tcp_pair() if kind == "tcp" else socket.socketpair()
-    for end in ends:
-        end.setblocking(False)
-    return ends
-
-
-async def settle() -> None:
-    """Let what has happened to sockets of this machine reach the protocols, and that have its effect in turn."""
-    for _ in range(8 * POLL_EVERY):
-        await asyncio.sleep(0)
-
-
-class Logged(asyncio.Protocol):
-    """Notes its calls, and does in the next one what `plans` says."""
-
-    def __init__(self, log: list[object]) -> None:
-        self.log = log
-        self.plans: list[str] = []
-        self.keeps_open = False
-        self.transport: asyncio.Transport
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        self.log.append("made")
-
-    def data_received(self, data: bytes) -> None:
-        assert type(data) is bytes
-        self.log.append(("data", data))
-        for plan in self.plans:
-            if plan == "echo":
-                self.transport.write(data)
-            elif plan == "raise":
-                self.plans = []
-                raise ValueError(len(data))
-            elif plan == "replace":
-                self.plans = []
-                self.transport.set_protocol(Logged(self.log))
-            elif plan == "buffered":
-                self.plans = []
-                self.transport.set_protocol(Buffered(self.log))
-            else:
-                getattr(self.transport, plan)()
-
-    def eof_received(self) -> bool:
-        self.log.append("eof")
-        return self.keeps_open
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.log.append(("lost", type(exc), getattr(exc, "args", None)))
-
-    def pause_writing(self) -> None:
-        self.log.append("pause")
-
-    def resume_writing(self) -> None:
-        self.log.append("resume")
-
-
-class Buffered(asyncio.BufferedProtocol):
-    def __init__(self, log: list[object]) -> None:
-        self.log = log
-        self.buffer = bytearray(65536)
-
-    def get_buffer(self, sizehint: int) -> bytearray:
-        assert sizehint == -1
-        return self.buffer
-
-    def buffer_updated(self, nbytes: int) -> None:
-        self.log.append(("buffer", bytes(self.buffer[:nbytes])))
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.log.append(("lost", type(exc), getattr(exc, "args", None)))
 
 
 def played(factory, kind: str, seed: int) -> list[object]:
