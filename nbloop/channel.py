@@ -291,23 +291,29 @@ def figures_of(state: LoopWords) -> list[ChannelFigures]:
     found = []
     for words, room in list(state.channels.values()):
         record = np.ndarray((1,), layout.CHANNEL.dtype, buffer=words)[0]
-        queue = record["handle"]["queue"]
-        head = int(queue["head"])  # before the tail, which it never exceeds
-        waiting = (int(queue["tail"]) & ~layout.MINUS) - head
-        delivered, batches, dropped = (int(record[name]) for name in ("delivered", "batches", "dropped"))
-        limit, delay = int(queue["limit"]), _delay(words, record)
-        found.append(ChannelFigures(room.name, limit, waiting, delivered, batches, dropped, delay))
+        delays = None
+        if record["delays"]:
+            at = int(record["delays"]) - words.__array_interface__["data"][0]
+            delays = np.ndarray(layout.HISTOGRAM.shape, np.int64, buffer=words, offset=at)
+        found.append(ring_figures(room.name, record, delays))
     return found
 
 
-def _delay(words: Any, record: Any) -> Quantiles | None:
-    if not record["delays"]:
-        return None
-    from .observe.block import histogram_of
-    from .observe.metrics import Quantiles
+def ring_figures(name: str, record: Any, delays: npt.NDArray[np.int64] | None) -> ChannelFigures:
+    """Of one ring, of this process or of another: from its CHANNEL record, and from its histogram of delays, if it has
+    one.
+    """
+    queue = record["handle"]["queue"]
+    head = int(queue["head"])  # before the tail, which it never exceeds
+    waiting = (int(queue["tail"]) & ~layout.MINUS) - head
+    delivered, batches, dropped = (int(record[word]) for word in ("delivered", "batches", "dropped"))
+    delay = None
+    if delays is not None:
+        from .observe.block import histogram_of
+        from .observe.metrics import Quantiles
 
-    at = int(record["delays"]) - words.__array_interface__["data"][0]
-    return Quantiles.of(histogram_of(np.ndarray(layout.HISTOGRAM.shape, np.int64, buffer=words, offset=at)))
+        delay = Quantiles.of(histogram_of(delays))
+    return ChannelFigures(name, int(queue["limit"]), max(0, waiting), delivered, batches, dropped, delay)
 
 
 class Entrance(Unique):

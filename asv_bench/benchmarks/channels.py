@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import repeat
 from typing import Any
 
@@ -239,6 +239,50 @@ def through_compiled(label: str, producers: int = 1, handles: bool = False) -> P
     return probe
 
 
+def delays(rate: int = 100_000, records: int = 20_000) -> Probe:
+    """p99 of the ns from a put, or a submit, of one number to its delivery, at so many a second from a thread that
+    spins until the next is due. The number is when it was sent, and the callback notes it beside when it arrived.
+    """
+
+    def sent(send: Callable[[int], object]) -> None:
+        begin = clock() + 1_000_000
+        for due in range(begin, begin + records * 1_000_000_000 // rate, 1_000_000_000 // rate):
+            while clock() < due:
+                pass
+            send(clock())
+
+    def through(loop: nbloop.Loop, send: Callable[[int], object]) -> None:
+        producer = threading.Thread(target=sent, args=(send,))
+        producer.start()
+        producer.join()
+        loop.call(int)
+
+    def probe() -> Mapping[str, float]:
+        put, submitted = [], []
+
+        def on_batch(batch: Any) -> None:
+            now = clock()
+            put.extend((now - batch["sent"]).tolist())
+
+        def arrived(when: int) -> None:
+            submitted.append(clock() - when)
+
+        with nbloop.Loop() as loop:
+            channel = loop.channel([("sent", "i8")], on_batch, capacity=1 << 15)
+            through(loop, channel.put)
+        with nbloop.Loop() as loop:
+            through(loop, lambda when: loop.submit(arrived, when))
+        assert len(put) == len(submitted) == records
+        return {"put p99": percentile(put), "submit p99": percentile(submitted)}
+
+    return probe
+
+
+def percentile(values: Sequence[int]) -> float:
+    """The 99th."""
+    return float(np.quantile(np.array(values), 0.99))
+
+
 def median_ratio(above: str, below: str, *probes: Probe, rounds: int) -> float:
     """Of rounds in which all take part."""
     values = interleave(rounds, probes, 1)
@@ -279,6 +323,18 @@ class Throughput:
 
     track_beside_submit.unit = "x"  # type: ignore[attr-defined]
     track_beside_asyncio_queue.unit = track_two_handles.unit = "x"  # type: ignore[attr-defined]
+
+
+class Delays:
+    """From put to delivery, at 100,000 a second."""
+
+    timeout = 300
+
+    def track_p99(self) -> float:
+        """Decides whether the 99th percentile of a record's delay is no longer than that of a task's."""
+        return median_ratio("put p99", "submit p99", delays(), rounds=10)
+
+    track_p99.unit = "x"  # type: ignore[attr-defined]
 
 
 class Arrays:
@@ -322,8 +378,10 @@ if __name__ == "__main__":
             through_compiled("compiled put: a record, 2 producers", 2),
             through_submit("submit: a record"),
             through_queue("asyncio.Queue: a record"),
+            delays(),
         ],
         1,
     )
     for name, values in rounds.items():
-        print(f"{Sample.of(values).median:10.1f} ns  {name}")
+        sample = Sample.of(values)
+        print(f"{sample.median:12.1f} ns ({sample.low:.1f} to {sample.high:.1f})  {name}")

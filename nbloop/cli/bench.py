@@ -174,9 +174,9 @@ def _spread(values: Sequence[float]) -> float:
 def compare(old: str, new: str) -> int:
     """Print what differs between two saved runs; 2 if one cannot be read, or the library for the test is missing."""
     try:
-        from asv._stats import mann_whitney_u
+        from scipy.stats import mannwhitneyu
     except ImportError:
-        print("nbloop: --compare needs asv: pip install nbloop[bench]", file=sys.stderr)
+        print("nbloop: --compare needs scipy: pip install nbloop[compare]", file=sys.stderr)
         return 2
     try:
         before, after = (_saved(path) for path in (old, new))
@@ -190,7 +190,7 @@ def compare(old: str, new: str) -> int:
             rows.append([unit])
         for name in both:
             a, b = before[name][kind], after[name][kind]
-            rows.append([name, *_compared(a, b, mann_whitney_u)])
+            rows.append([name, *_compared(a, b, mannwhitneyu)])
     make_screen().table(("benchmark", "old", "new", "change", "p"), rows)
     for path, one, other in ((old, before, after), (new, after, before)):
         if alone := sorted(set(one) - set(other)):
@@ -198,9 +198,9 @@ def compare(old: str, new: str) -> int:
     return 0
 
 
-def _compared(a: Sequence[float], b: Sequence[float], test: Callable[..., tuple[float, float]]) -> list[str]:
+def _compared(a: Sequence[float], b: Sequence[float], test: Callable[..., Any]) -> list[str]:
     middle, other = statistics.median(a), statistics.median(b)
-    p = 1.0 if len({*a, *b}) == 1 else min(1.0, test(a, b)[1])
+    p = 1.0 if len({*a, *b}) == 1 else float(test(a, b).pvalue)
     shown = _number(middle), _number(other)
     change = "~" if p >= DIFFERENT or shown[0] == shown[1] or not middle else f"{other / middle - 1:+.1%}"
     return [*shown, change, f"{p:.3f}"]

@@ -4,7 +4,8 @@ Problem: a stuck process cannot answer. Idea: loops made with ``metrics="shared"
 it without involving their process. Rates cover the time between two looks; with only one look they are the loop's own,
 over 10 s.
 
-The loops of a group (`nbloop.LoopGroup`, `nbloop.serve`) stand together, below a row that sums them up.
+The loops of a group (`nbloop.LoopGroup`, `nbloop.serve`) stand together, below a row that sums them up. A loop's
+channels stand below it: what counts are their records, and the errors are records that were dropped.
 
 It shows only loops of this user and of this version of nbloop, and none on systems without file locks.
 """
@@ -17,10 +18,14 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..observe import Metrics, shared
 from ..observe.server import plain
+from ..observe.together import by_channel
+
+if TYPE_CHECKING:
+    from ..channel import ChannelFigures
 
 PERIOD = 1.0  # seconds between two looks
 COLUMNS = (
@@ -52,20 +57,32 @@ TOO_LONG = 1.0  # a callback this long is highlighted
 
 
 class Look:
-    """One loop at one moment, compared with the previous look."""
+    """One loop at one moment, compared with the previous look. `channels` is None if they cannot be seen."""
 
-    def __init__(self, loop: shared.SharedLoop, now: Metrics, before: Metrics | None) -> None:
+    def __init__(
+        self, loop: shared.SharedLoop, now: Metrics, channels: list[ChannelFigures] | None, before: Look | None
+    ) -> None:
         self.loop = loop
         self.now = now
-        passed = now.time - before.time if before is not None else 0.0
+        self.channels = channels
+        passed = now.time - before.now.time if before is not None else 0.0
+        self._delivered: dict[str, int] = {}
         if before is not None and passed > 0:
-            self.rate = (now.callbacks - before.callbacks) / passed
-            busy = now.busy_time - before.busy_time
+            self.rate = (now.callbacks - before.now.callbacks) / passed
+            busy = now.busy_time - before.now.busy_time
+            self._delivered = {one.name: one.delivered for one in before.channels or ()}
         else:
             self.rate = now.tps
             busy, passed = now.busy_time, now.time - loop.made
+        self._passed = passed
         # Divided by the time that passed, not by busy plus idle time: a sleep counts when it ends, perhaps hours later.
         self.busy = min(1.0, busy / passed) if passed > 0 else 0.0
+
+    def records_per_second(self, channel: ChannelFigures) -> float:
+        """How many records of a channel of the loop have been delivered since the previous look; without one, or if
+        the channel is new, since the loop was made.
+        """
+        return (channel.delivered - self._delivered.get(channel.name, 0)) / self._passed if self._passed > 0 else 0.0
 
     @property
     def running_for(self) -> float | None:
@@ -83,6 +100,9 @@ class Look:
             "callbacks_per_second": self.rate,
             "busy": self.busy,
             "metrics": plain(self.now) | {"running": plain(self.now.running)},
+            "channels": None
+            if self.channels is None
+            else [plain(one) | {"records_per_second": self.records_per_second(one)} for one in self.channels],
         }
 
     def row(self) -> list[str]:
@@ -96,6 +116,14 @@ class Look:
             duration(took) if named and took is not None else "",
             *_figures(self.now, self.rate, self.busy),
         ]
+
+    def channel_rows(self) -> Iterator[list[str]]:
+        """The rows of the loop's channels."""
+        for one in self.channels or ():
+            delays = ("", "") if one.delay is None else (duration(one.delay.p50), duration(one.delay.p99))
+            rate, indent = f"{self.records_per_second(one):,.0f}", "    " if self.loop.group else "  "
+            figures = rate, f"{one.waiting:,}", "", *delays, "", "", f"{one.dropped:,}"
+            yield [indent + one.name, str(self.loop.pid), "channel", "", *figures]
 
 
 def _figures(now: Metrics, rate: float, busy: float) -> list[str]:
@@ -124,6 +152,8 @@ def rows(looks: Sequence[Look]) -> Iterator[tuple[list[str], bool]]:
             yield [group, str(pid), f"{len(of)} loop{'s' if len(of) > 1 else ''}", "", *sums], False
         for look in of:
             yield look.row(), (look.running_for or 0.0) >= TOO_LONG
+            for row in look.channel_rows():
+                yield row, False
 
 
 def _group_of(look: Look) -> tuple[str, int]:
@@ -147,7 +177,7 @@ class Looker:
 
     def __init__(self, pid: int | None) -> None:
         self._pid = pid
-        self._before: dict[str, Metrics] = {}
+        self._before: dict[str, Look] = {}
 
     def look(self) -> list[Look]:
         """All loops that exist now. A loop whose process dies meanwhile is left out."""
@@ -157,8 +187,12 @@ class Looker:
                 now = loop.snapshot()
             except RuntimeError:  # killed in the middle of a change
                 continue
-            looks.append(Look(loop, now, self._before.get(loop.path.name)))
-        self._before = {look.loop.path.name: look.now for look in looks}
+            try:
+                channels = by_channel(loop.channels())
+            except OSError:
+                channels = None
+            looks.append(Look(loop, now, channels, self._before.get(loop.path.name)))
+        self._before = {look.loop.path.name: look for look in looks}
         return sorted(looks, key=lambda look: (look.loop.pid, look.loop.group, look.loop.made))
 
 
@@ -178,10 +212,21 @@ def main(pid: int | None, *, once: bool, as_json: bool) -> int:
         looks = looker.look()
         if looks:
             make_screen().table(COLUMNS, [row for row, _ in rows(looks)])
+            if note := unseen(looks):
+                print(note)
         else:
             print(_none(pid))
         return 0 if looks else 1
     return _live(looker, pid)
+
+
+def unseen(looks: Sequence[Look]) -> str:
+    """What the table does not show, if this process may not read the memory of another."""
+    pids = sorted({look.loop.pid for look in looks if look.channels is None})
+    if not pids:
+        return ""
+    whose = ", ".join(map(str, pids))
+    return f"what waits is of the last turn, and channels are not shown: this process may not trace {whose}"
 
 
 def _none(pid: int | None) -> str:
@@ -191,6 +236,7 @@ def _none(pid: int | None) -> str:
 
 def _live(looker: Looker, pid: int | None) -> int:
     try:
+        from rich.console import Group
         from rich.live import Live
     except ImportError:
         print("nbloop: the live view needs rich (pip install nbloop[top]); --once does not", file=sys.stderr)
@@ -198,7 +244,8 @@ def _live(looker: Looker, pid: int | None) -> int:
     with Live(auto_refresh=False, screen=True) as live:
         while True:
             looks = looker.look()
-            live.update(_table(looks, live.console.width) if looks else _none(pid), refresh=True)
+            shown = Group(_table(looks, live.console.width), unseen(looks)) if looks else _none(pid)
+            live.update(shown, refresh=True)
             time.sleep(PERIOD)
 
 

@@ -44,6 +44,9 @@ if TYPE_CHECKING:
     from ..lifecycle import Lifecycle
     from .abort import AbortSignal
 
+# Seconds after which a worker that finds no job wakes, once. An object that it made and another thread released last
+# waits for it to run (PEP 703), as an exception with all that its traceback holds.
+SETTLED = 0.05
 MOST = min(32, (os.process_cpu_count() or 1) + 4)  # threads, as many as `concurrent.futures` would make
 
 
@@ -91,8 +94,17 @@ class _Job:
 def _work(jobs: queue.SimpleQueue[_Job | None], name: str) -> None:
     """A worker's life. While it waits it refers to no loop, so it does not keep a forgotten loop from being closed."""
     threading.current_thread().name = name
-    while (job := jobs.get()) is not None:
+    rested = True
+    while True:
+        try:
+            job = jobs.get(timeout=None if rested else SETTLED)
+        except queue.Empty:
+            rested = True
+            continue
+        if job is None:
+            break
         job.run()
+        rested = False
         del job
     jobs.put(None)  # so that the next worker ends, too
 

@@ -104,15 +104,16 @@ def copy(block: Words) -> Any:
     return target.view(layout.LIVE.dtype)[0]
 
 
-def snapshot(block: Words, waiting: Callable[[], Sequence[int]] | None = None) -> Metrics:
-    """The figures of a block. `waiting` says what waits in each queue now; without it, which is in other processes,
-    `queue_current` is what the loop last wrote there. Any thread, any process. Some 100 µs.
+def snapshot(block: Words, waiting: Callable[[], Sequence[int] | None]) -> Metrics:
+    """The figures of a block. `waiting` says what waits in each queue now; if it cannot, `queue_current` is what the
+    loop last wrote there. Any thread, any process. Some 100 µs.
     """
     record = block.view(layout.BLOCK.dtype)[0]
     multiplier = int(record["multiplier"])
     ticks, ns = _now(record)  # before the copy, so that the busy time of a callback in progress never shrinks
     live = copy(block)
-    current = live["current"] if waiting is None else waiting()
+    if (current := waiting()) is None:
+        current = live["current"]
 
     def seconds(duration: int) -> float:
         return (int(duration) * multiplier >> meter.MULTIPLIER_BITS) / 1e9

@@ -6,6 +6,13 @@ truncates a mapped file, or its disk is full when a page is first written, the p
 whose pages are reserved when it is made and which is sealed against changes of size. A small file holds its path,
 ``/proc/PID/fd/N``, which the system opens for processes of the same user. A reader maps sealed memory only.
 
+What waits is not in it: each submit would have to count there, where every producer writes, for a figure that is
+looked at once a second. Instead the block says where the loop's own words are, those of its handles and of its
+channels, and a reader copies them out of the memory of that process (``/proc/PID/mem``). That costs the loop nothing.
+The system allows it to those who may trace the process, which is the same user, unless it is restricted
+(``kernel.yama.ptrace_scope``). Those who may not read what the loop wrote in the block when it last came to the start
+or the end of a turn, and nothing of channels.
+
 The small files live in ``$XDG_RUNTIME_DIR/nbloop``, or without that variable in ``nbloop-UID`` under the temporary
 folder. The folder has mode 0700 and must belong to the user; the files have mode 0600.
 
@@ -25,20 +32,22 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import hashlib
 import io
 import itertools
 import mmap
+import operator
 import os
 import stat
 import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -48,6 +57,9 @@ from ..unique import Unique
 from . import block
 from .block import Words
 from .metrics import Metrics
+
+if TYPE_CHECKING:
+    from ..channel import ChannelFigures
 
 try:
     import fcntl
@@ -201,6 +213,7 @@ class SharedLoop(Unique):
     made: float
     """When the loop was made, on the clock of `time.monotonic`."""
     _words: Words = field(repr=False, compare=False)
+    _where: _Where = field(repr=False, compare=False)
 
     @property
     def group(self) -> str:
@@ -209,19 +222,133 @@ class SharedLoop(Unique):
 
     def snapshot(self) -> Metrics:
         """The loop's figures, as `Loop.metrics` returns them; after its end, the last ones. Neither stops its process
-        nor waits for it. RuntimeError if that was killed in the middle of a change, or if somebody wrote nonsense
-        there. Any thread. Some 100 µs.
+        nor waits for it. `queue_current` is what waits now if this process may read the memory of that one, as
+        `channels` does, and otherwise what waited when the loop last came to the start or the end of a turn.
+        RuntimeError if that process was killed in the middle of a change, or if somebody wrote nonsense there. Any
+        thread. Some 200 µs.
         """
         try:
-            return block.snapshot(self._words)
+            return block.snapshot(self._words, self._waiting)
         except (ArithmeticError, LookupError, ValueError) as error:
             raise RuntimeError(f"the figures of process {self.pid} make no sense: {error!r}") from error
+
+    def channels(self) -> list[ChannelFigures]:
+        """What has gone through each ring of records, as `Loop.channels` returns it; empty once the loop has ended.
+        Neither stops its process nor waits for it. The handles and channels that this process sees are at most 255, the
+        first that were made of those that are alive. OSError if this process may not read the memory of that one: then
+        it may not trace it. Any thread. Some 50 µs for each ring.
+        """
+        from ..channel import ring_figures
+
+        found = []
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError), _Memory(self._where) as memory:
+            for words, delays in self._entrances(memory, layout.CHANNEL.dtype):
+                name = bytes(words["name"]).decode(errors="replace")
+                found.append((int(words["handle"]["queue"]["number"]), ring_figures(name, words, delays)))
+        return [ring for _, ring in sorted(found, key=operator.itemgetter(0))]
+
+    def _entrances(self, memory: _Memory, kind: np.dtype[Any]) -> Iterator[tuple[Any, Words | None]]:
+        """The words of the loop's handles, or of its channels, and a channel's histogram of delays: copies of those
+        that were alive until the copy was made.
+        """
+        record = self._words.view(layout.BLOCK.dtype)[0]
+        mark = layout.IS_CHANNEL if kind == layout.CHANNEL.dtype else 0
+        for place, entry in enumerate(record["entrances"].tolist()):
+            if entry and entry & layout.IS_CHANNEL == mark:
+                with contextlib.suppress(OSError):  # it has just ended, and its memory is gone
+                    words = np.frombuffer(memory.read(entry - mark, kind.itemsize), kind)[0]
+                    delays = None
+                    if mark and words["delays"]:
+                        delays = np.frombuffer(memory.read(int(words["delays"]), layout.HISTOGRAM.itemsize), np.int64)
+                    if record["entrances"][place] == entry:
+                        yield words, delays
+
+    def _waiting(self) -> list[int] | None:
+        """What waits now, as `Queues` has it; None if nobody can say, or the loop has ended."""
+        record = self._words.view(layout.BLOCK.dtype)[0]
+        at = int(record["state"])
+        if not at:
+            return None
+        try:
+            with _Memory(self._where) as memory:
+                state = np.frombuffer(memory.read(at, layout.STATE.dtype.itemsize), layout.STATE.dtype)[0]
+                handles = [words["queue"] for words, _ in self._entrances(memory, layout.HANDLE.dtype)]
+        except OSError:
+            return None
+        if record["state"] != at:
+            return None
+        return [
+            sum(map(_tasks, [state["external"], *handles])),
+            _held(state, "internal") + max(0, int(state["remote_internals"])),
+            _held(state, "next_ticks") + _held(state, "microtasks") + max(0, int(state["remote_microtasks"])),
+            _held(state, "immediates") + max(0, int(state["remote_immediates"])),
+        ]
 
     def alive(self) -> bool:
         """Whether its file still exists and its writer lives."""
         with contextlib.suppress(OSError), _open_file(self.path) as file:
             return _locked(file)
         return False
+
+
+def _tasks(queue: Any) -> int:
+    """`queue_tasks` of a copy."""
+    fillers = int(queue["filled"]) - int(queue["passed"])
+    return max(0, (int(queue["tail"]) & ~layout.MINUS) - int(queue["head"]) - fillers)
+
+
+def _held(state: Any, ring: str) -> int:
+    """`ring_waiting` of a copy."""
+    return max(0, int(state[ring]["tail"]) - int(state[ring]["head"]))
+
+
+@dataclass(frozen=True)
+class _Where:
+    """The descriptor of a block in the process that made it, and which file it must be."""
+
+    pid: int
+    number: int
+    device: int
+    inode: int
+
+    @property
+    def path(self) -> str:
+        return f"/proc/{self.pid}/fd/{self.number}"
+
+    def is_there(self) -> bool:
+        """False if the writer is gone or in another namespace, where the number may denote something else. OSError if
+        nothing is there.
+        """
+        found = os.stat(self.path)
+        return (found.st_dev, found.st_ino) == (self.device, self.inode) and stat.S_ISREG(found.st_mode)
+
+
+class _Memory:
+    """The memory of the process that made a block, while a ``with`` lasts. OSError if it may not be read."""
+
+    def __init__(self, where: _Where) -> None:
+        self._where = where
+
+    def __enter__(self) -> _Memory:
+        # Opened, and then checked: what is open stays that process's memory, whatever gets its number.
+        self._file = _owned(os.open, f"/proc/{self._where.pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if not self._where.is_there():
+                raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+        except BaseException:
+            self._file.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def read(self, address: int, size: int) -> bytes:
+        """A copy of what is there. OSError if there is nothing."""
+        found = os.pread(self._file.fileno(), size, address)
+        if len(found) != size:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return found
 
 
 def _open_file(path: Path) -> io.FileIO:
@@ -260,14 +387,12 @@ def loops(pid: int | None = None) -> list[SharedLoop]:
 
 def _open(path: Path) -> SharedLoop | None:
     with _open_file(path) as file:
-        pid, number, *identity = (int(part) for part in file.read(200).split())
-    # If the writer is gone or in another namespace, the number may denote something else: check before opening.
-    where = f"/proc/{pid}/fd/{number}"
-    found = os.stat(where)
-    if [found.st_dev, found.st_ino] != identity or not stat.S_ISREG(found.st_mode):
+        pid, number, device, inode = (int(part) for part in file.read(200).split())
+    where = _Where(pid, number, device, inode)
+    if not where.is_there():  # checked before it is opened
         return None
     # A reader writes one word, to request a copy.
-    with _owned(os.open, where, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC) as memory:
+    with _owned(os.open, where.path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC) as memory:
         if fcntl.fcntl(memory, F_GET_SEALS) & SEALS != SEALS or os.fstat(memory.fileno()).st_size != SIZE:
             return None
         words = np.frombuffer(mmap.mmap(memory.fileno(), SIZE, trackfd=False), np.int64)
@@ -275,7 +400,8 @@ def _open(path: Path) -> SharedLoop | None:
     if record["magic"] != MAGIC or record["layout"] != LAYOUT:
         return None
     name = bytes(record["name"]).decode(errors="replace")
-    return SharedLoop(int(record["pid"]), name, path, int(record["process_start"]), int(record["ns_base"]) / 1e9, words)
+    made = int(record["ns_base"]) / 1e9
+    return SharedLoop(int(record["pid"]), name, path, int(record["process_start"]), made, words, where)
 
 
 def sweep() -> int:

@@ -289,7 +289,7 @@ def benchmarked(folder: Path, *arguments: str, status: int = 0) -> subprocess.Co
 
 
 def test_bench_measures_a_file_and_compares_two_runs(tmp_path: Path) -> None:
-    pytest.importorskip("asv")
+    pytest.importorskip("scipy")
     old, new = tmp_path / "old.json", tmp_path / "new.json"
     done = benchmarked(tmp_path, "--save", str(old))
     rows = {line.split()[0]: line.split() for line in done.stdout.splitlines()[1:]}

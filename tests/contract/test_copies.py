@@ -59,7 +59,16 @@ INTERNAL = {
         "Promised",
     ),
     *("Callee", "Sharer", "SharerGroup"),
-    *("EpollPoller", "KqueuePoller", "LockParker", "FdTable", "CountingLock", "Latch", "LoopSignals"),  # of a loop
+    *(
+        "EpollPoller",
+        "KqueuePoller",
+        "LockParker",
+        "FdTable",
+        "CountingLock",
+        "Latch",
+        "LoopSignals",
+        "Places",
+    ),  # of a loop
     *("Entrance", "Room", "Taker", "Ends"),  # of a channel
     *("Fields", "Record"),  # of the kernels: modules of offsets
     *(

@@ -18,6 +18,7 @@ from nbloop.kernels.base import layout  # noqa: E402
 from nbloop.kernels.base.kernel import data  # noqa: E402
 from nbloop.kernels.build import object_cache  # noqa: E402
 from nbloop.kernels.channels import channel_methods  # noqa: E402
+from nbloop.kernels.methods import lifetime  # noqa: E402
 from tests.support.waiting import raises_elsewhere, wait_for  # noqa: E402
 
 COMPILED = object_cache.status.mode == "compiled"
@@ -267,6 +268,21 @@ def test_a_loop_that_sleeps_is_woken(make_loop, asleep):
             assert put_range(ring, n, 1) == 1
             wait_for(lambda n=n: at[0] == n + 1)
     assert out[:20].tolist() == list(range(20))
+
+
+def test_a_delivery_that_is_refused(make_loop):
+    """The loop's queues are closed, and the channel is not yet: a thread that is detached has to ask Python."""
+    handler, out, at = collector()
+    loop = make_loop()
+    channel = loop.channel(NUMBER, handler)
+    ring = channel.native
+    put_range(ring, 0, 0)
+    lifetime.close_queues.bind(loop._state)()
+    loop._record["lifecycle"] = layout.TERMINATING
+    assert put_range(ring, 1, 2) == 2
+    assert channel._state.record["handle"]["queued"] == layout.CHANNEL_LATE
+    loop.shutdown()
+    assert (at[0], out[:2].tolist()) == (2, [1, 2])
 
 
 def test_max_delay(make_loop):

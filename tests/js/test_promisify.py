@@ -235,6 +235,32 @@ def test_a_dropped_outcome_is_released(page, js):
     wait_for(lambda: gc.collect() is not None and reference() is None)
 
 
+def test_what_a_function_that_raises_held_goes_without_a_collection(page):
+    """contract: also where only the thread that made an exception can free it (free-threaded builds)."""
+
+    class Payload:
+        pass
+
+    def fails(_payload):
+        raise LookupError
+
+    held = []
+
+    def begin():
+        payload = Payload()
+        held.append(weakref.ref(payload))
+        page.loop.promisify(fails, payload).catch(lambda _reason: None)
+
+    gc.disable()
+    try:
+        with page.loop as loop:
+            for _ in range(20):
+                loop.call(begin)
+            wait_for(lambda: all(reference() is None for reference in held))
+    finally:
+        gc.enable()
+
+
 def test_without_a_thread_to_be_had(monkeypatch):
     """contract: promisify always settles; a call without a worker neither keeps the loop alive nor holds up its end."""
     loop = Loop(auto_exit=True)

@@ -211,7 +211,7 @@ def test_depths(make_loop, turns):
 
 
 def depths(loop):
-    """What waits, as every reader in this process says it."""
+    """What waits, as every reader says it: those of this process, and `top`, if the loop's figures are shared."""
     prometheus_client = pytest.importorskip("prometheus_client")
     from nbloop.observe.prometheus import LoopCollector
 
@@ -222,10 +222,18 @@ def depths(loop):
     page = server.variables(loop)["metrics"]["queue_current"]
     now = loop.metrics().queue_current
     assert dataclasses.astuple(now) == tuple(exported) == tuple(page.values())
+    if loop._shared is not None and loop._shared.path.exists():
+        (other,) = [other for other in shared.loops(os.getpid()) if other.name == loop.name]
+        assert other.snapshot().queue_current == now
     return dataclasses.astuple(now)
 
 
-@pytest.mark.parametrize("metrics", [True, pytest.param("shared", marks=pytest.mark.skipif("sys.platform != 'linux'"))])
+both_kinds = pytest.mark.parametrize(
+    "metrics", [True, pytest.param("shared", marks=pytest.mark.skipif("sys.platform != 'linux'"))]
+)
+
+
+@both_kinds
 def test_an_idle_loop_has_nothing_waiting(make_loop, asleep, metrics):
     """contract, Metrics: queue_current is what waits now, also for an idle loop."""
     loop = make_loop(metrics=metrics)
@@ -239,15 +247,13 @@ def test_an_idle_loop_has_nothing_waiting(make_loop, asleep, metrics):
         returned(loop)
         asleep(loop)
         assert depths(loop) == (0, 0, 0, 0)
-        if metrics == "shared":
-            (other,) = [other for other in shared.loops(os.getpid()) if other.name == loop.name]
-            assert dataclasses.astuple(other.snapshot().queue_current) == (0, 0, 0, 0)
     assert depths(loop) == (0, 0, 0, 0)
 
 
-def test_what_waits_behind_a_callback_that_hangs(make_loop):
-    """contract, Metrics: and while a callback hangs."""
-    loop = make_loop(metrics=True)
+@both_kinds
+def test_what_waits_behind_a_callback_that_hangs(make_loop, metrics):
+    """contract, Metrics: and while a callback hangs; in another process's eyes, too."""
+    loop = make_loop(metrics=metrics)
     inside, go = threading.Event(), threading.Event()
     handles = [loop.producer() for _ in range(3)]
     js = JS(loop)
@@ -292,8 +298,10 @@ def test_what_waits_behind_a_callback_that_hangs(make_loop):
         wait_for(lambda: depths(loop) == (0, 0, 0, 0))
 
 
-def test_nothing_waits_in_a_loop_that_was_closed(make_loop):
-    loop = make_loop(metrics=True)
+@both_kinds
+def test_nothing_waits_in_a_loop_that_was_closed(make_loop, metrics):
+    loop = make_loop(metrics=metrics)
+    seen = [other for other in shared.loops(os.getpid()) if other.name == loop.name] if loop._shared else []
     loop.submit_many([int] * 10)
     for _ in range(10):
         loop.submit_internal(int)
@@ -301,6 +309,7 @@ def test_nothing_waits_in_a_loop_that_was_closed(make_loop):
         loop.schedule_immediate(int)
     loop.close()
     assert depths(loop) == (0, 0, 0, 0)
+    assert [dataclasses.astuple(other.snapshot().queue_current) for other in seen] == [(0, 0, 0, 0)] * len(seen)
 
 
 def test_the_page_says_what_its_figures_say(make_loop, asleep):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
+import gc
 import os
 import random
 import signal
@@ -279,6 +281,166 @@ def test_nonsense_is_an_error_of_the_reader(place):
             loop.submit(ran.set)
             assert ran.wait(PATIENCE)
         loop._block[:] = good
+
+
+def test_what_a_callback_has_queued_before_it_hangs(place):
+    """contract, Metrics: what waits now. Another process sees it, also in a process that is stopped."""
+    program = """
+import nbloop, sys, threading
+loop = nbloop.Loop(metrics="shared", name="hangs")
+handle = loop.producer()
+inside = threading.Event()
+def hang():
+    for _ in range(3):
+        loop.submit_internal(int)
+    for _ in range(4):
+        loop.schedule_microtask(int)
+    inside.set()
+    sys.stdin.read()
+loop.start()
+for _ in range(500):
+    loop.submit(int)
+loop.call(int)
+loop.submit(hang)
+inside.wait()
+for _ in range(700):
+    loop.submit(int)
+for _ in range(77):
+    handle.submit(int)
+print("made", flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        try:
+            assert child.stdout.readline() == "made\n"
+            child.send_signal(signal.SIGSTOP)
+            (seen,) = shared.loops(child.pid)
+            assert dataclasses.astuple(seen.snapshot().queue_current) == (777, 3, 4, 0)
+            assert seen.channels() == []
+        finally:
+            child.kill()
+
+
+def test_channels_are_read_from_outside(place):
+    """With their producers, in the order of their making, as long as they live."""
+    with Loop(metrics="shared", name="reads") as loop:
+        held, go = threading.Event(), threading.Event()
+        first = loop.channel([("x", "f8")], lambda _: None, capacity=8, on_full="drop_new", name="first")
+        second = loop.channel([("x", "i4"), ("y", "u2")], lambda _: None, name="zweiter Kanal, " + "ü" * 60)
+        producer = first.producer()
+        for _ in range(5):
+            assert first.put(1.0)
+        wait_for(lambda: first.delivered == 5)
+        loop.submit(lambda: (held.set(), go.wait(PATIENCE)))
+        wait_for(held)
+        for n in range(10):
+            assert first.put(1.0) is (n < 8)
+        second.put(1, 2)
+        producer.put(1.0)
+        (seen,) = shared.loops()
+        mine, found = loop.channels(), seen.channels()
+        assert [one.name for one in found] == ["first", mine[1].name.encode()[:63].decode(errors="replace"), "first"]
+        for one, other in zip(mine, found, strict=True):
+            assert one.delay.count == other.delay.count
+            assert dataclasses.replace(one, name="", delay=None) == dataclasses.replace(other, name="", delay=None)
+        assert [one.waiting for one in found] == [8, 1, 1]
+        assert (found[0].dropped, found[0].delivered, found[0].delay.count) == (2, 5, found[0].batches)
+        go.set()
+        wait_for(lambda: [one.waiting for one in seen.channels()] == [0, 0, 0])
+        del producer
+        wait_for(lambda: gc.collect() >= 0 and len(seen.channels()) == 2)
+    assert seen.channels() == []
+
+
+def test_more_handles_than_there_are_places(place):
+    """What has no place is not seen, and a place is free again when its handle goes."""
+    with Loop(metrics="shared", name="many") as loop:
+        (seen,) = shared.loops()
+        entrances = loop._block.view(layout.BLOCK.dtype)[0]["entrances"]
+        held, go = threading.Event(), threading.Event()
+        loop.submit(lambda: (held.set(), go.wait(PATIENCE)))
+        wait_for(held)
+        handles = [loop.producer() for _ in range(layout.ENTRANCES + 5)]
+        channel = loop.channel([("x", "f8")], lambda _: None)
+        for handle in handles:
+            handle.submit(int)
+        assert seen.snapshot().queue_current.ingress == layout.ENTRANCES
+        assert seen.channels() == []
+        go.set()
+        loop.call(int)
+        handles.clear()
+        del channel
+        wait_for(lambda: gc.collect() >= 0 and not entrances.any())
+        channel = loop.channel([("x", "f8")], lambda _: None)
+        assert [one.name for one in seen.channels()] == [channel.name]
+
+
+def test_without_permission_the_last_turn_is_read(place, monkeypatch):
+    """As where tracing is restricted. `top` says so."""
+    from nbloop.cli.top import Looker, unseen
+
+    opens = os.open
+
+    def refuse(path, *rest):
+        if str(path).endswith("/mem"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opens(path, *rest)
+
+    with Loop(metrics="shared", name="private") as loop:
+        channel = loop.channel([("x", "f8")], lambda _: None)
+        (seen,) = shared.loops()
+        held, go = threading.Event(), threading.Event()
+        loop.submit(lambda: (held.set(), go.wait(PATIENCE)))
+        wait_for(held)
+        for _ in range(7):
+            loop.submit(int)
+        (look,) = Looker(None).look()
+        assert (look.now.queue_current.ingress, unseen([look])) == (7, "")
+        assert [one.name for one in look.channels] == [channel.name]
+        monkeypatch.setattr(shared.os, "open", refuse)
+        with pytest.raises(PermissionError):
+            seen.channels()
+        (look,) = Looker(None).look()
+        assert look.now.queue_current.ingress == 1  # the one that hangs, which waited at the turn's start
+        assert str(os.getpid()) in unseen([look])
+        assert look.facts()["channels"] is None
+        assert list(look.channel_rows()) == []
+        go.set()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_child_gives_no_place_back(place):
+    """Its copies of handles and channels end with it, those of the parent do not."""
+    with Loop(metrics="shared", name="parent") as loop:
+        things = [loop.producer(), loop.channel([("x", "f8")], lambda _: None)]
+        record = loop._block.view(layout.BLOCK.dtype)[0]
+        before = (int(record["state"]), record["entrances"].tolist())
+        assert before[0]
+        assert len(set(before[1])) == 3
+        child = os.fork()
+        if child == 0:
+            things.clear()
+            gc.collect()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert (int(record["state"]), record["entrances"].tolist()) == before
+
+
+def test_a_loop_that_has_gone_is_not_followed(place):
+    """Its words are somebody else's memory then."""
+    loop = Loop(metrics="shared", name="gone")
+    loop.submit(int)
+    (seen,) = shared.loops()
+    assert seen.snapshot().queue_current.ingress == 1
+    loop.close()
+    record = seen._words.view(layout.BLOCK.dtype)[0]
+    assert record["state"]
+    del loop
+    wait_for(lambda: gc.collect() >= 0 and record["state"] == 0)
+    assert seen.snapshot().queue_current.ingress == 0
+    assert seen.channels() == []
 
 
 def test_a_forgotten_loop_is_removed(place):

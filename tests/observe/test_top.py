@@ -174,6 +174,60 @@ def test_a_loop_that_has_only_slept_is_not_busy(
     assert only.busy < 0.9
 
 
+def test_a_loops_channels_stand_below_it(place: dict[str, str]) -> None:
+    program = """
+import nbloop, sys
+with nbloop.Loop(name="reads", metrics="shared") as loop:
+    kept = [loop.channel([("x", "f8")], lambda _: None, name=name, capacity=2, on_full="drop_new") for name in "ab"]
+    kept.append(kept[0].producer())
+    loop.call(lambda: [one.put(1.0) for one in kept for _ in range(3)])
+    while kept[-1].delivered < 2:
+        pass
+    print("made", flush=True)
+    sys.stdin.read()
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=place
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"made\n"
+        (facts,) = json.loads(top(place, "--json", str(process.pid)).stdout)
+        if facts["channels"] is None:
+            pytest.skip("this process may not trace its children's children")
+        figures = [(one["name"], one["capacity"], one["delivered"], one["dropped"]) for one in facts["channels"]]
+        assert figures == [("a", 4, 4, 2), ("b", 2, 2, 1)]
+        assert all(one["records_per_second"] > 0 for one in facts["channels"])
+        assert all(0 < one["delay"]["p50"] <= one["delay"]["p99"] for one in facts["channels"])
+        lines = [line for line in top(place, "--once").stdout.splitlines() if str(process.pid) in line]
+        cells = [re.split("  +", line.strip()) for line in lines]
+        assert [(row[0], row[2]) for row in cells] == [("reads", "resting"), ("a", "channel"), ("b", "channel")]
+        assert [row[-1] for row in cells] == ["0", "2", "1"]
+    finally:
+        process.communicate(b"")
+
+
+def test_records_a_second_are_between_two_looks(
+    place: dict[str, str], monkeypatch: pytest.MonkeyPatch, make_loop: Callable[..., Any], wait_for: Any
+) -> None:
+    from nbloop.cli.top import Looker
+
+    monkeypatch.setenv("XDG_RUNTIME_DIR", place["XDG_RUNTIME_DIR"])
+    loop = make_loop(name="rated", metrics="shared")
+    loop.start()
+    channel = loop.channel([("x", "f8")], lambda _: None)
+    looker = Looker(os.getpid())
+    for records in (100, 300):
+        for _ in range(records):
+            channel.put(1.0)
+        wait_for(lambda: channel.waiting() == 0)
+        (look,) = looker.look()
+    assert look.channels is not None
+    (one,) = look.channels
+    assert one.delivered == 400
+    assert look.records_per_second(one) == pytest.approx(300 / look._passed)
+
+
 def test_a_narrow_terminal_has_fewer_columns_and_whole_names() -> None:
     from nbloop.cli.top import COLUMNS, fitting
 

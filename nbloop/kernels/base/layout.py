@@ -260,6 +260,7 @@ STATE = record(
 
 # The loop's figures (meter.py), if it measures; the histograms are those of histogram.py.
 RATE_SLOTS = 128
+ENTRANCES = 255
 HISTOGRAM_BUCKETS = (36 << 6) + 64
 HISTOGRAM = np.dtype((np.int64, (3 + HISTOGRAM_BUCKETS,)))  # sum, max, carry of the sum, counts
 _LIVE = _lines(
@@ -297,6 +298,9 @@ BLOCK = record(
     _words("sequence", "published", "published_at"),
     {"live": _LIVE},
     {"copy": _LIVE},
+    # For readers that may read the memory of the loop's process: where the loop's words are, 0 after its end; those of
+    # its handles and, with the lowest bit set, of its channels. What has no place here is not seen.
+    _words("state") | {"entrances": np.dtype((np.int64, (ENTRANCES,)))},
 )
 LIVE = Record("LIVE", _LIVE, BLOCK.LIVE)
 
@@ -357,7 +361,7 @@ CHANNEL = record(
         *("copy", "copies", "ring", "on_batch", "entry", "pulled", "task", "due", "convert", "ask", "references"),
         *("timed", "delays"),  # whether `since` is kept; the histogram of delays, 0 if the loop does not measure
     ),
-    _words("float_type", "int_type", "true", "false"),
+    _words("float_type", "int_type", "true", "false") | {"name": np.dtype("S64")},
     _words("dropped"),  # shared: every thread that drops records adds to it
     _words("sleepers"),  # shared: producers that wait for room
     _words("taking"),  # shared, ON_FULL_DROP_OLD only: 1 while a thread takes from the front
@@ -424,6 +428,7 @@ ON_FULL_RAISE, ON_FULL_WAIT, ON_FULL_DROP_NEW, ON_FULL_DROP_OLD = 0, 1, 2, 3
 # A channel's `queued`: nobody delivers; a delivery is queued or runs; a timer waits for a batch to fill; a delivery was
 # refused, and the word owns a reference of the state instead.
 CHANNEL_IDLE, CHANNEL_BUSY, CHANNEL_FILLS, CHANNEL_LATE = 0, 1, 2, 3
+IS_CHANNEL = 1  # in `entrances` of a block
 # What a field holds. Numpy converts and stores what is FIELD_OTHER.
 FIELD_OTHER, FIELD_DOUBLE, FIELD_SINGLE, FIELD_BOOL, FIELD_INT8, FIELD_INT16, FIELD_INT32, FIELD_INT64 = range(8)
 GONE = 64  # added to one of them: the reference to the refused object has already been released

@@ -105,9 +105,11 @@ def ask(channel: int, code: int, count: int, until: int) -> int:
 
 @helper
 def records_waiting(channel: int) -> int:
-    """How many tickets were drawn and not taken. Any thread; sequentially consistent, see `rest`."""
+    """How many tickets were drawn and not taken. Any thread; sequentially consistent, see `rest`, and for the head
+    `records_release`.
+    """
     queue = channel + RING
-    return (load_sc(queue + QUEUE.TAIL) & ~MINUS) - load(queue + QUEUE.HEAD)
+    return (load_sc(queue + QUEUE.TAIL) & ~MINUS) - load_sc(queue + QUEUE.HEAD)
 
 
 @helper
@@ -181,8 +183,11 @@ def channel_schedule(channel: int, was: int) -> bool:
 
 @helper
 def late_release(channel: int) -> None:
-    """Give up the reference that the word of a late channel owns. Any thread, when the loop has ended."""
-    if compare_and_swap(channel + HANDLE.QUEUED, CHANNEL_LATE, CHANNEL_IDLE):
+    """Give up the reference that the word of a late channel owns. Any thread, when the loop has ended: the word is
+    read sequentially consistently, as a swap that fails does not.
+    """
+    queued = channel + HANDLE.QUEUED
+    if load_sc(queued) == CHANNEL_LATE and compare_and_swap(queued, CHANNEL_LATE, CHANNEL_IDLE):
         Py_DecRef(get(channel + HANDLE.SELF))
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 import mmap
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import Context
 from functools import partial
@@ -109,6 +110,38 @@ class State(Unique, np.ndarray):
             view[at >> 3] = word
 
 
+class Places:
+    """Where the block of a loop that measures says which words belong to the loop, for readers in other processes
+    (`nbloop.observe.shared`). Any thread, and finalisers: one step of C takes a place, and one gives it back.
+    """
+
+    def __init__(self, block: npt.NDArray[np.int64], state: LoopWords) -> None:
+        self._record = block.view(layout.BLOCK.dtype)[0]
+        self._state = state.record  # not the state, which has this
+        self._free = deque(range(layout.ENTRANCES))
+        self._record["state"] = _address(state)
+
+    def take(self, entry: int) -> int:
+        """A place for a handle or a channel; -1 if none is free."""
+        try:
+            place = self._free.popleft()
+        except IndexError:
+            return -1
+        self._record["entrances"][place] = entry
+        return place
+
+    def give(self, place: int) -> None:
+        """Before the words of its entry go."""
+        if place >= 0 and self._state["metrics"]:  # a forked child must not touch what its parent shares
+            self._record["entrances"][place] = 0
+            self._free.append(place)
+
+    def end(self) -> None:
+        """Before the words of the loop go."""
+        if self._state["metrics"]:
+            self._record["state"] = 0
+
+
 class LoopWords(State):
     """The state of a loop.
 
@@ -121,6 +154,7 @@ class LoopWords(State):
     handles: dict[int, Any]
     handle_numbers: Iterator[int]
     channels: dict[int, tuple[Any, Ends]]  # the same of channels, and what ends them
+    places: Places | None = None  # if the loop measures
 
     kind = STATE.dtype
     memory = Memory
@@ -129,6 +163,8 @@ class LoopWords(State):
     self_at = layout.STATE.SELF // 8
 
     def end(self) -> None:
+        if self.places is not None:
+            self.places.end()
         self.close_handles()
         super().end()
 
@@ -186,6 +222,7 @@ class HandleWords(State):
     __qualname__ = "Producer"
     loop: LoopWords
     number: int
+    place = -1
 
     kind = HANDLE.dtype
     tables = _DIRECTORY
@@ -195,6 +232,8 @@ class HandleWords(State):
     def end(self) -> None:
         super().end()
         self.loop.handles.pop(self.number, None)
+        if self.loop.places is not None:
+            self.loop.places.give(self.place)
 
 
 class ChannelWords(State):
@@ -206,6 +245,7 @@ class ChannelWords(State):
     __qualname__ = "Channel"
     loop: LoopWords
     number: int
+    place = -1
     on_batch: Callable[..., object]
 
     kind = CHANNEL.dtype
@@ -215,6 +255,8 @@ class ChannelWords(State):
     def end(self) -> None:
         super().end()
         self.loop.channels.pop(self.number, None)
+        if self.loop.places is not None:
+            self.loop.places.give(self.place)
 
 
 class GroupWords(Unique, np.ndarray):
@@ -357,6 +399,8 @@ def make_loop_state(
     state.fill({STATE.TIMERS + at: _table(state, layout.SLOT_SLAB_LIMIT) for at in _SLAB_TABLES})
     state.fill({STATE.SELF: id(state)})
     state.whole = True
+    if metrics is not None:
+        state.places = Places(metrics, state)
     if not warm.bind(state)(initial_chunks):
         raise MemoryError(f"no memory for initial_chunks={initial_chunks}")
     return state
@@ -382,6 +426,8 @@ def make_handle_state(loop_state: LoopWords) -> HandleWords:
     record["self"] = me
     state.whole = True
     loop_state.handles[state.number] = state.base
+    if loop_state.places is not None:
+        state.place = loop_state.places.take(_address(state))
     return state
 
 
@@ -441,6 +487,7 @@ def make_channel_state(
     record["record_bytes"], record["field_count"] = dtype.itemsize, len(fields)
     record["max_batch"], record["max_delay"], record["on_full"] = max_batch, max_delay, on_full
     record["entry"] = entry
+    record["name"] = ends.name.encode()[:63]
     record["float_type"], record["int_type"] = id(float), id(int)
     record["true"], record["false"] = id(True), id(False)
     owned = {
@@ -463,6 +510,8 @@ def make_channel_state(
     record["handle"]["self"] = me
     state.whole = True
     loop_state.channels[state.number] = (state.base, ends)
+    if loop_state.places is not None:
+        state.place = loop_state.places.take(_address(state) | layout.IS_CHANNEL)
     return state
 
 

@@ -86,8 +86,11 @@ def shared_figures_read(world: World) -> Steps:
     """A look opens nothing that stays."""
     loop = world.loop(metrics="shared")
 
+    channel = loop.channel([("x", "f8")], int)
+
     def look() -> bool:
-        return shared.loops(os.getpid())[0].alive()
+        (seen,) = shared.loops(os.getpid())
+        return seen.alive() and seen.snapshot().errors == 0 and [one.name for one in seen.channels()] == [channel.name]
 
     yield look
     assert [seen.name for seen in shared.loops(os.getpid())] == [loop.name]
