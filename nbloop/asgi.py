@@ -40,11 +40,18 @@ def run(
 
     `loops`, `require_free_threading`, signals and what is raised are those of `nbloop.serve`; `placement` is that of
     `Worker.listen`. With ``lifespan="each"`` the application's lifespan runs on every loop, so what it makes belongs to
-    that loop; with "primary" it runs on the first loop only, begins before the others serve, and ends after them. All
-    other options are those of `uvicorn.Config`, except `workers`, `reload` and its like, `loop` and `fd`: ValueError.
+    that loop; with "primary" it runs on the first loop only, begins before the others serve, and ends after them. It
+    listens at `host` and `port`, or at the path `uds`. `config` are other options of `uvicorn.Config`, except
+    `workers`, `reload` and its like, `loop` and `fd`: ValueError.
 
     At the end each loop stops accepting, finishes requests within `timeout_graceful_shutdown`, and runs the lifespan's
     end. SystemExit with uvicorn's status (3) if the application fails to start. Main thread only.
+
+    O(loops) to start; a request costs what uvicorn and the application take.
+
+    >>> run("shop:app", workers=4)
+    Traceback (most recent call last):
+    ValueError: workers is not supported by nbloop.asgi: loops are threads of this process
     """
     for name in REFUSED:
         if config.get(name):
