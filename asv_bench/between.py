@@ -2,10 +2,11 @@
 
     python -m asv_bench.between [--md docs/figures.md]
 
-All of one row take turns, round by round. Calls are measured on two loops in two threads: awake (a task on each keeps
-it from sleeping) and asleep (each has slept when the call begins). Queues are measured on nbloop's loops, whichever
-queue it is. Culsans and janus are in requirements/ecosystem.txt, uvloop in requirements/peers.txt. What is not
-installed is left out.
+All of one row take turns, round by round. Calls go between two loops in two threads: a hundred at once, so that both
+loops are awake, or one after both have slept. Queues are measured on nbloop's loops, and `asyncio.Queue` on the other
+loops, too. The time after a sleep is elapsed time. All other is CPU time of the process, both sides: it hardly depends
+on what else the machine does. Culsans and janus are in requirements/ecosystem.txt, uvloop in requirements/peers.txt.
+What is not installed is left out.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ import nbloop.aio
 from . import report
 from .peers import installed
 
-CALLS = 2000
-CALLS_ASLEEP = 150
+CALLS = 4000
+AT_ONCE = 100
+CALLS_ASLEEP = 100
 REST = 0.002  # seconds after which a loop is surely asleep
-ITEMS = 6000
-ROUNDS = 7
+ITEMS = 4000
+ROUNDS = 5
 
+type Make = Callable[[], asyncio.AbstractEventLoop]
 type Run = Callable[[], float]  # µs for one call or item
 
 
@@ -39,18 +42,14 @@ async def nothing() -> None:
     """What is called."""
 
 
-async def _busy(over: threading.Event) -> None:
-    while not over.is_set():
-        await asyncio.sleep(0)
-
-
 async def _timed(call: Callable[[], Awaitable[object]], asleep: bool) -> float:
     """µs for a call, from a coroutine that awaits it."""
     if not asleep:
-        begun = time.perf_counter()
-        for _ in range(CALLS):
-            await call()
-        return (time.perf_counter() - begun) / CALLS * 1e6
+        await asyncio.gather(*(call() for _ in range(AT_ONCE)))
+        begun = time.process_time()
+        for _ in range(CALLS // AT_ONCE):
+            await asyncio.gather(*(call() for _ in range(AT_ONCE)))
+        return (time.process_time() - begun) / CALLS * 1e6
     took = []
     for _ in range(CALLS_ASLEEP):
         await asyncio.sleep(REST)
@@ -62,48 +61,26 @@ async def _timed(call: Callable[[], Awaitable[object]], asleep: bool) -> float:
 
 def call_of_workers(asleep: bool) -> float:
     """`worker.call`."""
-    over = threading.Event()
 
     async def main(worker: nbloop.Worker) -> float:
-        busy = None if asleep else asyncio.create_task(_busy(over))
-        took = 0.0
-        if worker.primary:
-            await worker.call(1, nothing)
-            took = await _timed(lambda: worker.call(1, nothing), asleep)
-            over.set()
-        if busy is not None:
-            await busy
-        return took
+        return await _timed(lambda: worker.call(1, nothing), asleep) if worker.primary else 0.0
 
     return nbloop.serve(main, loops=2)[0]
 
 
-def call_of_asyncio(make: Callable[[], asyncio.AbstractEventLoop], asleep: bool) -> float:
+def call_of_asyncio(make: Make, asleep: bool) -> float:
     """`asyncio.run_coroutine_threadsafe` and `asyncio.wrap_future`, on two loops that `make` makes."""
-    over, other = threading.Event(), make()
+    other = make()
     thread = threading.Thread(target=other.run_forever)
     thread.start()
 
-    async def main() -> float:
-        def call() -> Awaitable[object]:
-            return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(nothing(), other))
-
-        tasks: list[Awaitable[object]] = []
-        if not asleep:
-            tasks = [asyncio.create_task(_busy(over)), asyncio.wrap_future(there(_busy(over)))]
-        took = await _timed(call, asleep)
-        over.set()
-        await asyncio.gather(*tasks)
-        return took
-
-    def there(coroutine: Coroutine[Any, Any, None]) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, other)
+    def call() -> Awaitable[object]:
+        return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(nothing(), other))
 
     try:
         with asyncio.Runner(loop_factory=make) as runner:
-            return runner.run(main())
+            return runner.run(_timed(call, asleep))
     finally:
-        over.set()
         other.call_soon_threadsafe(other.stop)
         thread.join()
         other.close()
@@ -150,8 +127,8 @@ class Janus:
         self.put, self.get = queue.sync_q.put_nowait, queue.async_q.get
 
 
-def through(queue: Callable[[], Any], producers: int, loops: bool) -> float:
-    """µs for an item from `producers` threads, or coroutines on as many loops, to one coroutine."""
+def through(queue: Callable[[], Any], producers: int, loops: bool, make: Make = nbloop.new_event_loop) -> float:
+    """µs for an item from `producers` threads, or coroutines on as many loops, to one coroutine; `make` makes loops."""
     each = ITEMS // producers
 
     async def main() -> float:
@@ -165,47 +142,53 @@ def through(queue: Callable[[], Any], producers: int, loops: bool) -> float:
 
         def produce() -> None:
             if loops:
-                nbloop.run(put_all())
+                run(put_all())
             else:
                 for item in range(each):
                     way.put(item)
 
         threads = [threading.Thread(target=produce) for _ in range(producers)]
-        begun = time.perf_counter()
+        begun = time.process_time()
         for thread in threads:
             thread.start()
         for _ in range(each * producers):
             await way.get()
-        took = time.perf_counter() - begun
+        took = time.process_time() - begun
         await asyncio.to_thread(lambda: [thread.join() for thread in threads])
         return took / (each * producers) * 1e6
 
-    return nbloop.run(main())
+    def run[T](coroutine: Coroutine[Any, Any, T]) -> T:
+        with asyncio.Runner(loop_factory=make) as runner:
+            return runner.run(coroutine)
+
+    return run(main())
 
 
 def rows() -> dict[str, tuple[float, dict[str, Run]]]:
     """By what is measured: how many times faster nbloop has to be, and what takes part, nbloop first."""
     found: dict[str, tuple[float, dict[str, Run]]] = {}
-    makers: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.SelectorEventLoop}
+    makers: dict[str, Make] = {"asyncio": asyncio.SelectorEventLoop}
     if installed("uvloop"):
         makers["uvloop"] = importlib.import_module("uvloop").new_event_loop
     for asleep in (False, True):
         ways: dict[str, Run] = {"nbloop": lambda asleep=asleep: call_of_workers(asleep)}
         for name, make in makers.items():
             ways[name] = lambda make=make, asleep=asleep: call_of_asyncio(make, asleep)
-        found[f"a call there and back, {'asleep' if asleep else 'awake'}"] = 2.0, ways
+        found[f"a call there and back, {'asleep: elapsed' if asleep else 'awake: CPU'} time"] = 2.0, ways
     queues: list[Any] = [AioQueue, AsyncioQueue]
     queues += [one for one in (Culsans, Janus) if installed(one.name)]
     for loops in (False, True):
         for producers in (1, 2, 4):
-            what = f"an item, {producers} {'loop' if loops else 'thread'}{'s' * (producers > 1)} to a loop"
-            found[what] = (
-                3.0,
-                {
-                    one.name: lambda one=one, producers=producers, loops=loops: through(one, producers, loops)
-                    for one in queues
-                },
-            )
+            what = f"an item, {producers} {'loop' if loops else 'thread'}{'s' * (producers > 1)} to a loop: CPU time"
+            ways = {
+                one.name: lambda one=one, producers=producers, loops=loops: through(one, producers, loops)
+                for one in queues
+            }
+            for name, make in makers.items():
+                ways[f"asyncio.Queue on {name}"] = lambda producers=producers, loops=loops, make=make: through(
+                    AsyncioQueue, producers, loops, make
+                )
+            found[what] = 3.0, ways
     return found
 
 

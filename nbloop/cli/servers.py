@@ -62,11 +62,12 @@ class _Server:
         self._loop, self._protocol, self._request, self._answer = loop, protocol, request, answer
         self._thread = threading.Thread(target=loop.run_forever, name="server", daemon=True)
         self._clients: list[socket.socket] = []
+        self._server: asyncio.Server | None = None
 
     def __enter__(self) -> Self:
         self._thread.start()
         try:
-            server = asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result()
+            self._server = server = asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result()
             for _ in range(CONNECTIONS):
                 self._clients.append(socket.create_connection(server.sockets[0].getsockname(), timeout=PATIENCE))
             self.round()  # what happens once in a connection's life
@@ -77,6 +78,11 @@ class _Server:
 
     async def _listen(self) -> asyncio.Server:
         return await self._loop.create_server(self._protocol, "127.0.0.1", 0)
+
+    async def _close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            await self._server.wait_closed()
 
     async def _spent(self) -> int:
         return time.thread_time_ns()
@@ -105,6 +111,7 @@ class _Server:
     ) -> None:
         for client in self._clients:
             client.close()
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(PATIENCE)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
