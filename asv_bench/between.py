@@ -222,6 +222,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--md", type=Path, help="write the table into this file, between its marks")
     options = parser.parse_args()
-    text = f"{report.heading()}\n\n{table()}"
+    text = f"{report.prose(report.heading() + '.')}\n\n{table()}\n"
     if options.md:
-        report.write(options.md, text, "between loops: written by make figures")
+        report.write(options.md, text, "written by python -m asv_bench.between")

@@ -73,15 +73,15 @@ async def _streams(sock: socket.socket) -> None:
 
 
 async def _uvicorn(sock: socket.socket) -> None:
-    uvicorn = importlib.import_module("uvicorn")
+    asgi = importlib.import_module("nbloop.asgi")
     headers = [(b"content-type", b"text/plain"), (b"content-length", b"5")]
 
     async def app(_scope: Any, _receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": b"hello"})
 
-    config = uvicorn.Config(app, log_level="error", lifespan="off", access_log=False)
-    server = uvicorn.Server(config)
+    config = asgi._config(app, log_level="error", lifespan="off", access_log=False)
+    server = asgi.uvicorn.Server(config)
     with contextlib.suppress(asyncio.CancelledError):
         await server.serve(sockets=[sock])
 
@@ -134,6 +134,14 @@ class Server:
         for process in self._made:
             assert process.stdout is not None
             self.port = int(process.stdout.readline())
+        until = time.monotonic() + 30
+        while True:  # it has the port, and listens a moment later
+            try:
+                self.connect().close()
+                break
+            except ConnectionRefusedError:
+                if time.monotonic() > until:
+                    raise
 
     def cpu(self) -> float:
         """Seconds of CPU time that its processes have taken."""
