@@ -20,6 +20,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
@@ -181,16 +182,27 @@ class Server:
             return done / took, (self.cpu() - before) / done * 1e6
 
     def delay(self) -> float:
-        """ms that the slowest of a hundred answers takes on twenty connections, while one more keeps its loop busy."""
+        """ms that the slowest of a hundred answers takes on twenty connections that come while another one works."""
         with contextlib.ExitStack() as stack:
-            heavy, *others = [stack.enter_context(self.connect()) for _ in range(21)]
-            heavy.sendall(b"!" + MESSAGE[1:])
+            over = threading.Event()
+            heavy = stack.enter_context(self.connect())
+
+            def work() -> None:
+                while not over.is_set():
+                    heavy.sendall(b"!" + MESSAGE[1:])
+                    heavy.recv(4096)
+
+            thread = threading.Thread(target=work)
+            thread.start()
+            stack.callback(thread.join)
+            stack.callback(over.set)
+            others = []
+            for _ in range(20):
+                time.sleep(0.02)  # clients come by and by, and a look at the loops takes place every 50 ms
+                others.append(stack.enter_context(self.connect()))
             took = []
             until = time.perf_counter() + SECONDS
             while time.perf_counter() < until:
-                if select.select([heavy], [], [], 0)[0]:
-                    heavy.recv(4096)
-                    heavy.sendall(b"!" + MESSAGE[1:])
                 for one in others:
                     begun = time.perf_counter()
                     one.sendall(MESSAGE)
@@ -241,11 +253,11 @@ def table() -> str:
         rounds = [{name: one.delay() for name, one in servers.items()} for _ in range(ROUNDS)]
     system, least = (statistics.median(one[name] for one in rounds) for name in servers)
     ratio = statistics.median(one["system"] / one["least busy"] for one in rounds)
-    lines += [
-        "",
+    heavy = (
         f"One heavy connection ({HEAVY / 1000:g} ms a message) among twenty others, on two loops: p99 of the others "
-        f"{system:.2f} ms with placement by the system, {least:.2f} ms on the least busy loop: {ratio:.1f}x (≥ 2x).",
-    ]
+        f"{system:.2f} ms with placement by the system, {least:.2f} ms on the least busy loop: {ratio:.1f}x (≥ 2x)."
+    )
+    lines += ["", report.prose(heavy)]
     return "\n".join(lines) + "\n"
 
 
