@@ -82,7 +82,7 @@ test-windows: setup ## run what tells of a platform on a Windows Python under Wi
 test-asyncio: setup ## run CPython's own asyncio tests on nbloop's asyncio loop
 	$(py) -m pytest conformance $(ARGS)
 
-test-ecosystem: setup ## run every block of docs/recipes.md: uvicorn, aiohttp, redis and others on nbloop, against real servers
+test-ecosystem: setup ## run every block of docs/recipes.md, and write docs/compatibility.md: libraries of others, against real servers
 	NBLOOP_ECOSYSTEM="$$(VENV=$(VENV) scripts/ecosystem)" $(py) -m pytest ecosystem $(ARGS)
 
 verify: setup ## models of the protocols, races in the kernels, histories; see docs/verification.md for the tools that it needs

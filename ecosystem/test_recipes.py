@@ -6,10 +6,7 @@ pytest that are among its libraries would then be theirs, too.
 
 from __future__ import annotations
 
-import getpass
 import json
-import os
-import pwd
 import re
 import shlex
 import shutil
@@ -17,18 +14,16 @@ import signal
 import socket
 import subprocess
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from ecosystem.conftest import SECONDS, SERVERS, free_port, installed
 from tests.support.waiting import wait_for
 
 PAGE = Path(__file__).parents[1] / "docs" / "recipes.md"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-NEEDS = {"asyncpg", "tornado"}  # libraries without a wheel for each Python
-SECONDS = 120.0
-BIN = Path(os.environ["NBLOOP_ECOSYSTEM"]) / "bin"
+NEEDS = {"asyncpg", "distributed", "tornado"}  # libraries without a wheel for each Python
 
 
 def sections() -> dict[str, list[tuple[str, str]]]:
@@ -48,91 +43,13 @@ def write_files(name: str, folder: Path) -> dict[str, str]:
     return files
 
 
-def installed(library: str) -> bool:
-    command = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({library!r}) is None)"
-    return subprocess.run([BIN / "python", "-c", command], check=False).returncode == 0
-
-
-@pytest.fixture
-def environment() -> dict[str, str]:
-    return os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "PYTHONDONTWRITEBYTECODE": "1"}
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        return int(one.getsockname()[1])
-
-
-@pytest.fixture
-def redis_url(tmp_path: Path) -> Iterator[str]:
-    if shutil.which("redis-server") is None:
-        pytest.skip("redis-server is not installed")
-    port = free_port()
-    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path)]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert server.stdout is not None
-    for line in server.stdout:
-        if "Ready to accept connections" in line:
-            break
-    try:
-        yield f"redis://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.communicate(timeout=SECONDS)
-
-
-def postgres_programs() -> Path | None:
-    """The folder of initdb and pg_ctl, which Debian keeps out of the path."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if found:
-        return found[-1].parent
-    where = shutil.which("initdb")
-    return None if where is None else Path(where).parent
-
-
-@pytest.fixture
-def database_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A cluster of its own, not of root, whom PostgreSQL refuses."""
-    programs = postgres_programs()
-    if programs is None:
-        pytest.skip("PostgreSQL is not installed")
-    user, prefix = getpass.getuser(), []
-    if os.getuid() == 0:
-        user = "postgres"
-        try:
-            pwd.getpwnam(user)
-        except KeyError:
-            pytest.skip("PostgreSQL refuses root, and there is no user postgres")
-        prefix = ["runuser", "-u", user, "--"]
-    folder = Path(subprocess.check_output([*prefix, "mktemp", "-d"], text=True, cwd="/").strip())
-    port = free_port()
-
-    def run(program: str, *arguments: str) -> None:
-        command = [*prefix, str(programs / program), "-D", str(folder / "data"), *arguments]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=SECONDS, cwd="/")
-
-    options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories={folder} -c fsync=off"
-    try:
-        run("initdb", "--auth=trust", "--no-sync", "-U", user)
-        run("pg_ctl", "-w", "-o", options, "-l", str(folder / "log"), "start")
-        try:
-            yield f"postgresql://{user}@127.0.0.1:{port}/postgres"
-        finally:
-            run("pg_ctl", "-w", "-m", "immediate", "stop")
-    finally:
-        subprocess.run([*prefix, "rm", "-rf", str(folder)], check=True, cwd="/")
-
-
-SERVERS = {"REDIS_URL": "redis_url", "DATABASE_URL": "database_url"}
-
-
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", [name for name in SECTIONS if any(kind == "console" for kind, _ in SECTIONS[name])])
 def test_recipe(name: str, tmp_path: Path, environment: dict[str, str], request: pytest.FixtureRequest) -> None:
     """Its commands succeed and print what the page says."""
     text = "".join(block for _, block in SECTIONS[name])
     for library in NEEDS:
-        if f"import {library}" in text and not installed(library):
+        if re.search(rf"^(import|from) {library}\b", text, re.MULTILINE) and not installed(library):
             pytest.skip(f"{library} has no wheel for this Python")
     if "curl" in text and shutil.which("curl") is None:
         pytest.skip("curl is not installed")

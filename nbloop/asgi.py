@@ -3,6 +3,10 @@
 Problem: ``uvicorn --workers N`` is N processes, with N copies of everything. Idea: uvicorn's protocols and its `Config`
 stay as they are; each worker runs a uvicorn server of its own, and they listen at one address. Needs
 ``pip install nbloop[asgi]``.
+
+**h11.** It finds what reads and writes the next part of a message in two dicts whose keys are tuples. On free-threaded
+CPython 3.13 such a look-up takes the dict's lock, so all loops met there, ten times a request: two loops took 360 µs of
+CPU time a request instead of 120, and answered a fifth of the requests. So each thread has its own copies.
 """
 
 from __future__ import annotations
@@ -10,10 +14,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import h11
 import uvicorn
+from uvicorn.protocols.http import auto
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .aio import Queue, Worker, serve
 from .aio.listening import Placement
@@ -40,11 +48,18 @@ def run(
 
     `loops`, `require_free_threading`, signals and what is raised are those of `nbloop.serve`; `placement` is that of
     `Worker.listen`. With ``lifespan="each"`` the application's lifespan runs on every loop, so what it makes belongs to
-    that loop; with "primary" it runs on the first loop only, begins before the others serve, and ends after them. All
-    other options are those of `uvicorn.Config`, except `workers`, `reload` and its like, `loop` and `fd`: ValueError.
+    that loop; with "primary" it runs on the first loop only, begins before the others serve, and ends after them. It
+    listens at `host` and `port`, or at the path `uds`. `config` are other options of `uvicorn.Config`, except
+    `workers`, `reload` and its like, `loop` and `fd`: ValueError.
 
     At the end each loop stops accepting, finishes requests within `timeout_graceful_shutdown`, and runs the lifespan's
     end. SystemExit with uvicorn's status (3) if the application fails to start. Main thread only.
+
+    O(loops) to start; a request costs what uvicorn and the application take.
+
+    >>> run("shop:app", workers=4)
+    Traceback (most recent call last):
+    ValueError: workers is not supported by nbloop.asgi: loops are threads of this process
     """
     for name in REFUSED:
         if config.get(name):
@@ -59,11 +74,11 @@ def run(
         if one and not worker.primary:
             try:
                 await started.get()
-                await _serve(worker, uvicorn.Server(uvicorn.Config(app, lifespan="off", **config)))
+                await _serve(worker, uvicorn.Server(_config(app, lifespan="off", **config)))
             finally:
                 drained.put_nowait(None)
         else:
-            server = uvicorn.Server(uvicorn.Config(app, **config))
+            server = uvicorn.Server(_config(app, **config))
             if one:
                 server = _Primary(server.config, worker.count - 1, started, drained)
             await _serve(worker, server)
@@ -79,6 +94,35 @@ def run(
             raise
 
     serve(main, loops=loops, name="nbloop-asgi", require_free_threading=require_free_threading)
+
+
+_here = threading.local()
+
+
+def _own(table: dict[Any, Any]) -> dict[Any, Any]:
+    """This thread's copy of a dict that nobody changes."""
+    copies: dict[int, dict[Any, Any]] = _here.__dict__.setdefault("copies", {})
+    copy = copies.get(id(table))
+    if copy is None:
+        copy = copies[id(table)] = table.copy()
+    return copy
+
+
+class _Connection(h11.Connection):
+    def _get_io_object(self, role: Any, event: Any, io_dict: Any) -> Any:
+        return super()._get_io_object(role, event, _own(io_dict))
+
+
+class _H11Protocol(H11Protocol):
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.conn.__class__ = _Connection
+
+
+def _config(app: Any, *, http: Any = "auto", **options: Any) -> uvicorn.Config:
+    """With h11 of each thread's own, where that is what uvicorn would take and there is no GIL."""
+    takes_h11 = http == "h11" or (http == "auto" and auto.AutoHTTPProtocol is H11Protocol)
+    return uvicorn.Config(app, http=_H11Protocol if takes_h11 and not sys._is_gil_enabled() else http, **options)
 
 
 class _Primary(uvicorn.Server):

@@ -267,7 +267,15 @@ def _answer(ask: Callable[[int, int, int], int], code: int, count: int, until: i
 
 @dataclass(frozen=True)
 class ChannelFigures:
-    """What has gone through one ring of a channel: counts since it was made, a moment old."""
+    """What has gone through one ring of a channel: counts since it was made, a moment old.
+
+    >>> import nbloop
+    >>> with nbloop.Loop() as loop:
+    ...     channel = loop.channel([("price", "f8")], lambda records: None, capacity=64, name="ticks")
+    ...     [figures] = loop.channels()
+    ...     figures.name, figures.capacity, figures.dropped
+    ('ticks', 64, 0)
+    """
 
     name: str
     """Of the channel. A producer has the name of its channel."""
@@ -328,7 +336,7 @@ class Entrance(Unique):
 
     @bound(channel_methods.channel_put)
     def put(self, *values: Any, **named: Any) -> bool:
-        """Put one record: a value for each field, in the order of the dtype or by name. True; False if it was dropped.
+        """Put one record: `values` for its fields, in the order of the dtype or by name. True; False if it was dropped.
 
         Stored means that it will be delivered before `run()` returns for good, or that `close()` dropped and counted
         it. Records of all threads have one total order, and are delivered in it. Values are converted as numpy does
@@ -415,7 +423,7 @@ class Entrance(Unique):
 
 
 class Channel(Entrance):
-    """A ring of records into a loop (`Loop.channel`)."""
+    """A ring of records into a loop: made by `Loop.channel`, which says what its options mean."""
 
     def __init__(
         self,
@@ -545,7 +553,7 @@ class Channel(Entrance):
 
 
 class ChannelProducer(Entrance):
-    """A handle for putting records from one thread at a time (`Channel.producer`)."""
+    """A handle for putting records from one thread at a time: made by `Channel.producer`."""
 
     def __init__(self, channel: Channel) -> None:
         if not isinstance(channel, Channel):

@@ -44,7 +44,7 @@ class LoopGroup(Unique):
     `loops` is how many, by default one for each core that this process may use. `name` is the group's, and with a
     number those of its loops and threads. `pin` keeps each thread on a core of its own, in turn (Linux only:
     NotImplementedError elsewhere). With `require_free_threading`, several loops under the GIL are a RuntimeError;
-    without it, they are a RuntimeWarning, once in a process. All other options are those of `Loop`, for each;
+    without it, they are a RuntimeWarning, once in a process. `loop_options` are those of `Loop`, for each;
     `auto_exit` is refused with ValueError, because loops would end one by one.
 
     A group is new, then started once, then ended once. Its methods may be called from any thread, and those that
@@ -268,7 +268,8 @@ class LoopGroup(Unique):
 
     def trace(self, since: float = 0.0) -> dict[str, Any] | None:
         """What the flight recorders of all loops remember, as one trace with a track for each loop (`Recorder.trace`);
-        None without ``recorder=``. Arrows lead from loop to loop. Any thread; not a signal handler. 2 µs an event.
+        None without ``recorder=``. `since` is a time of `time.monotonic`. Arrows lead from loop to loop. Any thread;
+        not a signal handler. 2 µs an event.
         """
         from .observe import together
 

@@ -58,7 +58,16 @@ from .waiting import Waiters
 
 
 class LoopState(enum.Enum):
-    """Where a loop is in its life. `AWAKE`: not running, either not yet or not since `stop()`, but accepting work."""
+    """Where a loop is in its life. `AWAKE`: not running, either not yet or not since `stop()`, but accepting work.
+
+    >>> import nbloop
+    >>> loop = nbloop.Loop()
+    >>> loop.state
+    <LoopState.AWAKE: 'awake'>
+    >>> loop.close()
+    >>> loop.state
+    <LoopState.TERMINATED: 'terminated'>
+    """
 
     AWAKE = "awake"
     RUNNING = "running"

@@ -259,7 +259,8 @@ class Loop(Lifecycle):
         return self._descriptors.register(fd, interest, callback)
 
     def modify_fd(self, fd: int, events: IOEvents | int) -> None:
-        """Change which events a registered descriptor is watched for; 0 mutes it, and a ONESHOT watch is re-armed.
+        """Change which events the registered descriptor `fd` is watched for; 0 mutes it, and a ONESHOT watch is
+        re-armed.
 
         Events that were collected before but are no longer wanted are not delivered. Any thread. O(1), one system call.
         Raises `FDNotRegisteredError`, OSError from the system (and then nothing has changed), otherwise as
@@ -271,8 +272,8 @@ class Loop(Lifecycle):
             self._descriptors.table.modify(fd, interest)
 
     def unregister_fd(self, fd: int) -> None:
-        """Stop watching a descriptor. After this returns, none of its callbacks starts, not even for an event that was
-        already collected; one in progress on the loop's thread goes on.
+        """Stop watching the descriptor `fd`. After this returns, none of its callbacks starts, not even for an event
+        that was already collected; one in progress on the loop's thread goes on.
 
         May be called in its own callback, in another one, and on any thread. O(1), one system call. Raises
         `FDNotRegisteredError`, also after the loop has ended.
@@ -483,8 +484,8 @@ class Loop(Lifecycle):
         return figures_of(self._state)
 
     def add_signal_handler(self, sig: int, callback: Callback, /, *args: object) -> None:
-        """Submit ``callback(*args)`` at each arrival of a signal, whichever thread this loop runs in; replaces an
-        earlier handler.
+        """Submit ``callback(*args)`` at each arrival of the signal `sig`, whichever thread this loop runs in; replaces
+        an earlier handler.
 
         Several loops may handle the same signal, and each gets it. While any loop does, the signal has no other effect
         (SIGINT raises no KeyboardInterrupt). Any thread. Raises TypeError, ValueError for a number that is not a signal

@@ -14,6 +14,10 @@ LOOPS_MOST = 1024  # of one group
 class FastPathMode(enum.Enum):
     """How a loop without descriptors sleeps: `AUTO` on the fast path (a futex where there is one) until a descriptor is
     registered, `FORCED` always on the fast path, `DISABLED` always in the platform's poller.
+
+    >>> import nbloop
+    >>> nbloop.Loop(fast_path_mode=FastPathMode.DISABLED).fast_path_mode
+    <FastPathMode.DISABLED: 'disabled'>
     """
 
     AUTO = "auto"

@@ -14,7 +14,19 @@ from .unique import Unique
 
 
 class Producer[L: Lifecycle = Any](Unique):
-    """A handle for submitting from one thread at a time (`Loop.producer`)."""
+    """A handle for submitting from one thread at a time: made by `Loop.producer`. Its errors are those of
+    `Loop.submit`.
+
+    >>> import nbloop
+    >>> ran = []
+    >>> with nbloop.Loop() as loop:
+    ...     handle = loop.producer()
+    ...     handle.submit(ran.append, 1)
+    ...     handle.submit_many([ran.clear, ran.clear])
+    2
+    >>> ran
+    []
+    """
 
     def __init__(self, loop: L, state: HandleWords) -> None:
         if not isinstance(state, HandleWords):  # kernels would misread anything else
@@ -33,7 +45,7 @@ class Producer[L: Lifecycle = Any](Unique):
 
     @bound(scheduling.producer_submit_many, scheduling.producer_submit_many_captured)
     def submit_many(self, callbacks: Iterable[Callback], /) -> int:
-        """Submit every callable of an iterable, in order, all or none; return how many. Like `Loop.submit_many`."""
+        """Submit every one of `callbacks`, in order, all or none; return how many. Like `Loop.submit_many`."""
         return 0  # pragma: no cover
 
     def __repr__(self) -> str:

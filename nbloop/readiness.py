@@ -31,6 +31,9 @@ class IOEvents(enum.IntFlag):
     `READ` and `WRITE` are requested and reported; `ERROR` and `HANGUP` are always reported, `HANGUP` also when the peer
     of a socket watched for READ has closed its half. `EDGE` (report only changes) and `ONESHOT` (report once, then stay
     silent until `modify_fd`) can only be requested.
+
+    >>> IOEvents.READ | IOEvents.ONESHOT
+    <IOEvents.READ|ONESHOT: 33>
     """
 
     READ = layout.READ

@@ -83,8 +83,8 @@ class Scheduling:
 
     @bound(timer_methods.cancel_immediate)
     def cancel_immediate(self, id: int, /) -> bool:
-        """Cancel an immediate. True: it will never run. False: unknown, started, or already cancelled. Any thread; the
-        answer is final. O(1).
+        """Cancel the immediate `id`. True: it will never run. False: unknown, started, or already cancelled. Any
+        thread; the answer is final. O(1).
         """
         return False  # pragma: no cover
 
@@ -140,19 +140,21 @@ class Scheduling:
 
     @bound(timer_methods.cancel_timers)
     def cancel_timers(self, ids: Iterable[int], /) -> list[bool]:
-        """`cancel_timer` for each id of an iterable; for an id given twice the second answer is False. If one is not an
+        """`cancel_timer` for each of `ids`; for an id given twice the second answer is False. If one is not an
         int, none is cancelled. Signal handlers run in between; if one raises, timers cancelled so far stay cancelled.
         """
         return []  # pragma: no cover
 
     @bound(timer_methods.ref_timer)
     def ref_timer(self, id: int, /) -> bool:
-        """Make a live timer keep an `auto_exit` loop alive (the default); False if it is not live. Any thread. O(1)."""
+        """Make the live timer `id` keep an `auto_exit` loop alive (the default); False if it is not live. Any thread.
+        O(1).
+        """
         return False  # pragma: no cover
 
     @bound(timer_methods.unref_timer)
     def unref_timer(self, id: int, /) -> bool:
-        """Make a live timer not keep an `auto_exit` loop alive; False if it is not live. Any thread. O(1)."""
+        """Make the live timer `id` not keep an `auto_exit` loop alive; False if it is not live. Any thread. O(1)."""
         return False  # pragma: no cover
 
     @bound(lifetime.now)

@@ -21,7 +21,7 @@ MOST = 4e9  # seconds; the limit of timer delays, too
 class VirtualClock(Unique):
     """A loop's clock, starting at 0: `loop.now()`, timers, intervals, and everything built on them follow it.
 
-    The loop must not have run or have a timer yet, else ValueError. After `autojump` seconds of real time without
+    O(1). The loop must not have run or have a timer yet, else ValueError. After `autojump` seconds of real time without
     anything to do, the clock jumps to the loop's next deadline: 0 means at once, None never.
     Long callbacks and worker threads (`promisify`) take no virtual time: if other threads submit, make `autojump`
     longer than they need.

@@ -77,6 +77,16 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
 
     Thread-safe are `call_soon_threadsafe`, `stop`, and `cancel` of the handles. `call_soon` and `call_at` are checked
     for their thread in debug mode only, as asyncio's, and do no harm from another one.
+
+    `name`, `metrics`, `recorder` and the errors of making one are those of `nbloop.Loop`, whose object `core` is. A
+    closed loop raises RuntimeError, as asyncio's does. Scheduling a callback and a task's step take O(1), a timer
+    O(log timers), an event of a descriptor O(1). All times are seconds.
+
+    >>> import nbloop
+    >>> loop = nbloop.EventLoop(name="mine")
+    >>> loop.run_until_complete(asyncio.sleep(0.001, "done"))
+    'done'
+    >>> loop.close()
     """
 
     _transports: Mapping[int, Any] = {}

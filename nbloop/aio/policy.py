@@ -20,6 +20,13 @@ class EventLoopPolicy(Unique, _Policy):  # type: ignore[misc]
     """``asyncio.set_event_loop_policy(nbloop.EventLoopPolicy())`` makes each new asyncio loop an nbloop one, for
     programs that do not accept a loop factory. asyncio deprecates policies from Python 3.14 on. From 3.16 on it has
     none, and nbloop has no such name.
+
+    As asyncio's policy: any thread, O(1), and the errors of `nbloop.new_event_loop` when it makes a loop.
+
+    >>> loop = EventLoopPolicy().new_event_loop()
+    >>> isinstance(loop, EventLoop)
+    True
+    >>> loop.close()
     """
 
     _loop_factory = EventLoop

@@ -19,7 +19,13 @@ def new_event_loop(
     """A new asyncio event loop over its own `nbloop.Loop`, for ``asyncio.Runner(loop_factory=...)`` and other users of
     a factory.
 
-    The options and errors are those of `nbloop.Loop`. Any thread.
+    The options `name`, `metrics` and `recorder`, and the errors, are those of `nbloop.Loop`. Any thread.
+
+    O(1): it maps memory and opens descriptors.
+
+    >>> with asyncio.Runner(loop_factory=new_event_loop) as runner:
+    ...     runner.run(asyncio.sleep(0, "done"))
+    'done'
     """
     return EventLoop(name=name, metrics=metrics, recorder=recorder)
 
@@ -34,8 +40,17 @@ def run[T](
 ) -> T:
     """`asyncio.run` over nbloop: run a coroutine to its end in a new loop, cancel remaining tasks, close the loop.
 
-    `debug` is asyncio's debug mode; the other options are those of `nbloop.Loop`. Raises what the coroutine raises,
-    KeyboardInterrupt after Ctrl-C (which first cancels it), RuntimeError inside a running loop.
+    `debug` is asyncio's debug mode; `name`, `metrics` and `recorder` are those of `nbloop.Loop`. Raises what the
+    coroutine raises, KeyboardInterrupt after Ctrl-C (which first cancels it), RuntimeError inside a running loop.
+
+    Any thread that runs no asyncio loop; Ctrl-C is the main thread's. Beside `main` it takes the time of a loop's
+    making and end, and O(tasks) for those that it cancels.
+
+    >>> import nbloop
+    >>> async def main():
+    ...     return await asyncio.sleep(0.001, "done")
+    >>> nbloop.run(main())
+    'done'
     """
     if asyncio._get_running_loop() is not None:
         raise RuntimeError("nbloop.run() cannot be called from a running event loop")

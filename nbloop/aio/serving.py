@@ -85,7 +85,8 @@ def serve[T](
     within a second is left behind, on a daemon thread, and logged. A second SIGTERM does nothing. A signal for which
     the program has a handler of its own is left to that.
 
-    Only on the main thread, and not in a running event loop: RuntimeError.
+    Only on the main thread, and not in a running event loop: RuntimeError. Beside `main`, O(loops): each takes a thread
+    and a loop.
 
     >>> async def main(worker):
     ...     return await worker.call((worker.index + 1) % worker.count, asyncio.sleep, 0, worker.index)
@@ -121,7 +122,17 @@ def serve[T](
 
 
 class WorkerGroup(Unique):
-    """All workers of one `serve`. Any thread."""
+    """All workers of one `serve`. Any thread.
+
+    Made by `serve`; a program gets it as `Worker.group`. `since` is a time of `time.monotonic`. Its methods raise
+    nothing of their own, and take O(loops).
+
+    >>> import nbloop
+    >>> async def main(worker):
+    ...     return worker.group.loops[worker.index] is asyncio.get_running_loop()
+    >>> nbloop.serve(main, loops=2)
+    [True, True]
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -412,11 +423,12 @@ class Worker(Unique):
     ) -> socket.socket:
         """A socket for ``asyncio.create_server(sock=)``, bound to an address at which all workers listen.
 
-        All workers call it with the same arguments, and get one address; port 0 gives all the same one. `placement`
-        decides which worker gets a connection: "system", where the system spreads them by their addresses (Linux:
-        SO_REUSEPORT, the default there), or "least busy", where one thread accepts, and hands each to the loop that is
-        asleep more and has fewer connections (the default elsewhere). A worker that stops listening while others go on
-        loses the connections that the system has given it and it has not accepted yet.
+        All workers call it with the same arguments, and get one address; port 0 gives all the same one. `family` is
+        that of `socket.getaddrinfo`, any by default. `placement` decides which worker gets a connection: "system",
+        where the system spreads them by their addresses (Linux: SO_REUSEPORT, the default there), or "least busy",
+        where one thread accepts, and hands each to the loop that is asleep more and has fewer connections (the default
+        elsewhere). A worker that stops listening while others go on loses the connections that the system has given it
+        and it has not accepted yet.
 
         OSError if the address is taken, also by another process of the same program. Blocks for the look-up of a host
         name.
@@ -491,7 +503,8 @@ class Worker(Unique):
         return result
 
     async def broadcast[R](self, function: Callable[..., Coroutine[Any, Any, R]], /, *args: object) -> list[R]:
-        """`call` it on every worker, this one included, at the same time; all results, in the order of the workers.
+        """`call` ``function(*args)`` on every worker, this one included, at the same time; all results, in the order of
+        the workers.
 
         As a task group: the first that fails cancels the others, and what they raised is an ExceptionGroup.
         """

@@ -3,8 +3,9 @@
 Problem: one figure says little about a loop. When parsing dominates, even the best loop gains little end to end; when
 producers outrun the loop, a cheap submit makes the queue longer and the delay worse. Idea: measure the whole work
 (`_count_words`), and its parts separately: the producers' time in submit, the loop thread's CPU time, the hand-over
-alone (`_hand_over`), a hop between threads (`_hop_between`, `_hop_to_sleeper`), and the delay at a rate that both loops
-can keep up with. Clocks are read once per batch, not once per call, and one line of each batch carries a time stamp.
+alone (`_hand_over`), a hop between threads (`_hop_between`, `_hop_to_sleeper`), the delay at a rate that both loops
+can keep up with, and what a server costs (`servers`). Clocks are read once per batch, not once per call, and one line
+of each batch carries a time stamp.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from dataclasses import dataclass, field
 from time import perf_counter, perf_counter_ns
 
 from ..kernels.build import object_cache
+from . import servers
 from .corpus import Corpus, Tally, count_directly, fingerprint, read, words
 from .engines import Asyncio, Engine, Entrance, Nbloop, NbloopProducers
 from .screen import Bar, Screen, make_screen
@@ -316,16 +318,25 @@ def _ratio(better: float, worse: float) -> str:
     return f"{value:.1f}×" if value < 10 else f"{value:,.0f}×"
 
 
-def _rows(columns: Sequence[Figures]) -> list[list[str]]:
-    """The closing table. Columns: nbloop's submit, nbloop's handles, asyncio, and nbloop's submit against asyncio."""
+def _rows(columns: Sequence[Figures], served: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
+    """The closing table. Columns: nbloop's submit, nbloop's handles, asyncio, uvloop if `served` has it, and nbloop's
+    submit against asyncio. Only servers run on uvloop, and none has a use for handles.
+    """
+    uvloop = any("uvloop" in times for times in served.values())
+    absent = [""] * uvloop
 
     def higher(name: str, of: Callable[[Figures], float]) -> list[str]:
         values = [of(column) for column in columns]
-        return [name, *map(_rate, values), _ratio(values[0], values[-1])]
+        return [name, *map(_rate, values), *absent, _ratio(values[0], values[-1])]
 
     def lower(name: str, of: Callable[[Figures], float]) -> list[str]:
         values = [of(column) for column in columns]
-        return [name, *map(_time, values), _ratio(values[-1], values[0])]
+        return [name, *map(_time, values), *absent, _ratio(values[-1], values[0])]
+
+    def server(kind: str) -> list[str]:
+        times = served[kind]
+        cells = [_time(times["nbloop"]), "", _time(times["asyncio"]), *([_time(times["uvloop"])] if uvloop else [])]
+        return [f"{kind}, CPU time a request", *cells, _ratio(times["asyncio"], times["nbloop"])]
 
     def paced(column: Figures) -> float:
         assert column.paced is not None
@@ -344,6 +355,8 @@ def _rows(columns: Sequence[Figures]) -> list[list[str]]:
         higher("empty callbacks/s", lambda c: c.hand_over),
         lower("hop, two busy loops (p50)", lambda c: c.hop_between),
         lower("hop, loop asleep (p50)", lambda c: c.hop_to_sleeper),
+        ["A server on the loop, 20 connections"],
+        *map(server, served),
     ]
 
 
@@ -394,7 +407,10 @@ def _compare(screen: Screen, lines: list[str], producers: int) -> int:
         column.hop_to_sleeper = _hop_to_sleeper(make, min(HOPS_TO_SLEEPER, len(lines)))
         column.paced = _count_words(make(), some, producers, rate=PACED_RATE)
 
-    screen.table(["", "nbloop", "producer()", "asyncio", "nbloop better by"], _rows(columns), emphasised=4)
+    served = servers.measure()
+
+    names = ["nbloop", "producer()", "asyncio", *(["uvloop"] if "uvloop" in served["echo"] else [])]
+    screen.table(["", *names, "nbloop better by"], _rows(columns, served), emphasised=len(names) + 1)
     parse = statistics.median(columns[0].run.parses)
     screen.line(
         f"  Parsing a line takes {_time(parse)} (p50) with any loop, which limits what a loop can gain end to end."

@@ -27,7 +27,11 @@ from .promise import Owner, reason_as_exception
 
 
 class AbortError(Exception):
-    """The default reason of an abort (DOM's ``AbortError``)."""
+    """The default reason of an abort (DOM's ``AbortError``).
+
+    >>> AbortSignal.abort().reason
+    AbortError('this operation was aborted')
+    """
 
 
 def _call_here(callback: Callable[[Any], object], reason: Any) -> None:
@@ -48,6 +52,16 @@ def _call(context: Context, callback: Callable[[Any], object], reason: Any) -> N
 class AbortSignal(EventTarget):
     """Reports an abort: `aborted`, `reason`, `on_abort`, an ``abort`` event, `throw_if_aborted`. Any thread may call
     any method.
+
+    `on_abort` and the listeners take O(1), an abort O(signals and callbacks that follow it), and `any` O(sources).
+
+    >>> controller = AbortController()
+    >>> either = AbortSignal.any([controller.signal, AbortSignal()])
+    >>> undo = either.on_abort(print)
+    >>> controller.abort("enough")
+    enough
+    >>> either.aborted, either.reason
+    (True, 'enough')
     """
 
     def __init__(self) -> None:
@@ -84,8 +98,8 @@ class AbortSignal(EventTarget):
 
     @classmethod
     def timeout(cls, js: Owner, ms: float) -> AbortSignal:
-        """A signal that is aborted with a TimeoutError after `ms` milliseconds, on the loop; its timer does not keep
-        the loop alive (DOM, ``AbortSignal.timeout``). ValueError for a negative `ms`.
+        """A signal that is aborted with a TimeoutError after `ms` milliseconds, on the loop of `js`; its timer does not
+        keep the loop alive (DOM, ``AbortSignal.timeout``). ValueError for a negative `ms`.
         """
         check_milliseconds("ms", ms)
         signal = cls()
@@ -160,14 +174,14 @@ class AbortSignal(EventTarget):
         return lambda: None
 
     def add_event_listener(self, type: str, callback: Any, *, once: bool = False) -> None:
-        """Like `EventTarget.add_event_listener`; the only event is ``abort``."""
+        """`EventTarget.add_event_listener`, with its `type`, `callback` and `once`; the only event is ``abort``."""
         with self._lock:
             super().add_event_listener(type, callback, once=once)
             if type == "abort" and not self._aborted:
                 self._listened()
 
     def remove_event_listener(self, type: str, callback: Any) -> None:
-        """Like `EventTarget.remove_event_listener`."""
+        """`EventTarget.remove_event_listener`, with its `type` and `callback`."""
         with self._lock:
             super().remove_event_listener(type, callback)
             self._unlistened()
@@ -269,7 +283,16 @@ def _unlink(identifier: int, sources: list[weakref.ref[AbortSignal]]) -> None:
 
 
 class AbortController(Unique):
-    """Can abort its `signal`."""
+    """Can abort its `signal`.
+
+    Its call raises nothing, except KeyboardInterrupt and SystemExit of a callback. O(what follows the signal).
+
+    >>> controller = AbortController()
+    >>> controller.abort()
+    >>> controller.signal.throw_if_aborted()
+    Traceback (most recent call last):
+    nbloop.js.abort.AbortError: this operation was aborted
+    """
 
     def __init__(self) -> None:
         self.signal = AbortSignal()

@@ -24,6 +24,16 @@ class AggregateError(ExceptionGroup[Exception]):
     An `ExceptionGroup`, so ``except*`` works: a reason that is not an `Exception` appears among `exceptions` as a
     `RejectedError`. A group cannot be empty: for `any` of nothing the only exception is a `NoPromisesError`, and
     `reasons` is empty.
+
+    >>> import nbloop
+    >>> from nbloop.js import JS
+    >>> with nbloop.Loop() as loop:
+    ...     js = JS(loop)
+    ...     try:
+    ...         js.any([js.reject(1), js.reject(2)]).result()
+    ...     except AggregateError as error:
+    ...         error.reasons
+    [1, 2]
     """
 
     reasons: list[Any]
@@ -36,7 +46,17 @@ class AggregateError(ExceptionGroup[Exception]):
 
 
 class NoPromisesError(Exception):
-    """`any` was given nothing that could be fulfilled."""
+    """`any` was given nothing that could be fulfilled.
+
+    >>> import nbloop
+    >>> from nbloop.js import JS
+    >>> with nbloop.Loop() as loop:
+    ...     try:
+    ...         JS(loop).any([]).result()
+    ...     except AggregateError as error:
+    ...         error.exceptions
+    (NoPromisesError('no promises were given'),)
+    """
 
 
 def _aggregate(reasons: list[Any]) -> AggregateError:

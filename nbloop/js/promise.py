@@ -77,7 +77,19 @@ class Signal(Protocol):
 
 
 class RejectedError(Exception):
-    """Raised by ``await promise`` for a reason that is not an exception; its only argument is the reason."""
+    """Raised by ``await promise`` for a reason that is not an exception; its only argument is the reason.
+
+    >>> import nbloop
+    >>> from nbloop.js import JS
+    >>> async def main(js):
+    ...     try:
+    ...         await js.reject("no reason that could be raised")
+    ...     except RejectedError as error:
+    ...         return error.reason
+    >>> with nbloop.Loop() as loop:
+    ...     JS(loop).spawn(main(JS(loop))).result()
+    'no reason that could be raised'
+    """
 
     @property
     def reason(self) -> object:
@@ -90,6 +102,9 @@ class CancelledError(BaseException):
 
     It is not an `Exception`, so that a handler of those does not keep the coroutine from its end. A promise that is
     rejected with it is not reported as an unhandled rejection.
+
+    >>> issubclass(CancelledError, Exception)
+    False
     """
 
 
@@ -233,8 +248,8 @@ class Promise[T](Eventual):
     def then[U, V](self, on_fulfilled: Callable[[T], U], on_rejected: Callable[[Any], V]) -> Promise[U | V]: ...
     @method(reactions.then)
     def then(self, on_fulfilled: Any = None, on_rejected: Any = None) -> Promise[Any]:
-        """A promise of the handler's result, or of this promise's own outcome if there is no handler for it. Handlers
-        that are not callable are ignored.
+        """A promise of what `on_fulfilled` returns of the value, or `on_rejected` of the reason, or of this promise's
+        own outcome if there is no handler for it. Handlers that are not callable are ignored.
 
         ECMAScript 27.2.5.4, Promises/A+ 2.2. A handler that raises rejects the new promise; if it returns a promise, a
         thenable, a `concurrent.futures.Future` or an awaitable, the new promise follows that. O(1).

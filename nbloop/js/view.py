@@ -75,16 +75,16 @@ class JS[L: Lifecycle = Any](Unique):
 
     @bound(kernels.set_immediate)
     def set_immediate(self, callback: Callback, /, *args: object) -> int:
-        """`Loop.schedule_immediate`, for coroutine functions too."""
+        """`Loop.schedule_immediate` of ``callback(*args)``, for coroutine functions too."""
         return 0  # pragma: no cover
 
     @bound(kernels.queue_microtask)
     def queue_microtask(self, callback: Callback, /, *args: object) -> None:
-        """`Loop.schedule_microtask`, for coroutine functions too."""
+        """`Loop.schedule_microtask` of ``callback(*args)``, for coroutine functions too."""
 
     @bound(kernels.next_tick)
     def next_tick(self, callback: Callback, /, *args: object) -> None:
-        """`Loop.schedule_next_tick`, for coroutine functions too."""
+        """`Loop.schedule_next_tick` of ``callback(*args)``, for coroutine functions too."""
 
     def sleep(self, ms: float, *, signal: AbortSignal | None = None, timeout: float | None = None) -> Promise[None]:
         """A promise, fulfilled with None after `ms` milliseconds.
@@ -130,9 +130,9 @@ class JS[L: Lifecycle = Any](Unique):
         return interval(self, check_milliseconds("ms", ms))
 
     def once(self, target: EventTarget, type: str, *, signal: AbortSignal | None = None) -> Promise[Event]:
-        """A promise for the next event of a type. An aborted `signal` rejects it with its reason, and nothing listens
-        any more; nor does it when the last that awaited it is interrupted, as for `sleep`. The event may be dispatched
-        on any thread. Raises TypeError.
+        """A promise for the next event of a `type` that `target` gets. An aborted `signal` rejects it with its reason,
+        and nothing listens any more; nor does it when the last that awaited it is interrupted, as for `sleep`. The
+        event may be dispatched on any thread. Raises TypeError.
         """
         check_target(target)
         limit = limited(self, signal, None)
@@ -209,19 +209,25 @@ class JS[L: Lifecycle = Any](Unique):
         return self.promise(lambda resolve, _reject: resolve(callback(*args)))
 
     def all(self, items: Iterable[Any]) -> Promise[list[Any]]:
-        """See `combinators.all_`."""
+        """Fulfilled with the values of all `items` in their order, or rejected with the first reason (27.2.4.1).
+        O(items).
+        """
         return combinators.all_(self, items)
 
     def race(self, items: Iterable[Any]) -> Promise[Any]:
-        """See `combinators.race`."""
+        """Settled like the first of `items` that settles (27.2.4.5); for none, pending for ever. O(items)."""
         return combinators.race(self, items)
 
     def all_settled(self, items: Iterable[Any]) -> Promise[list[dict[str, Any]]]:
-        """See `combinators.all_settled`."""
+        """Fulfilled with ``{"status": "fulfilled", "value": v}`` or ``{"status": "rejected", "reason": r}`` for each of
+        `items` (27.2.4.2). O(items).
+        """
         return combinators.all_settled(self, items)
 
     def any(self, items: Iterable[Any]) -> Promise[Any]:
-        """See `combinators.any_`."""
+        """Fulfilled with the first value of `items`, or rejected with an `AggregateError` of all reasons (27.2.4.3).
+        O(items).
+        """
         return combinators.any_(self, items)
 
     def spawn[T](self, coroutine: Coroutine[Any, Any, T], *, signal: AbortSignal | None = None) -> Promise[T]:

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One entry of a recorder."""
+    """One entry of a recorder.
+
+    >>> import nbloop
+    >>> loop = nbloop.Loop(recorder=1024, auto_exit=True)
+    >>> loop.submit(len, "four")
+    >>> loop.run()
+    >>> [event.name for event in loop.recorder.events() if event.kind == "task"]
+    ['len']
+    """
 
     number: int
     """The number of events recorded before it; -1 for the callback in progress."""

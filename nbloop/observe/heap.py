@@ -22,8 +22,13 @@ from . import pprof
 def heap() -> bytes:
     """What was allocated since tracing began and is still alive: values inuse_objects and inuse_space (the default).
 
-    Stacks are as deep as the argument of `tracemalloc.start` (1 by default: the line that allocates). Any thread; takes
-    time in proportion to what is traced. RuntimeError if tracemalloc is not tracing.
+    Stacks are as deep as the argument of `tracemalloc.start` (1 by default: the line that allocates). Any thread.
+    O(what is traced). RuntimeError if tracemalloc is not tracing.
+
+    >>> tracemalloc.start()
+    >>> heap()[:2] == b"\\x1f\\x8b"  # gzip
+    True
+    >>> tracemalloc.stop()
     """
     if not tracemalloc.is_tracing():
         raise RuntimeError("tracemalloc is not tracing: call tracemalloc.start(25), or run python -X tracemalloc=25")

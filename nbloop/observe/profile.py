@@ -48,7 +48,14 @@ _ALLOCATED = (("alloc_objects", "count"), ("alloc_space", "bytes"))
 
 @dataclass(frozen=True)
 class Profile:
-    """What a profiler saw. Each thread's runs are in chronological order."""
+    """What a profiler saw. Each thread's runs are in chronological order.
+
+    Detached: any thread may read it. To write it takes O(samples).
+
+    >>> seen = profile(0.05)
+    >>> "MainThread" in seen.threads, len(seen.pprof()) > 0
+    (True, True)
+    """
 
     started: float
     """On the clock of `time.time`."""
@@ -136,7 +143,7 @@ class Profiler(Unique):
     each thread allocates, which costs some 10 ns a block (`allocations.py` says what is counted). A sample gets all
     that its thread has allocated since the previous one: with many samples the shares are right, those of single
     calls are not. A profiler can be used once; several may run at the same time. Memory: one entry each time a thread's
-    stack differs from its last sample, so at most 100 per second and thread at 100 Hz.
+    stack differs from its last sample, so at most 100 per second and thread at 100 Hz. A sample takes O(threads).
 
     >>> with Profiler(hertz=500) as profiler:
     ...     deadline = time.thread_time() + 0.1
@@ -296,6 +303,12 @@ class _Track:
 def profile(seconds: float, hertz: float = 100) -> Profile:
     """Sample all threads for `seconds`, including the calling one, which waits. Any thread. TypeError or ValueError
     as in `Profiler`, and for a time that is negative or not a number.
+
+    `hertz` samples a second, each in O(threads and the depth of their stacks): 0.1 ms for seven.
+
+    >>> seen = profile(0.05, hertz=200)
+    >>> seen.period
+    0.005
     """
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
         raise TypeError(f"seconds must be a number, not {seconds!r}")

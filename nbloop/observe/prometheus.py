@@ -43,7 +43,18 @@ _SECONDS = {"idle_time": "Sleeping, spinning before a sleep, or polling", "busy_
 
 
 class LoopCollector(Collector):
-    """Collects from loops that measure and skips those that do not, or that belong to a forked parent. Any thread."""
+    """Collects from loops that measure and skips those that do not, or that belong to a forked parent. Any thread.
+
+    Nothing raises: `loops` that have ended keep their last figures. O(loops) a scrape, some 100 µs each.
+
+    >>> import nbloop, prometheus_client
+    >>> registry = prometheus_client.CollectorRegistry()
+    >>> with nbloop.Loop(name="shop", metrics=True) as loop:
+    ...     registry.register(LoopCollector(loop))
+    ...     loop.submit(int)
+    >>> registry.get_sample_value("nbloop_callbacks_total", {"loop": "shop"})
+    1
+    """
 
     def __init__(self, *loops: Measured) -> None:
         self._loops = loops

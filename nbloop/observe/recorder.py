@@ -61,6 +61,15 @@ _LONG = 100_000_000  # ns: two readings of both clocks this far apart give their
 class Recorder(Unique, Part):
     """A loop's flight recorder (`Loop.recorder`). Any thread may call any method, even while the loop hangs or after
     its end. Signal handlers may not: `dump_on` is for them.
+
+    Reading takes O(entries), and nothing raises but `dump` and `dump_on`. `entries` and `name` are those of the loop.
+
+    >>> import nbloop
+    >>> loop = nbloop.Loop(recorder=1024, auto_exit=True)
+    >>> loop.submit(len, "four")
+    >>> loop.run()
+    >>> loop.recorder.entries, loop.recorder.lost, len(loop.recorder.trace()["traceEvents"]) > 0
+    (1024, 0, True)
     """
 
     def __init__(self, entries: int, name: str) -> None:
@@ -143,12 +152,12 @@ class Recorder(Unique, Part):
         return trace(self._name, [self.recorded(since)])
 
     def recorded(self, since: float = 0.0) -> Recorded:
-        """What `trace` is made of, for a trace of several loops."""
+        """What `trace` is made of, with the same `since`, for a trace of several loops."""
         events = [event for event in self.events() if event.time + event.duration >= since]
         return Recorded(self._name, int(self._record["thread"]), events)
 
     def dump(self, path: str | os.PathLike[str]) -> None:
-        """Write `trace` to a file, as JSON. A reader sees the whole new file or the old one. Raises OSError."""
+        """Write `trace` to the file `path` as JSON. A reader sees the whole new file or the old one. Raises OSError."""
         path = Path(path)
         part = path.with_name(f".{path.name}-{os.getpid()}-{threading.get_ident()}")
         try:

@@ -87,6 +87,13 @@ class ServedGroup(Protocol):
 class DebugServer(Unique):
     """Serves a loop, or the loops of a group, until `close`, or until a loop is collected; a context manager. Made by
     `nbloop.observe.serve`.
+
+    `port` and `url` say where. Nothing raises here but its making, as `nbloop.observe.serve` says. O(1).
+
+    >>> import nbloop, nbloop.observe
+    >>> with nbloop.Loop(metrics=True) as loop, nbloop.observe.serve(loop) as server:
+    ...     server.url == f"http://127.0.0.1:{server.port}/"
+    True
     """
 
     def __init__(self, loop: Served | ServedGroup, port: int) -> None:

@@ -38,7 +38,20 @@ LOOKS = 4  # checks per threshold: a blockage is reported at most a quarter late
 
 @dataclass(frozen=True)
 class Blockage:
-    """A loop has been in one callback for longer than the watchdog's threshold."""
+    """A loop has been in one callback for longer than the watchdog's threshold.
+
+    >>> import nbloop, threading
+    >>> seen, goes_on = [], threading.Event()
+    >>> def blocked(blockage):
+    ...     seen.append(blockage)
+    ...     goes_on.set()
+    >>> with nbloop.Loop(name="mine") as loop:
+    ...     watchdog = loop.watch(0.02, on_blocked=blocked)
+    ...     loop.call(goes_on.wait, 30)
+    True
+    >>> seen[0].loop, seen[0].blocked_for >= 0.02
+    ('mine', True)
+    """
 
     loop: str
     """Its name."""
@@ -61,7 +74,21 @@ class Blockage:
 
 @dataclass(frozen=True)
 class BlockedIn:
-    """What a blocked loop was found in."""
+    """What a blocked loop was found in.
+
+    >>> import nbloop, threading
+    >>> seen, goes_on = [], threading.Event()
+    >>> def blocked(blockage):
+    ...     seen.append(blockage.look())
+    ...     goes_on.set()
+    >>> def hang():
+    ...     goes_on.wait(30)
+    >>> with nbloop.Loop() as loop:
+    ...     watchdog = loop.watch(0.02, on_blocked=blocked)
+    ...     loop.call(hang)
+    >>> any(call.code is hang.__code__ for call in seen[0].stack)
+    True
+    """
 
     stack: Stack
     """The stack of the loop's thread, innermost call first."""
@@ -74,7 +101,7 @@ class BlockedIn:
 
     @classmethod
     def of(cls, stack: Stack, scheduled: list[object]) -> BlockedIn:
-        """From the stack of the loop's thread and the `debug.Sited` callbacks on it, both innermost first."""
+        """From the stack of the loop's thread and the `scheduled` callbacks on it (`debug.Sited`), innermost first."""
         mine = [i for i, call in enumerate(stack) if call.code.co_filename in (lifecycle.__file__, debug.__file__)]
         callback = stack[mine[0] - 1] if mine and mine[0] > 0 else None
         site = debug.described(scheduled[0]) if scheduled else {}
@@ -82,7 +109,15 @@ class BlockedIn:
 
 
 class Watchdog(Unique, Part):
-    """Watches one loop from a daemon thread, until `stop` or the loop's end; made by `Loop.watch`."""
+    """Watches one loop from a daemon thread, until `stop` or the loop's end; made by `Loop.watch`.
+
+    `threshold` is in seconds. What `on_blocked` raises is logged. Its thread wakes four times a threshold, for O(1).
+
+    >>> import nbloop
+    >>> with nbloop.Loop() as loop:
+    ...     watchdog = loop.watch(5)
+    ...     watchdog.stop()
+    """
 
     def __init__(self, loop: Lifecycle, threshold: float, on_blocked: Callable[[Blockage], object] | None) -> None:
         if isinstance(threshold, bool) or not isinstance(threshold, (int, float)):
@@ -152,7 +187,14 @@ def _watch(me: weakref.ref[Watchdog], of: weakref.ref[Lifecycle], stop: Latch, t
 
 
 def heartbeat(loop: Lifecycle) -> tuple[int, int, int] | None:
-    """(thread, callbacks, turns) of a loop that may be in a callback; None if it certainly is not."""
+    """(thread, callbacks, turns) of a loop that may be in a callback; None if it certainly is not.
+
+    Any thread; raises nothing; O(1), three loads.
+
+    >>> import nbloop
+    >>> heartbeat(nbloop.Loop()) is None  # it does not run
+    True
+    """
     record = loop._record
     if int(record["lifecycle"]) not in (layout.RUNNING, layout.TERMINATING) or record["sleep"]:
         return None

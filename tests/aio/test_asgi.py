@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 
@@ -133,3 +134,58 @@ def test_what_takes_processes_is_refused(option):
         asgi.run(None, **{option: 2})
     with pytest.raises(ValueError, match="lifespan"):
         asgi.run(None, lifespan="on")
+
+
+def test_threads_meet_at_no_table_of_h11():
+    """Each has its own copy, once, of what h11 looks up ten times a request."""
+    import h11
+    from h11 import _connection
+
+    from nbloop import asgi
+
+    seen = []
+
+    class Table(dict):
+        def copy(self):
+            seen.append(threading.current_thread())
+            return dict(self)
+
+        def get(self, *_):
+            raise AssertionError("threads meet here")
+
+    tables = {name: Table(getattr(_connection, name)) for name in ("READERS", "WRITERS")}
+
+    def exchange():
+        one = asgi._Connection(h11.SERVER)
+        for _ in range(3):
+            one.receive_data(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
+            assert isinstance(one.next_event(), h11.Request)
+            assert isinstance(one.next_event(), h11.EndOfMessage)
+            assert one.send(h11.Response(status_code=204, headers=[])).startswith(b"HTTP/1.1 204")
+            one.send(h11.EndOfMessage())
+            one.start_next_cycle()
+        done.append(1)
+
+    done = []
+    with pytest.MonkeyPatch.context() as patch:
+        for name, table in tables.items():
+            patch.setattr(_connection, name, table)
+        threads = [threading.Thread(target=exchange) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(PATIENCE)
+    assert len(done) == 2
+    assert sorted(map(id, seen)) == sorted(2 * [id(thread) for thread in threads])
+
+
+@pytest.mark.parametrize("http", ["auto", "h11", "httptools"])
+def test_h11_is_ours_where_there_is_no_gil(http):
+    from uvicorn.protocols.http.auto import AutoHTTPProtocol
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    from nbloop import asgi
+
+    h11 = http == "h11" or (http == "auto" and AutoHTTPProtocol is H11Protocol)
+    expected = asgi._H11Protocol if h11 and not sys._is_gil_enabled() else http
+    assert asgi._config("shop:app", http=http).http == expected

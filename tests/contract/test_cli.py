@@ -66,7 +66,14 @@ def test_demo_counts_a_file_and_proves_equal_totals(text: Path) -> None:
     assert {tuple(row[:2]) for row in totals.values()} == {("240", "9")}
     assert len({row[2] for row in totals.values()}) == 1
     assert "the 80" in done.stdout
-    for row in ("lines/s, end to end", "submit, per call (p50)", "hop, loop asleep (p50)", "submit to run (p99)"):
+    for row in (
+        "lines/s, end to end",
+        "submit, per call (p50)",
+        "hop, loop asleep (p50)",
+        "submit to run (p99)",
+        "echo, CPU time a request",
+        "HTTP, CPU time a request",
+    ):
         assert row in done.stdout
     assert done.stderr == ""
 

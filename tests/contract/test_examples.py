@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
+import itertools
 import os
 import random
 import re
@@ -158,3 +159,52 @@ def test_ticks():
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("records a second") == (3 if importlib.util.find_spec("numba") is None else 4)
     assert re.search(r"EEE +[\d,]+ +\d+\.\d{4}\n", done.stdout)
+
+
+@contextlib.contextmanager
+def chat_room(members):
+    """A room on two loops, and the files of members that are in."""
+    with running("chat_room.py", 0, 2, stderr=subprocess.DEVNULL) as program, contextlib.ExitStack() as stack:
+        port = int(program.stdout.readline().split()[-1])
+        files = []
+        for number in range(members):
+            one = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30))
+            files.append(stack.enter_context(one.makefile("rwb")))
+            files[-1].write(b"in %d\n" % number)
+            files[-1].flush()
+        for number, file in enumerate(files):  # who hears itself is in
+            while file.readline() != b"in %d\n" % number:
+                pass
+        yield files
+
+
+def test_chat_room():
+    """All members hear all lines, those of one member in its order, whichever loop each is connected to."""
+    with chat_room(30) as files:
+        for number, file in enumerate(files[:3]):
+            file.write(b"".join(b"%d says %d\n" % (number, line) for line in range(20)))
+            file.flush()
+        for file in files:
+            says = (line for line in iter(file.readline, b"") if b"says" in line)
+            heard = list(itertools.islice(says, 60))
+            for number in range(3):
+                assert [line for line in heard if line.startswith(b"%d " % number)] == [
+                    b"%d says %d\n" % (number, line) for line in range(20)
+                ]
+
+
+def test_a_deaf_member_of_a_chat_room_is_cut_off():
+    """The others hear all."""
+    line, count = b"x" * 32000 + b"\n", 1000  # more than the system keeps for a socket
+    with chat_room(3) as (deaf, speaker, other):
+        for _ in range(count):
+            speaker.write(line)
+            speaker.flush()
+            for file in (speaker, other):
+                while file.readline() != line:
+                    pass
+        heard = 0
+        with contextlib.suppress(ConnectionError):
+            while part := deaf.read(1 << 20):
+                heard += len(part)
+        assert heard < count * len(line)

@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 import threading
+import time
 import weakref
 
 import pytest
@@ -419,7 +420,7 @@ def test_unregister_from_elsewhere(loop, pair, together):
         for _ in range(300):
             loop.register_fd(a.fileno(), READ, callback)
             while starts[0] == 0:
-                pass
+                time.sleep(0)  # with the GIL on, the loop's thread would wait 5 ms for it
             loop.unregister_fd(a.fileno())
             token = threading.Event()
             loop.submit(token.set)  # a turn later the callback that was in progress is over

@@ -639,7 +639,12 @@ def test_many_timers(loop, wait_for):
 def test_deadlines(loop, turns):
     """contract: schedule_timer_at: equal deadlines in order, one that has passed in the next phase, none early."""
     ran = []
-    soon = loop.now() + 0.01
+    late = loop.schedule_timer_at(loop.now() + 3600, ran.append, "never")
+    loop.schedule_timer_at(-1, ran.append, "past")
+    turns(loop)
+    assert ran == ["past"]
+    assert loop.cancel_timer(late)
+    soon = loop.now() + 0.01  # or it passes meanwhile: the order is the same
     for number in range(50):
         loop.schedule_timer_at(soon, ran.append, number)
     loop.schedule_timer_at(soon - 1e-6, ran.append, "before")
@@ -647,9 +652,6 @@ def test_deadlines(loop, turns):
     assert loop.cancel_timer(cancelled)
     loop.schedule_timer_at(soon, lambda: ran.append(loop.now() >= soon))
     loop.schedule_timer_at(soon + 1e-6, loop.stop)
-    loop.schedule_timer_at(-1, ran.append, "past")
-    turns(loop)
-    assert ran == ["past"]
     loop.run()
     assert ran == ["past", "before", *range(50), True]
 
