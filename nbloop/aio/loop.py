@@ -44,11 +44,12 @@ from ..kernels.methods import asyncio_methods as kernels
 from ..kernels.methods.asyncio_methods import AIO, FAR, AioWords
 from ..kernels.turn.stream import flush_streams
 from ..loop import Loop
+from .datagrams import FAMILIES, DatagramTransport
 from .futures import set_done
 from .guard import name_loops
 from .handles import Handle, LockedHandle, Step, TimerHandle, new_words, run, run_watched, tools_watch
 from .selector import Selector
-from .transports import KERNELS_READ, StreamTransport, new_buffer
+from .transports import KERNELS_READ, KernelTransport, StreamTransport, new_buffer
 
 base_events: Any = _base_events  # its stubs do not name what is wanted of it
 
@@ -149,7 +150,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
 
     @functools.cached_property
     def _received(self) -> Any:
-        """The buffer that all connections share; made for the first one."""
+        """The buffer that all transports share; made for the first one."""
         return new_buffer()
 
     # --- what each callback, future and step of a task asks for: built-in methods, and no Python frame
@@ -288,11 +289,18 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
     # --- transports
 
     def _make_socket_transport(self, sock: Any, protocol: Any, waiter: Any = None, **more: Any) -> Any:
-        """Of each connected socket, accepted ones too. The only place where a kind of transport is chosen."""
+        """Of each connected socket, accepted ones too. This and the next are where a kind of transport is chosen."""
         if not KERNELS_READ or not isinstance(sock, socket.socket):  # kernels read an object of that type
             return super()._make_socket_transport(sock, protocol, waiter, **more)  # type: ignore[misc]
         self._ensure_fd_no_transport(sock)
         return StreamTransport(self, sock, protocol, waiter, **more)
+
+    def _make_datagram_transport(self, sock: Any, protocol: Any, *arguments: Any, **more: Any) -> Any:
+        """Of each socket of `create_datagram_endpoint`."""
+        if not KERNELS_READ or not isinstance(sock, socket.socket) or sock.family not in FAMILIES:
+            return super()._make_datagram_transport(sock, protocol, *arguments, **more)  # type: ignore[misc]
+        self._ensure_fd_no_transport(sock)
+        return DatagramTransport(self, sock, protocol, *arguments, **more)
 
     def _accept_connection(  # its arguments are asyncio's
         self,
@@ -529,7 +537,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         super().set_debug(bool(enabled))  # a word that kernels compare
         self._choose_run()
         for transport in list(vars(self).get("_transports", {}).values()):  # asyncio makes it after its first call
-            if isinstance(transport, StreamTransport):
+            if isinstance(transport, KernelTransport):
                 transport.aim()
 
     def _choose_run(self) -> None:

@@ -39,6 +39,26 @@ TRANSPORTS_HAVE_CONTEXTS = sys.version_info >= (3, 15)
 _SocketTransport: Any = _selector_events._SelectorSocketTransport  # type: ignore[attr-defined]
 
 
+class KernelTransport:
+    """A transport whose kernel the loop calls when its socket can be read."""
+
+    _reads_in: Context | None = None
+
+    def reads_in(self, context: Context) -> None:
+        """There is a reader, whose context this is."""
+        if context is not self._reads_in:
+            self._reads_in = context
+            self.aim()
+
+    def aim(self) -> None:
+        """Have the kernel read, or asyncio."""
+        raise NotImplementedError
+
+    def watched(self) -> Callable[..., object]:
+        """What the core is to call."""
+        raise NotImplementedError
+
+
 class Stream(StreamWords):
     """What a watch calls when a socket can be read, and what its transport sends through."""
 
@@ -96,13 +116,12 @@ def _unsent(told: tuple[weakref.ref[StreamTransport], Any, int | None]) -> None:
         transport._write_unsent(*told[1:])
 
 
-class StreamTransport(_SocketTransport):  # type: ignore[misc]
+class StreamTransport(KernelTransport, _SocketTransport):  # type: ignore[misc]
     """A connection over TCP or a Unix socket. As asyncio's, it is for the loop's thread alone; where another loop runs,
     `write`, `writelines` and `write_eof` raise RuntimeError.
     """
 
     def __init__(self, loop: Any, sock: Any, protocol: Any, *arguments: Any, **more: Any) -> None:
-        self._reads_in: Context | None = None
         self._stream = Stream(self, sock, loop)
         super().__init__(loop, sock, protocol, *arguments, **more)
         self._extra["socket"] = StreamSocket(sock, self._stream)
@@ -116,12 +135,6 @@ class StreamTransport(_SocketTransport):  # type: ignore[misc]
         super().set_protocol(protocol)
         self.aim()
 
-    def reads_in(self, context: Context) -> None:
-        """There is a reader, whose context this is."""
-        if context is not self._reads_in:
-            self._reads_in = context
-            self.aim()
-
     def aim(self) -> None:
         """Have the kernel read, or asyncio."""
         context, protocol = self._reads_in, self._protocol
@@ -129,6 +142,9 @@ class StreamTransport(_SocketTransport):  # type: ignore[misc]
             self._stream.aim(None)
         else:
             self._stream.aim((protocol, context, True if isinstance(protocol, asyncio.BufferedProtocol) else None))
+
+    def watched(self) -> Callable[..., object]:
+        return self._stream.ready
 
     def _read_ended(self, name: str | None, why: int | BaseException) -> None:
         """At that method of the protocol, or at the buffer that it gave: an exception, errno, 0 for the end, or -1 for
@@ -274,13 +290,13 @@ def watched_by(reader: Any, writer: Any) -> Any:
     """What the core is to call for a descriptor with these handles, if they are a transport's of ours; else None."""
     for handle in (reader, writer):
         transport = getattr(handle and handle._callback, "__self__", None)
-        if isinstance(transport, StreamTransport):
+        if isinstance(transport, KernelTransport):
             if reader is not None:
                 transport.reads_in(reader._context)
-            return transport._stream.ready
+            return transport.watched()
     return None
 
 
 def new_buffer() -> Any:
-    """For what the streams of one loop receive. Memory only where something has been received."""
+    """For what the transports of one loop receive. Memory only where something has been received."""
     return np.zeros(BUFFER_SIZE, np.uint8)

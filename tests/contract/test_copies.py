@@ -110,6 +110,7 @@ each_way = pytest.mark.parametrize("make_copy", COPIES.values(), ids=COPIES)
 def unique(make_loop, tmp_path):
     """One of each class that refuses, by class."""
     from nbloop.aio import Queue, WorkerGroup
+    from nbloop.aio.datagrams import Datagrams
     from nbloop.aio.transports import Stream
     from nbloop.js import scopes
     from nbloop.kernels.promises.classes import Eventual
@@ -129,6 +130,7 @@ def unique(make_loop, tmp_path):
         aio = nbloop.new_event_loop()
         end.callback(aio.close)
         stream = Stream(aio, end.enter_context(socket.socket()), aio)
+        datagrams = Datagrams(aio, end.enter_context(socket.socket()), aio)
         clock_loop = make_loop()
         group = nbloop.LoopGroup(1)
         end.callback(group.close)
@@ -153,7 +155,7 @@ def unique(make_loop, tmp_path):
                 VirtualClock(clock_loop),
                 served,
             ),
-            *(shared.loops()[0], Profiler(), nbloop.EventLoopPolicy(), stream),
+            *(shared.loops()[0], Profiler(), nbloop.EventLoopPolicy(), stream, datagrams),
         ]
         yield {type(one): one for one in made}
 
