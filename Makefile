@@ -111,10 +111,8 @@ docs: setup ## build the documentation's site: dist/docs/index.html
 doctest: setup ## run the examples in docstrings, README.md and docs/
 	$(py) scripts/run_examples.py $(wildcard README.md docs/*.md docs/*/*.md)
 
-# All but the one that compiles the kernels anew, and the one that valgrind runs: each takes as long as all others.
 bench-smoke: setup $(asv_machine) ## run each benchmark once, to see that it still runs; for figures use bench
-	timeout 1200 $(asv) run --quick --dry-run --show-stderr --bench '^(?!imports[.]FirstImport|instructions[.])' \
-	    --environment existing:$(abspath $(py)) $(ARGS)
+	@VENV=$(VENV) scripts/bench-smoke $(ARGS)
 
 instructions: setup ## count the instructions of each operation; fails if there are more than in asv_bench/instructions.json
 	$(py) -m asv_bench.instructions $(ARGS)

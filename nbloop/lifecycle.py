@@ -599,6 +599,7 @@ def _after_fork_in_child() -> None:
         loop._lock = CountingLock()  # another thread of the parent may have held it
         for name in faces(type(loop)):
             loop.__dict__[name] = lambda *_args, _loop=loop: _loop._check_fork()
+        loop._record["owner"] = 0  # no thread of this process runs it, whatever address a thread state gets
         # The sleeper is in the parent, and its wake descriptor is shared: nothing here may write to it.
         loop._record["sleep"] = 0
         lifetime.interrupt.bind(loop._state)(1)

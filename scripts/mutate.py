@@ -31,7 +31,7 @@ from tests.support.mutants import MUTANTS, Mutant, planted  # noqa: E402
 
 PARTS = ("nbloop", "tests", "models", "pyproject.toml")
 TEST_SECONDS = 60  # of one test, before it counts as hung
-RUN_SECONDS = 600
+RUN_SECONDS = 600  # of a mutant's tests; all tests of all mutants, without a bug, take longer than that
 FAILED = 1  # pytest's exit status when tests have failed; 2 and more: it could not run them
 
 
@@ -42,7 +42,9 @@ def copy_tree(folder: Path) -> None:
         (shutil.copytree if source.is_dir() else shutil.copy2)(source, folder / part)
 
 
-def run_tests(folder: Path, tests: Iterable[str], compiled: bool, first: bool, cache: bool) -> tuple[int, str]:
+def run_tests(
+    folder: Path, tests: Iterable[str], compiled: bool, seconds: float | None, first: bool, cache: bool
+) -> tuple[int, str]:
     """pytest's exit status, negative for a signal, and its output. `cache`: these are the kernels as they are."""
     environment = os.environ | {"PYTHONPATH": str(folder)}
     if not cache:
@@ -62,7 +64,7 @@ def run_tests(folder: Path, tests: Iterable[str], compiled: bool, first: bool, c
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         try:
-            said = process.communicate(timeout=RUN_SECONDS)[0]
+            said = process.communicate(timeout=seconds)[0]
         except subprocess.TimeoutExpired:
             process.kill()
             return FAILED, "hung"
@@ -86,7 +88,9 @@ def try_mutant(mutant: Mutant) -> tuple[str, float, str]:
         path = mutant.path(folder / "nbloop")
         source = path.read_text(encoding="utf-8")
         path.write_text(planted(source, (mutant.old, mutant.new), where=mutant.module), encoding="utf-8")
-        status, said = run_tests(folder, mutant.tests, mutant.compiled, first=True, cache=not mutant.of_kernels)
+        status, said = run_tests(
+            folder, mutant.tests, mutant.compiled, RUN_SECONDS, first=True, cache=not mutant.of_kernels
+        )
     seconds = time.monotonic() - start
     if status == 0:
         return "argued" if mutant.argued else "SURVIVED", seconds, mutant.argued
@@ -104,7 +108,7 @@ def sound(chosen: list[Mutant]) -> bool:
         start = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="nbloop-mutant-") as name:
             copy_tree(Path(name))
-            status, said = run_tests(Path(name), tests, compiled, first=False, cache=True)
+            status, said = run_tests(Path(name), tests, compiled, None, first=False, cache=True)
         if status != 0:
             print(said)
             return False

@@ -77,9 +77,13 @@ _mixins._LoopBoundMixin._get_loop = _get_loop_named  # type: ignore[attr-defined
 
 
 def check_here(transport: Any) -> None:
-    """RuntimeError if another loop runs on this thread than the transport's. Without a running loop there is none."""
+    """RuntimeError if another loop runs on this thread than the transport's; without a running loop there is none.
+    ForkedLoopError in a child, where neither its bytes nor those of the parent would be in order.
+    """
     here: Any = asyncio._get_running_loop()
     owner = transport._loop  # None after its end
+    if owner is not None:
+        owner._core._check_fork()
     if here is not owner and here is not None and owner is not None:
         what = f"<{type(transport).__name__} fd={transport._sock_fd} peer={transport.get_extra_info('peername')}>"
         raise RuntimeError(f"{what} is used on a different loop: {_both(owner, here)}")

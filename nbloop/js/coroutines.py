@@ -1,20 +1,20 @@
 """``async def`` over promises: what `JS.spawn` runs.
 
-An ECMAScript async function, step by step (27.7.5): the body starts at once, `await` takes one job for a promise of
-the same view (27.7.5.3), and what it returns resolves the promise as any value would. A coroutine has no thread of
-its own: each step runs on the loop's thread, as a microtask.
+A coroutine takes the steps of an ECMAScript async function (27.7.5). Its body starts at once. An `await` of a promise
+of the same view takes one job (27.7.5.3). Its result resolves its promise as any value would. A coroutine has no thread
+of its own: each step runs on the loop's thread, as a microtask.
 
 There is one way to cancel a coroutine: `Running.interrupt` raises an exception where it waits. An aborted signal, a
 time-out, a group and the loop's end all use it.
 
-A loop holds its coroutines weakly. One that waits for what nobody can bring any more is collected, as in JavaScript; a
-strong reference would keep it until the loop's end. Those that are left then are cancelled on the thread that ends the
-loop. A graceful end runs the microtasks that this makes until nothing is left to run. What still waits then waits for
-what never comes, and is closed (`GeneratorExit`). `Loop.close` runs no microtasks, so it closes at once what awaits
-again.
+A loop refers to its coroutines weakly. If nothing can settle what a coroutine waits for, the collector takes both, as
+in JavaScript; a strong reference would keep them until the loop's end. At its end the loop cancels the coroutines that
+are left, on the thread that ends it. A graceful end then runs microtasks until there are none. A coroutine that still
+waits will never be resumed, and is closed (`GeneratorExit`). `Loop.close` runs no microtasks, so it closes a coroutine
+that awaits again as soon as it does.
 
-The traceback of an exception keeps the frames that it has passed through, and each of them its callers'. So when a step
-ends none of the frames here has anything that leads to an exception: what a failed coroutine held would stay until a
+The traceback of an exception keeps the frames that the exception has passed through, and each frame keeps its caller's.
+So the frames here refer to no exception when a step ends: otherwise what a failed coroutine held would stay until a
 collection.
 """
 
@@ -45,7 +45,7 @@ ENDED = -1  # the turn of a coroutine that will not run again
 
 
 class Running(Resumed):
-    """A coroutine between two steps. Every method on the loop's thread, unless it says otherwise."""
+    """A coroutine between two steps. Methods are for the loop's thread, unless they say otherwise."""
 
     __slots__ = (
         "__weakref__",
@@ -68,19 +68,19 @@ class Running(Resumed):
         self._js = js
         self._all = coroutines_of(js.loop)
         self._coroutine = coroutine
-        self._context = contextvars.copy_context()  # the spawning one, copied: nobody else sees what it sets there
+        self._context = contextvars.copy_context()  # the spawner's; others do not see what is set in the copy
         self._promise = promise
         self._signal = signal
         self._unlink: Any = None
-        self.interruptions = 0  # without those that a time-out or a group has taken back
+        self.interruptions = 0  # those that a time-out or a group has taken back do not count
         self.interrupted_by: BaseException | None = None  # the last of them
         self.ending = False  # has the loop's end cancelled it?
-        # counts steps: a promise awaited before an abort interrupted it must not resume the coroutine again
+        # Counts steps. A promise that was awaited when an abort interrupted the wait must not resume the coroutine.
         self._turn = 0
 
     def launch(self) -> None:
-        """Make the first step: at once on the loop's thread, from another one as a microtask. Any thread. Raises
-        `LoopTerminatedError`, and then the coroutine is closed.
+        """Take the first step: at once on the loop's thread, as a microtask from any other. Any thread. Raises
+        `LoopTerminatedError` after closing the coroutine.
         """
         loop = self._js.loop
         if self._all.refusing:
@@ -97,15 +97,15 @@ class Running(Resumed):
                 raise
 
     def _drop(self) -> None:
-        """The end has come before the first step, or an exception of a signal's handler. Any thread: nothing of the
-        coroutine runs.
+        """The loop's end, or an exception from a signal handler, came before the first step. Any thread, because
+        nothing of the coroutine runs.
         """
         if self._turn == 0 and hasattr(self, "_promise"):
             self._coroutine.close()
             self._end(False, abandoned(self._js.loop, "it was interrupted before its first step"))
 
     def start(self) -> None:
-        """The first step, unless an abort came before it."""
+        """Take the first step, unless an abort came before it."""
         try:
             if self._signal is not None:
                 if self._signal.aborted:
@@ -113,15 +113,15 @@ class Running(Resumed):
                     self._end(False, self._signal.reason)
                     return
                 self._unlink = self._signal.on_abort(self._aborted)
-            with outside_task():  # which may be spawning it
+            with outside_task():  # an asyncio task may be spawning it
                 self._step(False, None)
-        except BaseException as error:  # of a signal's handler, unless the coroutine has ended
+        except BaseException as error:  # from a signal handler, unless the coroutine has ended
             self.give_up(error)
             raise
 
     def _aborted(self, reason: Any) -> None:
-        """Any thread."""
-        with contextlib.suppress(LoopTerminatedError):  # the end cancels it
+        """The signal was aborted. Any thread."""
+        with contextlib.suppress(LoopTerminatedError):  # then the loop's end cancels the coroutine
             self._js.loop.schedule_microtask(self._abort, reason)
 
     def _abort(self, reason: Any) -> None:
@@ -133,8 +133,8 @@ class Running(Resumed):
             del reason
 
     def interrupt(self, error: BaseException) -> None:
-        """Raise an exception where it waits. Not from within its own steps. Nothing happens if it has ended, or if the
-        loop's end has cancelled it.
+        """Raise an exception where the coroutine waits. Do not call this from its own steps. It does nothing if the
+        coroutine has ended or the loop's end has cancelled it.
         """
         try:
             if self._turn != ENDED and not self.ending:
@@ -145,13 +145,13 @@ class Running(Resumed):
             del error
 
     def cancel(self) -> None:
-        """The loop ends: raise `CancelledError` where it waits, once."""
+        """The loop ends: raise `CancelledError` where the coroutine waits, once."""
         if self._turn != ENDED and not self.ending:
             self.ending = True
             self._step(True, CancelledError(f"{self._js.loop.name} ends"))
 
     def give_up(self, error: BaseException) -> None:
-        """An exception of a signal's handler came before or after a step of it, which then will not be resumed."""
+        """An exception from a signal handler came before or after a step, so nothing will resume the coroutine."""
         try:
             if hasattr(self, "_promise"):
                 if self._turn == ENDED:
@@ -162,8 +162,8 @@ class Running(Resumed):
             del error
 
     def close(self, reason: BaseException | None = None) -> None:
-        """It was cancelled, and waits for what never comes. Its promise is rejected with `reason`, by default because
-        the loop ends.
+        """End a coroutine that waits and will not be resumed. Its promise is rejected with `reason`; without one,
+        because the loop ends.
         """
         if self._turn == ENDED:
             return
@@ -198,11 +198,11 @@ class Running(Resumed):
         except StopIteration as stop:
             self._end(True, stop.value)
             return
-        except (KeyboardInterrupt, SystemExit) as error:  # which leave the loop, and reject the promise too
+        except (KeyboardInterrupt, SystemExit) as error:  # these leave the loop, and also reject the promise
             self._end(False, error)
             raise
         except CancelledError as error:
-            # every promise that the end leaves open is rejected with the same error
+            # the loop's end rejects all promises that are still pending with this error
             self._end(False, terminated(self._js.loop) if self.ending else error)
             return
         except BaseException as error:
@@ -215,7 +215,7 @@ class Running(Resumed):
             del outer, value
         if turn == 1:
             together.running.add(self)
-        if together.over:  # no microtask would resume it: `Coroutines._drop` closes it
+        if together.over:  # no microtask will resume it, and `Coroutines._drop` closes it
             return
         if not isinstance(awaited, Promise):
             self._js.loop.schedule_microtask(
@@ -230,7 +230,7 @@ class Running(Resumed):
         promise._react(partial(_resume, self, turn, False), partial(_fail, self, turn, promise))
 
     def _end(self, fulfilled: bool, outcome: Any) -> None:
-        """It will not run again. Settle its promise, and forget it."""
+        """The coroutine will not run again: settle its promise and forget it."""
         self._turn = ENDED
         try:
             self._all.running.discard(self)
@@ -238,7 +238,7 @@ class Running(Resumed):
                 self._unlink()
             self._signal = self._unlink = self.interrupted_by = None
             promise = self._promise
-            del self._promise  # no signal is checked between this and the calls below
+            del self._promise  # Python checks for no signal between here and the calls below
             if fulfilled:
                 promise._resolve(outcome)
             else:
@@ -248,8 +248,9 @@ class Running(Resumed):
 
 
 def _resume(running: Running, turn: int, throw: bool, value: Any) -> None:
-    """What it waits for has come. Any thread: elsewhere, and when all is over, only because the loop takes no more
-    microtasks. Then the end cancels it, on the loop's thread.
+    """The promise that a coroutine awaits has been fulfilled. On the loop's thread this takes the next step. Other
+    threads, and calls after `over`, come here only because the loop takes no more microtasks; its end then cancels the
+    coroutine on the loop's thread.
     """
     try:
         if turn == running._turn and not running._all.over and running._js.loop.is_loop_thread():
@@ -259,7 +260,7 @@ def _resume(running: Running, turn: int, throw: bool, value: Any) -> None:
 
 
 def _fail(running: Running, turn: int, promise: Promise[Any], reason: Any) -> None:
-    """As `_resume`, with the reason of the promise that it waits for."""
+    """The promise that a coroutine awaits has been rejected: as `_resume`, with an exception."""
     try:
         _resume(running, turn, True, reason_as_exception(promise, reason))
     finally:
@@ -267,7 +268,7 @@ def _fail(running: Running, turn: int, promise: Promise[Any], reason: Any) -> No
 
 
 class _First(Owed):
-    """The first step, which is owed until it has begun."""
+    """A first step that has been scheduled. If it never begins, the coroutine is dropped."""
 
     __slots__ = ()
 
@@ -277,66 +278,66 @@ class _First(Owed):
 
 
 class Living[T]:
-    """Weak references to objects, in the order in which they came. Any thread: each operation of a dict is one step. A
-    `weakref.WeakSet` would not do, because a collection on another thread may change it while somebody iterates.
+    """Weak references to objects, in the order in which they were added. Any thread, because each operation is one
+    step of a dict. A collection on another thread may change a `weakref.WeakSet` while somebody iterates over it.
     """
 
     def __init__(self) -> None:
         self._references: dict[int, weakref.ref[T]] = {}
 
     def add(self, one: T) -> None:
-        """Until it is discarded or collected."""
+        """Keep a weak reference until the object is discarded or collected. O(1)."""
         key = id(one)
         self._references[key] = weakref.ref(one, partial(self._references.pop, key))
 
     def discard(self, one: T) -> None:
-        """If it is there."""
+        """Forget an object, if it is there. O(1)."""
         self._references.pop(id(one), None)
 
     def all(self) -> list[T]:
-        """Those that live. O(n)."""
+        """The objects that are alive. O(n)."""
         return [one for one in (reference() for reference in list(self._references.values())) if one is not None]
 
 
 class Sleeping(Protocol):
-    """What the loop's end rejects: `JS.sleep`."""
+    """A `JS.sleep`, which the loop's end rejects."""
 
     def end(self) -> None: ...
 
 
 class Coroutines(Part):
-    """The coroutines of one loop, and what has to end with them."""
+    """The coroutines of one loop, and what ends with them: sleeps and asynchronous generators."""
 
     def __init__(self, loop: Lifecycle) -> None:
         self._loop = weakref.ref(loop)
-        self._schedule = loop.schedule_microtask  # which does not keep the loop
-        self.current: Running | None = None  # whose step the loop's thread is in
+        self._schedule = loop.schedule_microtask  # the method does not keep the loop alive
+        self.current: Running | None = None  # the coroutine whose step the loop's thread is in
         self.running: Living[Running] = Living()  # those that wait
         self.sleeping: dict[Sleeping, None] = {}
-        self.generators: Living[AsyncGenerator[Any, Any]] = Living()  # asynchronous, and begun in one of the coroutines
-        self.forgotten: dict[AsyncGenerator[Any, Any], None] = {}  # to which nobody refers, and which have not ended
+        self.generators: Living[AsyncGenerator[Any, Any]] = Living()  # begun in one of the coroutines
+        self.forgotten: dict[AsyncGenerator[Any, Any], None] = {}  # not ended, although nobody else refers to them
         self._hooks = (self.generators.add, self._forget)  # as `sys.set_asyncgen_hooks` takes them
         self.hooked = False
         self._ending = False  # has the end cancelled those that it found first?
-        self.refusing = False  # of new coroutines
+        self.refusing = False  # are new coroutines refused?
         self.over = False  # no microtask will run any more
 
     make_view: ClassVar[Callable[[Lifecycle], Owner]]  # `JS`, which view.py sets
 
     @functools.cached_property
     def js(self) -> Owner:
-        """A view for coroutines that no view has spawned."""
+        """The view for coroutines that were not spawned through one."""
         loop = self._loop()
         assert loop is not None
         return Coroutines.make_view(loop)
 
     def hook(self) -> tuple[Any, Any] | None:
-        """Have the interpreter report the asynchronous generators that this thread begins, until `_left`: setting the
-        hooks once saves each step 0.3 of 1.5 µs. If hooks are set already (asyncio's, on the thread of one of its
-        loops), ours are set for one step only, and theirs are returned for the caller to put back.
+        """Have the interpreter report the asynchronous generators that this thread begins. The hooks stay until
+        `_left`: to set them for each step would cost 0.3 µs of its 1.5. Where other hooks are set already (asyncio's,
+        on the thread of one of its loops), ours are for one step only, and the caller puts back those it gets here.
         """
         theirs = sys.get_asyncgen_hooks()
-        self.hooked = theirs == (None, None)  # first: an exception of a signal's handler may come after the hooks
+        self.hooked = theirs == (None, None)  # first, because a signal handler may raise once the hooks are set
         sys.set_asyncgen_hooks(*self._hooks)
         return None if self.hooked else (theirs.firstiter, theirs.finalizer)
 
@@ -347,7 +348,7 @@ class Coroutines(Part):
             sys.set_asyncgen_hooks(None, None)
 
     def _forget(self, generator: AsyncGenerator[Any, Any]) -> None:
-        """The interpreter's hook: a generator that has not ended is about to be collected. Any thread."""
+        """The interpreter is about to collect a generator that has not ended. Any thread."""
         loop = self._loop()
         if loop is None:
             return
@@ -365,20 +366,21 @@ class Coroutines(Part):
                 self._finalise(generator)
 
     def _finalise(self, generator: AsyncGenerator[Any, Any]) -> None:
-        """Run its end, as a coroutine."""
+        """Run a generator's `aclose` as a coroutine."""
         self.generators.discard(generator)
         promise: Promise[Any] = Promise(self.js)
         promise._react(None, partial(self._raised, generator))
         Running(self.js, _close(generator), promise, None).start()
 
     def _raised(self, generator: AsyncGenerator[Any, Any], error: Any) -> None:
-        """Its end has raised."""
-        if not isinstance(error, (KeyboardInterrupt, SystemExit, LoopTerminatedError)):  # who have left `run()` already
+        """A generator's `aclose` has raised."""
+        if not isinstance(error, (KeyboardInterrupt, SystemExit, LoopTerminatedError)):  # they have left `run()`
             hooks.tell(self._loop(), error, "asynchronous generator", (generator,))
 
     def _cancel(self) -> bool:
-        """The first step cancels. What is spawned meanwhile is cancelled by the next one, from which on nothing is
-        spawned: a coroutine that spawns another one when it is cancelled would keep the loop from its end.
+        """The first call cancels the coroutines that there are. The second cancels those that were spawned meanwhile,
+        and refuses new ones from then on: otherwise coroutines that spawn others when they are cancelled would keep the
+        loop from ending.
         """
         self.refusing = self._ending
         self._ending = True
@@ -392,12 +394,12 @@ class Coroutines(Part):
         try:
             for one in todo:
                 self._schedule(one)
-        except LoopTerminatedError:  # `Loop.close` has come, and `_drop` ends them
+        except LoopTerminatedError:  # `Loop.close` was called, and `_drop` ends them
             return False
         return self._wake_all() or bool(todo)
 
     def _drop(self) -> None:
-        """If an exception leaves it, the next call goes on."""
+        """End all that is left. If an exception leaves this, the next call goes on with the others."""
         self.refusing = self.over = True
         for running in self.running.all():
             running.cancel()
@@ -416,7 +418,7 @@ class Coroutines(Part):
                 self._raised(generator, error)
 
     def _wake_all(self) -> bool:
-        """Reject what sleeps; was there any?"""
+        """Reject all sleeps. True if there were any."""
         sleeping = list(self.sleeping)
         for sleep in sleeping:
             sleep.end()
@@ -428,12 +430,12 @@ async def _close(generator: AsyncGenerator[Any, Any]) -> None:
 
 
 def coroutines_of(loop: Lifecycle) -> Coroutines:
-    """Made with the first coroutine. Any thread."""
+    """The coroutines of a loop, made when they are first asked for. Any thread."""
     return loop._part(Coroutines)
 
 
 def _promise(loop: Lifecycle) -> Wait | None:
-    """How the coroutine of a loop waits that runs on this thread."""
+    """A way to wait for the coroutine whose step this thread is in; None if it is in none."""
     current = coroutines_of(loop).current
     if current is None:
         return None
@@ -445,7 +447,7 @@ ways.append(_promise)
 
 
 class Spawning(StandIn):
-    """What a view schedules in the place of a coroutine function: each call spawns its coroutine."""
+    """What a view schedules instead of a coroutine function: each call spawns the function's coroutine."""
 
     __slots__ = ("_js",)
     callback: Callable[..., Coroutine[Any, Any, object]]
@@ -459,7 +461,7 @@ class Spawning(StandIn):
 
 
 def spawning(js: Owner, callback: Callable[..., Any]) -> Callable[..., Any]:
-    """What to schedule for a callback: itself, or of a coroutine function what spawns."""
+    """What to schedule for a callback: a `Spawning` for a coroutine function, else the callback itself."""
     if isinstance(callback, Sited):
         inner = spawning(js, callback.callback)
         return callback if inner is callback.callback else Sited(inner, callback.site)
@@ -470,8 +472,9 @@ def spawning(js: Owner, callback: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def run_here(coroutine: CoroutineType[Any, Any, Any], kind: str, what: tuple[Any, ...]) -> None:
-    """Spawn what a callback, the first of `what`, has returned: on the loop that runs on this thread. What the
-    coroutine raises is reported as an exception of the callback; and so is that no loop runs here.
+    """Spawn the coroutine that a callback, the first of `what`, has returned, on the loop that runs on this thread. An
+    exception of the coroutine is reported as one of the callback. Without a loop on this thread, the coroutine is
+    closed and reported as never awaited.
     """
     loop = running_here()
     if loop is None:
@@ -480,14 +483,14 @@ def run_here(coroutine: CoroutineType[Any, Any, Any], kind: str, what: tuple[Any
         return
 
     def raised(reason: Any) -> None:
-        if not isinstance(reason, (KeyboardInterrupt, SystemExit)):  # which have left `run()` already
+        if not isinstance(reason, (KeyboardInterrupt, SystemExit)):  # they have left `run()` already
             hooks.tell(loop, reason, kind, what)
 
     coroutines_of(loop).js.spawn(coroutine)._react(None, raised)
 
 
 def spawn(js: Owner, coroutine: Coroutine[Any, Any, Any], signal: Signal | None) -> Promise[Any]:
-    """A promise for what the coroutine returns, which is launched."""
+    """Launch a coroutine. Returns the promise for its result."""
     promise: Promise[Any] = Promise(js)
     Running(js, coroutine, promise, signal).launch()
     try:

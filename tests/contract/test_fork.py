@@ -96,6 +96,37 @@ assert sorted(ran) == [1, 2, 3, 4], ran
     )
 
 
+def test_a_loop_that_had_ended_is_the_same_in_a_child(run_script):
+    """contract: fork: it refuses as in the parent, its figures are there, and ending it again does nothing."""
+    run_script(
+        PRELUDE
+        + """
+from nbloop import LoopTerminatedError
+
+loop = Loop()
+handle, submit = loop.producer(), loop.submit
+with loop:
+    pass
+
+def check():
+    for call in (submit, loop.submit, handle.submit, lambda f: loop.schedule_timer(0, f), lambda f: loop.run()):
+        try:
+            call(int)
+        except LoopTerminatedError:
+            continue
+        raise AssertionError(f"{call} was not refused")
+    loop.shutdown()
+    loop.close()
+    loop.stop()
+    assert not loop.cancel_timer(1)
+    assert loop.state is LoopState.TERMINATED
+
+check()
+in_child(check)
+"""
+    )
+
+
 def test_child_can_make_its_own(run_script):
     """contract: fork: a loop made in the child works there, and dropping the inherited one is harmless."""
     run_script(
@@ -608,5 +639,74 @@ async def main(loop):
 loop = nbloop.new_event_loop() if {kind!r} == "nbloop" else asyncio.SelectorEventLoop()
 loop.run_until_complete(main(loop))
 loop.close()
+"""
+    )
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        "os._exit(0)",
+        "transport.close()",
+        "transport.abort()",
+        "transport.write(b'3')",
+        "transport.writelines([b'3'])",
+        "transport.get_write_buffer_size()",
+        "transport.get_extra_info('socket').getpeername()",
+        "transport.pause_reading()",
+        "self.transport = None; loop._transports.clear(); del transport; gc.collect()",
+        "return",
+    ],
+)
+def test_what_a_child_does_to_a_connection_stays_there(run_script, then):
+    """contract: fork: bytes that wait for the end of the turn leave once, from the parent; the child's copy of the
+    transport adds nothing to them, and stops nothing.
+    """
+    run_script(
+        PRELUDE
+        + f"""
+import asyncio, gc, socket
+import nbloop
+
+class Echo(asyncio.Protocol):
+    def connection_made(self, transport):
+        self.transport = transport
+
+    def data_received(self, data):
+        transport = self.transport
+        transport.write(b"1")
+        transport.write(b"2")
+        pid = os.fork()
+        if pid == 0:
+            global is_child
+            is_child = True
+            try:
+                {then}
+            except ForkedLoopError:
+                pass
+            os._exit(0)
+        while os.waitpid(pid, os.WNOHANG)[0] == 0:
+            time.sleep(0.001)
+
+def visit(address):
+    with socket.create_connection(address) as client:
+        client.settimeout(30)
+        for _ in range(3):
+            client.sendall(b"x")
+            assert client.recv(2, socket.MSG_WAITALL) == b"12"
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(10) == b""
+
+async def main():
+    global loop
+    loop = asyncio.get_running_loop()
+    async with await loop.create_server(Echo, "127.0.0.1", 0) as server:
+        await asyncio.to_thread(visit, server.sockets[0].getsockname())
+
+is_child = False
+try:
+    nbloop.run(main())
+except ForkedLoopError:
+    assert is_child
 """
     )

@@ -1,16 +1,14 @@
 """From plain-Python kernels to one shared library. Only this file and `user_code.py` import numba; `object_cache.py`
-imports this one only when there is no library yet.
+imports this file only when there is no library yet.
 
-Each primitive of atomics.py is lowered to one LLVM instruction, each external of capi.py to a call by name, each
-helper is made known to Numba as it stands, and each kernel becomes a `cfunc` with its C signature. Their modules are
-then linked into *one*, everything but the kernels' entry points is made internal, and it is optimised once more as a
-whole, for each processor that it is wanted for: dead error paths go, and what remains refers to nothing but the C-API
-and libc. linker.py makes a library of such an object, which the system's loader takes: importing numba costs 1 s,
-loading this 1 ms.
+A primitive of atomics.py becomes one LLVM instruction, an external of capi.py a call by name. Numba compiles helpers as
+they are, and each kernel as a `cfunc` with its C signature. Their modules are linked into *one*, in which only the
+kernels' entry points stay visible. That module is optimised as a whole, once for each processor: dead error paths go,
+and the rest refers only to the C-API and libc. linker.py makes the object a library that the system's loader takes.
+To import numba takes 1 s, to load the library 1 ms.
 
-Numba is taught what the sources' own functions mean (`infer_global` and `lower_builtin` on the twins themselves,
-`register_jitable` on the helpers), instead of the sources being written for Numba: a kernel calls the very function
-that runs when it is not compiled.
+The sources are not written for Numba. Numba learns what their functions mean: `infer_global` and `lower_builtin` on the
+twins, `register_jitable` on the helpers. So a compiled kernel calls the same functions as one that is not compiled.
 """
 
 from __future__ import annotations
@@ -45,7 +43,7 @@ type Emit = Callable[[Any, list[Any]], Any]  # (builder, argument values) -> res
 
 
 def _teach(function: Callable[..., Any], result: Any, arguments: list[Any], emit: Emit) -> None:
-    """Make calls of a Python function mean what `emit` puts in their place."""
+    """Have Numba compile calls of a Python function to what `emit` makes."""
     typed: Any = infer_global
     lowered: Any = lower_builtin
 
@@ -111,7 +109,7 @@ def _leading_zeros(builder: Any, values: list[Any]) -> Any:
 
 
 def _ticks(builder: Any, values: list[Any]) -> Any:
-    if platform.machine().lower() not in ("x86_64", "amd64"):  # elsewhere the counter is not for users, or slow
+    if platform.machine().lower() not in ("x86_64", "amd64"):  # elsewhere the counter is privileged, or slow
         return _monotonic_ns(builder, values)
     kind = ir.FunctionType(_WORD, [])
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.readcyclecounter"), [])
@@ -226,7 +224,7 @@ def _teach_externals() -> None:
         capi.VOID: ir.VoidType(),
     }
     for declared in capi.externals.values():
-        # Numba loads what it compiles, and its loader does not find all of them on Windows. The code never runs.
+        # Numba loads what it compiles, although that code never runs, and its loader misses some of them on Windows.
         llvm.add_symbol(declared.name, declared.address() or capi.externals["PyErr_Clear"].address())
         kind = ir.FunctionType(codes[declared.result], [codes[a] for a in declared.arguments])
 
@@ -237,8 +235,8 @@ def _teach_externals() -> None:
 
 
 def compile_kernels(kernels: list[Kernel], processors: list[tuple[str, str]]) -> list[bytes]:
-    """The library of all kernels for each of the processors: their names and features, as LLVM has them. Once a
-    process: it teaches Numba what the primitives mean.
+    """One library of all kernels for each processor, which is a name and features in LLVM's terms. Call it once in a
+    process, because it teaches Numba what the primitives mean.
     """
     symbols, whole = link_kernels(kernels)
     libraries = []
@@ -250,16 +248,17 @@ def compile_kernels(kernels: list[Kernel], processors: list[tuple[str, str]]) ->
 
 
 def _mangled(function: FunctionType) -> str:
-    """How the symbols of a function begin that Numba compiles: Itanium's mangling of its qualified name."""
+    """The beginning of the symbols that Numba gives a function: its qualified name, mangled by the Itanium C++ ABI."""
     parts = [*function.__module__.split("."), function.__name__]
     return "_ZN" + "".join(f"{len(part)}{part}" for part in parts)
 
 
 def link_kernels(kernels: list[Kernel]) -> tuple[dict[str, str], Any]:
-    """The entry symbols by kernel's name, and the module that all kernels are linked into, not optimised yet.
+    """The entry symbols by the kernels' names, and the module that all kernels are linked into, not optimised yet. Call
+    it once in a process.
 
-    Once a process. Numba does not optimise its libraries: the whole is optimised in the end anyway, it takes half of
-    the time, and what is inlined is not decided before `inlined` and `apart` are known.
+    Numba does not optimise the parts, because the whole is optimised later. That takes half of the time, and leaves
+    inlining to a moment at which `inlined` and `apart` are known.
     """
     settings: Any = config
     level, settings.OPT = settings.OPT, settings._OptLevel(0)
@@ -286,29 +285,29 @@ def _linked(kernels: list[Kernel]) -> tuple[dict[str, str], Any]:
             signature = types.intc(types.intp, types.intp, types.intp)
         compiled: Any = cfunc(signature, **_OPTIONS)(kernel.function)
         symbols[kernel.name] = compiled._wrapper_name
-        # Numba marks one call of each module `noinline`, the entry's of the function itself, for tracebacks of its own.
+        # In each module Numba marks one call `noinline`, of the function by its entry, for the sake of its tracebacks.
         text = compiled._library.get_llvm_str().replace("{ noinline }", "{ nounwind }")
         whole.link_in(llvm.parse_assembly(text))
     entries = set(symbols.values())
-    told = {_mangled(function): names for function, names in attributes.items()}
-    told |= {_mangled(kernel.function): ("alwaysinline",) for kernel in kernels}  # into the entry of its C signature
+    wanted = {_mangled(function): names for function, names in attributes.items()}
+    wanted |= {_mangled(kernel.function): ("alwaysinline",) for kernel in kernels}  # into the entry of its C signature
     for function in whole.functions:
         if not function.is_declaration and function.name not in entries:
             function.linkage = "internal"
-            for name in told.get(function.name.partition("B")[0], ()):  # B: the version of what is compiled
+            for name in wanted.get(function.name.partition("B")[0], ()):  # Numba's version of the function follows B
                 function.add_function_attribute(name)
     for variable in whole.global_variables:
         if not variable.is_declaration:
             variable.linkage = "internal"
     for function in whole.functions:
         if function.is_declaration and not function.name.startswith("llvm."):
-            function.add_function_attribute("nonlazybind")  # called through the table that the loader fills
+            function.add_function_attribute("nonlazybind")  # call it through the table, which the loader fills
     return symbols, whole
 
 
 def optimise(whole: Any, cpu: str, features: str, system: str | None = None) -> Any:
-    """Optimise a linked module for a processor of `system`, LLVM's name of one, this one by default; the machine that
-    it is for. Its objects are ELF on all systems.
+    """Optimise a linked module for a processor of `system`, an LLVM triple that is this system's by default. Returns
+    LLVM's target machine, which emits ELF objects on all systems.
     """
     triple = system or llvm.get_default_triple() + ("-elf" if sys.platform in ("darwin", "win32") else "")
     machine = llvm.Target.from_triple(triple).create_target_machine(
@@ -319,5 +318,5 @@ def optimise(whole: Any, cpu: str, features: str, system: str | None = None) -> 
     builder.getModulePassManager().run(whole, builder)
     left = [f.name for f in whole.functions if any(b"alwaysinline" in words for words in f.attributes)]
     if left:
-        raise RuntimeError(f"kernels say that these are inlined, and they were not: {left}")
+        raise RuntimeError(f"LLVM did not inline these, which kernels require: {left}")
     return machine

@@ -1,8 +1,8 @@
-"""A library of kernels in this process: where each of its symbols is.
+"""A library of kernels in this process, and the addresses of its symbols.
 
-The system's loader takes it where it knows ELF, so that `perf`, debuggers and valgrind find the kernels by name. It
-cannot where the file system forbids execution, where no file was kept, and on Windows and macOS. There the three
-segments are copied to memory of their own, which is all that the library needs: it has no relocation (linker.py).
+On Linux the system's loader loads it, so that `perf`, debuggers and valgrind find the kernels by name. It cannot if the
+file system forbids execution or no file was kept. Then, and on Windows and macOS, the library's three segments are
+copied to memory here. Nothing else is needed, because the library has no relocations (linker.py).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 
 from ..base.interpreter import keep_for_ever
 
-IMPORTS = "nbloop_imports"  # the table of addresses of C functions, to be filled
-PREFIX = "nbloop_"  # of kernels' symbols
+IMPORTS = "nbloop_imports"  # the table of C functions' addresses, which the loader of the pack fills
+PREFIX = "nbloop_"  # of the kernels' symbols
 
 _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _PROGRAM = struct.Struct("<IIQQQQQQ")
@@ -26,9 +26,8 @@ _SYMBOL = struct.Struct("<IBBHQQ")
 
 
 def load(code: bytes, path: str | None) -> Callable[[str], int]:
-    """The address of a symbol by its name, in the library whose content is `code`; at `path` is the same, if anywhere.
-
-    OSError if its code cannot be made executable; the function raises KeyError for a symbol that it does not have.
+    """Load the library with content `code`, which is also at `path` unless that is None. Returns a function from a
+    symbol's name to its address, which raises KeyError for an unknown name. OSError if the code cannot be executed.
     """
     if path is not None and sys.platform == "linux":
         try:
@@ -49,14 +48,14 @@ def _address(library: ctypes.CDLL, name: str) -> int:
 
 
 def _segments(code: bytes) -> list[tuple[int, int, bool]]:
-    """Where each loaded segment begins and ends, in the file as in memory, and whether it is executed."""
+    """The beginning and end of each loaded segment, the same in the file as in memory, and whether it is executed."""
     head = _HEADER.unpack_from(code)
     programs = [_PROGRAM.unpack_from(code, head[5] + i * _PROGRAM.size) for i in range(head[10])]
     return [(at, at + size, flags & 1 != 0) for kind, flags, _, at, _, size, _, _ in programs if kind == 1]
 
 
 def _symbols(code: bytes) -> dict[str, int]:
-    """Addresses from the library's beginning, by name: those of the section of kind SHT_DYNSYM."""
+    """The offsets in the library of the symbols in its section of kind SHT_DYNSYM, by name."""
     head = _HEADER.unpack_from(code)
     sections = [struct.unpack_from("<IIQQQQIIQQ", code, head[6] + i * head[11]) for i in range(head[12])]
     _, _, _, _, at, size, link, *_ = next(section for section in sections if section[1] == 11)
@@ -69,7 +68,7 @@ def _symbols(code: bytes) -> dict[str, int]:
 
 
 def _copied(code: bytes) -> int:
-    """Where the segments are copied to."""
+    """Copy the segments to memory, make the code executable, and return the address of the copy."""
     segments = _segments(code)
     size = segments[-1][1]
     if sys.platform == "win32":
@@ -83,8 +82,7 @@ def _copied(code: bytes) -> int:
         base = ctypes.addressof(ctypes.c_char.from_buffer(pages))
     for start, end, _ in segments:
         ctypes.memmove(base + start, code[start:end], end - start)
-    # Memory that was just mapped, written and then made executable is made coherent with the instruction cache by the
-    # systems themselves; macOS on Arm is the exception.
+    # The systems make the instruction cache coherent with memory that becomes executable, except macOS on Arm.
     start, end = next((start, end) for start, end, executed in segments if executed)
     where, length = ctypes.c_void_p(base + start), ctypes.c_size_t(end - start)
     if sys.platform == "win32":
@@ -95,7 +93,7 @@ def _copied(code: bytes) -> int:
         system = ctypes.CDLL(None, use_errno=True)
         if system.mprotect(where, length, mmap.PROT_READ | mmap.PROT_EXEC) != 0:
             error = ctypes.get_errno()
-            raise OSError(error, f"no memory can be made executable: {os.strerror(error)}")
+            raise OSError(error, f"cannot make memory executable: {os.strerror(error)}")
         if hasattr(system, "sys_icache_invalidate"):
             system.sys_icache_invalidate(where, length)
     return int(base)

@@ -1,11 +1,11 @@
 """From an object file to a shared library: the part of a linker that kernels need.
 
-Problem: machine code that lies in an object file needs llvmlite to load it, whose import takes 75 ms and 55 MB, and a
-linker is not on every machine. Idea: the object is LLVM's, of one module, whose code is position-independent and calls
-C through a table (`nonlazybind`). Such code refers to its own sections only, at distances that are known here, so one
-pass over the relocations finishes it. The result is an ELF file that has no relocations and needs no other library. Its
-dynamic symbols are each kernel, as ``nbloop_NAME``, and `IMPORTS`: the table of the addresses of C functions, in the
-order of `capi.externals`, which the loader fills in. `ctypes` loads the file; debuggers and profilers find the names.
+Problem: loading an object file takes llvmlite, whose import costs 75 ms and 55 MB, and not every machine has a linker.
+Idea: LLVM makes the object from one module, with position-independent code that calls C through a table
+(`nonlazybind`). Such code refers only to its own sections, at distances that are known here, so one pass over the
+relocations is enough. The result is an ELF file without relocations that needs no other library. Its dynamic symbols
+are the kernels, as ``nbloop_NAME``, and `IMPORTS`, the table of C functions' addresses in the order of
+`capi.externals`, which the loader fills. `ctypes` loads the file; debuggers and profilers find the names.
 
 An object that needs more than this is refused here, when it is built, and not on the machine that runs it.
 """
@@ -42,8 +42,8 @@ class _Section:
 
 
 def link(code: bytes, kernels: Mapping[str, str], imports: Iterable[str]) -> bytes:
-    """The library made of an object file. `kernels` are its symbols by kernel's name. ValueError for what it cannot be
-    made of: another kind of relocation, or a C function that is not one of `imports` or not called through the table.
+    """Make a library of an object file. `kernels` maps the kernels' names to their symbols. ValueError if the object
+    has an unknown kind of relocation, or uses a C function that is not among `imports` or not called through the table.
     """
     machine, sections, symbols, relocations = _read(code)
     parts: tuple[list[_Section], ...] = ([], [], [])  # read only; executed; written
@@ -79,7 +79,7 @@ def link(code: bytes, kernels: Mapping[str, str], imports: Iterable[str]) -> byt
         return sections[symbol.section].at + symbol.value
 
     def slot(symbol: _Symbol) -> int:
-        if symbol.section:  # LLVM asks for its own through the table only if they could be another's
+        if symbol.section:  # LLVM does this only for a symbol that another library could replace
             raise ValueError(f"{symbol.name} is reached through the table, and is defined here")
         if symbol.name not in slots:
             raise ValueError(f"kernels refer to {symbol.name}, which capi.py does not declare")
@@ -134,9 +134,9 @@ def _text(strings: bytes, at: int) -> str:
 
 
 def _read(code: bytes) -> tuple[int, dict[int, _Section], list[_Symbol], list[_Relocation]]:
-    """Its machine, loaded sections by number, symbols, and relocations of those sections.
+    """The object's machine, its loaded sections by number, its symbols, and the relocations of those sections.
 
-    Tables for unwinding are left out: no exception crosses a kernel, and hardly a function of them has one.
+    Tables for unwinding are left out, because no C++ exception passes through a kernel.
     """
     _, _, machine, _, _, _, at, _, _, _, _, size, count, names = _HEADER.unpack_from(code)
     if not code.startswith(_ELF[:6]) or size != _SECTION.size or machine not in _KINDS:
@@ -167,7 +167,7 @@ def _read(code: bytes) -> tuple[int, dict[int, _Section], list[_Symbol], list[_R
     return machine, kept, symbols, relocations
 
 
-# --- relocations: what is written at `place`, which will be at address `here`, so that it leads to `target` -----------
+# --- relocations: patch the bytes at `place`, which will have the address `here`, so that they lead to `target` -------
 
 type _Patch = Callable[[bytearray, int, int, int], None]
 
@@ -199,7 +199,7 @@ def _in_page(scale: int) -> _Patch:
     return patch
 
 
-# By R_X86_64_x and R_AARCH64_x: does it lead to the function's word in the table, and not to the function?
+# By R_X86_64_x and R_AARCH64_x: does it lead to the function's word in the table instead of the function?
 _KINDS: dict[int, dict[int, tuple[bool, _Patch]]] = {
     _X86_64: {
         2: (False, _distance),  # PC32
@@ -229,7 +229,7 @@ _KINDS: dict[int, dict[int, tuple[bool, _Patch]]] = {
 
 
 class _Strings(dict[str, int]):
-    """Where each of some strings begins in `text`."""
+    """The offset in `text` of each string."""
 
     def __init__(self, strings: Iterable[str]) -> None:
         self.text = bytearray(1)
@@ -239,7 +239,7 @@ class _Strings(dict[str, int]):
 
 
 def _hash_table(names: list[str]) -> bytearray:
-    """DT_HASH, which all dynamic linkers know: symbols from 1 on, those of one hash in a chain."""
+    """The section DT_HASH, which all dynamic linkers know: symbols count from 1, and those of one hash form a chain."""
     buckets, chains = [0] * len(names), [0] * (len(names) + 1)
     for number, name in enumerate(names, 1):
         value = 0
@@ -253,7 +253,7 @@ def _hash_table(names: list[str]) -> bytearray:
 
 
 def _write(machine: int, order: list[_Section], segments: list[tuple[int, int]], dynamic: _Section) -> bytes:
-    """All of the file: each byte lies at the offset that is its address."""
+    """The content of the file. The offset of each byte is its address."""
     page = _PAGES[machine]
     whole = bytearray(segments[-1][1])
     for section in order:

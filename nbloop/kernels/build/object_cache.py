@@ -1,16 +1,16 @@
 """The pack: all compiled kernels as one shared library, made once and loaded without numba and llvmlite.
 
-A wheel carries packs, and they are what runs if they were made for this interpreter (`made_for`). Otherwise, and where
-none are carried, the pack is made here, once per machine. Numba's own on-disk cache sees only the file of the function
-it caches, takes 2.4 ms a kernel and needs numba imported (1 s). Here the name of the kept file is a hash of
-*everything* that goes into it: all kernel sources, the interpreter and where it has what kernels read, numba's and
-llvmlite's versions, the processor. A change anywhere makes another name, so there is nothing to invalidate.
+If a wheel has packs for this interpreter (`made_for`), one of them runs. Otherwise this module makes a pack, once on
+each machine. Numba's on-disk cache would not do: it watches only the file of the function that it caches, takes 2.4 ms
+a kernel and needs numba imported (1 s). Here the name of the file is a hash of *everything* that goes into it: all
+kernel sources, the interpreter and the layout of its objects, the versions of numba and llvmlite, the processor. After
+any change the name is another one, so nothing ever has to be invalidated.
 
-The file lies in the user's cache folder (``NBLOOP_CACHE_DIR``, else the platform's), is written under another name and
-renamed, and carries a digest of itself. What is in it is run, so it is loaded only from a file and a folder that belong
-to this user or to root, and that nobody else may write. No such folder is not an error: then every process compiles for
-itself. `status` tells `doctor` which of these happened. With ``NUMBA_DISABLE_JIT=1`` nothing is compiled or loaded, and
-kernels run as the Python that they are.
+The file is in the user's cache folder (``NBLOOP_CACHE_DIR``, else the platform's). It is written under another name,
+then renamed, and contains its own digest. Its content is executed, so file and folder must belong to this user or to
+root, and nobody else may be able to write them. Without such a folder every process compiles for itself. `status` says
+which of these happened, for `doctor`. With ``NUMBA_DISABLE_JIT=1`` nothing is compiled or loaded, and the kernels run
+as plain Python.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from .library import IMPORTS, PREFIX
 KERNELS = Path(__file__).parents[1]  # all sources, in all folders, are in the key
 CARRIED = KERNELS / "packs"  # in a wheel
 SUFFIX = ".so"  # of a pack in a wheel
-STALE_SECONDS = 90 * 24 * 3600  # made anew in 20 s if it was still wanted
+STALE_SECONDS = 90 * 24 * 3600  # if an old pack is needed after all, it takes 20 s to make
 
 
 class Status:
@@ -45,19 +45,19 @@ class Status:
 
     mode = "compiled"  # compiled, or interpreted (un-jitted)
     source = ""  # wheel, cache, compiler, interpreted
-    target = ""  # the processor that they are for, as LLVM names it
-    why = ""  # that processor
+    target = ""  # LLVM's name of the processor that they are for
+    why = ""  # why that processor
     file: Path | None = None
     seconds = 0.0
     problem = ""
-    imports = 0  # where the kernels have the addresses of C functions, in the order of capi.externals
+    imports = 0  # the address of the table of C functions' addresses, in the order of capi.externals
 
 
 status = Status()
 
 
 def cache_folder() -> Path:
-    """Where packs are kept; may not exist yet, and may not be writable."""
+    """The folder of packs, which may not exist yet, and may not be writable."""
     chosen = os.environ.get("NBLOOP_CACHE_DIR")
     if chosen:
         return Path(chosen)
@@ -71,7 +71,7 @@ def cache_folder() -> Path:
 
 
 def sources() -> str:
-    """A hash of all kernel sources, by their names in the folder. 3 ms; twice as much with pathlib's own walk."""
+    """A hash of the names and contents of all kernel sources. It takes 3 ms, and twice as much with `Path.walk`."""
     digest = hashlib.sha256()
     root = str(KERNELS)
     for folder, inner, names in os.walk(root):
@@ -86,22 +86,22 @@ def sources() -> str:
 
 
 def made_for() -> dict[str, Any]:
-    """What machine code of the kernels depends on besides the processor: their sources; the interpreter, its build and
-    platform, as names of extension modules have them; and where objects, numpy's too, have what kernels read.
+    """What the kernels' machine code depends on besides the processor: their sources; the interpreter, its build and
+    platform, as extension modules name them; and the layout of the objects that kernels read, numpy's included.
     """
     words = {name: word for name, word in vars(interpreter).items() if name.isupper() and isinstance(word, int)}
     return {"interpreter": EXTENSION_SUFFIXES[0], "words": words, "sources": sources()}
 
 
 def pack_key() -> str:
-    """A hash of everything that a pack which is made here is made from."""
+    """A hash of everything from which this machine makes a pack."""
     versions = [_version(name) for name in ("numba", "llvmlite")]
     facts = [made_for(), sys.version, versions, target.identity()]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _version(name: str) -> str:
-    """Of an installed package, which is not imported; importlib.metadata takes 30 ms to be."""
+    """The version of an installed package, without importing it or importlib.metadata, which takes 30 ms."""
     found = find_spec(name)
     if found is None or found.origin is None:
         return ""
@@ -126,7 +126,7 @@ def load() -> None:
 
 
 def _load_carried() -> bool:
-    """Are there packs for this interpreter, and is one loaded? `status.problem` says what is wrong with them."""
+    """Load one of the wheel's packs. False if it has none for this interpreter; `status.problem` then says why."""
     try:
         names = [file.removesuffix(SUFFIX) for file in os.listdir(CARRIED) if file.endswith(SUFFIX)]
         status.target, status.why = target.choose(names)
@@ -152,14 +152,14 @@ def _load_carried() -> bool:
 
 
 def _unlike(there: dict[str, Any], here: dict[str, Any]) -> str:
-    """In what they differ, if they do."""
+    """How the two differ; empty if they do not."""
     if there["interpreter"] != here["interpreter"]:
         return f"they were made for *{there['interpreter']}, and this one is *{here['interpreter']}"
     if there["words"] != here["words"]:
         names = sorted(name for name, word in here["words"].items() if there["words"].get(name) != word)
         return f"objects of this Python or numpy are laid out differently ({', '.join(names)})"
     if there != here:
-        return "the sources beside them are others than they were made from"
+        return "they were not made from the sources beside them"
     return ""
 
 
@@ -167,7 +167,7 @@ def _unlike(there: dict[str, Any], here: dict[str, Any]) -> str:
 
 
 def _load_kept() -> None:
-    """Load the pack of this machine, or make it."""
+    """Load the pack of this machine. Make it if there is none."""
     file: Path | None = None
     folder: int | None = None
     content: bytes | None = None
@@ -191,8 +191,8 @@ def _load_kept() -> None:
         path = None
         if pack is not None:
             status.source = "cache"
-            # Through the folder that was checked, whatever is at its path by now. If another process has replaced the
-            # file since, by one with the same key, that one is as good: symbols are looked up in what was loaded.
+            # The descriptor leads to the folder that was checked, wherever its path leads by now. If another process
+            # has replaced the file by one with the same key, that is as good: symbols are looked up in what was loaded.
             path = f"/proc/self/fd/{folder}/{file.name}" if file is not None and folder is not None else None
         else:
             if content is not None:
@@ -211,11 +211,11 @@ def _load_kept() -> None:
 
 
 def _enter(folder: Path) -> int | None:
-    """A descriptor of a folder whose files only this user and root can have written, or PermissionError. OSError.
+    """A descriptor of a folder whose files only this user and root can have written. PermissionError if others could;
+    OSError if it cannot be opened. None on Windows, where folders have no descriptors.
 
-    Its parents do not matter: another user can put another folder in its place, but not one that belongs to this user.
-    A link to a folder is followed, because its target is what is checked. None on Windows, where folders have no
-    descriptors.
+    The parent folders do not matter: another user can replace the folder, but not by one that belongs to this user. A
+    link to a folder is followed, because the check is made on its target.
     """
     if sys.platform == "win32":
         return None
@@ -234,7 +234,7 @@ def _leave(folder: int | None) -> None:
 
 
 def _trusted(path: Path, found: os.stat_result) -> None:
-    """PermissionError if another user may have written it: one that owns it, that its group is, or all."""
+    """PermissionError if another user may have written the file: its owner, its group, or everybody."""
     if found.st_uid not in (0, os.geteuid()):
         raise PermissionError(f"{path} belongs to user {found.st_uid}, and this process is user {os.geteuid()}'s")
     if found.st_mode & 0o022:
@@ -242,7 +242,7 @@ def _trusted(path: Path, found: os.stat_result) -> None:
 
 
 def _open(file: Path, folder: int | None, flags: int) -> int:
-    """A file of an entered folder, as it is: no link is followed, and no pipe waited for."""
+    """Open a file of an entered folder, without following a link or waiting for a pipe's writer."""
     flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
     flags |= getattr(os, "O_BINARY", 0)
     try:
@@ -254,7 +254,7 @@ def _open(file: Path, folder: int | None, flags: int) -> int:
 
 
 def _read(file: Path, folder: int | None) -> bytes:
-    """All of a pack that only this user and root can have written. OSError."""
+    """The content of a pack that only this user and root can have written. OSError."""
     with open(_open(file, folder, os.O_RDONLY), "rb") as opened:
         found = os.fstat(opened.fileno())
         if not stat.S_ISREG(found.st_mode):
@@ -265,7 +265,7 @@ def _read(file: Path, folder: int | None) -> bytes:
 
 
 def _write(file: Path, content: bytes) -> None:
-    """Keep a pack: whole, or not at all. All may read it: there is nothing in it but the code of nbloop. OSError."""
+    """Keep a pack, whole or not at all. Everybody may read it, because it contains only nbloop's code. OSError."""
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder = _enter(file.parent)
     temporary = file.with_name(f".pack-{os.getpid()}-{os.urandom(8).hex()}")
@@ -293,7 +293,7 @@ def _not_kept(problem: Exception) -> None:
 
 
 def packed(code: bytes, processor: str, why: str) -> bytes:
-    """A pack: the library, behind which loaders do not look, and a line of facts about it."""
+    """The content of a pack: the library, and a line of facts behind it, where loaders do not look."""
     facts: dict[str, Any] = {
         "sha256": hashlib.sha256(code).hexdigest(),
         "kernels": sorted(kernels),
@@ -354,7 +354,7 @@ def _compile(file: Path | None) -> tuple[bytes, dict[str, Any]]:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove packs made long ago: a name is never used again once a source, numba or Python has changed."""
+    """Remove old packs. Once a source, numba or Python has changed, nobody uses the old name any more."""
     for old in folder.glob("kernels-*.pack"):
         with contextlib.suppress(OSError):
             if time.time() - old.stat().st_mtime > STALE_SECONDS:
@@ -362,11 +362,11 @@ def _sweep(folder: Path) -> None:
 
 
 def _link(code: bytes, path: str | None) -> None:
-    """Load the library into the process, tell it where C functions are, and give each kernel its entry point."""
+    """Load the library into the process, fill its table of C functions, and give each kernel its entry point."""
     address = library.load(code, path)
     status.imports = address(IMPORTS)
     for at, external in enumerate(capi.externals.values()):
-        # A platform without this symbol never calls it (park mode); any address will do.
+        # If the platform lacks this function, its park mode never calls it, and any address will do.
         put(status.imports + 8 * at, external.address() or capi.externals["PyErr_Clear"].address())
     for name, kernel in kernels.items():
         kernel.address = address(PREFIX + name)

@@ -1,9 +1,9 @@
-"""Which processor kernels are compiled for, and which of those that a wheel carries this one can run.
+"""Which processor kernels are compiled for, and which of a wheel's packs this processor can run.
 
-A pack that is compiled on a machine is for its processor, unless numba's own variables ask for another:
-``NUMBA_CPU_NAME=generic`` makes one pack for all machines of an architecture, which a fleet can share, and whose
-instructions can be counted anywhere. It costs some percent, of the timers' most: no `lzcnt`, no `tzcnt`. A wheel
-carries packs for `CARRIED`.
+A pack that a machine compiles is for its own processor, unless numba's variables ask for another. With
+``NUMBA_CPU_NAME=generic`` the pack runs on all machines of the architecture: a fleet can share it, and its instructions
+can be counted anywhere. It is some percent slower, timers most, because it has no `lzcnt` and no `tzcnt`. A wheel has a
+pack for each name in `carried()`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import sys
 from collections.abc import Collection
 
 GENERIC, V3 = "generic", "x86-64-v3"
-# What x86-64-v3 has beyond the first processors of the architecture, by Linux' names; `abm` is lzcnt. Linux names avx
-# and avx2 only where it saves their registers.
+# What x86-64-v3 adds to the first processors of the architecture, by Linux' names; `abm` is lzcnt. Linux names avx and
+# avx2 only if it saves their registers.
 _V3 = frozenset("cx16 lahf_lm popcnt sse4_1 sse4_2 ssse3 abm avx avx2 bmi1 bmi2 f16c fma movbe".split())
-# The lines of /proc/cpuinfo that say which processor it is; others say how fast it is just now, or change at each boot.
+# The lines of /proc/cpuinfo that identify a processor. Others give its present speed, or change at each boot.
 _TELLING = {
     *("vendor_id", "cpu family", "model", "stepping", "flags"),
     *("CPU implementer", "CPU architecture", "CPU variant", "CPU part", "CPU revision", "Features"),
@@ -25,12 +25,12 @@ _TELLING = {
 
 
 def carried() -> list[str]:
-    """The processors that a wheel for this architecture carries kernels for, the best one first."""
+    """The processors for which a wheel of this architecture has packs, the best one first."""
     return [V3, GENERIC] if platform.machine().lower() in ("x86_64", "amd64") else [GENERIC]
 
 
 def choose(names: Collection[str]) -> tuple[str, str]:
-    """Which of the packs of these names this processor is to run, and why. KeyError if none."""
+    """The name of the pack that this processor should run, and the reason. KeyError if it can run none of them."""
     asked = os.environ.get("NUMBA_CPU_NAME")
     if asked is not None and asked in names:
         return asked, "NUMBA_CPU_NAME asks for it"
@@ -41,13 +41,13 @@ def choose(names: Collection[str]) -> tuple[str, str]:
         if GENERIC in names:
             return GENERIC, f"this processor has no {', '.join(sorted(missing))}, or the system does not say so"
     if GENERIC in names:
-        return GENERIC, "no other is carried for this architecture"
-    raise KeyError(f"none of {sorted(names)} is for this processor")
+        return GENERIC, "the wheel has no other for this architecture"
+    raise KeyError(f"this processor can run none of {sorted(names)}")
 
 
 def processor() -> tuple[str, str]:
-    """What to compile for: its name and features, as LLVM has them. A name that was asked for comes without this
-    machine's features.
+    """The name and features of the processor to compile for, in LLVM's terms. A name that a variable asks for comes
+    without the features of this machine.
     """
     import llvmlite.binding as llvm
 
@@ -59,15 +59,15 @@ def processor() -> tuple[str, str]:
 
 
 def identity() -> list[str]:
-    """What `processor` depends on, without llvmlite where the system tells: its import takes 75 ms."""
+    """What `processor` depends on. llvmlite, whose import takes 75 ms, is asked only if the system does not say it."""
     asked = [f"{name}={os.environ.get(name)}" for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")]
     facts = _facts()
     return asked + ([f"{name}={text}" for name, text in facts.items()] if facts else [*processor()])
 
 
 def _facts() -> dict[str, str]:
-    """What Linux says of the first processor; empty elsewhere. Read no further than that: a line of each of many
-    processors takes milliseconds to write.
+    """What Linux says about the first processor; empty on other systems. It stops reading there, because the kernel
+    needs milliseconds to write the lines of many processors.
     """
     if sys.platform != "linux":
         return {}

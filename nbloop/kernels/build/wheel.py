@@ -1,7 +1,7 @@
 """The packs that a wheel carries: ``NUMBA_DISABLE_JIT=1 python -m nbloop.kernels.build.wheel FOLDER`` writes them.
 
-One for any processor of the architecture, and one for each better kind (target.py). The variable lets nbloop be
-imported before it has kernels; numba, which it would disable too, is imported when it is gone.
+There is one for any processor of the architecture, and one for each better kind (target.py). With the variable nbloop
+can be imported before it has kernels. It would disable numba too, so it is removed before numba is imported.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from . import object_cache, target
 
 
 def main(folder: Path) -> None:
-    """Write them there, each under the name of its processor."""
+    """Write the packs into a folder, each under the name of its processor."""
     if object_cache.status.mode != "interpreted":
         raise SystemExit("NUMBA_DISABLE_JIT=1 is not set")
     del os.environ["NUMBA_DISABLE_JIT"]

@@ -81,7 +81,7 @@ from ..base.capi import (
 )
 from ..base.interpreter import LIST_ITEMS, OBJECT_TYPE, SEQUENCE_SIZE, SOCKET_DESCRIPTOR, TUPLE_ITEMS, slot_offsets
 from ..base.kernel import MANY, NOARGS, ONE, apart, data, helper, inlined, kernel
-from ..base.layout import ERROR, READ, STATE, WRITE, Fields
+from ..base.layout import ERROR, READ, STATE, TERMINATED, WRITE, Fields
 from ..base.refusal import on_loop_thread
 from ..calls.invoke import LEAVE
 
@@ -416,6 +416,9 @@ def stream_flush(self: int, made: int) -> int:
     none = get(made + MADE.NONE)
     queued = exchange(self + STREAM.QUEUED, 0)
     if queued == 0 or queued == none:
+        return none
+    if get(data(get(made + MADE.STATE)) + STATE.LIFECYCLE) == TERMINATED:  # in a forked child: its parent sends them
+        Py_DecRef(queued)
         return none
     if PyType_GetFlags(get(queued + OBJECT_TYPE)) & TYPE_BYTES != 0:
         size = PyBytes_Size(queued)
