@@ -297,7 +297,8 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
 
     def _make_datagram_transport(self, sock: Any, protocol: Any, *arguments: Any, **more: Any) -> Any:
         """Of each socket of `create_datagram_endpoint`."""
-        if not KERNELS_READ or not isinstance(sock, socket.socket) or sock.family not in FAMILIES:
+        plain = issubclass(type(sock), socket.socket)  # a mock of one says that it is an instance
+        if not KERNELS_READ or not plain or sock.family not in FAMILIES:
             return super()._make_datagram_transport(sock, protocol, *arguments, **more)  # type: ignore[misc]
         self._ensure_fd_no_transport(sock)
         return DatagramTransport(self, sock, protocol, *arguments, **more)

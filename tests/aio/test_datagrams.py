@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
+import unittest.mock
 import weakref
 from asyncio import selector_events
 from typing import Any
@@ -864,6 +865,17 @@ def test_what_only_behaves_as_a_socket_gets_asyncios_transport():
         return list(protocol.log)
 
     assert nbloop.run(main()) == ["made", ("lost", type(None), None)]
+
+
+def test_a_mock_of_a_socket_gets_asyncios_transport():
+    """It says that it is an instance of `socket.socket`, and has no descriptor in its memory."""
+    with contextlib.closing(nbloop.new_event_loop()) as loop:
+        sock = unittest.mock.Mock(socket.socket)
+        sock.family, sock.fileno.return_value = socket.AF_INET, 7
+        transport = loop._make_datagram_transport(sock, unittest.mock.Mock())
+        assert isinstance(sock, socket.socket)
+        assert not isinstance(transport, DatagramTransport)
+        transport._sock = None  # as if it had been closed
 
 
 def test_another_family_gets_asyncios_transport():

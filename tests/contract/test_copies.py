@@ -38,6 +38,7 @@ INTERNAL = {
         "ResultSlotsWords",
         "ResolverWords",
         "StreamWords",
+        "DatagramWords",
         "AioWords",
         "State",
     ),
@@ -73,7 +74,7 @@ INTERNAL = {
     ),  # of a promise, a view, a loop
     *("Kernel", "MethodDef", "TwinMethod", "Status", "External", "Darwin", "FreeBSD"),  # of the process
     *("StandIn", "Sited", "Spawning", "Owed"),  # what is scheduled in the place of a callback
-    *("Selector", "StreamTransport", "StreamSocket"),  # of an EventLoop
+    *("Selector", "KernelTransport", "StreamTransport", "StreamSocket", "DatagramTransport"),  # of an EventLoop
     *("Listeners", "Front", "Back"),  # of a WorkerGroup: sockets and locks, which refuse by themselves
     *("Call", "Outcome"),  # of a Worker that waits for another one: a future of its loop
     "LoopCollector",  # has a loop, and a name

@@ -176,7 +176,8 @@ def datagrams_receive(self: int, made: int, protocol: int) -> int:
         if result == 0:
             return PyErr_GetRaisedException()
         Py_DecRef(result)
-        if load(self + DATAGRAM.TARGET) != 0:  # the protocol has closed or paused, or is another one
+        # The protocol has closed or paused, or is another one; or this is a forked child, and the rest the parent's.
+        if load(self + DATAGRAM.TARGET) != 0 or not on_loop_thread(data(get(made + MADE.STATE))):
             return 0
     return 0
 
