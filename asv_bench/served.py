@@ -1,5 +1,5 @@
-"""What a server costs: CPU time of its loop's thread, for a message that arrives and goes back over TCP, and for a
-connection that comes and goes.
+"""What a server costs: CPU time of its loop's thread, for a message that arrives and goes back over TCP, for a datagram
+that does, and for a connection that comes and goes.
 
 CPU time, not elapsed time: another thread of this process makes the load, and other work on the machine hardly affects
 CPU time.
@@ -30,6 +30,14 @@ async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     while data := await reader.read(65536):
         writer.write(data)
     writer.close()
+
+
+class _EchoDatagram(asyncio.DatagramProtocol):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport: Any = transport
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        self._transport.sendto(data, addr)
 
 
 class _Line(asyncio.Protocol):
@@ -152,3 +160,39 @@ class Served:
         for client in self._clients:
             client.close()
         asyncio.run_coroutine_threadsafe(closed(self._server), self.driven.loop).result(10)
+
+
+class ServedDatagrams:
+    """A probe: ns of CPU time for a datagram of `size` bytes over UDP, sent back by a protocol. `driven` runs in a
+    thread of its own. Each of the `clients` has a datagram on its way at once, and all go to one socket.
+    """
+
+    def __init__(self, label: str, driven: Asyncio, size: int, clients: int = 20, rounds: int = 50) -> None:
+        self.label, self.driven, self.rounds = label, driven, rounds
+        self._message = bytes(size)
+        self._server: Any = asyncio.run_coroutine_threadsafe(self._open(), driven.loop).result()
+        address = self._server.get_extra_info("sockname")
+        self._clients = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(clients)]
+        for client in self._clients:
+            client.settimeout(10)  # UDP may lose one, and a benchmark that hangs says nothing
+            client.connect(address)
+
+    @staticmethod
+    async def _open() -> Any:
+        loop = asyncio.get_running_loop()
+        return (await loop.create_datagram_endpoint(_EchoDatagram, ("127.0.0.1", 0)))[0]
+
+    def __call__(self) -> Mapping[str, float]:
+        start = spent(self.driven)
+        for _ in range(self.rounds):
+            for client in self._clients:
+                client.send(self._message)
+            for client in self._clients:
+                client.recv(len(self._message))
+        return {self.label: (spent(self.driven) - start) / (self.rounds * len(self._clients))}
+
+    def close(self) -> None:
+        """Close all sockets."""
+        for client in self._clients:
+            client.close()
+        self.driven.loop.call_soon_threadsafe(self._server.close)

@@ -9,7 +9,7 @@ from asv_bench import coroutines, crossing, peers, workloads
 from asv_bench.descriptors import eventfds
 from asv_bench.drive import Asyncio, NbloopAio
 from asv_bench.measure import Probe, Sample, interleave, nothing, ratios
-from asv_bench.served import Served, Visited
+from asv_bench.served import Served, ServedDatagrams, Visited
 
 from .common import ROUNDS
 
@@ -150,6 +150,35 @@ class SecureServer(Server):
 
     params = (("asyncio", "uvloop"), (False, True), (1024,))
     tls = True
+
+
+class Datagrams:
+    """CPU time of a server's thread."""
+
+    params = (("asyncio", "uvloop"), (64, 1024))
+    param_names = ("beside", "bytes")
+
+    def setup(self, beside: str, size: int) -> None:
+        self.loops: tuple[Any, ...] = ()
+        self.probes: list[ServedDatagrams] = []
+        if beside == "uvloop" and not peers.installed("uvloop"):
+            raise NotImplementedError("uvloop is not installed: make peers")
+        self.loops = NbloopAio(), (peers.Uvloop if beside == "uvloop" else Asyncio)()
+        for of in self.loops:
+            of.start()
+        self.probes = [ServedDatagrams(of.name, of, size) for of in self.loops]
+
+    def teardown(self, _beside: str, _size: int) -> None:
+        for probe, of in zip(self.probes, self.loops, strict=True):
+            probe.close()
+            of.close()
+
+    def track_datagram(self, beside: str, _size: int) -> float:
+        """Decides what datagrams received and sent by kernels are worth to a server, and how far uvloop's are."""
+        values = interleave(ROUNDS, self.probes)
+        return Sample.of(ratios(values["nbloop.aio"], values[beside])).median
+
+    track_datagram.unit = "times the other loop's CPU time"  # type: ignore[attr-defined]
 
 
 class Connections:

@@ -44,12 +44,22 @@ from ..kernels.methods import asyncio_methods as kernels
 from ..kernels.methods.asyncio_methods import AIO, FAR, AioWords
 from ..kernels.turn.stream import flush_streams
 from ..loop import Loop
+from .datagrams import FAMILIES, DatagramTransport
 from .futures import set_done
 from .guard import name_loops
 from .handles import Handle, LockedHandle, Step, TimerHandle, new_words, run, run_watched, tools_watch
 from .selector import READ, WRITE, Selector
 from .tls import TlsProtocol
-from .transports import KERNELS_READ, StreamTransport, accept_plainly, numbers_of, plain_accept, shared_words
+from .transports import (
+    KERNELS_READ,
+    KernelTransport,
+    StreamTransport,
+    accept_plainly,
+    new_buffer,
+    numbers_of,
+    plain_accept,
+    shared_words,
+)
 
 base_events: Any = _base_events  # its stubs do not name what is wanted of it
 
@@ -157,6 +167,11 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         stop and close is the asyncio loop's own affair.
         """
         return self._core
+
+    @functools.cached_property
+    def _received(self) -> Any:
+        """The buffer that all transports share; made for the first one."""
+        return new_buffer()
 
     @functools.cached_property
     def _streams_share(self) -> tuple[Any, ...]:
@@ -343,7 +358,9 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
     def _make_socket_transport(
         self, sock: Any, protocol: Any, waiter: Any = None, *, extra: Any = None, server: Any = None, **context: Any
     ) -> Any:
-        """Of each connected socket, accepted ones too. The only place where a kind of transport is chosen."""
+        """Of each connected socket, accepted ones too. A kind of transport is chosen here and in the method for datagrams,
+        and nowhere else.
+        """
         # Kernels read an object of that type. A mock of one says that it is an instance.
         if not KERNELS_READ or not issubclass(type(sock), socket.socket):
             return super()._make_socket_transport(  # type: ignore[misc]
@@ -416,6 +433,14 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
             reads.cancel()
             raise
         return tls._app_transport
+
+    def _make_datagram_transport(self, sock: Any, protocol: Any, *arguments: Any, **more: Any) -> Any:
+        """Of each socket of `create_datagram_endpoint`."""
+        plain = issubclass(type(sock), socket.socket)  # a mock of one says that it is an instance
+        if not KERNELS_READ or not plain or sock.family not in FAMILIES:
+            return super()._make_datagram_transport(sock, protocol, *arguments, **more)  # type: ignore[misc]
+        self._ensure_fd_no_transport(sock)
+        return DatagramTransport(self, sock, protocol, *arguments, **more)
 
     def _accept_connection(  # its arguments are asyncio's
         self,
@@ -634,7 +659,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         super().set_debug(bool(enabled))  # a word that kernels compare
         self._choose_run()
         for transport in list(self._transports.values()):
-            if isinstance(transport, StreamTransport):
+            if isinstance(transport, KernelTransport):
                 transport.aim()
 
     def _choose_run(self) -> None:

@@ -53,6 +53,26 @@ _INTERNET, _STREAM = (int(socket.AF_INET), int(socket.AF_INET6)), int(socket.SOC
 _SocketTransport: Any = _selector_events._SelectorSocketTransport  # type: ignore[attr-defined]
 
 
+class KernelTransport:
+    """A transport whose kernel the loop calls when its socket can be read."""
+
+    _reads_in: Context | None = None
+
+    def reads_in(self, context: Context) -> None:
+        """There is a reader, whose context this is."""
+        if context is not self._reads_in:
+            self._reads_in = context
+            self.aim()
+
+    def aim(self) -> None:
+        """Have the kernel read, or asyncio."""
+        raise NotImplementedError
+
+    def watched(self) -> Callable[..., object]:
+        """What the core is to call."""
+        raise NotImplementedError
+
+
 class Stream(StreamWords):
     """What a watch calls when a socket can be read, and what its transport sends through."""
 
@@ -83,7 +103,7 @@ class Stream(StreamWords):
 def shared_words(loop: Any) -> tuple[Any, ...]:
     """What the streams of a loop have in common: `MADE_ITEMS` behind the first three."""
     names = "data_received", "get_buffer", "buffer_updated"
-    return new_buffer(), *names, loop._selector._ready, _ended, _unsent, loop._core._state, True
+    return loop._received, *names, loop._selector._ready, _ended, _unsent, loop._core._state, True
 
 
 class StreamSocket(trsock.TransportSocket):
@@ -112,7 +132,7 @@ def _unsent(told: tuple[weakref.ref[StreamTransport], Any, int | None]) -> None:
         transport._write_unsent(*told[1:])
 
 
-class StreamTransport(_SocketTransport):  # type: ignore[misc]
+class StreamTransport(KernelTransport, _SocketTransport):  # type: ignore[misc]
     """A connection over TCP or a Unix socket. As asyncio's, it is for the loop's thread alone; where another loop runs,
     `write`, `writelines` and `write_eof` raise RuntimeError.
     """
@@ -123,7 +143,6 @@ class StreamTransport(_SocketTransport):  # type: ignore[misc]
     _protocol_connected = True
     _high_water, _low_water = _begins._high_water, _begins._low_water
     _empty_waiter: Any = None
-    _reads_in: Context | None = None
     _context: Context | None = None
     _buffer: Any = ()  # from the first byte that waits a deque, which takes 0.6 KB
 
@@ -214,12 +233,6 @@ class StreamTransport(_SocketTransport):  # type: ignore[misc]
         else:
             self._read_ready__data_received()
 
-    def reads_in(self, context: Context) -> None:
-        """There is a reader, whose context this is."""
-        if context is not self._reads_in:
-            self._reads_in = context
-            self.aim()
-
     def aim(self) -> None:
         """Have the kernel read, or asyncio."""
         context, protocol = self._reads_in, self._protocol
@@ -227,6 +240,9 @@ class StreamTransport(_SocketTransport):  # type: ignore[misc]
             self._stream.aim(None)
         else:
             self._stream.aim((protocol, context, True if isinstance(protocol, asyncio.BufferedProtocol) else None))
+
+    def watched(self) -> Callable[..., object]:
+        return self._stream.ready
 
     def _read_ended(self, name: str | None, why: int | BaseException) -> None:
         """At that method of the protocol, or at the buffer that it gave: an exception, errno, 0 for the end, or -1 for
@@ -412,13 +428,13 @@ def watched_by(reader: Any, writer: Any) -> Any:
     """What the core is to call for a descriptor with these handles, if they are a transport's of ours; else None."""
     for handle in (reader, writer):
         transport = getattr(handle and handle._callback, "__self__", None)
-        if isinstance(transport, StreamTransport):
+        if isinstance(transport, KernelTransport):
             if reader is not None:
                 transport.reads_in(reader._context)
-            return transport._stream.ready
+            return transport.watched()
     return None
 
 
 def new_buffer() -> Any:
-    """For what the streams of one loop receive. Memory only where something has been received."""
+    """For what the transports of one loop receive. Memory only where something has been received."""
     return np.zeros(BUFFER_SIZE, np.uint8)

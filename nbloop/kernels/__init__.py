@@ -11,7 +11,7 @@ from .methods import asyncio_methods, group, javascript, lifetime, scheduling, s
 from .observe import allocations, event_ring, frames, meter
 from .promises import reactions, settling
 from .state import traverse
-from .turn import fd_watches, stream, turn
+from .turn import datagram, fd_watches, stream, turn
 
 object_cache.load()
 
@@ -19,6 +19,7 @@ __all__ = [
     "allocations",
     "asyncio_methods",
     "channel_methods",
+    "datagram",
     "event_ring",
     "fd_watches",
     "frames",

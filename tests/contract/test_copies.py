@@ -39,6 +39,7 @@ INTERNAL = {
         "ResultSlotsWords",
         "ResolverWords",
         "StreamWords",
+        "DatagramWords",
         "AioWords",
         "State",
     ),
@@ -83,7 +84,7 @@ INTERNAL = {
     ),  # of a promise, a view, a loop
     *("Kernel", "MethodDef", "TwinMethod", "Status", "External", "Darwin", "FreeBSD"),  # of the process
     *("StandIn", "Sited", "Spawning", "Owed"),  # what is scheduled in the place of a callback
-    *("Selector", "StreamTransport", "StreamSocket"),  # of an EventLoop
+    *("Selector", "KernelTransport", "StreamTransport", "StreamSocket", "DatagramTransport"),  # of an EventLoop
     *("TlsTransport", "TlsProtocol"),  # of a StreamTransport
     *("Listeners", "Front", "Back"),  # of a WorkerGroup: sockets and locks, which refuse by themselves
     *("Call", "Outcome"),  # of a Worker that waits for another one: a future of its loop
@@ -121,6 +122,7 @@ each_way = pytest.mark.parametrize("make_copy", COPIES.values(), ids=COPIES)
 def unique(make_loop, tmp_path):
     """One of each class that refuses, by class."""
     from nbloop.aio import Queue, WorkerGroup
+    from nbloop.aio.datagrams import Datagrams
     from nbloop.aio.transports import Stream
     from nbloop.js import scopes
     from nbloop.kernels.promises.classes import Eventual
@@ -140,6 +142,7 @@ def unique(make_loop, tmp_path):
         aio = nbloop.new_event_loop()
         end.callback(aio.close)
         stream = Stream(weakref.ref(aio), end.enter_context(socket.socket()), aio._streams_share)
+        datagrams = Datagrams(aio, end.enter_context(socket.socket()), aio)
         clock_loop = make_loop()
         group = nbloop.LoopGroup(1)
         end.callback(group.close)
@@ -164,7 +167,7 @@ def unique(make_loop, tmp_path):
                 VirtualClock(clock_loop),
                 served,
             ),
-            *(shared.loops()[0], Profiler(), nbloop.EventLoopPolicy(), stream),
+            *(shared.loops()[0], Profiler(), nbloop.EventLoopPolicy(), stream, datagrams),
         ]
         yield {type(one): one for one in made}
 

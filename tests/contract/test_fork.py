@@ -730,3 +730,57 @@ except ForkedLoopError:
     assert is_child
 """
     )
+
+
+def test_a_child_receives_no_datagram_of_the_parents(run_script):
+    """contract: fork: of what one poll brings, the parent gets each datagram, and a child sends none."""
+    run_script(
+        PRELUDE
+        + """
+import asyncio, socket
+import nbloop
+
+class Protocol(asyncio.DatagramProtocol):
+    def connection_made(self, transport):
+        self.transport = transport
+
+    def datagram_received(self, data, addr):
+        got.append(data)
+        pid = os.fork()
+        if pid == 0:
+            global is_child
+            is_child = True
+            try:
+                self.transport.sendto(b"child", addr)
+            except ForkedLoopError:
+                return
+        while os.waitpid(pid, os.WNOHANG)[0] == 0:
+            time.sleep(0.001)
+        self.transport.sendto(data, addr)
+        if len(got) == 3:
+            done.set_result(None)
+
+async def main(peer):
+    global done
+    done = asyncio.get_running_loop().create_future()
+    transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(Protocol, ("127.0.0.1", 0))
+    transport.pause_reading()
+    for number in b"012":
+        peer.sendto(bytes([number]), transport.get_extra_info("sockname"))
+    transport.resume_reading()
+    await asyncio.wait_for(done, 30)
+    transport.close()
+
+got, is_child = [], False
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+    peer.settimeout(30)
+    try:
+        nbloop.run(main(peer))
+    except ForkedLoopError:
+        assert is_child
+    if is_child:  # it has begun with what the parent had, and received no more
+        os._exit(0)
+    assert got == [b"0", b"1", b"2"], got
+    assert [peer.recv(10) for _ in range(3)] == got
+"""
+    )

@@ -62,6 +62,7 @@ if WINDOWS:
 else:
     _system.mmap.restype = _system.recv.restype = ctypes.c_ssize_t
     _system.send.restype = _system.sendmsg.restype = ctypes.c_ssize_t
+    _system.recvfrom.restype = _system.sendto.restype = _system.strlen.restype = ctypes.c_ssize_t
 
 
 class _Pending(threading.local):
@@ -219,6 +220,33 @@ def _sendmsg(fd: int, message: int, flags: int) -> int:
     return result
 
 
+def _recvfrom(fd: int, buffer: int, size: int, flags: int, address: int, length: int) -> int:
+    into = ctypes.c_int(fd), ctypes.c_void_p(buffer), ctypes.c_size_t(size), ctypes.c_int(flags)
+    result = int(_system.recvfrom(*into, ctypes.c_void_p(address), ctypes.c_void_p(length)))
+    _errno.value = ctypes.get_errno()
+    return result
+
+
+def _sendto(fd: int, buffer: int, size: int, flags: int, address: int, length: int) -> int:
+    what = ctypes.c_int(fd), ctypes.c_void_p(buffer), ctypes.c_size_t(size), ctypes.c_int(flags)
+    result = int(_system.sendto(*what, ctypes.c_void_p(address), ctypes.c_uint(length)))
+    _errno.value = ctypes.get_errno()
+    return result
+
+
+def _inet_ntop(family: int, address: int, text: int, size: int) -> int:
+    where = ctypes.c_void_p(address), ctypes.c_void_p(text), ctypes.c_uint(size)
+    return text if _system.inet_ntop(ctypes.c_int(family), *where) else 0
+
+
+def _inet_pton(family: int, text: int, address: int) -> int:
+    return int(_system.inet_pton(ctypes.c_int(family), ctypes.c_void_p(text), ctypes.c_void_p(address)))
+
+
+def _strlen(text: int) -> int:
+    return int(_system.strlen(ctypes.c_void_p(text)))
+
+
 def _memmove(to: int, origin: int, size: int) -> int:
     ctypes.memmove(to, origin, size)
     return to
@@ -293,8 +321,12 @@ PyContext_Enter = _declare("PyContext_Enter", INT, WORD)
 PyContext_Exit = _declare("PyContext_Exit", INT, WORD)
 PyContext_CopyCurrent = _declare("PyContext_CopyCurrent", WORD)
 PyUnicode_FromString = _declare("PyUnicode_FromString", WORD, WORD)
+PyUnicode_DecodeFSDefault = _declare("PyUnicode_DecodeFSDefault", WORD, WORD)
+PyUnicode_AsUTF8AndSize = _declare("PyUnicode_AsUTF8AndSize", WORD, WORD, WORD)
 PyType_GetFlags = _declare("PyType_GetFlags", WORD, WORD)
 PyFunction_GetCode = _declare("PyFunction_GetCode", WORD, WORD)  # a borrowed reference
+# Variadic in C; see `libc_syscall` below.
+PySys_Audit = _declare("PySys_Audit", INT, WORD, WORD, WORD, WORD)
 PyErr_BadArgument = _declare("PyErr_BadArgument", VOID)
 PyEval_SaveThread = _declare("PyEval_SaveThread", WORD, twin=_save_thread)
 PyEval_RestoreThread = _declare("PyEval_RestoreThread", VOID, WORD, twin=_restore_thread)
@@ -315,6 +347,11 @@ libc_raise = _declare("raise", INT, INT, twin=_raise)
 libc_recv = _declare("recv", WORD, INT, WORD, WORD, INT, twin=_recv)
 libc_send = _declare("send", WORD, INT, WORD, WORD, INT, twin=_send)
 libc_sendmsg = _declare("sendmsg", WORD, INT, WORD, INT, twin=_sendmsg)
+libc_recvfrom = _declare("recvfrom", WORD, INT, WORD, WORD, INT, WORD, WORD, twin=_recvfrom)
+libc_sendto = _declare("sendto", WORD, INT, WORD, WORD, INT, WORD, INT, twin=_sendto)
+libc_inet_ntop = _declare("inet_ntop", WORD, INT, WORD, WORD, INT, twin=_inet_ntop)
+libc_inet_pton = _declare("inet_pton", INT, INT, WORD, WORD, twin=_inet_pton)
+libc_strlen = _declare("strlen", WORD, WORD, twin=_strlen)
 libc_memmove = _declare("memmove", WORD, WORD, WORD, WORD, twin=_memmove)
 libc_usleep = _declare("usleep", INT, INT, twin=_usleep)
 libc_mmap = _declare("mmap", WORD, WORD, WORD, INT, INT, INT, WORD, twin=_mmap)
@@ -329,7 +366,8 @@ Sleep = _declare("Sleep", VOID, INT, twin=_sleep)
 VirtualAlloc = _declare("VirtualAlloc", WORD, WORD, WORD, INT, INT, twin=_virtual_alloc)
 VirtualFree = _declare("VirtualFree", INT, WORD, WORD, INT, twin=_virtual_free)
 
-TYPE_BYTES = 1 << 27  # Py_TPFLAGS_BYTES_SUBCLASS, of the stable ABI
+# Py_TPFLAGS_LONG_SUBCLASS and its like, of the stable ABI
+TYPE_LONG, TYPE_TUPLE, TYPE_BYTES, TYPE_UNICODE = 1 << 24, 1 << 26, 1 << 27, 1 << 28
 BUFFER_WRITABLE = 1  # PyBUF_WRITABLE, and of struct Py_buffer, of the stable ABI since 3.11, its size and `len`
 BUFFER_BYTES, BUFFER_LENGTH = 80, 16
 
@@ -348,7 +386,8 @@ POLLIN = 1
 SYS_IOCTL = {"x86_64": 16, "aarch64": 29}.get(platform.machine(), 0)
 FIONREAD = 0x541B
 EINTR, EAGAIN = 4, 11
-MSG_NOSIGNAL = 0x4000
+MSG_DONTWAIT, MSG_NOSIGNAL = 0x40, 0x4000
+AF_UNIX, AF_INET6 = 1, 10  # of Linux
 # struct msghdr of 64-bit Linux, and where its pieces are and how many; struct iovec {address, size}
 MSGHDR_BYTES, MSGHDR_PIECES, MSGHDR_COUNT, IOVEC_BYTES = 56, 16, 24, 16
 # struct epoll_event {uint32 events; uint64 data} is packed on x86-64 only, for the sake of 32-bit programs there

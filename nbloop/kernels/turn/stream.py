@@ -91,7 +91,8 @@ RECEIVED_MOST = 256 * 1024  # asyncio's `max_size`
 LARGE = 64 * 1024  # bytes from which on a copy costs more than to ask how many there are
 # Behind what is received, in a loop's array: how many bytes came last, and where the system writes how many there are.
 LAST_SIZE, AVAILABLE = RECEIVED_MOST, RECEIVED_MOST + 8
-BUFFER_SIZE = RECEIVED_MOST + 16
+ADDRESS = RECEIVED_MOST + 16  # and where datagram.py has an address, and its text
+BUFFER_SIZE = ADDRESS + 256
 
 
 class StreamWords(Unique):

@@ -79,6 +79,29 @@ def run_streams(world: World) -> Steps:
     return _run(world, main)
 
 
+@scenario
+@of_ctrl_c
+def run_datagrams(world: World) -> Steps:
+    """An endpoint over our transports."""
+
+    async def main() -> None:
+        came = asyncio.get_running_loop().create_future()
+
+        class Protocol(asyncio.DatagramProtocol):
+            def datagram_received(self, data: bytes, addr: object) -> None:
+                if not came.done():
+                    came.set_result((data, addr))
+
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_datagram_endpoint(Protocol, ("127.0.0.1", 0))
+        address = transport.get_extra_info("sockname")
+        transport.sendto(b"x", address)
+        assert await came == (b"x", address)
+        transport.close()
+
+    return _run(world, main)
+
+
 def _idle(world: World, call: Callable[[EventLoop, Count], object]) -> Steps:
     """A call of a loop that does not run; it runs and closes afterwards."""
     loop, count = world.to_go(EventLoop()), Count()

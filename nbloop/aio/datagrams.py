@@ -1,0 +1,204 @@
+"""asyncio's transport of a datagram socket, of which kernels do what each datagram needs (kernels/turn/datagram.py).
+
+As for streams (transports.py): the rules stay asyncio's own code, a `Datagrams` is what is watched and what the
+transport's `sendto` is, and asyncio's methods run wherever the case is not the plain one: the debug mode, datagrams
+that wait, an error, an address that is a name or a path.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import socket
+import weakref
+from asyncio import selector_events as _selector_events
+from collections.abc import Callable
+from contextvars import Context
+from typing import Any
+
+from ..kernels.base.kernel import method
+from ..kernels.turn import datagram as kernels
+from ..kernels.turn.datagram import DatagramWords
+from .guard import check_here
+from .transports import KernelTransport
+
+_DatagramTransport: Any = _selector_events._SelectorDatagramTransport  # type: ignore[attr-defined]
+FAMILIES = socket.AF_INET, socket.AF_INET6, getattr(socket, "AF_UNIX", None)  # whose addresses the kernel can make
+HEADER = 8  # bytes that each datagram that waits counts beside its own
+
+
+class Datagrams(DatagramWords):
+    """What a watch calls when a socket can be read, and what its transport sends through."""
+
+    __slots__ = ()
+
+    def __init__(self, owner: DatagramTransport, sock: socket.socket, loop: Any) -> None:
+        self._clear = None
+        owner_of = weakref.ref(owner)
+        told = "Fatal read error on datagram transport", "Fatal write error on datagram transport"
+        self._made = (
+            *(None, owner_of, sock, loop._received, int(sock.family), "datagram_received"),
+            *(loop._selector._ready, _raised, _failed, functools.partial(_send_slowly, owner_of), *told),
+            *(loop._core._state, True, "addr", b"socket.sendto", b"OO"),
+        )
+        self.aim(None)
+
+    @method(kernels.datagrams_ready)
+    def ready(self, fd: int, events: int, /) -> None:
+        """Receive what has come, and give it to the protocol. The loop's thread."""
+
+    @method(kernels.datagram_send)
+    def sendto(self, data: Any, addr: Any = None) -> None:
+        """Send now; the transport keeps what the system does not take."""
+
+    @method(kernels.datagrams_aim)
+    def aim(self, target: tuple[Any, Context] | None, /) -> None:
+        """Whom to give what is received, and in which context; None: asyncio's own code reads. Any thread."""
+
+
+def _raised(told: tuple[weakref.ref[DatagramTransport], BaseException]) -> None:
+    owner, error = told
+    transport = owner()
+    if transport is None or isinstance(error, (SystemExit, KeyboardInterrupt)):
+        raise error
+    transport._protocol_raised(error)
+
+
+def _failed(told: tuple[weakref.ref[DatagramTransport], str, int | BaseException]) -> None:
+    transport = told[0]()
+    if transport is not None:
+        transport._system_failed(*told[1:])
+
+
+def _send_slowly(owner: weakref.ref[DatagramTransport], *args: Any, **keywords: Any) -> None:
+    transport = owner()
+    if transport is not None:
+        DatagramTransport.sendto(transport, *args, **keywords)
+
+
+class DatagramTransport(KernelTransport, _DatagramTransport):  # type: ignore[misc]
+    """A socket of datagrams: UDP or Unix. As asyncio's, it is for the loop's thread alone; where another loop
+    runs, `sendto` raises RuntimeError.
+    """
+
+    def __init__(self, loop: Any, sock: Any, protocol: Any, *arguments: Any, **more: Any) -> None:
+        self._datagrams = Datagrams(self, sock, loop)
+        self._by_number = sock.family in (socket.AF_INET, socket.AF_INET6)
+        super().__init__(loop, sock, protocol, *arguments, **more)
+        self.sendto = self._datagrams.sendto  # type: ignore[method-assign] # no Python frame
+        self._judge()
+
+    # --- receiving
+
+    def set_protocol(self, protocol: Any) -> None:
+        super().set_protocol(protocol)
+        self.aim()
+
+    def pause_reading(self) -> None:
+        super().pause_reading()
+        self.aim()
+
+    def resume_reading(self) -> None:
+        super().resume_reading()
+        self.aim()
+
+    def aim(self) -> None:
+        """Have the kernel receive, or asyncio. What of a poll is still to be received waits for the next one."""
+        context = self._reads_in
+        if context is None or not self.is_reading() or self._loop.get_debug():
+            self._datagrams.aim(None)
+        else:
+            self._datagrams.aim((self._protocol, context))
+
+    def watched(self) -> Callable[..., object]:
+        return self._datagrams.ready
+
+    def _protocol_raised(self, error: BaseException) -> None:
+        """As of any callback of the loop's: the transport goes on."""
+        handle = asyncio.Handle(self._read_ready, (), self._loop, self._reads_in)
+        self._loop._callback_raised(handle, self._read_ready, (), error)
+
+    def _system_failed(self, message: str, why: int | BaseException) -> None:
+        """Of a kernel's call: errno, or what an audit hook has raised."""
+        try:
+            raise OSError(why, os.strerror(why)) if isinstance(why, int) else why
+        except OSError as error:
+            self._protocol.error_received(error)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            self._fatal_error(error, message)
+
+    # --- sending
+
+    def _judge(self) -> None:
+        """May the next datagram go to the system, and does it need an address?"""
+        datagrams, connected = self._datagrams, bool(self._extra["peername"])
+        addressed = not self._address and self._by_number
+        waits = self._buffer or self._closing or self._conn_lost or self._sock is None
+        datagrams._clear = None if waits or not (connected or addressed) else connected
+
+    def sendto(self, data: Any, addr: Any = None) -> None:
+        check_here(self)
+        try:
+            super().sendto(data, addr)
+        finally:
+            self._judge()
+
+    def _sendto_ready(self) -> None:
+        """asyncio's of 3.14. That of 3.13 takes off too little of each that has waited, until writing stays paused."""
+        try:
+            self._send_queued()
+        finally:
+            self._judge()
+
+    def _send_queued(self) -> None:
+        while self._buffer:
+            data, addr = self._buffer.popleft()
+            self._buffer_size -= len(data) + HEADER
+            try:
+                if self._extra["peername"]:
+                    self._sock.send(data)
+                else:
+                    self._sock.sendto(data, addr)
+            except (BlockingIOError, InterruptedError):
+                self._buffer.appendleft((data, addr))
+                self._buffer_size += len(data) + HEADER
+                break
+            except OSError as error:
+                self._protocol.error_received(error)
+                return
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:
+                self._fatal_error(error, "Fatal write error on datagram transport")
+                return
+        self._maybe_resume_protocol()  # may send more
+        if not self._buffer:
+            self._loop._remove_writer(self._sock_fd)
+            if self._closing:
+                self._call_connection_lost(None)
+
+    # --- the end
+
+    def close(self) -> None:
+        super().close()
+        self.aim()
+        self._judge()
+
+    def _force_close(self, exc: BaseException | None) -> None:
+        super()._force_close(exc)
+        if not self._buffer:
+            self._buffer_size = 0  # as asyncio since 3.15
+        self.aim()
+        self._judge()
+
+    def _call_connection_lost(self, exc: BaseException | None) -> None:
+        self._datagrams._clear = None
+        try:
+            super()._call_connection_lost(exc)
+        finally:
+            self._reads_in = None
+            self._datagrams.aim(None)
+            self.__dict__.pop("sendto", None)
