@@ -358,8 +358,8 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
     def _make_socket_transport(
         self, sock: Any, protocol: Any, waiter: Any = None, *, extra: Any = None, server: Any = None, **context: Any
     ) -> Any:
-        """Of each connected socket, accepted ones too. A kind of transport is chosen here and in the method for datagrams,
-        and nowhere else.
+        """Of each connected socket, accepted ones too. This method and `_make_datagram_transport` choose the kind of
+        transport.
         """
         # Kernels read an object of that type. A mock of one says that it is an instance.
         if not KERNELS_READ or not issubclass(type(sock), socket.socket):
