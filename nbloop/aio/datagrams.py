@@ -213,5 +213,4 @@ class DatagramTransport(KernelTransport, _DatagramTransport):  # type: ignore[mi
             super()._call_connection_lost(exc)
         finally:
             self._reads_in = None
-            self._datagrams.aim(None)
             self.__dict__.pop("sendto", None)

@@ -589,6 +589,26 @@ def test_what_the_system_does_not_take_follows(endpoint, kind, closes):
     assert log == (["made", "pause", "resume", ("lost", type(None), None)] if closes else ["made"])
 
 
+def test_a_datagram_does_not_overtake_those_that_wait(endpoint):
+    """Although the peer has made room for it."""
+
+    async def test(transport, _protocol, peer):
+        sent, got = 0, []
+        while transport.get_write_buffer_size() == 0:
+            assert sent < 100_000
+            transport.sendto(b"%d" % sent)
+            sent += 1
+        got.append(peer.recv(10))
+        transport.sendto(b"%d" % sent)
+        while len(got) <= sent:
+            await asyncio.sleep(0)
+            with contextlib.suppress(BlockingIOError):
+                got.append(peer.recv(10))
+        return got == [b"%d" % number for number in range(sent + 1)]
+
+    assert endpoint(test, "unix connected")
+
+
 def test_a_datagram_of_another_loop_is_not_sent():
     """contract: used on another loop, a transport raises and names both."""
     owner, here = nbloop.new_event_loop(name="owner"), nbloop.new_event_loop(name="here")
