@@ -1,6 +1,6 @@
 """asyncio's transport of a datagram socket, of which kernels do what each datagram needs (kernels/turn/datagram.py).
 
-As for streams (transports.py): the rules stay asyncio's own code, a `Datagrams` is what is watched and what the
+As for streams (transports.py): the rules stay asyncio's own code, a `Datagrams` is what a watch queues and what the
 transport's `sendto` is, and asyncio's methods run wherever the case is not the plain one: the debug mode, datagrams
 that wait, an error, an address that is a name or a path.
 """
@@ -29,7 +29,7 @@ HEADER = 8  # bytes that each datagram that waits counts beside its own
 
 
 class Datagrams(DatagramWords):
-    """What a watch calls when a socket can be read, and what its transport sends through."""
+    """What a watch queues when a socket can be read, and what its transport sends through."""
 
     __slots__ = ()
 
