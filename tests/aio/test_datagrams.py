@@ -472,6 +472,23 @@ def test_a_protocol_that_had_enough_gets_no_more(endpoint, kind, end):
     assert all_of_them == ([b"0"] if end in ("close", "abort") else [b"0", b"1", b"2", b"3"])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_ready_before_a_datagram_runs_before_it(tmp_path, kind):
+    """The first turn of a run polls, and what waits for it then is older."""
+    peer, mine = pair(kind, tmp_path)
+    with contextlib.closing(nbloop.new_event_loop()) as loop:
+        opened = loop.create_datagram_endpoint(lambda: Logged([]), sock=mine)
+        transport, protocol = loop.run_until_complete(opened)
+        loop.run_until_complete(settle())
+        peer.send(b"x")
+        loop.call_soon(protocol.log.append, "before")
+        loop.run_until_complete(settle())
+        assert [one if isinstance(one, str) else one[0] for one in protocol.log] == ["made", "before", "data"]
+        transport.close()
+        loop.run_until_complete(settle())
+    peer.close()
+
+
 def test_an_interrupt_leaves_the_loop(endpoint):
     """KeyboardInterrupt and SystemExit leave `run`, as in asyncio."""
 
@@ -570,6 +587,26 @@ def test_what_the_system_does_not_take_follows(endpoint, kind, closes):
 
     log = endpoint(test, kind)
     assert log == (["made", "pause", "resume", ("lost", type(None), None)] if closes else ["made"])
+
+
+def test_a_datagram_does_not_overtake_those_that_wait(endpoint):
+    """Although the peer has made room for it."""
+
+    async def test(transport, _protocol, peer):
+        sent, got = 0, []
+        while transport.get_write_buffer_size() == 0:
+            assert sent < 100_000
+            transport.sendto(b"%d" % sent)
+            sent += 1
+        got.append(peer.recv(10))
+        transport.sendto(b"%d" % sent)
+        while len(got) <= sent:
+            await asyncio.sleep(0)
+            with contextlib.suppress(BlockingIOError):
+                got.append(peer.recv(10))
+        return got == [b"%d" % number for number in range(sent + 1)]
+
+    assert endpoint(test, "unix connected")
 
 
 def test_a_datagram_of_another_loop_is_not_sent():
