@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import contextvars
 import errno
-import gc
 import itertools
 import os
 import random
@@ -26,6 +25,7 @@ from nbloop.aio.datagrams import HEADER, Datagrams, DatagramTransport
 from nbloop.aio.loop import UNPOLLED_TURNS
 from nbloop.aio.transports import KERNELS_READ
 from nbloop.kernels.turn.datagram import RECEIVED_AT_ONCE
+from tests.support.connections import left_by
 from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.skipif(not KERNELS_READ, reason="asyncio's own transports here")
@@ -696,13 +696,7 @@ def test_nothing_is_left_of_a_closed_endpoint(tmp_path, kind, end):
             peer.close()
         return [one for one in gone if one() is not None]
 
-    gc.collect()
-    gc.disable()
-    try:
-        assert nbloop.run(main()) == []
-        assert [one for one in gc.get_objects() if type(one) is Datagrams] == []
-    finally:
-        gc.enable()
+    assert left_by(main, Datagrams) == []
 
 
 def test_nothing_is_leaked_by_a_datagram(endpoint):

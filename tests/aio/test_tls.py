@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import random
 import socket
 import ssl
@@ -16,7 +15,7 @@ import pytest
 import nbloop
 from nbloop.aio.tls import RECORD, TlsProtocol
 from nbloop.aio.transports import KERNELS_READ, Stream, StreamTransport
-from tests.support.connections import LOOPS, Buffered, Logged, pair, settle
+from tests.support.connections import LOOPS, Buffered, Logged, left_by, pair, settle
 from tests.support.secure import End, contexts
 from tests.support.waiting import PATIENCE
 
@@ -461,10 +460,4 @@ def test_nothing_is_left_of_a_closed_connection(how):
             await settle()
         return [one() for one in gone if one() is not None]
 
-    gc.collect()
-    gc.disable()
-    try:
-        assert nbloop.run(main()) == []
-        assert [one for one in gc.get_objects() if type(one) is Stream] == []
-    finally:
-        gc.enable()
+    assert left_by(main, Stream) == []

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import contextvars
 import errno
-import gc
 import itertools
 import os
 import random
@@ -21,7 +20,7 @@ import pytest
 
 import nbloop
 from nbloop.aio.transports import KERNELS_READ, Stream, StreamTransport
-from tests.support.connections import LOOPS, Buffered, Logged, pair, settle
+from tests.support.connections import LOOPS, Buffered, Logged, left_by, pair, settle
 from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.skipif(not KERNELS_READ, reason="asyncio's own transports here")
@@ -774,13 +773,7 @@ def test_nothing_is_left_of_a_closed_connection(kind, end):
             peer.close()
         return [one for one in gone if one() is not None]
 
-    gc.collect()
-    gc.disable()
-    try:
-        assert nbloop.run(main()) == []
-        assert [one for one in gc.get_objects() if type(one) is Stream] == []
-    finally:
-        gc.enable()
+    assert left_by(main, Stream) == []
 
 
 def test_a_transport_used_from_other_threads_does_no_harm(connected):
