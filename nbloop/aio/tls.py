@@ -31,9 +31,9 @@ FAILED = "Fatal error on SSL protocol"
 RECORD = 16 * 1024  # the most bytes that a record of TLS holds
 
 
-class TlsTransport(_SSLProtocolTransport):  # type: ignore[misc]
+class SSLTransport(_SSLProtocolTransport):  # type: ignore[misc]
     """The program's transport, for the loop's thread alone. Where another loop runs, `write` and `writelines` raise
-    RuntimeError.
+    RuntimeError. Its name says "SSL" as asyncio's does: CPython's tests recognise a transport of TLS by that.
     """
 
     def write(self, data: Any) -> None:
@@ -73,7 +73,7 @@ class TlsProtocol(_SSLProtocol):  # type: ignore[misc]
 
     def _get_app_transport(self) -> Any:
         if self._app_transport is None:
-            self._app_transport = TlsTransport(self._loop, self)
+            self._app_transport = SSLTransport(self._loop, self)
         return self._app_transport
 
     def takes_over(self, transport: Any) -> None:

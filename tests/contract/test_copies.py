@@ -85,7 +85,7 @@ INTERNAL = {
     *("Kernel", "MethodDef", "TwinMethod", "Status", "External", "Darwin", "FreeBSD"),  # of the process
     *("StandIn", "Sited", "Spawning", "Owed"),  # what is scheduled in the place of a callback
     *("Selector", "KernelTransport", "StreamTransport", "StreamSocket", "DatagramTransport"),  # of an EventLoop
-    *("TlsTransport", "TlsProtocol"),  # of a StreamTransport
+    *("SSLTransport", "TlsProtocol"),  # of a StreamTransport
     *("Listeners", "Front", "Back"),  # of a WorkerGroup: sockets and locks, which refuse by themselves
     *("Call", "Outcome"),  # of a Worker that waits for another one: a future of its loop
     "LoopCollector",  # has a loop, and a name
