@@ -368,12 +368,12 @@ class StreamTransport(KernelTransport, _SocketTransport):  # type: ignore[misc]
 
     def close(self) -> None:
         self._stream.flush()
-        if self._closing:
-            return
-        self._closing = True
         self._read_ready_cb = None
         if CLOSE_FORGETS_WRITER:
             self._write_ready = None
+        if self._closing:
+            return
+        self._closing = True
         loop = self._loop
         loop._remove_reader(self._sock_fd)
         self._stream._clear = None
