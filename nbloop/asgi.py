@@ -67,16 +67,18 @@ def run(
     if lifespan not in ("each", "primary"):
         raise ValueError(f'lifespan must be "each" or "primary", not {lifespan!r}')
     started: Queue[None] = Queue()
-    drained: Queue[None] = Queue()
+    begun: list[int] = []  # the workers, other than the first, whose `main` was called
+    drained: Queue[int] = Queue()  # those that serve no more
 
     async def main(worker: Worker) -> None:
         one = lifespan == "primary"
         if one and not worker.primary:
+            begun.append(worker.index)
             try:
                 await started.get()
                 await _serve(worker, uvicorn.Server(_config(app, lifespan="off", **config)))
             finally:
-                drained.put_nowait(None)
+                drained.put_nowait(worker.index)
         else:
             server = uvicorn.Server(_config(app, **config))
             if one:
@@ -90,6 +92,10 @@ def run(
             await asyncio.shield(task)
         except asyncio.CancelledError:
             server.should_exit = True
+            for index in {*range(1, worker.count)}.difference(
+                begun
+            ):  # `main` is not called once the group is cancelled
+                drained.put_nowait(index)
             await task
             raise
 
@@ -128,7 +134,7 @@ def _config(app: Any, *, http: Any = "auto", **options: Any) -> uvicorn.Config:
 class _Primary(uvicorn.Server):
     """The server whose lifespan is the process's."""
 
-    def __init__(self, config: uvicorn.Config, others: int, started: Queue[None], drained: Queue[None]) -> None:
+    def __init__(self, config: uvicorn.Config, others: int, started: Queue[None], drained: Queue[int]) -> None:
         super().__init__(config)
         self._others, self._begun, self._drained = others, started, drained
 
@@ -141,8 +147,9 @@ class _Primary(uvicorn.Server):
         end = self.lifespan.shutdown
 
         async def after_the_others() -> None:
-            for _ in range(self._others):
-                await self._drained.get()
+            serving = set(range(1, self._others + 1))
+            while serving:
+                serving.discard(await self._drained.get())
             await end()
 
         self.lifespan.shutdown = after_the_others  # type: ignore[method-assign]

@@ -109,6 +109,44 @@ def test_a_lifespan_of_the_process(serving):
     assert json.loads(out) == [["lifespan.startup", "nbloop-asgi-0"], ["lifespan.shutdown", "nbloop-asgi-0"]]
 
 
+def test_a_worker_that_never_begins_does_not_hold_up_the_end(run_script):
+    """SIGTERM comes when the first loop serves and the thread of the second has not begun, so its `main` is never called."""
+    run_script("""
+import os, signal, threading
+from nbloop import asgi
+from nbloop.aio import serving
+
+cancelled, log = threading.Event(), []
+start, cancel, startup = serving.Worker._start, serving.WorkerGroup._cancel, asgi._Primary.startup
+
+def late(worker, main):
+    begins = (lambda: cancelled.wait(30) and start(worker, main)) if worker.index else (lambda: start(worker, main))
+    threading.Thread(target=begins).start()
+
+def noted(group):
+    cancel(group)
+    cancelled.set()
+
+async def started(server, sockets=None):
+    await startup(server, sockets=sockets)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+serving.Worker._start, serving.WorkerGroup._cancel, asgi._Primary.startup = late, noted, started
+
+async def app(scope, receive, send):
+    assert scope["type"] == "lifespan"
+    for _ in range(2):
+        log.append((await receive())["type"])
+        await send({"type": log[-1] + ".complete"})
+
+try:
+    asgi.run(app, loops=2, lifespan="primary", port=0, log_level="warning")
+except SystemExit as end:
+    assert end.code == 143
+assert log == ["lifespan.startup", "lifespan.shutdown"]
+""")
+
+
 def test_ctrl_c(serving):
     with serving("--loops", "2") as (port, child):
         ask(port, child)
