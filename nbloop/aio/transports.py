@@ -407,6 +407,8 @@ class StreamTransport(KernelTransport, _SocketTransport):  # type: ignore[misc]
             server, self._server = self._server, None
             of: Any = self
             of._sock = of._protocol = of._loop = None
+            if self._context is not None:  # in which the program may have set the protocol
+                self._context = None
             if not CLOSE_FORGETS_WRITER:
                 self._write_ready = None
             if server is not None:

@@ -110,7 +110,7 @@ def test_a_lifespan_of_the_process(serving):
 
 
 def test_a_worker_that_never_begins_does_not_hold_up_the_end(run_script):
-    """SIGTERM comes when the first loop serves and the second's thread has not begun: nothing calls that one's `main`."""
+    """SIGTERM comes when the first loop serves and the second's thread has not begun. Nothing calls its `main` then."""
     run_script("""
 import os, signal, threading
 from nbloop import asgi
