@@ -19,7 +19,7 @@ from typing import Any
 
 from ..kernels.base.kernel import method
 from ..kernels.turn import datagram as kernels
-from ..kernels.turn.datagram import DatagramWords
+from ..kernels.turn.socket_words import SocketWords, socket_aim
 from .guard import check_here
 from .transports import KernelTransport
 
@@ -28,7 +28,7 @@ FAMILIES = socket.AF_INET, socket.AF_INET6, getattr(socket, "AF_UNIX", None)  # 
 HEADER = 8  # bytes that each datagram that waits counts beside its own
 
 
-class Datagrams(DatagramWords):
+class Datagrams(SocketWords):
     """What a watch queues when a socket can be read, and what its transport sends through."""
 
     __slots__ = ()
@@ -58,7 +58,7 @@ class Datagrams(DatagramWords):
     def sendto(self, data: Any, addr: Any = None) -> None:
         """Send now; the transport keeps what the system does not take."""
 
-    @method(kernels.datagrams_aim)
+    @method(socket_aim)
     def aim(self, target: tuple[Any, Context] | None, /) -> None:
         """Whom to give what is received, and in which context; None: asyncio's own code reads. Any thread."""
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 from asyncio import _get_running_loop, sslproto, streams
 from typing import Any
 
-from ..kernels.turn.stream import RECEIVED_MOST
+from ..kernels.turn.socket_words import RECEIVED_MOST
 from .guard import check_here
 
 _SSLProtocol: Any = sslproto.SSLProtocol

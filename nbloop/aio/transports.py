@@ -34,7 +34,8 @@ import numpy as np
 from ..kernels.base.capi import SYS_EPOLL_PWAIT
 from ..kernels.base.kernel import method
 from ..kernels.turn import stream as kernels
-from ..kernels.turn.stream import BUFFER_SIZE, QUEUED_MOST, StreamWords
+from ..kernels.turn.socket_words import BUFFER_SIZE, socket_aim
+from ..kernels.turn.stream import QUEUED_MOST, StreamWords
 from .futures import set_done
 from .guard import check_here
 from .handles import Handle
@@ -98,7 +99,7 @@ class Stream(StreamWords):
     def flush(self) -> None:
         """Send now what `write` has left for the end of the turn. Any thread."""
 
-    @method(kernels.stream_aim)
+    @method(socket_aim)
     def aim(self, target: tuple[Any, Context, Literal[True] | None] | None, /) -> None:
         """Whom to give what is received, and in which context; None: asyncio's own code reads. Any thread."""
 

@@ -39,7 +39,7 @@ INTERNAL = {
         "ResultSlotsWords",
         "ResolverWords",
         "StreamWords",
-        "DatagramWords",
+        "SocketWords",
         "AioWords",
         "State",
     ),

@@ -9,10 +9,9 @@ called, because asyncio runs what was ready before first, and CPython's tests re
   is left, at an error, and when the protocol has set another `target`: replaced itself, paused, closed.
 * `sendto`: one system call, at once. Datagrams keep their bounds, so there is nothing to join, and none waits for the
   end of the turn.
-* `target` is (protocol, context), or None while Python is to read; it is swapped out and in as a stream's is.
+* `target` (socket_words.py) is (protocol, context).
 * `clear` is None while Python is to send: a datagram waits in the transport, it is closed, or the addresses are paths.
   True: the socket is connected. False: each datagram has its address.
-* The rest is one tuple, set once, which begins as a stream's does.
 
 An echo of 64 bytes over UDP takes 5.2 us of CPU time, most of it the system's, where 16 datagrams wait (asyncio 10.1,
 uvloop 6.1), and 8.8 where one does (14.9, 9.6). CPython's own `recvfrom` and `sendto`, called from here, would cost 0.9
@@ -25,10 +24,7 @@ find that no second one has come costs 0.3 us.
 
 from __future__ import annotations
 
-from typing import Any
-
-from ...unique import Unique
-from ..base.atomics import compare_and_swap, exchange, get, get_half, load, put, write_8
+from ..base.atomics import get, get_half, load, put, write_8
 from ..base.capi import (
     AF_INET6,
     AF_UNIX,
@@ -41,7 +37,6 @@ from ..base.capi import (
     TYPE_TUPLE,
     TYPE_UNICODE,
     Py_DecRef,
-    Py_IncRef,
     PyBytes_AsString,
     PyBytes_FromStringAndSize,
     PyBytes_Size,
@@ -69,12 +64,20 @@ from ..base.capi import (
     libc_sendto,
     libc_strlen,
 )
-from ..base.interpreter import OBJECT_TYPE, SEQUENCE_SIZE, TUPLE_ITEMS, slot_offsets
-from ..base.kernel import KEYWORDS, MANY, ONE, apart, data, helper, inlined, kernel
-from ..base.layout import ERROR, READ, WRITE, Fields
+from ..base.interpreter import OBJECT_TYPE, SEQUENCE_SIZE, TUPLE_ITEMS
+from ..base.kernel import KEYWORDS, MANY, apart, data, helper, inlined, kernel
 from ..base.refusal import on_loop_thread
-from . import stream
-from .stream import ADDRESS, RECEIVED_MOST, descriptor_of, stream_hands
+from .socket_words import (
+    ADDRESS,
+    RECEIVED_MOST,
+    SOCKET,
+    descriptor_of,
+    hand_over,
+    made_fields,
+    made_of,
+    target_give_back,
+    target_take,
+)
 
 RECEIVED_AT_ONCE = 16  # datagrams of one socket for each poll, before others have their turn
 UNKNOWN, REFUSED = -2, -3  # where a system call returns -1
@@ -85,39 +88,13 @@ TEXT = ADDRESS_SIZE + 8
 TEXT_SIZE = TEXT + TEXT_MOST
 
 
-class DatagramWords(Unique):
-    """The words of a `Datagrams`; `aio/datagrams.py` adds its methods. `_made` is a tuple of what is set once."""
-
-    __slots__ = ("_clear", "_made", "_target")
-    _clear: bool | None
-    _made: tuple[Any, ...]
-
-
-DATAGRAM = Fields(
-    "DATAGRAM",
-    {
-        slot.removeprefix("_").upper(): at
-        for slot, at in zip(DatagramWords.__slots__, slot_offsets(DatagramWords), strict=True)
-    },
-)
-# The items of `_made`: first those of a stream; the family of the socket; the name of the protocol's method; Python's
+# The items of `_made`: those of all sockets; the family of the socket; the name of the protocol's method; Python's
 # functions: for other events, for an exception of the protocol's, for an error of the system's, for what the kernel
 # does not send; the two messages of those errors; the array of the loop's state; True; and strings.
-MADE_ITEMS = (
-    *stream.MADE_ITEMS[:4],
+MADE = made_fields(
     *("family", "name", "other", "raised", "failed", "slowly", "reading", "writing"),
     *("state", "connected", "addr", "event", "form"),
 )
-MADE = Fields("MADE", {name.upper(): TUPLE_ITEMS + 8 * at for at, name in enumerate(MADE_ITEMS)})
-
-
-@helper
-def datagrams_made(self: int) -> int:
-    """What was set once; 0 with an exception set: `__new__` alone made it, or the collector has taken it apart."""
-    made = load(self + DATAGRAM.MADE)
-    if made == 0:
-        PyErr_BadArgument()
-    return made
 
 
 @inlined
@@ -132,19 +109,15 @@ def is_a(one: int, flag: int) -> bool:
 @kernel(MANY)
 def datagrams_ready(self: int, arguments: int, count: int) -> int:
     """(descriptor, events), of its watch: receive what has come, and give it to the protocol. Loop thread."""
-    made = datagrams_made(self)
+    made = made_of(self)
     if made == 0:
         return 0
     if count != 2:
         PyErr_BadArgument()
         return 0
     none = get(made + MADE.NONE)
-    target = none
-    if PyLong_AsLongLong(get(arguments + 8)) & (READ | WRITE | ERROR) == READ:
-        target = exchange(self + DATAGRAM.TARGET, 0)
-    if target == 0 or target == none:
-        if target != 0:
-            compare_and_swap(self + DATAGRAM.TARGET, 0, none)
+    target = target_take(self, get(arguments + 8), none)
+    if target == 0:
         return PyObject_Vectorcall(get(made + MADE.OTHER), arguments, 2, 0)
     error = 0
     context = get(target + TUPLE_ITEMS + 8)
@@ -153,10 +126,9 @@ def datagrams_ready(self: int, arguments: int, count: int) -> int:
         PyContext_Exit(context)
     else:
         error = PyErr_GetRaisedException()
-    if not compare_and_swap(self + DATAGRAM.TARGET, 0, target):
-        Py_DecRef(target)
+    target_give_back(self, target)
     # Outside of the context, which the loop's exception handler enters.
-    return none if error == 0 else stream_hands(made, get(made + MADE.RAISED), 0, error)
+    return none if error == 0 else hand_over(made, get(made + MADE.RAISED), 0, error)
 
 
 @helper
@@ -178,7 +150,7 @@ def datagrams_receive(self: int, made: int, protocol: int) -> int:
             return PyErr_GetRaisedException()
         Py_DecRef(result)
         # The protocol has closed or paused, or is another one; or this is a forked child, and the rest the parent's.
-        if load(self + DATAGRAM.TARGET) != 0 or not on_loop_thread(data(get(made + MADE.STATE))):
+        if load(self + SOCKET.TARGET) != 0 or not on_loop_thread(data(get(made + MADE.STATE))):
             return 0
     return 0
 
@@ -218,7 +190,7 @@ def datagram_failed(made: int, message: int, error: int) -> int:
     """Tell the transport of an error of the system's: a number or an exception, a reference given away. None, or 0 with
     an exception set.
     """
-    result = stream_hands(made, get(made + MADE.FAILED), message, error)
+    result = hand_over(made, get(made + MADE.FAILED), message, error)
     if result == 0:
         return 0
     Py_DecRef(result)
@@ -278,11 +250,11 @@ def datagram_send(self: int, arguments: int, count: int, names: int) -> int:
     """``data, addr=None``: send at once, if nothing waits. Python does all else, and what other threads send: another
     loop's may not.
     """
-    made = datagrams_made(self)
+    made = made_of(self)
     if made == 0:
         return 0
     none = get(made + MADE.NONE)
-    clear = load(self + DATAGRAM.CLEAR)
+    clear = load(self + SOCKET.CLEAR)
     plain = clear != 0 and clear != none and on_loop_thread(data(get(made + MADE.STATE)))
     address = none
     if names != 0:
@@ -374,16 +346,3 @@ def small(number: int, most: int) -> int:
     if value == -1:
         PyErr_Clear()  # too large, perhaps
     return value if 0 <= value <= most else -1
-
-
-@kernel(ONE)
-def datagrams_aim(self: int, target: int) -> int:
-    """From now on, what is received is for this `target`, or for Python if it is None. Any thread."""
-    made = datagrams_made(self)
-    if made == 0:
-        return 0
-    Py_IncRef(target)
-    before = exchange(self + DATAGRAM.TARGET, target)
-    if before != 0:
-        Py_DecRef(before)
-    return get(made + MADE.NONE)

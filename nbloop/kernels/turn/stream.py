@@ -10,9 +10,7 @@ own code decides. An echo of 64 bytes costs 1.5 us of user time instead of 3.9.
   size from there. No Python runs between the two, so nobody else writes the buffer meanwhile. After a large message the
   system is asked how many bytes there are (0.3 us), and large ones are received into their `bytes` without the copy. A
   BufferedProtocol has its own buffer, and `recv` writes into that.
-* `target` is (protocol, context, None or True for a BufferedProtocol), or None while Python is to read. The kernel
-  swaps it out for as long as it uses it, and back in unless another was set meanwhile, so that a thread which sets one
-  never frees what is in use.
+* `target` (socket_words.py) is (protocol, context, None or True for a BufferedProtocol).
 * What is written waits in `queued` until the turn ends, and leaves before the loop polls or sleeps: a response that is
   written in two pieces costs one system call and not two. One `bytes` waits as it is; several are a list, and leave
   through one `sendmsg`. At 64 KiB, or 16 pieces, they leave at once. So no more waits here than asyncio would keep
@@ -22,9 +20,6 @@ own code decides. An echo of 64 bytes costs 1.5 us of user time instead of 3.9.
 * `clear` is None unless the next bytes may go to the system: nothing waits in the transport before them, and it is
   neither closed nor half-closed. True: they may be queued. False: the transport's mark is too low for that. Python
   keeps it. It is never an object that could be freed.
-* The rest is one tuple, set once. It refers to the transport weakly, so that a stream makes no cycle with it.
-* Each call asks the socket for its descriptor. A socket that was closed or detached behind its transport has none, and
-  the call fails with EBADF, as asyncio's does; a number kept here could denote another file by then.
 
 The calls stay attached: the descriptor does not block. On a build with the GIL they keep it, where `socket.recv` gives
 it up and has to win it back from each thread that computes.
@@ -32,10 +27,7 @@ it up and has to win it back from each thread that computes.
 
 from __future__ import annotations
 
-from typing import Any
-
-from ...unique import Unique
-from ..base.atomics import compare_and_swap, exchange, get, get_half, load, put, store
+from ..base.atomics import exchange, get, get_half, load, put, store
 from ..base.capi import (
     BUFFER_BYTES,
     BUFFER_LENGTH,
@@ -63,7 +55,6 @@ from ..base.capi import (
     PyErr_GetRaisedException,
     PyList_Append,
     PyList_New,
-    PyLong_AsLongLong,
     PyLong_FromLongLong,
     PyMem_RawFree,
     PyMem_RawMalloc,
@@ -71,7 +62,6 @@ from ..base.capi import (
     PyObject_GetAttr,
     PyObject_GetBuffer,
     PyObject_Vectorcall,
-    PyTuple_New,
     PyType_GetFlags,
     errno_location,
     libc_recv,
@@ -79,70 +69,45 @@ from ..base.capi import (
     libc_sendmsg,
     libc_syscall,
 )
-from ..base.interpreter import LIST_ITEMS, OBJECT_TYPE, SEQUENCE_SIZE, SOCKET_DESCRIPTOR, TUPLE_ITEMS, slot_offsets
+from ..base.interpreter import LIST_ITEMS, OBJECT_TYPE, SEQUENCE_SIZE, TUPLE_ITEMS, slot_offsets
 from ..base.kernel import MANY, NOARGS, ONE, apart, data, helper, inlined, kernel
-from ..base.layout import ERROR, READ, STATE, TERMINATED, WRITE, Fields
+from ..base.layout import STATE, TERMINATED, Fields
 from ..base.refusal import on_loop_thread
 from ..calls.invoke import LEAVE
+from .socket_words import (
+    AVAILABLE,
+    LAST_SIZE,
+    RECEIVED_MOST,
+    SOCKET,
+    SocketWords,
+    descriptor_of,
+    hand_over,
+    made_fields,
+    made_of,
+    target_give_back,
+    target_take,
+)
 
 QUEUED_MOST = 64 * 1024  # bytes that may wait for the end of a turn: asyncio's mark for `pause_writing`
 QUEUED_PIECES = 16  # and in how many pieces
-RECEIVED_MOST = 256 * 1024  # asyncio's `max_size`
 LARGE = 64 * 1024  # bytes from which on a copy costs more than to ask how many there are
-# Behind what is received, in a loop's array: how many bytes came last, and where the system writes how many there are.
-LAST_SIZE, AVAILABLE = RECEIVED_MOST, RECEIVED_MOST + 8
-ADDRESS = RECEIVED_MOST + 16  # and where datagram.py has an address, and its text
-BUFFER_SIZE = ADDRESS + 256
 
 
-class StreamWords(Unique):
-    """The words of a stream; `aio/transports.py` adds its methods. `_made` is a tuple of what is set once."""
+class StreamWords(SocketWords):
+    """The words of a stream; `aio/transports.py` adds its methods."""
 
-    __slots__ = ("_clear", "_made", "_next", "_queued", "_target")
-    _clear: bool | None
-    _made: tuple[Any, ...]
+    __slots__ = ("_next", "_queued")
 
 
-STREAM = Fields(
-    "STREAM",
-    {
-        slot.removeprefix("_").upper(): at
-        for slot, at in zip(StreamWords.__slots__, slot_offsets(StreamWords), strict=True)
-    },
+STREAM = Fields("STREAM", dict(zip(("NEXT", "QUEUED"), slot_offsets(StreamWords), strict=True)))
+# The items of `_made`: those of all sockets; the names of a protocol's methods; and Python's functions: for other
+# events, for the end of the reading (with the name of the method that it came to), for what was not sent; the array of
+# the loop's state; True.
+MADE = made_fields(
+    *("name", "get_buffer", "buffer_updated"),
+    *("other", "ended", "unsent"),
+    *("state", "queues"),
 )
-# The items of `_made`: None; a weak reference of the transport; its socket; the array to receive into;
-# the names of a protocol's methods; and Python's functions: for other events, for the end of the reading (with the name
-# of the method that it came to), for what was not sent; the array of the loop's state; True.
-MADE_ITEMS = (
-    "none",
-    "owner",
-    "socket",
-    "buffer",
-    "name",
-    "get_buffer",
-    "buffer_updated",
-    "other",
-    "ended",
-    "unsent",
-    "state",
-    "queues",
-)
-MADE = Fields("MADE", {name.upper(): TUPLE_ITEMS + 8 * at for at, name in enumerate(MADE_ITEMS)})
-
-
-@helper
-def made_of(self: int) -> int:
-    """What was set once; 0 with an exception set: `__new__` alone made it, or the collector has taken it apart."""
-    made = load(self + STREAM.MADE)
-    if made == 0:
-        PyErr_BadArgument()
-    return made
-
-
-@inlined
-def descriptor_of(made: int) -> int:
-    """The descriptor that the socket has now, as the 32 bits of a C int: all ones if it has none any more."""
-    return get_half(get(made + MADE.SOCKET) + SOCKET_DESCRIPTOR)
 
 
 @kernel(MANY)
@@ -155,12 +120,8 @@ def stream_ready(self: int, arguments: int, count: int) -> int:
         PyErr_BadArgument()
         return 0
     none = get(made + MADE.NONE)
-    target = none
-    if PyLong_AsLongLong(get(arguments + 8)) & (READ | WRITE | ERROR) == READ:
-        target = exchange(self + STREAM.TARGET, 0)
-    if target == 0 or target == none:
-        if target != 0:
-            compare_and_swap(self + STREAM.TARGET, 0, none)
+    target = target_take(self, get(arguments + 8), none)
+    if target == 0:
         return PyObject_Vectorcall(get(made + MADE.OTHER), arguments, 2, 0)
     result = 0
     context = get(target + TUPLE_ITEMS + 8)
@@ -170,8 +131,7 @@ def stream_ready(self: int, arguments: int, count: int) -> int:
         else:
             result = stream_receive_into(made, get(target + TUPLE_ITEMS))
         PyContext_Exit(context)
-    if not compare_and_swap(self + STREAM.TARGET, 0, target):
-        Py_DecRef(target)
+    target_give_back(self, target)
     return result
 
 
@@ -203,7 +163,7 @@ def stream_receive(made: int, protocol: int) -> int:
         result = stream_tells(protocol, get(made + MADE.NAME), chunk)
         Py_DecRef(chunk)
     if result == 0:
-        return stream_hands(made, get(made + MADE.ENDED), get(made + MADE.NAME), PyErr_GetRaisedException())
+        return hand_over(made, get(made + MADE.ENDED), get(made + MADE.NAME), PyErr_GetRaisedException())
     return result
 
 
@@ -258,8 +218,8 @@ def stream_receive_into(made: int, protocol: int) -> int:
         if result != 0:
             return result
     elif size == 0 and given != 0:
-        return stream_hands(made, get(made + MADE.ENDED), reached, PyLong_FromLongLong(-1))
-    return stream_hands(made, get(made + MADE.ENDED), reached, PyErr_GetRaisedException())
+        return hand_over(made, get(made + MADE.ENDED), reached, PyLong_FromLongLong(-1))
+    return hand_over(made, get(made + MADE.ENDED), reached, PyErr_GetRaisedException())
 
 
 @inlined
@@ -285,32 +245,7 @@ def stream_stopped(made: int, name: int, error: int) -> int:
     """After a `recv` that gave nothing: an error, or 0 for the end of what the peer sends, goes to Python."""
     if error == EAGAIN or error == EINTR:
         return get(made + MADE.NONE)
-    return stream_hands(made, get(made + MADE.ENDED), name, PyLong_FromLongLong(error))
-
-
-@apart
-def stream_hands(made: int, function: int, item: int, last: int) -> int:
-    """Call a Python function with a tuple of the owner, an `item` unless that is 0, and `last`, a reference given away:
-    0 for it means that an exception is set.
-    """
-    if last == 0:
-        return 0
-    arguments = PyTuple_New(2 if item == 0 else 3)
-    if arguments == 0:
-        Py_DecRef(last)
-        return 0
-    at = arguments + TUPLE_ITEMS
-    owner = get(made + MADE.OWNER)
-    Py_IncRef(owner)
-    put(at, owner)
-    if item != 0:
-        Py_IncRef(item)
-        put(at + 8, item)
-        at += 8
-    put(at + 8, last)
-    result = PyObject_CallOneArg(function, arguments)
-    Py_DecRef(arguments)
-    return result
+    return hand_over(made, get(made + MADE.ENDED), name, PyLong_FromLongLong(error))
 
 
 @kernel(ONE)
@@ -322,7 +257,7 @@ def stream_write(self: int, sent: int) -> int:
     if made == 0:
         return 0
     none = get(made + MADE.NONE)
-    clear = load(self + STREAM.CLEAR)
+    clear = load(self + SOCKET.CLEAR)
     base = data(get(made + MADE.STATE))
     if (
         clear == 0
@@ -330,7 +265,7 @@ def stream_write(self: int, sent: int) -> int:
         or not on_loop_thread(base)  # which may be another loop's
         or PyType_GetFlags(get(sent + OBJECT_TYPE)) & TYPE_BYTES == 0
     ):
-        return stream_hands(made, get(made + MADE.UNSENT), sent, none)  # not tried
+        return hand_over(made, get(made + MADE.UNSENT), sent, none)  # not tried
     size = PyBytes_Size(sent)
     if size == 0:
         return none
@@ -345,7 +280,7 @@ def stream_write(self: int, sent: int) -> int:
                 stream_chain(base, self, none)
             return none
     taken = stream_send(made, sent, size)
-    return none if taken == size else stream_hands(made, get(made + MADE.UNSENT), sent, PyLong_FromLongLong(taken))
+    return none if taken == size else hand_over(made, get(made + MADE.UNSENT), sent, PyLong_FromLongLong(taken))
 
 
 @inlined
@@ -394,7 +329,7 @@ def stream_queue_more(self: int, made: int, queued: int, sent: int) -> int:
         store(self + STREAM.QUEUED, pieces if pieces != 0 else queued)
         if stream_flush(self, made) == 0:
             return 0
-        return stream_hands(made, get(made + MADE.UNSENT), sent, none)
+        return hand_over(made, get(made + MADE.UNSENT), sent, none)
     store(self + STREAM.QUEUED, pieces)
     if get(pieces + SEQUENCE_SIZE) >= QUEUED_PIECES or stream_size(pieces) > QUEUED_MOST:
         return stream_flush(self, made)
@@ -428,7 +363,7 @@ def stream_flush(self: int, made: int) -> int:
         taken = stream_send_pieces(made, queued)
     result = none
     if taken != size:
-        result = stream_hands(made, get(made + MADE.UNSENT), queued, PyLong_FromLongLong(taken))
+        result = hand_over(made, get(made + MADE.UNSENT), queued, PyLong_FromLongLong(taken))
     Py_DecRef(queued)
     return result
 
@@ -465,7 +400,7 @@ def streams_flush(base: int) -> int:
         stream = get(base + STATE.UNSENT)
         if stream == 0:
             return 0
-        made = load(stream + STREAM.MADE)
+        made = load(stream + SOCKET.MADE)
         following = exchange(stream + STREAM.NEXT, 0)
         if following == get(base + STATE.NONE):
             following = 0
@@ -489,16 +424,3 @@ def stream_flush_now(self: int, _unused: int) -> int:
     """Send what is queued, before something that has to come after it. Any thread."""
     made = made_of(self)
     return stream_flush(self, made) if made != 0 else 0
-
-
-@kernel(ONE)
-def stream_aim(self: int, target: int) -> int:
-    """From now on, what is received is for this `target`, or for Python if it is None. Any thread."""
-    made = made_of(self)
-    if made == 0:
-        return 0
-    Py_IncRef(target)
-    before = exchange(self + STREAM.TARGET, target)
-    if before != 0:
-        Py_DecRef(before)
-    return get(made + MADE.NONE)
