@@ -67,11 +67,11 @@ def run(
     if lifespan not in ("each", "primary"):
         raise ValueError(f'lifespan must be "each" or "primary", not {lifespan!r}')
     started: Queue[None] = Queue()
+    one = lifespan == "primary"
     begun: list[int] = []  # the workers, other than the first, whose `main` was called
     drained: Queue[int] = Queue()  # those that serve no more
 
     async def main(worker: Worker) -> None:
-        one = lifespan == "primary"
         if one and not worker.primary:
             begun.append(worker.index)
             try:
@@ -92,10 +92,10 @@ def run(
             await asyncio.shield(task)
         except asyncio.CancelledError:
             server.should_exit = True
-            for index in {*range(1, worker.count)}.difference(
-                begun
-            ):  # `main` is not called once the group is cancelled
-                drained.put_nowait(index)
+            if one and worker.primary:
+                # The group is cancelled. A worker whose `main` has not been called by now never gets that call.
+                for index in set(range(1, worker.count)).difference(begun):
+                    drained.put_nowait(index)
             await task
             raise
 
