@@ -51,10 +51,10 @@ from .handles import Handle, LockedHandle, Step, TimerHandle, new_words, run, ru
 from .selector import READ, WRITE, Selector
 from .tls import TlsProtocol
 from .transports import (
-    KERNELS_READ,
     KernelTransport,
     StreamTransport,
     accept_plainly,
+    kernels_take,
     new_buffer,
     numbers_of,
     plain_accept,
@@ -361,8 +361,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         """Of each connected socket, accepted ones too. This method and `_make_datagram_transport` choose the kind of
         transport.
         """
-        # Kernels read an object of that type. A mock of one says that it is an instance.
-        if not KERNELS_READ or not issubclass(type(sock), socket.socket):
+        if not kernels_take(sock):
             return super()._make_socket_transport(  # type: ignore[misc]
                 sock, protocol, waiter, extra=extra, server=server, **context
             )
@@ -436,8 +435,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
 
     def _make_datagram_transport(self, sock: Any, protocol: Any, *arguments: Any, **more: Any) -> Any:
         """Of each socket of `create_datagram_endpoint`."""
-        plain = issubclass(type(sock), socket.socket)  # a mock of one says that it is an instance
-        if not KERNELS_READ or not plain or sock.family not in FAMILIES:
+        if not kernels_take(sock) or sock.family not in FAMILIES:
             return super()._make_datagram_transport(sock, protocol, *arguments, **more)  # type: ignore[misc]
         self._ensure_fd_no_transport(sock)
         return DatagramTransport(self, sock, protocol, *arguments, **more)

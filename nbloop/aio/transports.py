@@ -57,6 +57,11 @@ _SocketTransport: Any = _selector_events._SelectorSocketTransport  # type: ignor
 CLOSE_FORGETS_WRITER = "_write_ready" in _SocketTransport.close.__code__.co_names
 
 
+def kernels_take(sock: Any) -> bool:
+    """Can kernels work on this? They read the words of a `socket.socket`. A mock of one says that it is an instance."""
+    return KERNELS_READ and issubclass(type(sock), socket.socket)
+
+
 class KernelTransport:
     """A transport whose kernel the loop calls when its socket can be read."""
 
@@ -241,8 +246,8 @@ class StreamTransport(KernelTransport, _SocketTransport):  # type: ignore[misc]
 
     def aim(self) -> None:
         """Have the kernel read, or asyncio."""
-        context, protocol = self._reads_in, self._protocol
-        if context is None or self._loop.get_debug():
+        context, protocol, loop = self._reads_in, self._protocol, self._loop
+        if context is None or loop is None or loop.get_debug():  # None: another thread has misused it at its end
             self._stream.aim(None)
         else:
             self._stream.aim((protocol, context, True if isinstance(protocol, asyncio.BufferedProtocol) else None))
