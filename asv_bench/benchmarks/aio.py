@@ -115,32 +115,45 @@ class Threads:
     track_call_soon_threadsafe.unit = "times as fast as asyncio"  # type: ignore[attr-defined]
 
 
-class Server:
+class _Served:
+    """CPU time of a server's thread, beside that of another loop's."""
+
+    def setup(self, beside: str, *how: Any) -> None:
+        self.loops: tuple[Any, ...] = ()
+        self.probes: list[Any] = []  # what is left of a set-up that is skipped is taken down, too
+        if beside == "uvloop" and not peers.installed("uvloop"):
+            raise NotImplementedError("uvloop is not installed: make peers")
+        self.loops = NbloopAio(), (peers.Uvloop if beside == "uvloop" else Asyncio)()
+        for of in self.loops:
+            of.start()
+        self.probes = [self.probe(of, *how) for of in self.loops]
+
+    def probe(self, of: Any, *how: Any) -> Any:
+        raise NotImplementedError
+
+    def teardown(self, *_how: Any) -> None:
+        for probe, of in zip(self.probes, self.loops, strict=True):
+            probe.close()
+            of.close()
+
+    def ratio(self, beside: str, rounds: int = ROUNDS) -> float:
+        values = interleave(rounds, self.probes)
+        return Sample.of(ratios(values["nbloop.aio"], values[beside])).median
+
+
+class Server(_Served):
     """CPU time of a server's thread."""
 
     params = (("asyncio", "uvloop"), (False, True), (64, 1024, 102_400))
     param_names = ("beside", "streams", "bytes")
     tls = False
 
-    def setup(self, beside: str, streams: bool, size: int) -> None:
-        self.loops: tuple[Any, ...] = ()
-        self.probes: list[Served] = []  # what is left of a set-up that is skipped is taken down, too
-        if beside == "uvloop" and not peers.installed("uvloop"):
-            raise NotImplementedError("uvloop is not installed: make peers")
-        self.loops = NbloopAio(), (peers.Uvloop if beside == "uvloop" else Asyncio)()
-        for of in self.loops:
-            of.start()
-        self.probes = [Served(of.name, of, streams, size, self.tls) for of in self.loops]
-
-    def teardown(self, _beside: str, _streams: bool, _size: int) -> None:
-        for probe, of in zip(self.probes, self.loops, strict=True):
-            probe.close()
-            of.close()
+    def probe(self, of: Any, streams: bool, size: int) -> Served:
+        return Served(of.name, of, streams, size, self.tls)
 
     def track_message(self, beside: str, _streams: bool, _size: int) -> float:
         """Decides what transports in kernels are worth to a server, and how far they are from uvloop's."""
-        values = interleave(ROUNDS, self.probes)
-        return Sample.of(ratios(values["nbloop.aio"], values[beside])).median
+        return self.ratio(beside)
 
     track_message.unit = "times the other loop's CPU time"  # type: ignore[attr-defined]
 
@@ -152,59 +165,33 @@ class SecureServer(Server):
     tls = True
 
 
-class Datagrams:
+class Datagrams(_Served):
     """CPU time of a server's thread."""
 
     params = (("asyncio", "uvloop"), (64, 1024))
     param_names = ("beside", "bytes")
 
-    def setup(self, beside: str, size: int) -> None:
-        self.loops: tuple[Any, ...] = ()
-        self.probes: list[ServedDatagrams] = []
-        if beside == "uvloop" and not peers.installed("uvloop"):
-            raise NotImplementedError("uvloop is not installed: make peers")
-        self.loops = NbloopAio(), (peers.Uvloop if beside == "uvloop" else Asyncio)()
-        for of in self.loops:
-            of.start()
-        self.probes = [ServedDatagrams(of.name, of, size) for of in self.loops]
-
-    def teardown(self, _beside: str, _size: int) -> None:
-        for probe, of in zip(self.probes, self.loops, strict=True):
-            probe.close()
-            of.close()
+    def probe(self, of: Any, size: int) -> ServedDatagrams:
+        return ServedDatagrams(of.name, of, size)
 
     def track_datagram(self, beside: str, _size: int) -> float:
         """Decides what datagrams received and sent by kernels are worth to a server, and how far uvloop's are."""
-        values = interleave(ROUNDS, self.probes)
-        return Sample.of(ratios(values["nbloop.aio"], values[beside])).median
+        return self.ratio(beside)
 
     track_datagram.unit = "times the other loop's CPU time"  # type: ignore[attr-defined]
 
 
-class Connections:
+class Connections(_Served):
     """CPU time of a server's thread."""
 
     params = (("asyncio", "uvloop"), (False, True))
     param_names = ("beside", "line")
 
-    def setup(self, beside: str, line: bool) -> None:
-        self.loops: tuple[Any, ...] = ()
-        self.probes: list[Visited] = []
-        if beside == "uvloop" and not peers.installed("uvloop"):
-            raise NotImplementedError("uvloop is not installed: make peers")
-        self.loops = NbloopAio(), (peers.Uvloop if beside == "uvloop" else Asyncio)()
-        for of in self.loops:
-            of.start()
-        self.probes = [Visited(of.name, of, line) for of in self.loops]
-
-    def teardown(self, _beside: str, _line: bool) -> None:
-        for probe, of in zip(self.probes, self.loops, strict=True):
-            probe.close()
-            of.close()
+    def probe(self, of: Any, line: bool) -> Visited:
+        return Visited(of.name, of, line)
 
     def track_connection(self, beside: str, _line: bool) -> float:
         """Decides what it costs a server that connections come and go: system calls, and Python around them."""
-        values = interleave(ROUNDS // 4, self.probes)  # of 1,000 connections each: 40 rounds took half a minute
-        return Sample.of(ratios(values["nbloop.aio"], values[beside])).median
+        return self.ratio(beside, ROUNDS // 4)  # of 1,000 connections each: 40 rounds took half a minute
 
     track_connection.unit = "times the other loop's CPU time"  # type: ignore[attr-defined]
