@@ -510,7 +510,7 @@ STATES = [idle, queued, waiting, half_closed, paused, asked]
 @pytest.mark.parametrize("end", ["close", "abort", "peer", "reset"])
 @pytest.mark.parametrize("state", STATES, ids=[state.__name__ for state in STATES])
 def test_connections_are_gone_without_a_collection(state, end):
-    """Protocols, transports, sockets, buffers and contexts, whatever was in flight and whoever closes."""
+    """No protocol, transport, socket, buffer or context is left, whatever was in flight and whichever end closes."""
 
     async def main():
         was = gc.isenabled()

@@ -12,7 +12,6 @@ import random
 import socket
 import subprocess
 import sys
-import threading
 import unittest.mock
 import weakref
 from asyncio import selector_events
@@ -25,7 +24,7 @@ from nbloop.aio.datagrams import HEADER, Datagrams, DatagramTransport
 from nbloop.aio.loop import UNPOLLED_TURNS
 from nbloop.aio.transports import KERNELS_READ
 from nbloop.kernels.turn.datagram import RECEIVED_AT_ONCE
-from tests.support.connections import left_by
+from tests.support.connections import Notes, Wrapped, left_by, misused, on_loop, settle
 from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.skipif(not KERNELS_READ, reason="asyncio's own transports here")
@@ -87,17 +86,11 @@ def pair(kind: str, path: Any = None) -> tuple[socket.socket, socket.socket]:
     return peer, mine
 
 
-async def settle() -> None:
-    """Let what has happened to sockets of this machine reach the protocols, and that have its effect in turn."""
-    for _ in range(8 * POLL_EVERY):
-        await asyncio.sleep(0)
-
-
-class Logged(asyncio.DatagramProtocol):
+class Logged(Notes, asyncio.DatagramProtocol):
     """Notes its calls, and does in the next one what `plans` says."""
 
     def __init__(self, log: list[object]) -> None:
-        self.log = log
+        super().__init__(log)
         self.plans: list[str] = []
         self.fails = False
         self.transport: Any
@@ -128,15 +121,6 @@ class Logged(asyncio.DatagramProtocol):
         if self.fails:
             raise ValueError("raised")
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.log.append(("lost", type(exc), getattr(exc, "args", None)))
-
-    def pause_writing(self) -> None:
-        self.log.append("pause")
-
-    def resume_writing(self) -> None:
-        self.log.append("resume")
-
 
 KINDS = ["udp", "udp connected", "unix", "unix connected", *(["udp6", "udp6 connected"] if len(FAMILIES) == 2 else [])]
 NO_ADDRESSES = (
@@ -161,9 +145,6 @@ def played(factory: Any, kind: str, seed: int, path: Any) -> list[object]:
 
     async def play() -> None:
         loop = asyncio.get_running_loop()
-        loop.set_exception_handler(
-            lambda _loop, context: log.append((context["message"], repr(context.get("exception"))))
-        )
         peer, mine = pair(kind, path)
         ports = {peer.getsockname(): "peer", mine.getsockname(): "mine"}  # another loop's are others
         transport, protocol = await loop.create_datagram_endpoint(lambda: Logged(log), sock=mine)
@@ -232,8 +213,7 @@ def played(factory: Any, kind: str, seed: int, path: Any) -> list[object]:
         peer.close()
         log[:] = [named(one, ports) for one in log]
 
-    with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(asyncio.wait_for(play(), PATIENCE))
+    on_loop(factory, log, play())
     return log
 
 
@@ -821,30 +801,9 @@ def test_a_transport_used_from_other_threads_does_no_harm(endpoint):
     """It belongs to the loop thread. Calls from other threads may fail, but do not corrupt memory."""
 
     async def test(transport, protocol, peer):
-        stop = threading.Event()
         there = peer.getsockname()
-
-        def misuse(number):
-            while not stop.is_set():
-                with contextlib.suppress(Exception):
-                    if number:
-                        transport.set_protocol(Logged([]))
-                    else:
-                        transport.sendto(b"z", there)
-
-        threads = [threading.Thread(target=misuse, args=(number,)) for number in range(2)]
-        for thread in threads:
-            thread.start()
-        got = 0
-        for _ in range(100):
-            with contextlib.suppress(OSError):
-                peer.send(b"x" * 100)
-            with contextlib.suppress(OSError):
-                got += len(peer.recv(1 << 16))
-            await settle()
-        stop.set()
-        for thread in threads:
-            thread.join(PATIENCE)
+        calls = (lambda: transport.sendto(b"z", there)), (lambda: transport.set_protocol(Logged([])))
+        got = await misused(peer, 100, *calls)
         transport.set_protocol(protocol)
         return got
 
@@ -867,16 +826,6 @@ def test_debug_mode_sees_slow_protocols(endpoint, caplog):
 
     assert endpoint(test) == [b"x", b"y"]
     assert "_read_ready" in caplog.text
-
-
-class Wrapped:
-    """Not a socket, but behaves as one."""
-
-    def __init__(self, sock):
-        self.inner = sock
-
-    def __getattr__(self, name):
-        return getattr(self.inner, name)
 
 
 def test_what_only_behaves_as_a_socket_gets_asyncios_transport():

@@ -15,7 +15,7 @@ import pytest
 import nbloop
 from nbloop.aio.tls import RECORD, TlsProtocol
 from nbloop.aio.transports import KERNELS_READ, Stream, StreamTransport
-from tests.support.connections import LOOPS, Buffered, Logged, left_by, pair, settle
+from tests.support.connections import LOOPS, Buffered, Logged, left_by, on_loop, pair, settle
 from tests.support.secure import End, contexts
 from tests.support.waiting import PATIENCE
 
@@ -55,9 +55,6 @@ def played(factory, begins: str, seed: int) -> list[object]:
 
     async def play() -> None:
         loop = asyncio.get_running_loop()
-        loop.set_exception_handler(
-            lambda _loop, context: log.append((context["message"], repr(context.get("exception"))))
-        )
         sock, mine = pair("unix")
         mine.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
         server, client = contexts()
@@ -163,8 +160,7 @@ def played(factory, begins: str, seed: int) -> list[object]:
         await settle()
         sock.close()
 
-    with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(asyncio.wait_for(play(), PATIENCE))
+    on_loop(factory, log, play())
     return log
 
 
@@ -382,7 +378,7 @@ def test_an_upgrade_takes_what_the_client_sent_before():
 
 @pytest.mark.parametrize("serves", [False, True])
 def test_an_upgrade_while_writing_is_paused(serves):
-    """What waits leaves first, and the protocol is told when it may go on. asyncio fails an assertion instead."""
+    """The bytes that wait leave first, and `resume_writing` comes. asyncio fails an assertion instead."""
 
     async def main():
         loop = asyncio.get_running_loop()

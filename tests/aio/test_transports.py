@@ -13,14 +13,23 @@ import socket
 import ssl
 import struct
 import sys
-import threading
 import weakref
 
 import pytest
 
 import nbloop
 from nbloop.aio.transports import KERNELS_READ, Stream, StreamTransport
-from tests.support.connections import LOOPS, Buffered, Logged, left_by, pair, settle
+from tests.support.connections import (
+    LOOPS,
+    Buffered,
+    Logged,
+    Wrapped,
+    left_by,
+    misused,
+    on_loop,
+    pair,
+    settle,
+)
 from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.skipif(not KERNELS_READ, reason="asyncio's own transports here")
@@ -41,9 +50,6 @@ def played(factory, kind: str, seed: int) -> list[object]:
 
     async def play() -> None:
         loop = asyncio.get_running_loop()
-        loop.set_exception_handler(
-            lambda _loop, context: log.append((context["message"], repr(context.get("exception"))))
-        )
         peer, mine = pair(kind)
         waits = kind == "unix" and dice.random() < 0.5
         if not waits:
@@ -116,8 +122,7 @@ def played(factory, kind: str, seed: int) -> list[object]:
         log.append(("left", rest))
         peer.close()
 
-    with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(asyncio.wait_for(play(), PATIENCE))
+    on_loop(factory, log, play())
     return log
 
 
@@ -529,16 +534,6 @@ def test_what_is_done_with_the_transports_socket_comes_after_what_was_written(co
     assert connected(test) == b"first" + then
 
 
-class Wrapped:
-    """Not a socket, but behaves as one."""
-
-    def __init__(self, sock):
-        self.inner = sock
-
-    def __getattr__(self, name):
-        return getattr(self.inner, name)
-
-
 def test_what_only_behaves_as_a_socket_gets_asyncios_transport():
     """Kernels read the descriptor of a socket by address."""
 
@@ -780,31 +775,10 @@ def test_a_transport_used_from_other_threads_does_no_harm(connected):
     """It belongs to the loop thread. Calls from other threads may fail and mix bytes, but do not corrupt memory."""
 
     async def test(transport, protocol, peer):
-        stop = threading.Event()
-
-        def misuse(number):
-            while not stop.is_set():
-                with contextlib.suppress(Exception):
-                    if number:
-                        transport.set_protocol(Logged([]))
-                    else:
-                        transport.write(b"z")
-
-        threads = [threading.Thread(target=misuse, args=(number,)) for number in range(2)]
-        for thread in threads:
-            thread.start()
-        received = 0
-        for _ in range(300):
-            with contextlib.suppress(OSError):
-                peer.send(b"x" * 100)
-            with contextlib.suppress(OSError):
-                received += len(peer.recv(1 << 16))
-            await settle()
-        stop.set()
-        for thread in threads:
-            thread.join(PATIENCE)
+        calls = (lambda: transport.write(b"z")), (lambda: transport.set_protocol(Logged([])))
+        got = await misused(peer, 300, *calls)
         transport.set_protocol(protocol)
-        return received
+        return got
 
     assert connected(test) > 0
 

@@ -517,8 +517,8 @@ done = []
 """
 
 
-# A thread that has waited for the GIL for 5 ms asks for it, and whoever has it hands it over and waits until that has
-# happened. In the child of a C library's fork there is no such thread, so the child would wait for ever.
+# A thread that has waited for the GIL for 5 ms asks for it. The holder then releases it, and waits until another thread
+# has taken it. In the child of a C library's fork there is no other thread, so the child would wait for ever.
 KEEP_THE_GIL = """
 sys.setswitchinterval(1000)
 """

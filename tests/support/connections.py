@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import socket
+import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import nbloop
 from nbloop.aio.loop import UNPOLLED_TURNS
+from tests.support.waiting import PATIENCE
 
 POLL_EVERY = UNPOLLED_TURNS + 1  # turns
 LOOPS = {"asyncio": asyncio.new_event_loop, "nbloop": nbloop.new_event_loop}
@@ -34,6 +37,48 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
+def on_loop(
+    factory: Callable[[], asyncio.AbstractEventLoop], log: list[object], play: Coroutine[Any, Any, None]
+) -> None:
+    """Run a program on a loop of `factory`'s; what the loop's exception handler gets is noted, too."""
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(
+            lambda _loop, context: log.append((context["message"], repr(context.get("exception"))))
+        )
+        await asyncio.wait_for(play, PATIENCE)
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main())
+
+
+async def misused(peer: socket.socket, rounds: int, *calls: Callable[[], object]) -> int:
+    """Messages come from `peer`, while other threads make these calls, one thread each. Returns how many bytes the peer
+    got meanwhile.
+    """
+    stop = threading.Event()
+
+    def misuse(call: Callable[[], object]) -> None:
+        while not stop.is_set():
+            with contextlib.suppress(Exception):
+                call()
+
+    threads = [threading.Thread(target=misuse, args=(call,)) for call in calls]
+    for thread in threads:
+        thread.start()
+    got = 0
+    for _ in range(rounds):
+        with contextlib.suppress(OSError):
+            peer.send(b"x" * 100)
+        with contextlib.suppress(OSError):
+            got += len(peer.recv(1 << 16))
+        await settle()
+    stop.set()
+    for thread in threads:
+        thread.join(PATIENCE)
+    return got
+
+
 def left_by(main: Callable[[], Coroutine[Any, Any, list[object]]], kind: type) -> list[object]:
     """Run `main` without a collection: what it returns, and the objects of `kind` that it has left. What was there
     before does not count, because 3.13t frees no class that was made beside a second thread, nor what it refers to.
@@ -52,11 +97,37 @@ def left_by(main: Callable[[], Coroutine[Any, Any, list[object]]], kind: type) -
         gc.enable()
 
 
-class Logged(asyncio.Protocol):
-    """Notes its calls, and does in the next one what `plans` says."""
+class Wrapped:
+    """Not a socket, but behaves as one."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.inner = sock
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+class Notes(asyncio.BaseProtocol):
+    """Notes the calls that all protocols get."""
 
     def __init__(self, log: list[object]) -> None:
         self.log = log
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.log.append(("lost", type(exc), getattr(exc, "args", None)))
+
+    def pause_writing(self) -> None:
+        self.log.append("pause")
+
+    def resume_writing(self) -> None:
+        self.log.append("resume")
+
+
+class Logged(Notes, asyncio.Protocol):
+    """Notes its calls, and does in the next one what `plans` says."""
+
+    def __init__(self, log: list[object]) -> None:
+        super().__init__(log)
         self.plans: list[str] = []
         self.keeps_open = False
         self.transport: asyncio.Transport
@@ -87,15 +158,6 @@ class Logged(asyncio.Protocol):
     def eof_received(self) -> bool:
         self.log.append("eof")
         return self.keeps_open
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.log.append(("lost", type(exc), getattr(exc, "args", None)))
-
-    def pause_writing(self) -> None:
-        self.log.append("pause")
-
-    def resume_writing(self) -> None:
-        self.log.append("resume")
 
 
 class Buffered(asyncio.BufferedProtocol):
