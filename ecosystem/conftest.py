@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import pwd
@@ -33,22 +34,29 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
+@contextlib.contextmanager
+def served(command: list[str], ready: str) -> Iterator[None]:
+    """A server that runs until the block ends, and has said that it is ready."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
+        assert server.stdout is not None
+        for line in server.stdout:
+            if ready in line:
+                break
+        try:
+            yield
+        finally:
+            server.terminate()
+            server.communicate(timeout=SECONDS)
+
+
 @pytest.fixture
 def redis_url(tmp_path: Path) -> Iterator[str]:
     if shutil.which("redis-server") is None:
         pytest.skip("redis-server is not installed")
     port = free_port()
     command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path)]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert server.stdout is not None
-    for line in server.stdout:
-        if "Ready to accept connections" in line:
-            break
-    try:
+    with served(command, "Ready to accept connections"):
         yield f"redis://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.communicate(timeout=SECONDS)
 
 
 def postgres_programs() -> Path | None:
@@ -98,15 +106,5 @@ def nats_url() -> Iterator[str]:
     if shutil.which("nats-server") is None:
         pytest.skip("nats-server is not installed")
     port = free_port()
-    with subprocess.Popen(
-        ["nats-server", "--addr", "127.0.0.1", "--port", str(port)], stderr=subprocess.PIPE, text=True
-    ) as server:
-        assert server.stderr is not None
-        for line in server.stderr:
-            if "Server is ready" in line:
-                break
-        try:
-            yield f"nats://127.0.0.1:{port}"
-        finally:
-            server.terminate()
-            server.communicate(timeout=SECONDS)
+    with served(["nats-server", "--addr", "127.0.0.1", "--port", str(port)], "Server is ready"):
+        yield f"nats://127.0.0.1:{port}"
