@@ -5,6 +5,7 @@ while.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -35,6 +36,14 @@ def make_loop() -> Iterator[Callable[..., Loop]]:
     yield make
     for loop in made:
         loop.close()
+
+
+@pytest.fixture
+def no_collections() -> Iterator[None]:
+    """The interpreter does not collect by itself: each collection is an event of every recorder."""
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.fixture

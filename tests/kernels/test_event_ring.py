@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -77,6 +78,7 @@ def test_a_writer_that_was_overtaken_drops_its_event() -> None:
     assert [row[1] for row in read(words)] == list(range(1, 9))
 
 
+@pytest.mark.usefixtures("no_collections")
 def test_threads_that_lap_each_other() -> None:
     """Four write all words of an entry alike into a ring of 64, one reads: nothing torn, nothing counted twice.
 

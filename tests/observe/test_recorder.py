@@ -411,6 +411,7 @@ def test_clocks_that_jump_or_differ_make_a_valid_trace(data):
     trace_format.check(made_of("jumps", [Recorded("jumps", thread, shifted)]))
 
 
+@pytest.mark.usefixtures("no_collections")
 def test_batches(make_loop, turns, monkeypatch):
     """Read in several calls of the kernel, it is the same."""
     loop = make_loop(recorder=64)
