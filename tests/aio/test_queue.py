@@ -17,6 +17,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 import nbloop
 from nbloop.aio import Queue
+from nbloop.kernels.base import layout
+from nbloop.kernels.channels import permits
 from tests.support.checker import Operation, linearizable
 from tests.support.waiting import PATIENCE, together, wait_for
 
@@ -32,6 +34,9 @@ def consistent(queue):
     assert not (queue._getters and queue._items)
     assert not queue._putters or len(queue._items) == queue.maxsize
     assert not queue.maxsize or len(queue._items) <= queue.maxsize
+    word = queue._change(0)
+    assert bool(word & layout.PERMITS_BUSY) == bool(queue._getters or queue._putters)
+    assert permits.available_of(word) == word // layout.PERMITS_PLACE == len(queue._items)
 
 
 # --- what asyncio.Queue does too
