@@ -181,8 +181,8 @@ class Queue[T](Unique):
             assert isinstance(waiter, _Task)
             try:
                 await waiter.future
-            except BaseException:
-                self._give_up_put(waiter)
+            except BaseException as error:
+                self._give_up(waiter, self._ungranted_put, error)
                 raise
             self._finish_put(waiter, item)
 
@@ -195,7 +195,7 @@ class Queue[T](Unique):
             check_timeout(timeout)
         waiter = self._try_put(item, _Thread)
         if waiter is not None:
-            self._await_thread(waiter, timeout, self._give_up_put, "room for an item")
+            self._await_thread(waiter, timeout, self._ungranted_put, "room for an item")
             self._finish_put(waiter, item)
 
     async def get(self) -> T:
@@ -209,8 +209,8 @@ class Queue[T](Unique):
         assert isinstance(waiter, _Task)
         try:
             await waiter.future
-        except BaseException:
-            self._give_up_get(waiter)
+        except BaseException as error:
+            self._give_up(waiter, self._ungranted_get, error)
             raise
         return self._finish_get(waiter)
 
@@ -222,7 +222,7 @@ class Queue[T](Unique):
         waiter, item = self._try_get(_Thread)
         if waiter is None:
             return item  # type: ignore[return-value]
-        self._await_thread(waiter, timeout, self._give_up_get, "an item")
+        self._await_thread(waiter, timeout, self._ungranted_get, "an item")
         return self._finish_get(waiter)
 
     def shutdown(self, immediate: bool = False) -> None:
@@ -316,7 +316,7 @@ class Queue[T](Unique):
         return item
 
     def _await_thread(
-        self, waiter: _Waiter, timeout: float | None, give_up: Callable[[_Waiter], None], what: str
+        self, waiter: _Waiter, timeout: float | None, ungranted: Callable[[_Waiter], _Waiter | None], what: str
     ) -> None:
         assert isinstance(waiter, _Thread)
         came = False
@@ -324,24 +324,36 @@ class Queue[T](Unique):
             came = waiter.wait(timeout)
         finally:
             if not came:
-                give_up(waiter)
+                self._wake(ungranted(waiter), ungranted)
         if not came:
             raise TimeoutError(f"{what} has not come within {timeout} s")
 
-    def _give_up_get(self, waiter: _Waiter) -> None:
-        self._wake(self._ungranted_get(waiter), self._ungranted_get)
+    def _give_up(self, waiter: _Waiter, ungranted: Callable[[_Waiter], _Waiter | None], error: BaseException) -> None:
+        """A coroutine stops waiting because of that exception.
 
-    def _give_up_put(self, waiter: _Waiter) -> None:
-        self._wake(self._ungranted_put(waiter), self._ungranted_put)
+        GeneratorExit may come from the collector, which runs anywhere: also in a call on this thread that holds the
+        lock. To wait for the lock would then be for ever. A thread of its own can wait for it.
+        """
+
+        def gives_up() -> None:
+            self._wake(ungranted(waiter), ungranted)
+
+        if isinstance(error, GeneratorExit) and self._lock.locked():
+            _thread.start_new_thread(gives_up, ())
+        else:
+            gives_up()
 
     def _ungranted_get(self, waiter: _Waiter) -> _Waiter | None:
-        """A getter gives up. Returns the getter to wake in its place."""
+        """A getter gives up, perhaps again: its loop was closed, and later its coroutine is. Returns the
+        getter to wake in its place.
+        """
         with self._lock:
             if not waiter.granted:
                 with contextlib.suppress(ValueError):  # a shutdown has emptied the line
                     self._getters.remove(waiter)
             elif not self._dropped:
                 self._reserved -= 1
+            waiter.granted = False
             return self._next_getter()
 
     def _ungranted_put(self, waiter: _Waiter) -> _Waiter | None:
@@ -351,6 +363,7 @@ class Queue[T](Unique):
                     self._putters.remove(waiter)
             else:
                 self._granted -= 1
+            waiter.granted = False
             return self._next_putter()
 
     def _wake(self, waiter: _Waiter | None, ungranted: Callable[[_Waiter], _Waiter | None]) -> None:

@@ -185,6 +185,88 @@ def test_a_getter_whose_loop_is_closed_is_passed_over():
     task.get_coro().close()
 
 
+@pytest.mark.parametrize("side", ["get", "put"])
+@pytest.mark.parametrize("factory", [nbloop.new_event_loop, asyncio.new_event_loop])
+def test_a_coroutine_of_a_closed_loop_gives_up_once(side, factory):
+    """Its right was passed on when its loop was found closed; when the coroutine ends, it has none any more."""
+    queue = Queue(1)
+    if side == "put":
+        queue.put_nowait("before")
+    gone = factory()
+    task = gone.create_task(queue.get() if side == "get" else queue.put("never"))
+    gone.run_until_complete(asyncio.sleep(0))
+    gone.close()
+    if side == "get":
+        queue.put_nowait("before")
+    assert queue.get_nowait() == "before"
+    task._log_destroy_pending = False
+    task.get_coro().close()
+    consistent(queue)
+    assert queue.empty()
+    with pytest.raises(asyncio.QueueEmpty):
+        queue.get_nowait()
+
+
+class Collects(deque):
+    """In the middle of a call, which holds the lock, what a collection does there: it closes a coroutine."""
+
+    collected = None
+
+    def _collect(self):
+        collected, self.collected = self.collected, None
+        if collected is not None:
+            collected.close()
+
+    def append(self, item):
+        self._collect()
+        super().append(item)
+
+    def popleft(self):
+        self._collect()
+        return super().popleft()
+
+
+@pytest.mark.parametrize("waits", ["get", "put"])
+@pytest.mark.parametrize("calls", ["get", "put"])
+def test_a_coroutine_that_waits_is_collected_in_the_middle_of_a_call(waits, calls):
+    """Its end needs the lock, which the call on this thread holds."""
+    queue = Queue(2)
+    queue._items = items = Collects()
+    if waits == "put":
+        queue.put_nowait(0)
+        queue.put_nowait(1)
+    gone = nbloop.new_event_loop()
+    task = gone.create_task(queue.get() if waits == "get" else queue.put("never"))
+    gone.run_until_complete(asyncio.sleep(0))
+    gone.close()
+    task._log_destroy_pending = False
+    items.collected = task.get_coro()
+    left = []
+
+    def call():
+        if (waits, calls) == ("get", "get"):
+            queue._getters.clear()  # so that there is an item which nobody has reserved
+            collected, items.collected = items.collected, None
+            queue.put_nowait(0)
+            items.collected = collected
+        if calls == "get":
+            left.append(queue.get_nowait())
+        elif waits == "put":
+            queue._maxsize = 3
+            queue.put_nowait(2)
+        else:
+            queue.put_nowait(0)
+        left.append("done")
+
+    thread = threading.Thread(target=call, daemon=True)  # which would hang
+    thread.start()
+    thread.join(PATIENCE)
+    assert left[-1:] == ["done"]
+    wait_for(lambda: not queue._getters and not queue._putters)
+    wait_for(lambda: queue._reserved == queue._granted == 0)
+    assert list(queue._items) == {"getget": [], "getput": [0], "putget": [1], "putput": [0, 1, 2]}[waits + calls]
+
+
 def test_a_coroutine_that_is_dropped_leaves_the_line():
     queue = Queue()
     gone = nbloop.new_event_loop()
