@@ -213,8 +213,8 @@ class Queue[T](Unique):
             assert isinstance(waiter, _Task)
             try:
                 await waiter.future
-            except BaseException:
-                self._locked(self._give_up, waiter)
+            except BaseException as error:
+                self._stop_waiting(waiter, error)
                 raise
             self._locked(self._finish_put, waiter, item)
 
@@ -244,8 +244,8 @@ class Queue[T](Unique):
         assert isinstance(waiter, _Task)
         try:
             await waiter.future
-        except BaseException:
-            self._locked(self._give_up, waiter)
+        except BaseException as error:
+            self._stop_waiting(waiter, error)
             raise
         return self._locked(self._finish_get, waiter)  # type: ignore[no-any-return]
 
@@ -292,6 +292,17 @@ class Queue[T](Unique):
         """The item that was taken, once those who waited for its place are served."""
         self._locked(_serve)
         return due.args[0]  # type: ignore[no-any-return]
+
+    def _stop_waiting(self, waiter: _Waiter, error: BaseException) -> None:
+        """A coroutine stops waiting because of that exception.
+
+        GeneratorExit may come from the collector, which runs anywhere: also in a call on this thread that holds the
+        lock. To wait for the lock would then be for ever. A thread of its own can wait for it.
+        """
+        if isinstance(error, GeneratorExit) and self._lock.locked():
+            _thread.start_new_thread(self._locked, (self._give_up, waiter))
+        else:
+            self._locked(self._give_up, waiter)
 
     def _await_thread(self, waiter: _Waiter, timeout: float | None, what: str) -> None:
         assert isinstance(waiter, _Thread)
@@ -381,7 +392,9 @@ class Queue[T](Unique):
         return self._take_held()  # type: ignore[no-any-return]
 
     def _give_up(self, _word: int, waiter: _Waiter, _item: object = None) -> None:
-        """Leave the line, or give back what the waiter was woken for."""
+        """Leave the line, or give back what the waiter was woken for; perhaps again, because its loop was closed and
+        later its coroutine is.
+        """
         if not waiter.granted:
             with contextlib.suppress(ValueError):  # a shutdown has emptied the line
                 waiter.line.remove(waiter)
@@ -391,6 +404,7 @@ class Queue[T](Unique):
         elif not self._dropped:
             self._reserved -= 1
             self._change(_AVAILABLE)
+        waiter.granted = False
 
     def _shut(self, word: int, immediate: bool, _item: object) -> None:
         if not word & _SHUT:
