@@ -278,7 +278,7 @@ class Permits(Unique, np.ndarray):
 
     def __array_finalize__(self, source: object) -> None:
         if isinstance(source, Permits):  # it would name objects that it does not keep
-            raise TypeError("a queue's words have no views or copies of their own type: use view(numpy.ndarray)")
+            raise TypeError("a queue's state has no views or copies of its own type: use view(numpy.ndarray)")
 
 
 def _show_to_collector(kind: type[State], traverse: Kernel) -> None:
