@@ -78,7 +78,7 @@ class Listeners:
             placement = "system" if SPREADS else "least busy"
         if placement not in ("system", "least busy"):
             raise ValueError(f'placement must be "system" or "least busy", not {placement!r}')
-        if isinstance(port, int) and not 0 <= port <= 0xFFFF:  # of which `getaddrinfo` takes the last 16 bits
+        if not 0 <= port <= 0xFFFF:  # of which `getaddrinfo` takes the last 16 bits
             raise OverflowError(f"port must be 0 to 65535, not {port}")
         if placement == "system" and not SPREADS:
             raise NotImplementedError('placement="system" needs Linux; elsewhere SO_REUSEPORT does not spread')
