@@ -17,6 +17,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 import nbloop
 from nbloop.aio import Queue
+from nbloop.kernels.base import layout
+from nbloop.kernels.channels import permits
 from tests.support.checker import Operation, linearizable
 from tests.support.waiting import PATIENCE, together, wait_for
 
@@ -32,6 +34,9 @@ def consistent(queue):
     assert not (queue._getters and queue._items)
     assert not queue._putters or len(queue._items) == queue.maxsize
     assert not queue.maxsize or len(queue._items) <= queue.maxsize
+    word = queue._change(0)
+    assert bool(word & layout.PERMITS_BUSY) == bool(queue._getters or queue._putters)
+    assert permits.available_of(word) == word // layout.PERMITS_PLACE == len(queue._items)
 
 
 # --- what asyncio.Queue does too
@@ -207,64 +212,46 @@ def test_a_coroutine_of_a_closed_loop_gives_up_once(side, factory):
         queue.get_nowait()
 
 
-class Collects(deque):
-    """In the middle of a call, which holds the lock, what a collection does there: it closes a coroutine."""
-
-    collected = None
-
-    def _collect(self):
-        collected, self.collected = self.collected, None
-        if collected is not None:
-            collected.close()
-
-    def append(self, item):
-        self._collect()
-        super().append(item)
-
-    def popleft(self):
-        self._collect()
-        return super().popleft()
-
-
 @pytest.mark.parametrize("waits", ["get", "put"])
 @pytest.mark.parametrize("calls", ["get", "put"])
 def test_a_coroutine_that_waits_is_collected_in_the_middle_of_a_call(waits, calls):
     """Its end needs the lock, which the call on this thread holds."""
-    queue = Queue(2)
-    queue._items = items = Collects()
+    queue = Queue(1)
     if waits == "put":
-        queue.put_nowait(0)
-        queue.put_nowait(1)
+        queue.put_nowait("before")
     gone = nbloop.new_event_loop()
     task = gone.create_task(queue.get() if waits == "get" else queue.put("never"))
     gone.run_until_complete(asyncio.sleep(0))
     gone.close()
     task._log_destroy_pending = False
-    items.collected = task.get_coro()
-    left = []
+    coroutine, settle = task.get_coro(), queue._settle
+    said = []
+
+    def settle_and_collect(woken):
+        """What a collection does in the middle of the step that holds the lock: it closes the coroutine."""
+        queue._settle = settle
+        assert queue._lock.locked()
+        coroutine.close()
+        return settle(woken)
+
+    queue._settle = settle_and_collect
 
     def call():
-        if (waits, calls) == ("get", "get"):
-            queue._getters.clear()  # so that there is an item which nobody has reserved
-            collected, items.collected = items.collected, None
-            queue.put_nowait(0)
-            items.collected = collected
-        if calls == "get":
-            left.append(queue.get_nowait())
-        elif waits == "put":
-            queue._maxsize = 3
-            queue.put_nowait(2)
-        else:
-            queue.put_nowait(0)
-        left.append("done")
+        said.append(nowait(queue.get_nowait) if calls == "get" else nowait(queue.put_nowait, "now"))
 
     thread = threading.Thread(target=call, daemon=True)  # which would hang
     thread.start()
     thread.join(PATIENCE)
-    assert left[-1:] == ["done"]
-    wait_for(lambda: not queue._getters and not queue._putters)
-    wait_for(lambda: queue._reserved == queue._granted == 0)
-    assert list(queue._items) == {"getget": [], "getput": [0], "putget": [1], "putput": [0, 1, 2]}[waits + calls]
+    left, answer = {
+        "getget": ([], "empty"),
+        "getput": (["now"], None),
+        "putget": ([], "before"),
+        "putput": (["before"], "full"),
+    }[waits + calls]
+    assert said == [answer]
+    wait_for(lambda: not queue._change(0) & layout.PERMITS_BUSY)
+    consistent(queue)
+    assert list(queue._items) == left
 
 
 def test_a_coroutine_that_is_dropped_leaves_the_line():
