@@ -98,7 +98,8 @@ class TlsProtocol(_SSLProtocol):  # type: ignore[misc]
             if reader is not None and reader._buffer:
                 self._incoming.write(reader._buffer)
                 reader._buffer.clear()
-        self._ssl_writing_paused = self._app_writing_paused = transport._protocol_paused
+        paused = getattr(transport, "_protocol_paused", False)  # which a program's own need not say
+        self._ssl_writing_paused = self._app_writing_paused = paused
 
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)
@@ -183,9 +184,8 @@ class TlsProtocol(_SSLProtocol):  # type: ignore[misc]
     # --- writing
 
     def _write_appdata(self, list_of_data: Any) -> None:
-        transport = self._transport
-        if transport is not None:
-            check_here(transport)  # before something is encrypted that would not be sent
+        if self._transport is not None:
+            check_here(self._app_transport)  # before something is encrypted that would not be sent
         super()._write_appdata(list_of_data)
 
     def _process_outgoing(self) -> None:
