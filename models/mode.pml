@@ -23,9 +23,9 @@
      descriptors.set_mode 5736839e7329
      descriptors.register e1d658b461be
      descriptors.unregister d32aa71b8e63
-     descriptors.install 6f0ac8d89e3f
+     descriptors.install 6c2c73c0cf7c
      descriptors._loop_ended 1437b7f2660f
-     loop._finish 4b6f499dbbd9
+     loop._finish_refusing 5190da7fbf69
    check
    bug BUG_UNLOCKED: the mode is read, and the descriptor registered, without the lock
    bug BUG_NO_CHANGE_OVER: a first descriptor does not have the loop change over
