@@ -102,7 +102,7 @@ class Memory:
             chunk_size=chunk_size,
             initial_chunks=1,
             ingress_limit=ingress_limit,
-            hooks={name: (lambda *_: None) for name in names},
+            hooks={getattr(layout.STATE, name.upper()): (lambda *_: None) for name in names},
         )
         self.state.whole = False  # it is not to release anything: all that it owned is owned here
         size = len(self.state)

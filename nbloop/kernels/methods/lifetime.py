@@ -49,10 +49,10 @@ from ..ingress.ticket_queue import (
     queue_tasks,
 )
 from ..memory.pool import pool_end
-from ..memory.ring import ring_end, ring_length, ring_open, ring_pop, ring_seen, ring_waiting
+from ..memory.ring import ring_end, ring_length, ring_pop, ring_seen, ring_waiting
 from ..memory.slot_slabs import slab_rests, slots_end
 from ..memory.slots import CANCELLED, SPENT, STATE_MASK, WATCHED, slot_of, timers_referenced
-from ..timers.timer_heap import SMALL_HEAP, heap_end, heap_resize
+from ..timers.timer_heap import heap_end
 from ..timers.timer_queue import timer_queue_clear
 from ..turn.external import handle_drop, handles_drop, let_in, queue_drop
 
@@ -187,22 +187,12 @@ def is_loop_thread(self: int, _unused: int) -> int:
 
 @kernel(ONE)
 def warm(self: int, chunks: int) -> int:
-    """At construction, allocate the rings, the heap, and `chunks` chunks in the pool, before the first submit needs
-    one. False if there is no memory; `destroy` then releases what was allocated.
+    """At construction, allocate `chunks` chunks in the pool, at least one, before the first submit needs them. False if
+    there is no memory; `destroy` then releases what was allocated.
     """
-    base = data(self)
-    if (
-        ring_open(base + STATE.NEXT_TICKS) != 0
-        or ring_open(base + STATE.MICROTASKS) != 0
-        or ring_open(base + STATE.IMMEDIATES) != 0
-        or ring_open(base + STATE.CLOSING) != 0
-        or ring_open(base + STATE.INTERNAL) != 0
-        or ring_open(base + STATE.CHECKPOINT_ENDS) != 0
-        or heap_resize(base + STATE.TIMERS, SMALL_HEAP) != 0
-    ):
-        return PyBool_FromLong(0)
-    first = chunks_reserve(base + STATE.POOL, PyLong_AsLongLong(chunks))
-    chunks_return(base + STATE.POOL, first)
+    pool = data(self) + STATE.POOL
+    first = chunks_reserve(pool, PyLong_AsLongLong(chunks))
+    chunks_return(pool, first)
     return PyBool_FromLong(1 if first >= 0 else 0)
 
 

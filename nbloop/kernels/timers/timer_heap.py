@@ -20,7 +20,7 @@ from ..base.kernel import apart, helper, inlined
 from ..base.layout import SLOT_BITS, SLOT_LIMIT, TIMERS
 from ..memory.system import block_give, block_take
 
-SMALL_HEAP = 64  # capacity of an empty heap, in entries
+SMALL_HEAP = 64  # entries for which the first block has room, and the last one when the heap has become empty
 LARGE_HEAP = 1 << 14  # entries: 256 KiB, which are copied in 0.1 ms
 MOST = 2 * SLOT_LIMIT + 1024  # no more than half are stale, a few apart: 128 MiB of addresses
 
@@ -161,7 +161,7 @@ def heap_grow(timers: int, needed: int) -> int:
     """Move to a larger block. A large heap gets room for all entries that there can be at once: the system gives pages
     where they are first used, and nothing large is ever copied. Where it refuses that, the block doubles.
     """
-    doubled = max(needed, 2 * get(timers + TIMERS.CAPACITY))
+    doubled = max(needed, 2 * get(timers + TIMERS.CAPACITY), SMALL_HEAP)
     if doubled > LARGE_HEAP and needed <= MOST and heap_resize(timers, MOST) == 0:
         return 0
     return heap_resize(timers, doubled)
