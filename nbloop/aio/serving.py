@@ -51,10 +51,8 @@ if TYPE_CHECKING:
 HURRY = 1.0  # seconds that Ctrl-C after a signal gives the callbacks in progress
 
 _numbers = itertools.count(1)
-_DEFAULTS: dict[int, Any] = {
-    signal.SIGINT: signal.default_int_handler,
-    signal.SIGTERM: signal.SIG_DFL,
-}  # which `serve` replaces
+# The handlers that `serve` replaces.
+_DEFAULTS: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 _cancel_all_tasks: Callable[[asyncio.AbstractEventLoop], None] = _runners._cancel_all_tasks  # type: ignore[attr-defined]
 
 type Main[T] = Callable[[Worker], Coroutine[Any, Any, T]]
