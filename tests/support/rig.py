@@ -129,9 +129,8 @@ class Memory:
         if "timers" in self.__dict__:
             for name in RINGS:
                 ring_end(self.base + layout.offset(layout.STATE.dtype, name))
-            heap_end(self.timers)
-            slots_end(self.timers)
-            pool_end(self.pool)
+            while heap_end(self.timers) or slots_end(self.timers) or pool_end(self.pool):
+                pass
 
 
 def chain(memory: Memory, words: list[int]) -> int:
@@ -291,7 +290,8 @@ class Slots:
 
     def end(self) -> None:
         """Release the mappings, while slabs are small."""
-        slots_end(self.timers)
+        while slots_end(self.timers):
+            pass
 
 
 class Ring:
