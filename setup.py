@@ -27,7 +27,8 @@ class BuildWithKernels(build_py):
             shutil.copytree(kept, packs, dirs_exist_ok=True)
             return
         environment = os.environ | {"PYTHONPATH": str(folder), "NUMBA_DISABLE_JIT": "1"}
-        made = [sys.executable, "-m", "nbloop.kernels.build.wheel", str(packs)]
+        # Bytecode of the modules that run here would go into the wheel beside them, half of its size.
+        made = [sys.executable, "-B", "-m", "nbloop.kernels.build.wheel", str(packs)]
         subprocess.run(made, cwd=folder, env=environment, check=True)
         if kept:
             shutil.copytree(packs, kept)
