@@ -84,7 +84,7 @@ def test_timers_in_poll_mode_are_exact(loop, pair, turns):
     loop.register_fd(a.fileno(), READ, print)
     late = []
     exact = 0.0008 if loop._record["io"]["ns_timeouts"] else 1.0
-    while not late or min(late) >= exact and len(late) < 300:  # many on a busy machine
+    while not late or (min(late) >= exact and len(late) < 300):  # many on a busy machine
         due = loop.now() + 0.0102
         loop.schedule_timer(0.0102, lambda due=due: (late.append(loop.now() - due), loop.stop()))
         loop.run()
