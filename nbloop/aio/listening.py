@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import select
+import selectors
 import socket
 import sys
 import threading
@@ -37,6 +37,8 @@ type Placement = Literal["system", "least busy"]
 SPREADS = sys.platform == "linux"  # elsewhere SO_REUSEPORT is missing, or gives all connections to one socket
 LOOK = 0.05  # seconds between two measurements of how long the loops slept
 REST = 0.25  # seconds without accepting, when the process has no descriptors left
+# `select` refuses descriptors from 1,024 on, and epoll would need a descriptor of its own.
+_Waits: type[selectors.BaseSelector] = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
 
 class SharerGroup(Protocol):
@@ -285,10 +287,11 @@ class Front:
 
     def _accept(self) -> None:
         """The thread: nothing here waits for a loop."""
-        waiting = {self._stop: None, self._sock: None}
+        waits = _Waits()
+        waits.register(self._stop, selectors.EVENT_READ)
+        accepts = waits.register(self._sock, selectors.EVENT_READ)
         while True:
-            ready, _, _ = select.select(list(waiting), [], [])
-            if self._stop in ready:
+            if any(key is not accepts for key, _ in waits.select()):
                 return
             try:
                 connection, address = self._sock.accept()
@@ -296,8 +299,10 @@ class Front:
                 continue
             except OSError as error:  # no descriptors left, mostly
                 hooks.log(error, "%s cannot accept a connection", self.address, loop=self.backs[0].worker.group.name)
-                if select.select([self._stop], [], [], REST)[0]:
+                waits.unregister(self._sock)
+                if waits.select(REST):
                     return
+                accepts = waits.register(self._sock, selectors.EVENT_READ)
                 continue
             self._place(connection, address)
 

@@ -8,7 +8,8 @@ the protocol takes 6 us; asyncio's takes 12, and OpenSSL's part of both is 3.
 
 * One `read` asks for one record, because it never gives more. asyncio has 256 KiB allocated for each.
 * There is no second `read` if nothing waits for OpenSSL, and OpenSSL holds nothing.
-* All connections of a loop receive into one buffer. asyncio allocates and clears 256 KiB for each connection.
+* All connections of a loop receive into one buffer. asyncio allocates and clears 256 KiB for each connection. A
+  transport of the program's own (`start_tls`) may receive on a thread, so over such a one each has its own buffer.
 
 Three of asyncio's faults are mended here, because each loses bytes or stops a connection: a buffer that is not a
 memoryview (`get_buffer`), a mark of 0, and an upgrade (`start_tls`) while the writing is paused, or after the client's
@@ -22,6 +23,7 @@ from typing import Any
 
 from ..kernels.turn.socket_words import RECEIVED_MOST
 from .guard import check_here
+from .transports import StreamTransport
 
 _SSLProtocol: Any = sslproto.SSLProtocol
 _SSLProtocolTransport: Any = sslproto._SSLProtocolTransport
@@ -58,6 +60,9 @@ class SSLTransport(_SSLProtocolTransport):  # type: ignore[misc]
         super().write(data)
 
 
+OURS = StreamTransport, SSLTransport
+
+
 class TlsProtocol(_SSLProtocol):  # type: ignore[misc]
     """What a stream's transport calls."""
 
@@ -68,8 +73,13 @@ class TlsProtocol(_SSLProtocol):  # type: ignore[misc]
 
     def __init__(self, loop: Any, *arguments: Any, **more: Any) -> None:
         super().__init__(loop, *arguments, **more)
-        # No other code runs between the receiving and `buffer_updated`, which first gives the bytes to OpenSSL.
-        self._ssl_buffer = self._ssl_buffer_view = memoryview(loop._received)[:RECEIVED_MOST]
+        self._received = loop._received
+
+    def connection_made(self, transport: Any) -> None:
+        if isinstance(transport, OURS):
+            # No other code runs between the receiving and `buffer_updated`, which first gives the bytes to OpenSSL.
+            self._ssl_buffer = self._ssl_buffer_view = memoryview(self._received)[:RECEIVED_MOST]
+        super().connection_made(transport)
 
     def _get_app_transport(self) -> Any:
         if self._app_transport is None:

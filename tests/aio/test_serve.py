@@ -866,6 +866,26 @@ def test_the_least_busy_loop_gets_a_connection(family, tmp_path):
     assert not os.path.exists(path)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits")
+def test_connections_are_accepted_at_descriptors_of_any_number(tmp_path):
+    """`select` takes none from 1,024 on: the thread died, and nobody was accepted."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if before[1] != resource.RLIM_INFINITY and before[1] < 1500:
+        pytest.skip("this process may not have so many descriptors")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(before[0], 1500), before[1]))
+    held = []
+    try:
+        while not held or held[-1] < 1100:
+            held.append(os.open(os.devnull, os.O_RDONLY))
+        assert listeners(lambda worker: worker.listen_unix(str(tmp_path / "s")), 2, 100)
+    finally:
+        for fd in held:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
 def test_idle_loops_get_connections_in_turn():
     """Of two loops that are as busy as each other, the one with fewer connections."""
     front = serving.Listeners("turns")
