@@ -47,7 +47,6 @@ from tests.support import naive
 MACHINE = settings(
     max_examples=30,
     stateful_step_count=40,
-    deadline=None,
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
