@@ -8,9 +8,11 @@ asv = $(py) -m asv --config $(asv_conf)
 asv_env = PATH="$(abspath $(VENV))/bin:$$PATH" $(asv)
 asv_python = virtualenv:$$($(py) -c 'import sys; print("%d.%d" % sys.version_info[:2] + sys.abiflags)')
 newer = $(or $(VERSION),3.14)
+core = $(patsubst %,tests/contract/test_%.py,submit lifecycle timers order errors references readiness channels graphs) \
+    tests/kernels/test_interpreter.py tests/js tests/aio/test_transports.py tests/aio/test_datagrams.py
 asv_machine = $(HOME)/.asv-machine.json
 
-.PHONY: help setup demo doctor wheel test test-slow test-interrupts test-gil test-newer test-aarch64 test-wheel test-nojit test-checked test-windows test-asyncio test-ecosystem verify mutate soak lint format types docs doctest bench-smoke instructions bench \
+.PHONY: help setup demo doctor wheel test test-slow test-interrupts test-gil test-newer test-debug test-aarch64 test-wheel test-nojit test-checked test-windows test-asyncio test-ecosystem verify mutate soak lint format types docs doctest bench-smoke instructions bench \
     bench-continuous bench-html peers compare figures clean
 
 help: ## list the targets
@@ -49,6 +51,14 @@ test-newer: ## run the tests on an ordinary CPython of a newer Debian, VERSION=3
 	    $(MAKE) --no-print-directory $(or $(TARGET),test) VENV=.venv-$(newer) PYTHON="$$python"; \
 	else \
 	    echo "SKIPPED: the tests on Python $(newer), see above"; \
+	fi
+
+# numba's own objects make a debug build complain, so these are tests that do not compile.
+test-debug: ## run tests of the core on an ordinary CPython built --with-pydebug, VERSION=3.14, or say why not
+	@if python=$$(scripts/debian-python --debug $(newer)); then \
+	    $(MAKE) --no-print-directory test VENV=.venv-$(newer)-debug PYTHON="$$python" ARGS="$(or $(ARGS),$(core))"; \
+	else \
+	    echo "SKIPPED: the tests on a debug build of Python $(newer), see above"; \
 	fi
 
 test-aarch64: ## run tests of the core on AArch64, with kernels compiled for it, by qemu: minutes; or say why not

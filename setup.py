@@ -26,7 +26,12 @@ class BuildWithKernels(build_py):
         if kept and Path(kept).is_dir():
             shutil.copytree(kept, packs, dirs_exist_ok=True)
             return
-        environment = os.environ | {"PYTHONPATH": str(folder), "NUMBA_DISABLE_JIT": "1"}
+        # Bytecode of the modules that run here would go into the wheel beside them, half of its size.
+        environment = os.environ | {
+            "PYTHONPATH": str(folder),
+            "NUMBA_DISABLE_JIT": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
         made = [sys.executable, "-m", "nbloop.kernels.build.wheel", str(packs)]
         subprocess.run(made, cwd=folder, env=environment, check=True)
         if kept:

@@ -74,6 +74,10 @@ EXCLUDED = {
     "test_unix_events.SelectorEventLoopSignalTests.test_remove_signal_handler_error": MOCKED_SIGNALS,
     "test_unix_events.SelectorEventLoopSignalTests.test_remove_signal_handler_error2": MOCKED_SIGNALS,
 }
+if sys.version_info >= (3, 15):
+    EXCLUDED["test_unix_events.PidfdChildWatcherTests.test_pidfd_closed_when_waitpid_raises"] = (
+        "counts descriptors around the first that the loop watches; our epoll and eventfd are opened then, not before"
+    )
 
 
 class Stand(nbloop.EventLoop):

@@ -310,7 +310,11 @@ class Lifecycle(Unique, Scheduling):
         return OSError(number, os.strerror(number))
 
     def _end_broken(self, error: OSError) -> NoReturn:
-        """End the loop because its poller failed, since polling again would spin. What was accepted still runs."""
+        """End the loop because its poller failed, since polling again would spin. What was accepted still runs.
+
+        In a child that a signal's handler forked while the loop slept, the poller is closed: ForkedLoopError.
+        """
+        self._check_fork()
         hooks.log(error, "%s cannot poll any more and ends", self.name, loop=self.name, level=logging.CRITICAL)
         self._begin_end()
         self._finish()

@@ -16,12 +16,17 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from nbloop import FastPathMode, IOEvents, Loop, LoopState
 from tests.support import waiting
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell without job control has it for what runs behind it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Neither an example nor the making of examples fails for its time: on a busy machine one takes whatever it takes.
+settings.register_profile("nbloop", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("nbloop")
 
 
 @pytest.fixture

@@ -251,6 +251,7 @@ class Front:
         self.address = sock.getsockname()
         self._sock = sock
         self._path = path
+        self._process = os.getpid()
         self._lock = threading.Lock()  # of start and end
         self._thread: threading.Thread | None = None
         self._ended = False
@@ -283,7 +284,7 @@ class Front:
                 self._thread.join()
             self._sock.close()
             self._stop.close()
-            if self._path is not None:
+            if self._path is not None and os.getpid() == self._process:  # not by a forked child
                 with contextlib.suppress(OSError, ValueError):  # ValueError: an abstract address, which is no file's
                     os.unlink(self._path)
 

@@ -51,6 +51,7 @@ from .handles import Handle, LockedHandle, Step, TimerHandle, new_words, run, ru
 from .selector import READ, WRITE, Selector
 from .tls import TlsProtocol
 from .transports import (
+    TRANSPORTS_HAVE_CONTEXTS,
     KernelTransport,
     StreamTransport,
     accept_plainly,
@@ -481,7 +482,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
                 )
                 self._remove_reader(sock.fileno())
                 arguments: tuple[Any, ...] = (factory, sock, sslcontext, server, backlog, *timeouts)
-                if context is not None:
+                if TRANSPORTS_HAVE_CONTEXTS:
                     arguments = (*arguments, context)
                 self.call_later(constants.ACCEPT_RETRY_DELAY, self._serve_again, *arguments)
                 return

@@ -51,6 +51,8 @@ if TYPE_CHECKING:
 HURRY = 1.0  # seconds that Ctrl-C after a signal gives the callbacks in progress
 
 _numbers = itertools.count(1)
+# The handlers that `serve` replaces.
+_DEFAULTS: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 _cancel_all_tasks: Callable[[asyncio.AbstractEventLoop], None] = _runners._cancel_all_tasks  # type: ignore[attr-defined]
 
 type Main[T] = Callable[[Worker], Coroutine[Any, Any, T]]
@@ -84,6 +86,9 @@ def serve[T](
     loops are stopped after the callback in progress, tasks are left where they are, and a callback that does not return
     within a second is left behind, on a daemon thread, and logged. A second SIGTERM does nothing. A signal for which
     the program has a handler of its own is left to that.
+
+    In a forked child the parent's group ends nothing: where the child goes on in a worker's thread, or in a signal's
+    handler during `serve`, its end is a ForkedLoopError. The child may call `serve` itself.
 
     Only on the main thread, and not in a running event loop: RuntimeError. Beside `main`, O(loops): each takes a thread
     and a loop.
@@ -200,13 +205,15 @@ class WorkerGroup(Unique):
                 while not all(worker._done.is_set() for worker in self.workers):
                     self._waiting.run()  # until a worker is done
             except BaseException:
-                if not self._hurry:
-                    self._cancel()
-                self._stop()
+                if not self._waiting._forked:
+                    if not self._hurry:
+                        self._cancel()
+                    self._stop()
                 raise
-            finally:
-                self._listeners.close()
-                self._waiting.close()
+            finally:  # in a child that a signal's handler forked, all is the parent's
+                if not self._waiting._forked:
+                    self._listeners.close()
+                    self._waiting.close()
         for worker in self.workers:
             worker._join()
         if failure is not None:
@@ -237,20 +244,23 @@ class WorkerGroup(Unique):
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        taken = {}
+        taken = []
         try:
-            for sig, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+            for sig, default in _DEFAULTS.items():
                 if signal.getsignal(sig) is default:
-                    taken[sig] = default
+                    taken.append(sig)
                     signal.signal(sig, self._arrived)
             yield
         finally:
-            for sig, default in taken.items():
+            for sig in taken:
                 if signal.getsignal(sig) == self._arrived:
-                    signal.signal(sig, default)
+                    signal.signal(sig, _DEFAULTS[sig])
 
     def _arrived(self, sig: int, _frame: object) -> None:
-        if not self._signal:
+        if self._waiting._forked:  # a child has the handlers of before
+            signal.signal(sig, _DEFAULTS[sig])
+            signal.raise_signal(sig)
+        elif not self._signal:
             self._signal = sig
             self._cancel()
         elif sig == signal.SIGINT:
@@ -364,6 +374,7 @@ class Worker(Unique):
             if not self.group._hurry:
                 self._fail(error)
         finally:
+            self.loop.core._check_fork()  # in a child that was forked on this thread, the rest is the parent's
             self._task = None
             self.group._main_ended(self)  # its loop may have been left before the task of `_main` began
             for call in list(self._calls):

@@ -22,6 +22,7 @@ from asyncio import _get_running_loop, sslproto, streams
 from typing import Any
 
 from ..kernels.turn.socket_words import RECEIVED_MOST
+from ..unique import Unique
 from .guard import check_here
 from .transports import StreamTransport
 
@@ -33,7 +34,7 @@ FAILED = "Fatal error on SSL protocol"
 RECORD = 16 * 1024  # the most bytes that a record of TLS holds
 
 
-class SSLTransport(_SSLProtocolTransport):  # type: ignore[misc]
+class SSLTransport(Unique, _SSLProtocolTransport):  # type: ignore[misc]
     """The program's transport, for the loop's thread alone. Where another loop runs, `write` and `writelines` raise
     RuntimeError. Its name says "SSL" as asyncio's does: CPython's tests recognise a transport of TLS by that.
     """

@@ -188,11 +188,12 @@ def test_doctor_does_not_import_numba() -> None:
 
 
 SCRIPT = """
-import sys, threading, nbloop
+import itertools, sys, threading, nbloop
 
 def work(n):
     for _ in range(n):
         bytearray(1000)
+    any(itertools.repeat(False, 100 * n))  # so long that no pause of the sampler's thread hides all of it
 
 loop = nbloop.Loop(auto_exit=True, name="one of/mine")
 for _ in range(20):

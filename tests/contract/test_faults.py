@@ -469,7 +469,6 @@ def test_callbacks_that_misbehave(make_loop, descriptors, wait_for, behaviour):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_callback_that_forks(make_loop, turns):
     """The child's copy refuses; the parent's goes on."""
     ran, loop = [], make_loop()

@@ -430,7 +430,6 @@ def test_pinned_threads_stay_on_their_cores(make_group):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_a_forked_child_is_refused(make_group):
     group = make_group(2)
     group.start()

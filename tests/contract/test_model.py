@@ -382,7 +382,6 @@ TestModel.settings = settings(
     max_examples=60,
     derandomize=True,  # some programs grow without end, and would take the time limit of a run that met one
     stateful_step_count=20,
-    deadline=None,
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )

@@ -83,13 +83,13 @@ def test_timers_in_poll_mode_are_exact(loop, pair, turns):
     a, _b = pair()
     loop.register_fd(a.fileno(), READ, print)
     late = []
-    for _ in range(5):
+    exact = 0.0008 if loop._record["io"]["ns_timeouts"] else 1.0
+    while not late or (min(late) >= exact and len(late) < 300):  # many on a busy machine
         due = loop.now() + 0.0102
         loop.schedule_timer(0.0102, lambda due=due: (late.append(loop.now() - due), loop.stop()))
         loop.run()
-    assert min(late) >= 0
-    if loop._record["io"]["ns_timeouts"]:
-        assert min(late) < 0.0008
+        assert late[-1] >= 0
+    assert min(late) < exact
 
 
 def test_busy_loop_polls(loop, pair, wait_for):

@@ -4,6 +4,7 @@ bug.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from itertools import chain
 from typing import Any
@@ -24,6 +25,17 @@ from tests.support import rig  # noqa: E402
 from tests.support.explorer import find, mutant, replace, search, together  # noqa: E402
 
 CHUNK = 16
+
+
+def test_no_collection_amid_a_schedule() -> None:
+    """It would run the end of an earlier model's memory as steps of this one."""
+
+    def model() -> None:
+        assert not gc.isenabled()
+        together(lambda: None)
+
+    search(model, 1)
+    assert gc.isenabled()
 
 
 # --- stack.py -------------------------------------------------------------------------------------

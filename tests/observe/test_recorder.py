@@ -393,7 +393,7 @@ def test_the_checker_finds_what_is_wrong(make_loop, turns):
             trace_format.check(bad)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_clocks_that_jump_or_differ_make_a_valid_trace(data):
     """Each event's time is off, as on a core whose counter is another's no more; a viewer takes the trace still."""

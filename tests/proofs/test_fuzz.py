@@ -33,7 +33,6 @@ def _made_once() -> None:
 @settings(
     max_examples=int(EXAMPLES * FACTOR),
     derandomize=FACTOR <= 1,
-    deadline=None,
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

@@ -10,6 +10,7 @@ A failure prints its seed and its schedule; `interleave_test.replay(model, sched
 
 from __future__ import annotations
 
+import gc
 import inspect
 import os
 import textwrap
@@ -74,11 +75,19 @@ def mutant(function: Callable[..., Any], *edits: tuple[str, str]) -> Callable[..
 
 @contextmanager
 def stepwise() -> Iterator[pytest.MonkeyPatch]:
-    """The kernels' atomics are `steps` inside."""
+    """The kernels' atomics are `steps` inside, and the collector rests.
+
+    A collection would run the end of an earlier model's memory wherever it happens: as steps of the schedule, which
+    would not repeat, and amid the scheduler, whose lock the steps wait for. That hung a run on 3.14.
+    """
     with pytest.MonkeyPatch.context() as patch:
         for name in STEPS:
             replace(patch, getattr(atomics if hasattr(atomics, name) else capi, name), getattr(steps, name))
-        yield patch
+        gc.disable()
+        try:
+            yield patch
+        finally:
+            gc.enable()
 
 
 def _options() -> dict[str, Any]:

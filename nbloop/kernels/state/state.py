@@ -55,10 +55,21 @@ class Memory(Unique, np.ndarray):
         if isinstance(source, Memory):
             raise TypeError("a state's memory has no views or copies of its own type: use view(numpy.ndarray)")
 
-    def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing, whole: set[int] = _whole) -> None:
+    def __del__(
+        self,
+        finalizing: Callable[[], bool] = sys.is_finalizing,
+        whole: set[int] = _whole,
+        drain: Callable[[Iterator[bool], int], object] = deque,
+    ) -> None:
         if not finalizing() and id(self) in whole:
-            whole.remove(id(self))
-            dismantle.bind(self)()
+            part = dismantle.bind(self)
+            try:
+                whole.remove(id(self))
+                while part():  # between two, signals are handled, and the world may stop
+                    pass
+            except BaseException:  # a signal's handler raised
+                drain(iter(part, False), 0)
+                raise
 
 
 class State(Unique, np.ndarray):
