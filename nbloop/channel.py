@@ -357,9 +357,11 @@ class Entrance(Unique):
         One publication. 0 means that the array was empty, or that it was dropped. Otherwise as `put`. O(records), a
         copy. Raises TypeError for what is not such an array, ValueError for more records than the channel holds.
         """
+        # The kernel believes the size. A subclass may say another one than its memory has; this is the array itself.
         array: Any = records
-        if not isinstance(array, np.ndarray) or (array.dtype is not self.dtype and array.dtype != self.dtype):
-            raise TypeError(f"records must be an array of {self.name}'s dtype {self.dtype}, not {array!r:.200}")
+        array = np.asarray(array) if isinstance(array, np.ndarray) else None
+        if array is None or (array.dtype is not self.dtype and array.dtype != self.dtype):
+            raise TypeError(f"records must be an array of {self.name}'s dtype {self.dtype}, not {records!r:.200}")
         count = array.size
         if count > self.capacity:
             raise ValueError(f"records must be at most {self.capacity}, all that {self.name} holds, not {count}")

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import select
+import selectors
 import socket
 import sys
 import threading
@@ -37,6 +37,8 @@ type Placement = Literal["system", "least busy"]
 SPREADS = sys.platform == "linux"  # elsewhere SO_REUSEPORT is missing, or gives all connections to one socket
 LOOK = 0.05  # seconds between two measurements of how long the loops slept
 REST = 0.25  # seconds without accepting, when the process has no descriptors left
+# `select` refuses descriptors from 1,024 on, and epoll would need a descriptor of its own.
+_Waits: type[selectors.BaseSelector] = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
 
 class SharerGroup(Protocol):
@@ -76,11 +78,13 @@ class Listeners:
             placement = "system" if SPREADS else "least busy"
         if placement not in ("system", "least busy"):
             raise ValueError(f'placement must be "system" or "least busy", not {placement!r}')
+        if not 0 <= port <= 0xFFFF:  # of which `getaddrinfo` takes the last 16 bits
+            raise OverflowError(f"port must be 0 to 65535, not {port}")
         if placement == "system" and not SPREADS:
             raise NotImplementedError('placement="system" needs Linux; elsewhere SO_REUSEPORT does not spread')
 
         def bind() -> list[socket.socket]:
-            found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            found = socket.getaddrinfo(host or None, port, family, socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
             kind, _, _, _, address = found[0]
             if placement == "system":
                 return bind_each(kind, address, worker.count)
@@ -281,15 +285,16 @@ class Front:
             self._sock.close()
             self._stop.close()
             if self._path is not None and os.getpid() == self._process:  # not by a forked child
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError, ValueError):  # ValueError: an abstract address, which is no file's
                     os.unlink(self._path)
 
     def _accept(self) -> None:
         """The thread: nothing here waits for a loop."""
-        waiting = {self._stop: None, self._sock: None}
+        waits = _Waits()
+        waits.register(self._stop, selectors.EVENT_READ)
+        accepts = waits.register(self._sock, selectors.EVENT_READ)
         while True:
-            ready, _, _ = select.select(list(waiting), [], [])
-            if self._stop in ready:
+            if any(key is not accepts for key, _ in waits.select()):
                 return
             try:
                 connection, address = self._sock.accept()
@@ -297,8 +302,10 @@ class Front:
                 continue
             except OSError as error:  # no descriptors left, mostly
                 hooks.log(error, "%s cannot accept a connection", self.address, loop=self.backs[0].worker.group.name)
-                if select.select([self._stop], [], [], REST)[0]:
+                waits.unregister(self._sock)
+                if waits.select(REST):
                     return
+                accepts = waits.register(self._sock, selectors.EVENT_READ)
                 continue
             self._place(connection, address)
 

@@ -1,23 +1,25 @@
 """`nbloop.aio.Queue`: between any asyncio loops and any threads.
 
 Problem: `asyncio.Queue` is for one loop, `queue.Queue` for threads, which it blocks, and CPython's advice for the way
-from a thread to a loop is to poll the second from the first. Idea: one deque, and two lines of waiters, each of which
-knows how to be woken: a future on its loop, or a lock. An awake loop is woken without a system call.
+from a thread to a loop is to poll the second from the first. Idea: one deque; one word, in kernels, that counts its
+items and its room (`kernels/channels/permits.py`); and two lines of waiters, each of which knows how to be woken: a
+future on its loop, or a lock. An awake loop is woken without a system call.
 
-**Fair, and first in first out.** A getter that is woken gets the right to an item, not the item: items leave the deque
-in their order only, and `_reserved` of them belong to getters that were woken and have not resumed yet. A newcomer
-takes none of these. A getter that is cancelled in between gives its right to the next in line. The same holds for room
-(`_granted`).
+**No lock while nobody waits.** A `put` takes a place in the word, appends, and gives a permit. A `get` takes a permit,
+pops, and gives the place back. Who finds neither takes the lock, marks the word busy, and waits in a line. All calls
+take the lock then, until the lines are empty. A call that had begun before finds the mark when it ends, and serves the
+waiters (`_settle`).
 
-**One lock**, of the kind that takes one atomic operation when nobody else holds it. It is held for some appends and
-pops, never while waking: room, items, both lines and the end are decided at one moment.
+**Fair, and first in first out.** A getter that is woken gets a permit, not an item: items leave the deque in their
+order only, and newcomers find no permit. A getter that is cancelled in between gives its permit to the next in line.
+The same holds for room, with a place.
 
-A `put` happens when the item is there, a `get` when it is taken. So an item that is reserved still takes room, and
-while room is granted the queue may have neither an item for one caller nor room for another: `QueueEmpty` and
-`QueueFull` mean that everything is promised to earlier callers.
+A `put` happens when the item is there, a `get` when it is taken. So an item for which a getter was woken still takes
+room, and the queue may have neither an item for one caller nor room for another: `QueueEmpty` and `QueueFull` mean that
+everything is promised to earlier callers.
 
-Invariants, while nobody holds the lock: a getter waits only if every item is reserved; a putter waits only if all room
-is granted; ``len(items) + granted <= maxsize`` if there is one.
+Invariants, while nobody holds the lock and no call is under way: a getter waits only if no item is available; a putter
+waits only if all places are taken; ``items == available + reserved``, ``places == items + granted``.
 """
 
 from __future__ import annotations
@@ -28,19 +30,37 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
+from ..kernels import permits
+from ..kernels.base import layout
+from ..kernels.state.state import make_permits
 from ..options import check_int, check_timeout
 from ..threads import LOOK
 from ..unique import Unique
 from .futures import set_done
 
+_BUSY, _SHUT = layout.PERMITS_BUSY, layout.PERMITS_SHUT
+_AVAILABLE, _PLACE = layout.PERMITS_AVAILABLE, layout.PERMITS_PLACE
+_ALL_AVAILABLE = layout.PERMITS_MOST * _AVAILABLE  # the bits of a word in which that number stands
+
+
+class _Due(BaseException):
+    """What the kernel returns in place of an item: with the item, if waiters are to be served now; without one, if it
+    took none. An exception, because C code makes one of a single argument; it is never raised.
+    """
+
+
+_NOTHING = _Due()
+
 
 class _Waiter:
     """Somebody in one of the lines. `granted` is written under the queue's lock."""
 
-    __slots__ = ("granted",)
+    __slots__ = ("granted", "line")
 
-    def __init__(self) -> None:
+    def __init__(self, line: deque[_Waiter]) -> None:
+        self.line = line
         self.granted = False
 
     def wake(self) -> bool:
@@ -51,8 +71,8 @@ class _Waiter:
 class _Task(_Waiter):
     __slots__ = ("future", "loop")
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, line: deque[_Waiter]) -> None:
+        self.line, self.granted = line, False
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[None] = self.loop.create_future()
 
@@ -74,8 +94,8 @@ class _Task(_Waiter):
 class _Thread(_Waiter):
     __slots__ = ("gate",)
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, line: deque[_Waiter]) -> None:
+        self.line, self.granted = line, False
         self.gate = _thread.allocate_lock()
         self.gate.acquire()
 
@@ -93,16 +113,20 @@ class _Thread(_Waiter):
                 return False
 
 
+type _Kind = Callable[[deque[_Waiter]], _Waiter]
+
+
 class Queue[T](Unique):
     """A queue that any number of asyncio loops, of any kind, and of threads put into and get from.
 
-    `maxsize` is how many items it holds, 0 for any number. Items of one producer come out in the order in which it put
-    them. Waiters are served in the order in which they began to wait; nobody overtakes them. Each item wakes at most
-    one getter, and each free place at most one putter.
+    `maxsize` is how many items it holds, at most 1,073,741,823; 0 stands for as many. Items of one producer come out in
+    the order in which it put them. Waiters are served in the order in which they began to wait; nobody overtakes them.
+    Each item wakes at most one getter, and each free place at most one putter.
 
     `put` and `get` are for coroutines; `put_wait` and `get_wait` for threads that run no loop; the other methods for
-    both. Not for signal handlers and finalisers, which may interrupt a call on the same thread that holds the lock. All
-    calls are O(1), except that giving up waiting (cancellation, time-out) is O(waiting), and `shutdown` O(n).
+    both. Not for signal handlers and finalisers, which may interrupt a call on the same thread that holds the lock of
+    the waiters. All calls are O(1), except that giving up waiting (cancellation, time-out) is O(waiting), and
+    `shutdown` O(n). While nobody waits, calls take no lock but the one that CPython's `deque` has for itself.
 
     >>> import nbloop, threading
     >>> async def main():
@@ -114,15 +138,20 @@ class Queue[T](Unique):
     """
 
     def __init__(self, maxsize: int = 0) -> None:
-        check_int("maxsize", maxsize, 0, 1 << 62)
+        check_int("maxsize", maxsize, 0, layout.PERMITS_MOST)
         self._maxsize = maxsize
-        self._lock = _thread.allocate_lock()
         self._items: deque[T] = deque()
-        self._reserved = 0  # items that belong to getters who have been woken
-        self._granted = 0  # rooms that belong to putters who have been woken
+        words = make_permits(maxsize or layout.PERMITS_MOST, self._items, _Due, _NOTHING)
+        self._put, self._put_held = permits.permits_put.bind(words), permits.permits_put_held.bind(words)
+        self._take, self._take_held = permits.permits_take.bind(words), permits.permits_take_held.bind(words)
+        self._hold, self._change = permits.permits_hold.bind(words), permits.permits_change.bind(words)
+        self._full = (maxsize or layout.PERMITS_MOST) * _PLACE  # from which word on there is no room
+        # The rest belongs to who holds the lock.
+        self._lock = _thread.allocate_lock()
+        self._reserved = 0  # permits of getters who have been woken
+        self._granted = 0  # places of putters who have been woken
         self._getters: deque[_Waiter] = deque()
         self._putters: deque[_Waiter] = deque()
-        self._shut = False
         self._dropped = False
 
     @property
@@ -136,11 +165,11 @@ class Queue[T](Unique):
 
     def empty(self) -> bool:
         """Whether `get_nowait` would raise `asyncio.QueueEmpty`. A moment old. Any thread."""
-        return len(self._items) <= self._reserved
+        return not self._change(0) & _ALL_AVAILABLE
 
     def full(self) -> bool:
         """Whether `put_nowait` would raise `asyncio.QueueFull`. A moment old. Any thread."""
-        return not self._room()
+        return bool(self._change(0) >= self._full)
 
     # --- without waiting
 
@@ -148,26 +177,29 @@ class Queue[T](Unique):
         """Put an item. Raises `asyncio.QueueFull` if there is no room, or all of it is granted to waiters, and
         `asyncio.QueueShutDown` after `shutdown`.
         """
-        with self._lock:
-            if self._shut:
-                raise asyncio.QueueShutDown
-            if not self._room():
-                raise asyncio.QueueFull
-            self._items.append(item)
-            waiter = self._next_getter()
-        self._wake(waiter, self._ungranted_get)
+        done = self._put(item)
+        if done is None:
+            return
+        if done:
+            self._locked(_serve)
+            return
+        while self._locked(self._put_or_wait, None, item) is not None:
+            time.sleep(0)  # a call under way has not given back its place yet; the next verdict may be another one
 
     def get_nowait(self) -> T:
         """Get an item. Raises `asyncio.QueueEmpty` if there is none, or all are reserved for waiters, and
         `asyncio.QueueShutDown` if there is none after `shutdown`.
         """
-        with self._lock:
-            if len(self._items) <= self._reserved:
-                raise asyncio.QueueShutDown if self._shut else asyncio.QueueEmpty
-            item = self._items.popleft()
-            waiter = self._next_putter()
-        self._wake(waiter, self._ungranted_put)
-        return item
+        item = self._take()
+        if type(item) is not _Due:
+            return item  # type: ignore[no-any-return]
+        if item.args:
+            return self._served(item)
+        while True:
+            waiter, item = self._locked(self._get_or_wait)
+            if waiter is None:
+                return item  # type: ignore[no-any-return]
+            time.sleep(0)  # as in `put_nowait`
 
     # --- waiting
 
@@ -181,10 +213,10 @@ class Queue[T](Unique):
             assert isinstance(waiter, _Task)
             try:
                 await waiter.future
-            except BaseException:
-                self._give_up_put(waiter)
+            except BaseException as error:
+                self._stop_waiting(waiter, error)
                 raise
-            self._finish_put(waiter, item)
+            self._locked(self._finish_put, waiter, item)
 
     def put_wait(self, item: T, timeout: float | None = None) -> None:
         """`put` for a thread. TimeoutError after `timeout` seconds: the item is not put. RuntimeError in a running
@@ -195,35 +227,41 @@ class Queue[T](Unique):
             check_timeout(timeout)
         waiter = self._try_put(item, _Thread)
         if waiter is not None:
-            self._await_thread(waiter, timeout, self._give_up_put, "room for an item")
-            self._finish_put(waiter, item)
+            self._await_thread(waiter, timeout, "room for an item")
+            self._locked(self._finish_put, waiter, item)
 
     async def get(self) -> T:
         """Get an item, and wait for one. `asyncio.QueueShutDown` after `shutdown` if there is none.
 
         Cancelled, it has taken none.
         """
-        waiter, item = self._try_get(_Task)
+        item = self._take()
+        if type(item) is not _Due:
+            return item  # type: ignore[no-any-return]
+        waiter, item = self._try_get(item, _Task)
         if waiter is None:
-            return item  # type: ignore[return-value]
+            return item  # type: ignore[no-any-return]
         assert isinstance(waiter, _Task)
         try:
             await waiter.future
-        except BaseException:
-            self._give_up_get(waiter)
+        except BaseException as error:
+            self._stop_waiting(waiter, error)
             raise
-        return self._finish_get(waiter)
+        return self._locked(self._finish_get, waiter)  # type: ignore[no-any-return]
 
     def get_wait(self, timeout: float | None = None) -> T:
         """`get` for a thread. TimeoutError after `timeout` seconds. RuntimeError in a running event loop."""
         _refuse_loop("get")
         if timeout is not None:
             check_timeout(timeout)
-        waiter, item = self._try_get(_Thread)
+        item = self._take()
+        if type(item) is not _Due:
+            return item  # type: ignore[no-any-return]
+        waiter, item = self._try_get(item, _Thread)
         if waiter is None:
-            return item  # type: ignore[return-value]
-        self._await_thread(waiter, timeout, self._give_up_get, "an item")
-        return self._finish_get(waiter)
+            return item  # type: ignore[no-any-return]
+        self._await_thread(waiter, timeout, "an item")
+        return self._locked(self._finish_get, waiter)  # type: ignore[no-any-return]
 
     def shutdown(self, immediate: bool = False) -> None:
         """Take no more items. Those in the queue can still be taken, unless `immediate` drops them.
@@ -231,135 +269,198 @@ class Queue[T](Unique):
         Putters that wait, and getters that wait for an item that will not come, get `asyncio.QueueShutDown`.
         Idempotent. Any thread.
         """
-        with self._lock:
-            self._shut = True
-            if immediate:
-                dropped = self._items
-                self._items, self._reserved, self._dropped = deque(), 0, True
-            else:
-                dropped = deque()
-            waiters = [*self._getters, *self._putters]
-            self._getters.clear()
-            self._putters.clear()
-        dropped.clear()  # without the lock: items may have finalisers
-        for waiter in waiters:
-            waiter.wake()
+        self._locked(self._shut, immediate)
 
-    # --- under the lock
+    # --- in steps
 
-    def _room(self) -> bool:
-        return self._maxsize == 0 or len(self._items) + self._granted < self._maxsize
-
-    def _next_getter(self) -> _Waiter | None:
-        """The getter to wake, if an item is not reserved."""
-        if not self._getters or len(self._items) <= self._reserved:
+    def _try_put(self, item: T, kind: _Kind) -> _Waiter | None:
+        """Put the item, or return the waiter that now stands in line."""
+        done = self._put(item)
+        if done is None:
             return None
-        waiter = self._getters.popleft()
-        waiter.granted = True
-        self._reserved += 1
-        return waiter
+        if done:
+            return self._locked(_serve)  # type: ignore[no-any-return]
+        return self._locked(self._put_or_wait, kind, item)  # type: ignore[no-any-return]
 
-    def _next_putter(self) -> _Waiter | None:
-        if not self._putters or not self._room():
-            return None
-        waiter = self._putters.popleft()
-        waiter.granted = True
-        self._granted += 1
-        return waiter
+    def _try_get(self, due: _Due, kind: _Kind) -> tuple[_Waiter | None, Any]:
+        """The item, or the waiter that now stands in line."""
+        if due.args:
+            return None, self._served(due)
+        return self._locked(self._get_or_wait, kind)  # type: ignore[no-any-return]
 
-    # --- waiting, in steps
+    def _served(self, due: _Due) -> T:
+        """The item that was taken, once those who waited for its place are served."""
+        self._locked(_serve)
+        return due.args[0]  # type: ignore[no-any-return]
 
-    def _try_put(self, item: T, kind: Callable[[], _Waiter]) -> _Waiter | None:
-        with self._lock:
-            if self._shut:
-                raise asyncio.QueueShutDown
-            if self._room():
-                self._items.append(item)
-                waiting, waiter = None, self._next_getter()
-            else:
-                waiting, waiter = kind(), None
-                self._putters.append(waiting)
-        self._wake(waiter, self._ungranted_get)
-        return waiting
+    def _stop_waiting(self, waiter: _Waiter, error: BaseException) -> None:
+        """A coroutine stops waiting because of that exception.
 
-    def _finish_put(self, waiter: _Waiter, item: T) -> None:
-        with self._lock:
-            if waiter.granted:
-                self._granted -= 1
-            if self._shut:
-                raise asyncio.QueueShutDown
-            self._items.append(item)
-            getter = self._next_getter()
-        self._wake(getter, self._ungranted_get)
+        GeneratorExit may come from the collector, which runs anywhere: also in a call on this thread that holds the
+        lock. To wait for the lock would then be for ever. A thread of its own can wait for it.
+        """
+        if isinstance(error, GeneratorExit) and self._lock.locked():
+            _thread.start_new_thread(self._locked, (self._give_up, waiter))
+        else:
+            self._locked(self._give_up, waiter)
 
-    def _try_get(self, kind: Callable[[], _Waiter]) -> tuple[_Waiter | None, T | None]:
-        with self._lock:
-            if len(self._items) <= self._reserved:
-                if self._shut:
-                    raise asyncio.QueueShutDown
-                waiting = kind()
-                self._getters.append(waiting)
-                return waiting, None
-            item = self._items.popleft()
-            waiter = self._next_putter()
-        self._wake(waiter, self._ungranted_put)
-        return None, item
-
-    def _finish_get(self, waiter: _Waiter) -> T:
-        with self._lock:
-            if not waiter.granted or self._dropped:
-                raise asyncio.QueueShutDown
-            self._reserved -= 1
-            item = self._items.popleft()
-            putter = self._next_putter()
-        self._wake(putter, self._ungranted_put)
-        return item
-
-    def _await_thread(
-        self, waiter: _Waiter, timeout: float | None, give_up: Callable[[_Waiter], None], what: str
-    ) -> None:
+    def _await_thread(self, waiter: _Waiter, timeout: float | None, what: str) -> None:
         assert isinstance(waiter, _Thread)
         came = False
         try:
             came = waiter.wait(timeout)
         finally:
             if not came:
-                give_up(waiter)
+                self._locked(self._give_up, waiter)
         if not came:
             raise TimeoutError(f"{what} has not come within {timeout} s")
 
-    def _give_up_get(self, waiter: _Waiter) -> None:
-        self._wake(self._ungranted_get(waiter), self._ungranted_get)
+    def _locked(self, step: Callable[[int, Any, Any], Any], what: object = None, item: T | None = None) -> Any:
+        """Run a step under the lock, with the word as it is when the lock has been taken; then serve those who wait,
+        and wake them without the lock.
+        """
+        woken: list[_Waiter] = []
+        dropped = None  # released without the lock: items may have finalisers
+        try:
+            with self._lock:
+                word = self._hold()
+                try:
+                    return step(word, what, item)
+                finally:
+                    if self._getters or self._putters or self._dropped:
+                        dropped = self._settle(woken)
+                    else:
+                        self._change(-_BUSY)
+        finally:
+            if woken:
+                self._wake(woken)
+            del dropped
 
-    def _give_up_put(self, waiter: _Waiter) -> None:
-        self._wake(self._ungranted_put(waiter), self._ungranted_put)
+    def _wake(self, woken: list[_Waiter]) -> None:
+        for waiter in woken:  # a loop may be closed; then the list grows by the next in line
+            if not waiter.wake():
+                with self._lock:
+                    self._give_up(self._hold(), waiter)
+                    self._settle(woken)
 
-    def _ungranted_get(self, waiter: _Waiter) -> _Waiter | None:
-        """A getter gives up. Returns the getter to wake in its place."""
-        with self._lock:
-            if not waiter.granted:
-                with contextlib.suppress(ValueError):  # a shutdown has emptied the line
-                    self._getters.remove(waiter)
-            elif not self._dropped:
-                self._reserved -= 1
-            return self._next_getter()
+    # --- under the lock, where the word is busy: no call begins without the lock
 
-    def _ungranted_put(self, waiter: _Waiter) -> _Waiter | None:
-        with self._lock:
-            if not waiter.granted:
-                with contextlib.suppress(ValueError):
-                    self._putters.remove(waiter)
-            else:
-                self._granted -= 1
-            return self._next_putter()
+    def _under_way(self, word: int) -> bool:
+        """Whether a call has changed the word and is not done. If none is, none will be."""
+        return word // _PLACE > (word & _ALL_AVAILABLE) // _AVAILABLE + self._reserved + self._granted
 
-    def _wake(self, waiter: _Waiter | None, ungranted: Callable[[_Waiter], _Waiter | None]) -> None:
-        while waiter is not None and not waiter.wake():
-            waiter = ungranted(waiter)
+    def _put_or_wait(self, word: int, kind: _Kind | None, item: T) -> _Waiter | bool | None:
+        """Put the item; return the waiter that now stands in line; or, without a `kind`, True to be asked again."""
+        if word & _SHUT:
+            raise asyncio.QueueShutDown
+        if word < self._full and not self._putters:
+            self._put_held(item)
+            return None
+        if kind is None:
+            if self._under_way(word):
+                return True
+            raise asyncio.QueueFull
+        waiter = kind(self._putters)
+        self._putters.append(waiter)
+        return waiter
+
+    def _get_or_wait(self, word: int, kind: _Kind | None, _item: object) -> tuple[_Waiter | bool | None, Any]:
+        """(None, the item), or as `_put_or_wait`."""
+        if word & _ALL_AVAILABLE and not self._getters:
+            return None, self._take_held()
+        if self._none_will_come(word):
+            raise asyncio.QueueShutDown
+        if kind is None:
+            if self._under_way(word):
+                return True, None
+            raise asyncio.QueueEmpty
+        waiter = kind(self._getters)
+        self._getters.append(waiter)
+        return waiter, None
+
+    def _finish_put(self, word: int, waiter: _Waiter, item: T) -> None:
+        self._give_up(word, waiter)  # its place is free for the item now, and for no other while the lock is held
+        if word & _SHUT:
+            raise asyncio.QueueShutDown
+        self._put_held(item)
+
+    def _finish_get(self, word: int, waiter: _Waiter, _item: object) -> T:
+        if not waiter.granted or self._dropped:
+            raise asyncio.QueueShutDown
+        self._reserved -= 1
+        self._change(_AVAILABLE)  # and it is this getter's, because the lock is held
+        return self._take_held()  # type: ignore[no-any-return]
+
+    def _give_up(self, _word: int, waiter: _Waiter, _item: object = None) -> None:
+        """Leave the line, or give back what the waiter was woken for; perhaps again, because its loop was closed and
+        later its coroutine is.
+        """
+        if not waiter.granted:
+            with contextlib.suppress(ValueError):  # a shutdown has emptied the line
+                waiter.line.remove(waiter)
+        elif waiter.line is self._putters:
+            self._granted -= 1
+            self._change(-_PLACE)
+        elif not self._dropped:
+            self._reserved -= 1
+            self._change(_AVAILABLE)
+        waiter.granted = False
+
+    def _shut(self, word: int, immediate: bool, _item: object) -> None:
+        if not word & _SHUT:
+            self._change(_SHUT)
+        self._dropped = self._dropped or immediate
+
+    def _none_will_come(self, word: int) -> bool:
+        """Whether the queue is shut, and holds no item but reserved ones. A call under way may bring one."""
+        return bool(word & _SHUT) and word // _PLACE == self._reserved + self._granted
+
+    def _settle(self, woken: list[_Waiter]) -> list[T] | None:
+        """Give waiters what there is, in the order of their lines, and add them to `woken`; also those for whom nothing
+        will come. The word is busy no longer if nobody waits then. Returns the items that are dropped.
+        """
+        dropped = self._drop() if self._dropped else None
+        getters, putters = self._getters, self._putters
+        if getters or putters:
+            word = self._change(0)
+            while getters and word & _ALL_AVAILABLE:
+                waiter = getters.popleft()
+                waiter.granted = True
+                woken.append(waiter)
+                self._reserved += 1
+                word = self._change(-_AVAILABLE)
+            while putters and word < self._full and not word & _SHUT:
+                waiter = putters.popleft()
+                waiter.granted = True
+                woken.append(waiter)
+                self._granted += 1
+                word = self._change(_PLACE)
+            if word & _SHUT:
+                woken += putters
+                putters.clear()
+                if self._none_will_come(word):
+                    woken += getters
+                    getters.clear()
+        if not getters and not putters:
+            self._change(-_BUSY)
+        return dropped
+
+    def _drop(self) -> list[T]:
+        """Take all items, those of getters who have been woken, too."""
+        self._change(self._reserved * _AVAILABLE)
+        self._reserved = 0
+        dropped: list[T] = []
+        while (item := self._take_held()) is not _NOTHING:
+            dropped.append(item)
+        return dropped
 
     def __repr__(self) -> str:
-        ended = ", shut down" if self._shut else ""
+        ended = ", shut down" if self._change(0) & _SHUT else ""
         return f"<nbloop.aio.Queue of {len(self._items)}, maxsize {self._maxsize}{ended}>"
+
+
+def _serve(_word: int, _what: object, _item: object) -> None:
+    """A step that does nothing: who waits is served after it."""
 
 
 def _refuse_loop(name: str) -> None:

@@ -144,7 +144,7 @@ class WorkerGroup(Unique):
         self.workers: tuple[Worker, ...] = ()
         self._cancelling = False
         self._hurry = False
-        self._ended: list[None] = []  # one for each main that has ended
+        self._ended: set[int] = set()  # of the workers whose main has ended
         self._signal = 0
         self._waiting = Loop(name=f"{name}-main")
         self._listeners = Listeners(name)
@@ -177,11 +177,13 @@ class WorkerGroup(Unique):
             if worker._take():
                 worker.loop.close()
                 worker._done.set()
-                self._main_ended()
+                self._main_ended(worker)
 
-    def _main_ended(self) -> None:
+    def _main_ended(self, of: Worker) -> None:
         """Of one worker. After the last, all go on to their end."""
-        self._ended.append(None)
+        if of.index in self._ended:
+            return
+        self._ended.add(of.index)
         if len(self._ended) >= len(self.workers):
             for worker in self.workers:
                 with contextlib.suppress(RuntimeError):  # its loop is closed
@@ -374,6 +376,7 @@ class Worker(Unique):
         finally:
             self.loop.core._check_fork()  # in a child that was forked on this thread, the rest is the parent's
             self._task = None
+            self.group._main_ended(self)  # its loop may have been left before the task of `_main` began
             for call in list(self._calls):
                 call.abandon()
             self._done.set()
@@ -414,7 +417,7 @@ class Worker(Unique):
         except BaseException as error:
             self._fail(error)
         self._task = None  # nothing cancels what follows
-        self.group._main_ended()
+        self.group._main_ended(self)
         await self._all_ended
         await self._close_locals()
 
@@ -441,15 +444,15 @@ class Worker(Unique):
         elsewhere). A worker that stops listening while others go on loses the connections that the system has given it
         and it has not accepted yet.
 
-        OSError if the address is taken, also by another process of the same program. Blocks for the look-up of a host
-        name.
+        As in asyncio an empty `host` is every interface. OSError if the address is taken, also by another process of
+        the same program; OverflowError for a port beyond 65535. Blocks for the look-up of a host name.
         """
         self._check_here("listen")
         return self.group._listeners.listen(self, host, port, family, placement)
 
     def listen_unix(self, path: str) -> socket.socket:
         """`listen` at a path, where connections are always handed to the least busy loop. The path is removed when all
-        workers have ended.
+        workers have ended; an abstract address of Linux, which begins with a zero byte, ends by itself.
         """
         self._check_here("listen_unix")
         return self.group._listeners.listen_unix(self, path)

@@ -8,7 +8,8 @@ the protocol takes 6 us; asyncio's takes 12, and OpenSSL's part of both is 3.
 
 * One `read` asks for one record, because it never gives more. asyncio has 256 KiB allocated for each.
 * There is no second `read` if nothing waits for OpenSSL, and OpenSSL holds nothing.
-* All connections of a loop receive into one buffer. asyncio allocates and clears 256 KiB for each connection.
+* All connections of a loop receive into one buffer. asyncio allocates and clears 256 KiB for each connection. A
+  transport of the program's own (`start_tls`) may receive on a thread, so over such a one each has its own buffer.
 
 Three of asyncio's faults are mended here, because each loses bytes or stops a connection: a buffer that is not a
 memoryview (`get_buffer`), a mark of 0, and an upgrade (`start_tls`) while the writing is paused, or after the client's
@@ -23,6 +24,7 @@ from typing import Any
 from ..kernels.turn.socket_words import RECEIVED_MOST
 from ..unique import Unique
 from .guard import check_here
+from .transports import StreamTransport
 
 _SSLProtocol: Any = sslproto.SSLProtocol
 _SSLProtocolTransport: Any = sslproto._SSLProtocolTransport
@@ -59,6 +61,9 @@ class SSLTransport(Unique, _SSLProtocolTransport):  # type: ignore[misc]
         super().write(data)
 
 
+OURS = StreamTransport, SSLTransport
+
+
 class TlsProtocol(_SSLProtocol):  # type: ignore[misc]
     """What a stream's transport calls."""
 
@@ -69,8 +74,13 @@ class TlsProtocol(_SSLProtocol):  # type: ignore[misc]
 
     def __init__(self, loop: Any, *arguments: Any, **more: Any) -> None:
         super().__init__(loop, *arguments, **more)
-        # No other code runs between the receiving and `buffer_updated`, which first gives the bytes to OpenSSL.
-        self._ssl_buffer = self._ssl_buffer_view = memoryview(loop._received)[:RECEIVED_MOST]
+        self._received = loop._received
+
+    def connection_made(self, transport: Any) -> None:
+        if isinstance(transport, OURS):
+            # No other code runs between the receiving and `buffer_updated`, which first gives the bytes to OpenSSL.
+            self._ssl_buffer = self._ssl_buffer_view = memoryview(self._received)[:RECEIVED_MOST]
+        super().connection_made(transport)
 
     def _get_app_transport(self) -> Any:
         if self._app_transport is None:
@@ -89,7 +99,8 @@ class TlsProtocol(_SSLProtocol):  # type: ignore[misc]
             if reader is not None and reader._buffer:
                 self._incoming.write(reader._buffer)
                 reader._buffer.clear()
-        self._ssl_writing_paused = self._app_writing_paused = transport._protocol_paused
+        paused = getattr(transport, "_protocol_paused", False)  # which a program's own need not say
+        self._ssl_writing_paused = self._app_writing_paused = paused
 
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)
@@ -174,9 +185,8 @@ class TlsProtocol(_SSLProtocol):  # type: ignore[misc]
     # --- writing
 
     def _write_appdata(self, list_of_data: Any) -> None:
-        transport = self._transport
-        if transport is not None:
-            check_here(transport)  # before something is encrypted that would not be sent
+        if self._transport is not None:
+            check_here(self._app_transport)  # before something is encrypted that would not be sent
         super()._write_appdata(list_of_data)
 
     def _process_outgoing(self) -> None:

@@ -324,6 +324,8 @@ class StreamTransport(KernelTransport, _SocketTransport):  # type: ignore[misc]
 
     def writelines(self, list_of_data: Any) -> None:
         check_here(self)
+        if list_of_data and not isinstance(list_of_data, (list, tuple)):
+            list_of_data = list(list_of_data)  # an iterator may write, and that comes before
         self._stream.flush()
         self._buffer = self._buffer or deque()
         try:
@@ -399,7 +401,16 @@ class StreamTransport(KernelTransport, _SocketTransport):  # type: ignore[misc]
     def __del__(self, _warn: Callable[..., object] = warnings.warn) -> None:
         if self._sock is not None:
             self._stream.flush()
+            self._forget()
             super().__del__(_warn)
+
+    def _forget(self) -> None:
+        """Take it out of the two weak containers, which do not notice themselves that it is gone."""
+        transports = self._loop._transports.data
+        if transports.get(self._sock_fd) is self._owner:
+            del transports[self._sock_fd]
+        if self._server is not None:
+            self._server._clients.data.discard(self._owner)
 
     def _call_connection_lost(self, exc: BaseException | None) -> None:
         self._stream._clear = None
@@ -409,9 +420,7 @@ class StreamTransport(KernelTransport, _SocketTransport):  # type: ignore[misc]
             if self._reads_in is not None:
                 self._reads_in = None
                 self._stream.aim(None)
-            transports = self._loop._transports.data
-            if transports.get(self._sock_fd) is self._owner:
-                del transports[self._sock_fd]
+            self._forget()
             self._sock.close()
             server, self._server = self._server, None
             of: Any = self
@@ -420,10 +429,8 @@ class StreamTransport(KernelTransport, _SocketTransport):  # type: ignore[misc]
                 self._context = None
             if not CLOSE_FORGETS_WRITER:
                 self._write_ready = None
-            if server is not None:
-                server._clients.data.discard(self._owner)
-                if server._sockets is None:
-                    server._detach(self)
+            if server is not None and server._sockets is None:
+                server._detach(self)
             if self._empty_waiter is not None:
                 self._empty_waiter.set_exception(ConnectionError("Connection is closed by peer"))
 

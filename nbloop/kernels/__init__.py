@@ -6,7 +6,7 @@ To read a turn from start to end, begin with `turn.phases.phases`.
 """
 
 from .build import object_cache
-from .channels import channel_methods
+from .channels import channel_methods, permits
 from .methods import asyncio_methods, group, javascript, lifetime, scheduling, signal_handler, timer_methods
 from .observe import allocations, event_ring, frames, meter
 from .promises import reactions, settling
@@ -28,6 +28,7 @@ __all__ = [
     "lifetime",
     "meter",
     "object_cache",
+    "permits",
     "reactions",
     "scheduling",
     "settling",

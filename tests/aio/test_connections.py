@@ -7,6 +7,7 @@ import contextlib
 import contextvars
 import gc
 import socket
+import warnings
 import weakref
 from unittest import mock
 
@@ -435,6 +436,36 @@ def test_a_server_knows_its_connections():
             assert list(loop._transports.values()) == []
 
     assert run(nbloop.new_event_loop, main) == (None, [])
+
+
+def test_a_connection_that_the_collector_takes_ends_the_wait():
+    """Its references are dead by then, and nobody finds it in a container by itself."""
+
+    class Forgets(asyncio.Protocol):
+        def connection_made(self, transport):
+            self.transport = transport  # a cycle
+            transport.pause_reading()  # and so the loop does not have it
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(Forgets, "127.0.0.1", 0)
+        with await asyncio.to_thread(socket.create_connection, server.sockets[0].getsockname()) as client:
+            async with asyncio.timeout(PATIENCE):
+                while not server._clients:
+                    await asyncio.sleep(0.001)
+            server.close()
+            closed = asyncio.ensure_future(server.wait_closed())
+            await asyncio.sleep(0)
+            with warnings.catch_warnings(record=True) as warned:  # the socket may be taken before its transport
+                warnings.simplefilter("always", ResourceWarning)
+                gc.collect()
+            assert any("unclosed transport" in str(one.message) for one in warned)
+            await asyncio.wait_for(closed, PATIENCE)
+            assert not loop._transports.data
+            assert await asyncio.to_thread(client.recv, 1) == b""
+
+    for factory in (asyncio.new_event_loop, nbloop.new_event_loop):
+        assert run(factory, main) == (None, [])
 
 
 def test_the_last_connection_that_is_forgotten_ends_the_wait():

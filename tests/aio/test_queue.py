@@ -17,6 +17,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 import nbloop
 from nbloop.aio import Queue
+from nbloop.kernels.base import layout
+from nbloop.kernels.channels import permits
 from tests.support.checker import Operation, linearizable
 from tests.support.waiting import PATIENCE, together, wait_for
 
@@ -32,6 +34,9 @@ def consistent(queue):
     assert not (queue._getters and queue._items)
     assert not queue._putters or len(queue._items) == queue.maxsize
     assert not queue.maxsize or len(queue._items) <= queue.maxsize
+    word = queue._change(0)
+    assert bool(word & layout.PERMITS_BUSY) == bool(queue._getters or queue._putters)
+    assert permits.available_of(word) == word // layout.PERMITS_PLACE == len(queue._items)
 
 
 # --- what asyncio.Queue does too
@@ -183,6 +188,70 @@ def test_a_getter_whose_loop_is_closed_is_passed_over():
     consistent(queue)
     task._log_destroy_pending = False
     task.get_coro().close()
+
+
+@pytest.mark.parametrize("side", ["get", "put"])
+@pytest.mark.parametrize("factory", [nbloop.new_event_loop, asyncio.new_event_loop])
+def test_a_coroutine_of_a_closed_loop_gives_up_once(side, factory):
+    """Its right was passed on when its loop was found closed; when the coroutine ends, it has none any more."""
+    queue = Queue(1)
+    if side == "put":
+        queue.put_nowait("before")
+    gone = factory()
+    task = gone.create_task(queue.get() if side == "get" else queue.put("never"))
+    gone.run_until_complete(asyncio.sleep(0))
+    gone.close()
+    if side == "get":
+        queue.put_nowait("before")
+    assert queue.get_nowait() == "before"
+    task._log_destroy_pending = False
+    task.get_coro().close()
+    consistent(queue)
+    assert queue.empty()
+    with pytest.raises(asyncio.QueueEmpty):
+        queue.get_nowait()
+
+
+@pytest.mark.parametrize("waits", ["get", "put"])
+@pytest.mark.parametrize("calls", ["get", "put"])
+def test_a_coroutine_that_waits_is_collected_in_the_middle_of_a_call(waits, calls):
+    """Its end needs the lock, which the call on this thread holds."""
+    queue = Queue(1)
+    if waits == "put":
+        queue.put_nowait("before")
+    gone = nbloop.new_event_loop()
+    task = gone.create_task(queue.get() if waits == "get" else queue.put("never"))
+    gone.run_until_complete(asyncio.sleep(0))
+    gone.close()
+    task._log_destroy_pending = False
+    coroutine, settle = task.get_coro(), queue._settle
+    said = []
+
+    def settle_and_collect(woken):
+        """What a collection does in the middle of the step that holds the lock: it closes the coroutine."""
+        queue._settle = settle
+        assert queue._lock.locked()
+        coroutine.close()
+        return settle(woken)
+
+    queue._settle = settle_and_collect
+
+    def call():
+        said.append(nowait(queue.get_nowait) if calls == "get" else nowait(queue.put_nowait, "now"))
+
+    thread = threading.Thread(target=call, daemon=True)  # which would hang
+    thread.start()
+    thread.join(PATIENCE)
+    left, answer = {
+        "getget": ([], "empty"),
+        "getput": (["now"], None),
+        "putget": ([], "before"),
+        "putput": (["before"], "full"),
+    }[waits + calls]
+    assert said == [answer]
+    wait_for(lambda: not queue._change(0) & layout.PERMITS_BUSY)
+    consistent(queue)
+    assert list(queue._items) == left
 
 
 def test_a_coroutine_that_is_dropped_leaves_the_line():

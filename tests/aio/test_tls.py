@@ -312,6 +312,87 @@ def test_records_that_arrive_together_are_delivered_together(connected, records,
     assert connected(test)
 
 
+class Carrier(asyncio.Transport):
+    """A transport of the program's own: it asks for the buffer, and receives later."""
+
+    _start_tls_compatible = True
+
+    def __init__(self, sock):
+        super().__init__()
+        self.sock = sock
+
+    def set_protocol(self, protocol):
+        self.protocol = protocol
+
+    def asks(self):
+        self.buffer = self.protocol.get_buffer(-1)
+
+    def receives(self):
+        try:
+            self.received = self.sock.recv_into(self.buffer)
+        except BlockingIOError:
+            self.received = 0
+
+    def tells(self):
+        if self.received:
+            self.protocol.buffer_updated(self.received)
+
+    def write(self, data):
+        self.sock.send(data)
+
+    def abort(self, *_why):
+        asyncio.get_running_loop().call_soon(self.protocol.connection_lost, None)
+
+    close = _force_close = abort
+    pause_reading = resume_reading = get_extra_info = lambda *_arguments: None
+
+
+@pytest.mark.parametrize("factory", LOOPS.values(), ids=LOOPS.keys())
+def test_a_transport_of_the_programs_own_may_receive_later(factory):
+    """While it waits, another connection receives: each one's bytes are its own."""
+    log = []
+
+    async def play():
+        loop = asyncio.get_running_loop()
+        server, client = contexts()
+        ends, carriers, makings, protocols = [], [], [], []
+        for _ in range(2):
+            sock, mine = pair("unix")
+            ends.append(End(sock, client))
+            carriers.append(Carrier(mine))
+            protocols.append(Logged([]))
+            makings.append(asyncio.ensure_future(loop.start_tls(carriers[-1], protocols[-1], server, server_side=True)))
+        await settle()
+        sent = False
+        while not all(len(protocol.log) > 0 for protocol in protocols):
+            for end in ends:
+                end.step()
+            if not sent and all(making.done() for making in makings) and all(end.shaken for end in ends):
+                for end, name in zip(ends, (b"first", b"second"), strict=True):
+                    end.write(name)
+                sent = True
+            for does in (Carrier.asks, Carrier.receives, Carrier.tells):
+                for carrier in carriers:
+                    does(carrier)
+            await settle()
+        log.extend(protocol.log[0] for protocol in protocols)
+        for making, answer in zip(makings, (b"one", b"two"), strict=True):
+            making.result().write(bytearray(answer))
+        while not all(end.got for end in ends):
+            for end in ends:
+                end.step()
+            await settle()
+        log.extend(end.got for end in ends)
+        for carrier, end in zip(carriers, ends, strict=True):
+            carrier.abort()
+            carrier.sock.close()
+            end.sock.close()
+        await settle()
+
+    on_loop(factory, log, play())
+    assert log == [("data", b"first"), ("data", b"second"), b"one", b"two"]
+
+
 @pytest.mark.parametrize("way", ["write", "writelines"])
 def test_a_write_on_another_loop_is_refused_before_it_is_encrypted(connected, way):
     """So the connection is as good as before."""

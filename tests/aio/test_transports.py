@@ -534,6 +534,36 @@ def test_what_is_done_with_the_transports_socket_comes_after_what_was_written(co
     assert connected(test) == b"first" + then
 
 
+@pytest.mark.parametrize("waits", [False, True])
+def test_what_an_iterator_writes_comes_before_its_lines(waits):
+    """`writelines` takes all lines first. What is written meanwhile is before them, as on asyncio."""
+    got = {}
+    for name, factory in LOOPS.items():
+
+        async def play(name=name):
+            loop = asyncio.get_running_loop()
+            peer, mine = pair("unix")
+            with peer:
+                transport, _ = await loop.connect_accepted_socket(lambda: Logged([]), mine)
+
+                def lines():
+                    for number in range(20):
+                        transport.write(b"w%d." % number)
+                        yield b"l%d." % number
+
+                if waits:
+                    transport.write(b"first.")
+                transport.writelines(lines())
+                transport.write(b"last")
+                transport.close()
+                await settle()
+                got[name] = peer.recv(1000)
+
+        on_loop(factory, [], play())
+    assert got["nbloop"] == got["asyncio"]
+    assert got["nbloop"].endswith(b"w19.l0." + b"".join(b"l%d." % number for number in range(1, 20)) + b"last")
+
+
 def test_what_only_behaves_as_a_socket_gets_asyncios_transport():
     """Kernels read the descriptor of a socket by address."""
 

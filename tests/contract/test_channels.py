@@ -278,6 +278,30 @@ def test_put_many_takes_any_array_of_the_dtype(loop, turns, got):
     assert not loop.alive()
 
 
+class Exaggerates(np.ndarray):
+    size = property(lambda self: 1 << 20)
+
+
+class Pretends(np.ndarray):
+    dtype = property(lambda self: NUMBER)
+
+
+class SaysContiguous(np.ndarray):
+    flags = property(lambda self: self)
+    c_contiguous = True
+
+
+def test_put_many_asks_the_array_itself(loop, turns, got):
+    """And not what a subclass of numpy's says that its size, its dtype and its layout are."""
+    channel = loop.channel(NUMBER, got, capacity=1 << 21)
+    assert channel.put_many(numbers(1, 2).view(Exaggerates)) == 2
+    assert channel.put_many(numbers(3, 4, 5).view(SaysContiguous)[::2]) == 2
+    with pytest.raises(TypeError, match="records must be"):
+        channel.put_many(np.zeros(2, np.int8).view(Pretends))
+    turns(loop)
+    assert got.numbers() == [1, 2, 3, 5]
+
+
 def test_a_view_of_the_ring(loop, turns):
     """contract: the records lie in the ring itself, are read-only, and nothing can make them writable."""
     seen = []

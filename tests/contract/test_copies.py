@@ -171,10 +171,12 @@ def unique(make_loop, tmp_path):
         end.callback(workers._waiting.close)
         end.callback(workers._close)
         served = end.enter_context(serve(loop))
+        queue = Queue()
         made = [
             *(loop, view, promise, eventual, resolve.__self__, ResultSlots(view._view, print), producer),
             *(view._view, loop._state, loop._state.base, producer._state, loop.recorder, watchdog, loop._shared),
-            *(nbloop.LoopExecutor(loop), promise.future(), group, group._state, workers, workers.workers[0], Queue()),
+            *(nbloop.LoopExecutor(loop), promise.future(), group, group._state, workers, workers.workers[0]),
+            *(queue, queue._put.__self__),
             *(view.timeout(1), view.group(), scopes.Scope(view), view.queue(), view.on(js.EventTarget(), "x")),
             view.once(js.EventTarget(), "x"),
             *(channel, channel.producer(), channel._state, channel.native, nbloop.native(print)),

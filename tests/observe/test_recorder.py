@@ -482,6 +482,7 @@ class Cycle:
         self.me = self
 
 
+@pytest.mark.usefixtures("no_collections")
 def test_collections_of_garbage_are_recorded_and_have_a_track(make_loop):
     loop = make_loop(recorder=1024, auto_exit=True)
 
@@ -527,6 +528,7 @@ def test_the_interpreter_forgets_a_recorder_that_is_gone():
     gc.collect()
 
 
+@pytest.mark.usefixtures("no_collections")
 def test_a_recorder_that_is_made_during_a_collection_misses_it(make_loop):
     made = []
 

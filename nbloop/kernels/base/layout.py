@@ -375,6 +375,14 @@ CHANNEL = record(
 FIELD = Record("FIELD", np.dtype([(name, np.int64) for name in ("kind", "at", "least", "most")]))
 # A group (methods/group.py): how many loops, and from `loops` on the addresses of their states. Only read, once made.
 GROUP = Record("GROUP", np.dtype([(name, np.int64) for name in ("count", "loops")]))
+# A queue between loops (channels/permits.py): its word, shared by all who put and get; and what is only read.
+PERMITS = Record(
+    "PERMITS",
+    _lines(
+        _words("word"),
+        _words("limit", "append", "appendleft", "popleft", "due_type", "nothing", "none", "due", "refused"),
+    ),
+)
 
 
 # --- sizes ----------------------------------------------------------------------------------------------------------
@@ -431,6 +439,9 @@ ON_FULL_RAISE, ON_FULL_WAIT, ON_FULL_DROP_NEW, ON_FULL_DROP_OLD = 0, 1, 2, 3
 # refused, and the word owns a reference of the state instead.
 CHANNEL_IDLE, CHANNEL_BUSY, CHANNEL_FILLS, CHANNEL_LATE = 0, 1, 2, 3
 IS_CHANNEL = 1  # in `entrances` of a block
+# The word of a queue between loops: two flags, then how many items are available, then how many places are taken.
+PERMITS_BUSY, PERMITS_SHUT, PERMITS_AVAILABLE, PERMITS_PLACE = 1, 2, 1 << 2, 1 << 33
+PERMITS_MOST = (1 << 30) - 1  # places; as many items can be available
 # What a field holds. Numpy converts and stores what is FIELD_OTHER.
 FIELD_OTHER, FIELD_DOUBLE, FIELD_SINGLE, FIELD_BOOL, FIELD_INT8, FIELD_INT16, FIELD_INT32, FIELD_INT64 = range(8)
 GONE = 64  # added to one of them: the reference to the refused object has already been released

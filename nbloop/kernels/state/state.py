@@ -31,7 +31,7 @@ from ..base import layout
 from ..base.atomics import put
 from ..base.interpreter import TYPE_TRAVERSE
 from ..base.kernel import Kernel, data
-from ..base.layout import CHANNEL, FAR, FIELD, HANDLE, IO, LINE, POOL, QUEUE, RING, STATE, TIMERS, table
+from ..base.layout import CHANNEL, FAR, FIELD, HANDLE, IO, LINE, PERMITS, POOL, QUEUE, RING, STATE, TIMERS, table
 from ..calls.captured import RUN_IN_CONTEXT
 from ..channels.channel_methods import channel_deliver, channel_destroy, channel_drop, channel_due, channel_resume
 from ..channels.fields import FIELD_BITS
@@ -279,6 +279,17 @@ class GroupWords(Unique, np.ndarray):
     def __array_finalize__(self, source: object) -> None:
         if isinstance(source, GroupWords):  # it would name states that it does not keep
             raise TypeError("a group's state has no views or copies of its own type: use view(numpy.ndarray)")
+
+
+class Permits(Unique, np.ndarray):
+    """The words of a queue between loops, which keep what they name."""
+
+    __qualname__ = "Queue"
+    keep: tuple[object, ...]
+
+    def __array_finalize__(self, source: object) -> None:
+        if isinstance(source, Permits):  # it would name objects that it does not keep
+            raise TypeError("a queue's state has no views or copies of its own type: use view(numpy.ndarray)")
 
 
 def _show_to_collector(kind: type[State], traverse: Kernel) -> None:
@@ -530,6 +541,20 @@ def make_group_state(states: Sequence[LoopWords]) -> GroupWords:
     """The words of a group of the loops with these states."""
     words = np.array([len(states), *map(_address, states)], np.int64).view(GroupWords)
     words.keep = tuple(states)
+    return words
+
+
+def make_permits(limit: int, items: deque[Any], due: type[BaseException], nothing: object) -> Permits:
+    """The words of a queue between loops of these `items`, which nobody else may change. `nothing` and an instance of
+    `due` are what its `take` returns instead of an item (permits.py).
+    """
+    words = np.zeros(PERMITS.dtype.itemsize // 8, np.int64).view(Permits)
+    record: Any = words.view(np.ndarray).view(PERMITS.dtype)[0]
+    words.keep = named = (items.append, items.appendleft, items.popleft, due, nothing)
+    record["limit"] = limit
+    for name, one in zip(("append", "appendleft", "popleft", "due_type", "nothing"), named, strict=True):
+        record[name] = id(one)
+    record["none"], record["due"], record["refused"] = id(None), id(True), id(False)  # immortal
     return words
 
 
