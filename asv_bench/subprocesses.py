@@ -155,6 +155,19 @@ def import_seconds(module: str, cold: bool = False) -> float:
     return float(answer.stdout)
 
 
+def processor_seconds(program: str) -> float:
+    """The processor time, user and system, of a new process that runs this program, its start and end included."""
+    import resource
+
+    def spent() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    before = spent()
+    subprocess.run([sys.executable, "-c", program], env=_environment(), check=True, timeout=300)
+    return spent() - before
+
+
 # --- companions ------------------------------------------------------------------------------------------
 
 

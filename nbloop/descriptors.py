@@ -29,7 +29,7 @@ class Descriptors(Part):
 
     def __init__(self, name: str, state: Any, lock: CountingLock, mode: FastPathMode, captures: bool) -> None:
         self._name = name
-        self._record = state.record
+        self._state = state
         self._lock = lock
         self.mode = mode
         self.table = FdTable(state, captures)
@@ -63,20 +63,21 @@ class Descriptors(Part):
         with self._lock:
             poller = self.table.poller
             if poller is not None and (self.mode is FastPathMode.DISABLED or len(self.table)):
-                self.parker, self._record["park_mode"] = poller, poller.park_mode
+                self.parker, mode = poller, poller.park_mode
             elif futex_available():
-                self.parker, self._record["park_mode"] = None, layout.PARK_FUTEX
+                self.parker, mode = None, layout.PARK_FUTEX
             else:
                 if self._lock_parker is None:
                     self._lock_parker = LockParker()
-                self.parker, self._record["park_mode"] = self._lock_parker, layout.PARK_PYTHON
+                self.parker, mode = self._lock_parker, layout.PARK_PYTHON
+            self._state[layout.STATE.PARK_MODE >> 3] = mode
 
     def wait(self) -> Sequence[tuple[int, int]]:
         """Sleep outside the kernels, for as long as they request; what `table.collect` takes. The loop's thread.
         OSError if the poller fails.
         """
         assert self.parker is not None
-        return self.parker.wait(int(self._record["poll_timeout"]))
+        return self.parker.wait(self._state.item(layout.STATE.POLL_TIMEOUT >> 3))
 
     def poller(self) -> Poller:
         """The poller, which is made if there is none. OSError if that fails."""

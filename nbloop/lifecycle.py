@@ -94,6 +94,7 @@ class Lifecycle(Unique, Scheduling):
     _recorder: Any
 
     _closing = False  # was `close` called?
+    _ended_by: BaseException | None = None  # why its group ended it: the cause of each refusal since then
     _forked = False  # has the loop stayed in the parent process?
     _runner = 0  # identifier of the thread that runs or finishes the loop, or did so last
 
@@ -118,7 +119,6 @@ class Lifecycle(Unique, Scheduling):
         self._lock = CountingLock()
         self._ended = Latch()
         self._finishing = _thread.allocate_lock()  # held by the thread made to end the loop
-        self._ended_by: BaseException | None = None  # why its group ended it: the cause of each refusal since then
         self._descriptors = Descriptors(name, state, self._lock, mode, captures)
         # What ends with it, in this order: by class if it has one of them, or by itself.
         self._parts: dict[Any, Any] = {Descriptors: self._descriptors}
@@ -310,7 +310,11 @@ class Lifecycle(Unique, Scheduling):
         return OSError(number, os.strerror(number))
 
     def _end_broken(self, error: OSError) -> NoReturn:
-        """End the loop because its poller failed, since polling again would spin. What was accepted still runs."""
+        """End the loop because its poller failed, since polling again would spin. What was accepted still runs.
+
+        In a child that a signal's handler forked while the loop slept, the poller is closed: ForkedLoopError.
+        """
+        self._check_fork()
         hooks.log(error, "%s cannot poll any more and ends", self.name, loop=self.name, level=logging.CRITICAL)
         self._begin_end()
         self._finish()
@@ -462,11 +466,12 @@ class Lifecycle(Unique, Scheduling):
         self._begin_close()
         try:
             if self._acquire() == 0:
-                self._finish()
+                self._finish_refusing()
         finally:
             self._give_up()
             self._owe_end()
-        self._wait_for_end(None)
+        if not self._ended.is_set():
+            self._wait_for_end(None)
 
     def _wait_for_end(self, timeout: float | None) -> bool:
         """Wait until the loop has ended; False after `timeout`. Checks now and then that some thread is still ending
@@ -529,18 +534,24 @@ class Lifecycle(Unique, Scheduling):
 
     def _finish(self) -> None:
         """Drain, unless closing; then release everything. Owner only, lifecycle TERMINATING."""
+        if not self._ended.is_set():
+            self._refuse_new()
+            self._finish_refusing()
+
+    def _finish_refusing(self) -> None:
+        """`_finish`, once new work is refused."""
         if self._ended.is_set():
             return
         self._runner = threading.get_ident()
         _here.loop = weakref.ref(self)
-        self._refuse_new()
         try:
             self._drain()
         finally:
             self._leave()
-        lifetime.release_pending.bind(self._state)()
-        self._state.drop_handles()
-        while int(self._record["wakes_sent"]) < int(self._record["claimed"]):
+        state = self._state
+        lifetime.release_pending.bind(state)()
+        state.drop_handles()
+        while state.item(layout.STATE.WAKES_SENT >> 3) < state.item(layout.STATE.CLAIMED >> 3):
             time.sleep(0)  # a wake call is on its way to the descriptor that will be closed next
         for part in self._all_parts():
             part._loop_ended()

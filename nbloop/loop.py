@@ -11,10 +11,10 @@ three words of the kernels' memory (`lifecycle.py`). This file gives the core it
 from __future__ import annotations
 
 import contextvars
-import functools
 import itertools
 import weakref
 from collections.abc import Callable
+from types import MethodType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -71,8 +71,8 @@ class Loop(Lifecycle):
     Options, all checked here: `fast_path_mode` (`FastPathMode`); `on_overload(error)`, called on the loop once in
     each turn in which more than `ingress_budget` external tasks waited; `on_error(exception, context)`, called when a
     callback raises (default: the ``nbloop`` logger); `chunk_size`, a power of two from 16 to 4,096, the number of tasks
-    in a chunk of the submit queue, and `initial_chunks`, made at construction; `ingress_limit`, the most tasks that may
-    wait in the submit queue, and in each producer handle's (default: 33,488,896 at the default chunk size);
+    in a chunk of the submit queue, and `initial_chunks`, how many are made at construction; `ingress_limit`, the most
+    tasks that may wait in the submit queue, and in each producer handle's (default: 33,488,896 at the default size);
     `auto_exit`, to end when nothing referenced is left; `clamp_nested_timers`, HTML's 4 ms for deeply nested timers;
     `debug`, to remember where each callback was scheduled and pass it to `on_error`; `name`, for threads and messages;
     `metrics`, True to measure (`Loop.metrics`), "shared" to let other processes of the same user read the figures
@@ -92,6 +92,8 @@ class Loop(Lifecycle):
     """
 
     _children_ignore = False  # of its signals: see signals.Target
+    _spin_most = SPIN_MOST
+    _unpolled_most = 0
 
     def __init__(
         self,
@@ -101,7 +103,7 @@ class Loop(Lifecycle):
         on_error: hooks.ErrorHandler | None = None,
         ingress_budget: int = 1024,
         chunk_size: int = 128,
-        initial_chunks: int = 1,
+        initial_chunks: int = 0,
         ingress_limit: int | None = None,
         auto_exit: bool = False,
         clamp_nested_timers: bool = False,
@@ -124,7 +126,7 @@ class Loop(Lifecycle):
         check_int("chunk_size", chunk_size, 16, 4096)
         if chunk_size & (chunk_size - 1):
             raise ValueError(f"chunk_size must be a power of two from 16 to 4096, not {chunk_size}")
-        check_int("initial_chunks", initial_chunks, 1, layout.CHUNK_LIMIT // 2)
+        check_int("initial_chunks", initial_chunks, 0, layout.CHUNK_LIMIT // 2)
         if ingress_limit is not None:
             check_int("ingress_limit", ingress_limit, 1, (layout.CHUNK_LIMIT - 512) * chunk_size)
         marks = check_pressure(on_pressure, pressure_high, pressure_low, ingress_budget, ingress_limit)
@@ -163,15 +165,15 @@ class Loop(Lifecycle):
             metrics=self._block,
             recorder=None if self._recorder is None else self._recorder._words,
             hooks={
-                "report": functools.partial(hooks.report, me),
-                "unawaited": functools.partial(hooks.unawaited, me),
-                "refuse": functools.partial(hooks.refuse, me),
-                "overload": functools.partial(hooks.overload, me),
-                "warn": functools.partial(hooks.warn, me),
-                "check_interrupts": hooks.check_interrupts,
-                "waker": functools.partial(hooks.wake_parker, me),
-                "renew": functools.partial(hooks.renew, me),
-                "pressure": functools.partial(hooks.pressure, me),
+                STATE.REPORT: MethodType(hooks.report, me),
+                STATE.UNAWAITED: MethodType(hooks.unawaited, me),
+                STATE.REFUSE: MethodType(hooks.refuse, me),
+                STATE.OVERLOAD: MethodType(hooks.overload, me),
+                STATE.WARN: MethodType(hooks.warn, me),
+                STATE.CHECK_INTERRUPTS: hooks.check_interrupts,
+                STATE.WAKER: MethodType(hooks.wake_parker, me),
+                STATE.RENEW: MethodType(hooks.renew, me),
+                STATE.PRESSURE: MethodType(hooks.pressure, me),
             },
         )
         state.fill(
@@ -181,7 +183,8 @@ class Loop(Lifecycle):
                 STATE.PRESSURE_LOW: marks[1],
                 STATE.AUTO_EXIT: auto_exit,
                 STATE.CLAMP: clamp_nested_timers,
-                STATE.SPIN_MAX: SPIN_MOST if usable_cores() > 1 else 0,
+                STATE.SPIN_MAX: self._spin_most if self._spin_most and usable_cores() > 1 else 0,
+                STATE.UNPOLLED_MOST: self._unpolled_most,
             }
         )
         super().__init__(name, state, fast_path_mode, debug=debug, captures=contexts, on_error=on_error)

@@ -113,7 +113,7 @@ _wakeup: tuple[_socket.socket, _socket.socket] | None = None  # Python's wake-up
 
 
 def _word(at: int) -> ctypes.c_int64:
-    return ctypes.c_int64.from_address(signal_words_address.bind(None)() + at)
+    return ctypes.c_int64.from_address(signal_words_address.bind(())() + at)
 
 
 def add(target: Target, number: int, callback: Callable[..., object], args: tuple[object, ...]) -> None:

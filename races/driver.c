@@ -17,6 +17,7 @@
 #include <time.h>
 #include <unistd.h>
 #include <sched.h>
+#include <sys/mman.h>
 #include "layout.h"
 
 typedef int64_t word;
@@ -92,6 +93,7 @@ void Py_DecRef(word at) {
 #endif
 
 static _Atomic word taken;       /* pieces of memory that kernels have not given back */
+static _Atomic word emptied;     /* how often they have given pages back */
 
 word PyMem_RawMalloc(word size) {
     atomic_fetch_add_explicit(&taken, 1, memory_order_relaxed);
@@ -110,7 +112,13 @@ word kernels_mmap(word at, word size, int protection, int flags, int fd, word of
     return (word)made;
 }
 int kernels_munmap(word at, word size) { PyMem_RawFree(at); return 0; }
-int kernels_madvise(word at, word size, int advice) { return 0; }
+int kernels_madvise(word at, word size, int advice) {   /* zeros, as late readers may find them at any moment */
+    if (advice != MADV_DONTNEED) return 0;
+    atomic_fetch_add_explicit(&emptied, 1, memory_order_relaxed);
+    for (word *word_at = (word *)at; word_at < (word *)(at + size); word_at++)
+        __atomic_store_n(word_at, 0, __ATOMIC_RELAXED);
+    return 0;
+}
 
 /* --- what kernels call -------------------------------------------------------------------------------------------- */
 
@@ -251,7 +259,8 @@ static void open_loop(word chunk) {
     W(pool_slab_next) = table(SLAB_LIMIT);
     open_queue(base + STATE_EXTERNAL, chunk, (word)base + STATE_POOL);
     open_queue(base + STATE_REMOTE, chunk, (word)base + STATE_POOL);
-    W(timers_next) = table(SLOT_LIMIT);
+    W(timers_next) = (word)aligned_alloc(4096, SLOT_LIMIT * 8);   /* its pages are given back */
+    memset((void *)W(timers_next), 0, SLOT_LIMIT * 8);
     W(timers_page) = 4096;
     W(timers_slabs) = table(SLOT_SLAB_LIMIT);
     W(timers_gathered) = table(SLOT_SLAB_LIMIT);
@@ -423,6 +432,48 @@ static void *timer_user(void *argument) {
     return NULL;
 }
 
+/* Slabs of slots: bursts of timers that never fire, together more than the slabs that stay open. After a large burst of
+   all nobody goes on before the loop's thread, which sorts the free slots, has sent the first slabs to rest; then small
+   bursts take gathered chains, and open slabs again. Ids of slots that rest, or have another owner, find nothing. */
+enum { LARGE_BURST = 3 * KEEP_SLABS * PER_SLAB / THREADS, SMALL_BURST = 2 * PER_SLAB };
+static pthread_barrier_t all;
+
+static void *slot_user(void *argument) {
+    unsigned seed = (word)argument + 1;
+    word *ids = malloc(LARGE_BURST * sizeof(word));
+    object delay = {1, REAL};
+    delay.real = 3600;
+    object *callback = callback_of(run_timer, 0, 7);
+    word arguments[] = {(word)&delay, (word)callback};
+    for (word i = 0; i < rounds; i++) {
+        word count = i % 16 == 0 ? LARGE_BURST : 1 + random_of(&seed) % SMALL_BURST;
+        for (word j = 0; j < count; j++) {
+            word identifier = kernel_schedule_timer(self, (word)arguments, 2);
+            CHECK(identifier);
+            ids[j] = number_of(identifier);
+        }
+        if (count == LARGE_BURST) pthread_barrier_wait(&all);
+        word before = atomic_load_explicit(&emptied, memory_order_relaxed);
+        word stale = atomic_load_explicit(&latest[random_of(&seed) % 64], memory_order_relaxed);
+        for (word j = 0; j < count; j++) CHECK(cancel(ids[j]));
+        for (word j = 0; j < count; j += 100) CHECK(!cancel(ids[j]));
+        CHECK(!cancel(stale));
+        atomic_store_explicit(&latest[random_of(&seed) % 64], ids[count - 1], memory_order_relaxed);
+        atomic_fetch_add(&armed, count);
+        atomic_fetch_add(&cancelled, count);
+        if (count == LARGE_BURST) {
+            for (int tries = 0; atomic_load_explicit(&emptied, memory_order_relaxed) - before < 4; usleep(100)) {
+                kernel_wake(self, 0);              /* it does not wake for a few cancels alone */
+                CHECK(tries++ < 50000);
+            }
+        }
+        pause_sometimes(&seed);
+    }
+    Py_DecRef((word)callback);
+    free(ids);
+    return NULL;
+}
+
 /* Everything that goes through the remote queue. */
 static _Atomic word immediates_cancelled;
 static void *remote_user(void *argument) {
@@ -563,6 +614,7 @@ int main(int count, char **arguments) {
     void *(*body)(void *) = !strcmp(play, "submit") || !strcmp(play, "burst") ? submitter
                           : !strcmp(play, "handles") ? handle_user
                           : !strcmp(play, "timers") ? timer_user
+                          : !strcmp(play, "slots") ? slot_user
                           : !strcmp(play, "remote") ? remote_user
                           : !strcmp(play, "records") || !strcmp(play, "records_old") ? record_user
                           : !strcmp(play, "close") ? late_submitter : NULL;
@@ -572,6 +624,7 @@ int main(int count, char **arguments) {
     W(spin_max) = 20000;
     drop_old = !strcmp(play, "records_old");
     if (body == record_user) open_channel();
+    pthread_barrier_init(&all, NULL, THREADS);
     pthread_t loop, threads[THREADS], ender;
     int closing = !strcmp(play, "close");
     to_hold = strcmp(play, "burst") ? 0 : THREADS;
@@ -595,13 +648,13 @@ int main(int count, char **arguments) {
     word trimmed = 0;                          /* slabs that were given back: numbers in use without memory */
     for (word i = 0; i < W(pool_slab_count); i++) trimmed += ((word *)W(pool_slabs))[i] == 0;
     kernel_destroy(self, 0);
-    kernel_dismantle(self, 0);
+    while (kernel_dismantle(self, 0) == (word)&truth[1]) {}
     word left = atomic_load(&living) - hooks_living;
     if (!strcmp(play, "handles")) left -= THREADS;
     CHECK(left == 0);
     CHECK(atomic_load(&taken) == 0);
-    printf("%s: ran %ld, armed %ld, fired %ld, cancelled %ld, refused %ld, parks %ld, wakes %ld, stalls %ld, trimmed %ld\n", play,
+    printf("%s: ran %ld, armed %ld, fired %ld, cancelled %ld, refused %ld, parks %ld, wakes %ld, stalls %ld, trimmed %ld, emptied %ld\n", play,
            (long)ran, (long)atomic_load(&armed), (long)fired, (long)atomic_load(&cancelled),
-           (long)atomic_load(&refused), (long)W(parks), (long)W(wakes_sent), (long)W(stalls), (long)trimmed);
+           (long)atomic_load(&refused), (long)W(parks), (long)W(wakes_sent), (long)W(stalls), (long)trimmed, (long)atomic_load(&emptied));
     return 0;
 }

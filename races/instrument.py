@@ -15,6 +15,7 @@ import numpy as np
 
 from nbloop.kernels.base import interpreter, layout
 from nbloop.kernels.base.kernel import kernels
+from nbloop.kernels.memory.slot_slabs import KEEP_SLABS, PER_SLAB
 from nbloop.kernels.timers.buckets import GRAIN_MASK
 
 
@@ -32,7 +33,7 @@ def header() -> str:
         name: value for name, value in vars(layout).items() if isinstance(value, int) and name.isupper() and value >= 0
     }
     words |= {name: getattr(interpreter, name) for name in ("OBJECT_HEADER", "TUPLE_ITEMS", "TYPE_CALL")}
-    words |= {"GRAIN_MASK": GRAIN_MASK}
+    words |= {"GRAIN_MASK": GRAIN_MASK, "KEEP_SLABS": KEEP_SLABS, "PER_SLAB": PER_SLAB}
     for record in vars(layout).values():
         if isinstance(record, layout.Record):
             fields = {f"{record.__name__}_{name}": at for name, at in vars(record).items() if name.isupper()}

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(400)
 HERE = Path(__file__).parent
 CLANG = f"clang-{llvm.llvm_version_info[0]}"  # it reads the text of the very LLVM that numba writes with
 PLAYS = {"submit": 4000, "burst": 10000, "handles": 4000, "timers": 4000, "remote": 4000, "close": 4000}
-PLAYS |= {"records": 10000, "records_old": 10000}
+PLAYS |= {"records": 10000, "records_old": 10000, "slots": 100}
 
 # How every access of a kind is weakened, and a play that exposes it. Sequential consistency is not in the list: a load
 # that overtakes a store is not a race, so ThreadSanitizer does not detect it; models/ does.
@@ -104,6 +104,22 @@ def test_planted_race_is_found(bug: str, instrumented: Path, tmp_path: Path) -> 
     program = build(tmp_path, text)
     # An existing race need not show up each time.
     assert any("data race" in play(program, name, 4000).stderr for _ in range(5))
+
+
+def test_slabs_that_open_without_an_order_are_found(instrumented: Path, tmp_path: Path) -> None:
+    """All accesses of `slots_make`, which takes gathered chains and opens slabs, are weakened, and no others."""
+    text = (instrumented / "kernels.ll").read_text(encoding="utf-8")
+    begin = re.search(r"(?m)^define .*slot_slabs\d+slots_make", text)
+    assert begin, "the kernel has another name now: plant this bug anew"
+    end = text.index("\n}\n", begin.start())
+    orders = r"\b(seq_cst acquire|seq_cst|acq_rel|acquire|release)(?=, align)"
+    weakened, count = re.subn(
+        orders, lambda found: " ".join("monotonic" for _ in found[1].split()), text[begin.start() : end]
+    )
+    assert count > 10
+    shutil.copy(instrumented / "layout.h", tmp_path)
+    program = build(tmp_path, text[: begin.start()] + weakened + text[end:])
+    assert any("data race" in play(program, "slots", PLAYS["slots"]).stderr for _ in range(5))
 
 
 @pytest.fixture(scope="session")

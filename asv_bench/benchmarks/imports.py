@@ -26,3 +26,20 @@ class FirstImport:
         return subprocesses.import_seconds("nbloop", cold=True)
 
     track_first_import.unit = "s"  # type: ignore[attr-defined]
+
+
+class Beside:
+    """The processor time of a process that imports nbloop, beside one that imports what nbloop needs."""
+
+    rounds = 10
+
+    def track_import(self) -> float:
+        """Decides whether kernels in the cache, and what is imported with them, stay within a quarter of numpy's and
+        asyncio's import. The least of interleaved rounds counts: a busy machine makes each longer, and none shorter.
+        """
+        programs = ("import numpy, asyncio", "import nbloop")
+        rounds = [[subprocesses.processor_seconds(program) for program in programs] for _ in range(self.rounds)]
+        needed, ours = (min(times) for times in zip(*rounds, strict=True))
+        return ours / needed
+
+    track_import.unit = "times"  # type: ignore[attr-defined]

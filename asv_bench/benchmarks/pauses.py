@@ -115,13 +115,54 @@ def trim(loop: nbloop.Loop, count: int) -> Call:
     return loop.run
 
 
-CALLS = {f.__name__: f for f in (submit_list, submit_iterator, cancel, close, open_bucket, fetch, trim)} | {
+def trim_heap(loop: nbloop.Loop, count: int) -> Call:
+    """The same after timers that were due at one moment."""
+    now = loop.now()
+
+    def fill() -> None:
+        for _ in repeat(None, count):
+            loop.schedule_timer_at(now, nothing)
+        loop.schedule_timer_at(now, loop.stop)
+
+    loop.submit(fill)
+    loop.run()
+    loop.schedule_timer(0.3, loop.stop)
+    return loop.run
+
+
+def release(loop: nbloop.Loop, count: int) -> Call:
+    """The last reference to a closed loop goes, and with it the memory of its timers."""
+    arm_far(loop, count)
+    loop.submit(loop.stop)
+    loop.run()
+    loop.close()
+    last = [loop]
+    return last.clear
+
+
+def release_heap(loop: nbloop.Loop, count: int) -> Call:
+    """The same with timers that were due at one moment."""
+
+    def fill() -> None:
+        for _ in repeat(None, count):
+            loop.schedule_timer_at(0.0, nothing)
+        loop.stop()
+
+    loop.submit(fill)
+    loop.run()
+    loop.close()
+    last = [loop]
+    return last.clear
+
+
+MAKERS = submit_list, submit_iterator, cancel, close, open_bucket, fetch, trim, trim_heap, release, release_heap
+CALLS = {f.__name__: f for f in MAKERS} | {
     "grow_ring": grow_ring,
     "grow_slots": grow_slots,
     "grow_heap": grow_heap,
     "grow_buckets": grow_buckets,
 }
-SLOTS = 1 << 22  # a loop has no more timers and immediates at once
+SLOTS = (1 << 22) - 1  # a loop has no more timers and immediates at once, and one of these stops the run
 
 
 @contextlib.contextmanager
@@ -179,7 +220,8 @@ def signalled() -> Iterator[Diary]:
         diary.append(time.thread_time())
 
 
-IN_SLOTS = ("cancel", "close", "open_bucket", "fetch", "grow_slots", "grow_heap", "grow_buckets")
+IN_SLOTS = "cancel", "close", "open_bucket", "fetch", "trim_heap", "release", "release_heap"
+IN_SLOTS += "grow_slots", "grow_heap", "grow_buckets"
 WITNESSES = {"stop_the_world": stopping, "thread": going_on, "signal": signalled}
 
 
@@ -189,13 +231,13 @@ def held_up(call: str, count: int, witness: str) -> float:
     for _ in range(ROUNDS):
         loop = nbloop.Loop()
         act = CALLS[call](loop, count if call not in IN_SLOTS else min(count, SLOTS))
+        del loop
         gc.collect()
         with WITNESSES[witness]() as diary:
             first = len(diary) - 1
             act()
         rounds.append(max(now - then for then, now in pairwise(diary[first:])))
-        loop.close()
-        del loop, act
+        del act
     return 1e3 * min(rounds)
 
 

@@ -85,5 +85,7 @@ def check_here(transport: Any) -> None:
     if owner is not None:
         owner._core._check_fork()
     if here is not owner and here is not None and owner is not None:
-        what = f"<{type(transport).__name__} fd={transport._sock_fd} peer={transport.get_extra_info('peername')}>"
+        fd = getattr(transport, "_sock_fd", None)  # one of TLS has none
+        at = f"fd={fd} " if fd is not None else ""
+        what = f"<{type(transport).__name__} {at}peer={transport.get_extra_info('peername')}>"
         raise RuntimeError(f"{what} is used on a different loop: {_both(owner, here)}")

@@ -52,14 +52,15 @@ def _run(handle: asyncio.Handle) -> None:
     del handle, of, callback, args  # the exception may be kept, and its traceback keeps this frame
 
 
-_CODE = asyncio.Handle._run.__code__
+_RUN = asyncio.Handle._run
+_CODE = _RUN.__code__
+_OURS = _CODE.co_filename == asyncio.events.__file__  # else somebody's was there before this was imported
 
 
 def tools_watch() -> bool:
     """Has somebody put a function of his own in the place of asyncio's `Handle._run`, as profilers and tracers do?"""
-    kinds: tuple[Any, ...] = (asyncio.Handle, asyncio.TimerHandle, Handle, TimerHandle)
-    known = _CODE.co_filename == asyncio.events.__file__  # or it was there before this was imported
-    return not known or any(getattr(kind._run, "__code__", None) is not _CODE for kind in kinds)
+    whole = asyncio.Handle._run is asyncio.TimerHandle._run is Handle._run is TimerHandle._run is _RUN
+    return not (whole and _RUN.__code__ is _CODE and _OURS)
 
 
 def run_watched(handle: Any) -> None:

@@ -78,11 +78,13 @@ class Listeners:
             placement = "system" if SPREADS else "least busy"
         if placement not in ("system", "least busy"):
             raise ValueError(f'placement must be "system" or "least busy", not {placement!r}')
+        if not 0 <= port <= 0xFFFF:  # of which `getaddrinfo` takes the last 16 bits
+            raise OverflowError(f"port must be 0 to 65535, not {port}")
         if placement == "system" and not SPREADS:
             raise NotImplementedError('placement="system" needs Linux; elsewhere SO_REUSEPORT does not spread')
 
         def bind() -> list[socket.socket]:
-            found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            found = socket.getaddrinfo(host or None, port, family, socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
             kind, _, _, _, address = found[0]
             if placement == "system":
                 return bind_each(kind, address, worker.count)
@@ -249,6 +251,7 @@ class Front:
         self.address = sock.getsockname()
         self._sock = sock
         self._path = path
+        self._process = os.getpid()
         self._lock = threading.Lock()  # of start and end
         self._thread: threading.Thread | None = None
         self._ended = False
@@ -281,8 +284,8 @@ class Front:
                 self._thread.join()
             self._sock.close()
             self._stop.close()
-            if self._path is not None:
-                with contextlib.suppress(OSError):
+            if self._path is not None and os.getpid() == self._process:  # not by a forked child
+                with contextlib.suppress(OSError, ValueError):  # ValueError: an abstract address, which is no file's
                     os.unlink(self._path)
 
     def _accept(self) -> None:

@@ -83,6 +83,16 @@ def _signal_arrived(of: weakref.ref[EventLoop], sig: int) -> None:
         loop._handle_signal(sig)  # asyncio's: it finds the handle, and forgets one that was cancelled
 
 
+class Core(Loop):
+    """The `nbloop.Loop` of an asyncio loop."""
+
+    _children_ignore = True
+    # A spin before a sleep saves time to who wakes the loop, and costs a server 4 to 6 % of its CPU time: what ends its
+    # sleeps are descriptors, which only a system call can see.
+    _spin_most = 0
+    _unpolled_most = UNPOLLED_TURNS
+
+
 class EventLoop(AioWords, asyncio.SelectorEventLoop):
     """An asyncio event loop. Everything that `asyncio.AbstractEventLoop` has; what is not said here is asyncio's.
 
@@ -131,12 +141,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         # Nothing that the loop keeps may keep the loop. So it goes when it is closed and forgotten; otherwise its
         # mappings would stay until the collector comes.
         raised = functools.partial(_task_raised, weakref.ref(self))
-        self._core = Loop(name=name, metrics=metrics, recorder=recorder, ingress_budget=WHOLE_QUEUE, on_error=raised)
-        self._core._children_ignore = True
-        # A spin before a sleep saves time to who wakes the loop, and costs a server 4 to 6 % of its CPU time: what ends
-        # its sleeps are descriptors, which only a system call can see.
-        self._core._record["spin_max"] = 0
-        self._core._record["unpolled_most"] = UNPOLLED_TURNS
+        self._core = Core(name=name, metrics=metrics, recorder=recorder, ingress_budget=WHOLE_QUEUE, on_error=raised)
         self._submit = self._core.submit
         self._now = self._core.now
         if type(self).time is asyncio.BaseEventLoop.time:
@@ -309,8 +314,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
                 self._signal_handlers.clear()
             super().close()
             self._run = self._runner  # in debug mode it was a method, which keeps the loop
-            with contextlib.suppress(AttributeError):
-                del self._streams_share  # so does the selector, which is in it
+            self.__dict__.pop("_streams_share", None)  # so does the selector, which is in it
             with contextlib.suppress(ForkedLoopError):
                 self._core.close()
 

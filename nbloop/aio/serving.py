@@ -51,6 +51,8 @@ if TYPE_CHECKING:
 HURRY = 1.0  # seconds that Ctrl-C after a signal gives the callbacks in progress
 
 _numbers = itertools.count(1)
+# The handlers that `serve` replaces.
+_DEFAULTS: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 _cancel_all_tasks: Callable[[asyncio.AbstractEventLoop], None] = _runners._cancel_all_tasks  # type: ignore[attr-defined]
 
 type Main[T] = Callable[[Worker], Coroutine[Any, Any, T]]
@@ -84,6 +86,9 @@ def serve[T](
     loops are stopped after the callback in progress, tasks are left where they are, and a callback that does not return
     within a second is left behind, on a daemon thread, and logged. A second SIGTERM does nothing. A signal for which
     the program has a handler of its own is left to that.
+
+    In a forked child the parent's group ends nothing: where the child goes on in a worker's thread, or in a signal's
+    handler during `serve`, its end is a ForkedLoopError. The child may call `serve` itself.
 
     Only on the main thread, and not in a running event loop: RuntimeError. Beside `main`, O(loops): each takes a thread
     and a loop.
@@ -139,7 +144,7 @@ class WorkerGroup(Unique):
         self.workers: tuple[Worker, ...] = ()
         self._cancelling = False
         self._hurry = False
-        self._ended: list[None] = []  # one for each main that has ended
+        self._ended: set[int] = set()  # of the workers whose main has ended
         self._signal = 0
         self._waiting = Loop(name=f"{name}-main")
         self._listeners = Listeners(name)
@@ -172,11 +177,13 @@ class WorkerGroup(Unique):
             if worker._take():
                 worker.loop.close()
                 worker._done.set()
-                self._main_ended()
+                self._main_ended(worker)
 
-    def _main_ended(self) -> None:
+    def _main_ended(self, of: Worker) -> None:
         """Of one worker. After the last, all go on to their end."""
-        self._ended.append(None)
+        if of.index in self._ended:
+            return
+        self._ended.add(of.index)
         if len(self._ended) >= len(self.workers):
             for worker in self.workers:
                 with contextlib.suppress(RuntimeError):  # its loop is closed
@@ -198,13 +205,15 @@ class WorkerGroup(Unique):
                 while not all(worker._done.is_set() for worker in self.workers):
                     self._waiting.run()  # until a worker is done
             except BaseException:
-                if not self._hurry:
-                    self._cancel()
-                self._stop()
+                if not self._waiting._forked:
+                    if not self._hurry:
+                        self._cancel()
+                    self._stop()
                 raise
-            finally:
-                self._listeners.close()
-                self._waiting.close()
+            finally:  # in a child that a signal's handler forked, all is the parent's
+                if not self._waiting._forked:
+                    self._listeners.close()
+                    self._waiting.close()
         for worker in self.workers:
             worker._join()
         if failure is not None:
@@ -235,20 +244,23 @@ class WorkerGroup(Unique):
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        taken = {}
+        taken = []
         try:
-            for sig, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+            for sig, default in _DEFAULTS.items():
                 if signal.getsignal(sig) is default:
-                    taken[sig] = default
+                    taken.append(sig)
                     signal.signal(sig, self._arrived)
             yield
         finally:
-            for sig, default in taken.items():
+            for sig in taken:
                 if signal.getsignal(sig) == self._arrived:
-                    signal.signal(sig, default)
+                    signal.signal(sig, _DEFAULTS[sig])
 
     def _arrived(self, sig: int, _frame: object) -> None:
-        if not self._signal:
+        if self._waiting._forked:  # a child has the handlers of before
+            signal.signal(sig, _DEFAULTS[sig])
+            signal.raise_signal(sig)
+        elif not self._signal:
             self._signal = sig
             self._cancel()
         elif sig == signal.SIGINT:
@@ -362,7 +374,9 @@ class Worker(Unique):
             if not self.group._hurry:
                 self._fail(error)
         finally:
+            self.loop.core._check_fork()  # in a child that was forked on this thread, the rest is the parent's
             self._task = None
+            self.group._main_ended(self)  # its loop may have been left before the task of `_main` began
             for call in list(self._calls):
                 call.abandon()
             self._done.set()
@@ -403,7 +417,7 @@ class Worker(Unique):
         except BaseException as error:
             self._fail(error)
         self._task = None  # nothing cancels what follows
-        self.group._main_ended()
+        self.group._main_ended(self)
         await self._all_ended
         await self._close_locals()
 
@@ -430,15 +444,15 @@ class Worker(Unique):
         elsewhere). A worker that stops listening while others go on loses the connections that the system has given it
         and it has not accepted yet.
 
-        OSError if the address is taken, also by another process of the same program. Blocks for the look-up of a host
-        name.
+        As in asyncio an empty `host` is every interface. OSError if the address is taken, also by another process of
+        the same program; OverflowError for a port beyond 65535. Blocks for the look-up of a host name.
         """
         self._check_here("listen")
         return self.group._listeners.listen(self, host, port, family, placement)
 
     def listen_unix(self, path: str) -> socket.socket:
         """`listen` at a path, where connections are always handed to the least busy loop. The path is removed when all
-        workers have ended.
+        workers have ended; an abstract address of Linux, which begins with a zero byte, ends by itself.
         """
         self._check_here("listen_unix")
         return self.group._listeners.listen_unix(self, path)

@@ -22,6 +22,7 @@ from asyncio import _get_running_loop, sslproto, streams
 from typing import Any
 
 from ..kernels.turn.socket_words import RECEIVED_MOST
+from ..unique import Unique
 from .guard import check_here
 from .transports import StreamTransport
 
@@ -33,7 +34,7 @@ FAILED = "Fatal error on SSL protocol"
 RECORD = 16 * 1024  # the most bytes that a record of TLS holds
 
 
-class SSLTransport(_SSLProtocolTransport):  # type: ignore[misc]
+class SSLTransport(Unique, _SSLProtocolTransport):  # type: ignore[misc]
     """The program's transport, for the loop's thread alone. Where another loop runs, `write` and `writelines` raise
     RuntimeError. Its name says "SSL" as asyncio's does: CPython's tests recognise a transport of TLS by that.
     """
@@ -98,7 +99,8 @@ class TlsProtocol(_SSLProtocol):  # type: ignore[misc]
             if reader is not None and reader._buffer:
                 self._incoming.write(reader._buffer)
                 reader._buffer.clear()
-        self._ssl_writing_paused = self._app_writing_paused = transport._protocol_paused
+        paused = getattr(transport, "_protocol_paused", False)  # which a program's own need not say
+        self._ssl_writing_paused = self._app_writing_paused = paused
 
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)
@@ -183,9 +185,8 @@ class TlsProtocol(_SSLProtocol):  # type: ignore[misc]
     # --- writing
 
     def _write_appdata(self, list_of_data: Any) -> None:
-        transport = self._transport
-        if transport is not None:
-            check_here(transport)  # before something is encrypted that would not be sent
+        if self._transport is not None:
+            check_here(self._app_transport)  # before something is encrypted that would not be sent
         super()._write_appdata(list_of_data)
 
     def _process_outgoing(self) -> None:

@@ -36,6 +36,7 @@ from ..kernels.base.kernel import method
 from ..kernels.turn import stream as kernels
 from ..kernels.turn.socket_words import BUFFER_SIZE, socket_aim
 from ..kernels.turn.stream import QUEUED_MOST, StreamWords
+from ..unique import Unique
 from .futures import set_done
 from .guard import check_here
 from .handles import Handle
@@ -62,8 +63,10 @@ def kernels_take(sock: Any) -> bool:
     return KERNELS_READ and issubclass(type(sock), socket.socket)
 
 
-class KernelTransport:
-    """A transport whose kernel the loop calls when its socket can be read."""
+class KernelTransport(Unique):
+    """A transport whose kernel the loop calls when its socket can be read. The finaliser of a copy would close its
+    socket.
+    """
 
     _reads_in: Context | None = None
 

@@ -136,7 +136,9 @@ class EventTarget(Unique):
 
     def __init__(self) -> None:
         self._listeners: tuple[_Entry, ...] = ()
-        self._listeners_lock = threading.Lock()
+        # Re-entrant: a comparison of callbacks is the program's code, and a finaliser may run anywhere. Both may call
+        # these methods.
+        self._listeners_lock = threading.RLock()
 
     def add_event_listener(self, type: str, callback: Listener, *, once: bool = False) -> None:
         """Call ``callback(event)`` for events of a type, in order of addition; the same callback is added once (DOM
@@ -150,7 +152,8 @@ class EventTarget(Unique):
             raise TypeError(f"callback must be callable, not {callback!r}")
         with self._listeners_lock:
             if not any(entry.type == type and entry.callback == callback for entry in self._listeners):
-                self._listeners = (*self._listeners, _Entry(type, callback, once))
+                entry = _Entry(type, callback, once)
+                self._listeners += (entry,)
 
     def remove_event_listener(self, type: str, callback: Listener) -> None:
         """Undo `add_event_listener` of this `type` and `callback`. Even a dispatch in progress no longer calls it. An
@@ -164,7 +167,12 @@ class EventTarget(Unique):
 
     def _remove(self, entry: _Entry) -> None:
         entry.removed = True
-        self._listeners = tuple(other for other in self._listeners if other is not entry)
+        while True:
+            before = self._listeners
+            after = tuple(other for other in before if not other.removed)
+            if self._listeners is before:  # and a finaliser has not changed them meanwhile
+                self._listeners = after
+                return
 
     def dispatch_event(self, event: Event) -> bool:
         """Call the listeners for the event's type; False if it is cancelable and one prevented the default (DOM 2.9).

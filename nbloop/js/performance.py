@@ -45,7 +45,7 @@ class Performance(Unique):
         self._origin = clock()
         self.time_origin = time.time_ns() / 1e6
         self._entries: list[PerformanceEntry] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finaliser may run while it is held, and make a mark
 
     def now(self) -> float:
         """Milliseconds since the time origin; never goes backwards."""
@@ -112,4 +112,6 @@ class Performance(Unique):
 
     def _clear(self, kind: str, name: str | None) -> None:
         with self._lock:
-            self._entries = [e for e in self._entries if e.entry_type != kind or (name is not None and e.name != name)]
+            found = [e for e in self._entries if e.entry_type == kind]  # no other code runs: names are compared below
+            gone = {id(e) for e in found if name is None or e.name == name}
+            self._entries = [e for e in self._entries if id(e) not in gone]

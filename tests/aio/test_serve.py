@@ -50,6 +50,43 @@ async def forever(_worker=None):
 # --- start and end
 
 
+@pytest.mark.parametrize("ending", [KeyboardInterrupt, SystemExit])
+def test_a_loop_that_is_left_before_its_main_began(ending, monkeypatch):
+    """A call of another worker's may end a loop so early. The others end all the same."""
+    called, late = threading.Event(), []
+    begin, body = serving.Worker._start, serving.Worker._main
+
+    def begin_late(worker, main):
+        if worker.index == 1:
+            assert called.wait(PATIENCE)
+        begin(worker, main)
+
+    async def body_in_time(worker, main):
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await body(worker, main)
+        except BaseException:
+            late.append(worker.index)
+            raise
+
+    monkeypatch.setattr(serving.Worker, "_start", begin_late)
+    monkeypatch.setattr(serving.Worker, "_main", body_in_time)
+
+    def ends():
+        raise ending
+
+    async def main(worker):
+        task = asyncio.create_task(worker.call(1, ends))
+        await asyncio.sleep(0)
+        called.set()
+        await asyncio.wait([task])
+        await forever()
+
+    with pytest.raises(ending):
+        nbloop.serve(main, loops=2)
+    assert late == []
+
+
 def test_results_in_order():
     seen = []
 
@@ -943,6 +980,40 @@ def test_a_second_program_is_not_let_in():
                     other.bind(sock.getsockname())
 
     nbloop.serve(main, loops=2)
+
+
+@pytest.mark.parametrize("port", [-1, 65536, 70000, 1 << 40])
+def test_a_port_that_is_none_is_refused(port):
+    """`getaddrinfo` takes its last 16 bits, so the workers listened at another one."""
+
+    async def main(worker):
+        with pytest.raises(OverflowError, match="port must be"):
+            worker.listen("127.0.0.1", port)
+
+    nbloop.serve(main, loops=1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="abstract addresses are Linux's")
+@pytest.mark.parametrize("kind", [str, str.encode])
+def test_an_abstract_address_is_no_file(kind):
+    """At the end there is nothing to remove."""
+    path = kind(f"\0nbloop-{os.getpid()}")
+
+    async def main(worker):
+        with worker.listen_unix(path) as sock:
+            sock.listen()
+            with socket.socket(socket.AF_UNIX) as other:
+                other.connect(path)
+
+    assert nbloop.serve(main, loops=1) == [None]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="all interfaces, by one socket")
+def test_an_empty_host_is_every_interface():
+    async def main(worker):
+        return worker.listen("", 0, family=socket.AF_INET).getsockname()[0]
+
+    assert nbloop.serve(main, loops=1) == ["0.0.0.0"]
 
 
 def test_two_addresses_of_port_0_are_two():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import copy
 import enum
@@ -84,8 +85,8 @@ INTERNAL = {
     ),  # of a promise, a view, a loop
     *("Kernel", "MethodDef", "TwinMethod", "Status", "External", "Darwin", "FreeBSD"),  # of the process
     *("StandIn", "Sited", "Spawning", "Owed"),  # what is scheduled in the place of a callback
-    *("Selector", "KernelTransport", "StreamTransport", "StreamSocket", "DatagramTransport"),  # of an EventLoop
-    *("SSLTransport", "TlsProtocol"),  # of a StreamTransport
+    *("Selector", "KernelTransport", "StreamSocket"),  # of an EventLoop
+    "TlsProtocol",  # of a StreamTransport
     *("Listeners", "Front", "Back"),  # of a WorkerGroup: sockets and locks, which refuse by themselves
     *("Call", "Outcome"),  # of a Worker that waits for another one: a future of its loop
     "LoopCollector",  # has a loop, and a name
@@ -123,6 +124,7 @@ def unique(make_loop, tmp_path):
     """One of each class that refuses, by class."""
     from nbloop.aio import Queue, WorkerGroup
     from nbloop.aio.datagrams import Datagrams
+    from nbloop.aio.tls import SSLTransport
     from nbloop.aio.transports import Stream
     from nbloop.js import scopes
     from nbloop.kernels.promises.classes import Eventual
@@ -143,6 +145,24 @@ def unique(make_loop, tmp_path):
         end.callback(aio.close)
         stream = Stream(weakref.ref(aio), end.enter_context(socket.socket()), aio._streams_share)
         datagrams = Datagrams(aio, end.enter_context(socket.socket()), aio)
+        ends = [end.enter_context(one) for one in socket.socketpair()]
+        for one in ends:
+            one.setblocking(False)
+        bound = end.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        bound.bind(("127.0.0.1", 0))
+
+        async def connect():
+            loop = asyncio.get_running_loop()
+            connection, _ = await loop.create_connection(asyncio.Protocol, sock=ends[0])
+            endpoint, _ = await loop.create_datagram_endpoint(asyncio.DatagramProtocol, sock=bound)
+            return connection, endpoint
+
+        transports = aio.run_until_complete(connect())
+        end.callback(lambda: aio.run_until_complete(asyncio.sleep(0)))  # in which what is closed next ends
+        for transport in transports:
+            end.callback(transport.close)
+        tls = SSLTransport(aio, None)
+        tls._closed = True
         clock_loop = make_loop()
         group = nbloop.LoopGroup(1)
         end.callback(group.close)
@@ -170,6 +190,7 @@ def unique(make_loop, tmp_path):
                 served,
             ),
             *(shared.loops()[0], Profiler(), nbloop.EventLoopPolicy(), stream, datagrams),
+            *(*transports, tls),
         ]
         yield {type(one): one for one in made}
 
@@ -262,6 +283,16 @@ def test_a_promise_within_something_else(loop, make_copy):
         else:
             with pytest.raises(TypeError, match="cannot be copied"):
                 make_copy(one)
+
+
+def test_a_copy_of_a_transport_does_not_close_it(unique):
+    """The finaliser of asyncio's transport closes the socket, which a copy would share."""
+    for one in list(unique.values()):
+        if isinstance(one, asyncio.BaseTransport):
+            with contextlib.suppress(TypeError):
+                copy.copy(one)
+            gc.collect()
+            assert not hasattr(one, "_sock_fd") or one.get_extra_info("socket").fileno() == one._sock_fd
 
 
 def test_initialised_once(loop):

@@ -297,7 +297,7 @@ def test_debug_changes_nothing_else(make_loop, turns):
         ("chunk_size", 100, ValueError),
         ("chunk_size", 8192, ValueError),
         ("chunk_size", "128", TypeError),
-        ("initial_chunks", 0, ValueError),
+        ("initial_chunks", -1, ValueError),
         ("initial_chunks", 1 << 40, ValueError),
         ("initial_chunks", None, TypeError),
         ("ingress_limit", 0, ValueError),

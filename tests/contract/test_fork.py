@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 PRELUDE = """
 import os, sys, threading, time, traceback, warnings
 warnings.simplefilter("ignore")  # that forking with threads is dangerous is what this is about
-from nbloop import FastPathMode, ForkedLoopError, Loop, LoopState
+from nbloop import FastPathMode, ForkedLoopError, IOEvents, Loop, LoopState
 
 def in_child(check):
     "Run check() in a forked child; its end must be a good one."
@@ -399,6 +399,167 @@ idle.start()
 idle.submit(ran.append, "idle")
 idle.shutdown()
 assert ran[-1] == "idle"
+"""
+    )
+
+
+SERVE = """
+import asyncio, signal
+import nbloop
+
+parent = os.getpid()
+
+def fork():
+    "In the parent, wait for the child's end, and return its exit code; None in the child."
+    pid = os.fork()
+    if pid == 0:
+        return None
+    found = [(0, 0)]
+    until(lambda: found.append(os.waitpid(pid, os.WNOHANG)) or found[-1][0])
+    return os.waitstatus_to_exitcode(found[-1][1])
+"""
+
+
+@pytest.mark.parametrize(
+    ("then", "code"),
+    [
+        ("os._exit(7)", 7),
+        ("return", 0),
+        ("raise ValueError", 0),
+        ("await asyncio.sleep(0)", 0),
+        ("server.close()", 0),
+        ("worker.group._listeners.close(); os._exit(7)", 7),
+        ("os._exit(nbloop.serve(inner, loops=2)[1])", 1),
+    ],
+)
+def test_a_group_of_serve_in_a_child(run_script, tmp_path, then, code):
+    """contract: fork: the child's copy ends nothing of the parent's group, whatever becomes of the worker that forked;
+    the child may make a group of its own. (A process whose first thread's function ends has the exit code 0.)
+    """
+    run_script(
+        PRELUDE
+        + SERVE
+        + f"""
+path = {str(tmp_path / "socket")!r}
+
+async def inner(worker):
+    return worker.index
+
+async def echo(reader, writer):
+    writer.write(await reader.read(1))
+    writer.close()
+
+async def main(worker):
+    server = await asyncio.start_server(echo, sock=worker.listen_unix(path))
+    if worker.primary:
+        code = fork()
+        if code is None:
+            {then}
+        assert code == {code}, code
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(b"x")
+        assert await reader.read(1) == b"x"
+        writer.close()
+    return await worker.call((worker.index + 1) % worker.count, asyncio.sleep, 0, worker.index)
+
+assert nbloop.serve(main, loops=2) == [0, 1]
+assert os.getpid() == parent
+assert not os.path.exists(path)
+"""
+    )
+
+
+@pytest.mark.parametrize("sleeps", ["at first", "watching", "with Python's wake-up descriptor", "in Python"])
+def test_a_signals_handler_that_forks_while_the_loop_sleeps(run_script, sleeps):
+    """contract: fork: in the child, `run` raises ForkedLoopError; the parent's loop goes on."""
+    mode = "DISABLED" if sleeps == "in Python" else "AUTO"
+    run_script(
+        PRELUDE
+        + SERVE
+        + f"""
+codes, ran = [], []
+
+def handler(*_):
+    code = fork()
+    if code is not None:
+        codes.append(code)
+
+def descriptors():
+    return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+
+def send():
+    until(lambda: loop.state is LoopState.SLEEPING)
+    if {sleeps!r} == "with Python's wake-up descriptor":
+        until(lambda: descriptors() > before or not before)
+    os.kill(parent, signal.SIGUSR1)
+    until(lambda: codes)
+    loop.submit(ran.append, 1)
+    loop.submit(loop.stop)
+
+signal.signal(signal.SIGUSR1, handler)
+loop = Loop(fast_path_mode=FastPathMode.{mode})
+if {sleeps!r} == "watching":
+    reader, writer = os.pipe()
+    loop.register_fd(reader, IOEvents.READ, print)
+before = descriptors()
+threading.Thread(target=send, daemon=True).start()
+try:
+    loop.run()
+except ForkedLoopError:
+    assert os.getpid() != parent
+    os._exit(7)
+assert os.getpid() == parent
+assert (codes, ran) == ([7], [1])
+loop.close()
+"""
+    )
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
+def test_signals_of_a_workers_child(run_script, number):
+    """contract: fork: they belong to the child, with the handlers from before `serve`."""
+    run_script(
+        PRELUDE
+        + SERVE
+        + f"""
+async def main(worker):
+    if worker.primary:
+        code = fork()
+        if code is None:
+            try:
+                os.kill(os.getpid(), signal.{number})
+                for _ in range(1000):
+                    time.sleep(0.001)
+            except KeyboardInterrupt:
+                os._exit(7)
+            os._exit(8)
+        assert code == (7 if {number!r} == "SIGINT" else -signal.SIGTERM), code
+    return worker.index
+
+assert nbloop.serve(main, loops=2) == [0, 1]
+"""
+    )
+
+
+def test_a_child_of_a_process_without_compiled_kernels(run_script):
+    """Kernels as plain Python share one lock, which another thread may hold at the fork."""
+    run_script(
+        PRELUDE
+        + """
+import numpy as np
+from nbloop.kernels.base import atomics
+
+word, held, over = np.zeros(1, np.int64), threading.Event(), threading.Event()
+
+def hold():
+    with atomics._one_at_a_time:
+        held.set()
+        assert over.wait(60)
+
+threading.Thread(target=hold).start()
+assert held.wait(60)
+in_child(lambda: atomics.fetch_add(word.ctypes.data, 1))
+over.set()
 """
     )
 

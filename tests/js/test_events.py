@@ -8,13 +8,14 @@ import logging
 import random
 import shutil
 import subprocess
+import threading
 import weakref
 
 import pytest
 
 from nbloop import Loop
 from nbloop.js import AbortController, CustomEvent, Event, EventTarget, InvalidStateError
-from tests.support.waiting import together
+from tests.support.waiting import PATIENCE, together
 
 ERROR = ValueError("of a listener")
 
@@ -69,6 +70,50 @@ def test_only_of_that_type(target):
     target.dispatch_event(Event("x"))
     target.dispatch_event(Event(""))
     assert heard == ["x", ""]
+
+
+class Meddles:
+    """A callback whose comparison, the program's own code, uses the target."""
+
+    def __init__(self, target, other, got):
+        self.target = target
+        self.other = other
+        self.got = got
+
+    def __call__(self, _event):
+        self.got.append("meddles")
+
+    def __eq__(self, other):
+        if self.other is not None:
+            meddled, self.other = self.other, None
+            self.target.remove_event_listener("x", meddled)
+            self.target.add_event_listener("y", meddled)
+        return self is other
+
+    __hash__ = None
+
+
+def test_a_comparison_of_callbacks_may_use_the_target(target):
+    """As a finaliser may, in the middle of any call."""
+    got = []
+
+    def other(_event):
+        got.append("other")
+
+    def uses():
+        target.add_event_listener("x", other)
+        meddles = Meddles(target, other, got)
+        target.add_event_listener("x", meddles)
+        target.add_event_listener("x", meddles)
+        for kind in "xy":
+            target.dispatch_event(Event(kind))
+        target.remove_event_listener("x", meddles)
+        got.append(len(target._listeners))
+
+    thread = threading.Thread(target=uses, daemon=True)  # which would hang
+    thread.start()
+    thread.join(PATIENCE)
+    assert got == ["meddles", "other", 1]
 
 
 def test_the_same_callback_is_added_once(target):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 import time
 
 import pytest
 
 from nbloop.js import Performance, PerformanceEntry
-from tests.support.waiting import together
+from tests.support.waiting import PATIENCE, together
 
 
 @pytest.fixture
@@ -168,3 +169,32 @@ def test_bad_moments(performance, moment, error):
         with pytest.raises(error, match="start must be"):
             performance.measure("a", start=moment)
     assert performance.get_entries() == []
+
+
+class Marks(str):
+    """A name whose comparison, the program's own code, makes a mark."""
+
+    __slots__ = ("performance",)
+
+    def __eq__(self, other):
+        self.performance.mark("meanwhile")
+        return str.__eq__(self, other)
+
+    __hash__ = str.__hash__
+
+
+def test_a_mark_in_the_middle_of_a_call(performance):
+    """As a finaliser may make one, in the middle of any call."""
+    name = Marks("a")
+    name.performance = performance
+    performance.mark("a")
+    left = []
+
+    def uses():
+        performance.clear_marks(name)
+        left.extend(entry.name for entry in performance.get_entries())
+
+    thread = threading.Thread(target=uses, daemon=True)  # which would hang
+    thread.start()
+    thread.join(PATIENCE)
+    assert left == ["meanwhile"]

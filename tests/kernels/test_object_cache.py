@@ -64,7 +64,7 @@ def user(cache: Path, *arguments: str) -> tuple[dict[str, Any], list[str]]:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=400,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
@@ -512,7 +512,7 @@ def test_without_packs_and_numba_the_import_says_how_to_go_on(loaded: Loaded) ->
 
 @compiled_only
 def test_a_pack_that_is_there_is_loaded_without_numba_and_llvmlite() -> None:
-    ended = subprocess.run([sys.executable, "-c", USER], capture_output=True, text=True, timeout=200, check=False)
+    ended = subprocess.run([sys.executable, "-c", USER], capture_output=True, text=True, timeout=400, check=False)
     assert ended.returncode == 0, ended.stderr
     found = json.loads(ended.stdout)
     assert found["ran"] == [1, 2]
@@ -522,7 +522,7 @@ def test_a_pack_that_is_there_is_loaded_without_numba_and_llvmlite() -> None:
 
 @compiled_only
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_folder_that_can_not_be_written_is_no_error(tmp_path: Path) -> None:
     """The kernels are compiled all the same; one line says that they are, one that they could not be kept."""
     file = tmp_path / "a file"
@@ -538,7 +538,7 @@ def test_folder_that_can_not_be_written_is_no_error(tmp_path: Path) -> None:
 
 @compiled_only
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_damaged_pack_is_compiled_anew_and_then_served(tmp_path: Path) -> None:
     """Damaged: compiled, with one line that says so, and replaced. Then: no numba, no word, and the GIL stays as it
     is.

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from nbloop.kernels.base.atomics import put
 from nbloop.kernels.base.layout import SLOT_BITS
+from nbloop.kernels.memory.system import MADV_DONTNEED
 from nbloop.kernels.timers import timer_heap
 from nbloop.kernels.timers.timer_heap import (
     LARGE_HEAP,
     MOST,
+    PORTION,
     SMALL_HEAP,
+    heap_bytes,
+    heap_end,
     heap_insert,
     heap_pop,
     heap_reserve,
@@ -19,6 +27,8 @@ from nbloop.kernels.timers.timer_heap import (
     order_of,
 )
 from tests.support import naive, rig
+
+gives_back = pytest.mark.skipif(not MADV_DONTNEED, reason="this system keeps the pages of a mapping")
 
 
 class HeapMachine(RuleBasedStateMachine):
@@ -29,9 +39,13 @@ class HeapMachine(RuleBasedStateMachine):
         self.memory = rig.Memory()
         self.timers = self.memory.timers
         self.record = self.memory.record["timers"]
-        self.record["capacity"] = 4  # grow early; the array is larger than that
+        self.small = pytest.MonkeyPatch()
+        self.small.setattr(timer_heap, "SMALL_HEAP", 2)  # grow early; there is no block at first
         self.naive = naive.Heap()
         self.sequence = 0
+
+    def teardown(self) -> None:
+        self.small.undo()
 
     def entries(self) -> list[tuple[int, int]]:
         size = int(self.record["size"])
@@ -68,7 +82,7 @@ class HeapMachine(RuleBasedStateMachine):
         entries = self.entries()
         assert all(entries[(at - 1) // 4] < entries[at] for at in range(1, len(entries)))
         assert sorted(entries) == [(deadline, order) for deadline, order, _ in self.naive.entries]
-        assert (int(self.record["heap"]) + rig.layout.NODE_BYTES) % 64 == 0
+        assert self.record["capacity"] == 0 or (int(self.record["heap"]) + rig.layout.NODE_BYTES) % 64 == 0
         assert len(entries) <= self.record["capacity"]
 
 
@@ -107,9 +121,76 @@ def test_a_large_heap_gets_room_for_all_timers_at_once() -> None:
     block = int(record["heap_block"])
     assert heap_reserve(timers, MOST - 100) == 0
     assert int(record["heap_block"]) == block
-    heap_trim(timers)
+    while heap_trim(timers):
+        assert int(record["heap_block"]) == block
     assert record["capacity"] == 200
     assert sorted(rig.table(int(record["heap"]), 200)[::2].tolist()) == list(range(1, 101))
+
+
+def large(count: int) -> rig.Memory:
+    """A heap with room for all timers, in which as many have pages."""
+    memory = rig.Memory()
+    assert heap_reserve(memory.timers, LARGE_HEAP + 1) == 0
+    block, size = int(memory.record["timers"]["heap_block"]), heap_bytes(count)
+    for at in range(block, block + size, mmap.PAGESIZE):
+        put(at, 1)
+    return memory
+
+
+def present(memory: rig.Memory) -> int:
+    """How many bytes of a large heap's block are in memory."""
+    block, size = int(memory.record["timers"]["heap_block"]), -(-heap_bytes(MOST) // mmap.PAGESIZE)
+    pages = (ctypes.c_ubyte * size)()
+    assert ctypes.CDLL(None).mincore(ctypes.c_void_p(block), ctypes.c_size_t(size * mmap.PAGESIZE), pages) == 0
+    return sum(page & 1 for page in pages) * mmap.PAGESIZE
+
+
+@gives_back
+def test_a_large_heap_gives_its_pages_back_in_portions() -> None:
+    """The system releases a block of 100 MiB in 7 ms, in which no signal is handled."""
+    memory = large(MOST)
+    record = memory.record["timers"]
+    block, left = int(record["heap_block"]), present(memory)
+    trims = 0
+    while heap_trim(memory.timers):
+        trims += 1
+        assert int(record["heap_block"]) == block
+        before, left = left, present(memory)
+        assert before - left <= 16 * PORTION
+        assert left <= heap_bytes(int(record["capacity"])) + mmap.PAGESIZE
+    assert trims == -(-(MOST - LARGE_HEAP) // PORTION)
+    assert record["capacity"] == SMALL_HEAP
+
+
+@gives_back
+def test_a_heap_that_grows_again_while_it_shrinks_is_not_copied() -> None:
+    memory = large(MOST)
+    record, timers = memory.record["timers"], memory.timers
+    block = int(record["heap_block"])
+    for number in range(100):
+        heap_insert(timers, 100 - number, number + 1 << SLOT_BITS)
+    for _ in range(30):
+        assert heap_trim(timers)
+    assert record["capacity"] == MOST - 30 * PORTION
+    assert heap_reserve(timers, MOST - 30 * PORTION) == 0  # more than is left
+    assert (int(record["heap_block"]), int(record["capacity"])) == (block, MOST)
+    assert sorted(rig.table(int(record["heap"]), 200)[::2].tolist()) == list(range(1, 101))
+    put(int(record["heap"]) + 16 * (MOST - 1), 7)  # it has pages again
+    while heap_trim(timers):
+        pass
+    assert record["capacity"] == 200
+
+
+@gives_back
+def test_the_end_of_a_large_heap_comes_in_portions() -> None:
+    memory = large(MOST)
+    ended = 1
+    block = int(memory.record["timers"]["heap_block"])
+    while heap_end(memory.timers):
+        ended += 1
+        assert present(memory) <= heap_bytes(int(memory.record["timers"]["capacity"])) + mmap.PAGESIZE
+    assert ended == 1 + -(-(MOST - LARGE_HEAP) // PORTION)
+    assert block not in rig.maps.living
 
 
 def test_a_heap_without_room_for_all_timers_doubles(monkeypatch: pytest.MonkeyPatch) -> None:

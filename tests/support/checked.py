@@ -50,7 +50,6 @@ MAKERS = (
     *("PyObject_GetAttr", "PyContext_CopyCurrent"),
 )
 PAGE = 4096
-TABLES_MOST = 16  # of a state
 OBJECTS_MOST = 10_000  # then those from before are forgotten, and looked up again
 SIZE_MOST = 1 << 32
 WIDTHS = dict.fromkeys(
@@ -348,19 +347,18 @@ def install() -> None:
         replace(made, _array(made))
     view, poller = classes.make_view, nbloop.readiness.FdTable.open_poller
     state._address = lambda array: address(checker.array(array))
-    state.make_state = lambda kind: checker.array(make(kind))
 
-    # Tables lie wall to wall: each has a page behind it that is nobody's, so that an overrun does not end in another.
-    table = state._table
+    # Tables lie wall to wall: each gets a page before it that is nobody's, so that an overrun does not end in another.
     for kind in (state.LoopWords, state.HandleWords):
-        kind.tables += TABLES_MOST * PAGE // 8
+        kind.lay_out(PAGE)
 
-    def spaced(of: Any, words: int) -> int:
-        at = table(of, words + PAGE // 8)
-        checker.array(np.ndarray((words,), np.int64, buffer=of.base, offset=at - of.base.ctypes.data))
-        return at
+    def made(kind: Any, *how: Any, **more: Any) -> Any:
+        words = checker.array(make(kind, *how, **more))
+        for at, start in kind.starts:
+            checker.array(np.ndarray((kind.tables[at],), np.int64, buffer=words.base, offset=start))
+        return words
 
-    state._table = spaced
+    state.make_state = made
 
     def opening(watches: Any) -> Any:
         made = poller(watches)

@@ -101,7 +101,7 @@ class Memory:
             chunk_size=chunk_size,
             initial_chunks=1,
             ingress_limit=ingress_limit,
-            hooks={name: (lambda *_: None) for name in names},
+            hooks={getattr(layout.STATE, name.upper()): (lambda *_: None) for name in names},
         )
         self.state.whole = False  # it is not to release anything: all that it owned is owned here
         size = len(self.state)
@@ -128,9 +128,8 @@ class Memory:
         if "timers" in self.__dict__:
             for name in RINGS:
                 ring_end(self.base + layout.offset(layout.STATE.dtype, name))
-            heap_end(self.timers)
-            slots_end(self.timers)
-            pool_end(self.pool)
+            while heap_end(self.timers) or slots_end(self.timers) or pool_end(self.pool):
+                pass
 
 
 def chain(memory: Memory, words: list[int]) -> int:
@@ -290,7 +289,8 @@ class Slots:
 
     def end(self) -> None:
         """Release the mappings, while slabs are small."""
-        slots_end(self.timers)
+        while slots_end(self.timers):
+            pass
 
 
 class Ring:

@@ -23,6 +23,7 @@ The twins lose where it does not matter: about 1 µs each, and read-modify-write
 from __future__ import annotations
 
 import ctypes
+import os
 import struct
 import threading
 import time
@@ -56,6 +57,8 @@ __all__ = [
 
 _word = ctypes.c_int64.from_address
 _one_at_a_time = threading.RLock()  # re-entrant: a signal handler may run a twin inside a twin
+if hasattr(os, "register_at_fork"):  # another thread, which the child does not have, may hold it
+    os.register_at_fork(after_in_child=_one_at_a_time._at_fork_reinit)  # type: ignore[attr-defined]
 
 
 def get(address: int) -> int:

@@ -134,10 +134,12 @@ TIMERS = record(
     _words("resting", "resting_retries", "rest_count", "regained", "gathered_count"),
     # Shared: balance of other threads' arms and cancels; unreferenced timers; timer commands in the remote queue.
     _words("live_elsewhere", "unreferenced", "commands"),
-    # Owned by the loop thread: the heap, and how many of its entries belong to cancelled timers.
-    _words("heap", "heap_block", "size", "capacity", "stale"),
-    # spare slots: a private stack of the loop thread, and its size. Free slots to be sorted; see slots_trim.
-    _words("sequence", "live_here", "nesting", "spare", "spares", "unsorted", "last_used"),
+    # Owned by the loop thread: the heap, its block and the block's size, and how many of its entries belong to
+    # cancelled timers.
+    _words("heap", "heap_block", "heap_bytes", "size", "capacity", "stale"),
+    # spare slots: a private stack of the loop thread, and its size. Free slots to be sorted; see slots_trim. How many
+    # slots the loop's end has released.
+    _words("sequence", "live_here", "nesting", "spare", "spares", "unsorted", "last_used", "released"),
 )
 # One slot; 64 bytes, so two slots never share a 64-byte line. `order`: the number of a timer's entry in the heap or a
 # bucket (timer_heap.order_of), 0 without an entry, and in the low bits its nesting level and clamp. `place`: its bucket

@@ -18,7 +18,7 @@ It loses when a backlog leaves one chunk in use in every slab: then nothing can 
 
 from __future__ import annotations
 
-from ..base.atomics import exchange, fetch_add, get, load, put, store
+from ..base.atomics import fetch_add, get, load, put, store
 from ..base.kernel import helper, inlined
 from ..base.layout import CHUNKS_PER_SLAB_BITS, POOL
 from .stack import stack_pop, stack_push
@@ -83,15 +83,20 @@ def slab_give(pool: int, slab: int) -> None:
 
 
 @helper
-def pool_end(pool: int) -> None:
-    """Release every slab. The pool must no longer be in use."""
-    slabs = exchange(pool + POOL.SLAB_COUNT, 0)
+def pool_end(pool: int) -> bool:
+    """Release a portion of the slabs, the last first. Whether more are left. The pool must no longer be in use."""
     store(pool + POOL.FREE, 0)
     store(pool + POOL.FREE_SLABS, 0)
     put(pool + POOL.TAKING, 0)
     put(pool + POOL.TAKEN, 0)
-    for slab in range(slabs):
-        slab_give(pool, slab)
+    slabs = load(pool + POOL.SLAB_COUNT)
+    left = PORTION
+    while slabs > 0 and left > 0:
+        slabs -= 1
+        slab_give(pool, slabs)
+        left -= (get(pool + POOL.CHUNK_BYTES) << CHUNKS_PER_SLAB_BITS) >> RELEASE_BITS
+    store(pool + POOL.SLAB_COUNT, slabs)
+    return slabs > 0
 
 
 @helper

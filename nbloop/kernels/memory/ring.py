@@ -12,8 +12,8 @@ A short ring uses blocks of 8 KiB, of which it keeps one spare: it alternates be
 comparison.
 
 Invariants: cells from ``head_at`` in the first block to ``tail_at`` in the last one hold the words number ``head`` to
-``tail``; the content of all others is meaningless. A ring without blocks is all zeros but for the two counts. An empty
-one has at most one block, beside the spare.
+``tail``; the content of all others is meaningless. A ring without blocks is all zeros but for the two counts, and as
+zeros it begins. An empty one has at most one block, beside the spare.
 """
 
 from __future__ import annotations
@@ -125,14 +125,6 @@ def ring_trim(ring: int) -> None:
         put(ring + RING.TAIL_AT, 0)
         put(ring + RING.TAIL_END, 0)
         block_end(end)
-
-
-@helper
-def ring_open(ring: int) -> int:
-    """Give a zeroed ring its first block. Returns 0, or -1 if there is no memory."""
-    at = ring_grow(ring)
-    put(ring + RING.TAIL_AT, at)
-    return 0 if at != 0 else -1
 
 
 @helper

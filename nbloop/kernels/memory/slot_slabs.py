@@ -251,14 +251,23 @@ def slots_trim(timers: int, used: int) -> bool:
 
 
 @helper
-def slots_end(timers: int) -> None:
-    """Release every mapping. No slot may be in use any more."""
-    made = exchange(timers + TIMERS.SLOT_COUNT, 0)
+def slots_end(timers: int) -> bool:
+    """Release some 4 MiB of mappings, the last first, and the pages of their links. Whether more are left. No slot may
+    be in use any more.
+    """
     store(timers + TIMERS.FREE, 0)
     store(timers + TIMERS.RESTING, 0)
     put(timers + TIMERS.SPARE, 0)
-    first = 0
-    while first < made:
-        count = slots_at_once(first)
-        map_give(load(get(timers + TIMERS.SLABS) + ((first >> SLOTS_PER_SLAB_BITS) << 3)), count * SLOT_BYTES)
-        first += count
+    made = load(timers + TIMERS.SLOT_COUNT)
+    left = MANY
+    while made > 0 and left > 0:
+        first = 0
+        while first + slots_at_once(first) < made:
+            first += slots_at_once(first)
+        map_give(load(get(timers + TIMERS.SLABS) + ((first >> SLOTS_PER_SLAB_BITS) << 3)), (made - first) * SLOT_BYTES)
+        if made - first == MANY:  # otherwise the links are few: they go with the table
+            map_empty(get(timers + TIMERS.NEXT) + (first << 3), MANY << 3)
+        left -= made - first
+        made = first
+    store(timers + TIMERS.SLOT_COUNT, made)
+    return made > 0

@@ -13,15 +13,15 @@ that kernels took.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import mmap
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import Context
-from functools import partial
 from types import CoroutineType
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -39,17 +39,7 @@ from ..methods.lifetime import destroy, dismantle, producer_close, producer_dest
 from ..timers.buckets import GRAIN_MASK
 from .traverse import traverse_handle, traverse_loop
 
-_DIRECTORY = 1 << layout.DIRECTORY_BITS
-_LOOP_TABLES = (
-    2 * _DIRECTORY
-    + layout.CHUNK_LIMIT
-    + 2 * layout.SLAB_LIMIT
-    + mmap.PAGESIZE // 8
-    + layout.SLOT_LIMIT
-    + 4 * layout.SLOT_SLAB_LIMIT
-    + layout.BUCKET_TOTAL * layout.BUCKET_BYTES // 8
-)
-
+_SEGMENTS = 1 << layout.DIRECTORY_BITS
 
 _whole: set[int] = set()  # ids of complete `Memory` objects: the remains of a refused numpy copy have that type too
 
@@ -65,10 +55,21 @@ class Memory(Unique, np.ndarray):
         if isinstance(source, Memory):
             raise TypeError("a state's memory has no views or copies of its own type: use view(numpy.ndarray)")
 
-    def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing, whole: set[int] = _whole) -> None:
+    def __del__(
+        self,
+        finalizing: Callable[[], bool] = sys.is_finalizing,
+        whole: set[int] = _whole,
+        drain: Callable[[Iterator[bool], int], object] = deque,
+    ) -> None:
         if not finalizing() and id(self) in whole:
-            whole.remove(id(self))
-            dismantle.bind(self)()
+            part = dismantle.bind(self)
+            try:
+                whole.remove(id(self))
+                while part():  # between two, signals are handled, and the world may stop
+                    pass
+            except BaseException:  # a signal's handler raised
+                drain(iter(part, False), 0)
+                raise
 
 
 class State(Unique, np.ndarray):
@@ -82,12 +83,27 @@ class State(Unique, np.ndarray):
     """
     kind: np.dtype[np.void]
     memory: type[np.ndarray[Any, Any]] = np.ndarray  # the type of its memory
-    begins: int  # its address
-    tables: int  # words of its tables
-    used: int  # words of its memory in use, by the state itself or by a table
+    tables: ClassVar[Mapping[int, int]] = {}  # words of each table, by the offset of its address's word
+    starts: ClassVar[tuple[tuple[int, int], ...]]  # the same offset and the table's own
+    extent: ClassVar[int]  # bytes of all
     finaliser: Kernel
     self_at: int  # index of the word "self"; while that is 0, the collector ignores the words
     whole = False  # set once all words that the finaliser uses are valid; an exception may come before that
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.lay_out()
+
+    @classmethod
+    def lay_out(cls, gap: int = 0) -> None:
+        """Decide where the tables are: each begins on a page, as parts of some are given back to the system."""
+        starts = []
+        cls.extent = cls.kind.itemsize
+        for at, words in cls.tables.items():
+            cls.extent += gap + -cls.extent % mmap.PAGESIZE
+            starts.append((at, cls.extent))
+            cls.extent += 8 * words
+        cls.starts = tuple(starts)
 
     def __array_finalize__(self, source: object) -> None:
         if isinstance(source, State):  # a slice would be traversed and finalised as if it were a state
@@ -158,7 +174,20 @@ class LoopWords(State):
 
     kind = STATE.dtype
     memory = Memory
-    tables = _LOOP_TABLES
+    # The small ones first: the pages of theirs that are touched then share a page of the system's page table.
+    tables: ClassVar[Mapping[int, int]] = {
+        STATE.POOL + POOL.SLABS: layout.SLAB_LIMIT,
+        STATE.POOL + POOL.SLAB_NEXT: layout.SLAB_LIMIT,
+        STATE.FAR + FAR.BUCKETS: layout.BUCKET_TOTAL * layout.BUCKET_BYTES // 8,
+        STATE.TIMERS + TIMERS.SLABS: layout.SLOT_SLAB_LIMIT,
+        STATE.TIMERS + TIMERS.GATHERED: layout.SLOT_SLAB_LIMIT,
+        STATE.TIMERS + TIMERS.FLOORS: layout.SLOT_SLAB_LIMIT,
+        STATE.TIMERS + TIMERS.SLAB_NEXT: layout.SLOT_SLAB_LIMIT,
+        STATE.EXTERNAL + QUEUE.DIRECTORY: _SEGMENTS,
+        STATE.REMOTE + QUEUE.DIRECTORY: _SEGMENTS,
+        STATE.POOL + POOL.NEXT: layout.CHUNK_LIMIT,
+        STATE.TIMERS + TIMERS.NEXT: layout.SLOT_LIMIT,
+    }
     finaliser = destroy
     self_at = layout.STATE.SELF // 8
 
@@ -225,7 +254,7 @@ class HandleWords(State):
     place = -1
 
     kind = HANDLE.dtype
-    tables = _DIRECTORY
+    tables: ClassVar[Mapping[int, int]] = {HANDLE.QUEUE + QUEUE.DIRECTORY: _SEGMENTS}
     finaliser = producer_destroy
     self_at = layout.HANDLE.SELF // 8
 
@@ -291,21 +320,21 @@ _show_to_collector(LoopWords, traverse_loop)
 _show_to_collector(HandleWords, traverse_handle)
 
 
-def make_state[S: State](kind: type[S], tables: int | None = None) -> S:
-    """A zeroed state, followed by room for its tables. It begins on a page, as every mapping does. Its maker sets
-    `whole`.
+def make_state[S: State](kind: type[S], first: npt.NDArray[np.int64] | None = None, more: int = 0) -> S:
+    """A state with its tables, which are resident only as far as they are used; then come `more` bytes of its maker's
+    own. Its words are those of `first`, or else zero, but for the addresses of the tables. The memory begins on a page,
+    as every mapping does. The maker sets `whole`.
     """
-    words = kind.kind.itemsize // 8
-    tables = kind.tables if tables is None else tables
-    memory = table(words + tables).view(kind.memory)
+    memory = table((kind.extent + more) // 8).view(kind.memory)
     if isinstance(memory, Memory):
         _whole.add(id(memory))
-    state = np.ndarray.__new__(kind, (words,), np.int64, buffer=memory)
+    state = np.ndarray.__new__(kind, (kind.kind.itemsize // 8,), np.int64, buffer=memory)
     state.keep = []
     state.record = np.ndarray((1,), kind.kind, buffer=memory)[0]  # no view of a view: numpy takes 10 µs to check it
-    state.begins = _address(state)
-    state.used = words
-    state.tables = tables
+    if first is not None:
+        memoryview(state)[:] = memoryview(first)
+    begins = _address(state)
+    state.fill({at: begins + start for at, start in kind.starts})
     return state
 
 
@@ -313,31 +342,24 @@ def _address(array: npt.NDArray[np.int64]) -> int:
     return data(id(array))  # read as kernels do: `array.ctypes.data` takes 4 µs, 18 times per loop
 
 
-def _table(state: State, words: int) -> int:
-    """A table, resident only as far as it is used, that lives as long as the state's memory."""
-    at = state.begins + 8 * state.used
-    state.used += words
-    assert state.used <= state.kind.itemsize // 8 + state.tables
-    return at
-
-
-def _queue_words(
-    state: State, at: int, chunk_size: int, pool: int, limit: int | None, number: int, measured: int, recorder: int
-) -> dict[int, int]:
-    """Those of an open and empty queue at offset `at`; it gets a table."""
-    segments = 1 << layout.DIRECTORY_BITS
+def _queue_words(at: int, chunk_size: int, limit: int | None, number: int) -> dict[int, int]:
+    """Those of an open and empty queue at offset `at`, but for addresses."""
     return {
-        at + QUEUE.DIRECTORY: _table(state, segments),
-        at + QUEUE.DIRECTORY_MASK: segments - 1,
+        at + QUEUE.DIRECTORY_MASK: _SEGMENTS - 1,
         at + QUEUE.SHIFT: chunk_size.bit_length() - 1,
-        at + QUEUE.POOL: pool,
         at + QUEUE.NUMBER: number,
+        at + QUEUE.FINAL: -1,
+        at + QUEUE.GATE: layout.OPEN if limit is None else layout.EXACT,
+        at + QUEUE.LIMIT: (_SEGMENTS - 512) * chunk_size if limit is None else limit,
+    }
+
+
+def _observed_words(at: int, measured: int, recorder: int) -> dict[int, int]:
+    """Those of a queue at offset `at` whose tasks are measured or recorded."""
+    return {
         at + QUEUE.MEASURED: measured,
         at + QUEUE.RECORDER: recorder,
         at + QUEUE.OBSERVED: measured != 0 or recorder != 0,
-        at + QUEUE.FINAL: -1,
-        at + QUEUE.GATE: layout.OPEN if limit is None else layout.EXACT,
-        at + QUEUE.LIMIT: (segments - 512) * chunk_size if limit is None else limit,
     }
 
 
@@ -354,7 +376,28 @@ _OBJECTS = {
     STATE.COROUTINE_TYPE: id(CoroutineType),
     STATE.RUN_IN_CONTEXT: id(RUN_IN_CONTEXT),
 }
-_SLAB_TABLES = TIMERS.SLABS, TIMERS.GATHERED, TIMERS.FLOORS, TIMERS.SLAB_NEXT
+
+
+@functools.lru_cache(16)
+def _first_words(chunk_size: int, limit: int | None) -> npt.NDArray[np.int64]:
+    """What the words of loops begin with, where it is no address of their own: to store them one by one takes 20 µs."""
+    words = np.zeros(STATE.dtype.itemsize // 8, np.int64)
+    for at, word in (
+        _OBJECTS
+        | _queue_words(STATE.EXTERNAL, chunk_size, limit, layout.NUMBER_EXTERNAL)
+        | _queue_words(STATE.REMOTE, chunk_size, None, layout.NUMBER_REMOTE)
+        | {
+            STATE.ONE: 1,
+            STATE.POOL + POOL.CHUNK_BYTES: chunk_size * 8,
+            STATE.POOL + POOL.SLAB_LIMIT: layout.SLAB_LIMIT,
+            STATE.FAR + FAR.HORIZON: GRAIN_MASK,  # always the last ns of a bucket; a virtual clock begins at 0
+            STATE.IO + IO.POLLER: -1,
+            # Not a constant of the kernels: a pack may have been compiled elsewhere.
+            STATE.TIMERS + TIMERS.PAGE: mmap.PAGESIZE,
+        }
+    ).items():
+        words[at >> 3] = word
+    return words
 
 
 def make_loop_state(
@@ -362,57 +405,38 @@ def make_loop_state(
     chunk_size: int,
     initial_chunks: int,
     ingress_limit: int | None,
-    hooks: Mapping[str, Callable[..., object]],
+    hooks: Mapping[int, Callable[..., object]],
     metrics: npt.NDArray[np.int64] | None = None,
     recorder: npt.NDArray[np.int64] | None = None,
 ) -> LoopWords:
-    """The state of a loop, with its queues open and empty. `hooks` are the Python functions that kernels call, by
-    word; `metrics` is the block for its figures (meter.py), `recorder` the ring for its events (event_ring.py).
+    """The state of a loop, with its queues open and empty. `hooks` are the Python functions that kernels call, by the
+    offset of their word; `metrics` is the block for its figures (meter.py), `recorder` the ring for its events
+    (event_ring.py).
     """
-    state = make_state(LoopWords)
+    state = make_state(LoopWords, first=_first_words(chunk_size, ingress_limit))
     state.handles = {}
     state.channels = {}
     state.handle_numbers = itertools.count()
-    measured = recorded = 0
-    if metrics is not None:
-        state.keep.append(metrics)
-        measured = _address(metrics)
-    if recorder is not None:
-        state.keep.append(recorder)
-        recorded = _address(recorder)
     state.keep.extend(hooks.values())
-    pool_at = state.begins + STATE.POOL
-    state.fill(_OBJECTS)
-    state.fill({getattr(STATE, name.upper()): id(hook) for name, hook in hooks.items()})
-    state.fill(
-        {
-            STATE.ONE: 1,
-            STATE.METRICS: measured,
-            STATE.RECORDER: recorded,
-            STATE.OBSERVED: measured != 0 or recorded != 0,
-            STATE.POOL + POOL.CHUNK_BYTES: chunk_size * (8 if metrics is None else 16),  # a stamp beside each cell
-            STATE.POOL + POOL.SLAB_LIMIT: layout.SLAB_LIMIT,
-            STATE.POOL + POOL.NEXT: _table(state, layout.CHUNK_LIMIT),
-            STATE.POOL + POOL.SLABS: _table(state, layout.SLAB_LIMIT),
-            STATE.POOL + POOL.SLAB_NEXT: _table(state, layout.SLAB_LIMIT),
-            STATE.FAR + FAR.HORIZON: GRAIN_MASK,  # always the last ns of a bucket; a virtual clock begins at 0
-            STATE.FAR + FAR.BUCKETS: _table(state, layout.BUCKET_TOTAL * layout.BUCKET_BYTES // 8),
-            STATE.IO + IO.POLLER: -1,
-            # Not a constant of the kernels: a pack may have been compiled elsewhere.
-            STATE.TIMERS + TIMERS.PAGE: mmap.PAGESIZE,
-        }
-    )
-    external, remote = layout.NUMBER_EXTERNAL, layout.NUMBER_REMOTE
-    state.fill(_queue_words(state, STATE.EXTERNAL, chunk_size, pool_at, ingress_limit, external, measured, recorded))
-    state.fill(_queue_words(state, STATE.REMOTE, chunk_size, pool_at, None, remote, 0, recorded))
-    state.used += -state.used % (mmap.PAGESIZE // 8)  # the parts of this table are given back
-    state.fill({STATE.TIMERS + TIMERS.NEXT: _table(state, layout.SLOT_LIMIT)})
-    state.fill({STATE.TIMERS + at: _table(state, layout.SLOT_SLAB_LIMIT) for at in _SLAB_TABLES})
+    pool_at = _address(state) + STATE.POOL
+    state.fill({at: id(hook) for at, hook in hooks.items()})
+    state.fill({STATE.EXTERNAL + QUEUE.POOL: pool_at, STATE.REMOTE + QUEUE.POOL: pool_at})
+    if metrics is not None or recorder is not None:
+        measured = recorded = 0
+        if metrics is not None:
+            state.keep.append(metrics)
+            measured = _address(metrics)
+            state.fill({STATE.POOL + POOL.CHUNK_BYTES: chunk_size * 16})  # a stamp beside each cell
+        if recorder is not None:
+            state.keep.append(recorder)
+            recorded = _address(recorder)
+        state.fill({STATE.METRICS: measured, STATE.RECORDER: recorded, STATE.OBSERVED: 1})
+        state.fill(_observed_words(STATE.EXTERNAL, measured, recorded) | _observed_words(STATE.REMOTE, 0, recorded))
     state.fill({STATE.SELF: id(state)})
     state.whole = True
     if metrics is not None:
         state.places = Places(metrics, state)
-    if not warm.bind(state)(initial_chunks):
+    if initial_chunks and not warm.bind(state)(initial_chunks):
         raise MemoryError(f"no memory for initial_chunks={initial_chunks}")
     return state
 
@@ -431,8 +455,9 @@ def make_handle_state(loop_state: LoopWords) -> HandleWords:
     measured, recorder = int(external["measured"]), int(external["recorder"])
     loop = _address(loop_state)
     pool = loop + STATE.POOL
-    state.fill({HANDLE.LOOP: loop})
-    state.fill(_queue_words(state, HANDLE.QUEUE, chunk_size, pool, limit, number, measured, recorder))
+    state.fill({HANDLE.LOOP: loop, HANDLE.QUEUE + QUEUE.POOL: pool})
+    state.fill(_queue_words(HANDLE.QUEUE, chunk_size, limit, number))
+    state.fill(_observed_words(HANDLE.QUEUE, measured, recorder))
     # These statements contain no call, so an exception from a signal handler cannot leave a handle half registered.
     record["self"] = me
     state.whole = True
@@ -476,10 +501,10 @@ def make_channel_state(
         dtype.itemsize * (max_batch if on_full == layout.ON_FULL_DROP_OLD else 0),
         layout.HISTOGRAM.itemsize if measures else 0,
     ]
-    state = make_state(ChannelWords, sum(map(_whole_lines, sizes)) // 8)
+    state = make_state(ChannelWords, more=sum(map(_whole_lines, sizes)))
     state.loop, state.on_batch = loop_state, on_batch
     record = state.record
-    at = [_table(state, _whole_lines(size) // 8) - _address(state) for size in sizes]
+    at = [*itertools.accumulate(map(_whole_lines, sizes), initial=CHANNEL.dtype.itemsize)]
     assert state.base is not None
     whole = memoryview(state.base).cast("B")
 
@@ -504,7 +529,7 @@ def make_channel_state(
     owned = {
         "ring": records(at[2], sizes[2]),
         "copies": records(at[3], sizes[3]) if sizes[3] else None,
-        "on_batch": on_batch if context is None else partial(RUN_IN_CONTEXT, context, on_batch),
+        "on_batch": on_batch if context is None else functools.partial(RUN_IN_CONTEXT, context, on_batch),
         "task": (channel_deliver.bind(state),),
         "due": (channel_due.bind(state),),
         "convert": convert,

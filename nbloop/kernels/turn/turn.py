@@ -85,7 +85,7 @@ def tidy(base: int) -> bool:
     ring_trim(base + STATE.IMMEDIATES)
     ring_trim(base + STATE.INTERNAL)
     timers = base + STATE.TIMERS
-    heap_trim(timers)
+    more = heap_trim(timers) or more
     if load(timers + TIMERS.SLOT_COUNT) <= (2 * KEEP_SLABS) << SLOTS_PER_SLAB_BITS:
         return more
     # No immediate waits now; one that another thread just scheduled makes no difference.
