@@ -33,7 +33,7 @@ from .kernels.base import layout
 from .kernels.base.kernel import bound
 from .kernels.channels import channel_methods
 from .kernels.state.state import ChannelWords, LoopWords, make_channel_state
-from .lock import CountingLock
+from .lock import CountingLock, check_finalizing
 from .options import check_callable, check_int, check_name, check_timeout
 from .threads import LOOK
 from .unique import Unique
@@ -194,6 +194,7 @@ class Room:
             with self._lock:
                 self._gates.append(mine)
             while not served and (left := until - time.monotonic_ns()) > 0:
+                check_finalizing()
                 served = room() >= count or gate.acquire(timeout=min(LOOK, left / 1e9))
         finally:
             sleeps(-1)

@@ -11,8 +11,20 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+
+def check_finalizing(is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+    """Before a wait for another thread: raise PythonFinalizationError if the interpreter is ending.
+
+    By then all other threads stand still for ever, so a finaliser that waited would keep the process for ever. Python
+    3.14 does the same for `threading.Thread.join`.
+    """
+    if is_finalizing():
+        raise PythonFinalizationError("cannot wait for another thread while the interpreter is ending")
 
 
 class CountingLock(_thread.RLock):  # type: ignore[misc]  # typeshed calls it final, CPython does not
@@ -64,7 +76,11 @@ class Latch:
                 gate.release()
 
     def wait(self, timeout: float) -> bool:
-        """Wait up to `timeout` seconds; return whether it has happened. Any thread."""
+        """Wait up to `timeout` seconds; return whether it has happened. Any thread. PythonFinalizationError if it has
+        not, and the interpreter is ending.
+        """
+        if not self._happened:
+            check_finalizing()
         gate = _thread.allocate_lock()
         gate.acquire()
         self._waiting.append(gate)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import _thread
 import contextvars
+import sys
 import threading
 from collections.abc import Callable
 
@@ -58,3 +59,11 @@ def _until(done: Latch) -> None:
 def begin(thread: threading.Thread) -> None:
     """``thread.start()``, as `aside` does it."""
     aside(thread.start)
+
+
+def join(thread: threading.Thread) -> None:
+    """``thread.join()`` of a thread that was asked to end. At the interpreter's end it does nothing: the thread stands
+    still for ever then.
+    """
+    if not sys.is_finalizing():
+        thread.join()

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from .. import hooks
 from ..observe.contention import totals
-from ..threads import begin
+from ..threads import begin, join
 
 if TYPE_CHECKING:
     from .loop import EventLoop
@@ -281,7 +281,7 @@ class Front:
             self._ended = True
             self._stopper.close()
             if self._thread is not None and self._thread is not threading.current_thread():
-                self._thread.join()
+                join(self._thread)
             self._sock.close()
             self._stop.close()
             if self._path is not None and os.getpid() == self._process:  # not by a forked child

@@ -35,6 +35,7 @@ from typing import Any
 from ..kernels import permits
 from ..kernels.base import layout
 from ..kernels.state.state import make_permits
+from ..lock import check_finalizing
 from ..options import check_int, check_timeout
 from ..threads import LOOK
 from ..unique import Unique
@@ -106,6 +107,7 @@ class _Thread(_Waiter):
     def wait(self, timeout: float | None) -> bool:
         until = None if timeout is None else time.monotonic() + timeout
         while True:  # a lock's wait may miss a signal that comes just before it
+            check_finalizing()
             left = LOOK if until is None else min(LOOK, max(0.0, until - time.monotonic()))
             if self.gate.acquire(timeout=left):
                 return True

@@ -38,7 +38,7 @@ from ..gil import check_parallel
 from ..lock import Latch
 from ..loop import Loop
 from ..options import check_int, check_loops, check_name
-from ..threads import begin
+from ..threads import begin, join
 from ..unique import Unique
 from .calls import Call
 from .futures import set_done
@@ -354,7 +354,7 @@ class Worker(Unique):
         """After `_done`: the thread has nothing left to do."""
         if self._thread is not None:
             with contextlib.suppress(RuntimeError):  # it was not started
-                self._thread.join()
+                join(self._thread)
 
     def _body(self, main: Main[Any]) -> None:
         if not self._take():

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from ..lock import Latch
-from ..threads import LOOK, begin
+from ..threads import LOOK, begin, join
 from ..unique import Unique
 from . import pprof, stacks
 from .allocations import Allocated, allocated, counting
@@ -189,7 +189,7 @@ class Profiler(Unique):
     def stop(self) -> None:
         """End. Idempotent. RuntimeError if it was never started."""
         self._stop.set()
-        self._thread.join()
+        join(self._thread)
 
     def __enter__(self) -> Self:
         self.start()

@@ -50,7 +50,7 @@ from typing import Any, Protocol, Self
 from ..errors import NbloopError
 from ..lifecycle import LoopState
 from ..lock import Latch
-from ..threads import begin
+from ..threads import begin, join
 from ..unique import Unique
 from . import contention, heap, profile, together
 from .recorder import Recorder
@@ -121,7 +121,7 @@ class DebugServer(Unique):
     def close(self) -> None:
         """Stop listening; requests in progress run to their end. Idempotent. Any thread."""
         self._server.closing.set()
-        self._thread.join()
+        join(self._thread)
 
     def __enter__(self) -> Self:
         return self

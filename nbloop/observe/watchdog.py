@@ -28,7 +28,7 @@ from ..kernels.base import layout
 from ..lifecycle import Lifecycle
 from ..lock import Latch
 from ..parts import Part
-from ..threads import begin
+from ..threads import begin, join
 from ..unique import Unique
 from . import stacks
 from .stacks import Call, Stack
@@ -153,7 +153,7 @@ class Watchdog(Unique, Part):
         """Stop watching. When this returns, no handler runs any more, except one that called this. Any thread."""
         self._loop_ended()
         if threading.current_thread() is not self._thread:
-            self._thread.join()
+            join(self._thread)
 
     def _loop_ended(self) -> None:
         """Make the thread end, without waiting for it. Idempotent."""
