@@ -12,6 +12,7 @@ import faulthandler
 import gc
 import logging
 import os
+import queue
 import random
 import socket
 import sys
@@ -29,6 +30,7 @@ from nbloop.testing import VirtualClock
 EXPECTED = (
     *(nbloop.NbloopError, TypeError, ValueError, LookupError, OSError, RuntimeError, AttributeError),
     *(js.AbortError, asyncio.InvalidStateError, asyncio.CancelledError, futures.InvalidStateError),
+    *(queue.ShutDown, asyncio.QueueShutDown, asyncio.QueueEmpty, asyncio.QueueFull),
 )
 # What waits for something that nobody does, begins threads or processes, writes files, or changes the process.
 # `detach` of a socket leaves its number to the caller.
@@ -38,6 +40,7 @@ LEFT_OUT = {
     *("run_in_executor", "executor", "core", "subprocess_exec", "subprocess_shell", "sock_connect"),
     *("shutdown_default_executor", "set_exception_handler"),
     *("setblocking", "settimeout"),  # with which a socket waits
+    *("put_wait", "get_wait", "print_stack"),
 }
 HANGS = 45  # seconds, below those that the test gives this process
 ATTEMPTS: tuple[tuple[Any, ...], ...] = ((), (len,), (0.0, len), (1,), ([len],), (None, None))
@@ -109,6 +112,17 @@ def objects(dice: random.Random, knot: Callable[[], Knot]) -> list[object]:
         promise.future(),
     ]
     made += [view.any([promise]), view.race([promise]), view.all_settled([promise]), view.performance, loop.recorder]
+    channel = loop.channel(
+        [("n", "i8")],
+        knot(),
+        max_delay=dice.choice([None, 1.0]),
+        on_full=dice.choice(["raise", "drop_new", "drop_old"]),
+    )
+    producer = channel.producer()
+    made += [channel, producer, channel.put, producer.put_many, channel.native, loop.channel([("n", "f4")])]
+    for put in (channel.put, producer.put):
+        if dice.random() < 0.6:
+            put(7)
     made += [loop.submit, loop.cancel_timer, loop.schedule_timer, handle.submit, handle.submit_many, promise.then]
     made += [loop.schedule_microtask, loop.schedule_immediate, loop.alive, loop.cancel_timers, view.set_timeout]
     if dice.random() < 0.3:
@@ -137,6 +151,34 @@ def objects(dice: random.Random, knot: Callable[[], Knot]) -> list[object]:
     return made
 
 
+class Tied(asyncio.Protocol):
+    """The protocol of a connection or of datagrams, tied to a knot."""
+
+    def __init__(self, knot: Knot) -> None:
+        self.knot = knot
+
+    def datagram_received(self, data: bytes, address: object) -> None:
+        """As of a DatagramProtocol."""
+
+
+async def connected(knot: Callable[[], Knot]) -> list[object]:
+    """A connection with both ends, something on its way between them, datagrams, and a queue."""
+    loop = asyncio.get_running_loop()
+    made: list[object] = [nbloop.aio.Queue(3), loop.create_task(asyncio.sleep(100))]
+    ends = socket.socketpair()
+    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    udp.bind(("127.0.0.1", 0))
+    for one in (*ends, udp):
+        one.setblocking(False)
+    for end in ends:
+        transport, protocol = await loop.create_connection(lambda: Tied(knot()), sock=end)
+        transport.write(b"1")
+        made += [transport, protocol, transport.write, transport.get_extra_info("socket")]
+    endpoint, _ = await loop.create_datagram_endpoint(lambda: Tied(knot()), sock=udp)  # type: ignore[arg-type]
+    endpoint.sendto(b"2", udp.getsockname())
+    return [*made, endpoint, endpoint.sendto]
+
+
 def graph(seed: int, kept: list[object]) -> None:
     """Build one, and drop it; but perhaps for one object, which goes later."""
     dice = random.Random(seed)
@@ -149,6 +191,8 @@ def graph(seed: int, kept: list[object]) -> None:
     if dice.random() < 0.3:
         aio = nbloop.new_event_loop()
         made += [aio, aio.call_soon(knot()), aio.call_later(100, knot()), aio.create_future()]
+        if dice.random() < 0.7:
+            made += aio.run_until_complete(connected(knot))
     if dice.random() < 0.3:
         group = nbloop.LoopGroup(2)
         group.broadcast(knot())
