@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+from .errors import ForkedLoopError
 
 
 def check_finalizing(is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
@@ -62,6 +65,7 @@ class Latch:
 
     def __init__(self) -> None:
         self._happened = False
+        self._process = os.getpid()  # in which it can happen
         self._waiting: list[_thread.LockType] = []
 
     def is_set(self) -> bool:
@@ -76,8 +80,9 @@ class Latch:
                 gate.release()
 
     def wait(self, timeout: float) -> bool:
-        """Wait up to `timeout` seconds; return whether it has happened. Any thread. PythonFinalizationError if it has
-        not, and the interpreter is ending.
+        """Wait up to `timeout` seconds; return whether it has happened. Any thread. If it has not and never will:
+        PythonFinalizationError, because the interpreter is ending; ForkedLoopError after the time, because a signal
+        handler has forked meanwhile, and this is the child.
         """
         if not self._happened:
             check_finalizing()
@@ -85,6 +90,10 @@ class Latch:
         gate.acquire()
         self._waiting.append(gate)
         try:
-            return self._happened or gate.acquire(timeout=timeout) or self._happened
+            if self._happened or gate.acquire(timeout=timeout) or self._happened:
+                return True
         finally:
             self._waiting.remove(gate)
+        if os.getpid() != self._process:
+            raise ForkedLoopError("the thread that this waits for stayed in the process that called os.fork()")
+        return False

@@ -377,6 +377,29 @@ def test_answers_are_whole_for_whoever_finds_them(run_script: Callable[..., str]
     """)
 
 
+def interrupted(call: Callable[[], object], seconds: float) -> None:
+    """`call()`, and after that time a signal's handler that raises, unless the call has ended. Nothing is raised here:
+    the handler may come at any instruction, also behind the call.
+    """
+    armed = [1]
+
+    def handler(*_: object) -> None:
+        if armed:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            call()
+        finally:
+            armed.clear()
+    except KeyboardInterrupt:
+        pass
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
 @needs_timers
 def test_a_handler_that_raises_stops_a_cancel(make_loop: Callable[..., Loop]) -> None:
     """What was cancelled stays cancelled, the rest is live, and each is one of the two."""
@@ -384,15 +407,7 @@ def test_a_handler_that_raises_stops_a_cancel(make_loop: Callable[..., Loop]) ->
     for _ in tries():
         loop = make_loop()
         ids = [loop.schedule_timer(3600, nothing) for _ in range(MANY // 10)]  # many tries matter more than many ids
-        before = signal.signal(signal.SIGALRM, signal.default_int_handler)
-        try:
-            signal.setitimer(signal.ITIMER_REAL, delay)
-            loop.cancel_timers(ids)
-        except KeyboardInterrupt:
-            pass
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
+        interrupted(lambda loop=loop, ids=ids: loop.cancel_timers(ids), delay)  # type: ignore[misc]
         left = loop.cancel_timers(ids)
         assert left == sorted(left)
         if any(left) and not all(left):
@@ -412,15 +427,7 @@ def test_a_handler_that_raises_in_close_comes_out_when_all_is_released(make_loop
     for n in range(60_000):
         (loop.submit, loop.schedule_microtask, loop.schedule_immediate)[n % 3](callback)
         loop.schedule_timer(n * 1e-3, callback)
-    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 2e-3)
-        loop.close()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    interrupted(loop.close, 2e-3)
     assert sys.getrefcount(callback) == references
 
 
