@@ -362,7 +362,8 @@ class Entrance(Unique):
         array: Any = records
         array = np.asarray(array) if isinstance(array, np.ndarray) else None
         if array is None or (array.dtype is not self.dtype and array.dtype != self.dtype):
-            raise TypeError(f"records must be an array of {self.name}'s dtype {self.dtype}, not {records!r:.200}")
+            shown = repr(records if array is None else array)[:200]
+            raise TypeError(f"records must be an array of {self.name}'s dtype {self.dtype}, not {shown}")
         count = array.size
         if count > self.capacity:
             raise ValueError(f"records must be at most {self.capacity}, all that {self.name} holds, not {count}")

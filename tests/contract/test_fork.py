@@ -515,6 +515,42 @@ loop.close()
     )
 
 
+def test_a_signals_handler_that_forks_during_serve(run_script, tmp_path):
+    """contract: fork: in the child, `serve` raises ForkedLoopError, and the parent's group goes on."""
+    run_script(
+        PRELUDE
+        + SERVE
+        + f"""
+path = {str(tmp_path / "socket")!r}
+codes = []
+
+def handler(*_):
+    code = fork()
+    if code is not None:
+        codes.append(code)
+
+async def main(worker):
+    if worker.primary:
+        worker.listen_unix(path)
+        os.kill(parent, signal.SIGUSR1)
+        while not codes:
+            await asyncio.sleep(0.001)
+        assert os.path.exists(path)
+    return worker.index
+
+signal.signal(signal.SIGUSR1, handler)
+try:
+    results = nbloop.serve(main, loops=2)
+except ForkedLoopError:
+    assert os.getpid() != parent
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    os._exit(7)
+assert results == [0, 1]
+assert codes == [7]
+"""
+    )
+
+
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
 def test_signals_of_a_workers_child(run_script, number):
     """contract: fork: they belong to the child, with the handlers from before `serve`."""
@@ -669,6 +705,66 @@ assert loop.metrics().callbacks == len(ran) + ({state!r} in ("stopped", "running
 assert files() == []
 """,
         XDG_RUNTIME_DIR=str(tmp_path),
+    )
+
+
+WAITS = {
+    "wait": "loop.wait()",
+    "wait for a time": "loop.wait(30)",
+    "call": "loop.call(hang)",
+    "result": "js.JS(loop).with_resolvers()[0].result()",
+    "close": "loop.submit(hang); loop.close()",
+    "shutdown": "loop.submit(hang); loop.shutdown()",
+    "a group's wait": "group.wait()",
+}
+
+
+@pytest.mark.parametrize("call", WAITS)
+def test_a_handler_that_forks_while_its_thread_waits(run_script, call):
+    """contract: fork: what the child waited for stayed in the parent: ForkedLoopError. The parent goes on waiting."""
+    run_script(
+        PRELUDE
+        + f"""
+import _thread, signal, types
+import nbloop
+from nbloop import js, lock
+loop, group = Loop(), nbloop.LoopGroup(1)
+loop.start()
+group.start()
+parent, codes, goes_on = os.getpid(), [], threading.Event()
+
+def hang():
+    assert goes_on.wait(30)
+
+def handler(*_):
+    pid = os.fork()
+    if pid:
+        found = [(0, 0)]
+        until(lambda: found.append(os.waitpid(pid, os.WNOHANG)) or found[-1][0])
+        codes.append(os.waitstatus_to_exitcode(found[-1][1]))
+        goes_on.set()
+        for one in (loop, *group.loops):
+            one.submit(one.stop)  # which does not end it
+        threading.Thread(target=lambda: (group.close(), loop.close()), daemon=True).start()
+
+def allocate_lock():
+    "In the middle of a wait."
+    if not codes and threading.current_thread() is threading.main_thread():
+        signal.raise_signal(signal.SIGUSR1)
+    return _thread.allocate_lock()
+
+signal.signal(signal.SIGUSR1, handler)
+lock._thread = types.SimpleNamespace(**vars(_thread) | {{"allocate_lock": allocate_lock}})
+try:
+    {WAITS[call]}
+except ForkedLoopError:
+    assert os.getpid() != parent
+    os._exit(7)
+except nbloop.LoopTerminatedError:
+    pass
+assert os.getpid() == parent
+assert codes == [7], codes
+"""
     )
 
 

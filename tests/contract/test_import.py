@@ -79,7 +79,7 @@ print(status.exists() and status.read_text().partition("VmHWM:")[2].split()[0])
 """
 # What nbloop's own modules need of Python's and numpy's; CPython's build decides which of the small ones are in C.
 NEEDED = {"copy", "dataclasses", "gc", "hashlib", "json", "mmap", "numpy.typing", "queue", "sysconfig"}
-WITH_THEM = ("_", "json.", "numpy._typing.")
+WITH_THEM = ("_", "json.", "ctypes.", "importlib.", "numpy._typing.")
 
 
 @pytest.mark.skipif(object_cache.status.mode != "compiled", reason="kernels run as plain Python")
