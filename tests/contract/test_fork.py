@@ -713,8 +713,8 @@ WAITS = {
     "wait for a time": "loop.wait(30)",
     "call": "loop.call(hang)",
     "result": "js.JS(loop).with_resolvers()[0].result()",
-    "close": "loop.submit(hang); loop.close()",
-    "shutdown": "loop.submit(hang); loop.shutdown()",
+    "close": "loop.submit(hang); began.wait(30); loop.close()",
+    "shutdown": "loop.submit(hang); began.wait(30); loop.shutdown()",
     "a group's wait": "group.wait()",
 }
 
@@ -731,9 +731,10 @@ from nbloop import js, lock
 loop, group = Loop(), nbloop.LoopGroup(1)
 loop.start()
 group.start()
-parent, codes, goes_on = os.getpid(), [], threading.Event()
+parent, codes, began, goes_on = os.getpid(), [], threading.Event(), threading.Event()
 
 def hang():
+    began.set()
     assert goes_on.wait(30)
 
 def handler(*_):
