@@ -536,8 +536,8 @@ def test_what_is_done_with_the_transports_socket_comes_after_what_was_written(co
 
 @pytest.mark.parametrize("waits", [False, True])
 def test_what_an_iterator_writes_comes_before_its_lines(waits):
-    """`writelines` takes all lines first, and what is written meanwhile is before them: as on asyncio, which from 3.15 on
-    takes line by line.
+    """`writelines` takes all lines first, and what is written meanwhile is before them: as on asyncio, which takes line
+    by line from 3.15 on.
     """
     got = []
 
