@@ -360,7 +360,8 @@ class Entrance(Unique):
         """
         # The kernel believes the size. A subclass may say another one than its memory has; this is the array itself.
         array: Any = records
-        array = np.asarray(array) if isinstance(array, np.ndarray) else None
+        if type(array) is not np.ndarray:
+            array = np.asarray(array) if isinstance(array, np.ndarray) else None
         if array is None or (array.dtype is not self.dtype and array.dtype != self.dtype):
             shown = repr(records if array is None else array)[:200]
             raise TypeError(f"records must be an array of {self.name}'s dtype {self.dtype}, not {shown}")
