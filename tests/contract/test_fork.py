@@ -441,6 +441,7 @@ def test_a_group_of_serve_in_a_child(run_script, tmp_path, then, code):
         + SERVE
         + f"""
 path = {str(tmp_path / "socket")!r}
+listening = []
 
 async def inner(worker):
     return worker.index
@@ -451,7 +452,10 @@ async def echo(reader, writer):
 
 async def main(worker):
     server = await asyncio.start_server(echo, sock=worker.listen_unix(path))
+    listening.append(1)
     if worker.primary:
+        while len(listening) < 2:  # a child of a fork meanwhile would have the lock of addresses taken for ever
+            await asyncio.sleep(0.001)
         code = fork()
         if code is None:
             {then}
