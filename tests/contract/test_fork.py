@@ -715,7 +715,6 @@ assert files() == []
 WAITS = {
     "wait": "loop.wait()",
     "wait for a time": "loop.wait(30)",
-    "call": "loop.call(hang)",
     "result": "js.JS(loop).with_resolvers()[0].result()",
     "close": "loop.submit(hang); began.wait(30); loop.close()",
     "shutdown": "loop.submit(hang); began.wait(30); loop.shutdown()",
