@@ -115,19 +115,33 @@ def trim(loop: nbloop.Loop, count: int) -> Call:
     return loop.run
 
 
-def trim_heap(loop: nbloop.Loop, count: int) -> Call:
-    """The same after timers that were due at one moment."""
+def arm_due(loop: nbloop.Loop, count: int, last: Call) -> None:
+    """Run the loop for the callback that schedules so many timers, all for one moment that has come, and then calls
+    `last`.
+    """
     now = loop.now()
 
     def fill() -> None:
         for _ in repeat(None, count):
             loop.schedule_timer_at(now, nothing)
-        loop.schedule_timer_at(now, loop.stop)
+        last()
 
     loop.submit(fill)
     loop.run()
+
+
+def trim_heap(loop: nbloop.Loop, count: int) -> Call:
+    """The same after timers that were due at one moment."""
+    arm_due(loop, count, lambda: loop.schedule_timer(0, loop.stop))
     loop.schedule_timer(0.3, loop.stop)
     return loop.run
+
+
+def last_reference(loop: nbloop.Loop) -> Call:
+    """Close the loop; the call lets go of it."""
+    loop.close()
+    last = [loop]
+    return last.clear
 
 
 def release(loop: nbloop.Loop, count: int) -> Call:
@@ -135,24 +149,13 @@ def release(loop: nbloop.Loop, count: int) -> Call:
     arm_far(loop, count)
     loop.submit(loop.stop)
     loop.run()
-    loop.close()
-    last = [loop]
-    return last.clear
+    return last_reference(loop)
 
 
 def release_heap(loop: nbloop.Loop, count: int) -> Call:
     """The same with timers that were due at one moment."""
-
-    def fill() -> None:
-        for _ in repeat(None, count):
-            loop.schedule_timer_at(0.0, nothing)
-        loop.stop()
-
-    loop.submit(fill)
-    loop.run()
-    loop.close()
-    last = [loop]
-    return last.clear
+    arm_due(loop, count, loop.stop)
+    return last_reference(loop)
 
 
 MAKERS = submit_list, submit_iterator, cancel, close, open_bucket, fetch, trim, trim_heap, release, release_heap

@@ -87,8 +87,8 @@ class Core(Loop):
     """The `nbloop.Loop` of an asyncio loop."""
 
     _children_ignore = True
-    # A spin before a sleep saves time to who wakes the loop, and costs a server 4 to 6 % of its CPU time: what ends its
-    # sleeps are descriptors, which only a system call can see.
+    # A spin before a sleep saves the thread that wakes the loop a system call, and costs a server 4 to 6 % of its CPU
+    # time: descriptors end its sleeps, and only a system call sees them.
     _spin_most = 0
     _unpolled_most = UNPOLLED_TURNS
 

@@ -6,9 +6,9 @@ items and its room (`kernels/channels/permits.py`); and two lines of waiters, ea
 future on its loop, or a lock. An awake loop is woken without a system call.
 
 **No lock while nobody waits.** A `put` takes a place in the word, appends, and gives a permit. A `get` takes a permit,
-pops, and gives the place back. Who finds neither takes the lock, marks the word busy, and waits in a line. All calls
-take the lock then, until the lines are empty. A call that had begun before finds the mark when it ends, and serves the
-waiters (`_settle`).
+pops, and gives the place back. A call that finds neither takes the lock, marks the word busy, and waits in a line. All
+calls take the lock then, until the lines are empty. A call that had begun before finds the mark when it ends, and
+serves the waiters (`_settle`).
 
 **Fair, and first in first out.** A getter that is woken gets a permit, not an item: items leave the deque in their
 order only, and newcomers find no permit. A getter that is cancelled in between gives its permit to the next in line.
@@ -34,6 +34,7 @@ from typing import Any
 
 from ..kernels import permits
 from ..kernels.base import layout
+from ..kernels.channels.permits import available_of
 from ..kernels.state.state import make_permits
 from ..lock import check_finalizing
 from ..options import check_int, check_timeout
@@ -148,7 +149,7 @@ class Queue[T](Unique):
         self._take, self._take_held = permits.permits_take.bind(words), permits.permits_take_held.bind(words)
         self._hold, self._change = permits.permits_hold.bind(words), permits.permits_change.bind(words)
         self._full = (maxsize or layout.PERMITS_MOST) * _PLACE  # from which word on there is no room
-        # The rest belongs to who holds the lock.
+        # The lock guards the rest.
         self._lock = _thread.allocate_lock()
         self._reserved = 0  # permits of getters who have been woken
         self._granted = 0  # places of putters who have been woken
@@ -180,13 +181,11 @@ class Queue[T](Unique):
         `asyncio.QueueShutDown` after `shutdown`.
         """
         done = self._put(item)
-        if done is None:
-            return
-        if done:
-            self._locked(_serve)
-            return
-        while self._locked(self._put_or_wait, None, item) is not None:
-            time.sleep(0)  # a call under way has not given back its place yet; the next verdict may be another one
+        if done is not None:
+            waiter = self._end_put(done, item, None)
+            while waiter is not None:
+                time.sleep(0)  # a call under way has not given back its place yet; the next verdict may be another one
+                waiter = self._locked(self._put_or_wait, None, item)
 
     def get_nowait(self) -> T:
         """Get an item. Raises `asyncio.QueueEmpty` if there is none, or all are reserved for waiters, and
@@ -195,13 +194,11 @@ class Queue[T](Unique):
         item = self._take()
         if type(item) is not _Due:
             return item  # type: ignore[no-any-return]
-        if item.args:
-            return self._served(item)
-        while True:
-            waiter, item = self._locked(self._get_or_wait)
-            if waiter is None:
-                return item  # type: ignore[no-any-return]
+        waiter, item = self._end_get(item, None)
+        while waiter is not None:
             time.sleep(0)  # as in `put_nowait`
+            waiter, item = self._locked(self._get_or_wait)
+        return item  # type: ignore[no-any-return]
 
     # --- waiting
 
@@ -210,7 +207,8 @@ class Queue[T](Unique):
 
         Cancelled, it has not put the item.
         """
-        waiter = self._try_put(item, _Task)
+        done = self._put(item)
+        waiter = None if done is None else self._end_put(done, item, _Task)
         if waiter is not None:
             assert isinstance(waiter, _Task)
             try:
@@ -227,7 +225,8 @@ class Queue[T](Unique):
         _refuse_loop("put")
         if timeout is not None:
             check_timeout(timeout)
-        waiter = self._try_put(item, _Thread)
+        done = self._put(item)
+        waiter = None if done is None else self._end_put(done, item, _Thread)
         if waiter is not None:
             self._await_thread(waiter, timeout, "room for an item")
             self._locked(self._finish_put, waiter, item)
@@ -240,7 +239,7 @@ class Queue[T](Unique):
         item = self._take()
         if type(item) is not _Due:
             return item  # type: ignore[no-any-return]
-        waiter, item = self._try_get(item, _Task)
+        waiter, item = self._end_get(item, _Task)
         if waiter is None:
             return item  # type: ignore[no-any-return]
         assert isinstance(waiter, _Task)
@@ -259,7 +258,7 @@ class Queue[T](Unique):
         item = self._take()
         if type(item) is not _Due:
             return item  # type: ignore[no-any-return]
-        waiter, item = self._try_get(item, _Thread)
+        waiter, item = self._end_get(item, _Thread)
         if waiter is None:
             return item  # type: ignore[no-any-return]
         self._await_thread(waiter, timeout, "an item")
@@ -275,25 +274,18 @@ class Queue[T](Unique):
 
     # --- in steps
 
-    def _try_put(self, item: T, kind: _Kind) -> _Waiter | None:
-        """Put the item, or return the waiter that now stands in line."""
-        done = self._put(item)
-        if done is None:
-            return None
+    def _end_put(self, done: bool, item: T, kind: _Kind | None) -> _Waiter | bool | None:
+        """What `put` has left to do: to serve those who wait for the item, or, if it put nothing, `_put_or_wait`."""
         if done:
             return self._locked(_serve)  # type: ignore[no-any-return]
         return self._locked(self._put_or_wait, kind, item)  # type: ignore[no-any-return]
 
-    def _try_get(self, due: _Due, kind: _Kind) -> tuple[_Waiter | None, Any]:
-        """The item, or the waiter that now stands in line."""
+    def _end_get(self, due: _Due, kind: _Kind | None) -> tuple[_Waiter | bool | None, Any]:
+        """What `get` has left to do: to serve those who wait for the place, or, if it took nothing, `_get_or_wait`."""
         if due.args:
-            return None, self._served(due)
+            self._locked(_serve)
+            return None, due.args[0]
         return self._locked(self._get_or_wait, kind)  # type: ignore[no-any-return]
-
-    def _served(self, due: _Due) -> T:
-        """The item that was taken, once those who waited for its place are served."""
-        self._locked(_serve)
-        return due.args[0]  # type: ignore[no-any-return]
 
     def _stop_waiting(self, waiter: _Waiter, error: BaseException) -> None:
         """A coroutine stops waiting because of that exception.
@@ -306,7 +298,7 @@ class Queue[T](Unique):
         else:
             self._locked(self._give_up, waiter)
 
-    def _await_thread(self, waiter: _Waiter, timeout: float | None, what: str) -> None:
+    def _await_thread(self, waiter: object, timeout: float | None, what: str) -> None:
         assert isinstance(waiter, _Thread)
         came = False
         try:
@@ -349,7 +341,7 @@ class Queue[T](Unique):
 
     def _under_way(self, word: int) -> bool:
         """Whether a call has changed the word and is not done. If none is, none will be."""
-        return word // _PLACE > (word & _ALL_AVAILABLE) // _AVAILABLE + self._reserved + self._granted
+        return word // _PLACE > available_of(word) + self._reserved + self._granted
 
     def _put_or_wait(self, word: int, kind: _Kind | None, item: T) -> _Waiter | bool | None:
         """Put the item; return the waiter that now stands in line; or, without a `kind`, True to be asked again."""
@@ -462,7 +454,7 @@ class Queue[T](Unique):
 
 
 def _serve(_word: int, _what: object, _item: object) -> None:
-    """A step that does nothing: who waits is served after it."""
+    """A step that does nothing: `_locked` serves the waiters after it."""
 
 
 def _refuse_loop(name: str) -> None:

@@ -50,11 +50,9 @@ class Task:
 
 
 @pytest.fixture
-def collected():
+def collected(no_collections):
     """No collection but those that a test asks for."""
-    gc.disable()
-    yield gc.collect
-    gc.enable()
+    return gc.collect
 
 
 @pytest.mark.slow

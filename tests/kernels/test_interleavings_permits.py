@@ -60,7 +60,8 @@ def stepped(maxsize: int) -> queues.Queue[Any]:
 
 def put(queue: Any, item: object) -> None:
     """`Queue.put`, with a gate in place of the future."""
-    waiter = queue._try_put(item, Gate)
+    done = queue._put(item)
+    waiter = None if done is None else queue._end_put(done, item, Gate)
     if waiter is not None:
         waiter.event.wait()
         queue._locked(queue._finish_put, waiter, item)
@@ -71,7 +72,7 @@ def get(queue: Any) -> Any:
         item = queue._take()
         if type(item) is not queues._Due:
             return item
-        waiter, item = queue._try_get(item, Gate)
+        waiter, item = queue._end_get(item, Gate)
         if waiter is None:
             return item
         waiter.event.wait()
@@ -85,7 +86,7 @@ def get_impatiently(queue: Any) -> Any:
     item = queue._take()
     if type(item) is not queues._Due:
         return item
-    waiter, item = queue._try_get(item, Gate)
+    waiter, item = queue._end_get(item, Gate)
     if waiter is not None:
         queue._locked(queue._give_up, waiter)
     return item
@@ -149,7 +150,7 @@ def one_for_another() -> None:
 
 
 class Shut:
-    """A shutdown against two putters and a getter that goes on until it is told."""
+    """A shutdown against two putters, and a getter that takes items until QueueShutDown."""
 
     def __init__(self, maxsize: int, immediate: bool) -> None:
         self.maxsize, self.immediate = maxsize, immediate

@@ -86,15 +86,12 @@ def test_one_trace_with_a_track_for_each_loop(group: nbloop.LoopGroup) -> None:
     assert {"waiting of web-0", "waiting of web-1"} <= counters
 
 
+@pytest.mark.usefixtures("no_collections")
 def test_a_collection_is_shown_once(group: nbloop.LoopGroup) -> None:
     """Each recorder of a process records each collection."""
-    gc.disable()
-    try:
-        before = [sum(e.kind == "collection" for e in loop.recorder.events()) for loop in group.loops]
-        gc.collect()
-        trace = group.trace()
-    finally:
-        gc.enable()
+    before = [sum(e.kind == "collection" for e in loop.recorder.events()) for loop in group.loops]
+    gc.collect()
+    trace = group.trace()
     assert trace is not None
     shown = [e for e in trace["traceEvents"] if e.get("cat") == "collection"]
     assert len(shown) == max(before) + 1

@@ -375,7 +375,7 @@ CHANNEL = record(
 FIELD = Record("FIELD", np.dtype([(name, np.int64) for name in ("kind", "at", "least", "most")]))
 # A group (methods/group.py): how many loops, and from `loops` on the addresses of their states. Only read, once made.
 GROUP = Record("GROUP", np.dtype([(name, np.int64) for name in ("count", "loops")]))
-# A queue between loops (channels/permits.py): its word, shared by all who put and get; and what is only read.
+# A queue between loops (channels/permits.py): its word, which every put and get changes; and what is only read.
 PERMITS = Record(
     "PERMITS",
     _lines(

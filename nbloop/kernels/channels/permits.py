@@ -11,9 +11,9 @@ waiters' lock in Python. So the word also decides, for each call, whether it com
 wait: none is lost between "there is no item" and "I wait".
 
 Invariants. ``items in the deque >= available + permits that were taken and not used yet``: a permit is given after the
-append, so whoever has one finds an item. ``places <= limit``: a place is taken before the append, and given back after
-the pop. Only who holds the waiters' lock changes the flags. A call that finds a flag when it gives a permit or a place
-says so (`due`), and its caller then lets waiters have it.
+append, so a call that has one finds an item. ``places <= limit``: a place is taken before the append, and given back
+after the pop. Only the holder of the waiters' lock changes the flags. A call that finds a flag when it gives a permit
+or a place says so (`due`), and its caller then lets waiters have it.
 
 It loses when somebody waits for each item: then an item takes the lock, as it did before.
 """
@@ -78,7 +78,7 @@ def put_item(permits: int, item: int, refusing: int) -> int:
     if not place_take(permits, refusing):
         return get(permits + PERMITS.REFUSED)
     appended = PyObject_CallOneArg(get(permits + PERMITS.APPEND), item)
-    if appended == 0:  # for lack of memory; who waits for the place is served by the next call
+    if appended == 0:  # for lack of memory; the next call serves a putter that waits for the place
         fetch_add(permits + PERMITS.WORD, -PERMITS_PLACE)
         return 0
     Py_DecRef(appended)
@@ -132,7 +132,7 @@ def permits_put(self: int, item: int) -> int:
 
 @kernel(ONE)
 def permits_put_held(self: int, item: int) -> int:
-    """`put_item`, by who holds the waiters' lock."""
+    """`put_item`, for the holder of the waiters' lock."""
     return put_item(data(self), item, PERMITS_SHUT)
 
 
@@ -144,13 +144,13 @@ def permits_take(self: int, _nothing: int) -> int:
 
 @kernel(NOARGS)
 def permits_take_held(self: int, _nothing: int) -> int:
-    """`take_item`, by who holds the waiters' lock."""
+    """`take_item`, for the holder of the waiters' lock."""
     return take_item(data(self), 0)
 
 
 @kernel(NOARGS)
 def permits_hold(self: int, _nothing: int) -> int:
-    """Mark the word busy, and return what it is now. By who has just taken the waiters' lock."""
+    """Mark the word busy, and return what it is now. The caller has just taken the waiters' lock."""
     word = data(self) + PERMITS.WORD
     while True:
         old = load(word)
@@ -160,6 +160,7 @@ def permits_hold(self: int, _nothing: int) -> int:
 
 @kernel(ONE)
 def permits_change(self: int, change: int) -> int:
-    """Add to the word, and return what it is now. With 0, read it: any thread. Else by who holds the waiters' lock."""
+    """Add to the word, and return what it is now. With 0, read it: any thread. Otherwise the caller
+    holds the waiters' lock."""
     by = PyLong_AsLongLong(change)
     return PyLong_FromLongLong(fetch_add(data(self) + PERMITS.WORD, by) + by)

@@ -288,26 +288,28 @@ class ChannelWords(State):
             self.loop.places.give(self.place)
 
 
-class GroupWords(Unique, np.ndarray):
+class _Naming(Unique, np.ndarray):
+    """Words that name objects by address, which the array keeps."""
+
+    keep: tuple[object, ...]
+
+    def __array_finalize__(self, source: object) -> None:
+        if isinstance(source, _Naming):  # it would name objects that it does not keep
+            what = type(self).__qualname__
+            raise TypeError(f"the state of a {what} has no views or copies of its own type: use view(numpy.ndarray)")
+
+
+class GroupWords(_Naming):
     """The words of a group of loops, which keep the states that they name."""
 
     __qualname__ = "LoopGroup"
     keep: tuple[LoopWords, ...]
 
-    def __array_finalize__(self, source: object) -> None:
-        if isinstance(source, GroupWords):  # it would name states that it does not keep
-            raise TypeError("a group's state has no views or copies of its own type: use view(numpy.ndarray)")
 
-
-class Permits(Unique, np.ndarray):
+class Permits(_Naming):
     """The words of a queue between loops, which keep what they name."""
 
     __qualname__ = "Queue"
-    keep: tuple[object, ...]
-
-    def __array_finalize__(self, source: object) -> None:
-        if isinstance(source, Permits):  # it would name objects that it does not keep
-            raise TypeError("a queue's state has no views or copies of its own type: use view(numpy.ndarray)")
 
 
 def _show_to_collector(kind: type[State], traverse: Kernel) -> None:
