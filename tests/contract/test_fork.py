@@ -715,6 +715,7 @@ assert files() == []
 WAITS = {
     "wait": "loop.wait()",
     "wait for a time": "loop.wait(30)",
+    "call": "loop.call(hang)",
     "result": "js.JS(loop).with_resolvers()[0].result()",
     "close": "loop.submit(hang); began.wait(30); loop.close()",
     "shutdown": "loop.submit(hang); began.wait(30); loop.shutdown()",
@@ -734,7 +735,7 @@ from nbloop import js, lock
 loop, group = Loop(), nbloop.LoopGroup(1)
 loop.start()
 group.start()
-parent, codes, began, goes_on = os.getpid(), [], threading.Event(), threading.Event()
+parent, armed, codes, began, goes_on = os.getpid(), [1], [], threading.Event(), threading.Event()
 
 def hang():
     began.set()
@@ -753,7 +754,8 @@ def handler(*_):
 
 def allocate_lock():
     "In the middle of a wait."
-    if not codes and threading.current_thread() is threading.main_thread():
+    if armed and threading.current_thread() is threading.main_thread():
+        armed.clear()  # also in the child
         signal.raise_signal(signal.SIGUSR1)
     return _thread.allocate_lock()
 
