@@ -91,6 +91,7 @@ def _look(ask: tuple[CodeType, str] | None) -> dict[int, tuple[Stack, list[objec
             if variable:
                 answers.append(_owned(variable))
         found[thread] = tuple(calls), answers
+    innermost.clear()  # this call's own frame is among them, and would keep them all until a collection
     return found
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import shutil
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -223,8 +223,23 @@ def test_looks_at_threads_that_call_and_return_all_the_time(churning: list[threa
         (mine,) = [calls for calls, _ in seen.values() if any(call.code is code for call in calls)]
         assert mine[1].code is stacks.capture.__code__
     del seen, mine
-    gc.collect()
     assert sys.getrefcount(code) <= references + 2
+
+
+class Thing:
+    """Something that a weak reference can refer to."""
+
+
+@pytest.mark.usefixtures("no_collections")
+def test_a_look_keeps_nobodys_variables() -> None:
+    """Among the frames is its own, whose variables have the frames."""
+
+    def look() -> weakref.ref[Thing]:
+        thing = Thing()
+        stacks.capture()
+        return weakref.ref(thing)
+
+    assert look()() is None
 
 
 def test_deep_stacks_lose_the_outermost() -> None:
