@@ -8,11 +8,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 type Wait = tuple[Awaitable[None], Callable[[], object]]
 
 ways: list[Callable[[Any], Wait | None]] = []  # by loop; None if no coroutine of that kind runs
+
+
+def set_done(future: Any) -> None:
+    """Complete an asyncio future that only says that something has happened, unless it is done: its waiter may have
+    been cancelled. Its loop's thread.
+    """
+    try:
+        future.set_result(None)
+    except sys.modules["asyncio"].InvalidStateError:  # asked before, a signal's handler could still cancel it
+        pass
 
 
 def waiting(loop: Any, what: str) -> Wait:
@@ -23,7 +34,7 @@ def waiting(loop: Any, what: str) -> Wait:
     running = asyncio._get_running_loop() if asyncio is not None else None
     if running is not None and getattr(running, "core", None) is loop:
         future = running.create_future()
-        return future, lambda: future.done() or future.set_result(None)
+        return future, partial(set_done, future)
     if running is None and loop.is_loop_thread():
         for way in ways:
             found = way(loop)

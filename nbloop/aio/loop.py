@@ -38,6 +38,7 @@ from contextvars import Context, copy_context
 from sys import _getframe
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..awaiting import set_done
 from ..errors import ForkedLoopError, LoopTerminatedError
 from ..kernels.base.kernel import data, method
 from ..kernels.methods import asyncio_methods as kernels
@@ -45,7 +46,6 @@ from ..kernels.methods.asyncio_methods import AIO, FAR, AioWords
 from ..kernels.turn.stream import flush_streams
 from ..loop import Loop
 from .datagrams import FAMILIES, DatagramTransport
-from .futures import set_done
 from .guard import name_loops
 from .handles import Handle, LockedHandle, Step, TimerHandle, new_words, run, run_watched, tools_watch
 from .selector import READ, WRITE, Selector

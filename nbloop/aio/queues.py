@@ -20,6 +20,11 @@ everything is promised to earlier callers.
 
 Invariants, while nobody holds the lock and no call is under way: a getter waits only if no item is available; a putter
 waits only if all places are taken; ``items == available + reserved``, ``places == items + granted``.
+
+**A signal's handler may raise** in a call of the main thread, at the end of each call that this one makes. So a step
+writes its words before the one call in which it changes the queue's word; what serves waiters can be begun again, and
+to wake twice is to wake once; and a call that an exception leaves gives up its turn and serves the others
+(`_ended_by`).
 """
 
 from __future__ import annotations
@@ -32,6 +37,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from ..awaiting import set_done
 from ..kernels import permits
 from ..kernels.base import layout
 from ..kernels.channels.permits import available_of
@@ -40,7 +46,6 @@ from ..lock import check_finalizing
 from ..options import check_int, check_timeout
 from ..threads import LOOK
 from ..unique import Unique
-from .futures import set_done
 
 _BUSY, _SHUT = layout.PERMITS_BUSY, layout.PERMITS_SHUT
 _AVAILABLE, _PLACE = layout.PERMITS_AVAILABLE, layout.PERMITS_PLACE
@@ -57,7 +62,7 @@ _NOTHING = _Due()
 
 
 class _Waiter:
-    """Somebody in one of the lines. `granted` is written under the queue's lock."""
+    """Somebody who may have to stand in one of the lines. `granted` is written under the queue's lock."""
 
     __slots__ = ("granted", "line")
 
@@ -65,16 +70,19 @@ class _Waiter:
         self.line = line
         self.granted = False
 
+    def prepare(self) -> None:
+        """Before it stands in line."""
+        raise NotImplementedError
+
     def wake(self) -> bool:
-        """Once. False if nobody is left to wake."""
+        """Once or more. False if nobody is left to wake."""
         raise NotImplementedError
 
 
 class _Task(_Waiter):
     __slots__ = ("future", "loop")
 
-    def __init__(self, line: deque[_Waiter]) -> None:
-        self.line, self.granted = line, False
+    def prepare(self) -> None:
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[None] = self.loop.create_future()
 
@@ -96,16 +104,17 @@ class _Task(_Waiter):
 class _Thread(_Waiter):
     __slots__ = ("gate",)
 
-    def __init__(self, line: deque[_Waiter]) -> None:
-        self.line, self.granted = line, False
+    def prepare(self) -> None:
         self.gate = _thread.allocate_lock()
         self.gate.acquire()
 
     def wake(self) -> bool:
-        self.gate.release()
+        with contextlib.suppress(RuntimeError):  # it was released before
+            self.gate.release()
         return True
 
     def wait(self, timeout: float | None) -> bool:
+        """Until it is woken; whether it was."""
         until = None if timeout is None else time.monotonic() + timeout
         while True:  # a lock's wait may miss a signal that comes just before it
             check_finalizing()
@@ -114,9 +123,6 @@ class _Thread(_Waiter):
                 return True
             if until is not None and time.monotonic() >= until:
                 return False
-
-
-type _Kind = Callable[[deque[_Waiter]], _Waiter]
 
 
 class Queue[T](Unique):
@@ -180,25 +186,29 @@ class Queue[T](Unique):
         """Put an item. Raises `asyncio.QueueFull` if there is no room, or all of it is granted to waiters, and
         `asyncio.QueueShutDown` after `shutdown`.
         """
-        done = self._put(item)
-        if done is not None:
-            waiter = self._end_put(done, item, None)
-            while waiter is not None:
-                time.sleep(0)  # a call under way has not given back its place yet; the next verdict may be another one
-                waiter = self._locked(self._put_or_wait, None, item)
+        try:
+            done = self._put(item)
+            if done is not None:
+                while not self._end_put(done, item, None):
+                    time.sleep(0)  # a call under way has not given back its place; the next verdict may be another one
+        except BaseException as error:
+            self._ended_by(error, None)
+            raise
 
     def get_nowait(self) -> T:
         """Get an item. Raises `asyncio.QueueEmpty` if there is none, or all are reserved for waiters, and
         `asyncio.QueueShutDown` if there is none after `shutdown`.
         """
-        item = self._take()
-        if type(item) is not _Due:
+        try:
+            item = self._take()
+            while type(item) is _Due:
+                item = self._end_get(item, None)
+                if item is _NOTHING:
+                    time.sleep(0)  # as in `put_nowait`
             return item  # type: ignore[no-any-return]
-        waiter, item = self._end_get(item, None)
-        while waiter is not None:
-            time.sleep(0)  # as in `put_nowait`
-            waiter, item = self._locked(self._get_or_wait)
-        return item  # type: ignore[no-any-return]
+        except BaseException as error:
+            self._ended_by(error, None)
+            raise
 
     # --- waiting
 
@@ -207,16 +217,17 @@ class Queue[T](Unique):
 
         Cancelled, it has not put the item.
         """
-        done = self._put(item)
-        waiter = None if done is None else self._end_put(done, item, _Task)
-        if waiter is not None:
-            assert isinstance(waiter, _Task)
-            try:
-                await waiter.future
-            except BaseException as error:
-                self._stop_waiting(waiter, error)
-                raise
-            self._locked(self._finish_put, waiter, item)
+        waiter = None
+        try:
+            done = self._put(item)
+            if done is not None:
+                waiter = _Task(self._putters)
+                if not self._end_put(done, item, waiter):
+                    await waiter.future
+                    self._locked(self._finish_put, waiter, item)
+        except BaseException as error:
+            self._ended_by(error, waiter)
+            raise
 
     def put_wait(self, item: T, timeout: float | None = None) -> None:
         """`put` for a thread. TimeoutError after `timeout` seconds: the item is not put. RuntimeError in a running
@@ -225,44 +236,55 @@ class Queue[T](Unique):
         _refuse_loop("put")
         if timeout is not None:
             check_timeout(timeout)
-        done = self._put(item)
-        waiter = None if done is None else self._end_put(done, item, _Thread)
-        if waiter is not None:
-            self._await_thread(waiter, timeout, "room for an item")
-            self._locked(self._finish_put, waiter, item)
+        waiter = None
+        try:
+            done = self._put(item)
+            if done is not None:
+                waiter = _Thread(self._putters)
+                if not self._end_put(done, item, waiter):
+                    self._wait(waiter, timeout, "room for an item")
+                    self._locked(self._finish_put, waiter, item)
+        except BaseException as error:
+            self._ended_by(error, waiter)
+            raise
 
     async def get(self) -> T:
         """Get an item, and wait for one. `asyncio.QueueShutDown` after `shutdown` if there is none.
 
         Cancelled, it has taken none.
         """
-        item = self._take()
-        if type(item) is not _Due:
-            return item  # type: ignore[no-any-return]
-        waiter, item = self._end_get(item, _Task)
-        if waiter is None:
-            return item  # type: ignore[no-any-return]
-        assert isinstance(waiter, _Task)
+        waiter = None
         try:
-            await waiter.future
+            item = self._take()
+            if type(item) is _Due:
+                waiter = _Task(self._getters)
+                item = self._end_get(item, waiter)
+                if item is _NOTHING:
+                    await waiter.future
+                    item = self._locked(self._finish_get, waiter)
+            return item  # type: ignore[no-any-return]
         except BaseException as error:
-            self._stop_waiting(waiter, error)
+            self._ended_by(error, waiter)
             raise
-        return self._locked(self._finish_get, waiter)  # type: ignore[no-any-return]
 
     def get_wait(self, timeout: float | None = None) -> T:
         """`get` for a thread. TimeoutError after `timeout` seconds. RuntimeError in a running event loop."""
         _refuse_loop("get")
         if timeout is not None:
             check_timeout(timeout)
-        item = self._take()
-        if type(item) is not _Due:
+        waiter = None
+        try:
+            item = self._take()
+            if type(item) is _Due:
+                waiter = _Thread(self._getters)
+                item = self._end_get(item, waiter)
+                if item is _NOTHING:
+                    self._wait(waiter, timeout, "an item")
+                    item = self._locked(self._finish_get, waiter)
             return item  # type: ignore[no-any-return]
-        waiter, item = self._end_get(item, _Thread)
-        if waiter is None:
-            return item  # type: ignore[no-any-return]
-        self._await_thread(waiter, timeout, "an item")
-        return self._locked(self._finish_get, waiter)  # type: ignore[no-any-return]
+        except BaseException as error:
+            self._ended_by(error, waiter)
+            raise
 
     def shutdown(self, immediate: bool = False) -> None:
         """Take no more items. Those in the queue can still be taken, unless `immediate` drops them.
@@ -270,72 +292,74 @@ class Queue[T](Unique):
         Putters that wait, and getters that wait for an item that will not come, get `asyncio.QueueShutDown`.
         Idempotent. Any thread.
         """
-        self._locked(self._shut, immediate)
+        self._locked(self._shut, None, immediate)
 
     # --- in steps
 
-    def _end_put(self, done: bool, item: T, kind: _Kind | None) -> _Waiter | bool | None:
+    def _end_put(self, done: bool, item: T, waiter: _Waiter | None) -> bool:
         """What `put` has left to do: to serve those who wait for the item, or, if it put nothing, `_put_or_wait`."""
         if done:
-            return self._locked(_serve)  # type: ignore[no-any-return]
-        return self._locked(self._put_or_wait, kind, item)  # type: ignore[no-any-return]
+            self._locked(_serve)
+            return True
+        return self._locked(self._put_or_wait, waiter, item)  # type: ignore[no-any-return]
 
-    def _end_get(self, due: _Due, kind: _Kind | None) -> tuple[_Waiter | bool | None, Any]:
+    def _end_get(self, due: _Due, waiter: _Waiter | None) -> Any:
         """What `get` has left to do: to serve those who wait for the place, or, if it took nothing, `_get_or_wait`."""
         if due.args:
             self._locked(_serve)
-            return None, due.args[0]
-        return self._locked(self._get_or_wait, kind)  # type: ignore[no-any-return]
+            return due.args[0]
+        return self._locked(self._get_or_wait, waiter)
 
-    def _stop_waiting(self, waiter: _Waiter, error: BaseException) -> None:
-        """A coroutine stops waiting because of that exception.
+    def _wait(self, waiter: _Thread, timeout: float | None, what: str) -> None:
+        if not waiter.wait(timeout):
+            self._locked(self._give_up, waiter)  # here, where an exception of a signal's handler has it done again
+            raise TimeoutError(f"{what} has not come within {timeout} s")
+
+    def _ended_by(self, error: BaseException, waiter: _Waiter | None) -> None:
+        """An exception ends a call: it gives up its turn, and serves the others, whom it may have been about to serve.
 
         GeneratorExit may come from the collector, which runs anywhere: also in a call on this thread that holds the
         lock. To wait for the lock would then be for ever. A thread of its own can wait for it.
         """
+        if isinstance(error, (asyncio.QueueEmpty, asyncio.QueueFull, asyncio.QueueShutDown, TimeoutError)):
+            return  # the call's own, which has nothing left to do
         if isinstance(error, GeneratorExit) and self._lock.locked():
             _thread.start_new_thread(self._locked, (self._give_up, waiter))
         else:
             self._locked(self._give_up, waiter)
 
-    def _await_thread(self, waiter: object, timeout: float | None, what: str) -> None:
-        assert isinstance(waiter, _Thread)
-        came = False
-        try:
-            came = waiter.wait(timeout)
-        finally:
-            if not came:
-                self._locked(self._give_up, waiter)
-        if not came:
-            raise TimeoutError(f"{what} has not come within {timeout} s")
-
-    def _locked(self, step: Callable[[int, Any, Any], Any], what: object = None, item: T | None = None) -> Any:
+    def _locked(self, step: Callable[[int, Any, Any], Any], waiter: _Waiter | None = None, item: Any = None) -> Any:
         """Run a step under the lock, with the word as it is when the lock has been taken; then serve those who wait,
         and wake them without the lock.
         """
         woken: list[_Waiter] = []
-        dropped = None  # released without the lock: items may have finalisers
+        dropped: list[T] = []  # released without the lock: items may have finalisers
         try:
             with self._lock:
-                word = self._hold()
                 try:
-                    return step(word, what, item)
+                    return step(self._hold(), waiter, item)
                 finally:
-                    if self._getters or self._putters or self._dropped:
-                        dropped = self._settle(woken)
-                    else:
-                        self._change(-_BUSY)
+                    try:
+                        self._settle(woken, dropped)
+                    except BaseException:
+                        self._hold()
+                        self._settle(woken, dropped)
+                        raise
         finally:
-            if woken:
-                self._wake(woken)
-            del dropped
+            try:
+                self._wake(woken, dropped)
+            except BaseException:
+                self._wake(woken, dropped)
+                raise
+            finally:
+                del dropped
 
-    def _wake(self, woken: list[_Waiter]) -> None:
+    def _wake(self, woken: list[_Waiter], dropped: list[T]) -> None:
         for waiter in woken:  # a loop may be closed; then the list grows by the next in line
             if not waiter.wake():
                 with self._lock:
                     self._give_up(self._hold(), waiter)
-                    self._settle(woken)
+                    self._settle(woken, dropped)
 
     # --- under the lock, where the word is busy: no call begins without the lock
 
@@ -343,34 +367,32 @@ class Queue[T](Unique):
         """Whether a call has changed the word and is not done. If none is, none will be."""
         return word // _PLACE > available_of(word) + self._reserved + self._granted
 
-    def _put_or_wait(self, word: int, kind: _Kind | None, item: T) -> _Waiter | bool | None:
-        """Put the item; return the waiter that now stands in line; or, without a `kind`, True to be asked again."""
+    def _put_or_wait(self, word: int, waiter: _Waiter | None, item: T) -> bool:
+        """Put the item: True. False if the waiter stands in line now, or, without one, if it is to be asked again."""
         if word & _SHUT:
             raise asyncio.QueueShutDown
         if word < self._full and not self._putters:
             self._put_held(item)
-            return None
-        if kind is None:
-            if self._under_way(word):
-                return True
+            return True
+        if waiter is not None:
+            waiter.prepare()
+            self._putters.append(waiter)
+        elif not self._under_way(word):
             raise asyncio.QueueFull
-        waiter = kind(self._putters)
-        self._putters.append(waiter)
-        return waiter
+        return False
 
-    def _get_or_wait(self, word: int, kind: _Kind | None, _item: object) -> tuple[_Waiter | bool | None, Any]:
-        """(None, the item), or as `_put_or_wait`."""
+    def _get_or_wait(self, word: int, waiter: _Waiter | None, _item: object) -> Any:
+        """The item, or `_NOTHING` where `_put_or_wait` has False."""
         if word & _ALL_AVAILABLE and not self._getters:
-            return None, self._take_held()
+            return self._take_held()
         if self._none_will_come(word):
             raise asyncio.QueueShutDown
-        if kind is None:
-            if self._under_way(word):
-                return True, None
+        if waiter is not None:
+            waiter.prepare()
+            self._getters.append(waiter)
+        elif not self._under_way(word):
             raise asyncio.QueueEmpty
-        waiter = kind(self._getters)
-        self._getters.append(waiter)
-        return waiter, None
+        return _NOTHING
 
     def _finish_put(self, word: int, waiter: _Waiter, item: T) -> None:
         self._give_up(word, waiter)  # its place is free for the item now, and for no other while the lock is held
@@ -381,26 +403,28 @@ class Queue[T](Unique):
     def _finish_get(self, word: int, waiter: _Waiter, _item: object) -> T:
         if not waiter.granted or self._dropped:
             raise asyncio.QueueShutDown
-        self._reserved -= 1
-        self._change(_AVAILABLE)  # and it is this getter's, because the lock is held
+        self._give_up(word, waiter)  # its permit is for this getter, because the lock is held
         return self._take_held()  # type: ignore[no-any-return]
 
-    def _give_up(self, _word: int, waiter: _Waiter, _item: object = None) -> None:
-        """Leave the line, or give back what the waiter was woken for; perhaps again, because its loop was closed and
-        later its coroutine is.
+    def _give_up(self, _word: int, waiter: _Waiter | None, _item: object = None) -> None:
+        """Leave the line, or give back what the waiter was woken for. Once: a loop may be closed, and later its
+        coroutine.
         """
+        if waiter is None:
+            return
         if not waiter.granted:
-            with contextlib.suppress(ValueError):  # a shutdown has emptied the line
+            with contextlib.suppress(ValueError):  # it stands there no more, or not yet
                 waiter.line.remove(waiter)
-        elif waiter.line is self._putters:
+            return
+        waiter.granted = False
+        if waiter.line is self._putters:
             self._granted -= 1
             self._change(-_PLACE)
         elif not self._dropped:
             self._reserved -= 1
             self._change(_AVAILABLE)
-        waiter.granted = False
 
-    def _shut(self, word: int, immediate: bool, _item: object) -> None:
+    def _shut(self, word: int, _waiter: None, immediate: bool) -> None:
         if not word & _SHUT:
             self._change(_SHUT)
         self._dropped = self._dropped or immediate
@@ -409,26 +433,35 @@ class Queue[T](Unique):
         """Whether the queue is shut, and holds no item but reserved ones. A call under way may bring one."""
         return bool(word & _SHUT) and word // _PLACE == self._reserved + self._granted
 
-    def _settle(self, woken: list[_Waiter]) -> list[T] | None:
+    def _settle(self, woken: list[_Waiter], dropped: list[T]) -> None:
         """Give waiters what there is, in the order of their lines, and add them to `woken`; also those for whom nothing
-        will come. The word is busy no longer if nobody waits then. Returns the items that are dropped.
+        will come. The word is busy no longer if nobody waits then. Adds the items that are dropped to `dropped`.
         """
-        dropped = self._drop() if self._dropped else None
+        if self._dropped:
+            self._drop(dropped)
         getters, putters = self._getters, self._putters
         if getters or putters:
             word = self._change(0)
-            while getters and word & _ALL_AVAILABLE:
-                waiter = getters.popleft()
-                waiter.granted = True
+            while getters:
+                waiter = getters[0]
+                if not waiter.granted:
+                    if not word & _ALL_AVAILABLE:
+                        break
+                    waiter.granted = True
+                    self._reserved += 1
+                    word = self._change(-_AVAILABLE)
                 woken.append(waiter)
-                self._reserved += 1
-                word = self._change(-_AVAILABLE)
-            while putters and word < self._full and not word & _SHUT:
-                waiter = putters.popleft()
-                waiter.granted = True
+                getters.popleft()
+            while putters:
+                waiter = putters[0]
+                if not waiter.granted:
+                    if word >= self._full or word & _SHUT:
+                        break
+                    waiter.granted = True
+                    self._granted += 1
+                    word = self._change(_PLACE)
                 woken.append(waiter)
-                self._granted += 1
-                word = self._change(_PLACE)
+                putters.popleft()
             if word & _SHUT:
                 woken += putters
                 putters.clear()
@@ -437,16 +470,13 @@ class Queue[T](Unique):
                     getters.clear()
         if not getters and not putters:
             self._change(-_BUSY)
-        return dropped
 
-    def _drop(self) -> list[T]:
+    def _drop(self, dropped: list[T]) -> None:
         """Take all items, those of getters who have been woken, too."""
-        self._change(self._reserved * _AVAILABLE)
-        self._reserved = 0
-        dropped: list[T] = []
+        reserved, self._reserved = self._reserved, 0
+        self._change(reserved * _AVAILABLE)
         while (item := self._take_held()) is not _NOTHING:
             dropped.append(item)
-        return dropped
 
     def __repr__(self) -> str:
         ended = ", shut down" if self._change(0) & _SHUT else ""

@@ -28,11 +28,12 @@ import socket
 import threading
 import time
 from asyncio import runners as _runners
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Literal
 
 from .. import hooks
+from ..awaiting import set_done
 from ..errors import LoopTerminatedError
 from ..gil import check_parallel
 from ..lock import Latch
@@ -41,7 +42,6 @@ from ..options import check_int, check_loops, check_name
 from ..threads import begin, join
 from ..unique import Unique
 from .calls import Call
-from .futures import set_done
 from .listening import Listeners, Placement
 from .loop import EventLoop
 
@@ -176,8 +176,7 @@ class WorkerGroup(Unique):
         for worker in self.workers:
             if worker._take():
                 worker.loop.close()
-                worker._done.set()
-                self._main_ended(worker)
+                worker._end()
 
     def _main_ended(self, of: Worker) -> None:
         """Of one worker. After the last, all go on to their end."""
@@ -190,35 +189,47 @@ class WorkerGroup(Unique):
                     worker.loop.call_soon_threadsafe(set_done, worker._all_ended)
 
     def _run(self, main: Main[Any]) -> list[Any]:
-        failure: BaseException | None = None
-        with self._signals():
+        try:  # not a context manager: an exception between two steps of its Python would leave the handlers there
+            self._take_signals()
+            failure = self._run_workers(main)
+        finally:
             try:
-                try:
-                    for worker in self.workers:
-                        worker._start(main)
-                except BaseException as error:  # no thread could be started, or Ctrl-C after a signal
-                    failure = error
-                    self._cancel()
-                    self._close()
-                    if self._hurry:
-                        raise
-                while not all(worker._done.is_set() for worker in self.workers):
-                    self._waiting.run()  # until a worker is done
-            except BaseException:
-                if not self._waiting._forked:
-                    if not self._hurry:
-                        self._cancel()
-                    self._stop()
+                self._give_signals_back()
+            except BaseException:  # a signal's handler raised
+                self._give_signals_back()
                 raise
-            finally:  # in a child that a signal's handler forked, all is the parent's
-                if not self._waiting._forked:
-                    self._listeners.close()
-                    self._waiting.close()
         for worker in self.workers:
             worker._join()
         if failure is not None:
             raise failure
         return self._outcome()
+
+    def _run_workers(self, main: Main[Any]) -> BaseException | None:
+        """Until all are done; the exception for which some were not begun."""
+        failure: BaseException | None = None
+        try:
+            try:
+                for worker in self.workers:
+                    worker._start(main)
+            except BaseException as error:  # no thread could be started, or Ctrl-C after a signal
+                failure = error
+                self._cancel()
+                self._close()
+                if self._hurry:
+                    raise
+            while not all(worker._done.is_set() for worker in self.workers):
+                self._waiting.run()  # until a worker is done
+        except BaseException:
+            if not self._waiting._forked:
+                if not self._hurry:
+                    self._cancel()
+                self._stop()
+            raise
+        finally:  # in a child that a signal's handler forked, all is the parent's
+            if not self._waiting._forked:
+                self._listeners.close()
+                self._waiting.close()
+        return failure
 
     def _outcome(self) -> list[Any]:
         errors = [worker._error for worker in self.workers if worker._error is not None]
@@ -242,19 +253,15 @@ class WorkerGroup(Unique):
 
     # --- cancelling
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        taken = []
-        try:
-            for sig, default in _DEFAULTS.items():
-                if signal.getsignal(sig) is default:
-                    taken.append(sig)
-                    signal.signal(sig, self._arrived)
-            yield
-        finally:
-            for sig in taken:
-                if signal.getsignal(sig) == self._arrived:
-                    signal.signal(sig, _DEFAULTS[sig])
+    def _take_signals(self) -> None:
+        for sig, default in _DEFAULTS.items():
+            if signal.getsignal(sig) is default:
+                signal.signal(sig, self._arrived)
+
+    def _give_signals_back(self) -> None:
+        for sig, default in _DEFAULTS.items():
+            if signal.getsignal(sig) == self._arrived:
+                signal.signal(sig, default)
 
     def _arrived(self, sig: int, _frame: object) -> None:
         if self._waiting._forked:  # a child has the handlers of before
@@ -376,11 +383,15 @@ class Worker(Unique):
         finally:
             self.loop.core._check_fork()  # in a child that was forked on this thread, the rest is the parent's
             self._task = None
-            self.group._main_ended(self)  # its loop may have been left before the task of `_main` began
-            for call in list(self._calls):
-                call.abandon()
-            self._done.set()
-            self.group._waiting.stop()
+            self._end()
+
+    def _end(self) -> None:
+        """Its loop is closed, and takes no calls from now on."""
+        self.group._main_ended(self)  # its loop may have been left before the task of `_main` began
+        for call in list(self._calls):
+            call.abandon()
+        self._done.set()
+        self.group._waiting.stop()
 
     def _finish(self) -> None:
         """What `asyncio.Runner` does at its end, each part unless it is to hurry."""

@@ -31,13 +31,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..awaiting import set_done
 from ..kernels.base.capi import SYS_EPOLL_PWAIT
 from ..kernels.base.kernel import method
 from ..kernels.turn import stream as kernels
 from ..kernels.turn.socket_words import BUFFER_SIZE, socket_aim
 from ..kernels.turn.stream import QUEUED_MOST, StreamWords
 from ..unique import Unique
-from .futures import set_done
 from .guard import check_here
 from .handles import Handle
 

@@ -227,12 +227,12 @@ def test_a_coroutine_that_waits_is_collected_in_the_middle_of_a_call(waits, call
     coroutine, settle = task.get_coro(), queue._settle
     said = []
 
-    def settle_and_collect(woken):
+    def settle_and_collect(*lists):
         """What a collection does in the middle of the step that holds the lock: it closes the coroutine."""
         queue._settle = settle
         assert queue._lock.locked()
         coroutine.close()
-        return settle(woken)
+        settle(*lists)
 
     queue._settle = settle_and_collect
 

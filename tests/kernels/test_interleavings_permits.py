@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections import deque
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -39,8 +38,7 @@ class Gate(queues._Waiter):
 
     __slots__ = ("event",)
 
-    def __init__(self, line: deque[queues._Waiter]) -> None:
-        super().__init__(line)
+    def prepare(self) -> None:
         self.event = it.Event()
 
     def wake(self) -> bool:
@@ -61,22 +59,23 @@ def stepped(maxsize: int) -> queues.Queue[Any]:
 def put(queue: Any, item: object) -> None:
     """`Queue.put`, with a gate in place of the future."""
     done = queue._put(item)
-    waiter = None if done is None else queue._end_put(done, item, Gate)
-    if waiter is not None:
-        waiter.event.wait()
-        queue._locked(queue._finish_put, waiter, item)
+    if done is not None:
+        waiter = Gate(queue._putters)
+        if not queue._end_put(done, item, waiter):
+            waiter.event.wait()
+            queue._locked(queue._finish_put, waiter, item)
 
 
 def get(queue: Any) -> Any:
     try:
         item = queue._take()
-        if type(item) is not queues._Due:
-            return item
-        waiter, item = queue._end_get(item, Gate)
-        if waiter is None:
-            return item
-        waiter.event.wait()
-        return queue._locked(queue._finish_get, waiter)
+        if type(item) is queues._Due:
+            waiter = Gate(queue._getters)
+            item = queue._end_get(item, waiter)
+            if item is queues._NOTHING:
+                waiter.event.wait()
+                item = queue._locked(queue._finish_get, waiter)
+        return item
     except IndexError:
         raise AssertionError("a permit without an item") from None
 
@@ -84,11 +83,12 @@ def get(queue: Any) -> Any:
 def get_impatiently(queue: Any) -> Any:
     """A getter that gives up at once, though it may have been woken meanwhile. None then."""
     item = queue._take()
-    if type(item) is not queues._Due:
-        return item
-    waiter, item = queue._end_get(item, Gate)
-    if waiter is not None:
-        queue._locked(queue._give_up, waiter)
+    if type(item) is queues._Due:
+        waiter = Gate(queue._getters)
+        item = queue._end_get(item, waiter)
+        if item is queues._NOTHING:
+            queue._locked(queue._give_up, waiter)
+            return None
     return item
 
 
@@ -293,8 +293,8 @@ def planted_method(name: str, *edits: tuple[str, str]) -> Callable[[pytest.Monke
         ("no size", planted(permits.put_item, ("if word & FLAGS != 0 else", "if False else"))),
         ("one for another", planted(permits.take_item, ("if word & refusing != 0 and due == 0:", "if False:"))),
         ("no size", planted_method("_settle", ("    if not getters and not putters:", "    if True:"))),
-        ("empty?", planted_method("_get_or_wait", ("if self._under_way(word):", "if False:"))),
-        ("full?", planted_method("_put_or_wait", ("if self._under_way(word):", "if False:"))),
+        ("empty?", planted_method("_get_or_wait", ("elif not self._under_way(word):", "else:"))),
+        ("full?", planted_method("_put_or_wait", ("elif not self._under_way(word):", "else:"))),
         (
             "shut, no size",
             planted_method("_none_will_come", (" and word // _PLACE == self._reserved + self._granted", "")),

@@ -110,6 +110,19 @@ def run_datagrams(world: World) -> Steps:
     return _run(world, main)
 
 
+@scenario
+@of_ctrl_c
+def run_queue(world: World) -> Steps:
+    """Getters and putters wait in turn."""
+
+    async def main() -> None:
+        queue = nbloop.aio.Queue[int](1)
+        got = await asyncio.gather(*(queue.put(number) for number in range(3)), *(queue.get() for _ in range(3)))
+        assert got[3:] == [0, 1, 2]
+
+    return _run(world, main)
+
+
 def _idle(world: World, call: Callable[[EventLoop, Count], object]) -> Steps:
     """A call of a loop that does not run; it runs and closes afterwards."""
     loop, count = world.to_go(EventLoop()), Count()

@@ -473,6 +473,17 @@ def executor_shutdown(world: World) -> Steps:
 
 
 @scenario
+def group(world: World) -> Steps:
+    """A whole one, or none of its loops."""
+    made: list[LoopGroup] = []
+    yield lambda: made.append(LoopGroup(2))
+    for one in made:
+        for loop in one.loops:
+            world.to_go(loop)
+        one.close()
+
+
+@scenario
 def group_start(world: World) -> Steps:
     """All run, or none."""
     group, count = LoopGroup(2), Count()
@@ -496,3 +507,15 @@ def group_shutdown(world: World) -> Steps:
     yield group.shutdown
     group.shutdown(PATIENCE)
     assert count.calls == 2
+
+
+@scenario
+def group_close(world: World) -> Steps:
+    """All end, now or at the next call."""
+    group = LoopGroup(2)
+    for loop in group.loops:
+        world.to_go(loop)
+    group.start()
+    yield group.close
+    group.close()
+    group.wait(PATIENCE)
