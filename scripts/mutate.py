@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -99,22 +100,19 @@ def try_mutant(mutant: Mutant) -> tuple[str, float, str]:
     return "KILLED, though argued" if mutant.argued else "killed", seconds, reason(said)
 
 
-def sound(chosen: list[Mutant]) -> bool:
-    """Whether the tests of the chosen mutants pass without a bug."""
-    for compiled in (False, True):
-        tests = sorted({test for mutant in chosen if mutant.compiled is compiled for test in mutant.tests})
-        if not tests:
-            continue
-        start = time.monotonic()
-        with tempfile.TemporaryDirectory(prefix="nbloop-mutant-") as name:
-            copy_tree(Path(name))
-            status, said = run_tests(Path(name), tests, compiled, None, first=False, cache=True)
-        if status != 0:
-            print(said)
-            return False
-        kind = "compiled" if compiled else "plain"
-        print(f"without a bug, {kind}: {said.splitlines()[-1]} ({time.monotonic() - start:.0f} s)", flush=True)
-    return True
+def sound(chosen: list[Mutant], compiled: bool) -> bool:
+    """Whether the tests of the chosen mutants pass without a bug, if the kernels are compiled, or are not."""
+    tests = sorted({test for mutant in chosen if mutant.compiled is compiled for test in mutant.tests})
+    if not tests:
+        return True
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="nbloop-mutant-") as name:
+        copy_tree(Path(name))
+        status, said = run_tests(Path(name), tests, compiled, None, first=False, cache=True)
+    kind = "compiled" if compiled else "plain"
+    last = said if status != 0 else said.splitlines()[-1]
+    print(f"without a bug, {kind}: {last} ({time.monotonic() - start:.0f} s)", flush=True)
+    return status == 0
 
 
 def main() -> int:
@@ -125,12 +123,12 @@ def main() -> int:
     chosen = [m for m in MUTANTS if not options.words or any(word in f"{m.module}: {m.name}" for word in options.words)]
     if not chosen:
         parser.error("no mutant has such a name")
-    if not sound(chosen):
-        print("the tests fail without a bug, so nothing can be said of mutants")
-        return 1
     bad = 0
     start = time.monotonic()
     with ThreadPoolExecutor(options.jobs) as pool:
+        if not all(list(pool.map(partial(sound, chosen), (False, True)))):
+            print("the tests fail without a bug, so nothing can be said of mutants")
+            return 1
         for mutant, (verdict, seconds, why) in zip(chosen, pool.map(try_mutant, chosen), strict=True):
             bad += verdict not in ("killed", "argued")
             print(f"{verdict:9} {seconds:5.0f} s  {mutant.module}: {mutant.name}  [{why}]", flush=True)

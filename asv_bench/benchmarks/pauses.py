@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import random
 import signal
 import sys
 import threading
@@ -106,6 +107,31 @@ grow_heap = in_a_callback(lambda loop: lambda callback: loop.schedule_timer_at(0
 grow_buckets = in_a_callback(lambda loop: lambda callback: loop.schedule_timer(3600.0, callback))
 
 
+def sweeping(delay: float) -> Callable[[nbloop.Loop, int], Call]:
+    """A callback cancels timers of one moment one by one, in random order: only a cancel that removes many entries of
+    cancelled ones is a long gap.
+    """
+
+    def sweep(loop: nbloop.Loop, count: int) -> Call:
+        dice = random.Random(count)
+
+        def cancel_all() -> None:
+            timers = [loop.schedule_timer(delay, nothing) for _ in range(count - 1)]
+            dice.shuffle(timers)
+            for timer in timers:
+                loop.cancel_timer(timer)
+            loop.stop()
+
+        loop.submit(cancel_all)
+        return loop.run
+
+    return sweep
+
+
+sweep_heap = sweeping(0.0)
+sweep_bucket = sweeping(3600.0)
+
+
 def trim(loop: nbloop.Loop, count: int) -> Call:
     """Before its first sleep after a backlog the loop gives the backlog's memory back."""
     loop.submit_many(repeat(nothing, count))
@@ -164,6 +190,8 @@ CALLS = {f.__name__: f for f in MAKERS} | {
     "grow_slots": grow_slots,
     "grow_heap": grow_heap,
     "grow_buckets": grow_buckets,
+    "sweep_heap": sweep_heap,
+    "sweep_bucket": sweep_bucket,
 }
 SLOTS = (1 << 22) - 1  # a loop has no more timers and immediates at once, and one of these stops the run
 
@@ -224,7 +252,7 @@ def signalled() -> Iterator[Diary]:
 
 
 IN_SLOTS = "cancel", "close", "open_bucket", "fetch", "trim_heap", "release", "release_heap"
-IN_SLOTS += "grow_slots", "grow_heap", "grow_buckets"
+IN_SLOTS += "grow_slots", "grow_heap", "grow_buckets", "sweep_heap", "sweep_bucket"
 WITNESSES = {"stop_the_world": stopping, "thread": going_on, "signal": signalled}
 
 

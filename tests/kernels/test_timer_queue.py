@@ -97,7 +97,11 @@ class AgendaMachine(RuleBasedStateMachine):
             self.forget(slot)
             timers = self.memory.record["timers"]
             if timers["stale"] > before:
-                assert timers["stale"] <= max(3, timers["size"] // 2), "no sweep"
+                self.check_swept(int(timers["stale"]), int(timers["size"]))
+
+    def check_swept(self, stale: int, size: int) -> None:
+        """After a cancel that left one more stale entry in the heap."""
+        assert stale <= max(3, size // 2), "no sweep"
 
     @rule(span=st.sampled_from(SPANS[:7]), part=st.integers(1, 16))
     def wait(self, span: int, part: int) -> None:
@@ -154,6 +158,7 @@ class AgendaMachine(RuleBasedStateMachine):
         records = words.view(layout.BUCKET.dtype)
         bits = [level << 6 | bit for level in range(8) for bit in range(64) if int(record[f"level{level}"]) >> bit & 1]
         assert bits == np.flatnonzero(records["count"]).tolist()
+        assert not records["sweep"][records["next"] == 0].any()
         for number in np.flatnonzero(records["next"]).tolist():
             address, bucket = bucket_at(self.base, number), records[number]
             entries, stale = [], 0
@@ -175,8 +180,10 @@ class AgendaMachine(RuleBasedStateMachine):
                 end = chunk + int(self.memory.record["pool"]["chunk_bytes"])
             assert stale == bucket["stale"]
             assert len(entries) + stale == bucket["count"]
-            assert bucket["least"] <= min(entries)[0]
-            assert bucket["loose"] or bucket["least"] == min(entries)[0]
+            assert entries or number == opening - 1
+            if entries:
+                assert bucket["least"] <= min(entries)[0]
+                assert bucket["loose"] or bucket["least"] == min(entries)[0]
             found += entries
         assert len(found) == record["count"]
         timers = self.memory.record["timers"]
@@ -209,10 +216,140 @@ class NewEpochMachine(AgendaMachine):
     FIRST = (1 << 40) - 20
 
 
+class PortionsMachine(AgendaMachine):
+    """The same with sweeps that remove a few stale entries at each cancel."""
+
+    FIRST = (1 << 40) - 200
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch.setattr(timer_queue, "SWEEP_MOST", 2)
+        self.patch.setattr(timer_queue, "SWEEP_PART", 2)
+        self.patch.setattr(buckets, "SWEEP_MOST", 2)
+
+    def check_swept(self, stale: int, size: int) -> None:
+        assert stale <= max(3, size), "more than there are"
+
+
 TestAgenda = AgendaMachine.TestCase
 TestNewNumbers = NewNumbersMachine.TestCase
 TestNewEpoch = NewEpochMachine.TestCase
-TestAgenda.settings = TestNewNumbers.settings = TestNewEpoch.settings = rig.MACHINE
+TestPortions = PortionsMachine.TestCase
+for case in (TestAgenda, TestNewNumbers, TestNewEpoch, TestPortions):
+    case.settings = rig.MACHINE
+
+
+@pytest.mark.parametrize("order", ["first", "last", "mixed"])
+@pytest.mark.parametrize("delay", [0, 86400 * 10**9], ids=["heap", "bucket"])
+def test_no_cancel_sweeps_many(monkeypatch: pytest.MonkeyPatch, delay: int, order: str) -> None:
+    """Of more than `SWEEP_MOST` entries a cancel removes a few, and what is left follows the number of timers."""
+    most, part, count = 300, 4, 2000
+    monkeypatch.setattr(timer_queue, "SWEEP_MOST", most)
+    monkeypatch.setattr(timer_queue, "SWEEP_PART", part)
+    monkeypatch.setattr(buckets, "SWEEP_MOST", most)
+    memory = rig.Memory()
+    base, timers = memory.base, memory.timers
+    buckets.buckets_begin(base, 0)
+    armed = [slot_take(timers) for _ in range(count)]
+    for slot in armed:
+        assert timer_queue_insert(base, slot, slot_at(timers, slot), delay, 0) == 0
+    heap, chunk = memory.record["timers"], int(memory.record["pool"]["chunk_bytes"]) // layout.NODE_BYTES - 1
+    bucket = rig.table(bucket_at(base, bucket_for(int(memory.record["far"]["horizon"]), 86400 * 10**9)), 8).view(
+        layout.BUCKET.dtype
+    )[0]
+
+    def entries() -> int:
+        return int(bucket["count"] if delay else heap["size"])
+
+    if order == "last":
+        armed.reverse()
+    elif order == "mixed":
+        random.Random(1).shuffle(armed)
+    assert entries() == count
+    for left, slot in enumerate(reversed(armed), 1):
+        before = entries()
+        timer_queue_remove(base, slot_at(timers, slot))
+        if before > most:
+            assert before - entries() <= (chunk if delay else part)
+        live = count - left
+        assert live <= entries() <= max(3 * live + most, most)
+    assert entries() <= buckets.SWEEP_LEAST
+    while timer_queue_clear(base):
+        pass
+
+
+def test_a_sweep_ends_with_what_it_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A heap that has become shorter meanwhile, and a bucket that has been emptied."""
+    monkeypatch.setattr(timer_queue, "SWEEP_LEAST", 3)
+    monkeypatch.setattr(timer_queue, "SWEEP_MOST", 8)
+    monkeypatch.setattr(timer_queue, "SWEEP_PART", 2)
+    monkeypatch.setattr(buckets, "SWEEP_MOST", 8)
+    memory = rig.Memory()
+    base, timers = memory.base, memory.timers
+    buckets.buckets_begin(base, 0)
+    armed = [slot_take(timers) for _ in range(40)]
+    for deadline, slot in enumerate(armed):
+        assert timer_queue_insert(base, slot, slot_at(timers, slot), deadline, 0) == 0
+    for slot in armed[:21]:
+        timer_queue_remove(base, slot_at(timers, slot))
+    heap = memory.record["timers"]
+    begun = int(heap["sweep"])
+    assert timer_queue_next(base) == 21
+    assert 0 < heap["size"] < begun
+    for slot in armed[28:38]:
+        timer_queue_remove(base, slot_at(timers, slot))
+    due = []
+    while (order := timer_queue_due(base, 40)) != 0:
+        due.append(order & (SLOT_LIMIT - 1))
+        heap_pop(timers)
+        store(slot_at(timers, due[-1]) + SLOT.ORDER, 0)
+    assert due == [*armed[21:28], *armed[38:40]]
+    day = 86400 * 10**9
+    armed += [slot_take(timers) for _ in range(500)]
+    for slot in armed:
+        assert timer_queue_insert(base, slot, slot_at(timers, slot), day, 0) == 0
+    for slot in armed[:280]:
+        timer_queue_remove(base, slot_at(timers, slot))
+    bucket = rig.table(bucket_at(base, bucket_for(int(memory.record["far"]["horizon"]), day)), 8).view(
+        layout.BUCKET.dtype
+    )[0]
+    assert bucket["sweep"] != 0
+    while timer_queue_clear(base):
+        pass
+    assert bucket["sweep"] == 0
+
+
+def test_a_bucket_that_is_being_opened_is_not_swept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last timer is cancelled, and very many stale entries are left: they go as it is opened further."""
+    monkeypatch.setattr(timer_queue, "OPEN_MOST", 1)
+    monkeypatch.setattr(buckets, "SWEEP_MOST", 8)
+    monkeypatch.setattr(buckets, "SWEEP_LEAST", 2000)
+    memory = rig.Memory()
+    base, timers = memory.base, memory.timers
+    buckets.buckets_begin(base, 0)
+    day = 86400 * 10**9
+    armed = [slot_take(timers) for _ in range(1000)]
+    for slot in armed:
+        assert timer_queue_insert(base, slot, slot_at(timers, slot), day + slot, 0) == 0
+    for slot in armed[:499]:
+        timer_queue_remove(base, slot_at(timers, slot))
+    number = bucket_for(int(memory.record["far"]["horizon"]), day)
+    bucket = rig.table(bucket_at(base, number), 8).view(layout.BUCKET.dtype)[0]
+    while not memory.record["far"]["opening"] or bucket["count"] > 560:
+        assert timer_queue_due(base, day - 1) == 0
+    assert memory.record["far"]["opening"] == number + 1
+    kept = [slot for slot in armed[499:] if rig.table(slot_at(timers, slot) + SLOT.PLACE, 1)[0] == number + 1]
+    for slot in kept:
+        timer_queue_remove(base, slot_at(timers, slot))
+    assert len(kept) > 20
+    assert bucket["stale"] == bucket["count"] > 400
+    assert timer_queue_next(base) == 0  # the loop goes on opening it
+    while memory.record["far"]["opening"]:
+        assert timer_queue_due(base, day - 1) == 0
+    assert bucket["count"] == bucket["stale"] == 0
+    assert memory.record["far"]["count"] + memory.record["timers"]["size"] == 501 - len(kept)
+    while timer_queue_clear(base):
+        pass
 
 
 def test_a_number_that_comes_again_finds_no_stale_entry() -> None:

@@ -248,6 +248,20 @@ def test_the_last_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(rig.maps.living) == before
 
 
+def test_small_maps_are_released_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes a system call, as a large one does."""
+    memory = rig.Memory()
+    before = set(rig.maps.living)
+    monkeypatch.setattr(slot_slabs, "MANY", 32 * slot_slabs.PER_SLAB)
+    for _ in range(31 * slot_slabs.PER_SLAB):
+        slots.slot_take(memory.timers)
+    living = [len(set(rig.maps.living) - before)]
+    while slot_slabs.slots_end(memory.timers):
+        living.append(len(set(rig.maps.living) - before))
+    assert living == [31, 15]
+    assert set(rig.maps.living) == before
+
+
 def test_threads_make_large_maps_at_once() -> None:
     """More timers than small slabs have, armed by four threads; each id is its own, and each cancel finds its timer."""
     loop, ids = Loop(), [list[int]() for _ in range(4)]

@@ -134,9 +134,9 @@ TIMERS = record(
     _words("resting", "resting_retries", "rest_count", "regained", "gathered_count"),
     # Shared: balance of other threads' arms and cancels; unreferenced timers; timer commands in the remote queue.
     _words("live_elsewhere", "unreferenced", "commands"),
-    # Owned by the loop thread: the heap, its block and the block's size, and how many of its entries belong to
-    # cancelled timers.
-    _words("heap", "heap_block", "heap_bytes", "size", "capacity", "stale"),
+    # Owned by the loop thread: the heap, its block and the block's size, how many of its entries belong to cancelled
+    # timers, and below which entry a sweep in portions goes on.
+    _words("heap", "heap_block", "heap_bytes", "size", "capacity", "stale", "sweep"),
     # spare slots: a private stack of the loop thread, and its size. Free slots to be sorted; see slots_trim. How many
     # slots the loop's end has released.
     _words("sequence", "live_here", "nesting", "spare", "spares", "unsorted", "last_used", "released"),
@@ -163,10 +163,11 @@ FAR = record(
     _words(*(f"level{level}" for level in range(8))),  # a bit for each non-empty bucket of the level
 )
 # One bucket, a 64-byte line: where its next entry goes; the end and the number of its last chunk; how many entries it
-# has, and how many are stale; a lower bound of the deadlines, and whether the entry that set it is gone.
+# has, and how many are stale; a lower bound of the deadlines, and whether the entry that set it is gone; the number + 1
+# of the chunk at which a sweep in portions goes on, 0 if none is under way.
 BUCKET = Record(
     "BUCKET",
-    np.dtype([(name, np.int64) for name in ("next", "end", "chunk", "count", "stale", "least", "loose", "_7")]),
+    np.dtype([(name, np.int64) for name in ("next", "end", "chunk", "count", "stale", "least", "loose", "sweep")]),
 )
 
 # Readiness (fd_watches.py): events that the poller has reported and the loop has not dispatched yet.

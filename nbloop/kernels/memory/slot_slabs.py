@@ -252,8 +252,8 @@ def slots_trim(timers: int, used: int) -> bool:
 
 @helper
 def slots_end(timers: int) -> bool:
-    """Release some 4 MiB of mappings, the last first, and the pages of their links. Whether more are left. No slot may
-    be in use any more.
+    """Release some 4 MiB of mappings, at most 16, the last first, and the pages of their links. Whether more are left.
+    No slot may be in use any more.
     """
     store(timers + TIMERS.FREE, 0)
     store(timers + TIMERS.RESTING, 0)
@@ -267,7 +267,7 @@ def slots_end(timers: int) -> bool:
         map_give(load(get(timers + TIMERS.SLABS) + ((first >> SLOTS_PER_SLAB_BITS) << 3)), (made - first) * SLOT_BYTES)
         if made - first == MANY:  # otherwise the links are few: they go with the table
             map_empty(get(timers + TIMERS.NEXT) + (first << 3), MANY << 3)
-        left -= made - first
+        left -= max(made - first, MANY >> 4)  # 64 small ones, which end a full table, would take 0.8 ms
         made = first
     store(timers + TIMERS.SLOT_COUNT, made)
     return made > 0

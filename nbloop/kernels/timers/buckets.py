@@ -15,13 +15,13 @@ sorts, and nothing ticks, because each bucket knows its least deadline.
 A bucket is a chain of chunks from the loop's pool, filled with (deadline, order) like the heap: 63 entries in 1 KiB,
 read in sequence when it is opened, while slots are prefetched. The slot's ``order`` word ties an entry to its timer: an
 entry whose sequence number no longer matches its slot's is *stale*, its timer cancelled. The callable and the slot of
-such a timer are released immediately, its 16 bytes once half of the bucket is stale, so memory follows the number of
-timers.
+such a timer are released immediately, its 16 bytes when half of the bucket is stale, so memory follows the number of
+timers. Then each cancel sweeps the bucket, or, if it is large, one chunk of it.
 
 Invariants: every entry is after the horizon, in the bucket that its deadline and the horizon determine; the horizon is
 the last ns of a bucket of level 0; ``place`` in the slot of each live entry is its bucket's number + 1; a bucket with
-entries has a live one, and its bit in its level is set; ``stale`` of its ``count`` entries are stale; ``least`` is no
-later than any live entry, and exact unless ``loose``. Everything belongs to the loop thread.
+entries has a live one, unless it is being opened, and its bit in its level is set; ``stale`` of its ``count`` entries
+are stale; ``least`` is no later than any live entry, and exact unless ``loose``. Everything belongs to the loop thread.
 
 It loses when a bucket of a million entries is opened: each entry moves up to five times in its life, some 20 to 50 ms
 in all. No timer fires meanwhile, but everything else runs: `timer_queue_open` moves 2048 entries per turn. And a bucket
@@ -56,6 +56,8 @@ DIGIT_MASK = (1 << DIGIT_BITS) - 1
 SCAN_MOST = 256  # a bucket with at most this many entries is searched for its least deadline before a sleep
 AHEAD = 8 * NODE_BYTES  # how far ahead of the current entry slots are prefetched
 SWEEP_LEAST = 64  # this many stale entries, or fewer, are not worth a sweep while others beside them live
+SWEEP_MOST = 4096  # a bucket, or heap, of more entries is not swept in one piece: these take 0.04 ms
+ALL = 1 << 62  # chunks
 
 
 @helper
@@ -154,6 +156,8 @@ def bucket_shrink(base: int, bucket: int) -> None:
     address = bucket_chunk(base, bucket)
     below = get(address)
     put(address, 0)
+    if get(bucket + BUCKET.SWEEP) == get(bucket + BUCKET.CHUNK) + 1:
+        put(bucket + BUCKET.SWEEP, below)
     pool_give(pool, get(bucket + BUCKET.CHUNK))
     end = 0
     if below != 0:
@@ -193,7 +197,10 @@ def buckets_remove(base: int, record: int) -> None:
     put(far + FAR.COUNT, get(far + FAR.COUNT) - 1)
     count = get(bucket + BUCKET.COUNT)
     if stale == count or (stale > SWEEP_LEAST and 2 * stale > count):
-        bucket_sweep(base, number)
+        if count <= SWEEP_MOST:
+            bucket_sweep(base, number, ALL)
+        elif get(far + FAR.OPENING) != number + 1:  # what is being opened loses its stale entries anyway
+            bucket_sweep(base, number, 1 if stale < count else ALL)
     elif get(record + SLOT.DEADLINE) == get(bucket + BUCKET.LEAST):
         put(bucket + BUCKET.LOOSE, 1)
 
@@ -205,9 +212,10 @@ def entry_live(timers: int, order: int) -> bool:
 
 
 @helper
-def bucket_sweep(base: int, number: int) -> None:
-    """Remove a bucket's stale entries, from last to first: each hole is filled with the bucket's last entry, which is
-    live or is the removed one itself. O(entries), with slots prefetched.
+def bucket_sweep(base: int, number: int, chunks: int) -> None:
+    """Remove the stale entries of the next `chunks` chunks of a bucket, from last to first: the bucket's last entry
+    fills each hole. With `ALL`, which begins anew, that one is live or the removed one itself, so no stale one is left;
+    otherwise it may be stale, and is found next time. O(entries), with slots prefetched.
     """
     timers = base + STATE.TIMERS
     pool = base + STATE.POOL
@@ -215,6 +223,10 @@ def bucket_sweep(base: int, number: int) -> None:
     none_live = get(bucket + BUCKET.STALE) == get(bucket + BUCKET.COUNT)
     gone = 0
     chunk, at = bucket_chunk(base, bucket), get(bucket + BUCKET.NEXT)
+    goes_on = get(bucket + BUCKET.SWEEP)
+    if chunks != ALL and goes_on != 0 and goes_on != get(bucket + BUCKET.CHUNK) + 1:
+        chunk = pool_address(pool, goes_on - 1)
+        at = chunk + get(pool + POOL.CHUNK_BYTES)
     while True:
         first, below = chunk + NODE_BYTES, get(chunk)
         while at > first:
@@ -232,10 +244,12 @@ def bucket_sweep(base: int, number: int) -> None:
                 if last == bucket_chunk(base, bucket) + NODE_BYTES:
                     bucket_shrink(base, bucket)
         safepoint()  # every 63 entries; only the loop thread uses them, and the collector does not read them
-        if below == 0:
+        chunks -= 1
+        if below == 0 or chunks == 0:
             break
         chunk = pool_address(pool, below - 1)
         at = chunk + get(pool + POOL.CHUNK_BYTES)
+    put(bucket + BUCKET.SWEEP, below)
     bucket_lost(base, number, gone, gone)
     put(bucket + BUCKET.LOOSE, 1)
 

@@ -88,14 +88,12 @@ def heap_first_child(heap: int, child: int, size: int) -> int:
 
 
 @helper
-def heap_hole_down(heap: int, size: int) -> int:
-    """Move the hole at the root down to a leaf, lifting its earliest child at each level; return where it ended.
-    O(log n).
+def heap_hole_down(heap: int, at: int, size: int) -> int:
+    """Move the hole at `at` down to a leaf, lifting its earliest child at each level; return where it ended. O(log n).
 
     Bottom-up (Wegener 1993): the last entry, which will fill the hole, nearly always belongs near a leaf, so comparing
     it on the way down would be wasted; `heap_up` from the leaf corrects the rest.
     """
-    at = 0
     while True:
         child = (at << 2) + 1
         if child >= size:
@@ -107,14 +105,20 @@ def heap_hole_down(heap: int, size: int) -> int:
 
 
 @inlined
-def heap_pop(timers: int) -> None:
-    """Remove the first entry; there must be one. O(log n)."""
+def heap_remove(timers: int, at: int) -> None:
+    """Remove entry `at`; there must be one. The last entry takes its place, wherever it belongs. O(log n)."""
     heap = get(timers + TIMERS.HEAP)
     size = get(timers + TIMERS.SIZE) - 1
     store(timers + TIMERS.SIZE, size)
-    if size > 0:
+    if size > at:
         deadline, order = get(heap + (size << 4)), get(heap + (size << 4) + 8)
-        heap_up(heap, heap_hole_down(heap, size), deadline, order)
+        heap_up(heap, heap_hole_down(heap, at, size), deadline, order)
+
+
+@inlined
+def heap_pop(timers: int) -> None:
+    """Remove the first entry; there must be one. O(log n)."""
+    heap_remove(timers, 0)
 
 
 @helper
