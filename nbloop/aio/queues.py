@@ -38,6 +38,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..awaiting import set_done
+from ..errors import LoopTerminatedError
 from ..kernels import permits
 from ..kernels.base import layout
 from ..kernels.channels.permits import available_of
@@ -96,7 +97,11 @@ class _Task(_Waiter):
                 core.submit(set_done, self.future)
             else:
                 self.loop.call_soon_threadsafe(set_done, self.future)
-        except RuntimeError:  # the loop is closed
+        except LoopTerminatedError:
+            return False
+        except RuntimeError:
+            if not self.loop.is_closed():
+                raise
             return False
         return True
 
@@ -226,7 +231,11 @@ class Queue[T](Unique):
                     await waiter.future
                     self._locked(self._finish_put, waiter, item)
         except BaseException as error:
-            self._ended_by(error, waiter)
+            try:
+                self._ended_by(error, waiter)
+            except BaseException:  # a signal's handler raised after a cancellation
+                self._ended_by(error, waiter)
+                raise
             raise
 
     def put_wait(self, item: T, timeout: float | None = None) -> None:
@@ -264,7 +273,11 @@ class Queue[T](Unique):
                     item = self._locked(self._finish_get, waiter)
             return item  # type: ignore[no-any-return]
         except BaseException as error:
-            self._ended_by(error, waiter)
+            try:
+                self._ended_by(error, waiter)
+            except BaseException:  # a signal's handler raised after a cancellation
+                self._ended_by(error, waiter)
+                raise
             raise
 
     def get_wait(self, timeout: float | None = None) -> T:
@@ -321,8 +334,6 @@ class Queue[T](Unique):
         GeneratorExit may come from the collector, which runs anywhere: also in a call on this thread that holds the
         lock. To wait for the lock would then be for ever. A thread of its own can wait for it.
         """
-        if isinstance(error, (asyncio.QueueEmpty, asyncio.QueueFull, asyncio.QueueShutDown, TimeoutError)):
-            return  # the call's own, which has nothing left to do
         if isinstance(error, GeneratorExit) and self._lock.locked():
             _thread.start_new_thread(self._locked, (self._give_up, waiter))
         else:
@@ -425,9 +436,9 @@ class Queue[T](Unique):
             self._change(_AVAILABLE)
 
     def _shut(self, word: int, _waiter: None, immediate: bool) -> None:
+        self._dropped = self._dropped or immediate
         if not word & _SHUT:
             self._change(_SHUT)
-        self._dropped = self._dropped or immediate
 
     def _none_will_come(self, word: int) -> bool:
         """Whether the queue is shut, and holds no item but reserved ones. A call under way may bring one."""

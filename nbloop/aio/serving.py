@@ -23,6 +23,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import operator
 import signal
 import socket
 import threading
@@ -30,6 +31,7 @@ import time
 from asyncio import runners as _runners
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from .. import hooks
@@ -109,21 +111,24 @@ def serve[T](
     name = name if name is not None else f"nbloop-serve-{next(_numbers)}"
     check_parallel(name, loops, require_free_threading)
     group = WorkerGroup(name)
+    made: list[EventLoop] = []
+    makers = [partial(EventLoop, name=f"{name}-{n}", metrics=metrics, recorder=recorder) for n in range(loops)]
     try:
-        for index in range(loops):
-            loop = EventLoop(name=f"{name}-{index}", metrics=metrics, recorder=recorder)
-            group._add(loop)
-            if debug is not None:
-                loop.set_debug(debug)
+        made.extend(map(operator.call, makers))  # one C call: an exception that arrives at its end still finds them
+        for loop in made:
+            group._add(loop, debug)
         if metrics:
             from ..observe import together
 
             together.mark(name, [loop.core for loop in group.loops])
-    except BaseException:
-        group._close()
-        group._waiting.close()
+        return group._run(main)
+    except BaseException:  # also one that a signal's handler raised before, or in the middle of, what `_run` does last
+        if not group._waiting._forked:
+            for loop in made[len(group.workers) :]:
+                loop.close()
+            group._close()
+            group._release()
         raise
-    return group._run(main)
 
 
 class WorkerGroup(Unique):
@@ -168,8 +173,10 @@ class WorkerGroup(Unique):
 
         return together.trace(self.name, [worker.loop.core for worker in self.workers], since)
 
-    def _add(self, loop: EventLoop) -> None:
+    def _add(self, loop: EventLoop, debug: bool | None) -> None:
         self.workers = (*self.workers, Worker(self, len(self.workers), loop))
+        if debug is not None:
+            loop.set_debug(debug)
 
     def _close(self) -> None:
         """What no thread has taken over."""
@@ -201,7 +208,10 @@ class WorkerGroup(Unique):
         for worker in self.workers:
             worker._join()
         if failure is not None:
-            raise failure
+            try:
+                raise failure
+            finally:
+                del failure
         return self._outcome()
 
     def _run_workers(self, main: Main[Any]) -> BaseException | None:
@@ -227,9 +237,15 @@ class WorkerGroup(Unique):
             raise
         finally:  # in a child that a signal's handler forked, all is the parent's
             if not self._waiting._forked:
-                self._listeners.close()
-                self._waiting.close()
+                self._release()
         return failure
+
+    def _release(self) -> None:
+        """What is the group's own. Idempotent."""
+        try:
+            self._listeners.close()
+        finally:
+            self._waiting.close()
 
     def _outcome(self) -> list[Any]:
         errors = [worker._error for worker in self.workers if worker._error is not None]

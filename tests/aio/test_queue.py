@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+import signal
 import threading
 import time
 import weakref
@@ -210,6 +211,34 @@ def test_a_coroutine_of_a_closed_loop_gives_up_once(side, factory):
     assert queue.empty()
     with pytest.raises(asyncio.QueueEmpty):
         queue.get_nowait()
+
+
+@pytest.mark.parametrize("error", [TimeoutError, asyncio.QueueEmpty, KeyboardInterrupt])
+def test_what_a_signals_handler_raises_ends_a_wait(error):
+    """Whatever it is, also what the call raises itself: nothing is for that waiter any more."""
+    queue = Queue()
+
+    def handler(*_):
+        raise error
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    main = threading.get_ident()
+
+    def interrupt():
+        wait_for(lambda: queue._getters)
+        signal.pthread_kill(main, signal.SIGUSR1)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        with pytest.raises(error):
+            queue.get_wait()
+    finally:
+        thread.join(PATIENCE)
+        signal.signal(signal.SIGUSR1, before)
+    queue.put_nowait("item")
+    assert queue.get_nowait() == "item"
+    consistent(queue)
 
 
 @pytest.mark.parametrize("waits", ["get", "put"])

@@ -63,6 +63,8 @@ class AgendaMachine(RuleBasedStateMachine):
         deadline = self.now + span * part // 16
         if deadline >= 1 << 63:  # the loop takes delays of 126 years, and its clock does not reach as many
             return
+        if self.memory.record["far"]["count"] == 0:  # as `arm` does
+            buckets.buckets_begin(self.base, self.now)
         for _ in range(count):
             slot = slot_take(self.timers)
             if slot < 0:
@@ -116,7 +118,7 @@ class AgendaMachine(RuleBasedStateMachine):
 
     def fire(self) -> None:
         """What is due comes out in order, and nothing else; without memory, what comes is in order too."""
-        while (order := timer_queue_due(self.base, self.now)) != 0:
+        while (order := self.due()) != 0:
             deadline, sequence, slot = self.naive.entries[0]
             assert deadline <= self.now
             assert order == self.order(sequence) | slot
@@ -126,6 +128,20 @@ class AgendaMachine(RuleBasedStateMachine):
         if self.naive.entries and self.naive.entries[0][0] <= self.now:
             assert rig.blocks.failing
             assert timer_queue_next(self.base) <= self.now, "the loop would sleep"
+
+    def due(self) -> int:
+        """The entry of the first timer that is due, however many turns it takes to open its bucket."""
+        while True:
+            order = timer_queue_due(self.base, self.now)
+            if order != 0 or not self.memory.record["far"]["opening"] or rig.blocks.failing:
+                return order
+
+    @rule(span=st.sampled_from(SPANS[:4]), part=st.integers(1, 16))
+    def a_turn(self, span: int, part: int) -> None:
+        """Of a loop whose callbacks are slow: it may leave a bucket half open."""
+        self.now += span * part // 16
+        if timer_queue_due(self.base, self.now) != 0:
+            self.fire()
 
     @rule(blocks=st.booleans(), maps=st.booleans())
     def allocations(self, blocks: bool, maps: bool) -> None:
@@ -225,6 +241,7 @@ class PortionsMachine(AgendaMachine):
         super().__init__()
         self.patch.setattr(timer_queue, "SWEEP_MOST", 2)
         self.patch.setattr(timer_queue, "SWEEP_PART", 2)
+        self.patch.setattr(timer_queue, "OPEN_MOST", 1)
         self.patch.setattr(buckets, "SWEEP_MOST", 2)
 
     def check_swept(self, stale: int, size: int) -> None:
@@ -317,6 +334,37 @@ def test_a_sweep_ends_with_what_it_sweeps(monkeypatch: pytest.MonkeyPatch) -> No
     while timer_queue_clear(base):
         pass
     assert bucket["sweep"] == 0
+
+
+@pytest.mark.parametrize(("before", "after"), [(6500, 1), (4200, 300)])
+def test_timers_that_are_armed_while_a_bucket_of_cancelled_ones_is_opened(before: int, after: int) -> None:
+    """Nothing is far then, and a lap of the level later a timer would belong to that bucket again."""
+    memory = rig.Memory()
+    base, timers, far = memory.base, memory.timers, memory.record["far"]
+    start, lap = 1 << 40, 64 << buckets.GRAIN_BITS
+    buckets.buckets_begin(base, start)
+    moment = start + (20 << buckets.GRAIN_BITS)
+    armed = [slot_take(timers) for _ in range(before)]
+    for slot in armed:
+        assert timer_queue_insert(base, slot, slot_at(timers, slot), moment, 0) == 0
+    assert timer_queue_due(base, moment) == 0
+    assert far["opening"] != 0
+    for slot in armed:
+        timer_queue_remove(base, slot_at(timers, slot))
+    assert far["count"] == 0
+    buckets.buckets_begin(base, start + lap)
+    armed = [slot_take(timers) for _ in range(after)]
+    for number, slot in enumerate(armed):
+        assert timer_queue_insert(base, slot, slot_at(timers, slot), moment + lap + number, 0) == 0
+    while far["opening"] != 0:
+        assert timer_queue_due(base, start + lap) == 0
+    due = []
+    while (order := timer_queue_due(base, moment + lap + after)) != 0:
+        due.append(order & (SLOT_LIMIT - 1))
+        heap_pop(timers)
+        store(slot_at(timers, due[-1]) + SLOT.ORDER, 0)
+    assert due == armed
+    assert far["count"] == memory.record["timers"]["size"] == 0
 
 
 def test_a_bucket_that_is_being_opened_is_not_swept(monkeypatch: pytest.MonkeyPatch) -> None:

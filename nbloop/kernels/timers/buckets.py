@@ -62,8 +62,12 @@ ALL = 1 << 62  # chunks
 
 @helper
 def buckets_begin(base: int, now: int) -> None:
-    """Move the horizon up to `now`, when nothing is far."""
-    put(base + STATE.FAR + FAR.HORIZON, max(get(base + STATE.FAR + FAR.HORIZON), now | GRAIN_MASK))
+    """Move the horizon up to `now`, when nothing is far. Not while a bucket is being opened, which may hold nothing but
+    stale entries: a timer that is armed now must not belong to that bucket.
+    """
+    far = base + STATE.FAR
+    if get(far + FAR.OPENING) == 0:
+        put(far + FAR.HORIZON, max(get(far + FAR.HORIZON), now | GRAIN_MASK))
 
 
 @inlined

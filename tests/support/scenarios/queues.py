@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -161,6 +162,29 @@ def get_wait_that_gives_up(world: World) -> Steps:
         yield call
         queue.put_nowait(1)
     assert other.join() == 1
+    at_rest(queue)
+
+
+@scenario
+def cancelled_get(world: World) -> Steps:
+    """It leaves the line, and the next item is not for it."""
+    queue, loop = world.to_go(Queue[int]()), nbloop.EventLoop()
+    asyncio._set_running_loop(loop)
+    coroutine = queue.get()
+    coroutine.send(None)
+
+    def call() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            coroutine.throw(asyncio.CancelledError())
+
+    try:
+        yield call
+    finally:
+        coroutine.close()
+        asyncio._set_running_loop(None)
+        loop.close()
+    queue.put_nowait(1)
+    assert queue.get_nowait() == 1
     at_rest(queue)
 
 
