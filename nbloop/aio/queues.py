@@ -346,16 +346,7 @@ class Queue[T](Unique):
         woken: list[_Waiter] = []
         dropped: list[T] = []  # released without the lock: items may have finalisers
         try:
-            with self._lock:
-                try:
-                    return step(self._hold(), waiter, item)
-                finally:
-                    try:
-                        self._settle(woken, dropped)
-                    except BaseException:
-                        self._hold()
-                        self._settle(woken, dropped)
-                        raise
+            return self._hold_and(step, waiter, item, woken, dropped)
         finally:
             try:
                 self._wake(woken, dropped)
@@ -365,12 +356,36 @@ class Queue[T](Unique):
             finally:
                 del dropped
 
+    def _hold_and(
+        self,
+        step: Callable[[int, Any, Any], Any],
+        waiter: _Waiter | None,
+        item: Any,
+        woken: list[_Waiter],
+        dropped: list[T],
+    ) -> Any:
+        """Run a step under the lock, and `_settle`."""
+        held: list[bool] = []
+        try:
+            # One C call. In `with`, CPython 3.14 lets a handler raise between the lock and the block.
+            held.extend(map(self._lock.acquire, (True,)))
+            try:
+                return step(self._hold(), waiter, item)
+            finally:
+                try:
+                    self._settle(woken, dropped)
+                except BaseException:
+                    self._hold()
+                    self._settle(woken, dropped)
+                    raise
+        finally:
+            if held:
+                self._lock.release()
+
     def _wake(self, woken: list[_Waiter], dropped: list[T]) -> None:
         for waiter in woken:  # a loop may be closed; then the list grows by the next in line
             if not waiter.wake():
-                with self._lock:
-                    self._give_up(self._hold(), waiter)
-                    self._settle(woken, dropped)
+                self._hold_and(self._give_up, waiter, None, woken, dropped)
 
     # --- under the lock, where the word is busy: no call begins without the lock
 

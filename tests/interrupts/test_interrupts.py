@@ -32,6 +32,7 @@ arrivals = Arrivals()
 pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited"),  # before its first step
+    pytest.mark.filterwarnings("ignore:.* loops, but the GIL is on"),
 ]
 
 
