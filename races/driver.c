@@ -454,6 +454,7 @@ static void *slot_user(void *argument) {
         }
         if (count == LARGE_BURST) pthread_barrier_wait(&all);
         word before = atomic_load_explicit(&emptied, memory_order_relaxed);
+        if (count == LARGE_BURST) pthread_barrier_wait(&all); /* nobody reads it after another one's cancels */
         word stale = atomic_load_explicit(&latest[random_of(&seed) % 64], memory_order_relaxed);
         for (word j = 0; j < count; j++) CHECK(cancel(ids[j]));
         for (word j = 0; j < count; j += 100) CHECK(!cancel(ids[j]));

@@ -438,6 +438,7 @@ def test_a_server_knows_its_connections():
     assert run(nbloop.new_event_loop, main) == (None, [])
 
 
+@pytest.mark.usefixtures("no_collections")
 def test_a_connection_that_the_collector_takes_ends_the_wait():
     """Its references are dead by then, and nobody finds it in a container by itself."""
 
