@@ -173,7 +173,7 @@ class WorkerGroup(Unique):
 
         return together.trace(self.name, [worker.loop.core for worker in self.workers], since)
 
-    def _add(self, loop: EventLoop, debug: bool | None) -> None:
+    def _add(self, loop: EventLoop, debug: bool | None = None) -> None:
         self.workers = (*self.workers, Worker(self, len(self.workers), loop))
         if debug is not None:
             loop.set_debug(debug)
