@@ -98,7 +98,7 @@ test-ecosystem: setup ## run every block of docs/recipes.md, and write docs/comp
 verify: setup ## models of the protocols, races in the kernels, histories; see docs/verification.md for the tools that it needs
 	$(py) -m pytest models races tests/proofs/test_histories.py $(ARGS)
 
-mutate: setup ## plant some seventy bugs into copies of the kernels, and show that the tests notice; ARGS=heap for some
+mutate: setup ## plant more than 350 bugs into copies of nbloop, and show that the tests notice; ARGS=heap for some
 	$(py) scripts/mutate.py $(ARGS)
 
 soak: setup ## everything at once for SECONDS=60, and a look at what is left behind
