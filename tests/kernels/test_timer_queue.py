@@ -256,6 +256,23 @@ for case in (TestAgenda, TestNewNumbers, TestNewEpoch, TestPortions):
     case.settings = rig.MACHINE
 
 
+def bucket_of(memory: rig.Memory, deadline: int) -> np.void:
+    """The record of the bucket for a deadline, as the horizon is now."""
+    number = bucket_for(int(memory.record["far"]["horizon"]), deadline)
+    found: np.void = rig.table(bucket_at(memory.base, number), 8).view(layout.BUCKET.dtype)[0]
+    return found
+
+
+def fired(memory: rig.Memory, now: int) -> list[int]:
+    """The slots of the timers that are due, in the order in which they come out."""
+    slots = []
+    while (order := timer_queue_due(memory.base, now)) != 0:
+        slots.append(order & (SLOT_LIMIT - 1))
+        heap_pop(memory.timers)
+        store(slot_at(memory.timers, slots[-1]) + SLOT.ORDER, 0)
+    return slots
+
+
 @pytest.mark.parametrize("order", ["first", "last", "mixed"])
 @pytest.mark.parametrize("delay", [0, 86400 * 10**9], ids=["heap", "bucket"])
 def test_no_cancel_sweeps_many(monkeypatch: pytest.MonkeyPatch, delay: int, order: str) -> None:
@@ -271,9 +288,7 @@ def test_no_cancel_sweeps_many(monkeypatch: pytest.MonkeyPatch, delay: int, orde
     for slot in armed:
         assert timer_queue_insert(base, slot, slot_at(timers, slot), delay, 0) == 0
     heap, chunk = memory.record["timers"], int(memory.record["pool"]["chunk_bytes"]) // layout.NODE_BYTES - 1
-    bucket = rig.table(bucket_at(base, bucket_for(int(memory.record["far"]["horizon"]), 86400 * 10**9)), 8).view(
-        layout.BUCKET.dtype
-    )[0]
+    bucket = bucket_of(memory, 86400 * 10**9)
 
     def entries() -> int:
         return int(bucket["count"] if delay else heap["size"])
@@ -315,21 +330,14 @@ def test_a_sweep_ends_with_what_it_sweeps(monkeypatch: pytest.MonkeyPatch) -> No
     assert 0 < heap["size"] < begun
     for slot in armed[28:38]:
         timer_queue_remove(base, slot_at(timers, slot))
-    due = []
-    while (order := timer_queue_due(base, 40)) != 0:
-        due.append(order & (SLOT_LIMIT - 1))
-        heap_pop(timers)
-        store(slot_at(timers, due[-1]) + SLOT.ORDER, 0)
-    assert due == [*armed[21:28], *armed[38:40]]
+    assert fired(memory, 40) == [*armed[21:28], *armed[38:40]]
     day = 86400 * 10**9
     armed += [slot_take(timers) for _ in range(500)]
     for slot in armed:
         assert timer_queue_insert(base, slot, slot_at(timers, slot), day, 0) == 0
     for slot in armed[:280]:
         timer_queue_remove(base, slot_at(timers, slot))
-    bucket = rig.table(bucket_at(base, bucket_for(int(memory.record["far"]["horizon"]), day)), 8).view(
-        layout.BUCKET.dtype
-    )[0]
+    bucket = bucket_of(memory, day)
     assert bucket["sweep"] != 0
     while timer_queue_clear(base):
         pass
@@ -358,12 +366,7 @@ def test_timers_that_are_armed_while_a_bucket_of_cancelled_ones_is_opened(before
         assert timer_queue_insert(base, slot, slot_at(timers, slot), moment + lap + number, 0) == 0
     while far["opening"] != 0:
         assert timer_queue_due(base, start + lap) == 0
-    due = []
-    while (order := timer_queue_due(base, moment + lap + after)) != 0:
-        due.append(order & (SLOT_LIMIT - 1))
-        heap_pop(timers)
-        store(slot_at(timers, due[-1]) + SLOT.ORDER, 0)
-    assert due == armed
+    assert fired(memory, moment + lap + after) == armed
     assert far["count"] == memory.record["timers"]["size"] == 0
 
 
@@ -382,7 +385,7 @@ def test_a_bucket_that_is_being_opened_is_not_swept(monkeypatch: pytest.MonkeyPa
     for slot in armed[:499]:
         timer_queue_remove(base, slot_at(timers, slot))
     number = bucket_for(int(memory.record["far"]["horizon"]), day)
-    bucket = rig.table(bucket_at(base, number), 8).view(layout.BUCKET.dtype)[0]
+    bucket = bucket_of(memory, day)
     while not memory.record["far"]["opening"] or bucket["count"] > 560:
         assert timer_queue_due(base, day - 1) == 0
     assert memory.record["far"]["opening"] == number + 1
@@ -410,9 +413,7 @@ def test_a_number_that_comes_again_finds_no_stale_entry() -> None:
     for slot in (cancelled, kept, again):
         assert timer_queue_insert(base, slot, slot_at(timers, slot), day + slot, 0) == 0
     timer_queue_remove(base, slot_at(timers, cancelled))
-    bucket = rig.table(bucket_at(base, bucket_for(int(memory.record["far"]["horizon"]), day)), 8).view(
-        layout.BUCKET.dtype
-    )
+    bucket = bucket_of(memory, day)
     assert bucket["stale"] == 1
     sequence = memory.record["timers"]
     for now in range(layout.BUCKET_TOTAL + 1):
@@ -422,12 +423,7 @@ def test_a_number_that_comes_again_finds_no_stale_entry() -> None:
     sequence["sequence"] = 1 << 41
     # The first number once more.
     assert timer_queue_insert(base, cancelled, slot_at(timers, cancelled), 2 * day, 0) == 0
-    due = []
-    while (order := timer_queue_due(base, day + 10)) != 0:
-        due.append(order & (SLOT_LIMIT - 1))
-        heap_pop(timers)
-        store(slot_at(timers, due[-1]) + SLOT.ORDER, 0)
-    assert due == [kept, again]
+    assert fired(memory, day + 10) == [kept, again]
     while timer_queue_clear(base):
         pass
 

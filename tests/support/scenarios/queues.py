@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -50,24 +49,23 @@ def waiting(queue: Queue[Any]) -> int:
     return len(queue._getters) + len(queue._putters)
 
 
-@contextmanager
-def in_line(queue: Queue[Any], *others: Other) -> Iterator[None]:
-    """They wait, in this order, when the block begins."""
+def line_up(queue: Queue[Any], *others: Other) -> None:
+    """They wait then, in this order."""
     for number, other in enumerate(others, 1):
         other.start()
         wait_for(lambda number=number: waiting(queue) == number)  # type: ignore[misc]
-    yield
 
 
 def at_rest(queue: Queue[Any]) -> None:
     """Nothing is promised to anybody, and the queue works as a new one does."""
     assert queue._reserved == queue._granted == waiting(queue) == 0
-    items = [queue.get_nowait() for _ in range(queue.qsize())]
+    for _ in range(queue.qsize()):
+        queue.get_nowait()
     assert queue.empty()
     for number in range(queue.maxsize):
         queue.put_nowait(number)
     assert queue.full() or not queue.maxsize
-    items += [queue.get_nowait() for _ in range(queue.maxsize)]
+    assert [queue.get_nowait() for _ in range(queue.maxsize)] == list(range(queue.maxsize))
     with pytest.raises(asyncio.QueueEmpty):
         queue.get_nowait()
 
@@ -76,10 +74,10 @@ def _puts(world: World, call: str, getter: str) -> Steps:
     """The item is put, and the getter has it without another call, or it is not put."""
     queue = world.to_go(Queue[int]())
     other = Other(queue, getter)
-    with in_line(queue, other):
-        yield lambda: getattr(queue, call)(1)
-        wait_for(lambda: other.outcome or queue.qsize() == 0)
-        queue.put_nowait(2)
+    line_up(queue, other)
+    yield lambda: getattr(queue, call)(1)
+    wait_for(lambda: other.outcome or queue.qsize() == 0)
+    queue.put_nowait(2)
     assert other.join() in (1, 2)
     at_rest(queue)
 
@@ -89,11 +87,11 @@ def _gets(world: World, call: str, putter: str) -> Steps:
     queue = world.to_go(Queue[int](1))
     queue.put_nowait(1)
     other = Other(queue, putter, 2)
-    with in_line(queue, other):
-        yield getattr(queue, call)
-        wait_for(lambda: other.outcome or (waiting(queue) and queue.qsize() == 1))
-        if not other.outcome:
-            assert queue.get_nowait() == 1
+    line_up(queue, other)
+    yield getattr(queue, call)
+    wait_for(lambda: other.outcome or (waiting(queue) and queue.qsize() == 1))
+    if not other.outcome:
+        assert queue.get_nowait() == 1
     assert other.join() is None
     assert queue.get_nowait() == 2
     at_rest(queue)
@@ -158,9 +156,9 @@ def get_wait_that_gives_up(world: World) -> Steps:
         with pytest.raises(TimeoutError):
             queue.get_wait(0)
 
-    with in_line(queue, other):
-        yield call
-        queue.put_nowait(1)
+    line_up(queue, other)
+    yield call
+    queue.put_nowait(1)
     assert other.join() == 1
     at_rest(queue)
 
@@ -192,9 +190,9 @@ def _shuts(world: World, immediate: bool) -> Steps:
     """It is complete, or the next call completes it: all who wait are refused."""
     queue = world.to_go(Queue[int]())
     others = [Other(queue, "get_wait"), Other(queue, "get")]
-    with in_line(queue, *others):
-        yield lambda: queue.shutdown(immediate)
-        queue.shutdown(immediate)
+    line_up(queue, *others)
+    yield lambda: queue.shutdown(immediate)
+    queue.shutdown(immediate)
     assert [other.join() for other in others] == ["shut down"] * 2
     assert queue._reserved == queue._granted == waiting(queue) == 0
 
@@ -215,9 +213,9 @@ def immediate_shutdown_with_items(world: World) -> Steps:
     queue = world.to_go(Queue[int](1))
     queue.put_nowait(1)
     other = Other(queue, "put_wait", 2)
-    with in_line(queue, other):
-        yield lambda: queue.shutdown(True)
-        queue.shutdown(True)
+    line_up(queue, other)
+    yield lambda: queue.shutdown(True)
+    queue.shutdown(True)
     assert other.join() == "shut down"
     assert queue.qsize() == 0
     with pytest.raises(asyncio.QueueShutDown):
