@@ -4,8 +4,10 @@ VENV ?= .venv
 py = $(VENV)/bin/python
 asv_conf = asv.conf.json
 asv = $(py) -m asv --config $(asv_conf)
-# asv makes an environment of its own to measure a commit in, from a Python that it finds by name: this one.
-asv_env = PATH="$(abspath $(VENV))/bin:$$PATH" $(asv)
+# asv makes an environment of its own to measure a commit in, from a Python that it finds by name: this one. It installs
+# what builds nbloop (build-system.requires) before scripts/install-packages pins it. On 3.13t pip would build numpy and
+# llvmlite from source for that: so nothing that those need, and numpy as a wheel.
+asv_env = PATH="$(abspath $(VENV))/bin:$$PATH" PIP_NO_DEPS=1 PIP_ONLY_BINARY=numpy $(asv)
 asv_python = virtualenv:$$($(py) -c 'import sys; print("%d.%d" % sys.version_info[:2] + sys.abiflags)')
 newer = $(or $(VERSION),3.14)
 core = $(patsubst %,tests/contract/test_%.py,submit lifecycle timers order errors references readiness channels graphs) \
