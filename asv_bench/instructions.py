@@ -34,6 +34,7 @@ from . import peers
 from .drive import Asyncio, Driven, Nbloop, NbloopAio
 from .measure import nothing
 from .report import write
+from .subprocesses import program
 
 COUNT = 4000  # operations in a part, within the budget of a loop made for it
 GROWN = 1.03  # how many times the instructions that were written down are too many
@@ -253,7 +254,7 @@ def missing() -> str:
 def count(name: str) -> Counts:
     """Instructions of each operation on the loop of this name, without the surrounding `for`."""
     environment = dict(os.environ, PYTHONHASHSEED="0", NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="")
-    command = [sys.executable, "-m", "asv_bench.instructions", "--play", name]
+    command = program("asv_bench.instructions", "--play", name)
     subprocess.run(command, env=environment, check=True)  # kernels compiled by now
     with tempfile.TemporaryDirectory() as folder:
         names = Path(folder, "names")

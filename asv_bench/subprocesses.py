@@ -28,16 +28,21 @@ from .drive import Asyncio, Driven, Nbloop
 from .measure import nothing
 
 ROOT = Path(__file__).resolve().parents[1]
+# The root comes last, and the current folder not at all: nbloop is the one that is installed, which asv measures.
+PYTHON = (sys.executable, "-P")
+_START = f"""import runpy, sys
+sys.path.append({str(ROOT)!r})
+runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)"""
 
 
-def _environment(**more: str) -> dict[str, str]:
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": path, **more}
+def program(module: str, *arguments: object) -> list[str]:
+    """The command that runs a module of the suite, ``asv_bench.subprocesses`` say, wherever it is run."""
+    return [*PYTHON, "-c", _START, module, *map(str, arguments)]
 
 
 def _ask(*arguments: object) -> dict[str, Any]:
-    command = [sys.executable, "-m", "asv_bench.subprocesses", *map(str, arguments)]
-    answer = subprocess.run(command, env=_environment(), stdout=subprocess.PIPE, check=True, timeout=300, text=True)
+    command = program("asv_bench.subprocesses", *arguments)
+    answer = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=300, text=True)
     return json.loads(answer.stdout)  # type: ignore[no-any-return]
 
 
@@ -142,10 +147,9 @@ def import_seconds(module: str, cold: bool = False) -> float:
     """Seconds that ``import module`` takes in a new process; `cold`: with an empty folder for what nbloop compiles."""
     code = f"import time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t)"
     with tempfile.TemporaryDirectory() as folder:
-        environment = _environment(**({"NBLOOP_CACHE_DIR": folder} if cold else {}))
         answer = subprocess.run(
-            [sys.executable, "-c", code],
-            env=environment,
+            [*PYTHON, "-c", code],
+            env=os.environ | {"NBLOOP_CACHE_DIR": folder} if cold else None,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             check=True,
@@ -155,8 +159,8 @@ def import_seconds(module: str, cold: bool = False) -> float:
     return float(answer.stdout)
 
 
-def processor_seconds(program: str) -> float:
-    """The processor time, user and system, of a new process that runs this program, its start and end included."""
+def processor_seconds(code: str) -> float:
+    """The processor time, user and system, of a new process that runs this code, its start and end included."""
     import resource
 
     def spent() -> float:
@@ -164,7 +168,7 @@ def processor_seconds(program: str) -> float:
         return usage.ru_utime + usage.ru_stime
 
     before = spent()
-    subprocess.run([sys.executable, "-c", program], env=_environment(), check=True, timeout=300)
+    subprocess.run([*PYTHON, "-c", code], check=True, timeout=300)
     return spent() - before
 
 
@@ -251,10 +255,8 @@ def idle(seconds: float, trace: bool = True) -> dict[str, dict[str, float | None
     The last is counted in a second period, because attaching a tracer interrupts the very call that the loop sleeps in.
     A system call that has not returned is the sleep itself, and does not count.
     """
-    command = [sys.executable, "-m", "asv_bench.subprocesses", "idle", str(seconds)]
-    with subprocess.Popen(
-        command, env=_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
+    command = program("asv_bench.subprocesses", "idle", seconds)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         answer = json.loads(process.stdout.readline())

@@ -48,6 +48,7 @@ from ..loop import Loop
 from .datagrams import FAMILIES, DatagramTransport
 from .guard import name_loops
 from .handles import Handle, LockedHandle, Step, TimerHandle, new_words, run, run_watched, tools_watch
+from .replaced_clock import ReplacedClock
 from .selector import READ, WRITE, Selector
 from .tls import TlsProtocol
 from .transports import (
@@ -180,6 +181,11 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         return new_buffer()
 
     @functools.cached_property
+    def _replaced_clock(self) -> ReplacedClock:
+        """The timers that another clock than ours has armed; made for the first one."""
+        return ReplacedClock()
+
+    @functools.cached_property
     def _streams_share(self) -> tuple[Any, ...]:
         """What all connections share; made for the first one."""
         return shared_words(self)
@@ -267,13 +273,18 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         if self._debug:
             self._check_thread()
             self._note(timer, callback, "call_at")
-        if self.time is not self._now:  # a tool's clock: what is between now and then on it is so on ours
-            when = self._now() + (when - self.time())
+        own = when
+        replaced = self.time is not self._now
+        if replaced:  # a tool's clock: what is between now and then on it is so on ours
+            own = self._now() + (when - self.time())
         try:
-            timer._scheduled = self._core.schedule_timer_at(min(when, FAR), self._submit, self._run, timer)
+            timer._scheduled = self._core.schedule_timer_at(min(own, FAR), self._submit, self._run, timer)
         except LoopTerminatedError:
             self._check_closed()
             raise
+        if replaced:  # and it may jump
+            self._replaced_clock.arm(when, timer)
+            self._choose_run()
         return timer
 
     def _add_callback(self, handle: asyncio.Handle) -> None:
@@ -313,7 +324,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
             if self._core._forked:  # a child's copy ends nothing
                 self._signal_handlers.clear()
             super().close()
-            self._run = self._runner  # in debug mode it was a method, which keeps the loop
+            self._run = self._run_handle = self._runner  # they may be methods, which keep the loop
             self.__dict__.pop("_streams_share", None)  # so does the selector, which is in it
             with contextlib.suppress(ForkedLoopError):
                 self._core.close()
@@ -666,11 +677,24 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
                 transport.aim()
 
     def _choose_run(self) -> None:
-        """Who runs a handle: the kernel, unless somebody wants to see it."""
+        """Who runs a handle: the kernel, unless somebody wants to see it, or has timers on a clock of their own."""
         tools = tools_watch()
-        self._words[AIO.TOOLS // 8] = tools
+        clock: ReplacedClock | None = self.__dict__.get("_replaced_clock")
+        self._words[AIO.TOOLS // 8] = tools or bool(clock)
         self._run_seen = run_watched if tools else run
-        self._run = self._run_in_debug if self._debug else run_watched if tools else self._runner
+        self._run_handle = self._run_in_debug if self._debug else run_watched if tools else self._runner
+        self._run = self._run_by_replaced_clock if clock else self._run_handle
+
+    def _run_by_replaced_clock(self, handle: asyncio.Handle) -> None:
+        try:
+            for timer in self._replaced_clock.due(self.time()):
+                if self._core.cancel_timer(timer._scheduled):  # else it was cancelled, or our clock came first
+                    self._submit(self._run, timer)
+            if not self._replaced_clock:
+                self._choose_run()
+        finally:
+            self._run_handle(handle)
+        del handle  # as in `run`
 
     def _run_in_debug(self, handle: asyncio.Handle) -> None:
         start = self.time()

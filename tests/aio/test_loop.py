@@ -628,6 +628,105 @@ def test_a_replaced_clock_is_used(how):
     loop.close()
 
 
+class Clock:
+    """One that a test moves; it counts how often it is read."""
+
+    def __init__(self, now=1000.0):
+        self.now = now
+        self.reads = 0
+
+    def __call__(self):
+        self.reads += 1
+        return self.now
+
+
+async def turns(count):
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_a_replaced_clock_that_jumps_makes_timers_due(aio, debug):
+    """As in aiohttp's tests: what its time has passed runs in the next turn, once each and in order."""
+    aio.set_debug(debug)
+
+    async def main():
+        aio.time = clock = Clock()
+        ran = []
+        for delay in (300, 100, 200, 900):
+            aio.call_later(delay, ran.append, delay)
+        aio.call_later(150, ran.append, "cancelled").cancel()
+        last = aio.call_at(clock.now + 5000, ran.append, "last")
+        await turns(3)
+        assert ran == []
+        clock.now += 300
+        await turns(2)
+        assert ran == [100, 200, 300]
+        clock.now += 600
+        await turns(2)
+        assert ran == [100, 200, 300, 900]
+        last.cancel()
+        clock.now += 9000
+        await turns(3)
+        assert ran == [100, 200, 300, 900]
+        before = clock.reads
+        await turns(3)
+        assert debug or clock.reads == before  # nobody waits on it, so nobody asks it
+
+    aio.run_until_complete(main())
+
+
+def test_a_timer_of_a_replaced_clock_fires_once(aio):
+    """Whether our clock or the other comes first."""
+
+    async def main():
+        aio.time = clock = Clock()
+        ran = []
+        kept = [aio.call_later(0.001, ran.append, "ours"), aio.call_later(0.002, ran.append, "cancelled")]
+        kept[1].cancel()
+        far = aio.create_future()
+        aio.call_later(0.01, far.set_result, None)
+        await far
+        assert ran == ["ours"]
+        clock.now += 1
+        await turns(3)
+        assert ran == ["ours"]
+
+    aio.run_until_complete(main())
+
+
+def test_a_replaced_clock_keeps_no_timer_that_is_over(aio):
+    """A clock that stands still never finds its timers due."""
+    count = 500
+    aio.time = Clock()
+    timers = [weakref.ref(aio.call_later(0, int)) for _ in range(count)]
+    for _ in range(count):
+        timer = aio.call_later(1000, int)
+        timer.cancel()
+        timers.append(weakref.ref(timer))
+    del timer
+    aio.run_until_complete(asyncio.wait_for(turns(10), PATIENCE))
+    assert [one for one in timers if one() is not None] == []
+
+
+def test_an_error_of_a_replaced_clock_loses_no_callback(aio):
+    """It leaves the run; what would have run then has run."""
+
+    def broken():
+        raise ZeroDivisionError
+
+    aio.time = Clock()
+    timer = aio.call_later(1000, int)
+    ran = []
+    aio.call_soon(ran.append, 1)
+    aio.call_soon(aio.stop)
+    aio.time = broken
+    aio.set_exception_handler(lambda _loop, context: ran.append(type(context["exception"])))
+    aio.run_forever()
+    assert ran[:2] == [1, ZeroDivisionError]
+    timer.cancel()
+
+
 def test_idle_loop_has_no_descriptor(aio, descriptors):
     """Without descriptors to watch the loop has none: no pair of sockets, no epoll; it sleeps on a futex."""
     before = descriptors()

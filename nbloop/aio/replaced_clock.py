@@ -1,0 +1,57 @@
+"""Timers of a loop whose `time` has been replaced, as tests of libraries do to move the clock.
+
+The core's timers wait on the system's clock, so a jump of another clock does not move them. asyncio compares its timers
+with `loop.time` in each turn. So a timer that is armed while `time` is another function waits twice: in the core, for
+what lies between that clock's time and its own, and here, by that clock's times. While there are any, the loop asks the
+clock before each callback that it runs. A program with the loop's own clock never comes here.
+
+Any thread arms timers. The heap belongs to the loop's thread. A heap keeps no handle alive: one that has fired in the
+core, or was cancelled and forgotten, is a dead reference, which goes when it is due or when the heap has doubled.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from heapq import heapify, heappop, heappush
+from itertools import count
+from operator import itemgetter
+from typing import Any
+
+SOME = 64  # entries that are not worth a search for dead ones
+
+type _Entry = tuple[float, int, weakref.ref[Any]]  # numbered, because references cannot be compared
+
+_numbers = count()
+_reference = itemgetter(2)
+
+
+class ReplacedClock:
+    """The timers of one loop that were armed while it had another clock; true while there are any."""
+
+    def __init__(self) -> None:
+        self._armed: deque[_Entry] = deque()
+        self._heap: list[_Entry] = []
+        self._most = SOME
+
+    def __bool__(self) -> bool:
+        return bool(self._armed or self._heap)
+
+    def arm(self, when: float, timer: Any) -> None:
+        """Note a timer. Any thread; O(1)."""
+        self._armed.append((when, next(_numbers), weakref.ref(timer)))
+
+    def due(self, now: float) -> Iterator[Any]:
+        """The timers whose time has come, in order, each once. Loop thread; O(log n) a timer."""
+        heap = self._heap
+        while self._armed:
+            heappush(heap, self._armed.popleft())
+        if len(heap) > self._most:
+            heap[:] = [entry for entry in heap if _reference(entry)() is not None]
+            heapify(heap)
+            self._most = max(SOME, 2 * len(heap))
+        while heap and heap[0][0] <= now:
+            timer = _reference(heappop(heap))()
+            if timer is not None:
+                yield timer
