@@ -14,7 +14,7 @@ core = $(patsubst %,tests/contract/test_%.py,submit lifecycle timers order error
     tests/kernels/test_interpreter.py tests/js tests/aio/test_transports.py tests/aio/test_datagrams.py
 asv_machine = $(HOME)/.asv-machine.json
 
-.PHONY: help setup demo doctor wheel test test-slow test-interrupts test-gil test-newer test-debug test-aarch64 test-wheel test-nojit test-checked test-windows test-asyncio test-ecosystem verify mutate soak lint format types docs doctest bench-smoke instructions bench \
+.PHONY: help setup demo doctor wheel test test-slow test-interrupts test-gil test-newer test-debug test-aarch64 test-wheel test-nojit test-checked test-windows test-asyncio test-ecosystem test-suites verify mutate soak lint format types docs doctest bench-smoke instructions bench \
     bench-continuous bench-html peers compare figures clean
 
 help: ## list the targets
@@ -96,6 +96,15 @@ test-asyncio: setup ## run CPython's own asyncio tests on nbloop's asyncio loop
 
 test-ecosystem: setup ## run every block of docs/recipes.md, and write docs/compatibility.md: libraries of others, against real servers
 	NBLOOP_ECOSYSTEM="$$(VENV=$(VENV) scripts/ecosystem)" $(py) -m pytest ecosystem $(ARGS)
+
+test-suites: ## run the own tests of aiohttp, anyio, tornado, uvicorn, uvloop on nbloop and asyncio, VERSION=3.14, or say why not
+	@if python=$$(scripts/debian-python $(newer)); then \
+	    PYTHON="$$python" VENV=.venv-$(newer) scripts/setup && \
+	    environment=$$(VENV=.venv-$(newer) scripts/ecosystem --suites) && \
+	    NBLOOP_ECOSYSTEM="$$environment" .venv-$(newer)/bin/python -m pytest suites -o faulthandler_timeout=0 $(ARGS); \
+	else \
+	    echo "SKIPPED: the own tests of other libraries, see above"; \
+	fi
 
 verify: setup ## models of the protocols, races in the kernels, histories; see docs/verification.md for the tools that it needs
 	$(py) -m pytest models races tests/proofs/test_histories.py $(ARGS)

@@ -1,11 +1,12 @@
-"""A pytest plugin for the suites of other libraries (suites.py): wherever a test makes one of asyncio's loops, by name
-or through the policy, it gets one of `NBLOOP_SUITE_LOOP`. It appends the name of each test that passed to the file
-`NBLOOP_SUITE_PASSED`: after a crash, too, the file says what passed before.
+"""A pytest plugin for the suites of other libraries (test_suites.py). If `NBLOOP_SUITE_LOOP` is ``nbloop``, a test gets
+an nbloop loop wherever it makes one of asyncio's, by name or through the policy. The name of each test that has passed
+goes to the file `NBLOOP_SUITE_PASSED` at once: after a crash, too, the file says what passed before.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import warnings
 from pathlib import Path
@@ -13,22 +14,24 @@ from typing import Any
 
 import pytest
 
-import nbloop
-
 PASSED = Path(os.environ["NBLOOP_SUITE_PASSED"])
 PHASES = 3  # setup, call and teardown
 
-
-class Stand(nbloop.EventLoop):
-    """Replaces `asyncio.SelectorEventLoop`, which takes a selector as its argument."""
-
-    def __init__(self, selector: Any = None) -> None:
-        if selector is not None:
-            selector.close()
-        super().__init__()
+passed: dict[str, int] = {}
 
 
-if os.environ["NBLOOP_SUITE_LOOP"] == "nbloop":
+def stand_for_asyncio() -> None:
+    """Put nbloop's loop in the place of asyncio's."""
+    import nbloop
+
+    class Stand(nbloop.EventLoop):
+        """It takes a selector as its argument, too."""
+
+        def __init__(self, selector: Any = None) -> None:
+            if selector is not None:
+                selector.close()
+            super().__init__()
+
     # uvloop's suite asks the class's module whether a loop is asyncio's, and uvicorn names a test after the class.
     Stand.__module__, Stand.__name__ = asyncio.SelectorEventLoop.__module__, asyncio.SelectorEventLoop.__name__
     asyncio.SelectorEventLoop = asyncio.EventLoop = Stand  # type: ignore[misc]
@@ -37,7 +40,10 @@ if os.environ["NBLOOP_SUITE_LOOP"] == "nbloop":
     if policy is not None:  # before 3.16
         policy._loop_factory = Stand
 
-passed: dict[str, int] = {}
+
+if os.environ["NBLOOP_SUITE_LOOP"] == "nbloop":
+    stand_for_asyncio()
+gc.freeze()  # aiohttp's suite collects after each test, which took 50 ms with all that numba imports
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

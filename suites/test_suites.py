@@ -1,0 +1,158 @@
+"""Other libraries' own tests, on asyncio's loop and on nbloop's: what passes on the one has to pass on the other.
+
+`NBLOOP_ECOSYSTEM` names the environment of `scripts/ecosystem --suites`, in which the tests run, with plugin.py. A
+whole run writes its part of docs/compatibility.md.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "compatibility.md"
+ENVIRONMENT = Path(os.environ["NBLOOP_ECOSYSTEM"])
+LOOPS = ("asyncio", "nbloop")
+SECONDS = 900.0
+ATTEMPTS = 2  # at tests that passed on asyncio alone: some depend on timing, and both suites run at once
+PYTHON = ".".join(platform.python_version_tuple()[:2])
+PLAIN = ("-c", os.devnull, "--rootdir=.")  # of a library without settings for pytest, which would find nbloop's
+
+
+@dataclass(frozen=True)
+class Suite:
+    """How to run a library's tests. Of a library that is no server or client, only those that use a loop."""
+
+    library: str
+    tests: tuple[str, ...]
+    options: tuple[str, ...] = ()
+    least: int = 0  # tests that pass on asyncio, or else it has not run
+    differ: Mapping[str, str] = field(default_factory=dict)  # tests that pass on asyncio alone, and why
+
+
+SIGNAL_TWICE = (
+    "asyncio calls a loop's handler of a signal also while `signal.signal` has set another; nbloop calls it when that"
+    " one is taken back, in the next turn, and the test does not wait for it"
+)
+DATA_FIRST = (
+    "expects what was ready to run before data that arrived meanwhile is read; nbloop reads when it polls, like uvloop,"
+    " which fails it too"
+)
+
+SUITES = (
+    Suite(
+        "aiohttp",
+        tuple(
+            f"tests/test_{name}.py"
+            for name in (
+                *("base_protocol", "client_connection", "client_functional", "client_proto", "client_session"),
+                *("client_ws_functional", "connector", "flowcontrol_streams", "leaks", "loop", "proxy_functional"),
+                *("pytest_plugin", "resolver", "run_app", "streams", "tcp_helpers", "test_utils", "web_functional"),
+                *("web_protocol", "web_request_handler", "web_runner", "web_sendfile_functional", "web_server"),
+                *("web_websocket_functional", "websocket_writer"),
+            )
+        ),
+        ("-W", "ignore::DeprecationWarning"),  # it makes asyncio's policies, which 3.14 deprecates
+        least=1400,
+        differ={"tests/test_client_ws_functional.py::test_concurrent_close_multiple_tasks[pyloop]": DATA_FIRST},
+    ),
+    Suite("anyio", ("tests",), ("-k", "asyncio and not uvloop"), least=2000),
+    Suite("tornado", ("tornado/test",), (*PLAIN, "--log-disable=tornado.access"), least=1300),
+    Suite(
+        "uvicorn",
+        ("tests",),
+        ("--ignore=tests/benchmarks",),
+        least=1200,
+        differ={
+            f"tests/test_server.py::test_server_interrupt[capture_signal_async-{number}]": SIGNAL_TWICE
+            for number in (2, 15)
+        },
+    ),
+    Suite("uvloop", ("tests",), (*PLAIN, "-k", "AIO"), least=180),
+)
+
+
+def run(suite: Suite, folder: Path, loop: str, only: Iterable[str] = ()) -> set[str]:
+    """The names of the tests that pass on a loop."""
+    passed = folder / f"passed-{loop}"
+    passed.write_text("", encoding="utf-8")
+    command = [ENVIRONMENT / "bin" / "python", "-P", "-m", "pytest", "-q", "-o", "addopts=", "--timeout=60"]
+    command += ["-p", "plugin", "-p", "no:cacheprovider", "-p", "no:asyncio", "-p", "no:run_parallel"]
+    where = ENVIRONMENT / "suites" / suite.library
+    if not where.exists():  # its tests are installed with it
+        (where,) = ENVIRONMENT.glob("lib/python*/site-packages")
+    answer = subprocess.run(
+        [*command, *suite.options, *(only or suite.tests)],
+        cwd=where,
+        env=os.environ
+        | {"NBLOOP_SUITE_LOOP": loop, "NBLOOP_SUITE_PASSED": str(passed), "PYTHONDONTWRITEBYTECODE": "1"}
+        | {"PYTHONPATH": str(Path(__file__).parent), "PATH": f"{ENVIRONMENT / 'bin'}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    print(f"--- {suite.library} on {loop}", answer.stdout[-20_000:], answer.stderr[-5_000:], sep="\n")
+    return set(passed.read_text(encoding="utf-8").splitlines())
+
+
+type Seen = dict[str, tuple[int, int, Mapping[str, str]]]  # by library: passed on asyncio, of these on nbloop, the rest
+
+
+@pytest.fixture(scope="module")
+def seen() -> Iterator[Seen]:
+    found: Seen = {}
+    yield found
+    if len(found) == len(SUITES):
+        write(found)
+
+
+def write(seen: Seen) -> None:
+    """The part of this Python, between its two marks."""
+    begin, end = f"<!-- {PYTHON}: written by make test-suites -->", f"<!-- end of the suites on {PYTHON} -->"
+    lines = [begin, f"CPython {platform.python_version()}:", ""]
+    lines += ["| library | version | tests passed on asyncio | of these, passed on nbloop |", "|---|---|---|---|"]
+    lines += [f"| {one} | {version(one)} | {ran:,} | {kept:,} |" for one, (ran, kept, _) in seen.items()]
+    lines += ["", *(f"* {one}: `{name}`: {why}." for one, (_, _, rest) in seen.items() for name, why in rest.items())]
+    text = PAGE.read_text(encoding="utf-8")
+    assert text.count(begin) == text.count(end) == 1, f"{PAGE} has no place for Python {PYTHON}"
+    PAGE.write_text(
+        "".join([text.partition(begin)[0], "\n".join([*lines, end]), text.partition(end)[2]]), encoding="utf-8"
+    )
+
+
+def version(library: str) -> str:
+    text = "\n".join(
+        (ROOT / "requirements" / f"{name}.txt").read_text(encoding="utf-8") for name in ("ecosystem", "suites")
+    )
+    found = re.search(rf"^{library}==(.*)$", text, re.MULTILINE)
+    assert found is not None
+    return found[1]
+
+
+@pytest.mark.timeout(2 * SECONDS)
+@pytest.mark.parametrize("suite", SUITES, ids=lambda suite: suite.library)
+def test_suite(suite: Suite, tmp_path: Path, seen: Seen) -> None:
+    """All tests that pass on asyncio's loop pass on nbloop's, but those whose difference is explained."""
+    with ThreadPoolExecutor(len(LOOPS)) as both:
+        expected, found = both.map(partial(run, suite, tmp_path), LOOPS)
+    lost = expected - found
+    unexplained = lost - set(suite.differ)
+    for _ in range(ATTEMPTS):
+        if unexplained:
+            unexplained -= run(suite, tmp_path, "nbloop", sorted(unexplained))
+    if unexplained:  # does asyncio always pass them?
+        unexplained &= run(suite, tmp_path, "asyncio", sorted(unexplained))
+    assert len(expected) >= suite.least, "the suite has not run"
+    assert unexplained == set()
+    assert set(suite.differ) <= lost, "what was explained is no longer so"
+    seen[suite.library] = len(expected), len(expected) - len(suite.differ), suite.differ
