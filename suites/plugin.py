@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 PASSED = Path(os.environ["NBLOOP_SUITE_PASSED"])
-PHASES = 3  # setup, call and teardown
+PHASES = {"setup", "call", "teardown"}
 
-passed: dict[str, int] = {}
+made = 0  # loops of nbloop
 
 
 def stand_for_asyncio() -> None:
@@ -28,6 +28,8 @@ def stand_for_asyncio() -> None:
         """It takes a selector as its argument, too."""
 
         def __init__(self, selector: Any = None) -> None:
+            global made
+            made += 1
             if selector is not None:
                 selector.close()
             super().__init__()
@@ -45,10 +47,23 @@ if os.environ["NBLOOP_SUITE_LOOP"] == "nbloop":
     stand_for_asyncio()
 gc.freeze()  # aiohttp's suite collects after each test, which took 50 ms with all that numba imports
 
+phases: dict[str, set[str]] = {}
+failed: set[str] = set()
+
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """A test has passed if all of its phases have."""
-    passed[report.nodeid] = passed.get(report.nodeid, 0) + report.passed
-    if passed[report.nodeid] == PHASES:
+    """A test has passed if all of its phases have; its subtests are reported under its name, and one that fails fails
+    it.
+    """
+    if report.passed:
+        phases.setdefault(report.nodeid, set()).add(report.when or "")
+    elif report.failed:
+        failed.add(report.nodeid)
+    if report.when == "teardown" and report.nodeid not in failed and phases.get(report.nodeid) == PHASES:
         with PASSED.open("a", encoding="utf-8") as file:
             file.write(report.nodeid + "\n")
+
+
+def pytest_sessionfinish() -> None:
+    """Say how many loops there were."""
+    PASSED.with_suffix(".loops").write_text(str(made), encoding="utf-8")

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "compatibility.md"
 ENVIRONMENT = Path(os.environ["NBLOOP_ECOSYSTEM"])
 LOOPS = ("asyncio", "nbloop")
-SECONDS = 900.0
+SECONDS = 600.0
 ATTEMPTS = 2  # at tests that passed on asyncio alone: some depend on timing, and both suites run at once
 PYTHON = ".".join(platform.python_version_tuple()[:2])
 PLAIN = ("-c", os.devnull, "--rootdir=.")  # of a library without settings for pytest, which would find nbloop's
@@ -82,7 +82,7 @@ SUITES = (
 
 
 def run(suite: Suite, folder: Path, loop: str, only: Iterable[str] = ()) -> set[str]:
-    """The names of the tests that pass on a loop."""
+    """The names of the tests that pass on a loop. The run must come to its end: no crash, no hang."""
     passed = folder / f"passed-{loop}"
     passed.write_text("", encoding="utf-8")
     command = [ENVIRONMENT / "bin" / "python", "-P", "-m", "pytest", "-q", "-o", "addopts=", "--timeout=60"]
@@ -102,6 +102,9 @@ def run(suite: Suite, folder: Path, loop: str, only: Iterable[str] = ()) -> set[
         check=False,
     )
     print(f"--- {suite.library} on {loop}", answer.stdout[-20_000:], answer.stderr[-5_000:], sep="\n")
+    assert answer.returncode in (0, 1), f"pytest has not run all tests: {answer.returncode}"
+    loops = int(passed.with_suffix(".loops").read_text(encoding="utf-8"))
+    assert (loops > 0) == (loop == "nbloop"), f"{loops} loops of nbloop"
     return set(passed.read_text(encoding="utf-8").splitlines())
 
 
@@ -139,20 +142,22 @@ def version(library: str) -> str:
     return found[1]
 
 
-@pytest.mark.timeout(2 * SECONDS)
+@pytest.mark.timeout((1 + ATTEMPTS + 2) * SECONDS)
 @pytest.mark.parametrize("suite", SUITES, ids=lambda suite: suite.library)
 def test_suite(suite: Suite, tmp_path: Path, seen: Seen) -> None:
     """All tests that pass on asyncio's loop pass on nbloop's, but those whose difference is explained."""
     with ThreadPoolExecutor(len(LOOPS)) as both:
         expected, found = both.map(partial(run, suite, tmp_path), LOOPS)
     lost = expected - found
+    if changed := set(suite.differ) - lost:  # it may have been luck
+        lost |= changed - run(suite, tmp_path, "nbloop", sorted(changed))
     unexplained = lost - set(suite.differ)
     for _ in range(ATTEMPTS):
         if unexplained:
             unexplained -= run(suite, tmp_path, "nbloop", sorted(unexplained))
-    if unexplained:  # does asyncio always pass them?
-        unexplained &= run(suite, tmp_path, "asyncio", sorted(unexplained))
+    if unexplained:  # those that asyncio does not always pass do not count
+        expected -= unexplained - run(suite, tmp_path, "asyncio", sorted(unexplained))
     assert len(expected) >= suite.least, "the suite has not run"
-    assert unexplained == set()
+    assert unexplained & expected == set()
     assert set(suite.differ) <= lost, "what was explained is no longer so"
-    seen[suite.library] = len(expected), len(expected) - len(suite.differ), suite.differ
+    seen[suite.library] = len(expected), len(expected - set(suite.differ)), suite.differ

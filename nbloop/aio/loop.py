@@ -36,6 +36,7 @@ from asyncio import constants, format_helpers, trsock
 from collections.abc import Callable, Coroutine, Mapping
 from contextvars import Context, copy_context
 from sys import _getframe
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..awaiting import set_done
@@ -112,12 +113,14 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
     """
 
     _transports: Mapping[int, Any] = {}
+    _replaced_clock: ReplacedClock | None = None
     _made = False  # until then there is nothing to close: options were refused, or a signal's handler has raised
 
     if TYPE_CHECKING:  # asyncio's, which its stubs do not name
         _closed: bool
         _selector: Selector
         _stopping: bool
+        _thread_id: int | None
         _current_handle: asyncio.Handle | None
 
         _signal_handlers: dict[int, asyncio.Handle]
@@ -181,11 +184,6 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         return new_buffer()
 
     @functools.cached_property
-    def _replaced_clock(self) -> ReplacedClock:
-        """The timers that another clock than ours has armed; made for the first one."""
-        return ReplacedClock()
-
-    @functools.cached_property
     def _streams_share(self) -> tuple[Any, ...]:
         """What all connections share; made for the first one."""
         return shared_words(self)
@@ -218,7 +216,9 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
     def call_at(  # type: ignore[override, empty-body]
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
-        """Run ``callback(*args)`` once, no earlier than `when` on the clock of `time`; otherwise as `call_later`."""
+        """Run ``callback(*args)`` once, no earlier than `when` on the clock of `time`; otherwise as `call_later`. If
+        `time` has been replaced, it waits no longer than lay between that clock's time and `when` at the call.
+        """
 
     @method(kernels.aio_timer_cancelled)
     def _timer_handle_cancelled(self, handle: TimerHandle) -> None:
@@ -283,8 +283,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
             self._check_closed()
             raise
         if replaced:  # and it may jump
-            self._replaced_clock.arm(when, timer)
-            self._choose_run()
+            self._arm_by_replaced_clock(when, timer)
         return timer
 
     def _add_callback(self, handle: asyncio.Handle) -> None:
@@ -301,6 +300,8 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         `asyncio.Handle._run` has been replaced by now, it is called for each callback, task steps included.
         """
         self._choose_run()
+        if self._replaced_clock:
+            self._submit(self._ask_replaced_clock)
         self._run_forever_setup()
         try:
             self._core.run()
@@ -324,6 +325,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
             if self._core._forked:  # a child's copy ends nothing
                 self._signal_handlers.clear()
             super().close()
+            self._replaced_clock = None
             self._run = self._run_handle = self._runner  # they may be methods, which keep the loop
             self.__dict__.pop("_streams_share", None)  # so does the selector, which is in it
             with contextlib.suppress(ForkedLoopError):
@@ -679,22 +681,47 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
     def _choose_run(self) -> None:
         """Who runs a handle: the kernel, unless somebody wants to see it, or has timers on a clock of their own."""
         tools = tools_watch()
-        clock: ReplacedClock | None = self.__dict__.get("_replaced_clock")
-        self._words[AIO.TOOLS // 8] = tools or bool(clock)
+        clock = self._replaced_clock is not None and self._replaced_clock.watched
+        self._words[AIO.TOOLS // 8] = tools or clock
         self._run_seen = run_watched if tools else run
         self._run_handle = self._run_in_debug if self._debug else run_watched if tools else self._runner
         self._run = self._run_by_replaced_clock if clock else self._run_handle
 
     def _run_by_replaced_clock(self, handle: asyncio.Handle) -> None:
         try:
-            for timer in self._replaced_clock.due(self.time()):
+            self._run_handle(handle)
+        finally:
+            del handle  # as in `run`
+            self._ask_replaced_clock()
+
+    def _arm_by_replaced_clock(self, when: float, timer: TimerHandle) -> None:
+        """Note a timer that was armed while the loop had another clock. Any thread, as `call_at`."""
+        if self._replaced_clock is None:
+            self.__dict__.setdefault("_replaced_clock", ReplacedClock())  # one, whichever thread is first
+        clock = self._replaced_clock
+        assert clock is not None
+        clock.arm(when, timer)
+        if not clock.watched:
+            clock.watched = True
+            if self._thread_id in (None, get_ident()):
+                self._choose_run()
+            self._submit(self._ask_replaced_clock)  # after all that is queued, and would not ask
+
+    def _ask_replaced_clock(self) -> None:
+        """Queue the timers that are due by a clock that replaces ours, which a callback may have moved."""
+        clock = self._replaced_clock
+        if clock is None:  # closed
+            return
+        try:
+            if self.time is self._now:  # ours is back
+                clock.forget()
+            for timer in clock.due(self.time()):
                 if self._core.cancel_timer(timer._scheduled):  # else it was cancelled, or our clock came first
                     self._submit(self._run, timer)
-            if not self._replaced_clock:
-                self._choose_run()
         finally:
-            self._run_handle(handle)
-        del handle  # as in `run`
+            clock.watched = bool(clock)
+            if clock.watched != (self._run == self._run_by_replaced_clock):
+                self._choose_run()
 
     def _run_in_debug(self, handle: asyncio.Handle) -> None:
         start = self.time()

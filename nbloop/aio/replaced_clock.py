@@ -2,11 +2,11 @@
 
 The core's timers wait on the system's clock, so a jump of another clock does not move them. asyncio compares its timers
 with `loop.time` in each turn. So a timer that is armed while `time` is another function waits twice: in the core, for
-what lies between that clock's time and its own, and here, by that clock's times. While there are any, the loop asks the
-clock before each callback that it runs. A program with the loop's own clock never comes here.
+what lies between that clock's time and `when`, and here, by that clock's times. While there are any, the loop asks the
+clock after each callback that it runs. A program with the loop's own clock never comes here.
 
 Any thread arms timers. The heap belongs to the loop's thread. A heap keeps no handle alive: one that has fired in the
-core, or was cancelled and forgotten, is a dead reference, which goes when it is due or when the heap has doubled.
+core, or was cancelled and forgotten, is a dead reference. It goes when it is first, or when the heap has doubled.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class ReplacedClock:
     """The timers of one loop that were armed while it had another clock; true while there are any."""
 
     def __init__(self) -> None:
+        self.watched = False  # whether the loop asks the clock, or will do so before it sleeps
         self._armed: deque[_Entry] = deque()
         self._heap: list[_Entry] = []
         self._most = SOME
@@ -43,15 +44,27 @@ class ReplacedClock:
         self._armed.append((when, next(_numbers), weakref.ref(timer)))
 
     def due(self, now: float) -> Iterator[Any]:
-        """The timers whose time has come, in order, each once. Loop thread; O(log n) a timer."""
-        heap = self._heap
+        """The timers whose time has come, in order. Loop thread; O(log n) a timer. After an exception of a signal's
+        handler a timer may come twice.
+        """
         while self._armed:
-            heappush(heap, self._armed.popleft())
-        if len(heap) > self._most:
-            heap[:] = [entry for entry in heap if _reference(entry)() is not None]
-            heapify(heap)
-            self._most = max(SOME, 2 * len(heap))
-        while heap and heap[0][0] <= now:
-            timer = _reference(heappop(heap))()
+            heappush(self._heap, self._armed[0])  # before it is taken, or another thread would see none
+            self._armed.popleft()
+        if len(self._heap) > self._most:
+            kept = [entry for entry in self._heap if _reference(entry)() is not None]
+            heapify(kept)
+            self._heap = kept
+            self._most = max(SOME, 2 * len(kept))
+        heap = self._heap
+        while heap:
+            timer = _reference(heap[0])()
+            if timer is not None and heap[0][0] > now:
+                break
+            heappop(heap)
             if timer is not None:
                 yield timer
+
+    def forget(self) -> None:
+        """Forget all timers: they wait in the core. Loop thread."""
+        self._armed.clear()
+        self._heap = []

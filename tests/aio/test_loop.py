@@ -676,6 +676,79 @@ def test_a_replaced_clock_that_jumps_makes_timers_due(aio, debug):
     aio.run_until_complete(main())
 
 
+@pytest.mark.parametrize("who", ["the task that armed", "a task that was ready before", "between runs"])
+def test_a_jump_right_before_the_loop_sleeps_is_noticed(aio, who):
+    """Whoever moves the clock last, the loop does not sleep over what is due by it."""
+    clock = Clock()
+    fired = aio.create_future()
+
+    async def move():
+        clock.now += 3000
+
+    async def main():
+        if who == "between runs":
+            return
+        mover = asyncio.create_task(move())  # queued before the loop knows that its clock counts
+        aio.time = clock
+        aio.call_later(3000, fired.set_result, None)
+        if who == "the task that armed":
+            await move()
+            mover.cancel()
+        await fired
+
+    start = time.monotonic()
+    if who == "between runs":
+        aio.time = clock
+        aio.call_later(3000, fired.set_result, None)
+        aio.run_until_complete(main())
+        clock.now += 3000
+        aio.run_until_complete(fired)
+    else:
+        aio.run_until_complete(main())
+    assert time.monotonic() - start < PATIENCE
+
+
+def test_a_clock_that_is_put_back_is_asked_no_more(aio):
+    """Its timers wait on in the core, and the loop is as fast as before."""
+
+    async def main():
+        own, aio.time = aio.time, Clock()
+        clock = aio.time
+        ran = []
+        timers = [aio.call_later(delay, ran.append, delay) for delay in (0.01, 1000)]
+        await turns(3)
+        aio.time = own
+        await turns(3)
+        before = clock.reads
+        while not ran:
+            await asyncio.sleep(0.001)
+        assert clock.reads == before
+        assert aio._run is aio._runner  # the kernel
+        timers[1].cancel()
+
+    aio.run_until_complete(asyncio.wait_for(main(), PATIENCE))
+
+
+def test_a_thread_arms_timers_by_a_replaced_clock(aio):
+    """The loop notices a jump all the same, once it has woken for the timer."""
+
+    async def main():
+        aio.time = clock = Clock()
+        fired = [aio.create_future() for _ in range(20)]
+
+        def arm():
+            for one in fired:
+                aio.call_later(3000, one.set_result, None)
+
+        await asyncio.to_thread(arm)
+        clock.now += 3000
+        start = time.monotonic()
+        await asyncio.gather(*fired)
+        assert time.monotonic() - start < PATIENCE
+
+    aio.run_until_complete(main())
+
+
 def test_a_timer_of_a_replaced_clock_fires_once(aio):
     """Whether our clock or the other comes first."""
 
@@ -710,7 +783,7 @@ def test_a_replaced_clock_keeps_no_timer_that_is_over(aio):
 
 
 def test_an_error_of_a_replaced_clock_loses_no_callback(aio):
-    """It leaves the run; what would have run then has run."""
+    """The error is reported, and everything that was queued runs."""
 
     def broken():
         raise ZeroDivisionError
@@ -723,7 +796,8 @@ def test_an_error_of_a_replaced_clock_loses_no_callback(aio):
     aio.time = broken
     aio.set_exception_handler(lambda _loop, context: ran.append(type(context["exception"])))
     aio.run_forever()
-    assert ran[:2] == [1, ZeroDivisionError]
+    assert 1 in ran
+    assert ZeroDivisionError in ran
     timer.cancel()
 
 

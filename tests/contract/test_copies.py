@@ -70,6 +70,7 @@ INTERNAL = {
         "Latch",
         "LoopSignals",
         "Places",
+        "ReplacedClock",
     ),  # of a loop
     *("Entrance", "Room", "Taker", "Ends"),  # of a channel
     *("Fields", "Record"),  # of the kernels: modules of offsets
