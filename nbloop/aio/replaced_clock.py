@@ -5,8 +5,8 @@ with `loop.time` in each turn. So a timer that is armed while `time` is another 
 what lies between that clock's time and `when`, and here, by that clock's times. While there are any, the loop asks the
 clock after each callback that it runs. A program with the loop's own clock never comes here.
 
-Any thread arms timers. The heap belongs to the loop's thread. A heap keeps no handle alive: one that has fired in the
-core, or was cancelled and forgotten, is a dead reference. It goes when it is first, or when the heap has doubled.
+Any thread arms timers. The heap belongs to the loop's thread. It keeps no handle alive: one that has fired in the core,
+or was cancelled and forgotten, is a dead reference. It goes when it is first, or when the heap has doubled.
 """
 
 from __future__ import annotations
