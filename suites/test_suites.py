@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import subprocess
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -125,7 +126,17 @@ def write(seen: Seen) -> None:
     lines = [begin, f"CPython {platform.python_version()}:", ""]
     lines += ["| library | version | tests passed on asyncio | of these, passed on nbloop |", "|---|---|---|---|"]
     lines += [f"| {one} | {version(one)} | {ran:,} | {kept:,} |" for one, (ran, kept, _) in seen.items()]
-    lines += ["", *(f"* {one}: `{name}`: {why}." for one, (_, _, rest) in seen.items() for name, why in rest.items())]
+    lines.append("")
+    for library, (_, _, differ) in seen.items():
+        for why in dict.fromkeys(differ.values()):
+            names = ", ".join(f"`{name}`" for name, reason in differ.items() if reason == why)
+            lines += textwrap.wrap(
+                f"* {library}, {names}: {why}.",
+                120,
+                subsequent_indent="  ",
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
     text = PAGE.read_text(encoding="utf-8")
     assert text.count(begin) == text.count(end) == 1, f"{PAGE} has no place for Python {PYTHON}"
     PAGE.write_text(

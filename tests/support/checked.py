@@ -220,10 +220,10 @@ class Checker:
                     self.object(id(one))
                     return
             where = f"arrays: {self.arrays.near(address)}; objects: {self.objects.near(address)}"
-        self.problems.append(f"{verb}({address:#x}): {where}")
-        stack = "".join(traceback.format_stack())
-        os.write(sys.__stderr__.fileno(), f"{self.problems[-1]}\n{stack}".encode())  # a callback may swallow the error
-        raise OutOfBounds(self.problems[-1])
+        problem = f"{verb}({address:#x}): {where}"
+        self.problems.append(f"{problem}\n{''.join(traceback.format_stack())}")
+        os.write(sys.__stderr__.fileno(), self.problems[-1].encode())  # a callback may swallow the error
+        raise OutOfBounds(problem)
 
 
 checker = Checker()
@@ -388,6 +388,8 @@ def pytest_configure() -> None:
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     terminalreporter.write_line(f"{checker.looks:,} addresses checked, {len(checker.problems)} out of bounds")
+    for problem in checker.problems:  # pytest shows what a test wrote only if the test failed
+        terminalreporter.write_line(problem)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
