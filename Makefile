@@ -97,13 +97,13 @@ test-asyncio: setup ## run CPython's own asyncio tests on nbloop's asyncio loop
 test-ecosystem: setup ## run every block of docs/recipes.md, and write docs/compatibility.md: libraries of others, against real servers
 	NBLOOP_ECOSYSTEM="$$(VENV=$(VENV) scripts/ecosystem)" $(py) -m pytest ecosystem $(ARGS)
 
-test-suites: ## run the own tests of aiohttp, anyio, tornado, uvicorn, uvloop on nbloop and asyncio, VERSION=3.14, or say why not
+test-suites: ## run the tests that aiohttp, anyio, tornado, uvicorn, uvloop ship, on nbloop and asyncio, VERSION=3.14, or say why not
 	@if python=$$(scripts/debian-python $(newer)); then \
 	    PYTHON="$$python" VENV=.venv-$(newer) scripts/setup && \
 	    environment=$$(VENV=.venv-$(newer) scripts/ecosystem --suites) && \
 	    NBLOOP_ECOSYSTEM="$$environment" .venv-$(newer)/bin/python -m pytest suites -o faulthandler_timeout=0 $(ARGS); \
 	else \
-	    echo "SKIPPED: the own tests of other libraries, see above"; \
+	    echo "SKIPPED: other libraries' own tests, see above"; \
 	fi
 
 verify: setup ## models of the protocols, races in the kernels, histories; see docs/verification.md for the tools that it needs

@@ -73,15 +73,16 @@ async def _streams(sock: socket.socket) -> None:
     await server.serve_forever()
 
 
+async def hello(_scope: Any, _receive: Any, send: Any) -> None:
+    """An ASGI application with one answer."""
+    headers = [(b"content-type", b"text/plain"), (b"content-length", b"5")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b"hello"})
+
+
 async def _uvicorn(sock: socket.socket) -> None:
     asgi = importlib.import_module("nbloop.asgi")
-    headers = [(b"content-type", b"text/plain"), (b"content-length", b"5")]
-
-    async def app(_scope: Any, _receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": b"hello"})
-
-    config = asgi._config(app, log_level="error", lifespan="off", access_log=False)
+    config = asgi._config(hello, log_level="error", lifespan="off", access_log=False)
     server = asgi.uvicorn.Server(config)
     with contextlib.suppress(asyncio.CancelledError):
         await server.serve(sockets=[sock])

@@ -14,44 +14,29 @@ import asyncio
 import contextlib
 import importlib
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from . import coroutines, report, workloads
-from .drive import Asyncio, Call, NbloopAio
+from .cores import GET, hello
+from .drive import Asyncio, NbloopAio
 from .measure import Probe, Sample, clock, interleave, ratios
-from .peers import installed, version
+from .peers import Rloop, Uvloop, Zuvloop, installed, version
 from .served import Served, ServedDatagrams, Visited, spent
 
 ROUNDS = 15
-PEERS = ("uvloop", "zuvloop", "rloop")
-LIBRARIES = (*PEERS, "aiohttp", "uvicorn", "httptools")
+PEERS = (Uvloop, Zuvloop, Rloop)
+LIBRARIES = ("aiohttp", "uvicorn", "httptools")
 # rloop 0.5 has no TLS, and crashes or hangs on the others.
 LEFT_OUT = {("rloop", "tls"), ("rloop", "accept"), ("rloop", "datagram")}
-GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
-
-class Peer(Asyncio):
-    """The loop of a package of that name."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        super().__init__()
-
-    def make(self) -> asyncio.AbstractEventLoop:
-        return importlib.import_module(self.name).new_event_loop()  # type: ignore[no-any-return]
-
-    def _cancel(self) -> Call:
-        timer = self.loop.call_later(1000, print)
-        timer.cancel()
-        return type(timer).cancel
+type End = Callable[[], Coroutine[Any, Any, None]]
 
 
 def loops() -> dict[str, Callable[[], Asyncio]]:
     """What makes each loop, by name; nbloop's is the first."""
-    found: dict[str, Callable[[], Asyncio]] = {"nbloop": NbloopAio, "asyncio": Asyncio}
-    return found | {name: lambda name=name: Peer(name) for name in PEERS if installed(name)}
+    return {"nbloop": NbloopAio, "asyncio": Asyncio} | {of.name: of for of in PEERS if installed(of.name)}
 
 
 # --- what only this table has
@@ -137,15 +122,9 @@ def processes(label: str, driven: Asyncio, times: int = 5) -> Probe:
     return lambda: {label: driven.loop.run_until_complete(main())}
 
 
-async def _uvicorn(sock: socket.socket) -> Callable[[], None]:
+async def _uvicorn(sock: socket.socket) -> End:
     uvicorn = importlib.import_module("uvicorn")
-    headers = [(b"content-type", b"text/plain"), (b"content-length", b"5")]
-
-    async def app(_scope: Any, _receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": b"hello"})
-
-    config = uvicorn.Config(app, log_level="error", lifespan="off", access_log=False)
+    config = uvicorn.Config(hello, log_level="error", lifespan="off", access_log=False)
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext  # it runs in a thread
     serving = asyncio.ensure_future(server.serve(sockets=[sock]))
@@ -156,10 +135,10 @@ async def _uvicorn(sock: socket.socket) -> Callable[[], None]:
         server.should_exit = True
         await serving
 
-    return end  # type: ignore[return-value]
+    return end
 
 
-async def _aiohttp(sock: socket.socket) -> Callable[[], None]:
+async def _aiohttp(sock: socket.socket) -> End:
     web = importlib.import_module("aiohttp.web")
 
     async def hello(_request: Any) -> Any:
@@ -270,7 +249,7 @@ def measured(only: str) -> Iterator[tuple[str, Mapping[str, list[float]]]]:
 def table(only: str = "") -> str:
     """As Markdown: medians, and each other loop's as a multiple of nbloop's, by the median of the rounds' ratios."""
     names = list(loops())
-    heads = [f"{name} {version(name)}" if name in PEERS else name for name in names]
+    heads = [name if name in ("nbloop", "asyncio") else f"{name} {version(name)}" for name in names]
     lines = ["| " + " | ".join(["what", *heads, "faster than nbloop"]) + " |", "|---" * (len(names) + 2) + "|"]
     for what, values in measured(only):
         cells, faster = [report.brief_time(Sample.of(values["nbloop"]).median)], []
@@ -292,7 +271,7 @@ if __name__ == "__main__":
     parser.add_argument("--md", type=Path, metavar="FILE", help="write the table into this file, between its marks")
     parser.add_argument("--only", default="", metavar="WORD", help="only rows with this in their name")
     options = parser.parse_args()
-    servers = ", ".join(f"{one} {version(one)}" for one in LIBRARIES if one not in PEERS and installed(one))
+    servers = ", ".join(f"{one} {version(one)}" for one in LIBRARIES if installed(one))
     text = f"{report.prose(report.heading() + '; ' + servers + '.')}\n\n{table(options.only)}\n"
     if options.md:
         report.write(options.md, text, "written by python -m asv_bench.others")

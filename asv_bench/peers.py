@@ -7,6 +7,7 @@ has no timers outside its tasks).
 from __future__ import annotations
 
 import asyncio
+import importlib
 import importlib.metadata
 import importlib.util
 import queue
@@ -30,21 +31,34 @@ def version(package: str) -> str | None:
     return importlib.metadata.version(package) if installed(package) else None
 
 
-class Uvloop(Asyncio):
+class Packaged(Asyncio):
+    """The loop of a package, which has its name."""
+
+    def make(self) -> asyncio.AbstractEventLoop:
+        return importlib.import_module(self.name).new_event_loop()  # type: ignore[no-any-return]
+
+    def _cancel(self) -> Call:
+        timer = self.loop.call_later(1000, print)  # not every package names the class
+        timer.cancel()
+        return type(timer).cancel
+
+
+class Uvloop(Packaged):
     """asyncio over libuv, in Cython."""
 
     name = "uvloop"
 
-    def make(self) -> asyncio.AbstractEventLoop:
-        import uvloop
 
-        return uvloop.new_event_loop()
+class Zuvloop(Packaged):
+    """asyncio over libuv, in Zig."""
 
-    def _cancel(self) -> Call:
-        import uvloop.loop
+    name = "zuvloop"
 
-        cancel: Call = uvloop.loop.TimerHandle.cancel
-        return cancel
+
+class Rloop(Packaged):
+    """asyncio, in Rust."""
+
+    name = "rloop"
 
 
 class Consumer(Protocol):

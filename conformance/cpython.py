@@ -9,16 +9,13 @@ of asyncio's own loop are skipped, each for a reason given here; a skipped test 
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import signal
 import sys
 import unittest
-import warnings
 from collections.abc import Iterator
-from typing import Any
 
-import nbloop
+from stand import stand_for_asyncio
 
 # Modules of `test.test_asyncio` that make loops, as far as this Python has them. The others test proactors, Windows and
 # plain data structures.
@@ -80,15 +77,6 @@ if sys.version_info >= (3, 15):
     )
 
 
-class Stand(nbloop.EventLoop):
-    """Replaces `asyncio.SelectorEventLoop`, which takes a selector as its argument."""
-
-    def __init__(self, selector: Any = None) -> None:
-        if selector is not None:
-            selector.close()
-        super().__init__()
-
-
 def available() -> bool:
     """Whether this interpreter comes with the tests of its library."""
     return importlib.util.find_spec("test") is not None and importlib.util.find_spec("test.test_asyncio") is not None
@@ -110,11 +98,7 @@ def main(module: str) -> int:
         signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     ):  # as a shell without job control has it for what runs behind it
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    asyncio.SelectorEventLoop = asyncio.EventLoop = Stand  # type: ignore[misc]
-    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # since 3.14
-        policy: Any = getattr(asyncio, "DefaultEventLoopPolicy", None)
-    if policy is not None:  # before 3.16
-        policy._loop_factory = Stand
+    stand_for_asyncio()
     loaded = unittest.defaultTestLoader.loadTestsFromName(f"test.test_asyncio.{module}")
     excluded = {name: 0 for name in EXCLUDED if name.split(".")[0] == module}
     suite = unittest.TestSuite()

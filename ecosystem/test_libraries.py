@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import json
-import platform
 import re
 import subprocess
-import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from ecosystem import page
 from ecosystem.conftest import BIN, SECONDS, SERVERS
 
 CHECKS = Path(__file__).with_name("libraries.py")
-PAGE = CHECKS.parents[1] / "docs" / "compatibility.md"
 LIBRARIES = sorted(set(re.findall(r'^@check\("(.*)"\)$', CHECKS.read_text(encoding="utf-8"), re.MULTILINE)))
 SERVED = {"redis": "REDIS_URL", "asyncpg": "DATABASE_URL", "nats-py": "NATS_URL"}
 LOOPS = ("asyncio", "nbloop")
-THREADED = "t" * bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
-PYTHON = ".".join(platform.python_version_tuple()[:2]) + THREADED
 
 type Seen = dict[tuple[str, str], tuple[str, str]]  # (library, loop): (version, what the page says)
 
@@ -35,26 +31,12 @@ def seen() -> Iterator[Seen]:
 
 def write(seen: Seen) -> None:
     """The part of this Python, between its two marks."""
-    begin, end = f"<!-- {PYTHON}: written by make test-ecosystem -->", f"<!-- end of {PYTHON} -->"
     rows = [
         "| " + " | ".join([library, seen[library, LOOPS[0]][0], *(seen[library, loop][1] for loop in LOOPS)]) + " |"
         for library in LIBRARIES
     ]
-    lines = [begin, f"CPython {platform.python_version()}{THREADED}:", ""]
-    lines += ["| library | version | passed on asyncio | passed on nbloop |", "|---|---|---|---|", *rows, end]
-    text = PAGE.read_text(encoding="utf-8")
-    assert text.count(begin) == text.count(end) == 1, f"{PAGE} has no place for Python {PYTHON}"
-    PAGE.write_text(
-        "".join([text.partition(begin)[0], "\n".join(lines), text.partition(end)[2]]),
-        encoding="utf-8",
-    )
-
-
-def version(library: str) -> str | None:
-    """None if it is not in the environment, because it has no wheel for this Python."""
-    ask = "import importlib.metadata as m, sys; print(*{one.version for one in m.distributions(name=sys.argv[1])})"
-    said = subprocess.check_output([BIN / "python", "-c", ask, library], text=True)
-    return said.strip() or None
+    lines = ["| library | version | passed on asyncio | passed on nbloop |", "|---|---|---|---|", *rows]
+    page.write(f"<!-- {page.PYTHON}: written by make test-ecosystem -->", f"<!-- end of {page.PYTHON} -->", lines)
 
 
 @pytest.mark.timeout(300)
@@ -62,7 +44,7 @@ def version(library: str) -> str | None:
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_library(library: str, loop: str, seen: Seen, request: pytest.FixtureRequest) -> None:
     """Each check passes."""
-    found = version(library)
+    found = page.version(library)
     if found is None:
         seen[library, loop] = "–", "no wheel"
         pytest.skip(f"{library} has no wheel for this Python")

@@ -8,42 +8,20 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import warnings
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 PASSED = Path(os.environ["NBLOOP_SUITE_PASSED"])
 PHASES = {"setup", "call", "teardown"}
 
-made = 0  # loops of nbloop
+NBLOOP = os.environ["NBLOOP_SUITE_LOOP"] == "nbloop"
 
-
-def stand_for_asyncio() -> None:
-    """Put nbloop's loop in the place of asyncio's."""
-    import nbloop
-
-    class Stand(nbloop.EventLoop):
-        """It takes a selector as its argument, too."""
-
-        def __init__(self, selector: Any = None) -> None:
-            global made
-            made += 1
-            if selector is not None:
-                selector.close()
-            super().__init__()
+if NBLOOP:
+    from stand import Stand, stand_for_asyncio
 
     # uvloop's suite asks the class's module whether a loop is asyncio's, and uvicorn names a test after the class.
     Stand.__module__, Stand.__name__ = asyncio.SelectorEventLoop.__module__, asyncio.SelectorEventLoop.__name__
-    asyncio.SelectorEventLoop = asyncio.EventLoop = Stand  # type: ignore[misc]
-    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # since 3.14
-        policy: Any = getattr(asyncio, "DefaultEventLoopPolicy", None)
-    if policy is not None:  # before 3.16
-        policy._loop_factory = Stand
-
-
-if os.environ["NBLOOP_SUITE_LOOP"] == "nbloop":
     stand_for_asyncio()
 gc.freeze()  # aiohttp's suite collects after each test, which took 50 ms with all that numba imports
 
@@ -66,4 +44,4 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 def pytest_sessionfinish() -> None:
     """Say how many loops there were."""
-    PASSED.with_suffix(".loops").write_text(str(made), encoding="utf-8")
+    PASSED.with_suffix(".loops").write_text(str(Stand.made if NBLOOP else 0), encoding="utf-8")

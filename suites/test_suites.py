@@ -7,8 +7,6 @@ whole run writes its part of docs/compatibility.md.
 from __future__ import annotations
 
 import os
-import platform
-import re
 import subprocess
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,19 +17,20 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "compatibility.md"
-ENVIRONMENT = Path(os.environ["NBLOOP_ECOSYSTEM"])
+from ecosystem import page
+from ecosystem.conftest import BIN
+
+HERE = Path(__file__).resolve().parent
+ENVIRONMENT = BIN.parent
 LOOPS = ("asyncio", "nbloop")
 SECONDS = 600.0
 ATTEMPTS = 2  # at tests that passed on asyncio alone: some depend on timing, and both suites run at once
-PYTHON = ".".join(platform.python_version_tuple()[:2])
 PLAIN = ("-c", os.devnull, "--rootdir=.")  # of a library without settings for pytest, which would find nbloop's
 
 
 @dataclass(frozen=True)
 class Suite:
-    """How to run a library's tests. Of a library that is no server or client, only those that use a loop."""
+    """How to run a library's tests."""
 
     library: str
     tests: tuple[str, ...]
@@ -86,7 +85,7 @@ def run(suite: Suite, folder: Path, loop: str, only: Iterable[str] = ()) -> set[
     """The names of the tests that pass on a loop. The run must come to its end: no crash, no hang."""
     passed = folder / f"passed-{loop}"
     passed.write_text("", encoding="utf-8")
-    command = [ENVIRONMENT / "bin" / "python", "-P", "-m", "pytest", "-q", "-o", "addopts=", "--timeout=60"]
+    command = [BIN / "python", "-P", "-m", "pytest", "-q", "-o", "addopts=", "--timeout=60"]
     command += ["-p", "plugin", "-p", "no:cacheprovider", "-p", "no:asyncio", "-p", "no:run_parallel"]
     where = ENVIRONMENT / "suites" / suite.library
     if not where.exists():  # its tests are installed with it
@@ -96,7 +95,8 @@ def run(suite: Suite, folder: Path, loop: str, only: Iterable[str] = ()) -> set[
         cwd=where,
         env=os.environ
         | {"NBLOOP_SUITE_LOOP": loop, "NBLOOP_SUITE_PASSED": str(passed), "PYTHONDONTWRITEBYTECODE": "1"}
-        | {"PYTHONPATH": str(Path(__file__).parent), "PATH": f"{ENVIRONMENT / 'bin'}{os.pathsep}{os.environ['PATH']}"},
+        | {"PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent / 'conformance'}"}
+        | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"},
         capture_output=True,
         text=True,
         timeout=SECONDS,
@@ -122,10 +122,8 @@ def seen() -> Iterator[Seen]:
 
 def write(seen: Seen) -> None:
     """The part of this Python, between its two marks."""
-    begin, end = f"<!-- {PYTHON}: written by make test-suites -->", f"<!-- end of the suites on {PYTHON} -->"
-    lines = [begin, f"CPython {platform.python_version()}:", ""]
-    lines += ["| library | version | tests passed on asyncio | of these, passed on nbloop |", "|---|---|---|---|"]
-    lines += [f"| {one} | {version(one)} | {ran:,} | {kept:,} |" for one, (ran, kept, _) in seen.items()]
+    lines = ["| library | version | tests passed on asyncio | of these, passed on nbloop |", "|---|---|---|---|"]
+    lines += [f"| {one} | {page.version(one)} | {ran:,} | {kept:,} |" for one, (ran, kept, _) in seen.items()]
     lines.append("")
     for library, (_, _, differ) in seen.items():
         for why in dict.fromkeys(differ.values()):
@@ -137,20 +135,8 @@ def write(seen: Seen) -> None:
                 break_long_words=False,
                 break_on_hyphens=False,
             )
-    text = PAGE.read_text(encoding="utf-8")
-    assert text.count(begin) == text.count(end) == 1, f"{PAGE} has no place for Python {PYTHON}"
-    PAGE.write_text(
-        "".join([text.partition(begin)[0], "\n".join([*lines, end]), text.partition(end)[2]]), encoding="utf-8"
-    )
-
-
-def version(library: str) -> str:
-    text = "\n".join(
-        (ROOT / "requirements" / f"{name}.txt").read_text(encoding="utf-8") for name in ("ecosystem", "suites")
-    )
-    found = re.search(rf"^{library}==(.*)$", text, re.MULTILINE)
-    assert found is not None
-    return found[1]
+    begin, end = f"<!-- {page.PYTHON}: written by make test-suites -->", f"<!-- end of the suites on {page.PYTHON} -->"
+    page.write(begin, end, lines)
 
 
 @pytest.mark.timeout((1 + ATTEMPTS + 2) * SECONDS)
