@@ -4,7 +4,8 @@ Nothing on a callback's path takes a lock; registering descriptors, making produ
 lock itself measures contention: it first tries without waiting, and reads the clock only if that fails.
 
 Only ``__enter__`` of the interpreter's lock is replaced by Python code. With a Python ``__exit__``, a signal handler
-could raise before the release and leave the lock taken for ever.
+could raise before the release and leave the lock taken for ever. With the built-in ``__enter__`` CPython 3.14 lets one
+raise between the lock and the block; so each lock that a ``with`` of nbloop enters is one of these.
 """
 
 from __future__ import annotations

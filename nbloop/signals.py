@@ -53,6 +53,7 @@ from .kernels.methods.signal_handler import (
     on_signal,
     signal_words_address,
 )
+from .lock import CountingLock
 from .parts import Part
 
 logger = logging.getLogger("nbloop")
@@ -102,7 +103,7 @@ NAP = 50_000_000  # ns that a loop on the main thread sleeps before it dozes: ha
 
 # Writers hold the lock. It is re-entrant, because a collection, a signal handler or a pending call may interrupt one of
 # them. Readers take no lock: a value is a tuple that is replaced as a whole.
-_lock = threading.RLock()
+_lock = CountingLock()
 _asked: dict[int, tuple[tuple[weakref.ref[Target], _Handler], ...]] = {}
 _held: dict[int, _StandIn] = {}  # signals that are ours, or were ours and have not been fully restored
 _reader: _Reader | None = None
@@ -173,7 +174,7 @@ def _rest_reader() -> None:
     """If nobody asks for any signal, end the thread, and wait for it."""
     with _lock:
         ended = _end_reader()
-    if ended is not None and not _lock._recursion_count():  # type: ignore[attr-defined]
+    if ended is not None and not _lock._recursion_count():
         if ended.runs() and ended.thread.ident != threading.get_ident():
             ended.thread.join(JOIN)
         if not ended.runs():
@@ -569,7 +570,7 @@ def _after_fork_in_child() -> None:
     the parent's pipe.
     """
     global _lock, _reader
-    _lock = threading.RLock()
+    _lock = CountingLock()
     ignored = _ignored_by_children()
     _asked.clear()
     for number in list(_held):

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import threading
 from collections.abc import Callable, Generator
 from contextlib import nullcontext
 from contextvars import Context
@@ -25,6 +24,7 @@ import numpy as np
 from ..kernels.base.atomics import get
 from ..kernels.base.interpreter import BUILTIN_DEFINITION, OBJECT_TYPE, reference_offset, slot_offsets
 from ..kernels.methods.asyncio_methods import AIO
+from ..lock import CountingLock
 from ..threads import aside
 from ..unique import Unique
 
@@ -163,7 +163,7 @@ class Handle(Unique, asyncio.Handle):
 
 
 _asyncios: Any = getattr(asyncio.events, "_ThreadSafeHandle", None)
-_one_at_a_time = threading.RLock()  # re-entrant: a signal handler may cancel a handle
+_one_at_a_time = CountingLock()  # re-entrant: a signal handler may cancel a handle
 
 if _asyncios is None:  # before Python 3.14
     LockedHandle = Handle
@@ -185,7 +185,7 @@ else:
                 try:
                     return _asyncios._lock.__get__(self)
                 except AttributeError:
-                    lock = threading.RLock()
+                    lock = CountingLock()
                     _asyncios._lock.__set__(self, lock)
                     return lock
 

@@ -26,6 +26,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from .. import hooks
+from ..lock import CountingLock
 from ..observe.contention import totals
 from ..threads import begin, join
 
@@ -67,7 +68,7 @@ class Listeners:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._lock = threading.Lock()  # held while an address is bound: once each
+        self._lock = CountingLock()  # held while an address is bound: once each
         self._bound: dict[tuple[object, ...], list[socket.socket]] = {}
         self._asked: Counter[tuple[object, ...]] = Counter()
         self._fronts: list[Front] = []
@@ -252,7 +253,7 @@ class Front:
         self._sock = sock
         self._path = path
         self._process = os.getpid()
-        self._lock = threading.Lock()  # of start and end
+        self._lock = CountingLock()  # of start and end
         self._thread: threading.Thread | None = None
         self._ended = False
         self._seen = 0.0

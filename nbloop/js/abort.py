@@ -10,7 +10,6 @@ of their callbacks.
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable, Iterable
 from contextvars import Context, copy_context
@@ -19,6 +18,7 @@ from typing import Any
 
 from .. import hooks
 from ..lifecycle import Lifecycle, running_here
+from ..lock import CountingLock
 from ..options import check_milliseconds
 from ..unique import Unique
 from .coroutines import run_here
@@ -66,7 +66,7 @@ class AbortSignal(EventTarget):
 
     def __init__(self) -> None:
         super().__init__()
-        self._lock = threading.RLock()
+        self._lock = CountingLock()
         self._aborted = False
         self._reason: Any = None
         self._traceback: TracebackType | None  # of the reason, when it was raised first

@@ -9,7 +9,6 @@ one, on any thread, raises `InvalidStateError`.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from contextvars import copy_context
 from types import CoroutineType
@@ -17,6 +16,7 @@ from typing import Any
 
 from .. import hooks
 from ..lifecycle import running_here
+from ..lock import CountingLock
 from ..unique import Unique
 from .coroutines import run_here
 
@@ -138,7 +138,7 @@ class EventTarget(Unique):
         self._listeners: tuple[_Entry, ...] = ()
         # Re-entrant: a comparison of callbacks is the program's code, and a finaliser may run anywhere. Both may call
         # these methods.
-        self._listeners_lock = threading.RLock()
+        self._listeners_lock = CountingLock()
 
     def add_event_listener(self, type: str, callback: Listener, *, once: bool = False) -> None:
         """Call ``callback(event)`` for events of a type, in order of addition; the same callback is added once (DOM

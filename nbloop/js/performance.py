@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..lock import CountingLock
 from ..options import check_milliseconds
 from ..unique import Unique
 from .events import check_name
@@ -45,7 +45,7 @@ class Performance(Unique):
         self._origin = clock()
         self.time_origin = time.time_ns() / 1e6
         self._entries: list[PerformanceEntry] = []
-        self._lock = threading.RLock()  # a finaliser may run while it is held, and make a mark
+        self._lock = CountingLock()  # a finaliser may run while it is held, and make a mark
 
     def now(self) -> float:
         """Milliseconds since the time origin; never goes backwards."""

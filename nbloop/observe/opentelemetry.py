@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import threading
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -21,12 +20,13 @@ from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation, g
 from ..channel import ChannelFigures
 from ..errors import ForkedLoopError
 from ..lifecycle import LoopState
+from ..lock import CountingLock
 from ..loop import Loop
 from .contention import Contention, Retries, totals
 from .metrics import Metrics
 from .together import by_channel
 
-_lock = threading.Lock()
+_lock = CountingLock()
 _instrumented: weakref.WeakKeyDictionary[MeterProvider, weakref.WeakSet[Loop]] = weakref.WeakKeyDictionary()
 
 type Take[Figures] = Callable[[Figures], Iterable[tuple[float, dict[str, str | float]]]]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
 from ..kernels.base.layout import PARK_POLLER
+from ..lock import CountingLock
 
 
 class TablePoller[Watch](ABC):
@@ -17,7 +17,7 @@ class TablePoller[Watch](ABC):
     descriptor = wake_fd = -1
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = CountingLock()
         self._watches: dict[int, Watch] = {}
 
     @abstractmethod

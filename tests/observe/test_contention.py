@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import os
 import sys
@@ -9,10 +10,12 @@ import sysconfig
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import nbloop
 from nbloop import FastPathMode, ForkedLoopError, Loop
 from nbloop.kernels.base import layout
 from nbloop.kernels.base.atomics import fetch_add, store
@@ -175,6 +178,37 @@ def test_a_signal_leaves_the_lock_as_it_was(after: bool, depth: int) -> None:
     if depth:
         lock.release()
     assert together(1, lambda _: CountingLock.acquire(lock, False)) == [True]
+
+
+BUILT_IN = {"Lock", "RLock", "allocate_lock"}
+# Twins of instructions, which no user runs; and a lock of threads that no signal handler interrupts.
+MAY_ENTER_BUILT_IN = {"kernels/base/atomics.py", "cli/demo.py"}
+
+
+def entered_built_ins(source: str) -> list[str]:
+    """The variables and attributes that are assigned a built-in lock, and that a `with` enters."""
+
+    def name(node: ast.expr) -> str:
+        return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+
+    made, entered = set(), set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and name(node.value.func) in BUILT_IN:
+            made.update(map(name, node.targets))
+        elif isinstance(node, ast.With):
+            entered.update(name(item.context_expr) for item in node.items)
+    return sorted(made & entered)
+
+
+def test_no_block_enters_a_built_in_lock() -> None:
+    """CPython 3.14 looks for signals between a built-in lock's `__enter__` and the block: the lock would stay taken."""
+    package = Path(nbloop.__file__).parent
+    found = {
+        str(path.relative_to(package)): names
+        for path in package.rglob("*.py")
+        if (names := entered_built_ins(path.read_text(encoding="utf-8")))
+    }
+    assert set(found) == MAY_ENTER_BUILT_IN
 
 
 @pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="with the GIL no two threads swap at once")
