@@ -253,8 +253,13 @@ def test_a_coroutine_that_waits_is_collected_in_the_middle_of_a_call(waits, call
     gone.run_until_complete(asyncio.sleep(0))
     gone.close()
     task._log_destroy_pending = False
-    coroutine, settle = task.get_coro(), queue._settle
-    said = []
+    coroutine, settle, give_up = task.get_coro(), queue._settle, queue._give_up
+    said, gave_up = [], threading.Event()
+
+    def give_up_and_say(*arguments):
+        """The waiter's end, which runs on a thread of its own."""
+        give_up(*arguments)
+        gave_up.set()
 
     def settle_and_collect(*lists):
         """What a collection does in the middle of the step that holds the lock: it closes the coroutine."""
@@ -264,6 +269,7 @@ def test_a_coroutine_that_waits_is_collected_in_the_middle_of_a_call(waits, call
         settle(*lists)
 
     queue._settle = settle_and_collect
+    queue._give_up = give_up_and_say
 
     def call():
         said.append(nowait(queue.get_nowait) if calls == "get" else nowait(queue.put_nowait, "now"))
@@ -278,7 +284,8 @@ def test_a_coroutine_that_waits_is_collected_in_the_middle_of_a_call(waits, call
         "putput": (["before"], "full"),
     }[waits + calls]
     assert said == [answer]
-    wait_for(lambda: not queue._change(0) & layout.PERMITS_BUSY)
+    wait_for(gave_up)
+    wait_for(lambda: not queue._lock.locked())
     consistent(queue)
     assert list(queue._items) == left
 
