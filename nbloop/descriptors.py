@@ -33,6 +33,7 @@ class Descriptors(Part):
         self._lock = lock
         self.mode = mode
         self.table = FdTable(state, captures)
+        self._futex = futex_available()
         self._lock_parker: LockParker | None = None  # made once, where there is no futex
         self.parker: Parker | None = None
 
@@ -64,7 +65,7 @@ class Descriptors(Part):
             poller = self.table.poller
             if poller is not None and (self.mode is FastPathMode.DISABLED or len(self.table)):
                 self.parker, mode = poller, poller.park_mode
-            elif futex_available():
+            elif self._futex:
                 self.parker, mode = None, layout.PARK_FUTEX
             else:
                 if self._lock_parker is None:

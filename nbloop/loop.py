@@ -285,7 +285,8 @@ class Loop(Lifecycle):
 
     def _unwatch(self, fd: int) -> None:
         """`unregister_fd` of what has been checked."""
-        self._check_fork()
+        if self._forked:
+            self._check_fork()
         self._change(self._descriptors.unregister, fd)
 
     def _check_descriptors_allowed(self) -> None:

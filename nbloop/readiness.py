@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,7 +56,7 @@ def check_descriptor(fd: object) -> int:
         raise TypeError(f"fd must be a descriptor number (what fileno() returns), not {fd!r}")
     if not 0 <= fd <= FD_MOST:
         raise FDOutOfRangeError(f"fd must be from 0 to {FD_MOST}, not {fd}")
-    return fd
+    return fd if type(fd) is int else int.__index__(fd)  # a subclass may have a hash of its own
 
 
 def check_events(events: object) -> int:
@@ -124,14 +124,12 @@ class FdTable:
             poller = self.open_poller()
         self._interests[fd] = interest
         try:
-            # Make the slot and the entry that names it in one C call: between two calls a signal handler may raise.
-            self._tokens.update(zip((fd,), map(self._open, (fd,), (callback,), (interest,)), strict=True))
-            poller.add(fd, interest, self._tokens[fd])
+            poller.add(fd, interest, self._open(fd, callback, interest, self._tokens))
         except BaseException:
             if fd in self._tokens:
                 with contextlib.suppress(OSError):
                     poller.remove(fd)
-                next(self._closing(fd))
+                self._close(fd, self._tokens)
             raise
         return len(self._tokens)
 
@@ -154,14 +152,13 @@ class FdTable:
         """Returns how many are left."""
         self._known(fd)
         assert self.poller is not None
-        closing = self._closing(fd)
         known = False
         try:
             known = self.poller.remove(fd)
         finally:  # a signal handler may have raised after the system forgot the descriptor, or before
             if not known:
                 self._record["suspect"] = 1
-            next(closing)
+            self._close(fd, self._tokens)
         return len(self._tokens)
 
     def _known(self, fd: int) -> int:
@@ -169,10 +166,6 @@ class FdTable:
         if token is None:
             raise FDNotRegisteredError(f"descriptor {fd} is not registered")
         return token
-
-    def _closing(self, fd: int) -> Iterator[object]:
-        """An iterator whose `next` removes the entry and closes the slot, in one C call."""
-        return map(self._close, map(self._tokens.pop, (fd,)))
 
     def renew(self) -> None:
         """An entry that cannot be removed has fired: make the poller forget everything that is not registered."""

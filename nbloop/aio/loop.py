@@ -33,11 +33,11 @@ import warnings
 import weakref
 from asyncio import base_events as _base_events
 from asyncio import constants, format_helpers, trsock
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
 from sys import _getframe
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..awaiting import set_done
 from ..errors import ForkedLoopError, LoopTerminatedError
@@ -112,7 +112,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
     >>> loop.close()
     """
 
-    _transports: Mapping[int, Any] = {}
+    _transports: ClassVar[Any] = weakref.WeakValueDictionary()  # by number; asyncio's constructor makes the loop's own
     _replaced_clock: ReplacedClock | None = None
     _made = False  # until then there is nothing to close: options were refused, or a signal's handler has raised
 
@@ -331,7 +331,36 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
             with contextlib.suppress(ForkedLoopError):
                 self._core.close()
 
-    # --- what is watched: asyncio's four methods, which look each number up in five frames
+    # --- what is watched: asyncio's methods, which look each number up in ten frames
+
+    def add_reader[*Arguments](self, fd: Any, callback: Callable[[*Arguments], Any], *args: *Arguments) -> None:
+        """Call ``callback(*args)`` in each turn in which the descriptor, a number or an object with `fileno`, can be
+        read; instead of the reader that it has, if any. One or two system calls.
+
+        The loop's thread. O(1). RuntimeError for a transport's descriptor, ValueError for what has no number, OSError
+        from the system, for instance for a regular file (EPERM).
+        """
+        if type(fd) is not int or fd in self._transports.data:
+            self._ensure_fd_no_transport(fd)
+        self._add_watcher(fd, READ, callback, args, None)
+
+    def add_writer[*Arguments](self, fd: Any, callback: Callable[[*Arguments], Any], *args: *Arguments) -> None:
+        """As `add_reader`, when it can be written."""
+        if type(fd) is not int or fd in self._transports.data:
+            self._ensure_fd_no_transport(fd)
+        self._add_watcher(fd, WRITE, callback, args, None)
+
+    def remove_reader(self, fd: Any) -> bool:
+        """Undo `add_reader`. False: there was none. The loop's thread. O(1); one system call."""
+        if type(fd) is not int or fd in self._transports.data:
+            self._ensure_fd_no_transport(fd)
+        return not self._closed and self._remove_watcher(fd, READ)
+
+    def remove_writer(self, fd: Any) -> bool:
+        """Undo `add_writer`; as `remove_reader`."""
+        if type(fd) is not int or fd in self._transports.data:
+            self._ensure_fd_no_transport(fd)
+        return not self._closed and self._remove_watcher(fd, WRITE)
 
     def _add_reader(
         self, fd: Any, callback: Callable[..., object], *args: Any, context: Context | None = None

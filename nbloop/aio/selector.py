@@ -48,12 +48,22 @@ class Selector(selectors._BaseSelectorImpl):
         """From now on, this is a descriptor's reader (READ) or its writer (WRITE), or it has none (None). Returns what
         was there before. Loop thread; O(1), with at most one system call.
         """
-        fd = fileobj if type(fileobj) is int and fileobj >= 0 else self._fileobj_lookup(fileobj)
+        # A subclass of int may have a hash of its own, which must not run in the middle of a kernel.
+        fd = fileobj if type(fileobj) is int and fileobj >= 0 else int.__index__(self._fileobj_lookup(fileobj))
         keys = self._fd_to_key
         key = keys.get(fd)
         if key is None:
             if handle is not None:
-                self._begin(fileobj, fd, side, (handle, None) if side == READ else (None, handle))
+                data = (handle, None) if side == READ else (None, handle)
+                keys[fd] = _new_key((fileobj, fd, side, data))
+                try:
+                    self._core._watch(fd, side, watched_by(*data) or self._ready)
+                except FDAlreadyRegisteredError:
+                    del keys[fd]
+                    raise
+                except BaseException:  # a signal handler's may come when it is registered
+                    self._end(fd)
+                    raise
             return None
         reader, writer = data = key.data
         before = data[side == WRITE]
@@ -73,17 +83,6 @@ class Selector(selectors._BaseSelectorImpl):
         watched_by(*data)
         keys[fd] = _new_key((key.fileobj, fd, events, data))
         return before
-
-    def _begin(self, fileobj: Any, fd: int, side: int, data: tuple[Any, Any]) -> None:
-        self._fd_to_key[fd] = _new_key((fileobj, fd, side, data))
-        try:
-            self._core._watch(fd, side, watched_by(*data) or self._ready)
-        except FDAlreadyRegisteredError:
-            del self._fd_to_key[fd]
-            raise
-        except BaseException:  # a signal handler's may come when it is registered
-            self._end(fd)
-            raise
 
     def _end(self, fd: int) -> None:
         try:

@@ -455,8 +455,10 @@ def accept_plainly(listener: Any, family: int, kind: int, proto: int) -> tuple[s
 def watched_by(reader: Any, writer: Any) -> Any:
     """What the core is to call for a descriptor with these handles, if they are a transport's of ours; else None."""
     for handle in (reader, writer):
-        transport = getattr(handle and handle._callback, "__self__", None)
-        if isinstance(transport, KernelTransport):
+        if handle is None:
+            continue
+        transport = getattr(handle._callback, "__self__", None)
+        if transport is not None and isinstance(transport, KernelTransport):
             if reader is not None:
                 transport.reads_in(reader._context)
             return transport.watched()

@@ -671,3 +671,26 @@ def test_a_closed_descriptor_as_the_first_one(make_loop):
             loop.register_fd(fd, IOEvents.READ, print)
         assert told.value.errno == errno.EBADF
     assert not loop.alive()
+
+
+class Odd(int):
+    """A number whose hash is Python code."""
+
+    def __hash__(self):
+        raise AssertionError("hashed")
+
+
+def test_a_subclass_of_int_is_its_number(loop, turns, pair):
+    """No Python code runs where a kernel changes the table of descriptors."""
+    a, b = pair()
+    seen = []
+    loop.register_fd(Odd(a.fileno()), READ, lambda fd, events: seen.append((type(fd), fd, events)))
+    with pytest.raises(FDAlreadyRegisteredError):
+        loop.register_fd(a.fileno(), READ, print)
+    b.send(b"x")
+    turns(loop)
+    assert seen == [(int, a.fileno(), READ)]
+    loop.modify_fd(Odd(a.fileno()), 0)
+    loop.unregister_fd(Odd(a.fileno()))
+    with pytest.raises(FDNotRegisteredError):
+        loop.unregister_fd(a.fileno())

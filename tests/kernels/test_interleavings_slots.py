@@ -68,7 +68,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("free", [1, 3])
 def test_slabs(free: int) -> None:
     model = SlabModel(free)
-    search(model, 40)
+    search(model, 80)
     model.end()
 
 

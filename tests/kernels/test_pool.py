@@ -159,6 +159,7 @@ def test_trim_keeps_so_many_and_their_numbers_are_used_again() -> None:
     """After a burst just `KEEP_CHUNKS` stay; the next burst takes the numbers of the slabs that were released."""
     memory = rig.Memory(chunk_size=CELLS)
     slabs = 2 * KEEP_CHUNKS // PER_SLAB + 3
+    others = set(rig.maps.living)
     for _ in range(3):
         taken = [pool_take(memory.pool) for _ in range(slabs * PER_SLAB)]
         assert sorted(taken) == list(range(slabs * PER_SLAB))
@@ -169,6 +170,7 @@ def test_trim_keeps_so_many_and_their_numbers_are_used_again() -> None:
         assert memory.record["pool"]["free_chunks"] == KEEP_CHUNKS
         addresses = rig.table(int(memory.record["pool"]["slabs"]), slabs)
         assert (addresses != 0).sum() == KEEP_CHUNKS // PER_SLAB
+        assert set(rig.maps.living) - others <= set(addresses)  # the memory of the others is given back
 
 
 def test_a_slab_without_a_number_is_let_go_of() -> None:

@@ -42,6 +42,9 @@ from ..base.capi import (
     PyBool_FromLong,
     PyContext_Enter,
     PyContext_Exit,
+    PyDict_DelItem,
+    PyDict_GetItemWithError,
+    PyDict_SetItem,
     PyEval_RestoreThread,
     PyEval_SaveThread,
     PyLong_AsLongLong,
@@ -105,7 +108,10 @@ EPOLLIN, EPOLLOUT, EPOLLERR, EPOLLHUP, EPOLLRDHUP = 1, 4, 8, 16, 0x2000
 
 @kernel(MANY)
 def watch_open(self: int, arguments: int, _count: int) -> int:
-    """(descriptor, callback, interest) -> token. The slot then owns references to both objects. Any thread; O(1)."""
+    """(descriptor, callback, interest, tokens) -> token, which is also ``tokens[descriptor]`` from then on: a slot and
+    the entry that names it are made in one call, because between two a signal handler may raise. The slot owns
+    references to descriptor, an exact int, and callback. Any thread that has the table's lock; O(1).
+    """
     callback = get(arguments + 8)
     Py_IncRef(callback)
     return watch_store(data(self), arguments, callback)
@@ -120,7 +126,7 @@ def watch_open_captured(self: int, arguments: int, _count: int) -> int:
 
 @helper
 def watch_store(base: int, arguments: int, callback: int) -> int:
-    """`watch_open` with an owned callback, which is marked if it is captured."""
+    """`watch_open` with an owned callback, which is marked if it is captured. 0 with an exception set."""
     timers = base + STATE.TIMERS
     slot = slot_take(timers)
     if slot < 0:
@@ -134,7 +140,14 @@ def watch_store(base: int, arguments: int, callback: int) -> int:
     store(record + SLOT.INTEREST, PyLong_AsLongLong(get(arguments + 16)))
     fetch_add(base + STATE.IO + IO.WATCHES, 1)
     fetch_add(base + STATE.HOLDS, 1)  # a watch keeps an auto-exit loop alive
-    return PyLong_FromLongLong(slot_open(timers, slot, callback, WATCHED))
+    identifier = slot_open(timers, slot, callback, WATCHED)
+    token = PyLong_FromLongLong(identifier)
+    if token != 0 and PyDict_SetItem(get(arguments + 24), descriptor, token) != 0:  # no memory
+        Py_DecRef(token)
+        token = 0
+    if token == 0:
+        watch_end(base, identifier)
+    return token
 
 
 @kernel(MANY)
@@ -147,12 +160,25 @@ def watch_change(self: int, arguments: int, _count: int) -> int:
     return get(base + STATE.NONE)
 
 
-@kernel(ONE)
-def watch_close(self: int, token: int) -> int:
-    """After this returns, no callback of that token starts. False if it was already closed. Any thread; O(1)."""
-    base = data(self)
-    timers = base + STATE.TIMERS
+@kernel(MANY)
+def watch_close(self: int, arguments: int, _count: int) -> int:
+    """(descriptor, tokens): take the entry out, and close its slot: after this returns, its callback does not start any
+    more. False if there is no entry. Any thread that has the table's lock; O(1).
+    """
+    descriptor, tokens = get(arguments), get(arguments + 8)
+    token = PyDict_GetItemWithError(tokens, descriptor)
+    if token == 0:
+        return PyBool_FromLong(0)
     identifier = PyLong_AsLongLong(token)
+    if PyDict_DelItem(tokens, descriptor) != 0:
+        return 0
+    return PyBool_FromLong(watch_end(data(self), identifier))
+
+
+@apart
+def watch_end(base: int, identifier: int) -> int:
+    """Close a slot by its token. 0 if it was already closed. Any thread; O(1)."""
+    timers = base + STATE.TIMERS
     record = slot_of(timers, identifier)
     while record != 0:
         word = load(record + SLOT.WORD)
@@ -161,13 +187,13 @@ def watch_close(self: int, token: int) -> int:
         if word & STATE_MASK == DISPATCHING:
             if compare_and_swap(record + SLOT.WORD, word, word & ~STATE_MASK | CANCELLED):
                 watch_gone(base)
-                return PyBool_FromLong(1)
+                return 1
         elif compare_and_swap(record + SLOT.WORD, word, word & ~STATE_MASK):
             watch_gone(base)
             watch_release(timers, record, identifier & (SLOT_LIMIT - 1))
-            return PyBool_FromLong(1)
+            return 1
         fetch_add(timers + TIMERS.RETRIES, 1)
-    return PyBool_FromLong(0)
+    return 0
 
 
 @apart
