@@ -34,6 +34,14 @@ from tests.support import naive, rig
 SPANS = [1, 1 << GRAIN_BITS, 1 << 21, 1 << 27, 1 << 33, 1 << 40, 1 << 50, 1 << 62]
 
 
+@pytest.mark.parametrize("sequence", [0, 1, (1 << 41) - 1, 1 << 41, (1 << 63) - 1])
+def test_the_order_of_a_timer_is_never_0(sequence: int) -> None:
+    """0 in a slot means that there is no entry."""
+    order = ctypes.c_int64(order_of(sequence)).value
+    assert order != 0
+    assert order & (SLOT_LIMIT - 1) == 0  # where the slot goes
+
+
 class AgendaMachine(RuleBasedStateMachine):
     """Deadlines of every range, many of them equal; time that creeps and leaps; memory that runs out."""
 

@@ -18,7 +18,7 @@ import time
 import numpy as np
 import pytest
 
-from nbloop import Loop
+from nbloop import Loop, LoopState
 from tests.support.waiting import PATIENCE, wait_for
 
 if sys.platform != "linux":
@@ -28,7 +28,7 @@ import fcntl
 
 from nbloop.kernels.base import layout
 from nbloop.kernels.build import object_cache
-from nbloop.observe import block, shared
+from nbloop.observe import Queues, block, shared
 
 HANGS = """
 import nbloop, threading
@@ -408,6 +408,9 @@ def test_without_permission_the_last_turn_is_read(place, monkeypatch):
         assert look.facts()["channels"] is None
         assert list(look.channel_rows()) == []
         go.set()
+        wait_for(lambda: loop.state is LoopState.SLEEPING)
+        (look,) = Looker(None).look()
+        assert look.now.queue_current == Queues(0, 0, 0, 0)  # at the last turn's end
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")

@@ -16,6 +16,7 @@ time. Only the code that holds the place is instrumented, so the threads of a lo
 from __future__ import annotations
 
 import _thread
+import asyncio
 import dis
 import functools
 import gc
@@ -30,6 +31,9 @@ from typing import Any
 TOOL = 4
 INSTRUCTION = sys.monitoring.events.INSTRUCTION
 TESTS = os.path.dirname(os.path.dirname(__file__)) + os.sep
+# Since CPython 3.14 each of asyncio's loops is made with `os.close(os.pidfd_open(pid))`: an exception between these two
+# calls leaves a descriptor, on asyncio's own loop, too.
+SPARED: set[CodeType] = {asyncio.unix_events.can_use_pidfd.__code__} if sys.platform != "win32" else set()
 LOOKS = ("JUMP_BACKWARD", "CALL", "RETURN", "YIELD")  # how the names begin of what a look follows, or may follow
 
 type Place = tuple[CodeType, int, int]  # an instruction, and the how manieth time that it is executed
@@ -104,7 +108,7 @@ class Arrivals:
         sys.monitoring.register_callback(TOOL, INSTRUCTION, listener)
 
     def _see(self, code: CodeType, offset: int) -> None:
-        if _thread.get_ident() == self._main and not code.co_filename.startswith(TESTS):
+        if _thread.get_ident() == self._main and not code.co_filename.startswith(TESTS) and code not in SPARED:
             self._seen.append((code, offset))
 
     def _meet(self, code: CodeType, offset: int) -> None:
