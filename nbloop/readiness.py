@@ -87,41 +87,46 @@ class FdTable:
     def __len__(self) -> int:
         return len(self._tokens)
 
+    def __contains__(self, fd: int) -> bool:
+        return fd in self._tokens
+
     def open_poller(self) -> Poller:
         """The poller, made at the first call and kept until the loop ends: it costs two descriptors, and a loop that
         watched one descriptor will watch another. OSError if it cannot be made; then nothing has changed.
         """
-        if self.poller is None:
-            poller = make_poller()
-            self._open = (kernels.watch_open_captured if self._captures else kernels.watch_open).bind(self._state)
-            self._change = kernels.watch_change.bind(self._state)
-            self._close = kernels.watch_close.bind(self._state)
-            ready = np.zeros(2 * layout.READY_MOST, np.int64)
-            self._state.keep.append(ready)  # before the kernels know of it
-            self._ready = ready
-            self._record["ready"] = ready.ctypes.data
-            self._record["masks"] = _MASK_ADDRESSES.ctypes.data
-            if poller.park_mode == layout.PARK_EPOLL:
-                from .pollers.epoll import has_ns_timeouts
+        if self.poller is not None:
+            return self.poller
+        poller, record, state = make_poller(), self._record, self._state.record
+        self._open = (kernels.watch_open_captured if self._captures else kernels.watch_open).bind(self._state)
+        self._change = kernels.watch_change.bind(self._state)
+        self._close = kernels.watch_close.bind(self._state)
+        ready = np.zeros(2 * layout.READY_MOST, np.int64)
+        events, events_at, ns_timeouts = np.zeros(EPOLL_EVENT_BYTES * layout.READY_MOST, np.uint8), 0, False
+        if poller.park_mode == layout.PARK_EPOLL:
+            from .pollers.epoll import has_ns_timeouts
 
-                events = np.zeros(EPOLL_EVENT_BYTES * layout.READY_MOST, np.uint8)
-                self._state.keep.append(events)
-                self._record["events"] = events.ctypes.data
-                self._record["ns_timeouts"] = has_ns_timeouts()
-            self._record["poller"] = poller.descriptor
-            self._state.record["wake_fd"] = poller.wake_fd
-            self.poller = poller
-        return self.poller
+            events_at, ns_timeouts = events.ctypes.data, has_ns_timeouts()
+        self._state.keep.extend((ready, events))  # before the kernels know of them
+        addresses = ready.ctypes.data, _MASK_ADDRESSES.ctypes.data, events_at
+        descriptor, wake_fd = poller.descriptor, poller.wake_fd
+        made = self.poller  # by a signal handler, meanwhile; none comes between the next stores
+        if made is not None:
+            poller.close()
+            return made
+        record["ready"], record["masks"], record["events"] = addresses
+        record["ns_timeouts"], record["poller"], state["wake_fd"] = ns_timeouts, descriptor, wake_fd
+        self._ready, self.poller = ready, poller
+        return poller
 
     def register(self, fd: int, interest: int, callback: ReadyCallback) -> int:
         """Returns how many there are now."""
-        if fd in self._tokens:
-            raise FDAlreadyRegisteredError(f"descriptor {fd} is registered; use modify_fd(), or unregister_fd() first")
         poller = self.poller
         if poller is None:
             if not WINDOWS:  # if `fd` is closed, the poller's descriptor must not get its number
                 os.fstat(fd)
             poller = self.open_poller()
+        if fd in self._tokens:  # perhaps by a signal handler that came just now
+            raise FDAlreadyRegisteredError(f"descriptor {fd} is registered; use modify_fd(), or unregister_fd() first")
         self._interests[fd] = interest
         try:
             poller.add(fd, interest, self._open(fd, callback, interest, self._tokens))
@@ -145,6 +150,11 @@ class FdTable:
                 self.poller.modify(fd, before, token)
             self._change(token, before)
             raise
+        now = self._tokens.get(fd)
+        if now != token:  # a signal handler has unregistered it, and perhaps registered it anew
+            if now is not None:
+                self.poller.modify(fd, self._interests[fd], now)
+            return
         self._interests[fd] = interest
         self._change(token, interest)
 

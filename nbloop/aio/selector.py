@@ -26,6 +26,8 @@ WRITER = [bool(events & (WRITE | ERROR)) for events in range(16)]
 WRITER_ALONE = [bool(events & (WRITE | ERROR | HANGUP)) for events in range(16)]  # without a reader it gets HANGUP, too
 
 
+FD_MOST = (1 << 31) - 1  # a C int
+
 assert (READ, WRITE) == (selectors.EVENT_READ, selectors.EVENT_WRITE)  # one number has both meanings
 _new_key = functools.partial(tuple.__new__, selectors.SelectorKey)  # its own constructor is a Python function
 
@@ -54,10 +56,12 @@ class Selector(selectors._BaseSelectorImpl):
         key = keys.get(fd)
         if key is None:
             if handle is not None:
+                if fd > FD_MOST:  # the system would take the lower bits
+                    raise OverflowError(f"a descriptor must be at most {FD_MOST}, not {fd}")
                 data = (handle, None) if side == READ else (None, handle)
                 keys[fd] = _new_key((fileobj, fd, side, data))
                 try:
-                    self._core._watch(fd, side, watched_by(*data) or self._ready)
+                    self._core._watch(fd, side, watched_by(fd, *data) or self._ready)
                 except FDAlreadyRegisteredError:
                     del keys[fd]
                     raise
@@ -80,7 +84,7 @@ class Selector(selectors._BaseSelectorImpl):
             except BaseException:  # closed, and its number reused: forget it, as asyncio's own selector does
                 self._end(fd)
                 raise
-        watched_by(*data)
+        watched_by(fd, *data)
         keys[fd] = _new_key((key.fileobj, fd, events, data))
         return before
 
@@ -89,8 +93,9 @@ class Selector(selectors._BaseSelectorImpl):
             self._core._unwatch(fd)
         except FDNotRegisteredError:  # an exception of a signal handler came between the two
             pass
-        except OSError:
-            del self._fd_to_key[fd]
+        except BaseException as error:  # of the system; or of a signal handler, perhaps when it was no longer watched
+            if isinstance(error, OSError) or not self._core._watches(fd):
+                del self._fd_to_key[fd]
             raise
         del self._fd_to_key[fd]
 

@@ -68,10 +68,11 @@ class KernelTransport(Unique):
     socket.
     """
 
+    _sock_fd: int
     _reads_in: Context | None = None
 
-    def reads_in(self, context: Context) -> None:
-        """There is a reader, whose context this is."""
+    def reads_in(self, context: Context | None) -> None:
+        """The transport has a reader, whose context this is; None: the reader is the program's own."""
         if context is not self._reads_in:
             self._reads_in = context
             self.aim()
@@ -452,17 +453,31 @@ def accept_plainly(listener: Any, family: int, kind: int, proto: int) -> tuple[s
     return made, address
 
 
-def watched_by(reader: Any, writer: Any) -> Any:
-    """What the core is to call for a descriptor with these handles, if they are a transport's of ours; else None."""
-    for handle in (reader, writer):
-        if handle is None:
-            continue
-        transport = getattr(handle._callback, "__self__", None)
-        if transport is not None and isinstance(transport, KernelTransport):
-            if reader is not None:
-                transport.reads_in(reader._context)
-            return transport.watched()
-    return None
+# What a transport gives the loop to call. A program may give it other methods of a transport, such as `close`, for
+# another descriptor.
+_WATCHED = frozenset({"_read_ready", "_write_sendmsg", "_sendto_ready"})
+
+
+def _watching(fd: int, handle: Any) -> KernelTransport | None:
+    """The transport that waits for its own descriptor with this handle."""
+    callback = None if handle is None else handle._callback
+    transport = getattr(callback, "__self__", None)
+    if not isinstance(transport, KernelTransport) or transport._sock_fd != fd:
+        return None
+    return transport if getattr(callback, "__name__", None) in _WATCHED else None
+
+
+def watched_by(fd: int, reader: Any, writer: Any) -> Any:
+    """The method that the core calls for a descriptor with these handles, if one of them is a transport's; else None.
+    While a closing transport still sends, a program may read from its descriptor. Then the kernel does not.
+    """
+    reading = _watching(fd, reader)
+    transport = reading or _watching(fd, writer)
+    if transport is None:
+        return None
+    if reader is not None:
+        transport.reads_in(None if reading is None else reader._context)
+    return transport.watched()
 
 
 def new_buffer() -> Any:

@@ -26,8 +26,11 @@ from .contention import Contention, Retries, totals
 from .metrics import Metrics
 from .together import by_channel
 
-_lock = CountingLock()
-_instrumented: weakref.WeakKeyDictionary[MeterProvider, weakref.WeakSet[Loop]] = weakref.WeakKeyDictionary()
+type _Loops = dict[weakref.ref[Loop], None]
+
+_making = CountingLock()  # never taken while a reader collects: it holds locks of the provider, which the making needs
+# Of each provider, the loops, and the names of the instruments that it has.
+_instrumented: weakref.WeakKeyDictionary[MeterProvider, tuple[_Loops, set[str]]] = weakref.WeakKeyDictionary()
 
 type Take[Figures] = Callable[[Figures], Iterable[tuple[float, dict[str, str | float]]]]
 
@@ -50,47 +53,59 @@ def instrument(loop: Loop, provider: MeterProvider | None = None) -> None:
     if loop.metrics() is None:
         raise ValueError(f"{loop.name} does not measure: make it with metrics=True")
     provider = provider or get_meter_provider()
-    with _lock:
-        loops = _instrumented.get(provider)
-        if loops is None:
-            loops = _instrumented[provider] = weakref.WeakSet()
-            _make_instruments(provider, loops)
-        loops.add(loop)
+    with _making:
+        loops, names = _instrumented.setdefault(provider, ({}, set()))
+        _make_instruments(provider, loops, names)
+    loops[weakref.ref(loop, functools.partial(_forget, loops))] = None
 
 
-def _make_instruments(provider: MeterProvider, loops: weakref.WeakSet[Loop]) -> None:
-    """One set for all loops of a provider: it would not call the callback of a second instrument of the same name."""
+def _forget(loops: _Loops, of: weakref.ref[Loop]) -> None:
+    loops.pop(of, None)
+
+
+def _make_instruments(provider: MeterProvider, loops: _Loops, names: set[str]) -> None:
+    """One set for all loops of a provider: it would not call the callback of a second instrument of the same name.
+    Makes what is missing: an exception may have ended an earlier call.
+    """
     meter = provider.get_meter("nbloop")
+    counter, gauge = meter.create_observable_counter, meter.create_observable_gauge
+
+    def make(create: Callable[..., object], name: str, observe: Callable[..., object], **unit: str) -> None:
+        if name not in names:
+            create(f"nbloop.{name}", [observe], **unit)
+            names.add(name)
+
     look = functools.partial(_observe, loops, Loop.metrics)
     look_at_contention = functools.partial(_observe, loops, totals)
-    for name in _COUNTERS:
-        meter.create_observable_counter(f"nbloop.{name}", [look(_one(name))])
-    for name in ("idle_time", "busy_time"):
-        meter.create_observable_counter(f"nbloop.{name}", [look(_one(name))], unit="s")
-    for name in ("latency", "delay"):
-        meter.create_observable_counter(f"nbloop.{name}.count", [look(_count(name))])
-        meter.create_observable_counter(f"nbloop.{name}.sum", [look(_sum(name))], unit="s")
-        meter.create_observable_gauge(f"nbloop.{name}", [look(_quantiles(name))], unit="s")
-    meter.create_observable_gauge("nbloop.queue.depth", [look(_depths)])
     look_at_channels = functools.partial(_observe, loops, Loop.channels)
-    meter.create_observable_gauge("nbloop.channel.depth", [look_at_channels(_channels("waiting"))])
+    for name in _COUNTERS:
+        make(counter, name, look(_one(name)))
+    for name in ("idle_time", "busy_time"):
+        make(counter, name, look(_one(name)), unit="s")
+    for name in ("latency", "delay"):
+        make(counter, f"{name}.count", look(_count(name)))
+        make(counter, f"{name}.sum", look(_sum(name)), unit="s")
+        make(gauge, name, look(_quantiles(name)), unit="s")
+    make(gauge, "queue.depth", look(_depths))
+    make(gauge, "channel.depth", look_at_channels(_channels("waiting")))
     for name in ("delivered", "dropped", "batches"):
-        meter.create_observable_counter(f"nbloop.channel.{name}", [look_at_channels(_channels(name))])
-    meter.create_observable_gauge("nbloop.channel.delay", [look_at_channels(_channel_delays)], unit="s")
+        make(counter, f"channel.{name}", look_at_channels(_channels(name)))
+    make(gauge, "channel.delay", look_at_channels(_channel_delays), unit="s")
     for name in ("parks", "stalls", "lock_waits"):
-        meter.create_observable_counter(f"nbloop.{name}", [look_at_contention(_one(name))])
+        make(counter, name, look_at_contention(_one(name)))
     for name in ("parked_time", "stalled_time", "lock_time"):
-        meter.create_observable_counter(f"nbloop.{name}", [look_at_contention(_one(name))], unit="s")
-    meter.create_observable_counter("nbloop.retries", [look_at_contention(_retries)])
+        make(counter, name, look_at_contention(_one(name)), unit="s")
+    make(counter, "retries", look_at_contention(_retries))
 
 
 def _observe[Figures](
-    loops: weakref.WeakSet[Loop], read: Callable[[Loop], Figures | None], take: Take[Figures]
+    loops: _Loops, read: Callable[[Loop], Figures | None], take: Take[Figures]
 ) -> Callable[[CallbackOptions], Iterable[Observation]]:
     def observe(_options: CallbackOptions) -> Iterable[Observation]:
-        with _lock:
-            living = [loop for loop in loops if loop.state is not LoopState.TERMINATED]
-        for loop in living:
+        for of in list(loops):
+            loop = of()
+            if loop is None or loop.state is LoopState.TERMINATED:
+                continue
             try:
                 figures = read(loop)
             except ForkedLoopError:  # a forked child that has a reader of its own

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 import os
-import threading
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from itertools import pairwise
 from typing import Any
 
 from ..kernels.base.layout import PLACE_BITS
+from ..threads import threads
 from .event import Event
 
 MARK = 100  # ns: a submit is recorded as a moment, and drawn this long unless something follows sooner
@@ -144,7 +144,7 @@ def _tracks(loops: Sequence[Recorded]) -> dict[int, int]:
 
 def _names(pid: int, name: str, loops: Sequence[Recorded], tids: dict[int, int]) -> Iterator[dict[str, Any]]:
     yield {"name": "process_name", "ph": "M", "ts": 0, "pid": pid, "tid": 0, "args": {"name": f"nbloop {name}"}}
-    known = {thread.ident: thread.name for thread in threading.enumerate()}
+    known = {thread.ident: thread.name for thread in threads()}
     known |= {one.thread: f"loop {one.loop}" for one in loops}
     for thread, tid in tids.items():
         yield from _track(pid, tid, known.get(thread, f"thread {thread:#x}"))

@@ -209,6 +209,7 @@ class IocpPoller(TablePoller[_Watch]):
         return _Watch(_base_handle(fd))
 
     def _forget(self, watch: _Watch) -> None:
+        watch.interest = 0  # a signal handler may forget one that `wait` is about to poll
         self._due.pop(watch, None)
         self._abandon(watch)
 
@@ -229,6 +230,7 @@ class IocpPoller(TablePoller[_Watch]):
     def _poll(self, watch: _Watch) -> None:
         if not watch.interest & (READ | WRITE):
             return
+        self._abandon(watch)  # a signal handler may have polled it just now
         operation = _Operation(watch)
         self._operations[operation.address] = watch.operation = operation
         at, info = operation.address, (operation.address + _POLL_INFO, _POLL_BYTES)

@@ -129,12 +129,15 @@ class KqueuePoller(TablePoller[_Watch]):
     def _forget(self, watch: _Watch) -> None:
         self._keys.pop(watch.key, None)
         self._control(*self._changes(watch, 0, 0))
+        watch.interest = 0  # `wait` may be about to disarm it: by then the number may have another watch
 
     def _change(self, watch: _Watch, interest: int, token: int) -> None:
         self._last += 1
-        key = self._last
+        key, before = self._last, watch.key
         try:
             self._control(*self._changes(watch, interest, key))
+            if watch.key != before:  # a signal handler has changed it meanwhile
+                self._control(*self._changes(watch, interest, key))
         except BaseException:
             # Undo the changes that succeeded; if the descriptor is closed there is nothing left to undo.
             undo = _Watch(watch.fd)

@@ -1117,6 +1117,23 @@ def test_regular_file_is_refused(aio, tmp_path):
         assert not aio.remove_reader(file)
 
 
+@pytest.mark.parametrize("factory", [asyncio.new_event_loop, nbloop.new_event_loop])
+def test_a_number_that_no_descriptor_can_have(factory):
+    """The system would take its lower bits: another descriptor."""
+    loop = factory()
+    a, b = socket.socketpair()
+    with a, b:
+        loop.add_reader(a, loop.stop)
+        for number in ((1 << 32) + a.fileno(), 1 << 63, 1 << 70):
+            with pytest.raises(OverflowError):
+                loop.add_reader(number, pytest.fail)
+            assert loop.remove_reader(number) is False
+        b.send(b"x")
+        loop.run_forever()
+        loop.remove_reader(a)
+        loop.close()
+
+
 def test_closed_while_watched(aio):
     """A descriptor that was closed before it was removed: its number can be watched again, of another file."""
     a, b = socket.socketpair()

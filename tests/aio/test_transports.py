@@ -683,7 +683,7 @@ def test_interest_is_not_changed_for_a_message(connected, monkeypatch):
         core = asyncio.get_running_loop().core
         protocol.plans = ["echo"]
         changes = []
-        for name in ("register_fd", "modify_fd", "unregister_fd"):
+        for name in ("_watch", "modify_fd", "_unwatch"):
             monkeypatch.setattr(core, name, lambda *_arguments: changes.append(1))
         for _ in range(10):
             peer.send(b"x")
@@ -693,6 +693,62 @@ def test_interest_is_not_changed_for_a_message(connected, monkeypatch):
         return changes
 
     assert connected(test) == []
+
+
+@pytest.mark.parametrize("method", ["close", "abort", "pause_reading", "write_eof"])
+@pytest.mark.parametrize("factory", LOOPS.values(), ids=LOOPS)
+def test_a_transports_method_may_watch_another_descriptor(factory, method):
+    """What the loop calls for the transport's own descriptor is chosen by that descriptor, too."""
+
+    async def play():
+        loop = asyncio.get_running_loop()
+        peer, mine = pair("unix")
+        stop, stopper = socket.socketpair()
+        transport, _ = await loop.connect_accepted_socket(asyncio.Protocol, mine)
+        await settle()
+        with peer, stop, stopper:
+            loop.add_reader(stop.fileno(), getattr(transport, method))
+            stopper.send(b"x")
+            await settle()
+            log.append((transport.is_closing(), transport.is_reading(), transport._eof))
+            loop.remove_reader(stop.fileno())
+            transport.abort()
+            await settle()
+
+    log = []
+    on_loop(factory, log, play())
+    closes = method in ("close", "abort")
+    assert log == [(closes, not closes and method != "pause_reading", method == "write_eof")]
+
+
+@pytest.mark.parametrize("factory", LOOPS.values(), ids=LOOPS)
+def test_a_program_may_read_while_a_closing_transport_sends(factory):
+    """The protocol gets nothing then, and the transport sends all that it has."""
+
+    async def play():
+        loop = asyncio.get_running_loop()
+        peer, mine = pair("unix")
+        protocol = Logged(log)
+        transport, _ = await loop.connect_accepted_socket(lambda: protocol, mine)
+        await settle()
+        size = 3_000_000
+        transport.write(bytes(size))
+        assert transport.get_write_buffer_size() > 0
+        transport.close()
+        with peer:
+            read = loop.create_future()
+            loop.add_reader(mine.fileno(), lambda: read.set_result(mine.recv(10)))
+            peer.send(b"x")
+            log.append(await read)
+            loop.remove_reader(mine.fileno())
+            received = 0
+            while data := await loop.sock_recv(peer, 1 << 20):
+                received += len(data)
+            log.append(received == size)
+
+    log = []
+    on_loop(factory, log, play())
+    assert log == ["made", "pause", b"x", "resume", ("lost", type(None), None), True]
 
 
 def test_an_interrupt_leaves_the_loop(connected):

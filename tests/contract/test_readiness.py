@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import os
 import socket
 import sys
@@ -24,6 +25,7 @@ from nbloop import (
     LoopState,
     LoopTerminatedError,
     NbloopError,
+    readiness,
 )
 from tests.support.waiting import drain
 
@@ -694,3 +696,60 @@ def test_a_subclass_of_int_is_its_number(loop, turns, pair):
     loop.unregister_fd(Odd(a.fileno()))
     with pytest.raises(FDNotRegisteredError):
         loop.unregister_fd(a.fileno())
+
+
+@pytest.mark.parametrize("same", [False, True], ids=["another descriptor", "the same one"])
+def test_a_handler_registers_while_the_poller_is_made(loop, turns, pair, descriptors, monkeypatch, same):
+    """Its watch stays, and there is one poller."""
+    (a, b), (c, d) = pair(), pair()
+    inner, outer = (a if same else c), a
+    seen = []
+    make_poller = readiness.make_poller
+
+    def interrupted():
+        made = make_poller()
+        monkeypatch.setattr(readiness, "make_poller", make_poller)
+        loop.register_fd(inner.fileno(), READ, lambda *_: seen.append("inner"))
+        return made
+
+    monkeypatch.setattr(readiness, "make_poller", interrupted)
+    before = len(descriptors())
+    if same:
+        with pytest.raises(FDAlreadyRegisteredError):
+            loop.register_fd(outer.fileno(), READ, print)
+    else:
+        loop.register_fd(outer.fileno(), READ, lambda *_: seen.append("outer"))
+    gc.collect()
+    assert len(descriptors()) <= before + 2  # epoll and its eventfd
+    b.send(b"x")
+    d.send(b"x")
+    turns(loop)
+    assert sorted(seen) == (["inner"] if same else ["inner", "outer"])
+    for one in {inner, outer}:
+        loop.unregister_fd(one.fileno())
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["gone", "anew"])
+def test_a_handler_replaces_a_watch_that_is_being_modified(loop, turns, pair, monkeypatch, again):
+    """The new watch is as it was registered, and nothing is left of the old one."""
+    a, b = pair()
+    fd, seen = a.fileno(), []
+    loop.register_fd(fd, READ, print)
+    poller = loop._descriptors.table.poller
+    modify = poller.modify
+
+    def interrupted(*arguments):
+        monkeypatch.setattr(poller, "modify", modify)
+        loop.unregister_fd(fd)
+        if again:
+            loop.register_fd(fd, READ, lambda _, events: seen.append(events))
+        modify(*arguments)
+
+    monkeypatch.setattr(poller, "modify", interrupted)
+    with contextlib.nullcontext() if again else pytest.raises(OSError, match=r"epoll_ctl|watched"):
+        loop.modify_fd(fd, 0)
+    b.send(b"x")
+    turns(loop)
+    assert seen == ([READ] if again else [])
+    with contextlib.nullcontext() if again else pytest.raises(FDNotRegisteredError):
+        loop.unregister_fd(fd)

@@ -12,10 +12,11 @@ it = pytest.importorskip("interleave_test", reason="interleave-test is not insta
 from test_interleavings_loop import Ledger, World, in_world  # noqa: E402
 
 from nbloop.kernels.base import layout  # noqa: E402
-from nbloop.kernels.base.atomics import put  # noqa: E402
+from nbloop.kernels.base.atomics import get, put  # noqa: E402
 from nbloop.kernels.base.clock import FOREVER  # noqa: E402
 from nbloop.kernels.calls import invoke  # noqa: E402
 from nbloop.kernels.ingress import parking  # noqa: E402
+from nbloop.kernels.memory.slots import slot_of  # noqa: E402
 from nbloop.kernels.turn import (  # noqa: E402
     fd_watches,
     phases,
@@ -164,10 +165,17 @@ def test_a_token_of_no_slot_changes_nothing() -> None:
     world = World()
     watch, change = world.memory.method(fd_watches.watch_open), world.memory.method(fd_watches.watch_change)
     tokens: dict[int, int] = {}
-    watch(0, len, layout.READ, tokens)
+    token = watch(0, len, layout.READ, tokens)
     for unknown in (0, -1, 5 | 1 << layout.SLOT_BITS):
         change(unknown, layout.WRITE)
-    assert world.memory.method(fd_watches.watch_close)(0, tokens)
+    close, timers = world.memory.method(fd_watches.watch_close), world.memory.timers
+    record = slot_of(timers, tokens[0])
+    assert close(0, tokens)
+    watch(0, len, layout.READ, tokens)  # in the slot that has become free
+    assert slot_of(timers, tokens[0]) == record
+    change(token, layout.WRITE)
+    assert get(record + layout.SLOT.INTEREST) == layout.READ
+    assert close(0, tokens)
 
 
 @pytest.mark.parametrize(

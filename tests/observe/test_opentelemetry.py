@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from opentelemetry.metrics import CallbackOptions, NoOpMeter, NoOpMeterProvider
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from nbloop import Loop
 from nbloop.observe.contention import totals
 from nbloop.observe.opentelemetry import instrument
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.parallel_threads(1)
 
@@ -114,3 +117,68 @@ def test_channels(make_loop: Callable[..., Loop], turns: Any) -> None:
     assert figures.delay is not None
     delays = {p.attributes["quantile"]: p.value for p in seen["nbloop.channel.delay"]}
     assert delays == {q: figures.delay.histogram.quantile(q) for q in (0.5, 0.9, 0.95, 0.99)}
+
+
+def test_a_provider_that_collects_while_a_loop_is_instrumented(make_loop: Callable[..., Loop]) -> None:
+    """A reader holds the provider's lock while it asks us, and the provider takes it while we make instruments."""
+    provider, lock = Providing(), threading.Lock()
+    first = make_loop(name="first", metrics=True)
+    instrument(first, provider)
+    observe = provider.observers[0]
+    asks, asked = threading.Event(), threading.Event()
+
+    def creates(*_: Any, **__: Any) -> None:
+        asks.set()
+        assert asked.wait(PATIENCE)
+        with lock:
+            pass
+
+    def collects() -> None:
+        assert asks.wait(PATIENCE)
+        with lock:
+            asked.set()
+            list(observe(CallbackOptions()))
+
+    other = Providing()
+    other.create_observable_counter = other.create_observable_gauge = creates  # type: ignore[method-assign, assignment]
+    reader = threading.Thread(target=collects)
+    reader.start()
+    instrument(make_loop(name="second", metrics=True), other)
+    reader.join(PATIENCE)
+    assert not reader.is_alive()
+
+
+def test_instruments_that_an_exception_has_left_out_are_made_later(make_loop: Callable[..., Loop]) -> None:
+    provider = Providing()
+    provider.room = 5
+    loop = make_loop(metrics=True)
+    with pytest.raises(KeyboardInterrupt):
+        instrument(loop, provider)
+    provider.room = 1000
+    instrument(loop, provider)
+    instrument(loop, provider)
+    assert len(provider.names) == len(set(provider.names))
+    whole = Providing()
+    instrument(loop, whole)
+    assert sorted(provider.names) == sorted(whole.names)
+
+
+class Providing(NoOpMeterProvider, NoOpMeter):
+    """A provider, and its meter, which notes what is made."""
+
+    def __init__(self) -> None:
+        NoOpMeter.__init__(self, "noted")
+        self.names: list[str] = []
+        self.observers: list[Any] = []
+        self.room = 1000
+
+    def get_meter(self, *_: Any, **__: Any) -> Any:
+        return self
+
+    def create_observable_counter(self, name: str, callbacks: Any = None, *_: Any, **__: Any) -> Any:
+        if len(self.names) == self.room:
+            raise KeyboardInterrupt
+        self.names.append(name)
+        self.observers.extend(callbacks)
+
+    create_observable_gauge = create_observable_counter

@@ -45,6 +45,9 @@ from ..base.capi import (
     PyDict_DelItem,
     PyDict_GetItemWithError,
     PyDict_SetItem,
+    PyErr_GetRaisedException,
+    PyErr_Occurred,
+    PyErr_SetRaisedException,
     PyEval_RestoreThread,
     PyEval_SaveThread,
     PyLong_AsLongLong,
@@ -146,16 +149,21 @@ def watch_store(base: int, arguments: int, callback: int) -> int:
         Py_DecRef(token)
         token = 0
     if token == 0:
+        error = PyErr_GetRaisedException()  # the end may wake the loop, which calls Python on some systems
         watch_end(base, identifier)
+        PyErr_SetRaisedException(error)
     return token
 
 
 @kernel(MANY)
 def watch_change(self: int, arguments: int, _count: int) -> int:
-    """(token, interest): change which events the callback receives. A token without a slot does nothing. Any thread."""
+    """(token, interest): change which events the callback receives. The token of a watch that is closed, whose slot may
+    serve another one, does nothing. Any thread.
+    """
     base = data(self)
-    record = slot_of(base + STATE.TIMERS, PyLong_AsLongLong(get(arguments)))
-    if record != 0:
+    token = PyLong_AsLongLong(get(arguments))
+    record = slot_of(base + STATE.TIMERS, token)
+    if record != 0 and load(record + SLOT.WORD) >> GENERATION_SHIFT == token >> SLOT_BITS:
         store(record + SLOT.INTEREST, PyLong_AsLongLong(get(arguments + 8)))
     return get(base + STATE.NONE)
 
@@ -168,11 +176,11 @@ def watch_close(self: int, arguments: int, _count: int) -> int:
     descriptor, tokens = get(arguments), get(arguments + 8)
     token = PyDict_GetItemWithError(tokens, descriptor)
     if token == 0:
-        return PyBool_FromLong(0)
+        return 0 if PyErr_Occurred() != 0 else PyBool_FromLong(0)
     identifier = PyLong_AsLongLong(token)
-    if PyDict_DelItem(tokens, descriptor) != 0:
-        return 0
-    return PyBool_FromLong(watch_end(data(self), identifier))
+    taken = PyDict_DelItem(tokens, descriptor)
+    ended = watch_end(data(self), identifier)
+    return PyBool_FromLong(ended) if taken == 0 else 0
 
 
 @apart

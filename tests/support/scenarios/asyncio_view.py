@@ -160,8 +160,9 @@ def add_and_remove_reader(world: World) -> Steps:
             loop.remove_reader(one)
 
         yield call
-        loop.remove_reader(one)
-        loop.add_reader(one, int)
+        loop.add_reader(one, loop.stop)
+        other.send(b"x")
+        loop.run_forever()
         loop.remove_reader(one)
         loop.close()
 
