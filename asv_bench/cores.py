@@ -57,12 +57,12 @@ class Echo(asyncio.Protocol):
         self._transport.write(data)
 
 
-async def _echo(sock: socket.socket) -> None:
+async def _echo(sock: socket.socket, _index: int) -> None:
     server = await asyncio.get_running_loop().create_server(Echo, sock=sock)
     await server.serve_forever()
 
 
-async def _streams(sock: socket.socket) -> None:
+async def _streams(sock: socket.socket, _index: int) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError):
             while data := await reader.read(65536):
@@ -80,15 +80,15 @@ async def hello(_scope: Any, _receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b"hello"})
 
 
-async def _uvicorn(sock: socket.socket) -> None:
+async def _uvicorn(sock: socket.socket, index: int) -> None:
     asgi = importlib.import_module("nbloop.asgi")
-    config = asgi._config(hello, log_level="error", lifespan="off", access_log=False)
+    config = asgi._config(hello, index, log_level="error", lifespan="off", access_log=False)
     server = asgi.uvicorn.Server(config)
     with contextlib.suppress(asyncio.CancelledError):
         await server.serve(sockets=[sock])
 
 
-KINDS: Mapping[str, tuple[Callable[[socket.socket], Coroutine[Any, Any, None]], bytes]] = {
+KINDS: Mapping[str, tuple[Callable[[socket.socket, int], Coroutine[Any, Any, None]], bytes]] = {
     "echo": (_echo, MESSAGE),
     "streams": (_streams, MESSAGE),
     "uvicorn": (_uvicorn, GET),
@@ -104,14 +104,14 @@ def serve(kind: str, loops: int, placement: str, port: int) -> None:
             sock.bind(("127.0.0.1", port))
             sock.listen(1024)
             print(port, flush=True)
-            nbloop.run(serving(sock))
+            nbloop.run(serving(sock, 0))
 
     async def main(worker: nbloop.Worker) -> None:
         sock = worker.listen("127.0.0.1", 0, placement=placement)  # type: ignore[arg-type]
         await worker.broadcast(asyncio.sleep, 0)
         if worker.primary:
             print(sock.getsockname()[1], flush=True)
-        await serving(sock)
+        await serving(sock, worker.index)
 
     nbloop.serve(main, loops=loops)
 

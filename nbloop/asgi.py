@@ -4,23 +4,26 @@ Problem: ``uvicorn --workers N`` is N processes, with N copies of everything. Id
 stay as they are; each worker runs a uvicorn server of its own, and they listen at one address. Needs
 ``pip install nbloop[asgi]``.
 
-**h11.** It finds what reads and writes the next part of a message in two dicts whose keys are tuples. On free-threaded
-CPython 3.13 such a look-up takes the dict's lock, so all loops met there, ten times a request: two loops took 360 µs of
-CPU time a request instead of 120, and answered a fifth of the requests. So each thread has its own copies.
+**h11.** What all loops use costs all of them. Each use writes the object's reference count, and on free-threaded
+CPython 3.13 a look-up in a dict whose keys are tuples takes the dict's lock. h11 has tables, patterns, classes and
+sentinels at which the loops would meet a few hundred times a request. With the two tables of tuples shared, two loops
+took 360 µs of CPU time a request instead of 120, and answered a fifth of the requests; with only the rest shared, they
+take 7 % more. So each loop but the first has a copy of h11, and of uvicorn's module that uses it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import inspect
 import sys
-import threading
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any, Literal
 
 import h11
 import uvicorn
-from uvicorn.protocols.http import auto
+from uvicorn.protocols.http import auto, h11_impl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .aio import Queue, Worker, serve
@@ -28,6 +31,7 @@ from .aio.listening import Placement
 
 type Lifespan = Literal["each", "primary"]
 
+_NOTHING = object()
 # What `serve` decides, or what takes processes of its own.
 REFUSED = ("workers", "reload", "reload_dirs", "reload_includes", "reload_excludes", "loop", "fd")
 
@@ -76,11 +80,11 @@ def run(
             begun.append(worker.index)
             try:
                 await started.get()
-                await _serve(worker, uvicorn.Server(_config(app, lifespan="off", **config)))
+                await _serve(worker, uvicorn.Server(_config(app, worker.index, lifespan="off", **config)))
             finally:
                 drained.put_nowait(worker.index)
         else:
-            server = uvicorn.Server(_config(app, **config))
+            server = uvicorn.Server(_config(app, worker.index, **config))
             if one:
                 server = _Primary(server.config, worker.count - 1, started, drained)
             await _serve(worker, server)
@@ -102,33 +106,46 @@ def run(
     serve(main, loops=loops, name="nbloop-asgi", require_free_threading=require_free_threading)
 
 
-_here = threading.local()
+_protocols: dict[int, type[asyncio.Protocol]] = {0: H11Protocol}  # by the worker's index
 
 
-def _own(table: dict[Any, Any]) -> dict[Any, Any]:
-    """This thread's copy of a dict that nobody changes."""
-    copies: dict[int, dict[Any, Any]] = _here.__dict__.setdefault("copies", {})
-    copy = copies.get(id(table))
-    if copy is None:
-        copy = copies[id(table)] = table.copy()
-    return copy
-
-
-class _Connection(h11.Connection):
-    def _get_io_object(self, role: Any, event: Any, io_dict: Any) -> Any:
-        return super()._get_io_object(role, event, _own(io_dict))
-
-
-class _H11Protocol(H11Protocol):
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.conn.__class__ = _Connection
-
-
-def _config(app: Any, *, http: Any = "auto", **options: Any) -> uvicorn.Config:
-    """With h11 of each thread's own, where that is what uvicorn would take and there is no GIL."""
+def _config(app: Any, index: int, *, http: Any = "auto", **options: Any) -> uvicorn.Config:
+    """For the worker of that index: with an h11 of its own, where uvicorn would take h11 and there is no GIL."""
     takes_h11 = http == "h11" or (http == "auto" and auto.AutoHTTPProtocol is H11Protocol)
-    return uvicorn.Config(app, http=_H11Protocol if takes_h11 and not sys._is_gil_enabled() else http, **options)
+    if takes_h11 and not sys._is_gil_enabled():
+        if index not in _protocols:
+            _protocols[index] = _own_protocol(f"_nbloop_h11_{index}")
+        http = _protocols[index]
+    return uvicorn.Config(app, http=http, **options)
+
+
+def _own_protocol(name: str) -> type[asyncio.Protocol]:
+    """uvicorn's protocol over a copy of h11, the package `name`. h11's modules import one another by relative names, so
+    under another package's name they import copies. The package itself does not: its names are looked up in them.
+    """
+    package = _new_module(name, h11, list(h11.__path__))
+    parts = {
+        module: importlib.import_module(full.replace("h11", name, 1))
+        for full, module in list(sys.modules.items())
+        if full.startswith("h11.")
+    }
+    for attribute, value in vars(h11).items():
+        for module, copy in parts.items():
+            if getattr(module, attribute, _NOTHING) is value:
+                setattr(package, attribute, getattr(copy, attribute))
+    protocol: Any = _new_module(f"{name}_protocol", h11_impl, None)
+    protocol.__spec__.loader.exec_module(protocol)
+    protocol.h11 = package
+    return protocol.H11Protocol  # type: ignore[no-any-return]
+
+
+def _new_module(name: str, of: ModuleType, folders: list[str] | None) -> ModuleType:
+    """A module of the same file, which has not been executed yet."""
+    assert of.__file__ is not None
+    spec = importlib.util.spec_from_file_location(name, of.__file__, submodule_search_locations=folders)
+    assert spec is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    return module
 
 
 class _Primary(uvicorn.Server):

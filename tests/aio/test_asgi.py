@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 
@@ -41,6 +42,15 @@ async def broken(scope, receive, send):
     if scope["type"] == "lifespan":
         await receive()
         await send({"type": "lifespan.startup.failed", "message": "no database"})
+
+def make():
+    made_by = threading.current_thread().name
+
+    async def one(scope, receive, send):
+        assert threading.current_thread().name == made_by
+        await app(scope, receive, send)
+
+    return one
 """
 
 
@@ -98,6 +108,18 @@ def test_every_loop_answers_and_all_end(serving, placement):
     log = max(map(json.loads, out.splitlines()), key=len)
     assert sorted(log[:2]) == [["lifespan.startup", f"nbloop-asgi-{i}"] for i in range(2)]
     assert sorted(log[2:]) == [["lifespan.shutdown", f"nbloop-asgi-{i}"] for i in range(2)]
+
+
+def test_a_factory_makes_an_application_for_each_loop(serving):
+    """It answers on the loop whose thread has called the factory; otherwise uvicorn answers 500, and `ask` raises."""
+    with serving("--loops", "2", "--factory", app="shop:make") as (port, child):
+        seen = set()
+        until = time.monotonic() + PATIENCE
+        while len(seen) < 2 and time.monotonic() < until:
+            seen.add(ask(port, child))
+        child.send_signal(signal.SIGTERM)
+        _, errors = child.communicate(timeout=PATIENCE)
+    assert seen == {"nbloop-asgi-0", "nbloop-asgi-1"}, errors
 
 
 def test_a_lifespan_of_the_process(serving):
@@ -174,56 +196,73 @@ def test_what_takes_processes_is_refused(option):
         asgi.run(None, lifespan="on")
 
 
-def test_threads_meet_at_no_table_of_h11():
-    """Each has its own copy, once, of what h11 looks up ten times a request."""
+def objects_of(module):
+    """What a module of h11 made, or holds, that has a reference count of its own and is not of the standard library."""
+    kinds = (type, dict, list, re.Pattern)
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, kinds)
+        and not name.startswith("__")
+        and getattr(value, "__module__", "h11").startswith("h11")
+    }
+
+
+def test_loops_share_nothing_of_h11():
+    """Its modules, and uvicorn's protocol, are copies; those of one loop refer to one another only."""
     import h11
-    from h11 import _connection
+    from uvicorn.protocols.http.h11_impl import H11Protocol
 
     from nbloop import asgi
 
-    seen = []
+    copies = [asgi._own_protocol(f"_h11_of_test_{number}") for number in range(2)]
+    assert len({H11Protocol, *copies}) == 3
+    shared = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "h11"}
+    assert len(shared) > 8
+    for number, protocol in enumerate(copies):
+        package = sys.modules[protocol.__module__].h11
+        assert package.__name__ == f"_h11_of_test_{number}"
+        assert set(h11.__all__) <= set(vars(package))
+        for name in h11.__all__:
+            assert getattr(package, name) is not getattr(h11, name), name
+        for name, module in shared.items():
+            copy = sys.modules[name.replace("h11", package.__name__, 1)]
+            for attribute, value in objects_of(module).items():
+                mine = getattr(copy, attribute)
+                assert mine is not value or isinstance(value, re.Pattern), (name, attribute)
 
-    class Table(dict):
-        def copy(self):
-            seen.append(threading.current_thread())
-            return dict(self)
 
-        def get(self, *_):
-            raise AssertionError("threads meet here")
+def test_a_copy_of_h11_answers():
+    from nbloop import asgi
 
-    tables = {name: Table(getattr(_connection, name)) for name in ("READERS", "WRITERS")}
-
-    def exchange():
-        one = asgi._Connection(h11.SERVER)
-        for _ in range(3):
-            one.receive_data(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
-            assert isinstance(one.next_event(), h11.Request)
-            assert isinstance(one.next_event(), h11.EndOfMessage)
-            assert one.send(h11.Response(status_code=204, headers=[])).startswith(b"HTTP/1.1 204")
-            one.send(h11.EndOfMessage())
-            one.start_next_cycle()
-        done.append(1)
-
-    done = []
-    with pytest.MonkeyPatch.context() as patch:
-        for name, table in tables.items():
-            patch.setattr(_connection, name, table)
-        threads = [threading.Thread(target=exchange) for _ in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(PATIENCE)
-    assert len(done) == 2
-    assert sorted(map(id, seen)) == sorted(2 * [id(thread) for thread in threads])
+    protocol = asgi._own_protocol("_h11_that_answers")
+    h11 = sys.modules[protocol.__module__].h11
+    one = h11.Connection(h11.SERVER)
+    for _ in range(3):
+        one.receive_data(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
+        assert isinstance(one.next_event(), h11.Request)
+        assert isinstance(one.next_event(), h11.EndOfMessage)
+        assert one.send(h11.Response(status_code=204, headers=[])).startswith(b"HTTP/1.1 204")
+        one.send(h11.EndOfMessage())
+        one.start_next_cycle()
+    one.receive_data(b"nonsense\r\n\r\n")
+    with pytest.raises(h11.RemoteProtocolError):
+        one.next_event()
 
 
 @pytest.mark.parametrize("http", ["auto", "h11", "httptools"])
-def test_h11_is_ours_where_there_is_no_gil(http):
+def test_each_worker_has_its_own_h11_where_there_is_no_gil(http):
     from uvicorn.protocols.http.auto import AutoHTTPProtocol
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     from nbloop import asgi
 
-    h11 = http == "h11" or (http == "auto" and AutoHTTPProtocol is H11Protocol)
-    expected = asgi._H11Protocol if h11 and not sys._is_gil_enabled() else http
-    assert asgi._config("shop:app", http=http).http == expected
+    takes_h11 = http == "h11" or (http == "auto" and AutoHTTPProtocol is H11Protocol)
+    chosen = [asgi._config("shop:app", index, http=http).http for index in (0, 1, 2, 1)]
+    if takes_h11 and not sys._is_gil_enabled():
+        assert chosen[0] is H11Protocol
+        assert len(set(chosen)) == 3
+        assert chosen[1] is chosen[3]
+        assert all(issubclass(one, asyncio.Protocol) and one.__name__ == "H11Protocol" for one in chosen)
+    else:
+        assert chosen == [http] * 4
