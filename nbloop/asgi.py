@@ -32,7 +32,7 @@ from .aio.listening import Placement
 type Lifespan = Literal["each", "primary"]
 
 _NOTHING = object()
-# What `serve` decides, or what takes processes of its own.
+# Options that `serve` decides, or that need processes of their own.
 REFUSED = ("workers", "reload", "reload_dirs", "reload_includes", "reload_excludes", "loop", "fd")
 
 
@@ -50,11 +50,11 @@ def run(
 ) -> None:
     """Serve an ASGI application, or what ``"module:attribute"`` names, on several loops of this process.
 
-    `loops`, `require_free_threading`, signals and what is raised are those of `nbloop.serve`; `placement` is that of
+    `loops`, `require_free_threading`, signals and exceptions are those of `nbloop.serve`; `placement` is that of
     `Worker.listen`. With ``lifespan="each"`` the application's lifespan runs on every loop, so what it makes belongs to
-    that loop; with "primary" it runs on the first loop only, begins before the others serve, and ends after them. It
-    listens at `host` and `port`, or at the path `uds`. `config` are other options of `uvicorn.Config`, except
-    `workers`, `reload` and its like, `loop` and `fd`: ValueError.
+    that loop; with "primary" it runs on the first loop only, begins before the others serve, and ends after them. The
+    server listens at `host` and `port`, or at the path `uds`. `config` are other options of `uvicorn.Config`;
+    `workers`, `reload` and its like, `loop` and `fd` raise ValueError.
 
     At the end each loop stops accepting, finishes requests within `timeout_graceful_shutdown`, and runs the lifespan's
     end. SystemExit with uvicorn's status (3) if the application fails to start. Main thread only.

@@ -1,7 +1,7 @@
 """How the coroutine that runs now waits for a callback: in asyncio by a future, in `nbloop.js` by a promise.
 
 Problem: what a coroutine of either kind may await belongs to modules that import the loop, so the loop's own parts
-cannot name it. Idea: each kind says here how one of its coroutines waits.
+cannot name it. Idea: each kind registers here a function that makes one of its coroutines wait.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ ways: list[Callable[[Any], Wait | None]] = []  # by loop; None if no coroutine o
 
 
 def set_done(future: Any) -> None:
-    """Complete an asyncio future that only says that something has happened, unless it is done: its waiter may have
-    been cancelled. Its loop's thread.
+    """Complete an asyncio future that only signals an event, unless it is done: its waiter may have been cancelled. The
+    loop's thread.
     """
     try:
         future.set_result(None)
-    except sys.modules["asyncio"].InvalidStateError:  # asked before, a signal's handler could still cancel it
+    except sys.modules["asyncio"].InvalidStateError:  # a signal handler could cancel it even after a check
         pass
 
 
 def waiting(loop: Any, what: str) -> Wait:
-    """What the running coroutine awaits, and what resumes it, called once on the loop's thread. RuntimeError unless a
-    coroutine of this loop runs.
+    """An awaitable for the running coroutine, and the function that resumes it: call that once, on the loop's thread.
+    RuntimeError unless a coroutine of this loop runs.
     """
     asyncio = sys.modules.get("asyncio")
     running = asyncio._get_running_loop() if asyncio is not None else None

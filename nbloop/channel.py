@@ -1,9 +1,9 @@
 """Channels: threads put records of numbers, and the loop gets them as numpy arrays.
 
-Problem: with a million records a second of a few numbers each, one callback for each record is one too many. Idea: the
+Problem: at a million records a second, of a few numbers each, a callback for each record costs too much. Idea: the
 numbers go into a ring of records (kernels/channels), and one callback gets many of them as an array that lies in that
-ring. `put` is a built-in, as `submit` is. Here are the checks, the words of the refusals, the conversions that only
-numpy can do, and the waiting for room.
+ring. `put` is a built-in, as `submit` is. This file contains the checks, the messages of the refusals, the conversions
+that only numpy can do, and the wait for room.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ DELAY_MOST = 4e9  # seconds, as of a timer
 _numbers = itertools.count(1)  # of channels without a name
 _EXACT = {8: (1 << 53, layout.FIELD_DOUBLE), 4: (1 << 24, layout.FIELD_SINGLE)}
 _INTEGERS = {1: layout.FIELD_INT8, 2: layout.FIELD_INT16, 4: layout.FIELD_INT32, 8: layout.FIELD_INT64}
-# What numpy itself raises of a value, as against what the value's own code does.
+# What numpy itself raises for a value, as opposed to what the value's own code raises.
 _CONVERSION = (TypeError, ValueError, OverflowError, FloatingPointError)
 
 
@@ -101,7 +101,7 @@ def check_delay(max_delay: object) -> int:
 
 
 def _fields(dtype: np.dtype[Any]) -> Records:
-    """What kernels have to know of each field. What they do not know is numpy's."""
+    """What kernels have to know about each field. numpy handles the kinds that they do not know."""
     fields = np.zeros(len(dtype.names or ()), layout.FIELD.dtype)
     fields["least"] = 1  # more than the most: no int fits
     for field, name in zip(fields, dtype.names or (), strict=True):
@@ -116,7 +116,7 @@ def _fields(dtype: np.dtype[Any]) -> Records:
             field["kind"] = layout.FIELD_BOOL
         elif kind.kind in "iu":
             field["kind"] = _INTEGERS[kind.itemsize]
-            # The two that no word of ours holds, or that mean something else, are numpy's: -2**63, and 2**63 and more.
+            # numpy handles the values that fit no word, or that mean something else there: 2**63 and more, and -2**63.
             field["least"] = max(int(np.iinfo(kind).min), layout.MINUS + 1)
             field["most"] = min(int(np.iinfo(kind).max), (1 << 63) - 1)
     return fields
@@ -157,14 +157,14 @@ class Taker:
         self.resume: Callable[[], object] | None = None
 
     def ready(self) -> None:
-        """There is a batch, or the end."""
+        """Resume the coroutine: there is a batch, or the channel has ended."""
         resume, self.resume = self.resume, None
         if resume is not None:
             resume()
 
 
 class Room:
-    """The producers of one ring that wait until it has room, first come, first served, and how it ends. Any thread."""
+    """The producers that wait for room in one ring, first come, first served; and how the ring ends. Any thread."""
 
     def __init__(self, name: str = "", taker: Taker | None = None) -> None:
         self.name = name
@@ -180,7 +180,7 @@ class Room:
         return self._taker is None or self._taker.resume is not None
 
     def wait(self, count: int, until: int) -> None:
-        """Wait until there may be room for `count` records, or the channel is closed, or until then."""
+        """Wait until there may be room for `count` records, the channel is closed, or the time is `until`."""
         state = self.state()
         if state is None:
             return
@@ -202,10 +202,10 @@ class Room:
                 if mine in self._gates:
                     self._gates.remove(mine)
                 if not served:
-                    self.wake()  # those behind it, for room that it does not use
+                    self.wake()  # wakes those behind it, for the room that it does not use
 
     def wake(self) -> None:
-        """Wake those for whom there is room, and no more."""
+        """Wake the producers for which there is room, and no others."""
         state = self.state()
         if state is None or not self._gates:
             return
@@ -220,7 +220,7 @@ class Room:
 def _ask(
     of: weakref.ref[Lifecycle], room: Room, what: str, timeout: float | None, code: int, count: int, until: int
 ) -> int:
-    """What kernels ask: raises, or answers with a number (layout.ASK_x). `until` is what the last answer was."""
+    """Answer a question of the kernels (layout.ASK_x): raise, or return a number. `until` is the previous answer."""
     loop = of()
     if code == layout.ASK_WAKE:
         room.wake()
@@ -254,7 +254,7 @@ def _ask(
 
 
 def _answer(ask: Callable[[int, int, int], int], code: int, count: int, until: int) -> int:
-    """`_ask`, and for compiled code, which cannot take an exception as it is, its number."""
+    """`_ask`; for compiled code, which cannot take the exception itself, return the error's number."""
     if not code & layout.ASK_NATIVE:
         return ask(code, count, until)
     try:
@@ -290,13 +290,13 @@ class ChannelFigures:
     dropped: int
     """Records that `on_full`, or the loop's end, has dropped."""
     delay: Quantiles | None = None
-    """How long the oldest record of each batch waited for its delivery, at most: too long by no more than the ring took
-    to be emptied once. None if the loop does not measure (``metrics=``).
+    """An upper bound on how long the oldest record of each batch waited for its delivery. It is too long by no more
+    than the ring took to be emptied once. None if the loop does not measure (``metrics=``).
     """
 
 
 def figures_of(state: LoopWords) -> list[ChannelFigures]:
-    """Of each ring of the loop with this state, in the order of their making. Any thread. O(rings)."""
+    """The figures of each ring of the loop with this state, in the order of creation. Any thread. O(rings)."""
     found = []
     for words, room in list(state.channels.values()):
         record = np.ndarray((1,), layout.CHANNEL.dtype, buffer=words)[0]
@@ -309,8 +309,8 @@ def figures_of(state: LoopWords) -> list[ChannelFigures]:
 
 
 def ring_figures(name: str, record: Any, delays: npt.NDArray[np.int64] | None) -> ChannelFigures:
-    """Of one ring, of this process or of another: from its CHANNEL record, and from its histogram of delays, if it has
-    one.
+    """The figures of one ring, of this process or another, from its CHANNEL record and, if it has one, its histogram of
+    delays.
     """
     queue = record["handle"]["queue"]
     head = int(queue["head"])  # before the tail, which it never exceeds
@@ -339,12 +339,12 @@ class Entrance(Unique):
     def put(self, *values: Any, **named: Any) -> bool:
         """Put one record: `values` for its fields, in the order of the dtype or by name. True; False if it was dropped.
 
-        Stored means that it will be delivered before `run()` returns for good, or that `close()` dropped and counted
-        it. Records of all threads have one total order, and are delivered in it. Values are converted as numpy does
-        when they are assigned to an array. Any thread, callbacks of the loop and signal handlers included (with
-        ``on_full="wait"`` no signal handlers). O(1): one compare-and-swap; lock-free unless it waits or drops what is
-        old. Values that are not exactly `float`, `int` or `bool`, named ones, and fields that are not plain numbers
-        take numpy some microseconds.
+        A stored record will be delivered before `run()` returns for good, unless `close()` drops and counts it. Records
+        of all threads have one total order, and are delivered in it. Values are converted as numpy does when they are
+        assigned to an array. Any thread, callbacks of the loop and signal handlers included (with ``on_full="wait"`` no
+        signal handlers). O(1): one compare-and-swap; lock-free unless it waits or drops old records. Values that are
+        not exactly `float`, `int` or `bool`, values by name, and fields that are not plain numbers go through numpy,
+        which takes some microseconds.
 
         Raises TypeError, ValueError or OverflowError, which name the field; `LoopTerminatedError` once the end of the
         loop has begun; when the channel is full, `LoopOverloadedError`, or with ``on_full="wait"`` TimeoutError, or on
@@ -353,12 +353,12 @@ class Entrance(Unique):
         return False  # pragma: no cover
 
     def put_many(self, records: Records, /) -> int:
-        """Put the records of an array of the channel's dtype, all or none, with nothing between them; how many.
+        """Put the records of an array of the channel's dtype, all or none, with nothing between them; return how many.
 
         One publication. 0 means that the array was empty, or that it was dropped. Otherwise as `put`. O(records), a
         copy. Raises TypeError for what is not such an array, ValueError for more records than the channel holds.
         """
-        # The kernel believes the size. A subclass may say another one than its memory has; this is the array itself.
+        # The kernel trusts the size, and a subclass may report a wrong one. So pass on the plain array.
         array: Any = records
         if type(array) is not np.ndarray:
             array = np.asarray(array) if isinstance(array, np.ndarray) else None
@@ -378,8 +378,8 @@ class Entrance(Unique):
 
     @property
     def native(self) -> NativeRing:
-        """This ring for a function that Numba compiles: an argument of it, whose ``put(*values)`` and
-        ``put_many(array)`` it calls without the interpreter (`nbloop.NativeRing`). Needs the extra ``nbloop[jit]``.
+        """This ring, as an argument of a function that Numba compiles, which calls the ring's ``put(*values)`` and
+        ``put_many(array)`` without the interpreter (`nbloop.NativeRing`). Needs the extra ``nbloop[jit]``.
 
         >>> import numba
         >>> @numba.njit(nogil=True)
@@ -402,8 +402,9 @@ class Entrance(Unique):
         return 0  # pragma: no cover
 
     def shutdown(self) -> None:
-        """Take no more records here: `put` raises `queue.ShutDown`, also in producers that wait for room. Those that
-        wait are delivered, and then ``async for`` ends. Again does nothing. Any thread; not a signal handler. O(1).
+        """Accept no more records here: `put` raises `queue.ShutDown`, also in producers that wait for room. Records
+        that wait are delivered, and then ``async for`` ends. A second call does nothing. Any thread; not a signal
+        handler. O(1).
         """
         self.loop._check_fork()
         with self.loop._lock:  # against the end of an auto-exit loop, which may reopen what it has closed
@@ -418,12 +419,12 @@ class Entrance(Unique):
 
     @property
     def delivered(self) -> int:
-        """How many records `on_batch` was called with. Any thread. O(1)."""
+        """How many records `on_batch` was called with, or coroutines took. Any thread. O(1)."""
         return int(self._state.record["delivered"])
 
     @property
     def batches(self) -> int:
-        """How often `on_batch` was called. Any thread. O(1)."""
+        """How many batches `on_batch` was called with, or coroutines took. Any thread. O(1)."""
         return int(self._state.record["batches"])
 
 
@@ -504,7 +505,7 @@ class Channel(Entrance):
 
     def producer(self) -> ChannelProducer:
         """A private entrance for one producing thread at a time: a ring of its own, with the options of this channel
-        and the same `on_batch`. Order is kept for each producer, and there is none between rings.
+        and the same `on_batch`. The records of each producer stay in order; there is no order between rings.
 
         Any thread. Raises `LoopTerminatedError` once the end of the loop has begun, MemoryError.
         """
@@ -523,10 +524,10 @@ class Channel(Entrance):
     shutdown.__doc__ = Entrance.shutdown.__doc__
 
     def __aiter__(self) -> Self:
-        """``async for records in channel:``, of a channel without `on_batch`, in a coroutine of asyncio or `js.spawn`
-        on its loop. Each is a new array of up to `max_batch` records, with `max_delay` as for `on_batch`. What is not
-        taken waits in the ring, so `on_full` says what becomes of records if the coroutine is slow. It ends after
-        `shutdown()`, when all records have been taken; the loop's end cancels it.
+        """``async for records in channel:`` takes the batches of a channel without `on_batch`, in a coroutine of
+        asyncio or `js.spawn` on its loop. Each batch is a new array of up to `max_batch` records, with `max_delay` as
+        for `on_batch`. Other records wait in the ring, so `on_full` says what happens to records if the coroutine is
+        slow. The iteration ends after `shutdown()`, when all records have been taken; the loop's end cancels it.
         """
         return self
 

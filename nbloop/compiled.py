@@ -1,10 +1,10 @@
 """Channels for compiled code: a user's `@numba.njit` functions put records, and handle batches, without Python.
 
-Problem: a loop of a compiled function that puts a record each time would have to go through the interpreter, and
+Problem: a compiled function that puts records in a loop would have to go through the interpreter for each, and
 `on_batch` costs a Python call however small its batch is. Idea: the kernels' library has a C function that puts records
 (`channel_put_native`). Numba learns here what `ring.put(...)` of a `NativeRing` means: the record is written on the
-caller's stack, and that function copies it. For the other direction a handler is compiled to a C function over the
-address and the number of the records, which the turn calls.
+caller's stack, and that function copies it. For the other direction, a handler is compiled to a C function that takes
+the address and the number of the records; the turn calls it.
 
 Both have twins: where kernels run as plain Python, the same calls do the same. `user_code.py`, which imports Numba, is
 imported only if one of them is used.
@@ -47,7 +47,7 @@ def _interpreted() -> bool:
 
 
 def check_numba(what: str) -> None:
-    """ImportError if Numba is wanted, and is not there."""
+    """Raise ImportError if Numba is needed and is not installed."""
     if not _interpreted() and find_spec("numba") is None:
         raise ImportError(f"{what} needs numba: pip install 'nbloop[jit]'", name="numba")
 
@@ -72,7 +72,7 @@ class Entrance(Protocol):
 class NativeRing(Unique):
     """A channel or one of its producers, for functions that Numba compiles: made by `Channel.native`.
 
-    It is an argument of theirs, and `put` and `put_many` are all that they may do with it. It keeps the channel alive.
+    They take it as an argument, and may only call its `put` and `put_many`. It keeps the channel alive.
 
     >>> import nbloop
     >>> got = []
@@ -91,7 +91,7 @@ class NativeRing(Unique):
     def __init__(self, entrance: Entrance) -> None:
         check_numba(f"{entrance.name}.native")
         self.entrance = entrance
-        #: Of the words of the ring, as compiled code needs it.
+        #: The address of the ring's words, for compiled code.
         self.address = int(entrance._state.ctypes.data)
         if not _interpreted():
             from .user_code import ring_type
@@ -101,22 +101,22 @@ class NativeRing(Unique):
     def put(self, *values: Any) -> bool:
         """Put one record: a value for each field, in the order of the dtype. True; False if it was dropped.
 
-        As `Channel.put`, in a compiled function as in Python. There the fields are plain native numbers, and the values
-        floats, ints and bools; everything else does not compile. A value out of range is an OverflowError that names
-        the field. With or without ``nogil=True``, and in threads that Python does not know. An error has a message, but
-        not the cause that `Channel.put` gives it. An exception that a signal handler raises, while this waits for room,
-        leaves the compiled function, whose own `try` must not be around it.
+        It works like `Channel.put`, in Python and in compiled functions. There the fields must be plain native numbers,
+        and the values floats, ints and bools; nothing else compiles. A value out of range is an OverflowError that
+        names the field. It also works with or without ``nogil=True``, and in threads that Python does not know. An
+        error has a message, but not the cause that `Channel.put` gives it. If a signal handler raises while this waits
+        for room, the exception leaves the compiled function, which must not have a `try` around this call.
 
-        Lock-free, unless it waits or drops what is old; it attaches to the interpreter only for that, for an error, and
+        Lock-free, unless it waits or drops old records; it attaches to the interpreter only for that, for an error, and
         to wake an idle channel. O(1).
         """
         return self.entrance.put(*values)
 
     def put_many(self, records: Records, /) -> int:
-        """Put the records of an array of the channel's dtype, all or none, with nothing between them; how many.
+        """Put the records of an array of the channel's dtype, all or none, with nothing between them; return how many.
 
-        As `Channel.put_many`, in a compiled function as in Python. There the array is C-contiguous. Thread-safe as
-        `put`. O(records), a copy.
+        It works like `Channel.put_many`, in Python and in compiled functions. There the array must be C-contiguous. As
+        thread-safe as `put`. O(records), a copy.
         """
         return self.entrance.put_many(records)
 
@@ -127,8 +127,8 @@ class NativeRing(Unique):
 class NativeHandler(Unique):
     """Made by `native`: an `on_batch` that a channel calls without Python.
 
-    Immutable; any thread may hand it to any number of channels. Called from Python it does what `function` does, errors
-    included. O(1) beside that.
+    Immutable; any thread may hand it to any number of channels. Called from Python, it does what `function` does,
+    errors included. O(1) apart from that.
 
     >>> total = np.zeros(1)
     >>> def add(records, total):
@@ -186,13 +186,13 @@ def native(function: Callable[..., object], /, *arrays: Records) -> NativeHandle
     """Make an `on_batch` for `Loop.channel` that the loop calls as ``function(records, *arrays)``, without the
     interpreter. Numba (extra ``nbloop[jit]``) compiles it, if it is not compiled already.
 
-    `records` is a read-only array in the channel's ring, valid until the function returns: what it keeps, it copies
-    into one of `arrays`. These are its memory: numpy arrays, which it may write, and which other threads may read
-    meanwhile. What it returns is ignored; an exception goes to `on_error` like one of every callback.
+    `records` is a read-only array in the channel's ring, valid until the function returns: the function must copy what
+    it keeps into one of `arrays`. These are its memory: numpy arrays that it may write and that other threads may read
+    meanwhile. Its return value is ignored; an exception goes to `on_error`, as from any callback.
 
     It runs on the loop's thread, attached to the interpreter: a collection on another thread waits for it, so batches
     should take less than a millisecond. Compiling takes about a second, once for each dtype, when the channel is made;
-    Numba never frees what it has compiled. Beside compiling O(1). Any thread.
+    Numba never frees what it has compiled. O(1) apart from compiling. Any thread.
 
     Raises TypeError if `function` is not callable or one of `arrays` is not a numpy array, and ImportError without
     Numba. `Loop.channel` raises TypeError for a function that cannot be compiled.

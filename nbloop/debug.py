@@ -89,8 +89,8 @@ def sited(callbacks: Iterable[Any]) -> list[Any]:
 
 
 def described(callback: object) -> dict[str, Any]:
-    """What `on_error`'s context says of a callback: the callback itself, whatever stands in for it, and of a remembered
-    one the stack under ``scheduled_at``.
+    """What `on_error`'s context says about a callback: the callback itself, even if an object stands in for it, and, if
+    its call site was remembered, the stack under ``scheduled_at``.
     """
     found: dict[str, Any] = {}
     while isinstance(callback, StandIn):

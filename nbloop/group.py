@@ -41,16 +41,16 @@ _numbers = itertools.count(1)  # numbers for groups without a name
 class LoopGroup(Unique):
     """Several loops in threads of their own, which start and end as one.
 
-    `loops` is how many, by default one for each core that this process may use. `name` is the group's, and with a
-    number those of its loops and threads. `pin` keeps each thread on a core of its own, in turn (Linux only:
-    NotImplementedError elsewhere). With `require_free_threading`, several loops under the GIL are a RuntimeError;
-    without it, they are a RuntimeWarning, once in a process. `loop_options` are those of `Loop`, for each;
-    `auto_exit` is refused with ValueError, because loops would end one by one.
+    `loops` is the number of loops, by default one for each core that this process may use. `name` is the group's name;
+    its loops and threads get this name with a number. `pin` keeps each thread on a core of its own, in turn (Linux
+    only: NotImplementedError elsewhere). With `require_free_threading`, several loops under the GIL are a RuntimeError;
+    without it, they are a RuntimeWarning, once in a process. `loop_options` are those of `Loop`, for each; `auto_exit`
+    is refused with ValueError, because loops would end one by one.
 
     A group is new, then started once, then ended once. Its methods may be called from any thread, and those that
     schedule also from signal handlers. If a loop's thread leaves `run` for any reason that is not the group's end (an
-    exception, `stop`, its own `shutdown`), the group ends as by `shutdown()`. From then on each refused call has a
-    `LoopTerminatedError` as its cause that says which loop it was, and its cause is what that loop raised.
+    exception, `stop`, its own `shutdown`), the group ends as by `shutdown()`. From then on each refused call has as its
+    cause a `LoopTerminatedError` that names the loop, and whose own cause is what that loop raised.
 
     >>> import queue
     >>> done = queue.SimpleQueue()
@@ -112,10 +112,10 @@ class LoopGroup(Unique):
     def submit(self, callback: Callback, /, *args: object) -> None:
         """Run ``callback(*args)`` on one of the loops: of two picked at random, the one where less waits.
 
-        Which of two loops is the less busy is what their own words say in that moment: how many tasks wait in the
-        submit queue, and whether it sleeps. There is no order between two calls, because they may go to two loops;
-        otherwise the promise and the errors of `Loop.submit`. Any thread, signal handlers included. O(1) in tasks and
-        loops; lock-free; writes no word but the chosen loop's.
+        The words of the two loops say at that moment which one is less busy: how many tasks wait in the submit queue,
+        and whether the loop sleeps. There is no order between two calls, because they may go to two loops; otherwise
+        the promise and the errors are those of `Loop.submit`. Any thread, signal handlers included. O(1) in tasks and
+        loops; lock-free; writes only the chosen loop's words.
         """
 
     def submit_to(self, key: Hashable, callback: Callback, /, *args: object) -> None:
@@ -201,11 +201,11 @@ class LoopGroup(Unique):
             loop.close()
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait until all loops have ended, which another thread has to see to, or one that dies.
+        """Wait until all loops have ended, which another thread, or a loop that dies, must bring about.
 
-        Raises `LoopTerminatedError` then, if a loop has died: it says which one, and its cause is what that loop
-        raised. TimeoutError after `timeout` seconds. `ReentrantWaitError` on the loops' own threads. Any other thread;
-        not a signal handler.
+        If a loop has died, it then raises `LoopTerminatedError`, which names the loop, and whose cause is what that
+        loop raised. TimeoutError after `timeout` seconds. `ReentrantWaitError` on the loops' own threads. Any other
+        thread; not a signal handler.
         """
         if timeout is not None:
             check_timeout(timeout)

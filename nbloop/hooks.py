@@ -78,8 +78,8 @@ def report(of: weakref.ref[Hooked], error: BaseException, kind: int, what: Any) 
 
 
 def unawaited(of: weakref.ref[Hooked], coroutine: CoroutineType[Any, Any, Any], kind: int, what: Any) -> None:
-    """A callback has returned a coroutine, which the loop does not run: close it, and report that. One that has begun,
-    or has ended, is somebody else's.
+    """A callback has returned a coroutine, which the loop does not run: close it, and report that. A coroutine that has
+    begun, or has ended, belongs to other code.
     """
     frame: object = coroutine.cr_frame  # None if it has ended, which typeshed does not know
     if frame is None or coroutine.cr_running or coroutine.cr_suspended:
@@ -89,7 +89,7 @@ def unawaited(of: weakref.ref[Hooked], coroutine: CoroutineType[Any, Any, Any], 
 
 
 def never_awaited(loop: Reporting | None, coroutine: CoroutineType[Any, Any, Any], kind: str, what: Any) -> None:
-    """Report a coroutine that a callback has returned, and that nobody has run."""
+    """Report a coroutine that a callback has returned and that was never run."""
     callback = debug.described(_callback_of(what)[0])["callback"]
     name = getattr(callback, "__qualname__", None) or repr(callback)
     error = RuntimeError(f"the coroutine {coroutine.__qualname__!r} of {name} was never awaited: use js.spawn")
@@ -98,7 +98,7 @@ def never_awaited(loop: Reporting | None, coroutine: CoroutineType[Any, Any, Any
 
 def _callback_of(what: Any) -> tuple[Any, tuple[Any, ...]]:
     """The callback and the arguments of what kernels have called, whatever context it ran in."""
-    # A tuple of theirs is of exactly that type, which cannot be called; a callable may be of one derived from it.
+    # The kernels' tuples have exactly that type, which cannot be called; a callable may have a type derived from it.
     callback, args = (what[0], what[1:]) if type(what) is tuple else (what, ())
     while callback is RUN_IN_CONTEXT and len(args) >= layout.CALLBACK_AT:
         callback, args = args[layout.CALLBACK_AT - 1], args[layout.CALLBACK_AT :]
@@ -203,8 +203,8 @@ def warn(of: weakref.ref[Hooked]) -> None:
 
 
 def wake_parker(of: weakref.ref[Hooked], interruption: BaseException | None = None) -> Callable[[], object] | None:
-    """Wake a loop that sleeps in Python. `interruption` was raised in an earlier attempt to call this. What it returns,
-    unless it is None, the kernel calls when it is done.
+    """Wake a loop that sleeps in Python. `interruption` was raised in an earlier attempt to call this. Unless this
+    returns None, the kernel calls the result when it is done.
     """
     loop = of()
     if loop is not None and (parker := loop._descriptors.parker) is not None:
@@ -212,7 +212,8 @@ def wake_parker(of: weakref.ref[Hooked], interruption: BaseException | None = No
     if interruption is None:
         return None
     again = None
-    # An errno is the poller's own failure. Anything else a signal's handler raised: once more, where it may be raised.
+    # An errno means that the poller failed. A signal handler raised anything else: raise it again, where that is
+    # allowed.
     if not isinstance(interruption, OSError) or interruption.errno is None:
         again = signals.raising_soon(interruption)
     if again is None:
@@ -235,9 +236,9 @@ def renew(of: weakref.ref[Hooked]) -> None:
 
 
 def finds_out(loop: Refusing) -> bool:
-    """After a refusal because a queue is closed: may it be open again, so that the call is to be tried once more? So it
-    is while the loop finds out whether it may exit. On its own thread that goes on only when this call has ended, and
-    it needs the lock.
+    """After a refusal because a queue is closed: may the queue open again, so that the call must be retried? Yes, while
+    the loop finds out whether it may exit. Not on the loop's own thread, where that goes on only when this call has
+    ended, and not under the lock, which it needs.
     """
     if loop._lifecycle() >= layout.TERMINATING or loop.is_loop_thread() or loop._lock._recursion_count() > 0:
         return False

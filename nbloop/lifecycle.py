@@ -120,7 +120,8 @@ class Lifecycle(Unique, Scheduling):
         self._ended = Latch()
         self._finishing = _thread.allocate_lock()  # held by the thread made to end the loop
         self._descriptors = Descriptors(name, state, self._lock, mode, captures)
-        # What ends with it, in this order: by class if it has one of them, or by itself.
+        # The parts that end with it, in this order. The key is the class, if the loop has one part of it, or the part
+        # itself.
         self._parts: dict[Any, Any] = {Descriptors: self._descriptors}
         self._waiters = Waiters(name)
         self._acquire = lifetime.acquire.bind(state)
@@ -151,7 +152,7 @@ class Lifecycle(Unique, Scheduling):
         return False  # pragma: no cover
 
     def what_keeps_alive(self) -> dict[str, int]:
-        """What `alive` is true for, and so what an `auto_exit` loop waits for: how many there are of each kind.
+        """What makes `alive` true, and so what an `auto_exit` loop waits for: how many there are of each kind.
 
         The kinds: ``tasks``, ``producers with tasks`` (1 for any number), ``commands of other threads`` (which the
         loop has not seen yet), ``next-ticks``, ``microtasks``, ``checkpoint ends``, ``immediates``, ``close

@@ -91,7 +91,7 @@ class Loop(Lifecycle):
     hello from the loop
     """
 
-    _children_ignore = False  # of its signals: see signals.Target
+    _children_ignore = False  # whether forked children ignore its signals: see signals.Target
     _spin_most = SPIN_MOST
     _unpolled_most = 0
 
@@ -253,7 +253,7 @@ class Loop(Lifecycle):
         self._watch(fd, interest, callback)
 
     def _watch(self, fd: int, interest: int, callback: ReadyCallback) -> None:
-        """`register_fd` of what has been checked."""
+        """`register_fd` with checked arguments."""
         self._change(self._register, fd, interest, callback)
 
     def _register(self, fd: int, interest: int, callback: ReadyCallback) -> bool:
@@ -284,7 +284,7 @@ class Loop(Lifecycle):
         self._unwatch(check_descriptor(fd))
 
     def _unwatch(self, fd: int) -> None:
-        """`unregister_fd` of what has been checked."""
+        """`unregister_fd` with a checked argument."""
         if self._forked:
             self._check_fork()
         self._change(self._descriptors.unregister, fd)
@@ -446,11 +446,11 @@ class Loop(Lifecycle):
         ``async for records in channel``.
 
         `dtype` is a structured dtype without objects. `records` has at least 1 and at most `max_batch` of them, in the
-        order in which they were put. It is read-only, and valid until `on_batch` returns: copy what you keep. A view
-        that is kept is a BufferError, which goes where exceptions of callbacks go. `capacity`, a power of two from 2 to
+        order in which they were put. It is read-only, and valid until `on_batch` returns: copy what you keep. Keeping a
+        view is a BufferError, which is reported like an exception of a callback. `capacity`, a power of two from 2 to
         2**28, is how many records may wait; their memory is made here. With `max_delay`, in seconds, a batch that is
-        not full waits for so long after its first record was put; else a batch is what there is. When the channel is
-        full, `on_full` says what becomes of a record: "raise" `LoopOverloadedError`, "wait" for room (for `timeout`
+        not full waits that long after its first record was put; without it, a batch is what there is. When the channel
+        is full, `on_full` says what happens to a record: "raise" `LoopOverloadedError`, "wait" for room (for `timeout`
         seconds, then TimeoutError), "drop_new", or "drop_old", the oldest, to make room; dropped ones are counted.
 
         `shutdown()` delivers what was accepted, `close()` drops and counts it. Any thread; not a signal handler. Raises
@@ -478,8 +478,8 @@ class Loop(Lifecycle):
         )
 
     def channels(self) -> list[ChannelFigures]:
-        """What has gone through each ring of records (`nbloop.ChannelFigures`): of the channels and their producers
-        that are alive, in the order of their making. Any thread, also while a callback hangs. O(rings).
+        """What has gone through each ring of records (`nbloop.ChannelFigures`): for the channels and producers that are
+        alive, in the order in which they were made. Any thread, also while a callback hangs. O(rings).
 
         >>> loop = Loop(auto_exit=True)
         >>> ticks = loop.channel([("price", "f8")], print, capacity=4, name="ticks")

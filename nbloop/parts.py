@@ -11,9 +11,9 @@ from __future__ import annotations
 class Part:
     """Something that ends with its loop. The loop calls these methods, in the order in which they stand here.
 
-    A loop keeps its parts. So a part must not keep its loop, which could not be collected then. If an exception leaves
-    a stage, the next attempt to end the loop repeats it: every method may be called again. Unless it says otherwise,
-    a method is called on the thread that runs or ends the loop.
+    A loop keeps its parts, so a part must not keep its loop: the loop could then not be collected. If an exception
+    leaves a stage, the next attempt to end the loop repeats it: every method may be called again. Unless it says
+    otherwise, a method is called on the thread that runs or ends the loop.
     """
 
     __slots__ = ()

@@ -39,8 +39,9 @@ class Producer[L: Lifecycle = Any](Unique):
     def submit(self, callback: Callback, /, *args: object) -> None:
         """Run ``callback(*args)`` on the loop's thread, after everything submitted earlier through this handle.
 
-        The promise and the errors of `Loop.submit`. It costs the same as that when uncontended, and no more when other
-        handles are busy. One thread at a time; a signal handler that interrupts this thread counts as it. O(1).
+        The promise and the errors are those of `Loop.submit`. It costs the same when uncontended, and no more when
+        other handles are busy. One thread at a time; a signal handler that interrupts this thread counts as the same
+        thread. O(1).
         """
 
     @bound(scheduling.producer_submit_many, scheduling.producer_submit_many_captured)

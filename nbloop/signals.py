@@ -171,7 +171,7 @@ def remove(target: Target, number: int) -> bool:
 
 
 def _rest_reader() -> None:
-    """If nobody asks for any signal, end the thread, and wait for it."""
+    """If no loop asks for any signal, end the thread, and wait for it."""
     with _lock:
         ended = _end_reader()
     if ended is not None and not _lock._recursion_count():
@@ -189,13 +189,13 @@ def forget(target: Target) -> None:
 
 
 def _ignored_by_children() -> set[int]:
-    """Signals that some loop asks for whose children are to ignore them."""
+    """The signals of those loops whose children must ignore them."""
     targets = ((number, of()) for number, handlers in list(_asked.items()) for of, _ in handlers)
     return {number for number, target in targets if target is not None and target._children_ignore}
 
 
 def _tell_children() -> None:
-    """Note it for a child's first moments, in which Python has no say. Under the lock."""
+    """Store these signals for a child's first moments, in which Python cannot act. Under the lock."""
     bits = sum(1 << (number & 63) for number in _ignored_by_children())
     _word(IGNORED).value = bits - (1 << 64) if bits >> 63 else bits
 
@@ -224,8 +224,8 @@ def _hand(target: Target, callback: Callable[..., object], *args: object) -> Non
 class _StandIn:
     """The handler that Python reports for a signal while the loops have it.
 
-    Python calls it if the system has Python's own C handler: somebody restored that, or the kernel cannot be one. When
-    no loop handles the signal any more, it behaves like its predecessor.
+    Python calls it if the system has Python's own C handler: other code restored that, or the kernel cannot be a C
+    handler. When no loop handles the signal any more, it behaves like its predecessor.
     """
 
     def __init__(self, number: int) -> None:
@@ -254,7 +254,7 @@ class _StandIn:
         return None
 
     def meaning(self) -> Any:
-        """What the signal is to mean when no loop asks for it any more; None: no handler of Python's.
+        """The handler for the signal when no loop asks for it any more; None: no handler of Python's.
 
         `asyncio.Runner` sets a handler of its own for SIGINT while it runs a task, and takes it back after that only if
         Python still names it. If that task has ended, this does what the Runner would have done.
@@ -292,11 +292,11 @@ def _handler(number: int) -> int:
 
 
 def _is_ours(number: int) -> bool:
-    """Whether a signal still comes to us; if not, somebody has set another handler since."""
+    """Whether a signal still comes to us; if not, other code has set another handler since."""
     handler = _handler(number)
     if _NATIVE and handler == on_signal.address:
         return True
-    # Somebody restored the stand-in, or a thread that cannot set Python's part gave the signal back; but no C library
+    # Other code restored the stand-in, or a thread that cannot set Python's part gave the signal back; but no C library
     # has taken it.
     known = WINDOWS or handler in (_python_handler, _handler_at(_disposition(number)))
     return known and isinstance(signal.getsignal(number), _StandIn)
@@ -376,15 +376,15 @@ _unsettled = _Unsettled()
 
 
 def _asking_main_thread(asked: object) -> Callable[[], int]:
-    """What has the main thread ask for the truth of an object when it next runs bytecode; 0 unless the queue (32 calls)
-    is full.
+    """A call that makes the main thread evaluate an object's truth value when it next runs bytecode; it returns 0
+    unless the queue (32 calls) is full.
     """
     is_true = ctypes.cast(ctypes.pythonapi.PyObject_IsTrue, ctypes.c_void_p)
     return partial(ctypes.pythonapi.Py_AddPendingCall, is_true, ctypes.c_void_p(id(asked)))
 
 
 def _ask_main_thread() -> None:
-    """Have it settle all signals. A full queue leaves that to the next call."""
+    """Have the main thread settle all signals. If the queue is full, the next call does so."""
     _asking_main_thread(_unsettled)()
 
 
@@ -404,8 +404,8 @@ _interruptions: list[_Interruption] = []  # which the main thread has still to r
 
 
 def raising_soon(error: BaseException) -> Callable[[], object] | None:
-    """What raises an exception of a signal's handler again, on this thread, in the bytecode that it runs after the
-    call: so the call must be the last thing that a kernel does. None on other threads than the main one.
+    """A call that makes this thread raise a signal handler's exception again, in the bytecode that it runs afterwards:
+    so it must be the last call that a kernel makes. None on any other thread than the main one.
     """
     if not _on_main_thread():
         return None
@@ -505,8 +505,8 @@ def nap() -> int:
 
 def watchful(sleep: Callable[[int], int]) -> int:
     """Call ``sleep(descriptor)``, a sleep on the main thread that ends when the descriptor is readable because a signal
-    has arrived that Python handles, and return its result. 0 at once if somebody else uses the wake-up descriptor.
-    OSError if no descriptors are free.
+    has arrived that Python handles, and return its result. 0 at once if other code uses the wake-up descriptor. OSError
+    if no descriptors are free.
 
     We own Python's wake-up descriptor only during this call, so no callback ever sees it.
     """

@@ -1,8 +1,9 @@
-"""What has to be whole although a signal's handler may raise: it is done on another thread.
+"""Operations that a signal handler's exception must not interrupt: they run on another thread.
 
 Problem: `threading.Thread.start` and the locks of the standard library are many steps of Python. An exception between
 two of them leaves a lock taken, and the thread that needs it next hangs for ever. Idea: signal handlers run on the main
-thread only. So a second thread, which one call of C makes, does it. That costs 50 µs, so only what is rare is done so.
+thread only. So a second thread, which one C call starts, does the work. That costs 50 µs, so only rare operations are
+done this way.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ LOOK = 0.5  # seconds between two checks of what another thread is to do
 
 
 def aside(call: Callable[[], object]) -> None:
-    """``call()`` on a thread of its own, in a copy of the caller's context; returns when it has, and raises what it
-    raises.
+    """Run ``call()`` on a thread of its own, in a copy of the caller's context; return when it has returned, and raise
+    what it raises.
 
-    If an exception of a signal handler leaves this, the call has ended, or was never begun; only a second exception,
-    which arrives during that wait, leaves while the call goes on. Any thread, also a signal handler. Raises
-    RuntimeError if there is no thread to be had.
+    If a signal handler's exception leaves this, the call has ended, or never began; only a second exception, which
+    arrives during that wait, leaves while the call goes on. Any thread, also a signal handler. Raises RuntimeError if
+    no thread can be started.
     """
     context = contextvars.copy_context()
     done = Latch()

@@ -1,12 +1,12 @@
 """What Numba has to know to compile a user's function that puts records, or handles them (compiled.py).
 
 * A `NativeRing` is, in compiled code, the address of a ring's words; its type carries the dtype. `put` writes the
-  record on the stack, field by field, with the checks that are left when types are known, and calls the kernels' C
-  function. That is called by name, so Numba may keep the user's function on disk (``cache=True``): neither an address
-  nor a place in the words is compiled in.
-* A handler is compiled to a C function that makes array structures of an address, a count, and the user's arrays, whose
-  addresses it has as constants, and calls the user's function. An exception of that is left in the thread state, as
-  kernels leave theirs.
+  record on the stack, field by field, with the checks that remain once types are known, and calls the kernels' C
+  function. It does so by name, so Numba may keep the user's function on disk (``cache=True``): the code contains
+  neither an address nor a place in the words.
+* A handler is compiled to a C function that makes array structures from an address, a count, and the user's arrays,
+  whose addresses are constants in it, and calls the user's function. If that raises, the exception stays in the thread
+  state, as with kernels.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _one_argument(builder: Any, intrinsic_name: str, value: Any) -> Any:
 
 
 def _call_put(context: Any, builder: Any, kind: Any, ring: Any, source: Any, count: Any) -> Any:
-    """Call the kernels' function; how many records were stored. Its errors are raised here."""
+    """Call the kernels' function, and return how many records were stored. Its errors become exceptions here."""
     put = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_WORD, [_WORD, _WORD, _WORD]), _PUT)
     stored = builder.call(put, [ring, source, count])
     with cgutils.if_unlikely(builder, builder.icmp_signed("<", stored, _WORD(0))):
@@ -140,7 +140,7 @@ def _store(_typing: Any, ring: Any, values: Any) -> Any:
 
 @overload_method(RingType, "put")  # type: ignore[misc, unused-ignore]
 def _put(ring: Any, *values: Any) -> Any:
-    tuples: Any = types.BaseTuple  # one of them is all values that were given
+    tuples: Any = types.BaseTuple  # a single tuple holds all values that were given
     kinds = values[0].types if len(values) == 1 and isinstance(values[0], tuples) else values
     fields = list(ring.record.fields)
     if len(kinds) != len(fields):
@@ -189,7 +189,9 @@ def _put_many(ring: Any, records: Any) -> Any:
 def compile_handler(
     function: Callable[..., object], dtype: np.dtype[Any], arrays: tuple[npt.NDArray[Any], ...]
 ) -> tuple[int, Any]:
-    """The address of a C function, ``int(address, count)``, that calls a handler, and what keeps it. TypeError."""
+    """The address of a C function, ``int(address, count)``, that calls a handler, and the objects that keep it.
+    TypeError.
+    """
     record = _record_type(dtype)
     compiled: Any = function if isinstance(function, Dispatcher) else njit(function)
     try:
@@ -229,7 +231,7 @@ def compile_handler(
 def _array(
     context: Any, builder: Any, kind: Any, address: Any, shape: list[Any], strides: tuple[int, ...], itemsize: int
 ) -> Any:
-    """Numba's structure of an array whose memory somebody else keeps."""
+    """Numba's structure of an array whose memory is kept elsewhere."""
     made = make_array(kind)(context, builder)
     data = builder.inttoptr(address, made.data.type)
     steps = [_WORD(stride) for stride in strides]

@@ -43,7 +43,7 @@ class Awaited(Protocol):
 
 
 def terminated(loop: Awaited) -> LoopTerminatedError:
-    """What those who wait for a loop get because it ends."""
+    """The error that waiters of a loop get because it ends."""
     return LoopTerminatedError(f"{loop.name} has terminated or is about to")
 
 
@@ -54,9 +54,9 @@ def settle(set_outcome: Callable[[Any], object], outcome: Any) -> None:
 
 
 class _Condition(threading.Condition):
-    """Its ``with`` enters and leaves by the lock's own methods, of which an exception of a signal handler cannot keep
-    the lock. That of `threading.Condition` is Python: such an exception, after the lock was taken and before the block
-    has begun, leaves the lock taken, and the thread that settles the future hangs.
+    """A condition whose ``with`` uses the lock's own methods, so that a signal handler's exception cannot leave the
+    lock taken. The ``with`` of `threading.Condition` is Python code: such an exception, after the lock was taken and
+    before the block has begun, leaves the lock taken, and the thread that settles the future hangs.
     """
 
     def __init__(self) -> None:

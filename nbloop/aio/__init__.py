@@ -25,7 +25,7 @@ if sys.version_info >= (3, 16):
 
 
 def __getattr__(name: str) -> Any:
-    """The policy, where asyncio has any: what it is made of is deprecated."""
+    """Import the policy only on request, and where asyncio has one: asyncio deprecates its base class."""
     if name == "EventLoopPolicy":
         try:
             from .policy import EventLoopPolicy

@@ -1,8 +1,8 @@
 """A call from one worker of `nbloop.serve` to another: a coroutine that runs there and is awaited here.
 
 Problem: the two ends live on two threads, and either may give up first: the caller is cancelled, or the other loop
-ends. Idea: each word of a call is written on one of the two loops, and the loops send each other steps through the
-queues of their cores, which keep the order. The outcome is settled on the caller's loop only, once.
+ends. Idea: only one of the two loops writes each word of a call, and the loops send each other steps through the queues
+of their cores, which keep the order. Only the caller's loop settles the outcome, once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Outcome(asyncio.Future[Any]):
-    """What the caller awaits. To cancel it is to cancel the call, as it is with a task."""
+    """The future that the caller awaits. Cancelling it cancels the call, as it does with a task."""
 
     call: Call
 
@@ -45,18 +45,18 @@ class Call:
     __slots__ = ("args", "asked", "context", "function", "outcome", "reached", "task", "worker")
 
     def __init__(self, worker: Callee, here: EventLoop, function: Callable[..., Any], args: tuple[object, ...]) -> None:
-        self.worker = worker  # that runs it
+        self.worker = worker  # runs it
         self.function = function
         self.args = args
         self.context: Context = copy_context()
         self.outcome = Outcome(loop=here)
         self.outcome.call = self
         self.task: asyncio.Task[Any] | None = None
-        self.asked = False  # to cancel, by the caller
-        self.reached = False  # whether that reached a task that had not ended
+        self.asked = False  # has the caller asked to cancel it?
+        self.reached = False  # did that reach a task that had not ended?
 
     def begin(self) -> None:
-        """On the other loop."""
+        """Start the task. On the other loop."""
         try:
             coroutine = self.context.run(self.function, *self.args)
             task = asyncio.Task(coroutine, loop=self.worker.loop, context=self.context, eager_start=True)
@@ -74,7 +74,7 @@ class Call:
     def ask_to_cancel(self) -> None:
         """On the caller's loop."""
         self.asked = True
-        with contextlib.suppress(LoopTerminatedError):  # it has ended, and `abandon` has said so or will
+        with contextlib.suppress(LoopTerminatedError):  # the other loop has ended, and `abandon` reports it
             self.worker.loop.core.submit(self._cancel)
 
     def _cancel(self) -> None:
@@ -106,11 +106,11 @@ class Call:
         outcome = self.outcome
         if outcome.done():
             return
-        # It was asked to cancel, but had ended by itself before: the caller's cancellation must not be lost.
+        # The call was asked to cancel, but had already ended by itself: the caller's cancellation must not be lost.
         if isinstance(error, asyncio.CancelledError) or (self.asked and not self.reached):
             asyncio.Future.cancel(outcome)
         elif error is not None:
             outcome.set_exception(error)
         else:
             outcome.set_result(result)
-        del result, error  # an exception's traceback may come to have this frame
+        del result, error  # an exception's traceback may include this frame

@@ -1,7 +1,7 @@
-"""asyncio's transport of a datagram socket, of which kernels do what each datagram needs (kernels/turn/datagram.py).
+"""asyncio's transport for datagram sockets; kernels do the work for each datagram (kernels/turn/datagram.py).
 
-As for streams (transports.py): the rules stay asyncio's own code, a `Datagrams` is what a watch queues and what the
-transport's `sendto` is, and asyncio's methods run wherever the case is not the plain one: the debug mode, datagrams
+As for streams (transports.py), asyncio's own code keeps the rules. A watch queues `Datagrams.ready`, and the
+transport's `sendto` is `Datagrams.sendto`. asyncio's methods run in every case that is not plain: debug mode, datagrams
 that wait, an error, an address that is a name or a path.
 """
 
@@ -24,12 +24,12 @@ from .guard import check_here
 from .transports import KernelTransport
 
 _DatagramTransport: Any = _selector_events._SelectorDatagramTransport  # type: ignore[attr-defined]
-FAMILIES = socket.AF_INET, socket.AF_INET6, getattr(socket, "AF_UNIX", None)  # whose addresses the kernel can make
-HEADER = 8  # bytes that each datagram that waits counts beside its own
+FAMILIES = socket.AF_INET, socket.AF_INET6, getattr(socket, "AF_UNIX", None)  # the kernel can make their addresses
+HEADER = 8  # bytes that each waiting datagram counts in addition to its own
 
 
 class Datagrams(SocketWords):
-    """What a watch queues when a socket can be read, and what its transport sends through."""
+    """Receives for a watch when a socket can be read, and sends for the socket's transport."""
 
     __slots__ = ()
 
@@ -52,7 +52,7 @@ class Datagrams(SocketWords):
 
     @method(kernels.datagrams_ready)
     def ready(self, fd: int, events: int, /) -> None:
-        """Receive what has come, and give it to the protocol. The loop's thread."""
+        """Receive waiting datagrams, and pass them to the protocol. The loop's thread."""
 
     @method(kernels.datagram_send)
     def sendto(self, data: Any, addr: Any = None) -> None:
@@ -60,12 +60,12 @@ class Datagrams(SocketWords):
 
     @method(socket_aim)
     def aim(self, target: tuple[Any, Context] | None, /) -> None:
-        """Whom to give what is received, and in which context; None: asyncio's own code reads. Any thread."""
+        """Set the protocol and the context that receive datagrams; None: asyncio's own code reads. Any thread."""
 
 
 def _otherwise(owner: weakref.ref[DatagramTransport], fd: int, events: int) -> None:
     transport = owner()
-    if transport is not None and transport._sock is not None:  # else the number may be another's by now
+    if transport is not None and transport._sock is not None:  # else another file may have the number by now
         transport._loop._selector._ready(fd, events)
 
 
@@ -90,8 +90,8 @@ def _send_slowly(owner: weakref.ref[DatagramTransport], *args: Any, **keywords: 
 
 
 class DatagramTransport(KernelTransport, _DatagramTransport):  # type: ignore[misc]
-    """A socket of datagrams: UDP or Unix. As asyncio's, it is for the loop's thread alone; where another loop
-    runs, `sendto` raises RuntimeError.
+    """The transport of a datagram socket: UDP or Unix. As with asyncio's, only the loop's thread may use it; on a
+    thread that runs another loop, `sendto` raises RuntimeError.
     """
 
     def __init__(self, loop: Any, sock: Any, protocol: Any, *arguments: Any, **more: Any) -> None:
@@ -116,7 +116,7 @@ class DatagramTransport(KernelTransport, _DatagramTransport):  # type: ignore[mi
         self.aim()
 
     def aim(self) -> None:
-        """Have the kernel receive, or asyncio. What of a poll is still to be received waits for the next one."""
+        """Choose whether the kernel or asyncio receives. Datagrams that a poll leaves wait for the next one."""
         context = self._reads_in
         if context is None or not self.is_reading() or self._loop.get_debug():
             self._datagrams.aim(None)
@@ -124,16 +124,16 @@ class DatagramTransport(KernelTransport, _DatagramTransport):  # type: ignore[mi
             self._datagrams.aim((self._protocol, context))
 
     def watched(self) -> Callable[..., object]:
-        """The kernel, behind what is ready already: CPython's tests rely on that order. It costs 0.2 us a poll."""
+        """Queue the kernel behind what is ready already: CPython's tests rely on that order. It costs 0.2 us a poll."""
         return functools.partial(self._loop._submit, self._datagrams.ready)
 
     def _protocol_raised(self, error: BaseException) -> None:
-        """As of any callback of the loop's: the transport goes on."""
+        """Report it like an exception of any callback: the transport goes on."""
         handle = asyncio.Handle(self._read_ready, (), self._loop, self._reads_in)
         self._loop._callback_raised(handle, self._read_ready, (), error)
 
     def _system_failed(self, message: str, why: int | BaseException) -> None:
-        """Of a kernel's call: errno, or what an audit hook has raised."""
+        """A kernel's call has failed, with an errno or with the exception of an audit hook."""
         try:
             raise OSError(why, os.strerror(why)) if isinstance(why, int) else why
         except OSError as error:
@@ -146,7 +146,7 @@ class DatagramTransport(KernelTransport, _DatagramTransport):  # type: ignore[mi
     # --- sending
 
     def _judge(self) -> None:
-        """May the next datagram go to the system, and does it need an address?"""
+        """Note whether the next datagram may go to the system, and whether it needs an address."""
         datagrams, connected = self._datagrams, bool(self._extra["peername"])
         addressed = not self._address and self._by_number
         waits = self._buffer or self._closing or self._conn_lost or self._sock is None
@@ -160,7 +160,7 @@ class DatagramTransport(KernelTransport, _DatagramTransport):  # type: ignore[mi
             self._judge()
 
     def _sendto_ready(self) -> None:
-        """asyncio's of 3.14. That of 3.13 takes off too little of each that has waited, until writing stays paused."""
+        """asyncio 3.14's. 3.13's subtracts too little for each datagram that waited, until writing stays paused."""
         try:
             self._send_queued()
         finally:

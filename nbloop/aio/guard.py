@@ -1,13 +1,13 @@
-"""What belongs to one asyncio loop and is used on another raises at once, and the message names it and both loops.
+"""Using an object of one asyncio loop on another raises at once, and the message names the object and both loops.
 
-Problem: a future, a lock and a transport belong to one loop. With a loop on each core, to use one on another core is a
-mistake that is made often and found late. asyncio refuses to wait for it, but its message names neither loop, and its
-transports check nothing. Idea: nobody pays until the mistake is made.
+Problem: a future, a lock and a transport belong to one loop. With a loop on each core, programs often use one on the
+wrong core, and find the mistake late. asyncio refuses to wait for it, but its message names neither loop, and its
+transports check nothing. Idea: the check costs nothing until the mistake is made.
 
-* A task that may not wait for a future has its next step raise the error. `call_soon` is given that step, and here the
-  error gets the names.
+* If a task may not wait for a future, its next step raises the error. `call_soon` receives that step, and this module
+  adds the names to the error.
 * Locks, events, conditions, semaphores and queues ask `_LoopBoundMixin._get_loop` for their loop before they wait.
-  Importing this replaces that one method of asyncio's for all loops. The new one returns and raises the same.
+  Importing this module replaces that one method of asyncio's for all loops. The new method returns and raises the same.
 * A transport's kernel knows its loop's thread. On any other thread it asks `check_here`.
 """
 
@@ -23,7 +23,7 @@ _LINKS = "cr_await", "gi_yieldfrom", "ag_await"  # where a suspended frame says 
 
 
 def _name(loop: object) -> str:
-    """A loop in a message: nbloop's loops say their names, and of others two look alike without the address."""
+    """A loop as a message shows it: nbloop's loops have names; other loops look alike without their addresses."""
     return repr(loop) if hasattr(loop, "core") else object.__repr__(loop)
 
 
@@ -48,13 +48,13 @@ def _awaited(coroutine: Any) -> asyncio.Future[Any] | None:
 
 
 def name_loops(step: Any) -> None:
-    """If a task's next step is to raise that a future is another loop's, have the message name both loops."""
+    """If a task's next step will raise because a future belongs to another loop, make the message name both loops."""
     for error in gc.get_referents(step):
         if type(error) is RuntimeError and str(error).endswith(_FOREIGN):
             task = step.__self__
             future = _awaited(task.get_coro())
             if future is not None:
-                future._asyncio_future_blocking = False  # asyncio leaves it set, and the next await would fail of it
+                future._asyncio_future_blocking = False  # asyncio leaves it set, and the next await would fail
                 error.args = (f"{error}: {_both(future.get_loop(), task.get_loop())}",)
 
 
@@ -77,8 +77,8 @@ _mixins._LoopBoundMixin._get_loop = _get_loop_named  # type: ignore[attr-defined
 
 
 def check_here(transport: Any) -> None:
-    """RuntimeError if another loop runs on this thread than the transport's; without a running loop there is none.
-    ForkedLoopError in a child, where neither its bytes nor those of the parent would be in order.
+    """Raise RuntimeError if this thread runs a loop other than the transport's; it may run none. Raise ForkedLoopError
+    in a child, where neither its bytes nor those of the parent would be in order.
     """
     here: Any = asyncio._get_running_loop()
     owner = transport._loop  # None after its end

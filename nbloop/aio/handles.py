@@ -1,12 +1,13 @@
 """What `call_soon` and its like return: asyncio's own handles, which the core can call.
 
-asyncio's constructor asks the loop for its debug mode and looks for a context; both are known here, and without them
-`call_soon` takes four fifths of its time. Cancelling stays asyncio's. `cancel` sets its mark before it takes callback
-and arguments away; a run reads these two, and then checks the mark. So any thread may cancel a handle: it runs with the
-arguments that it was given, or not at all.
+asyncio's constructor asks the loop for its debug mode and looks for a context; both are known here, and without these
+two steps `call_soon` takes four fifths of its time. Cancelling stays asyncio's. `cancel` sets its mark before it
+removes callback and arguments; a run reads these two, and then checks the mark. So any thread may cancel a handle: it
+runs with the arguments that it was given, or not at all.
 
-A task needs no handle. asyncio's tasks are C, schedule each of their steps through `call_soon`, and drop what it
-returns; where that is seen to be the caller, its step goes to the core as it is, without a Python frame on its way.
+A task needs no handle. asyncio's tasks are written in C, schedule each of their steps through `call_soon`, and drop the
+handle that it returns. Where a task is recognised as the caller, its step goes to the core as it is, without a Python
+frame on its way.
 """
 
 from __future__ import annotations
@@ -54,11 +55,11 @@ def _run(handle: asyncio.Handle) -> None:
 
 _RUN = asyncio.Handle._run
 _CODE = _RUN.__code__
-_OURS = _CODE.co_filename == asyncio.events.__file__  # else somebody's was there before this was imported
+_OURS = _CODE.co_filename == asyncio.events.__file__  # else another function replaced it before this import
 
 
 def tools_watch() -> bool:
-    """Has somebody put a function of his own in the place of asyncio's `Handle._run`, as profilers and tracers do?"""
+    """Has a tool replaced asyncio's `Handle._run` with a function of its own, as profilers and tracers do?"""
     whole = asyncio.Handle._run is asyncio.TimerHandle._run is Handle._run is TimerHandle._run is _RUN
     return not (whole and _RUN.__code__ is _CODE and _OURS)
 
@@ -69,7 +70,7 @@ def run_watched(handle: Any) -> None:
 
 
 def failed(told: tuple[Any, Callable[..., object], tuple[Any, ...], BaseException]) -> None:
-    """A handle's callback has raised, says the kernel that has run it."""
+    """The kernel that ran a handle reports that its callback has raised."""
     handle, callback, args, error = told
     try:
         if isinstance(error, (SystemExit, KeyboardInterrupt)):
@@ -80,7 +81,7 @@ def failed(told: tuple[Any, Callable[..., object], tuple[Any, ...], BaseExceptio
 
 
 class _Shows:
-    """A loop and a future that show what a task gives them: a step to call soon, and what to call when it is done."""
+    """A loop and a future that record what a task gives them: a step to call soon, and a done callback."""
 
     _asyncio_future_blocking = True
 
@@ -103,14 +104,14 @@ class _Shows:
 
 
 def _kinds_of_steps() -> tuple[type | None, int, int]:
-    """Of the object that is a C task's next step, its type, and where it has the exception that it is to raise; of what
-    it has a future call when that is done, the address of the definition. Only a task can show them. None and 0 if
-    asyncio's tasks are Python's: their steps are methods, and get handles.
+    """Find out what a C task schedules: the type of the object that is its next step, where that object has the
+    exception to raise, and the address of the definition of the callback that the task adds to a future. Only a task
+    can show them. None and 0 if asyncio's tasks are Python's: their steps are methods, and get handles.
     """
     found: list[Any] = []
 
     def look(shows: _Shows, awaited: _Shows) -> None:
-        """On a thread where no loop runs and no task: since 3.14 a step looks for its own loop there."""
+        """Runs on a thread without a running loop or task: since 3.14 a step looks for its own loop there."""
 
         async def waits() -> None:
             await awaited
@@ -135,7 +136,7 @@ def _kinds_of_steps() -> tuple[type | None, int, int]:
     step, wakeup, _, raises = found
     known = type(wakeup) is BuiltinFunctionType and wakeup.__name__ == "TaskWakeup"
     error_at = reference_offset(raises, lambda held: isinstance(held, RuntimeError))
-    # Where the type is there is never 0: if the place is unknown, Python sees all steps.
+    # An unknown place becomes that of the type, where there is never 0: then Python sees all steps.
     return (
         type(step),
         OBJECT_TYPE if error_at is None else error_at,
@@ -172,8 +173,8 @@ else:
     class LockedHandle(Handle, _asyncios):  # type: ignore[misc, no-redef]
         """A callback of `call_soon_threadsafe`: `cancel` and `cancelled` wait for a callback that another thread runs.
 
-        asyncio makes a lock with each, which takes as long as all else that is done for one. Nearly all callers drop
-        the handle, so here the first one who asks for the lock makes it.
+        asyncio makes a lock for each handle, which takes as long as everything else for it. Nearly all callers drop the
+        handle, so here the lock is made when it is first asked for.
         """
 
         __slots__ = ()
@@ -205,7 +206,7 @@ class TimerHandle(Handle, asyncio.TimerHandle):
     ) -> None:
         Handle.__init__(self, callback, args, loop, context)
         self._when = when
-        self._scheduled = 0  # the core's number of the timer, which is true for asyncio too
+        self._scheduled = 0  # the core's number of the timer; asyncio reads it as true
 
     def cancel(self) -> None:
         if not self._cancelled:  # what asyncio's two methods do, in the frame of one
@@ -269,5 +270,5 @@ _WORDS = _words()  # what is the same for all loops
 
 
 def new_words() -> Any:
-    """The words of a loop, which has to write its own."""
+    """A copy of the words for a loop, which writes its own into it."""
     return _WORDS.copy()

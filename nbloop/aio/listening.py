@@ -79,7 +79,7 @@ class Listeners:
             placement = "system" if SPREADS else "least busy"
         if placement not in ("system", "least busy"):
             raise ValueError(f'placement must be "system" or "least busy", not {placement!r}')
-        if not 0 <= port <= 0xFFFF:  # of which `getaddrinfo` takes the last 16 bits
+        if not 0 <= port <= 0xFFFF:  # `getaddrinfo` takes only the last 16 bits
             raise OverflowError(f"port must be 0 to 65535, not {port}")
         if placement == "system" and not SPREADS:
             raise NotImplementedError('placement="system" needs Linux; elsewhere SO_REUSEPORT does not spread')
@@ -139,7 +139,7 @@ class Listeners:
 
 
 def bind_one(family: int, address: Any) -> socket.socket:
-    """A bound socket, if nobody listens there."""
+    """A bound socket, if no other socket listens there."""
     made = socket.socket(family, socket.SOCK_STREAM)
     try:
         if os.name == "posix":
@@ -154,10 +154,10 @@ def bind_one(family: int, address: Any) -> socket.socket:
 
 
 def bind_each(family: int, address: Any, count: int) -> list[socket.socket]:
-    """Several sockets, all bound to one address, if nobody else listens there.
+    """Several sockets, all bound to one address, if no other socket listens there.
 
-    The first is bound without SO_REUSEPORT: with it, a second process of the same user would be let in, and would
-    silently get half of the connections.
+    The first is bound without SO_REUSEPORT: with it, a second process of the same user could bind to the address, too,
+    and would silently get half of the connections.
     """
     made = [bind_one(family, address)]
     try:
@@ -178,7 +178,7 @@ def bind_each(family: int, address: Any, count: int) -> list[socket.socket]:
 
 
 class Back(socket.socket):
-    """A loop's end of an address: a listening socket to asyncio, to which another thread hands what it has accepted."""
+    """A loop's end of an address: a listening socket to asyncio. Another thread hands it the accepted connections."""
 
     def __init__(self, front: Front, worker: Sharer) -> None:
         mine, self._waker = socket.socketpair()
@@ -188,14 +188,14 @@ class Back(socket.socket):
         self._front = front
         self.worker = worker
         self.listening = False
-        self.slept = 0.0  # of the loop, as last seen
+        self.slept = 0.0  # seconds that the loop had slept at the last look
         self.busy = 0  # quarters of the time between the last two looks
         self.held: dict[weakref.ref[socket.socket], None] = {}  # connections that live
         self._handed: deque[tuple[socket.socket, Any]] = deque()
 
     @property
     def family(self) -> socket.AddressFamily:
-        """Of the address."""
+        """The family of the address."""
         return self._front.family
 
     def getsockname(self) -> Any:
@@ -221,7 +221,7 @@ class Back(socket.socket):
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from None
 
     def hand(self, connection: socket.socket, address: Any) -> None:
-        """By the accepting thread."""
+        """Hand over a connection. The accepting thread."""
         self.held[weakref.ref(connection, self._forget)] = None
         self._handed.append((connection, address))
         with contextlib.suppress(BlockingIOError):  # full of wake bytes, so the loop is awake
@@ -231,7 +231,7 @@ class Back(socket.socket):
         self.held.pop(connection, None)
 
     def close(self) -> None:
-        """Take no more connections; those that were handed and not accepted are closed."""
+        """Take no more connections, and close those that were handed over and not accepted."""
         self.listening = False
         self._front.left()
         super().close()
@@ -286,11 +286,11 @@ class Front:
             self._sock.close()
             self._stop.close()
             if self._path is not None and os.getpid() == self._process:  # not by a forked child
-                with contextlib.suppress(OSError, ValueError):  # ValueError: an abstract address, which is no file's
+                with contextlib.suppress(OSError, ValueError):  # ValueError: an abstract address, which is not a file
                     os.unlink(self._path)
 
     def _accept(self) -> None:
-        """The thread: nothing here waits for a loop."""
+        """The body of the thread. Nothing here waits for a loop."""
         waits = _Waits()
         waits.register(self._stop, selectors.EVENT_READ)
         accepts = waits.register(self._sock, selectors.EVENT_READ)

@@ -1,19 +1,19 @@
 """`asyncio.AbstractEventLoop` on nbloop's core.
 
-Problem: an asyncio program is written against some hundred methods: transports, TLS, subprocesses, resolvers, workers.
-Idea: nearly all of that is asyncio's own Python, well kept, and asks a loop for six things only: to call soon, from
-another thread too, to call at a time, to watch a descriptor, to run and to stop. So this is asyncio's selector loop
-with those six replaced. What asyncio does in Python for each callback (a deque, a heap, a selector's list, a byte
-through a socket to wake up) is one call of a kernel here::
+Problem: an asyncio program uses some hundred methods: transports, TLS, subprocesses, resolvers, workers. Idea: nearly
+all of them are asyncio's own Python, well maintained, and need only six things from a loop: call soon, call soon from
+another thread, call at a time, watch a descriptor, run, and stop. So this is asyncio's selector loop with those six
+replaced. One kernel call does what asyncio does in Python for each callback (a deque, a heap, a selector's list, a byte
+through a socket to wake up)::
 
     call_soon, call_soon_threadsafe   submit: one queue, one order over all threads, a wake only if the loop sleeps
     call_at, call_later               a timer that submits the handle when it is due
     add_reader, add_writer            a watch that submits the handle when it is ready (selector.py)
     run_forever, stop                 the core's run and stop
 
-Order is asyncio's: one queue, first in, first out. Timers and descriptors do not call but submit, so what became ready
-earlier runs earlier, as there. When it loses: what is left is Python, and a program whose time goes into asyncio's
-transports gains little.
+The order is asyncio's: one queue, first in, first out. Timers and descriptors submit their callbacks and do not call
+them, so a callback that became ready earlier runs earlier, as in asyncio. It loses where Python is left: a program that
+spends its time in asyncio's transports gains little.
 
 New over asyncio: `call_soon_threadsafe` makes no system call while the loop is awake; a handle may be cancelled from
 any thread; a cancelled timer is gone at once; signals reach a loop in any thread; `core` has metrics, a watchdog, a
@@ -64,15 +64,15 @@ from .transports import (
     shared_words,
 )
 
-base_events: Any = _base_events  # its stubs do not name what is wanted of it
+base_events: Any = _base_events  # its stubs lack the names that are used here
 
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # after which a listener rests
-UNPOLLED_TURNS = 7  # in a row that do not poll the descriptors, while callbacks are ready: one of eight does
+UNPOLLED_TURNS = 7  # consecutive turns without a poll while callbacks are ready: one turn of eight polls
 WHOLE_QUEUE = 1 << 40  # tasks in a turn: asyncio's turn, too, runs all that is ready when it begins
 
 
 def _task_raised(of: weakref.ref[EventLoop], error: BaseException, context: dict[str, Any]) -> None:
-    """What was given to the core and not to asyncio has raised."""
+    """A callback that was given to the core, and not to asyncio, has raised."""
     loop = of()
     if loop is not None:
         message = f"Exception in {context['kind']} {context['callback']!r}"
@@ -96,14 +96,15 @@ class Core(Loop):
 
 
 class EventLoop(AioWords, asyncio.SelectorEventLoop):
-    """An asyncio event loop. Everything that `asyncio.AbstractEventLoop` has; what is not said here is asyncio's.
+    """An asyncio event loop. It has everything that `asyncio.AbstractEventLoop` has; anything not described here works
+    as in asyncio.
 
-    Thread-safe are `call_soon_threadsafe`, `stop`, and `cancel` of the handles. `call_soon` and `call_at` are checked
-    for their thread in debug mode only, as asyncio's, and do no harm from another one.
+    `call_soon_threadsafe`, `stop`, and `cancel` of the handles are thread-safe. `call_soon` and `call_at` check their
+    thread in debug mode only, as asyncio's do, and do no harm from another one.
 
-    `name`, `metrics`, `recorder` and the errors of making one are those of `nbloop.Loop`, whose object `core` is. A
-    closed loop raises RuntimeError, as asyncio's does. Scheduling a callback and a task's step take O(1), a timer
-    O(log timers), an event of a descriptor O(1). All times are seconds.
+    `name`, `metrics`, `recorder` and the constructor's errors are those of `nbloop.Loop`; `core` is the loop of that
+    class. A closed loop raises RuntimeError, as asyncio's does. Scheduling a callback and a task's step take O(1), a
+    timer O(log timers), an event of a descriptor O(1). All times are seconds.
 
     >>> import nbloop
     >>> loop = nbloop.EventLoop(name="mine")
@@ -142,15 +143,15 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         metrics: bool | Literal["shared"] | None = None,
         recorder: int | None = None,
     ) -> None:
-        # Nothing that the loop keeps may keep the loop. So it goes when it is closed and forgotten; otherwise its
-        # mappings would stay until the collector comes.
+        # Nothing that the loop keeps may keep the loop. So a loop that is closed and forgotten is freed at once;
+        # otherwise its mappings would stay until the next collection.
         raised = functools.partial(_task_raised, weakref.ref(self))
         self._core = Core(name=name, metrics=metrics, recorder=recorder, ingress_budget=WHOLE_QUEUE, on_error=raised)
         self._submit = self._core.submit
         self._now = self._core.now
         if type(self).time is asyncio.BaseEventLoop.time:
             self.time = self._now  # type: ignore[method-assign] # no Python frame
-        # For a caller that does not look at it.
+        # What `call_soon` returns to a caller that ignores it.
         self._unseen = Handle(Handle.cancel, (), weakref.proxy(self), copy_context())
         self._flush = flush_streams.bind(self._core._state)
         words = new_words()
@@ -173,8 +174,8 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
 
     @property
     def core(self) -> Loop:
-        """The `nbloop.Loop` that this one is a view of: its figures, watchdog, recorder, and its other ways in. To run,
-        stop and close is the asyncio loop's own affair.
+        """The `nbloop.Loop` under this loop: its figures, watchdog, recorder, and its other ways in. Use the asyncio
+        loop to run, stop and close it.
         """
         return self._core
 
@@ -200,16 +201,16 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
     def call_soon_threadsafe(  # type: ignore[override, empty-body]
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.Handle:
-        """`call_soon` from any thread, signal handlers included. It wakes the loop only if that sleeps. Since Python
-        3.14 `cancel` and `cancelled` of the handle wait while another thread runs its callback, as asyncio's do.
+        """`call_soon` from any thread, signal handlers included. It wakes the loop only if the loop sleeps. Since
+        Python 3.14 `cancel` and `cancelled` of the handle wait while another thread runs its callback, as asyncio's do.
         """
 
     @method(kernels.aio_call_later)
     def call_later(  # type: ignore[override, empty-body]
         self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
-        """Run ``callback(*args)`` once, no earlier than `delay` seconds from now. O(1) for what is far, else O(log n).
-        Any thread.
+        """Run ``callback(*args)`` once, no earlier than `delay` seconds from now. O(1) for a distant time, else O(log
+        n). Any thread.
         """
 
     @method(kernels.aio_call_at)
@@ -217,12 +218,12 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
         """Run ``callback(*args)`` once, no earlier than `when` on the clock of `time`; otherwise as `call_later`. If
-        `time` has been replaced, it waits no longer than lay between that clock's time and `when` at the call.
+        `time` has been replaced, it waits at most the difference between that clock's time and `when` at the call.
         """
 
     @method(kernels.aio_timer_cancelled)
     def _timer_handle_cancelled(self, handle: TimerHandle) -> None:
-        """What a timer's `cancel` asks for."""
+        """Take the timer of a handle out of the core. `TimerHandle.cancel` calls this."""
 
     @method(kernels.aio_create_future)
     def create_future(self) -> asyncio.Future[Any]:  # type: ignore[empty-body]
@@ -232,8 +233,8 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
     def get_debug(self) -> bool:  # type: ignore[empty-body]
         """Is asyncio's debug mode on? Any thread."""
 
-    # --- scheduling where that is rare: debug mode, odd arguments, a closed loop. Written out, because the frame of the
-    # caller is two above `_note`.
+    # --- scheduling in rare cases: debug mode, odd arguments, a closed loop. The methods are written out, because
+    # `_note` expects the caller's frame two above its own.
 
     def _call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.Handle:
         if type(callback) is Step:
@@ -275,7 +276,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
             self._note(timer, callback, "call_at")
         own = when
         replaced = self.time is not self._now
-        if replaced:  # a tool's clock: what is between now and then on it is so on ours
+        if replaced:  # a tool's clock: wait on ours for the time that is left on it
             own = self._now() + (when - self.time())
         try:
             timer._scheduled = self._core.schedule_timer_at(min(own, FAR), self._submit, self._run, timer)
@@ -296,8 +297,9 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
     # --- running
 
     def run_forever(self) -> None:
-        """Run until `stop`. What is ready by then has run; what that made ready waits for the next run. If
-        `asyncio.Handle._run` has been replaced by now, it is called for each callback, task steps included.
+        """Run until `stop`. Callbacks that are ready by then have run; those that they made ready wait for the next
+        run. If `asyncio.Handle._run` has been replaced before this call, the replacement is called for each callback,
+        task steps included.
         """
         self._choose_run()
         if self._replaced_clock:
@@ -306,7 +308,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         try:
             self._core.run()
         finally:
-            self._core._record["stop"] = 0  # one that an exception has overtaken: asyncio forgets it, too
+            self._core._record["stop"] = 0  # forget a stop that an exception has overtaken, as asyncio does
             try:
                 self._flush()
             finally:
@@ -318,7 +320,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         self._core.stop()
 
     def close(self) -> None:
-        """Forget all that is scheduled, and give back what the loop holds of the system. Not while it runs."""
+        """Drop all that is scheduled, and release the loop's system resources. RuntimeError while it runs."""
         if self.is_running():
             raise RuntimeError("Cannot close a running event loop")
         if not self.is_closed():
@@ -331,21 +333,21 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
             with contextlib.suppress(ForkedLoopError):
                 self._core.close()
 
-    # --- what is watched: asyncio's methods, which look each number up in ten frames
+    # --- descriptors, in place of asyncio's methods, which look up each number in ten frames
 
     def add_reader[*Arguments](self, fd: Any, callback: Callable[[*Arguments], Any], *args: *Arguments) -> None:
         """Call ``callback(*args)`` in each turn in which the descriptor, a number or an object with `fileno`, can be
-        read; instead of the reader that it has, if any. One or two system calls.
+        read. It replaces an earlier reader of the descriptor. One or two system calls.
 
-        The loop's thread. O(1). RuntimeError for a transport's descriptor, ValueError for what has no number, OSError
-        from the system, for instance for a regular file (EPERM).
+        The loop's thread. O(1). RuntimeError for a transport's descriptor, ValueError for an object without a number,
+        OSError from the system, for instance for a regular file (EPERM).
         """
         if type(fd) is not int or fd in self._transports.data:
             self._ensure_fd_no_transport(fd)
         self._add_watcher(fd, READ, callback, args, None)
 
     def add_writer[*Arguments](self, fd: Any, callback: Callable[[*Arguments], Any], *args: *Arguments) -> None:
-        """As `add_reader`, when it can be written."""
+        """As `add_reader`, for a descriptor that can be written."""
         if type(fd) is not int or fd in self._transports.data:
             self._ensure_fd_no_transport(fd)
         self._add_watcher(fd, WRITE, callback, args, None)
@@ -405,8 +407,8 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
     def _make_socket_transport(
         self, sock: Any, protocol: Any, waiter: Any = None, *, extra: Any = None, server: Any = None, **context: Any
     ) -> Any:
-        """Of each connected socket, accepted ones too. This method and `_make_datagram_transport` choose the kind of
-        transport.
+        """Make the transport of each connected socket, also of accepted ones. This method and
+        `_make_datagram_transport` choose the kind of transport.
         """
         if not kernels_take(sock):
             return super()._make_socket_transport(  # type: ignore[misc]
@@ -448,10 +450,10 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         ssl_handshake_timeout: float | None = None,
         ssl_shutdown_timeout: float | None = None,
     ) -> Any:
-        """TLS from now on, over a transport that is open; returns the one that `protocol` is to use. The loop's thread.
+        """Start TLS on an open transport; return the transport that `protocol` is to use. The loop's thread.
 
-        What the transport has to send leaves first. What a server's `StreamReader` has received, and nobody has read,
-        is the client's first record.
+        The transport first sends what it has to send. Data that a server's `StreamReader` has received, and the program
+        has not read, is the client's first record.
         """
         if base_events.ssl is None:
             raise RuntimeError("Python ssl module is not available")
@@ -481,7 +483,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         return tls._app_transport
 
     def _make_datagram_transport(self, sock: Any, protocol: Any, *arguments: Any, **more: Any) -> Any:
-        """Of each socket of `create_datagram_endpoint`."""
+        """Make the transport of each socket of `create_datagram_endpoint`."""
         if not kernels_take(sock) or sock.family not in FAMILIES:
             return super()._make_datagram_transport(sock, protocol, *arguments, **more)  # type: ignore[misc]
         self._ensure_fd_no_transport(sock)
@@ -498,12 +500,12 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         ssl_shutdown_timeout: float | None = constants.SSL_SHUTDOWN_TIMEOUT,
         context: Context | None = None,  # since Python 3.15
     ) -> None:
-        """Accept what waits. Without descriptors the listener rests, and comes back once; asyncio before 3.14 tries on,
-        and each failure comes back for itself.
+        """Accept the waiting connections. Without free descriptors the listener rests, and resumes once; asyncio before
+        3.14 goes on trying, and resumes once for each failure.
         """
         timeouts = ssl_handshake_timeout, ssl_shutdown_timeout
         accept = sock.accept
-        if getattr(type(sock), "accept", None) is plain_accept:  # nobody has one of his own
+        if getattr(type(sock), "accept", None) is plain_accept:  # it is not overridden
             accept = functools.partial(accept_plainly, sock, *numbers_of(sock))
         for _ in range(backlog):
             try:
@@ -547,7 +549,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
             protocol = factory()
             if server is None or server._serving:
                 self._make_socket_transport(conn, protocol, extra=extra, server=server, **own)
-            else:  # the factory has closed it, and nobody waits for this connection's end
+            else:  # the factory has closed it, and nothing waits for this connection's end
                 conn.close()
         except BaseException as error:
             conn.close()
@@ -559,7 +561,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
                     context["protocol"] = protocol
                 self.call_exception_handler(context)
 
-    async def _accept_connection2(  # of a connection that begins with a handshake, for which a task has to wait
+    async def _accept_connection2(  # for a connection that begins with a handshake: a task waits for it
         self,
         factory: Any,
         conn: socket.socket,
@@ -584,24 +586,24 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
 
     @property
     def _nest_patched(self) -> bool:
-        """What nest_asyncio asks of a loop before it replaces parts of asyncio's turn, of which there are none here."""
+        """nest_asyncio reads this before it replaces parts of asyncio's turn. This loop has none of those parts."""
         raise RuntimeError(
             "nest_asyncio cannot patch nbloop's EventLoop, whose turns are compiled and not re-entrant; run the inner"
             " coroutine in another thread, or use asyncio's own loop"
         )
 
-    # --- sockets of the caller's
+    # --- the caller's own sockets
     #
-    # asyncio takes the connection or the bytes in a callback, and gives them to a future. If the task that waits is
-    # cancelled in the same turn, they are lost. Here a future only tells that there is something, and the task takes it
-    # as it goes on. The removal of the reader costs no callback then, either.
+    # asyncio takes the connection or the bytes in a callback, and gives them to a future. If the waiting task is
+    # cancelled in the same turn, they are lost. Here a future only says that there is something to take, and the task
+    # takes it when it resumes. So removing the reader costs no callback, either.
 
     def sock_recv(self, sock: socket.socket, nbytes: int) -> Coroutine[Any, Any, bytes]:
         """Receive up to `nbytes`. The loop's thread. A call that is cancelled has taken nothing from the socket."""
         return self._take(sock, "recv", nbytes)
 
     def sock_recv_into(self, sock: socket.socket, buf: Any) -> Coroutine[Any, Any, int]:
-        """`sock_recv` into a buffer; returns how many bytes that were."""
+        """`sock_recv` into a buffer; returns the number of bytes."""
         return self._take(sock, "recv_into", buf)
 
     def sock_recvfrom(self, sock: socket.socket, bufsize: int) -> Coroutine[Any, Any, tuple[bytes, Any]]:
@@ -613,7 +615,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
     def sock_recvfrom_into(
         self, sock: socket.socket, buf: Any, nbytes: int = 0
     ) -> Coroutine[Any, Any, tuple[int, Any]]:
-        """`sock_recvfrom` into a buffer, of which it uses `nbytes`, or all for 0."""
+        """`sock_recvfrom` into the first `nbytes` of a buffer, or into all of it for 0."""
         return self._take(sock, "recvfrom_into", buf, nbytes)
 
     async def sock_accept(self, sock: socket.socket) -> tuple[socket.socket, Any]:
@@ -637,7 +639,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
             await self._readable(sock)
 
     async def _readable(self, sock: socket.socket) -> None:
-        """Wait until there is something to take, or until it has been there: somebody else may take it first."""
+        """Wait until there is, or has been, something to take: another task may take it first."""
         fd = sock.fileno()
         self._ensure_fd_no_transport(fd)
         ready = self.create_future()
@@ -695,12 +697,12 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
 
     @staticmethod
     def _forget_frame(handle: Any) -> None:
-        """The innermost frame that was noted is one of this class: a method that calls another."""
+        """Drop the innermost frame that was noted: it is one of this class, of a method that calls another."""
         if handle._source_traceback:
             del handle._source_traceback[-1]
 
     def set_debug(self, enabled: bool) -> None:
-        """asyncio's debug mode: what is scheduled is checked, where is remembered, and slow callbacks are logged."""
+        """asyncio's debug mode: the loop checks what is scheduled, remembers where, and logs slow callbacks."""
         super().set_debug(bool(enabled))  # a word that kernels compare
         self._choose_run()
         for transport in list(self._transports.values()):
@@ -708,7 +710,9 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
                 transport.aim()
 
     def _choose_run(self) -> None:
-        """Who runs a handle: the kernel, unless somebody wants to see it, or has timers on a clock of their own."""
+        """Choose what runs a handle: the kernel, unless a tool or debug mode observes it, or timers wait on a replaced
+        clock.
+        """
         tools = tools_watch()
         clock = self._replaced_clock is not None and self._replaced_clock.watched
         self._words[AIO.TOOLS // 8] = tools or clock
@@ -737,7 +741,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
             self._submit(self._ask_replaced_clock)  # after all that is queued, and would not ask
 
     def _ask_replaced_clock(self) -> None:
-        """Queue the timers that are due by a clock that replaces ours, which a callback may have moved."""
+        """Queue the timers that are due on the clock that replaces ours. A callback may have moved that clock."""
         clock = self._replaced_clock
         if clock is None:  # closed
             return
@@ -770,7 +774,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
             f" debug={self._debug}>"
         )
 
-    # --- a wake is the core's affair: no pair of sockets
+    # --- the core wakes the loop: no pair of sockets
 
     def _make_self_pipe(self) -> None:
         pass

@@ -1,5 +1,5 @@
-"""asyncio's policy that makes nbloop's loops. In a file of its own, because Python 3.14 deprecates what it is made of,
-and 3.16 has it no more: nothing of that is read before a program asks for it.
+"""An asyncio policy that makes nbloop's loops. It has a file of its own, because Python 3.14 deprecates its base class
+and 3.16 removes it: nothing reads that class before a program asks for the policy.
 """
 
 from __future__ import annotations

@@ -14,17 +14,16 @@ serves the waiters (`_settle`).
 order only, and newcomers find no permit. A getter that is cancelled in between gives its permit to the next in line.
 The same holds for room, with a place.
 
-A `put` happens when the item is there, a `get` when it is taken. So an item for which a getter was woken still takes
-room, and the queue may have neither an item for one caller nor room for another: `QueueEmpty` and `QueueFull` mean that
-everything is promised to earlier callers.
+A `put` happens when the item is in the queue, a `get` when it is taken out. So an item for which a getter was woken
+still takes room, and the queue may have neither an item for one caller nor room for another: `QueueEmpty` and
+`QueueFull` mean that everything is promised to earlier callers.
 
 Invariants, while nobody holds the lock and no call is under way: a getter waits only if no item is available; a putter
 waits only if all places are taken; ``items == available + reserved``, ``places == items + granted``.
 
-**A signal's handler may raise** in a call of the main thread, at the end of each call that this one makes. So a step
-writes its words before the one call in which it changes the queue's word; what serves waiters can be begun again, and
-to wake twice is to wake once; and a call that an exception leaves gives up its turn and serves the others
-(`_ended_by`).
+**A signal handler may raise** in a call on the main thread, at the end of each call that this one makes. So a step
+writes its own words before the one call that changes the queue's word. Serving the waiters can be begun again, and a
+second wake has no effect. A call that ends with an exception gives up its turn and serves the others (`_ended_by`).
 """
 
 from __future__ import annotations
@@ -50,12 +49,12 @@ from ..unique import Unique
 
 _BUSY, _SHUT = layout.PERMITS_BUSY, layout.PERMITS_SHUT
 _AVAILABLE, _PLACE = layout.PERMITS_AVAILABLE, layout.PERMITS_PLACE
-_ALL_AVAILABLE = layout.PERMITS_MOST * _AVAILABLE  # the bits of a word in which that number stands
+_ALL_AVAILABLE = layout.PERMITS_MOST * _AVAILABLE  # the bits of a word that hold that number
 
 
 class _Due(BaseException):
-    """What the kernel returns in place of an item: with the item, if waiters are to be served now; without one, if it
-    took none. An exception, because C code makes one of a single argument; it is never raised.
+    """The kernel returns this in place of an item: with the item, if waiters are to be served now; without one, if it
+    took none. It is an exception, because C code can make one from a single argument; it is never raised.
     """
 
 
@@ -63,7 +62,7 @@ _NOTHING = _Due()
 
 
 class _Waiter:
-    """Somebody who may have to stand in one of the lines. `granted` is written under the queue's lock."""
+    """A caller that may have to join one of the lines. `granted` is written under the queue's lock."""
 
     __slots__ = ("granted", "line")
 
@@ -72,11 +71,11 @@ class _Waiter:
         self.granted = False
 
     def prepare(self) -> None:
-        """Before it stands in line."""
+        """Called before it joins the line."""
         raise NotImplementedError
 
     def wake(self) -> bool:
-        """Once or more. False if nobody is left to wake."""
+        """Wake the caller, once or more. False if its loop has ended."""
         raise NotImplementedError
 
 
@@ -119,7 +118,7 @@ class _Thread(_Waiter):
         return True
 
     def wait(self, timeout: float | None) -> bool:
-        """Until it is woken; whether it was."""
+        """Wait until it is woken; return whether it was."""
         until = None if timeout is None else time.monotonic() + timeout
         while True:  # a lock's wait may miss a signal that comes just before it
             check_finalizing()
@@ -131,16 +130,16 @@ class _Thread(_Waiter):
 
 
 class Queue[T](Unique):
-    """A queue that any number of asyncio loops, of any kind, and of threads put into and get from.
+    """A queue for any number of asyncio loops, of any kind, and of threads: all may put and get.
 
-    `maxsize` is how many items it holds, at most 1,073,741,823; 0 stands for as many. Items of one producer come out in
-    the order in which it put them. Waiters are served in the order in which they began to wait; nobody overtakes them.
-    Each item wakes at most one getter, and each free place at most one putter.
+    `maxsize` is the number of items that it holds, at most 1,073,741,823; 0 stands for that maximum. Items of one
+    producer come out in the order in which it put them. Waiters are served in the order in which they began to wait; no
+    call overtakes them. Each item wakes at most one getter, and each free place at most one putter.
 
     `put` and `get` are for coroutines; `put_wait` and `get_wait` for threads that run no loop; the other methods for
     both. Not for signal handlers and finalisers, which may interrupt a call on the same thread that holds the lock of
     the waiters. All calls are O(1), except that giving up waiting (cancellation, time-out) is O(waiting), and
-    `shutdown` O(n). While nobody waits, calls take no lock but the one that CPython's `deque` has for itself.
+    `shutdown` O(n). While no caller waits, calls take no lock except the one inside CPython's `deque`.
 
     >>> import nbloop, threading
     >>> async def main():
@@ -159,11 +158,11 @@ class Queue[T](Unique):
         self._put, self._put_held = permits.permits_put.bind(words), permits.permits_put_held.bind(words)
         self._take, self._take_held = permits.permits_take.bind(words), permits.permits_take_held.bind(words)
         self._hold, self._change = permits.permits_hold.bind(words), permits.permits_change.bind(words)
-        self._full = (maxsize or layout.PERMITS_MOST) * _PLACE  # from which word on there is no room
+        self._full = (maxsize or layout.PERMITS_MOST) * _PLACE  # from this value of the word on there is no room
         # The lock guards the rest.
         self._lock = _thread.allocate_lock()
-        self._reserved = 0  # permits of getters who have been woken
-        self._granted = 0  # places of putters who have been woken
+        self._reserved = 0  # permits of getters that have been woken
+        self._granted = 0  # places of putters that have been woken
         self._getters: deque[_Waiter] = deque()
         self._putters: deque[_Waiter] = deque()
         self._dropped = False
@@ -218,9 +217,10 @@ class Queue[T](Unique):
     # --- waiting
 
     async def put(self, item: T) -> None:
-        """Put an item, and wait for room. `asyncio.QueueShutDown` after `shutdown`, also while it waits: it is not put.
+        """Put an item; wait for room first if there is none. `asyncio.QueueShutDown` after `shutdown`, also while it
+        waits: the item is not put.
 
-        Cancelled, it has not put the item.
+        A call that is cancelled has not put the item.
         """
         waiter = None
         try:
@@ -258,9 +258,9 @@ class Queue[T](Unique):
             raise
 
     async def get(self) -> T:
-        """Get an item, and wait for one. `asyncio.QueueShutDown` after `shutdown` if there is none.
+        """Get an item; wait for one if there is none. `asyncio.QueueShutDown` after `shutdown` if no item is left.
 
-        Cancelled, it has taken none.
+        A call that is cancelled has taken none.
         """
         waiter = None
         try:
@@ -310,14 +310,14 @@ class Queue[T](Unique):
     # --- in steps
 
     def _end_put(self, done: bool, item: T, waiter: _Waiter | None) -> bool:
-        """What `put` has left to do: to serve those who wait for the item, or, if it put nothing, `_put_or_wait`."""
+        """Finish a `put`: serve the callers that wait for the item, or, if it put nothing, run `_put_or_wait`."""
         if done:
             self._locked(_serve)
             return True
         return self._locked(self._put_or_wait, waiter, item)  # type: ignore[no-any-return]
 
     def _end_get(self, due: _Due, waiter: _Waiter | None) -> Any:
-        """What `get` has left to do: to serve those who wait for the place, or, if it took nothing, `_get_or_wait`."""
+        """Finish a `get`: serve the callers that wait for the place, or, if it took nothing, run `_get_or_wait`."""
         if due.args:
             self._locked(_serve)
             return due.args[0]
@@ -325,14 +325,14 @@ class Queue[T](Unique):
 
     def _wait(self, waiter: _Thread, timeout: float | None, what: str) -> None:
         if not waiter.wait(timeout):
-            self._locked(self._give_up, waiter)  # here, where an exception of a signal's handler has it done again
+            self._locked(self._give_up, waiter)  # here, so that it is done again if a signal handler raises
             raise TimeoutError(f"{what} has not come within {timeout} s")
 
     def _ended_by(self, error: BaseException, waiter: _Waiter | None) -> None:
-        """An exception ends a call: it gives up its turn, and serves the others, whom it may have been about to serve.
+        """A call that an exception ends gives up its turn, and serves the others, as it may have been about to do.
 
-        GeneratorExit may come from the collector, which runs anywhere: also in a call on this thread that holds the
-        lock. To wait for the lock would then be for ever. A thread of its own can wait for it.
+        GeneratorExit may come from the collector, which runs anywhere, even in a call on this thread that holds the
+        lock. A wait for the lock would then never end. A separate thread can wait for it.
         """
         if isinstance(error, GeneratorExit) and self._lock.locked():
             _thread.start_new_thread(self._locked, (self._give_up, waiter))
@@ -340,8 +340,8 @@ class Queue[T](Unique):
             self._locked(self._give_up, waiter)
 
     def _locked(self, step: Callable[[int, Any, Any], Any], waiter: _Waiter | None = None, item: Any = None) -> Any:
-        """Run a step under the lock, with the word as it is when the lock has been taken; then serve those who wait,
-        and wake them without the lock.
+        """Run a step under the lock, with the word as it is once the lock is taken; then serve the waiters, and wake
+        them without the lock.
         """
         woken: list[_Waiter] = []
         dropped: list[T] = []  # released without the lock: items may have finalisers
@@ -394,7 +394,7 @@ class Queue[T](Unique):
         return word // _PLACE > available_of(word) + self._reserved + self._granted
 
     def _put_or_wait(self, word: int, waiter: _Waiter | None, item: T) -> bool:
-        """Put the item: True. False if the waiter stands in line now, or, without one, if it is to be asked again."""
+        """Put the item: True. False if the waiter is now in line, or, without one, if the call has to be repeated."""
         if word & _SHUT:
             raise asyncio.QueueShutDown
         if word < self._full and not self._putters:
@@ -408,7 +408,7 @@ class Queue[T](Unique):
         return False
 
     def _get_or_wait(self, word: int, waiter: _Waiter | None, _item: object) -> Any:
-        """The item, or `_NOTHING` where `_put_or_wait` has False."""
+        """The item, or `_NOTHING` where `_put_or_wait` returns False."""
         if word & _ALL_AVAILABLE and not self._getters:
             return self._take_held()
         if self._none_will_come(word):
@@ -433,13 +433,13 @@ class Queue[T](Unique):
         return self._take_held()  # type: ignore[no-any-return]
 
     def _give_up(self, _word: int, waiter: _Waiter | None, _item: object = None) -> None:
-        """Leave the line, or give back what the waiter was woken for. Once: a loop may be closed, and later its
-        coroutine.
+        """Leave the line, or give back what was granted to the waiter. It has an effect only once: a loop may be
+        closed, and later its coroutine.
         """
         if waiter is None:
             return
         if not waiter.granted:
-            with contextlib.suppress(ValueError):  # it stands there no more, or not yet
+            with contextlib.suppress(ValueError):  # it has left the line, or has not joined it yet
                 waiter.line.remove(waiter)
             return
         waiter.granted = False
@@ -460,8 +460,8 @@ class Queue[T](Unique):
         return bool(word & _SHUT) and word // _PLACE == self._reserved + self._granted
 
     def _settle(self, woken: list[_Waiter], dropped: list[T]) -> None:
-        """Give waiters what there is, in the order of their lines, and add them to `woken`; also those for whom nothing
-        will come. The word is busy no longer if nobody waits then. Adds the items that are dropped to `dropped`.
+        """Grant waiters what is available, in the order of their lines, and add them to `woken`; also waiters for which
+        nothing will come. If no waiter is left, the word is no longer busy. Adds the dropped items to `dropped`.
         """
         if self._dropped:
             self._drop(dropped)
@@ -498,7 +498,7 @@ class Queue[T](Unique):
             self._change(-_BUSY)
 
     def _drop(self, dropped: list[T]) -> None:
-        """Take all items, those of getters who have been woken, too."""
+        """Take all items, including those reserved for woken getters."""
         reserved, self._reserved = self._reserved, 0
         self._change(reserved * _AVAILABLE)
         while (item := self._take_held()) is not _NOTHING:

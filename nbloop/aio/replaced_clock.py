@@ -2,11 +2,12 @@
 
 The core's timers wait on the system's clock, so a jump of another clock does not move them. asyncio compares its timers
 with `loop.time` in each turn. So a timer that is armed while `time` is another function waits twice: in the core, for
-what lies between that clock's time and `when`, and here, by that clock's times. While there are any, the loop asks the
-clock after each callback that it runs. A program with the loop's own clock never comes here.
+the difference between that clock's time and `when`, and here, on that clock. While there are such timers, the loop asks
+the clock after each callback that it runs. A program with the loop's own clock never comes here.
 
-Any thread arms timers. The heap belongs to the loop's thread. It keeps no handle alive: one that has fired in the core,
-or was cancelled and forgotten, is a dead reference. It goes when it is first, or when the heap has doubled.
+Any thread may arm timers. The heap belongs to the loop's thread. It keeps no handle alive: a handle that has fired in
+the core, or was cancelled and forgotten, leaves a dead reference. That goes when it is first, or when the heap has
+doubled.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from itertools import count
 from operator import itemgetter
 from typing import Any
 
-SOME = 64  # entries that are not worth a search for dead ones
+SOME = 64  # up to this many entries, a search for dead ones is not worth it
 
 type _Entry = tuple[float, int, weakref.ref[Any]]  # numbered, because references cannot be compared
 

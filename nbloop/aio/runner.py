@@ -43,8 +43,8 @@ def run[T](
     `debug` is asyncio's debug mode; `name`, `metrics` and `recorder` are those of `nbloop.Loop`. Raises what the
     coroutine raises, KeyboardInterrupt after Ctrl-C (which first cancels it), RuntimeError inside a running loop.
 
-    Any thread that runs no asyncio loop; Ctrl-C is the main thread's. Beside `main` it takes the time of a loop's
-    making and end, and O(tasks) for those that it cancels.
+    Any thread that runs no asyncio loop; Ctrl-C works on the main thread only. In addition to `main` it takes the time
+    to make and end a loop, and O(tasks) for the tasks that it cancels.
 
     >>> import nbloop
     >>> async def main():

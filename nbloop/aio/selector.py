@@ -47,8 +47,8 @@ class Selector(selectors._BaseSelectorImpl):
         self._queued: set[Any] = set()
 
     def put(self, fileobj: Any, side: int, handle: Any) -> Any:
-        """From now on, this is a descriptor's reader (READ) or its writer (WRITE), or it has none (None). Returns what
-        was there before. Loop thread; O(1), with at most one system call.
+        """Make a handle the descriptor's reader (READ) or writer (WRITE), or leave it without (None). Returns what was
+        there before. Loop thread; O(1), with at most one system call.
         """
         # A subclass of int may have a hash of its own, which must not run in the middle of a kernel.
         fd = fileobj if type(fileobj) is int and fileobj >= 0 else int.__index__(self._fileobj_lookup(fileobj))

@@ -3,15 +3,15 @@
 Problem: N asyncio loops in one process need threads, a common start and end, signals, addresses on which all listen,
 resources that belong to one loop, budgets to divide, and calls from one loop to another. People who wired that up by
 hand removed it again, because the plumbing cost more than the cores gained. Idea: the plumbing is one structured call.
-Like a task group, `serve` does not return while anything that it started lives; `main` gets what it needs from the
-whole as its argument, a `Worker`.
+Like a task group, `serve` does not return while anything that it started lives; `main` reaches the rest of the group
+through its argument, a `Worker`.
 
 **Where threads wait.** The main thread runs no worker: it waits for their threads, and receives signals. So a loop that
 hangs does not delay Ctrl-C, and all workers are alike. It waits in its own core loop, because a signal that arrives
 just before a wait for a lock does not end that wait; a loop on the main thread handles that case (design.md, Signals).
 
-**All loops run until every `main` has ended.** A worker that is done first goes on answering calls, so what the others
-do last may still need it. Then each closes its resources, cancels what tasks are left, and ends.
+**All loops run until every `main` has ended.** A worker that is done first goes on answering calls, because the others
+may still need it to the last. Then each worker closes its resources, cancels its remaining tasks, and ends.
 
 **Starting and cancelling** meet in two words: a worker stores its task and then reads `_cancelling`; a canceller sets
 `_cancelling` and then reads the task. One of the two sees the other.
@@ -73,27 +73,26 @@ def serve[T](
     """Run the coroutine ``main(worker)`` once on each of several asyncio loops, each in its own thread; return their
     results, in the order of the workers.
 
-    `loops` is how many, by default one for each core that this process may use. `name` is that of the group, and with
-    a number those of loops and threads. `debug` is asyncio's debug mode; `metrics` and `recorder` are those of
-    `nbloop.Loop`. Several loops under the GIL are a RuntimeWarning, once in a process, or with
-    `require_free_threading` a RuntimeError.
+    `loops` is their number, by default one for each core that this process may use. `name` is the group's; loops and
+    threads have it with a number. `debug` is asyncio's debug mode; `metrics` and `recorder` are those of `nbloop.Loop`.
+    Several loops under the GIL cause a RuntimeWarning, once in a process, or with `require_free_threading` a
+    RuntimeError.
 
     Structured: when it returns or raises, all loops are closed and all threads have ended. Every loop runs, and answers
-    calls, until all `main` have ended. The first `main` that
-    raises has all others cancelled, and what they raised is an ExceptionGroup; KeyboardInterrupt and SystemExit of a
-    worker are raised as they are.
+    calls, until every `main` has ended. The first `main` that raises cancels all others, and their exceptions become an
+    ExceptionGroup; KeyboardInterrupt and SystemExit of a worker are raised as they are.
 
     Ctrl-C and SIGTERM cancel all workers, and then `serve` raises KeyboardInterrupt, or SystemExit with the status that
     shells report (143), unless every `main` returned nevertheless, or one raised. Ctrl-C after either does not wait:
-    loops are stopped after the callback in progress, tasks are left where they are, and a callback that does not return
-    within a second is left behind, on a daemon thread, and logged. A second SIGTERM does nothing. A signal for which
-    the program has a handler of its own is left to that.
+    loops stop after the callback in progress, tasks stay where they are, and a callback that does not return within a
+    second stays behind, on a daemon thread, and is logged. A second SIGTERM does nothing. If the program has its own
+    handler for a signal, that handler gets it.
 
-    In a forked child the parent's group ends nothing: where the child goes on in a worker's thread, or in a signal's
-    handler during `serve`, its end is a ForkedLoopError. The child may call `serve` itself.
+    A forked child ends nothing of the parent's group: where it goes on in a worker's thread, or in a signal handler
+    during `serve`, it ends with a ForkedLoopError. The child may call `serve` itself.
 
-    Only on the main thread, and not in a running event loop: RuntimeError. Beside `main`, O(loops): each takes a thread
-    and a loop.
+    Only on the main thread, and not in a running event loop: RuntimeError. Apart from `main`, O(loops): each takes a
+    thread and a loop.
 
     >>> async def main(worker):
     ...     return await worker.call((worker.index + 1) % worker.count, asyncio.sleep, 0, worker.index)
@@ -179,14 +178,14 @@ class WorkerGroup(Unique):
             loop.set_debug(debug)
 
     def _close(self) -> None:
-        """What no thread has taken over."""
+        """Close the loops that no thread has taken over."""
         for worker in self.workers:
             if worker._take():
                 worker.loop.close()
                 worker._end()
 
     def _main_ended(self, of: Worker) -> None:
-        """Of one worker. After the last, all go on to their end."""
+        """Note that the `main` of a worker has ended. After the last one, all workers go on to their end."""
         if of.index in self._ended:
             return
         self._ended.add(of.index)
@@ -215,7 +214,7 @@ class WorkerGroup(Unique):
         return self._outcome()
 
     def _run_workers(self, main: Main[Any]) -> BaseException | None:
-        """Until all are done; the exception for which some were not begun."""
+        """Run the workers until all are done; return the exception because of which some did not start."""
         failure: BaseException | None = None
         try:
             try:
@@ -241,7 +240,7 @@ class WorkerGroup(Unique):
         return failure
 
     def _release(self) -> None:
-        """What is the group's own. Idempotent."""
+        """Release the group's own resources. Idempotent."""
         try:
             self._listeners.close()
         finally:
@@ -289,7 +288,7 @@ class WorkerGroup(Unique):
         elif sig == signal.SIGINT:
             self._hurry = True
             self._raise_signal()
-        # Supervisors repeat SIGTERM, `timeout` at once: it goes to the child and to its group. They have SIGKILL, too.
+        # Supervisors repeat SIGTERM; `timeout` sends it at once to the child and to its group. They also have SIGKILL.
 
     def _cancel(self) -> None:
         """Cancel every worker. Any thread, and a signal handler; only the first call does anything."""
@@ -316,7 +315,7 @@ class WorkerGroup(Unique):
 
 
 class Worker(Unique):
-    """What `main` of `nbloop.serve` gets: its place among the workers, and its ways to the others.
+    """The argument of `main` in `nbloop.serve`: its place among the workers, and its access to the others.
 
     `index` from 0 on, `count`, the worker's `loop`, and the `group` of all. Methods are for the worker's own loop
     (RuntimeError elsewhere), except `share` and the properties.
@@ -345,13 +344,13 @@ class Worker(Unique):
 
     @property
     def primary(self) -> bool:
-        """Whether this is the worker for what must happen once per process."""
+        """Whether this worker does the work that must happen once per process."""
         return self.index == 0
 
     def share(self, total: int) -> int:
         """This worker's part of a budget, such as the connections of a pool: the parts of all add up to `total`.
 
-        ValueError if there is not one for each. Any thread.
+        ValueError if `total` is less than the number of workers. Any thread.
 
         >>> [whole // 4 + (index < whole % 4) for whole in [10] for index in range(4)]
         [3, 3, 2, 2]
@@ -366,7 +365,7 @@ class Worker(Unique):
         begin(self._thread)
 
     def _take(self) -> bool:
-        """Is the loop the caller's to run, or to close? True once; an interrupted start may have made the thread."""
+        """Claim the loop, to run it or to close it. True once; an interrupted start may have made the thread."""
         try:
             self._untaken.pop()
         except IndexError:
@@ -410,7 +409,7 @@ class Worker(Unique):
         self.group._waiting.stop()
 
     def _finish(self) -> None:
-        """What `asyncio.Runner` does at its end, each part unless it is to hurry."""
+        """Do what `asyncio.Runner` does at its end, but skip each part once the group hurries."""
         try:
             if not self.group._hurry:
                 _cancel_all_tasks(self.loop)
@@ -464,10 +463,10 @@ class Worker(Unique):
     ) -> socket.socket:
         """A socket for ``asyncio.create_server(sock=)``, bound to an address at which all workers listen.
 
-        All workers call it with the same arguments, and get one address; port 0 gives all the same one. `family` is
+        All workers call it with the same arguments, and get one address; with port 0 all get the same port. `family` is
         that of `socket.getaddrinfo`, any by default. `placement` decides which worker gets a connection: "system",
         where the system spreads them by their addresses (Linux: SO_REUSEPORT, the default there), or "least busy",
-        where one thread accepts, and hands each to the loop that is asleep more and has fewer connections (the default
+        where one thread accepts, and hands each to the loop that sleeps more and has fewer connections (the default
         elsewhere). A worker that stops listening while others go on loses the connections that the system has given it
         and it has not accepted yet.
 
@@ -489,11 +488,11 @@ class Worker(Unique):
     async def local[R](self, factory: Callable[[], Any]) -> R:
         """The resource of ``factory()`` on this loop: made once per worker and factory, closed when `main` has ended.
 
-        The factory returns a context manager, asynchronous or not (an asyncpg pool, a redis-py client);
-        the result is what it gives on entry. It is entered and left in one task of its own, so a caller that is
-        cancelled meanwhile does no harm, and callers at the same time wait for one entry. If that fails, all of them
-        get the exception, and the next call tries again. Resources are left in the reverse order of their making; what
-        raises then is the worker's failure.
+        The factory returns a context manager, asynchronous or not (an asyncpg pool, a redis-py client); the result is
+        the value that it returns on entry. One separate task enters and leaves it, so cancelling a caller meanwhile
+        does no harm, and concurrent callers wait for one entry. If the entry fails, all of them get the exception, and
+        the next call tries again. Resources are left in the reverse order of their making; an exception then is the
+        worker's failure.
 
         TypeError if it is not a context manager.
         """
@@ -525,11 +524,12 @@ class Worker(Unique):
     async def call[R](self, to: int | Worker, function: Callable[..., Coroutine[Any, Any, R]], /, *args: object) -> R:
         """Run the coroutine ``function(*args)`` on another worker's loop, and wait for it here; its result.
 
-        As awaiting a task: its exception is raised here, cancelling the caller cancels it and waits for its end, and
-        it runs in a copy of the caller's context. Calls of one worker to another begin in their order.
-        `LoopTerminatedError` if the other worker ends before it is done. O(1); it wakes a loop only if that sleeps.
+        It works like awaiting a task: its exception is raised here, cancelling the caller cancels it and waits for its
+        end, and it runs in a copy of the caller's context. Calls of one worker to another begin in their order.
+        `LoopTerminatedError` if the other worker ends before it is done. O(1); it wakes the other loop only if that
+        loop sleeps.
 
-        IndexError, TypeError, ValueError for what is not a worker of this group.
+        IndexError, TypeError, ValueError if `to` is not a worker of this group.
         """
         self._check_here("call")
         other = self._find(to)
@@ -547,7 +547,7 @@ class Worker(Unique):
         """`call` ``function(*args)`` on every worker, this one included, at the same time; all results, in the order of
         the workers.
 
-        As a task group: the first that fails cancels the others, and what they raised is an ExceptionGroup.
+        Like a task group: the first that fails cancels the others, and their exceptions become an ExceptionGroup.
         """
         self._check_here("broadcast")
         async with asyncio.TaskGroup() as calls:

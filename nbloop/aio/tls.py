@@ -1,18 +1,19 @@
-"""TLS over nbloop's own transports: asyncio's `sslproto`, for which a stream's kernel receives.
+"""TLS over nbloop's own transports: asyncio's `sslproto`, with a stream's kernel that receives for it.
 
-Problem: the state machine of TLS (handshake, close_notify, flow control on both sides) is asyncio's, and nobody needs
-another. But asyncio's Python costs a message more than its encryption does. The largest part of that is an exception:
-after each message asyncio reads once more, and OpenSSL raises that there is nothing. Idea: the state machine stays.
-Only what runs for each message is written anew, in few frames and without what it need not do. For an echo of 1 KiB
-the protocol takes 6 us; asyncio's takes 12, and OpenSSL's part of both is 3.
+Problem: asyncio has the state machine of TLS (handshake, close_notify, flow control on both sides), and a second one is
+not needed. But for each message asyncio's Python costs more than the encryption does. The largest part of that is an
+exception: after each message asyncio reads once more, and OpenSSL raises because there is nothing. Idea: the state
+machine stays. Only the code that runs for each message is written anew, in few frames and without unnecessary work. For
+an echo of 1 KiB the protocol takes 6 us; asyncio's takes 12, and OpenSSL's part of both is 3.
 
-* One `read` asks for one record, because it never gives more. asyncio has 256 KiB allocated for each.
+* One `read` asks for one record, because it never returns more. asyncio allocates 256 KiB for each.
 * There is no second `read` if nothing waits for OpenSSL, and OpenSSL holds nothing.
 * All connections of a loop receive into one buffer. asyncio allocates and clears 256 KiB for each connection. A
-  transport of the program's own (`start_tls`) may receive on a thread, so over such a one each has its own buffer.
+  program's own transport (`start_tls`) may receive on a thread, so each connection over such a transport has its own
+  buffer.
 
-Three of asyncio's faults are mended here, because each loses bytes or stops a connection: a buffer that is not a
-memoryview (`get_buffer`), a mark of 0, and an upgrade (`start_tls`) while the writing is paused, or after the client's
+This module also repairs three faults of asyncio, because each loses bytes or stops a connection: a buffer that is not a
+memoryview (`get_buffer`), a mark of 0, and an upgrade (`start_tls`) while writing is paused, or after the client's
 first record has arrived.
 """
 
@@ -65,7 +66,7 @@ OURS = StreamTransport, SSLTransport
 
 
 class TlsProtocol(_SSLProtocol):  # type: ignore[misc]
-    """What a stream's transport calls."""
+    """The protocol that a stream's transport calls."""
 
     max_size = RECORD
     _app_transport: Any
@@ -88,8 +89,8 @@ class TlsProtocol(_SSLProtocol):  # type: ignore[misc]
         return self._app_transport
 
     def takes_over(self, transport: Any) -> None:
-        """Go on where the protocol of an open connection stops: with what it has received and nobody has read, and
-        with its pause.
+        """Continue where the protocol of an open connection stops: with the bytes that it has received and the program
+        has not read, and with its pause.
         """
         protocol = self._app_protocol
         # A client sends the first record, perhaps before its server wants TLS. A server never does: what a client has
@@ -99,7 +100,7 @@ class TlsProtocol(_SSLProtocol):  # type: ignore[misc]
             if reader is not None and reader._buffer:
                 self._incoming.write(reader._buffer)
                 reader._buffer.clear()
-        paused = getattr(transport, "_protocol_paused", False)  # which a program's own need not say
+        paused = getattr(transport, "_protocol_paused", False)  # a program's own transport may lack it
         self._ssl_writing_paused = self._app_writing_paused = paused
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -145,7 +146,7 @@ class TlsProtocol(_SSLProtocol):  # type: ignore[misc]
             return
         rest = []
         last = chunk
-        # OpenSSL has the rest of a record only if this was as much as it was asked for.
+        # OpenSSL has the rest of a record only if this read returned as much as it asked for.
         while last and (incoming.pending or (len(last) == RECORD and sslobj.pending())):
             try:
                 last = sslobj.read(RECORD)
@@ -178,7 +179,7 @@ class TlsProtocol(_SSLProtocol):  # type: ignore[misc]
             self._peer_ended()
 
     def _peer_ended(self) -> None:
-        """After its close_notify."""
+        """The peer has sent its close_notify."""
         self._call_eof_received()
         self._start_shutdown()
 

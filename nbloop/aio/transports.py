@@ -1,13 +1,12 @@
-"""asyncio's transport of a connected socket, of which kernels do what each message needs (kernels/turn/stream.py).
+"""asyncio's transport for connected sockets; kernels do the work for each message (kernels/turn/stream.py).
 
 Problem: a transport has a hundred rules (marks, half-close, sendfile, `start_tls`, errors), and two calls that matter:
-read one message, write one message. Idea: the rules stay asyncio's own code. What is watched is the `Stream` of a
-transport instead of a handle, and it reads; the transport's `write` is the stream's, and it sends. Both give up, and
-asyncio's methods run, wherever the case is not the plain one: the debug mode, bytes that wait, the end of the file, an
-error.
+read one message, write one message. Idea: asyncio's own code keeps the rules. The core watches the transport's `Stream`
+in place of a handle, and the `Stream` reads; the transport's `write` is the stream's, and it sends. Both leave the work
+to asyncio's methods in every case that is not plain: debug mode, bytes that wait, the end of the file, an error.
 
-A connection that comes and goes costs what its beginning and its end cost. Those two are written out here, because
-asyncio's take a dozen frames: they were 45 of 55 us of CPU time, and are 18 of 28.
+A short connection costs mostly its beginning and its end. Both are written out here, because asyncio's take a dozen
+frames: they took 45 of 55 us of CPU time, and take 18 of 28.
 
 What differs: data is delivered when the poll reports it, ahead of callbacks that were ready before, as in uvloop;
 asyncio queues it behind them.
@@ -47,7 +46,7 @@ KERNELS_READ = sys.platform == "linux" and SYS_EPOLL_PWAIT != 0  # elsewhere Pyt
 TRANSPORTS_HAVE_CONTEXTS = sys.version_info >= (3, 15)
 _begins: Any = transports._FlowControlMixin(loop=object())  # type: ignore[arg-type]
 UNMARKED = _begins._high_water >= QUEUED_MOST  # until `set_write_buffer_limits`
-# Of a socket, as numbers: `socket.family` and `socket.type` make an enum's member of them, in 1 us each.
+# A socket's family and type as numbers: `socket.family` and `socket.type` make enum members of them, in 1 us each.
 _family_of, _type_of = _socket.socket.family.__get__, _socket.socket.type.__get__
 _new_socket: Any = socket.socket.__new__
 _init_socket: Any = _socket.socket.__init__
@@ -59,7 +58,7 @@ CLOSE_FORGETS_WRITER = "_write_ready" in _SocketTransport.close.__code__.co_name
 
 
 def kernels_take(sock: Any) -> bool:
-    """Can kernels work on this? They read the words of a `socket.socket`. A mock of one says that it is an instance."""
+    """Can kernels work on this? They read the words of a `socket.socket`. A mock of one claims to be an instance."""
     return KERNELS_READ and issubclass(type(sock), socket.socket)
 
 
@@ -78,16 +77,16 @@ class KernelTransport(Unique):
             self.aim()
 
     def aim(self) -> None:
-        """Have the kernel read, or asyncio."""
+        """Choose whether the kernel or asyncio reads."""
         raise NotImplementedError
 
     def watched(self) -> Callable[..., object]:
-        """What the core is to call."""
+        """Return the callable that the core is to call."""
         raise NotImplementedError
 
 
 class Stream(StreamWords):
-    """What a watch calls when a socket can be read, and what its transport sends through."""
+    """Receives for a watch when a socket can be read, and sends for the socket's transport."""
 
     __slots__ = ()
 
@@ -110,17 +109,17 @@ class Stream(StreamWords):
 
     @method(socket_aim)
     def aim(self, target: tuple[Any, Context, Literal[True] | None] | None, /) -> None:
-        """Whom to give what is received, and in which context; None: asyncio's own code reads. Any thread."""
+        """Set the protocol and the context that receive data; None: asyncio's own code reads. Any thread."""
 
 
 def shared_words(loop: Any) -> tuple[Any, ...]:
-    """What the streams of a loop have in common: `MADE_ITEMS` behind the first three."""
+    """The items that all streams of a loop share: those of `MADE_ITEMS` after the first three."""
     names = "data_received", "get_buffer", "buffer_updated"
     return loop._received, *names, loop._selector._ready, _ended, _unsent, loop._core._state, True
 
 
 class StreamSocket(trsock.TransportSocket):
-    """What `get_extra_info("socket")` gives: whatever is done with it comes after what was written before."""
+    """The object that `get_extra_info("socket")` returns. Operations on it come after all earlier writes."""
 
     __slots__ = ("_behind", "_stream")
 
@@ -146,18 +145,18 @@ def _unsent(told: tuple[weakref.ref[StreamTransport], Any, int | None]) -> None:
 
 
 class StreamTransport(KernelTransport, _SocketTransport):  # type: ignore[misc]
-    """A connection over TCP or a Unix socket. As asyncio's, it is for the loop's thread alone; where another loop runs,
-    `write`, `writelines` and `write_eof` raise RuntimeError.
+    """A connection over TCP or a Unix socket. As with asyncio's, only the loop's thread may use it; on a thread that
+    runs another loop, `write`, `writelines` and `write_eof` raise RuntimeError.
     """
 
-    # What each transport begins with, and few ever change: on the class it costs a connection nothing.
+    # Initial values that few transports ever change: on the class they cost a connection nothing.
     _conn_lost = _buffer_size = 0
     _closing = _paused = _eof = _protocol_paused = False
     _protocol_connected = True
     _high_water, _low_water = _begins._high_water, _begins._low_water
     _empty_waiter: Any = None
     _context: Context | None = None
-    _buffer: Any = ()  # from the first byte that waits a deque, which takes 0.6 KB
+    _buffer: Any = ()  # becomes a deque, which takes 0.6 KB, with the first byte that waits
 
     def __init__(
         self,
@@ -246,10 +245,10 @@ class StreamTransport(KernelTransport, _SocketTransport):  # type: ignore[misc]
         else:
             self._read_ready__data_received()
 
-    _read_ready_cb: Any = _read_ready  # asyncio's tests look whether it is None, which says that it was closed
+    _read_ready_cb: Any = _read_ready  # asyncio's tests check whether it is None, which means closed
 
     def aim(self) -> None:
-        """Have the kernel read, or asyncio."""
+        """Choose whether the kernel or asyncio reads."""
         context, protocol, loop = self._reads_in, self._protocol, self._loop
         if context is None or loop is None or loop.get_debug():  # None: another thread has misused it at its end
             self._stream.aim(None)
@@ -260,8 +259,8 @@ class StreamTransport(KernelTransport, _SocketTransport):  # type: ignore[misc]
         return self._stream.ready
 
     def _read_ended(self, name: str | None, why: int | BaseException) -> None:
-        """At that method of the protocol, or at the buffer that it gave: an exception, errno, 0 for the end, or -1 for
-        a buffer that is empty.
+        """Reading has ended, in that method of the protocol or at the buffer that it gave. `why` is an exception,
+        errno, 0 for the end, or -1 for an empty buffer.
         """
         if isinstance(why, (SystemExit, KeyboardInterrupt)):
             raise why
@@ -290,7 +289,7 @@ class StreamTransport(KernelTransport, _SocketTransport):  # type: ignore[misc]
     # --- writing
 
     def _judge(self) -> None:
-        """May the next bytes go to the system, and may they wait for the end of the turn?"""
+        """Note whether the next bytes may go to the system, and whether they may wait for the end of the turn."""
         waits = self._buffer or self._eof or self._conn_lost or self._empty_waiter is not None or self._sock is None
         self._stream._clear = None if waits else self._high_water >= QUEUED_MOST
 
@@ -304,8 +303,8 @@ class StreamTransport(KernelTransport, _SocketTransport):  # type: ignore[misc]
             self._judge()
 
     def _write_unsent(self, data: Any, sent: int | None) -> None:
-        """After the kernel: the system took `sent` bytes, or refused with errno -`sent`; None: it was not asked. The
-        data are a list if there were several.
+        """Go on after the kernel: the system took `sent` bytes, or refused with errno -`sent`; None: the kernel did not
+        ask it. Several pieces of data are a list.
         """
         if sent is None:
             StreamTransport.write(self, data)
@@ -406,7 +405,7 @@ class StreamTransport(KernelTransport, _SocketTransport):  # type: ignore[misc]
             super().__del__(_warn)
 
     def _forget(self) -> None:
-        """Take it out of the two weak containers, which do not notice themselves that it is gone."""
+        """Remove it from the two weak containers, which do not notice its end by themselves."""
         transports = self._loop._transports.data
         if transports.get(self._sock_fd) is self._owner:
             del transports[self._sock_fd]
@@ -445,7 +444,7 @@ plain_accept = socket.socket.accept
 
 
 def accept_plainly(listener: Any, family: int, kind: int, proto: int) -> tuple[socket.socket, Any]:
-    """What `plain_accept` does, without the two members of enums that it makes for each connection: 1.6 us of its 3."""
+    """Do what `plain_accept` does, except making two enum members for each connection: 1.6 us of its 3."""
     fd, address = listener._accept()
     made = _new_socket(socket.socket)
     _init_socket(made, family, kind, proto, fd)
@@ -481,5 +480,5 @@ def watched_by(fd: int, reader: Any, writer: Any) -> Any:
 
 
 def new_buffer() -> Any:
-    """For what the transports of one loop receive. Memory only where something has been received."""
+    """A buffer into which the transports of one loop receive. It takes memory only where data has been received."""
     return np.zeros(BUFFER_SIZE, np.uint8)

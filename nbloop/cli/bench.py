@@ -1,11 +1,11 @@
-"""`nbloop bench`: benchmarks as Go writes them, on this machine: time, allocations and bytes of one operation.
+"""`nbloop bench`: Go-style benchmarks on this machine: time, allocations and bytes of one operation.
 
-A benchmark is a function ``bench_NAME(b)`` that does something ``b.n`` times, also an ``async def``, which `nbloop.run`
-runs. ``b.n`` grows until a round takes long enough; then rounds are repeated, and each gives one figure of each kind.
-Allocations are those of all threads of the process (`nbloop.observe.allocations`).
+A benchmark is a function ``bench_NAME(b)`` that does something ``b.n`` times; it may be an ``async def``, which
+`nbloop.run` runs. ``b.n`` grows until a round takes long enough; then rounds are repeated, and each gives one figure of
+each kind. Allocations are those of all threads of the process (`nbloop.observe.allocations`).
 
-Two saved runs are compared as benchstat does: medians, and whether Mann-Whitney's test tells their rounds apart. A
-machine that is busy with something else makes one of them slower as a whole, which no test can see.
+Two saved runs are compared as benchstat does: by their medians, and by whether Mann-Whitney's test tells their rounds
+apart. If the machine is busy with something else, one whole run becomes slower, which no test can detect.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ type Figures = dict[str, list[float]]
 
 
 class Bench:
-    """What a benchmark gets. Its thread only."""
+    """The argument of a benchmark. Its thread only."""
 
     def __init__(self, n: int) -> None:
         self.n = n
@@ -48,7 +48,7 @@ class Bench:
         self._since: tuple[int, int, int] | None = None
 
     def __iter__(self) -> Iterator[None]:
-        """`n` times, without a number, which would be an allocation."""
+        """Iterate `n` times, without numbers, each of which would be an allocation."""
         return itertools.repeat(None, self.n)
 
     def reset_timer(self) -> None:
@@ -124,7 +124,7 @@ def found(files: Sequence[str], pattern: str) -> dict[str, Callable[[Bench], Any
 
 
 def main(files: Sequence[str], *, pattern: str, count: int, seconds: float, save: str | None) -> int:
-    """Measure and print; 2 if there is nothing to measure, or a file cannot be had."""
+    """Measure and print; 2 if there is nothing to measure, or a file cannot be read or written."""
     try:
         chosen = found(files, pattern)
     except OSError as error:
@@ -164,7 +164,7 @@ def _number(value: float) -> str:
 
 
 def _spread(values: Sequence[float]) -> float:
-    """How far the farther end of the middle half is from the median, as a share of that."""
+    """The distance from the median to the farther end of the middle half, as a share of the median."""
     if len(values) < 2:
         return 0.0
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")

@@ -1,4 +1,4 @@
-"""What ``python -m nbloop bench`` measures when it is given no file. Each function is also an example of one."""
+"""The benchmarks that ``python -m nbloop bench`` runs if it gets no file. Each function is also an example of one."""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@
 The profiler samples all of its threads, and counts what they allocate. Every loop that the program makes is followed:
 its contention always, because that is counted anyway, and with ``--trace`` its last events, by a flight recorder.
 
-A loop's figures and events outlive it, so also those are written that end, or are forgotten, in the middle. Nothing
-here keeps a loop alive.
+A loop's figures and events outlive it, so those of loops that end, or are forgotten, in the middle are written, too.
+Nothing here keeps a loop alive.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from ..observe.profile import Profile, Profiler, Run
 from .screen import make_screen
 from .top import duration
 
-EVENTS = 1 << 16  # that the recorder of each loop remembers
-# That tracemalloc keeps of each block: with 25, a script that did nothing but allocate took 100 times as long.
+EVENTS = 1 << 16  # the events that each loop's recorder remembers
+# The frames that tracemalloc keeps of each block: with 25, a script that only allocated took 100 times as long.
 FRAMES = 8
 FUNCTIONS = 12  # in the summary
 _OURS = {__file__, runpy.__file__, "<frozen runpy>", str(Path(__file__).parents[1] / "__main__.py")}
 
 
 class _Followed:
-    """What `contention.totals` reads of a loop, and its recorder: without the loop."""
+    """The parts of a loop that `contention.totals` reads, and its recorder, without the loop."""
 
     def __init__(self, loop: Loop) -> None:
         self.name = loop.name
@@ -49,7 +49,7 @@ class _Followed:
 
 @contextlib.contextmanager
 def _following(trace: bool) -> Iterator[list[_Followed]]:
-    """The loops that are made meanwhile."""
+    """Collect the loops that are made while the block runs."""
     followed: list[_Followed] = []
     original = Loop.__init__
 
@@ -69,7 +69,7 @@ def _following(trace: bool) -> Iterator[list[_Followed]]:
 
 
 def _run(program: str, arguments: Sequence[str], as_module: bool) -> BaseException | None:
-    """Run it as ``python`` would; what it raises."""
+    """Run the program as ``python`` would; return what it raises."""
     sys.argv = [program, *arguments]
     try:
         if as_module:
@@ -104,7 +104,7 @@ def _status(raised: BaseException | None) -> int:
 def main(
     program: str, arguments: Sequence[str], *, as_module: bool, folder: str, hertz: int, memory: bool, trace: bool
 ) -> int:
-    """Run and write; the program's exit status, or 2 if it or the folder cannot be had."""
+    """Run and write; return the program's exit status, or 2 if it cannot be read or the folder cannot be made."""
     into = Path(folder)
     try:
         into.mkdir(parents=True, exist_ok=True)
@@ -173,7 +173,7 @@ def _without_us(profile: Profile) -> Profile:
 
 
 def _functions(profile: Profile) -> list[list[str]]:
-    """Those that took most CPU time."""
+    """Rows for the functions that took most CPU time."""
     totals: dict[str, list[int]] = {}
     for runs in profile.threads.values():
         for run in runs:

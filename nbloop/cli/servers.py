@@ -1,8 +1,8 @@
 """For `nbloop demo`: what a request costs a server, with each loop that is installed.
 
 Problem: clients on the same machine take most of its time, so requests a second say little about the loop. Idea: only
-the CPU time of the loop's own thread counts. The loops take turns, round by round, so that they share what else the
-machine does.
+the CPU time of the loop's own thread counts. The loops take turns, round by round, so that other work of the machine
+affects all of them.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 class _Echo(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport: Any = transport  # uvloop's are no asyncio.Transport
+        self._transport: Any = transport  # uvloop's transports are not instances of asyncio.Transport
 
     def data_received(self, data: bytes) -> None:
         self._transport.write(data)
 
 
 class _Http(_Echo):
-    """The same page for each request: what any framework does, and nothing of its own."""
+    """Answers each request with the same page: what any framework does, and nothing more."""
 
     def __init__(self) -> None:
         self._read = b""
@@ -118,7 +118,7 @@ class _Server:
 
 
 def loops() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """What makes each loop, nbloop's first."""
+    """The function that makes each loop, nbloop's first."""
     found: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
         "nbloop": new_event_loop,
         "asyncio": asyncio.SelectorEventLoop,

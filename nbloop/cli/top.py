@@ -5,7 +5,7 @@ it without involving their process. Rates cover the time between two looks; with
 over 10 s.
 
 The loops of a group (`nbloop.LoopGroup`, `nbloop.serve`) stand together, below a row that sums them up. A loop's
-channels stand below it: what counts are their records, and the errors are records that were dropped.
+channels stand below it: their figures count records, and their errors are the records that were dropped.
 
 It shows only loops of this user and of this version of nbloop, and none on systems without file locks.
 """
@@ -141,8 +141,8 @@ def _figures(now: Metrics, rate: float, busy: float) -> list[str]:
 
 
 def rows(looks: Sequence[Look]) -> Iterator[tuple[list[str], bool]]:
-    """The table's rows, and which of them are of a loop that hangs. Those of a group stand together, as their looks do,
-    after a row of their sums: `busy` is more than 100 % if they take more than a core.
+    """The table's rows, each with whether its loop hangs. The rows of a group stand together, as its looks do, after a
+    row of their sums: `busy` is more than 100 % if they take more than a core.
     """
     for (group, pid), together in itertools.groupby(looks, key=_group_of):
         of = list(together)
@@ -226,7 +226,7 @@ def unseen(looks: Sequence[Look]) -> str:
     if not pids:
         return ""
     whose = ", ".join(map(str, pids))
-    return f"what waits is of the last turn, and channels are not shown: this process may not trace {whose}"
+    return f"queue lengths are those of the last turn, and channels are not shown: this process may not trace {whose}"
 
 
 def _none(pid: int | None) -> str:

@@ -2,7 +2,7 @@
 
 A signal is aborted once, for a reason. Composite signals (`any`) follow the *sources* of their sources (DOM 3.2.1,
 dependent signals). They hold sources weakly (except time-outs, which nothing else may refer to), sources hold them
-weakly while nobody listens, and they unlink from all sources when one aborts, so a long-lived source does not
+weakly while nothing listens, and they unlink from all sources when one aborts, so a long-lived source does not
 accumulate dead composites.
 Links are dicts: their operations are atomic, and they keep the order in which composites were made, which is the order
 of their callbacks.
@@ -77,7 +77,7 @@ class AbortSignal(EventTarget):
         self._sources: dict[int, weakref.ref[AbortSignal]] = {}
         # Sources that perhaps only their timers refer to, so this signal keeps them.
         self._timeouts: list[AbortSignal] = []
-        self._anchor: list[AbortSignal] | None = None  # for a time-out: what its timer keeps while somebody listens
+        self._anchor: list[AbortSignal] | None = None  # for a time-out: what its timer keeps while it has listeners
 
     @property
     def aborted(self) -> bool:
@@ -201,7 +201,7 @@ class AbortSignal(EventTarget):
                 signal._let_go()
 
     def _let_go(self) -> None:
-        """Stop the timer of a time-out from keeping it alive, unless somebody listens."""
+        """Stop the timer of a time-out from keeping it alive, unless it has listeners."""
         if self._anchor and not self._wanted():
             self._anchor.clear()
             if self._wanted():  # another thread has just begun to listen
@@ -264,8 +264,8 @@ def limited(js: Owner, signal: AbortSignal | None, ms: float | None) -> AbortSig
 
 
 def _cancel(held: weakref.ref[Lifecycle], identifier: int) -> None:
-    """Cancel a time-out's timer. `weakref.finalize` keeps what it is given until then: a loop would never be collected
-    whose timer keeps the signal.
+    """Cancel a time-out's timer. `weakref.finalize` keeps its arguments until then: a strong reference would prevent
+    the collection of a loop whose timer keeps the signal.
     """
     loop = held()
     if loop is not None:
@@ -285,7 +285,7 @@ def _unlink(identifier: int, sources: list[weakref.ref[AbortSignal]]) -> None:
 class AbortController(Unique):
     """Can abort its `signal`.
 
-    Its call raises nothing, except KeyboardInterrupt and SystemExit of a callback. O(what follows the signal).
+    `abort` raises nothing, except KeyboardInterrupt and SystemExit of a callback. It takes O(what follows the signal).
 
     >>> controller = AbortController()
     >>> controller.abort()

@@ -333,8 +333,9 @@ class Coroutines(Part):
 
     def hook(self) -> tuple[Any, Any] | None:
         """Have the interpreter report the asynchronous generators that this thread begins. The hooks stay until
-        `_left`: to set them for each step would cost 0.3 µs of its 1.5. Where other hooks are set already (asyncio's,
-        on the thread of one of its loops), ours are for one step only, and the caller puts back those it gets here.
+        `_left`: setting them for each step would cost 0.3 µs of its 1.5. Where other hooks are set already (asyncio's,
+        on the thread of one of its loops), ours stay for one step only, and the caller restores the hooks that this
+        returns.
         """
         theirs = sys.get_asyncgen_hooks()
         self.hooked = theirs == (None, None)  # first, because a signal handler may raise once the hooks are set

@@ -1,4 +1,4 @@
-"""`EventTarget`, `Event`, `CustomEvent` (DOM, sections 2.2 to 2.8), without a tree: an event has one target and does
+"""`EventTarget`, `Event`, `CustomEvent` (DOM, sections 2.2 to 2.9), without a tree: an event has one target and does
 not bubble further.
 
 Dispatch is synchronous, on the dispatching thread, over the listeners present when it began. A listener that is removed
@@ -144,8 +144,8 @@ class EventTarget(Unique):
         """Call ``callback(event)`` for events of a type, in order of addition; the same callback is added once (DOM
         2.7, 'add an event listener').
 
-        The coroutine of a coroutine function is spawned on the loop that runs on the dispatching thread. There has to
-        be one. What it raises is reported as the exception of any listener.
+        If the callback is a coroutine function, its coroutine is spawned on the loop that runs on the dispatching
+        thread. There has to be one. An exception of the coroutine is reported like one of any listener.
         """
         check_name("type", type)
         if not callable(callback):

@@ -31,8 +31,8 @@ class PerformanceEntry:
 class Performance(Unique):
     """Marks and measures since its creation. Any thread may call any method.
 
-    `clock` returns seconds; a `JS` gives it the loop's. Marking takes O(1), a measure from a named mark and the other
-    methods O(entries): nothing forgets entries but `clear_marks` and `clear_measures`.
+    `clock` returns seconds; a `JS` passes the loop's. Marking takes O(1), a measure from a named mark and the other
+    methods O(entries): only `clear_marks` and `clear_measures` forget entries.
 
     >>> times = iter([10.0, 10.5, 12.0])
     >>> performance = Performance(clock=lambda: next(times))

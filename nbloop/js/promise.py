@@ -3,13 +3,13 @@
 Source: ECMAScript 2025, 27.2 (its abstract operations are cited where they are implemented) and Promises/A+ 1.1.
 
 Problem: interleavings of promise chains are observable, so each step must take the *number* of microtasks that the
-standard prescribes; and on free-threaded Python different threads may call `resolve` and `then` at once. Idea: what
-every promise does, settling once and queueing reactions in order, is compiled and works on the instance's own slots
+standard prescribes; and on free-threaded Python different threads may call `resolve` and `then` at once. Idea: the work
+of every promise, settling once and queueing reactions in order, is compiled and uses the instance's own slots
 (kernels/promises/settling.py explains the protocol). This file holds the JavaScript part: what a promise may be
 resolved with besides a plain value, where unhandled rejections are reported, and what happens to handlers when the loop
 has ended. The kernels call these functions only in such cases, so a chain of plain values never reaches them.
 
-It loses where every handler returns an object that must be tested for being a thenable: Python does that.
+It loses where every handler returns an object that Python must test for being a thenable.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class RejectedError(Exception):
 class CancelledError(BaseException):
     """Raised where a coroutine waits, to end it: by a group that has failed, by a time-out, or because its loop ends.
 
-    It is not an `Exception`, so that a handler of those does not keep the coroutine from its end. A promise that is
+    It is not an `Exception`, so that an ``except Exception`` cannot keep the coroutine from its end. A promise that is
     rejected with it is not reported as an unhandled rejection.
 
     >>> issubclass(CancelledError, Exception)
@@ -109,7 +109,7 @@ class CancelledError(BaseException):
 
 
 def abandoned(loop: Lifecycle, why: str) -> LoopTerminatedError | CancelledError:
-    """What a promise is rejected with that nothing will settle: `CancelledError`, unless its loop ends."""
+    """The reason of a promise that nothing will settle: `CancelledError`, or `LoopTerminatedError` if its loop ends."""
     return terminated(loop) if loop._lifecycle() >= layout.TERMINATING else CancelledError(why)
 
 
@@ -248,8 +248,8 @@ class Promise[T](Eventual):
     def then[U, V](self, on_fulfilled: Callable[[T], U], on_rejected: Callable[[Any], V]) -> Promise[U | V]: ...
     @method(reactions.then)
     def then(self, on_fulfilled: Any = None, on_rejected: Any = None) -> Promise[Any]:
-        """A promise of what `on_fulfilled` returns of the value, or `on_rejected` of the reason, or of this promise's
-        own outcome if there is no handler for it. Handlers that are not callable are ignored.
+        """A promise for what `on_fulfilled` returns for the value, or `on_rejected` for the reason. If there is no
+        handler for the outcome, it follows this promise's own outcome. Handlers that are not callable are ignored.
 
         ECMAScript 27.2.5.4, Promises/A+ 2.2. A handler that raises rejects the new promise; if it returns a promise, a
         thenable, a `concurrent.futures.Future` or an awaitable, the new promise follows that. O(1).
@@ -289,8 +289,8 @@ class Promise[T](Eventual):
     def __await__(self) -> Generator[Any, Any, T]:
         """``await promise`` in a coroutine that `JS.spawn` runs or in an asyncio task: its value, or its reason raised.
 
-        In a task it is as ``await asyncio.wrap_future(promise.future())``, whichever thread runs the promise's loop,
-        and raises the same. To cancel the task does nothing to the promise.
+        In a task it works like ``await asyncio.wrap_future(promise.future())``, whichever thread runs the promise's
+        loop, and raises the same. Cancelling the task does nothing to the promise.
         """
         waiting = wait_in_task(self)
         try:
@@ -311,8 +311,8 @@ class Promise[T](Eventual):
 
 
 class Revocable[T](Promise[T]):
-    """A promise of something that serves only those who wait for it, such as a timer: when the last of them was
-    interrupted, it is revoked, and rejected with `CancelledError`.
+    """A promise for something that serves only those who wait for it, such as a timer. When the last awaiter has been
+    interrupted, the promise is revoked, and rejected with `CancelledError`.
     """
 
     __slots__ = ("_leavers", "_revoke")
@@ -328,7 +328,7 @@ class Revocable[T](Promise[T]):
                 loop.schedule_microtask(self._leave)
 
     def _leave(self) -> None:
-        """On the loop's thread, where nobody else takes reactions off."""
+        """Count an interrupted awaiter. On the loop's thread, where no other thread removes reactions."""
         self._leavers = getattr(self, "_leavers", 0) + 1
         reactions, one = 0, getattr(self, "_reactions", None)
         while isinstance(one, Eventual):
@@ -404,8 +404,8 @@ class Resumed:
 
 
 def _raised(reaction: Any, error: BaseException) -> None:
-    """A handler raised: reject its promise. If the reaction is a hidden one, this gets its handler, whose exception is
-    dropped, except that nobody must wait for ever for what it was to resume.
+    """A handler raised: reject its promise. A hidden reaction passes its handler here. Its exception is dropped, but
+    the object that the handler was to resume gives up, so that nothing waits for it for ever.
     """
     if isinstance(reaction, Promise):
         if not isinstance(error, (KeyboardInterrupt, SystemExit)):
@@ -440,7 +440,7 @@ def _lost(reaction: Eventual, error: BaseException) -> None:
                 for slot in ("_link", "_on_fulfilled", "_on_rejected"):
                     with contextlib.suppress(AttributeError):
                         delattr(reaction, slot)
-                reaction._handled = True  # nobody could do anything about this rejection
+                reaction._handled = True  # no handler could do anything about this rejection
                 reaction._reject(error)
                 continue
             handler = getattr(reaction, "_on_rejected", None)  # the handler of a combinator, an adoption or a coroutine
@@ -577,13 +577,13 @@ class Owed:
         self._run()
 
     def drop(self) -> None:
-        """It will never run. Once it was called, or dropped, nothing happens."""
+        """Note that it will never run. After a call, or an earlier `drop`, this does nothing."""
         dropped, self._dropped = self._dropped, None
         if dropped is not None:
             dropped()
 
     def __del__(self) -> None:
-        if hasattr(self, "_dropped"):  # not, if an exception of a signal's handler has left `__init__`
+        if hasattr(self, "_dropped"):  # it is missing if a signal handler raised in `__init__`
             self.drop()
 
 
@@ -608,7 +608,7 @@ class Rejections:
             notice.drop()
 
     def _notify_at_end(self) -> None:
-        """No checkpoint comes any more in which something could handle them: log them. Any thread."""
+        """Log the noted promises: no checkpoint comes any more in which something could handle them. Any thread."""
         with contextlib.suppress(IndexError):  # none is left
             while True:
                 self._tell(self._noted.popleft(), None)
@@ -621,8 +621,8 @@ class Rejections:
             self._tell(self._noted.popleft(), self._report)
 
     def _tell(self, promise: Promise[Any], report: Callable[[Any, Promise[Any]], object] | None) -> None:
-        """Report it, without `report` to the logger: unless it is handled, or only says that something was cancelled or
-        that this loop ends.
+        """Report a rejection, to the logger if `report` is None, unless it is handled, or only says that something was
+        cancelled or that this loop ends.
         """
         if hasattr(promise, "_handled"):
             return

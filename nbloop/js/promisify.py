@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from ..lifecycle import Lifecycle
     from .abort import AbortSignal
 
-# Seconds after which a worker that finds no job wakes, once. An object that it made and another thread released last
-# waits for it to run (PEP 703), as an exception with all that its traceback holds.
+# Seconds after which a worker that finds no job wakes, once. An object that it made and another thread released last is
+# freed only when the worker runs again (PEP 703), for example an exception with all that its traceback holds.
 SETTLED = 0.05
 MOST = min(32, (os.process_cpu_count() or 1) + 4)  # threads, as many as `concurrent.futures` would make
 
@@ -208,9 +208,9 @@ class Workers(Part):
         return False
 
     def _drop(self) -> None:
-        """Reject what is left, because the loop was closed: on a new thread. The loop's own still accepts microtasks,
-        which would then be dropped, whereas from another thread promises that follow are rejected, too. If a signal
-        handler raises, the next call does the rest.
+        """Reject the jobs that are left, because the loop was closed. A new thread does it: the loop's own thread may
+        still queue microtasks, which would then be dropped, whereas from another thread promises that follow are
+        rejected, too. If a signal handler raises, the next call does the rest.
         """
         with self._lock:
             self._ended = True

@@ -182,7 +182,7 @@ class Group(Scope):
         except LoopTerminatedError:
             self._children.pop(child, None)
             raise
-        finally:  # a traceback would keep it alive, and it the exception
+        finally:  # a traceback would keep the promise alive, and the promise the exception
             del promise
 
     def _ended(self, child: Running, _value: object) -> None:
@@ -205,7 +205,7 @@ class Group(Scope):
                 self._interrupt(CancelledError("a coroutine of the group has failed"))
 
     def _cancel(self) -> None:
-        """Cancel those that have not ended, each in a microtask: an exception of one does not spare the others."""
+        """Cancel the coroutines that have not ended, each in a microtask, so an exception of one spares none."""
         self._cancelling = True
         with contextlib.suppress(LoopTerminatedError):  # the loop's end cancels them
             for child in self._children:

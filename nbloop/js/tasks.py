@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Promised(Protocol):
-    """A promise, as a task sees it that waits for it."""
+    """A promise, as a task that waits for it sees it."""
 
     def future(self) -> concurrent.futures.Future[Any]: ...
 

@@ -1,8 +1,8 @@
 """`JS`: a loop as JavaScript sees it. Times are milliseconds here.
 
 Everything is a thin face over the loop: timers and immediates are built-in methods made by the kernels (HTML's nested
-clamping included), promises schedule microtasks. Its only state is the handler of unhandled rejections, so a loop
-may have several views.
+clamping included), promises schedule microtasks. Its only state is the handler of unhandled rejections and its
+`performance`, so a loop may have several views.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ type Callback = Callable[..., object]
 
 
 class JS[L: Lifecycle = Any](Unique):
-    """The JavaScript view of `loop`. Every method from any thread, and errors as the loop's own scheduling calls.
+    """The JavaScript view of `loop`. Any thread may call any method; errors are those of the loop's own scheduling
+    calls.
 
-    A coroutine function given as a callback (also a method, `functools.partial` or callable object of one) is spawned
-    by each call; what it raises is an unhandled rejection.
+    Each call of a coroutine function given as a callback (also a method, `functools.partial` or callable object of one)
+    spawns its coroutine; an exception of the coroutine is an unhandled rejection.
 
     `on_unhandled_rejection(reason, promise)` is called once for each rejection that has no handler at the end of its
     checkpoint; without it they go to the logger ``nbloop``.
@@ -106,7 +107,7 @@ class JS[L: Lifecycle = Any](Unique):
         """``async with js.timeout(ms):`` limits the time of its block to `ms` milliseconds, as `asyncio.timeout` does:
         what the block awaits then is interrupted, and TimeoutError leaves the block (`Timeout`).
 
-        To limit a single operation that takes a signal, and to share a limit, there is `AbortSignal.timeout`. Raises
+        Use `AbortSignal.timeout` to limit a single operation that takes a signal, or to share a limit. Raises
         TypeError, ValueError; RuntimeError on entry outside of coroutines of `spawn`.
         """
         return Timeout(self, ms)
@@ -124,14 +125,14 @@ class JS[L: Lifecycle = Any](Unique):
 
     def interval(self, ms: float) -> AsyncGenerator[None]:
         """``async for _ in js.interval(ms):`` runs its block every `ms` milliseconds, counted as by `set_interval` from
-        when the iteration begins, until it is left. A block that takes longer than that is run again at once, and the
-        times that it has missed meanwhile are one. Raises TypeError, ValueError.
+        when the iteration begins, until it is left. A block that takes longer runs again at once, and the times that it
+        missed meanwhile count as one. Raises TypeError, ValueError.
         """
         return interval(self, check_milliseconds("ms", ms))
 
     def once(self, target: EventTarget, type: str, *, signal: AbortSignal | None = None) -> Promise[Event]:
         """A promise for the next event of a `type` that `target` gets. An aborted `signal` rejects it with its reason,
-        and nothing listens any more; nor does it when the last that awaited it is interrupted, as for `sleep`. The
+        and removes the listener. The interruption of its last awaiter also removes the listener, as for `sleep`. The
         event may be dispatched on any thread. Raises TypeError.
         """
         check_target(target)
@@ -146,7 +147,7 @@ class JS[L: Lifecycle = Any](Unique):
     def on(self, target: EventTarget, type: str, *, signal: AbortSignal | None = None) -> Events:
         """``async for event in js.on(target, type):`` runs its block for each event of a type that is dispatched from
         now on, on any thread. Events that come meanwhile wait; none is lost. An aborted `signal` ends it with its
-        reason. It listens until `Events.aclose`, or until nobody refers to it any more. Raises TypeError.
+        reason. It listens until `Events.aclose`, or until nothing refers to it any more. Raises TypeError.
         """
         check_target(target)
         return Events(self, target, type, limited(self, signal, None))
@@ -183,8 +184,8 @@ class JS[L: Lifecycle = Any](Unique):
         return rejected(self, reason)
 
     def from_future(self, future: AnyFuture) -> Promise[Any]:
-        """A promise of what a `concurrent.futures.Future` or an asyncio future (a task, too) comes to: its result, or
-        its exception, or for one that is cancelled `concurrent.futures.CancelledError`.
+        """A promise for the outcome of a `concurrent.futures.Future` or an asyncio future (a task, too): its result,
+        its exception, or `concurrent.futures.CancelledError` if it is cancelled.
 
         The promise settles on the thread that completes the future, for asyncio on that of its loop. It neither cancels
         the future nor keeps this loop alive. Raises TypeError if `future` is not one, RuntimeError if it is

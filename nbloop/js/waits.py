@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def unlinked() -> None:
-    """Undoes nothing: what follows no signal has nothing to undo."""
+    """Undo nothing: an operation that follows no signal has nothing to undo."""
 
 
 class Sleep:
@@ -73,11 +73,11 @@ class Sleep:
 
 
 class Queue[T](Unique):
-    """What any thread puts into a coroutine: made by `JS.queue`, without a limit, and with an end.
+    """A queue from any thread into a coroutine: made by `JS.queue`, without a limit, and with an end.
 
-    Items come out in the order in which they were put, each once: of several coroutines that wait, the first gets the
-    first. ``async for item in queue`` goes on until `shutdown` has been called and all items have been taken. What is
-    left when the loop ends is dropped.
+    Items come out in the order in which they were put, each once: of several coroutines that wait, the first to wait
+    gets the first item. ``async for item in queue`` goes on until `shutdown` has been called and all items have been
+    taken. When the loop ends, the items that are left are dropped.
 
     >>> import nbloop
     >>> from nbloop.js import JS
@@ -119,8 +119,8 @@ class Queue[T](Unique):
             self._items.append(item)
 
     def shutdown(self) -> None:
-        """Take no more items: when those that wait have been taken, iteration ends, and `get` raises `queue.ShutDown`.
-        Again does nothing. Any thread, signal handlers included. O(1).
+        """Take no more items: when the waiting items have been taken, iteration ends, and `get` raises
+        `queue.ShutDown`. A second call does nothing. Any thread, signal handlers included. O(1).
         """
         with self._lock:
             self._shut = True
@@ -128,7 +128,7 @@ class Queue[T](Unique):
                 self._wake_soon()
 
     async def get(self) -> T:
-        """Wait for the next item, in a coroutine of `JS.spawn`. One that is cancelled meanwhile takes none.
+        """Wait for the next item, in a coroutine of `JS.spawn`. A coroutine that is cancelled meanwhile takes none.
 
         Raises `queue.ShutDown` when there is none and none will come. O(1).
         """
@@ -144,7 +144,7 @@ class Queue[T](Unique):
                 await promise
             except BaseException:
                 with self._lock:
-                    if self._waiting.pop(promise, None) is None:  # it was woken for an item: somebody else has to be
+                    if self._waiting.pop(promise, None) is None:  # it was woken for an item: wake another
                         with contextlib.suppress(LoopTerminatedError):
                             self._wake_soon()
                 raise
@@ -155,7 +155,7 @@ class Queue[T](Unique):
             self._waking = True
 
     def _wake(self) -> None:
-        """As many as there are items, or all."""
+        """Wake as many as there are items, or all after `shutdown`."""
         with self._lock:
             self._waking = False
             count = len(self._waiting) if self._shut else min(len(self._items), len(self._waiting))
@@ -225,8 +225,8 @@ class Once:
 
 
 def _unlisten(target: weakref.ref[EventTarget], type: str, heard: weakref.ref[Callable[[Event], None]]) -> None:
-    """Take a listener back. Both are weak: `weakref.finalize` keeps what it is given until the `Events` are collected,
-    and either may refer to them.
+    """Remove a listener. Both references are weak: `weakref.finalize` keeps its arguments until the `Events` are
+    collected, and either may refer to them.
     """
     of, listener = target(), heard()
     if of is not None and listener is not None:
@@ -234,8 +234,8 @@ def _unlisten(target: weakref.ref[EventTarget], type: str, heard: weakref.ref[Ca
 
 
 class Events(Unique):
-    """The events of a type, made by `JS.on`: an asynchronous iterator that hears them from its making to its end, and
-    keeps those that nobody has taken yet.
+    """The events of a type, made by `JS.on`: an asynchronous iterator that listens from its making to its end, and
+    keeps the events that have not been taken yet.
 
     Events may be dispatched on any thread; iteration and `aclose` belong to the loop's. Each event takes O(1).
     Iteration raises only the reason of the signal.
@@ -287,7 +287,7 @@ class Events(Unique):
             raise
 
     async def aclose(self) -> None:
-        """Hear no more events: iteration ends when those that came before have been taken. Again does nothing."""
+        """Stop listening: iteration ends when the earlier events have been taken. A second call does nothing."""
         self._unlisten()
         self._unlink()
         self._queue.shutdown()

@@ -1,8 +1,8 @@
 """How much each thread allocates: blocks and bytes since counting began, of objects and their buffers.
 
-Problem: tracemalloc shows what is held, not what came and went. Idea: while somebody counts, kernels stand before the
-interpreter's allocators, which costs some 10 ns a block (`kernels/observe/allocations.py`). The profiler weighs stacks
-by it, and ``python -m nbloop bench`` divides it by operations.
+Problem: tracemalloc shows what is held, not what came and went. Idea: while counting is on, kernels stand in front of
+the interpreter's allocators, which costs some 10 ns a block (`kernels/observe/allocations.py`). The profiler weighs
+stacks by these counts, and ``python -m nbloop bench`` divides them by operations.
 
 Not counted: objects that the interpreter takes from its free lists, and memory that extension modules fetch from the
 system, numpy's arrays among it. A block that changes its size counts as a new one.
@@ -53,19 +53,19 @@ _HOOKS = {
 }
 _lock = CountingLock()
 _counting = 0
-_before: dict[int, _Allocator] = {}  # by domain: what stood there
+_before: dict[int, _Allocator] = {}  # the allocators that ours replaced, by domain
 _table: npt.NDArray[np.int64] | None = None
 
 
 def supported() -> bool:
-    """Whether this process can count: not, if its kernels are not compiled."""
+    """Whether this process can count: only if its kernels are compiled."""
     return bool(kernels.object_malloc.address)
 
 
 @contextlib.contextmanager
 def counting() -> Iterator[None]:
-    """Count while the ``with`` block runs. Several may, at the same time, on any threads. NotImplementedError if the
-    kernels are not compiled.
+    """Count while the ``with`` block runs. Several blocks may count at the same time, on any threads.
+    NotImplementedError if the kernels are not compiled.
     """
     if not supported():
         raise NotImplementedError("allocations are counted by compiled kernels, and these are not compiled")
@@ -93,7 +93,7 @@ def _change(by: int) -> None:
 
 
 def _install(domain: int) -> None:
-    if domain in _before:  # somebody else had put an allocator before ours, which is still behind it
+    if domain in _before:  # other code put an allocator in front of ours, which is still behind it
         return
     found = _Allocator()
     _get(domain, found)
@@ -106,7 +106,7 @@ def _install(domain: int) -> None:
 
 
 def _remove(domain: int) -> None:
-    """Put back what stood there, unless somebody else has put an allocator before ours: it counts on behind that."""
+    """Restore the earlier allocator, unless other code has put one in front of ours: then ours counts on behind it."""
     now = _Allocator()
     _get(domain, now)
     if now.malloc == _HOOKS[domain][0].address:

@@ -123,7 +123,7 @@ class Contention:
 
     @classmethod
     def merged(cls, seen: Sequence[Contention]) -> Contention:
-        """Of several loops in the same time, as of one: all is summed, except the time. ValueError for none."""
+        """Several loops' figures of the same time as one: all is summed, except the time. ValueError for none."""
         if not seen:
             raise ValueError("seen must be that of one loop at least")
         retries = Retries(**{one.name: sum(getattr(of.retries, one.name) for of in seen) for one in fields(Retries)})

@@ -249,8 +249,8 @@ class Metrics:
         """The figures of several loops as if they were one: counts, rates, depths and times are summed, distributions
         merged, and `running` is what has run longest. `time` is that of the latest. ValueError for none.
 
-        Each loop's are of one instant; those of two loops are as far apart as they were taken. `queue_max` is the sum
-        of what each had at most, which may have been at different moments. O(loops).
+        Each loop's figures belong to one instant; those of two loops are as far apart as the times when they were
+        taken. `queue_max` is the sum of each loop's maximum, which may have been at different moments. O(loops).
         """
         if not figures:
             raise ValueError("figures must be those of one loop at least")

@@ -38,7 +38,7 @@ class Run:
     cpu_ns: int
     wall_ns: int
     blocks: int = 0
-    """Allocated, as `bytes`; 0 without ``Profiler(allocations=True)``."""
+    """Blocks that were allocated, and in `bytes` their size; 0 without ``Profiler(allocations=True)``."""
     bytes: int = 0
 
 
@@ -169,7 +169,7 @@ class Profiler(Unique):
         self._tracks: dict[int, _Track] = {}
         self._started = 0.0
         self._begun = self._end = self._looked = 0
-        self._counted: dict[int, Allocated] = {}  # when it looked last
+        self._counted: dict[int, Allocated] = {}  # at the last sample
 
     def start(self) -> None:
         """Begin, and take the first sample now. RuntimeError if it was started before. If a signal handler raises out

@@ -213,7 +213,7 @@ class Recorder(Unique, Part):
 
 
 def _unregister(callback: Callable[..., object]) -> None:
-    with contextlib.suppress(ValueError):  # somebody has emptied the list, which is the whole process's
+    with contextlib.suppress(ValueError):  # other code has emptied the list, which belongs to the whole process
         gc.callbacks.remove(callback)
 
 

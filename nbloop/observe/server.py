@@ -11,8 +11,8 @@
 ``/healthz``                          200 if the loop runs a task within a second, else 503
 ====================================  =============================================================================
 
-Of a group (`nbloop.LoopGroup`, or ``worker.group`` of `nbloop.serve`) all figures are those of its loops as one, and
-the page shows each loop besides; a trace has a track for each; all of its loops have to be healthy.
+For a group (`nbloop.LoopGroup`, or ``worker.group`` of `nbloop.serve`) all figures are those of its loops as one, and
+the page also shows each loop; a trace has a track for each; ``/healthz`` needs all of its loops to be healthy.
 
 Stacks and file names are private. The server therefore listens on 127.0.0.1 only, and refuses requests with a foreign
 Host (DNS rebinding: another site makes its name resolve to 127.0.0.1), with a foreign Origin, or sent by a browser on
@@ -88,7 +88,7 @@ class DebugServer(Unique):
     """Serves a loop, or the loops of a group, until `close`, or until a loop is collected; a context manager. Made by
     `nbloop.observe.serve`.
 
-    `port` and `url` say where. Nothing raises here but its making, as `nbloop.observe.serve` says. O(1).
+    `port` and `url` say where it listens. Only making it raises, as `nbloop.observe.serve` says. O(1).
 
     >>> import nbloop, nbloop.observe
     >>> with nbloop.Loop(metrics=True) as loop, nbloop.observe.serve(loop) as server:
@@ -107,8 +107,9 @@ class DebugServer(Unique):
         self._thread = threading.Thread(target=self._server.serve, name=f"{loop.name}-debug", daemon=True)
 
     def _begin(self) -> None:
-        """Serve. A step of its own: an exception of a signal handler between a constructor and the store of what it
-        returns would leave a thread that nobody can end. Before this there is only a socket, which closes itself.
+        """Start serving. This is a separate step: if a signal handler raised between a constructor and the store of
+        what it returns, a thread would be left that no code can end. Before this there is only a socket, which closes
+        itself.
         """
         try:
             begin(self._thread)
@@ -159,8 +160,8 @@ class _Server(ThreadingHTTPServer):
         return alive if len(alive) == len(self._loops) else []
 
     def serve(self) -> None:
-        """The thread's life. `BaseServer.shutdown` waits with locks that an exception of a signal handler leaves taken;
-        here the thread looks whether it is to end.
+        """The body of the thread. `BaseServer.shutdown` waits with locks that an exception of a signal handler leaves
+        taken; here the thread checks whether it has to end.
         """
         try:
             self.serve_forever(poll_interval=0.1)

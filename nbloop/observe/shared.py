@@ -6,20 +6,20 @@ truncates a mapped file, or its disk is full when a page is first written, the p
 whose pages are reserved when it is made and which is sealed against changes of size. A small file holds its path,
 ``/proc/PID/fd/N``, which the system opens for processes of the same user. A reader maps sealed memory only.
 
-What waits is not in it: each submit would have to count there, where every producer writes, for a figure that is
-looked at once a second. Instead the block says where the loop's own words are, those of its handles and of its
-channels, and a reader copies them out of the memory of that process (``/proc/PID/mem``). That costs the loop nothing.
-The system allows it to those who may trace the process, which is the same user, unless it is restricted
-(``kernel.yama.ptrace_scope``). Those who may not read what the loop wrote in the block when it last came to the start
-or the end of a turn, and nothing of channels.
+The block does not hold what waits: each submit would have to count there, where every producer writes, for a figure
+that is read once a second. Instead the block holds the addresses of the loop's own words, of its handles' and of its
+channels', and a reader copies them out of the memory of that process (``/proc/PID/mem``). That costs the loop nothing.
+The system allows this to processes that may trace that process: those of the same user, unless that is restricted
+(``kernel.yama.ptrace_scope``). Other readers get what the loop wrote in the block when it last started or ended a turn,
+and nothing of channels.
 
 The small files live in ``$XDG_RUNTIME_DIR/nbloop``, or without that variable in ``nbloop-UID`` under the temporary
 folder. The folder has mode 0700 and must belong to the user; the files have mode 0600.
 
-A file is removed when its loop ends and when its process exits. A killed process leaves its file behind. Whether the
-writer lives is decided by an advisory lock that it holds for life, not by its process id: the id may have been reused,
-or may belong to another container, whose loops cannot be read from here and are left alone. Making or listing files
-removes those that nobody holds a lock on. Linux only.
+A file is removed when its loop ends and when its process exits. A killed process leaves its file behind. An advisory
+lock, which the writer holds for life, shows whether the writer lives. Its process id does not: the id may have been
+reused, or may belong to another container, whose loops cannot be read from here and are left alone. Making or listing
+files removes those on which no process holds a lock. Linux only.
 
 >>> import nbloop
 >>> with nbloop.Loop(name="example", metrics="shared") as loop:
@@ -78,7 +78,7 @@ _numbers = itertools.count(1)
 
 
 def folder() -> Path:
-    """The folder of this user's files, created if necessary. OSError if it belongs or is open to somebody else.
+    """The folder of this user's files, created if necessary. OSError if it belongs or is open to another user.
 
     Any thread. O(1).
 
@@ -123,19 +123,19 @@ class SharedBlock(Unique, Part):
 
 
 class _Files:
-    """A block's memory and the file that names it. What is here knows what to remove before it is made."""
+    """A block's memory and the file that names it. This object knows what to remove before anything is made."""
 
     def __init__(self, place: Path) -> None:
         self._pid = os.getpid()
         name = f"{self._pid}-{next(_numbers)}-{os.urandom(4).hex()}"
         self.path = place / f"{name}.metrics"
-        # It has another name until it is locked and complete, so nobody sees or sweeps a half-made file.
+        # It has another name until it is locked and complete, so no process sees or sweeps a half-made file.
         self._temporary = place / f".new-{name}"
         self.file: io.FileIO | None = None
         self.memory: io.FileIO | None = None
 
     def make(self, name: str) -> Words:
-        """Make both; the words of the memory. Raises OSError."""
+        """Make both; return the words of the memory. Raises OSError."""
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         self.file = _owned(os.open, self._temporary, flags, 0o600)
         fcntl.flock(self.file, fcntl.LOCK_EX)
@@ -164,8 +164,8 @@ class _Files:
 
 
 def _owned(make: Callable[..., int], *args: object) -> io.FileIO:
-    """The descriptor that ``make(*args)`` returns, in an object that closes it. Both are made within one call of C:
-    between them no signal handler can raise, after which nobody would know the number.
+    """The descriptor that ``make(*args)`` returns, in an object that closes it. One call of C makes both: a signal
+    handler cannot raise between them and leave a descriptor whose number no code knows.
     """
     return next(map(io.FileIO, map(make, *((arg,) for arg in args)), ("r+",)))
 
@@ -238,11 +238,10 @@ class SharedLoop(Unique):
         return bytes(self._words.view(layout.BLOCK.dtype)[0]["group"]).decode(errors="replace")
 
     def snapshot(self) -> Metrics:
-        """The loop's figures, as `Loop.metrics` returns them; after its end, the last ones. Neither stops its process
-        nor waits for it. `queue_current` is what waits now if this process may read the memory of that one, as
-        `channels` does, and otherwise what waited when the loop last came to the start or the end of a turn.
-        RuntimeError if that process was killed in the middle of a change, or if somebody wrote nonsense there. Any
-        thread. Some 200 µs.
+        """The loop's figures, as `Loop.metrics` returns them; after its end, the last ones. Reading neither stops the
+        loop's process nor waits for it. `queue_current` is what waits now if this process may read that process's
+        memory, as `channels` does, and otherwise what waited when the loop last started or ended a turn. RuntimeError
+        if that process was killed in the middle of a change, or if the memory holds nonsense. Any thread. Some 200 µs.
         """
         try:
             return block.snapshot(self._words, self._waiting)
@@ -250,10 +249,10 @@ class SharedLoop(Unique):
             raise RuntimeError(f"the figures of process {self.pid} make no sense: {error!r}") from error
 
     def channels(self) -> list[ChannelFigures]:
-        """What has gone through each ring of records, as `Loop.channels` returns it; empty once the loop has ended.
-        Neither stops its process nor waits for it. The handles and channels that this process sees are at most 255, the
-        first that were made of those that are alive. OSError if this process may not read the memory of that one: then
-        it may not trace it. Any thread. Some 50 µs for each ring.
+        """The figures of each ring of records, as `Loop.channels` returns them; empty once the loop has ended. Reading
+        neither stops the loop's process nor waits for it. This process sees at most 255 handles and channels: of those
+        that are alive, the first that were made. OSError if this process may not read that process's memory, because it
+        may not trace it. Any thread. Some 50 µs for each ring.
         """
         from ..channel import ring_figures
 
@@ -281,7 +280,7 @@ class SharedLoop(Unique):
                         yield words, delays
 
     def _waiting(self) -> list[int] | None:
-        """What waits now, as `Queues` has it; None if nobody can say, or the loop has ended."""
+        """What waits now, as `Queues` has it; None if it cannot be read, or the loop has ended."""
         record = self._words.view(layout.BLOCK.dtype)[0]
         at = int(record["state"])
         if not at:
@@ -347,7 +346,7 @@ class _Memory:
         self._where = where
 
     def __enter__(self) -> _Memory:
-        # Opened, and then checked: what is open stays that process's memory, whatever gets its number.
+        # Opened first, then checked: an open file stays that process's memory, whichever process gets its number.
         self._file = _owned(os.open, f"/proc/{self._where.pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
         try:
             if not self._where.is_there():

@@ -1,6 +1,6 @@
 """Several loops seen as one: the loops of a `nbloop.LoopGroup`, or of `nbloop.serve`.
 
-What is seen of one loop is defined elsewhere; here is how several are put side by side.
+Other modules define what is seen of one loop; this one combines several.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def metrics(loops: Iterable[Core]) -> Metrics | None:
 
 
 def by_channel(rings: Iterable[Any]) -> list[Any]:
-    """The `nbloop.ChannelFigures` of one name as one: a channel and its producers. All is summed, delays are merged."""
+    """One `nbloop.ChannelFigures` for each name: a channel and its producers. All is summed, delays are merged."""
     channels: dict[str, Any] = {}
     for ring in rings:
         one = channels.get(ring.name)

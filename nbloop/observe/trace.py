@@ -52,8 +52,8 @@ class _Slice:
 
 
 def trace(name: str, loops: Sequence[Recorded]) -> dict[str, Any]:
-    """The trace of one loop, or of several, which all belong to what is called `name`. A thread has one track, also if
-    it runs one loop and submits to another.
+    """The trace of one loop, or of several that belong together; `name` is the name of the whole. A thread has one
+    track, even if it runs one loop and submits to another.
     """
     began = min((event.time for one in loops for event in one.events), default=0.0)
     pid = os.getpid()
@@ -64,7 +64,7 @@ def trace(name: str, loops: Sequence[Recorded]) -> dict[str, Any]:
         names += _track(pid, collections, "collections of garbage")
     runs: list[_Slice] = []
     moments: list[_Slice] = []
-    others: list[tuple[_Slice, str]] = []  # and of what counter it is
+    others: list[tuple[_Slice, str]] = []  # with the suffix of its counter's name
     flows: list[tuple[_Slice, _Slice]] = []
     # Each recorder has seen each collection of the process: one of them is enough.
     collecting = max(loops, key=_collections)

@@ -3,7 +3,7 @@
 Problem: one callback that does not return stops everything the loop does, and the loop itself cannot say so. Idea: a
 separate thread checks the loop's heartbeat, its counts of callbacks and turns, a few times per `threshold`. If they
 stand still for a whole threshold while the loop is running and awake, and is neither spinning for work nor waiting in
-a poller, one callback is to blame; the stack of the loop's thread says which. A check is three loads; the loop does
+a poller, one callback is to blame; the stack of the loop's thread says which. A check is a few loads; the loop does
 nothing for it.
 
 It loses on a callback that is in C code without detaching its thread state: the report comes, but the stack has to
@@ -137,8 +137,8 @@ class Watchdog(Unique, Part):
         self._thread.daemon = True
 
     def _begin(self, loop: Lifecycle) -> None:
-        """Watch. A step of its own: an exception of a signal handler between a constructor and the store of what it
-        returns would leave a watchdog that nobody can stop.
+        """Start watching. This is a separate step: if a signal handler raised between a constructor and the store of
+        what it returns, a watchdog would be left that no code can stop.
         """
         loop._parts[self] = self
         try:
@@ -189,7 +189,7 @@ def _watch(me: weakref.ref[Watchdog], of: weakref.ref[Lifecycle], stop: Latch, t
 def heartbeat(loop: Lifecycle) -> tuple[int, int, int] | None:
     """(thread, callbacks, turns) of a loop that may be in a callback; None if it certainly is not.
 
-    Any thread; raises nothing; O(1), three loads.
+    Any thread; raises nothing; O(1), a few loads.
 
     >>> import nbloop
     >>> heartbeat(nbloop.Loop()) is None  # it does not run

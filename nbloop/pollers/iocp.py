@@ -287,7 +287,7 @@ class IocpPoller(TablePoller[_Watch]):
         watch.operation = None
         memory = operation.memory
         if memory.io.status >= 0x80000000:
-            # Cancelled by somebody else: the thread that issued the poll has ended, or another library cancelled it.
+            # Not cancelled by us: the thread that issued the poll has ended, or another library cancelled it.
             if memory.io.status == STATUS_CANCELLED:
                 self._due[watch] = None
             return None

@@ -43,7 +43,7 @@ class External:
         """Its address in this process, for the object loader; 0 if the platform has no such symbol, ImportError if
         CPython lacks it.
         """
-        if self.name == "memmove":  # of the C library, which Windows' base library is not
+        if self.name == "memmove":  # in the C library, which is not Windows' base library
             return ctypes.cast(ctypes.memmove, ctypes.c_void_p).value or 0
         if self.twin is _absent:
             return 0
@@ -369,7 +369,7 @@ VirtualFree = _declare("VirtualFree", INT, WORD, WORD, INT, twin=_virtual_free)
 
 # Py_TPFLAGS_LONG_SUBCLASS and its like, of the stable ABI
 TYPE_LONG, TYPE_TUPLE, TYPE_BYTES, TYPE_UNICODE = 1 << 24, 1 << 26, 1 << 27, 1 << 28
-BUFFER_WRITABLE = 1  # PyBUF_WRITABLE, and of struct Py_buffer, of the stable ABI since 3.11, its size and `len`
+BUFFER_WRITABLE = 1  # PyBUF_WRITABLE; then struct Py_buffer's size and `len` (stable ABI since 3.11)
 BUFFER_BYTES, BUFFER_LENGTH = 80, 16
 
 # --- system constants ------------------------------------------------------------------------------------------------
@@ -383,7 +383,7 @@ SYS_EPOLL_CTL = {"x86_64": 233, "aarch64": 21}.get(platform.machine(), 0)
 # ppoll: called with a NULL mask, so the mask's size does not matter
 SYS_PPOLL = {"x86_64": 271, "aarch64": 73}.get(platform.machine(), 0)
 POLLIN = 1
-# ioctl: how many bytes a socket has to give
+# ioctl: how many bytes can be read from a socket
 SYS_IOCTL = {"x86_64": 16, "aarch64": 29}.get(platform.machine(), 0)
 FIONREAD = 0x541B
 EINTR, EAGAIN = 4, 11

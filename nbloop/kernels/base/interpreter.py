@@ -122,7 +122,8 @@ _expect(
     "the value of a float is not the double there",
 )
 
-# Of an int: three bits of marks, of which the second means negative, and above them how many digits there are; digits.
+# An int has three bits of marks, of which the second means negative, and above them the number of digits; then the
+# digits.
 INT_TAG = OBJECT_HEADER
 INT_DIGITS = OBJECT_HEADER + 8
 _numbers = {0: 1, 7: 1, -7: 1, 1 << 29: 1, -(1 << 45): 2, (1 << 62) + 5: 3}  # and how many digits they have

@@ -38,7 +38,7 @@ NOARGS, ONE, MANY = 0x0004, 0x0008, 0x0080  # METH_NOARGS, METH_O, METH_FASTCALL
 KEYWORDS = 0x0082  # METH_FASTCALL | METH_KEYWORDS
 SIGNAL = 0  # not a method: a C signal handler, void(int)
 TRAVERSE = -1  # not a method: a type's tp_traverse, int(PyObject *, visitproc, void *)
-NATIVE = -2  # not a method: compiled code of the user's calls it, attached or not, int64(int64, int64, int64)
+NATIVE = -2  # not a method: the user's compiled code calls it, attached or not, int64(int64, int64, int64)
 
 helpers: list[FunctionType] = []  # functions that kernels call, in order of declaration
 attributes: dict[FunctionType, tuple[str, ...]] = {}  # LLVM's function attributes of helpers
@@ -105,7 +105,7 @@ class Kernel:
         self.address = 0
         self.__doc__ = function.__doc__
         self._plain: Any = None  # the descriptor of `bind` without `like`, once it is made
-        self._faces: dict[Callable[..., Any], Any] = {}  # those for functions that they show
+        self._faces: dict[Callable[..., Any], Any] = {}  # the others, by the function that they present
 
     def bind(self, state: Any, like: Callable[..., Any] | None = None) -> Callable[..., Any]:
         """A built-in method over `state`, with the name, signature and docstring of `like`; without `like`, for
@@ -254,7 +254,7 @@ class TwinMethod:
             raise TypeError(f"{self.__name__}() takes {expected} arguments ({len(arguments)} given)")
         if of.arity in (MANY, KEYWORDS):
             values = (*arguments, *keywords.values())
-            # Of lists: a tuple of a generator is resized, which fails while `gc.get_objects` holds it.
+            # From lists: a tuple made from a generator is resized, which fails while `gc.get_objects` holds it.
             array = (ctypes.c_ssize_t * max(1, len(values)))(*[id(a) for a in values])
             names = (tuple(keywords),) if of.arity == KEYWORDS else ()
             ends = [id(n) if n else 0 for n in names]

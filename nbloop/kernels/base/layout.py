@@ -301,8 +301,9 @@ BLOCK = record(
     _words("sequence", "published", "published_at"),
     {"live": _LIVE},
     {"copy": _LIVE},
-    # For readers that may read the memory of the loop's process: where the loop's words are, 0 after its end; those of
-    # its handles and, with the lowest bit set, of its channels. What has no place here is not seen.
+    # For readers that may read the memory of the loop's process: the address of the loop's words, 0 after its end;
+    # those of its handles' words and, with the lowest bit set, of its channels'. Readers do not see those without a
+    # place here.
     _words("state") | {"entrances": np.dtype((np.int64, (ENTRANCES,)))},
 )
 LIVE = Record("LIVE", _LIVE, BLOCK.LIVE)
@@ -353,8 +354,8 @@ HANDLE = record(
 )
 
 # A channel (channels/): a ring of records that any thread adds to and the loop's thread takes from, in batches. It
-# closes and sleeps as a handle does: `queued` is CHANNEL_x, and of the queue it has gate, limit, shift, tail, head and
-# final.
+# closes and sleeps as a handle does: `queued` is CHANNEL_x, and of the queue it has gate, limit, shift, number, tail,
+# head, final and retries.
 CHANNEL = record(
     "CHANNEL",
     {"handle": HANDLE},
@@ -436,16 +437,16 @@ ASK_FULL, ASK_CLOSED, ASK_WAIT, ASK_WAKE, ASK_KEPT, ASK_AGAIN = 1, 2, 3, 4, 5, 6
 ASK_NATIVE = 8  # added to one of them: compiled code asks, so an error is a number, at most NATIVE_ERROR
 NATIVE_ERROR = NATIVE_TOO_MANY = -3
 ON_FULL_RAISE, ON_FULL_WAIT, ON_FULL_DROP_NEW, ON_FULL_DROP_OLD = 0, 1, 2, 3
-# A channel's `queued`: nobody delivers; a delivery is queued or runs; a timer waits for a batch to fill; a delivery was
-# refused, and the word owns a reference of the state instead.
+# A channel's `queued`: no delivery is under way; a delivery is queued or runs; a timer waits for a batch to fill; a
+# delivery was refused, and the word owns a reference of the state instead.
 CHANNEL_IDLE, CHANNEL_BUSY, CHANNEL_FILLS, CHANNEL_LATE = 0, 1, 2, 3
 IS_CHANNEL = 1  # in `entrances` of a block
 # The word of a queue between loops: two flags, then how many items are available, then how many places are taken.
 PERMITS_BUSY, PERMITS_SHUT, PERMITS_AVAILABLE, PERMITS_PLACE = 1, 2, 1 << 2, 1 << 33
 PERMITS_MOST = (1 << 30) - 1  # places; as many items can be available
-# What a field holds. Numpy converts and stores what is FIELD_OTHER.
+# What a field holds. numpy converts and stores the values of a FIELD_OTHER.
 FIELD_OTHER, FIELD_DOUBLE, FIELD_SINGLE, FIELD_BOOL, FIELD_INT8, FIELD_INT16, FIELD_INT32, FIELD_INT64 = range(8)
-GONE = 64  # added to one of them: the reference to the refused object has already been released
+GONE = 64  # added to a REFUSED_x: the reference to the refused object has already been released
 
 # What a cell holds: an owned reference and, in its low bits, how to read it. Three bits, because C compilers align a
 # PyObject to 8 bytes and no more (static types of extension modules lie at 8 mod 16), and no high bits, because nothing

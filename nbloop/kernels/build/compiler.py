@@ -5,7 +5,7 @@ A primitive of atomics.py becomes one LLVM instruction, an external of capi.py a
 they are, and each kernel as a `cfunc` with its C signature. Their modules are linked into *one*, in which only the
 kernels' entry points stay visible. That module is optimised as a whole, once for each processor: dead error paths go,
 and the rest refers only to the C-API and libc. linker.py makes the object a library that the system's loader takes.
-To import numba takes 1 s, to load the library 1 ms.
+Importing numba takes 1 s, loading the library 1 ms.
 
 The sources are not written for Numba. Numba learns what their functions mean: `infer_global` and `lower_builtin` on the
 twins, `register_jitable` on the helpers. So a compiled kernel calls the same functions as one that is not compiled.

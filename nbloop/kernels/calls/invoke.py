@@ -97,7 +97,7 @@ def invoke(base: int, word: int, kind: int) -> int:
 
 @apart
 def returned(base: int, result: int, word: int, kind: int) -> int:
-    """Release what a callback has returned. A coroutine is reported, because nobody would run it. 0, or LEAVE."""
+    """Release what a callback has returned. A coroutine is reported, because nothing would run it. 0, or LEAVE."""
     if get(result + OBJECT_TYPE) != get(base + STATE.COROUTINE_TYPE):
         Py_DecRef(result)
         return 0

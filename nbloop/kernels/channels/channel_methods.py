@@ -48,14 +48,14 @@ from .records import (
     records_take_ends,
 )
 
-DROPPED, RAISED = -1, -2  # less is NATIVE_ERROR, or one after it
-DETACHED = 1 << 18  # bytes from which on a copy is made detached: 20 µs, which a stop of the world would wait for
+DROPPED, RAISED = -1, -2  # NATIVE_ERROR and the errors after it are less
+DETACHED = 1 << 18  # bytes: copies from this size on run detached, as a stop of the world would wait 20 µs for them
 
 
 @apart
 def claim_refused(channel: int, count: int, ticket: int, native: int) -> int:
-    """`records_claim` has said no: do what the channel does then. A ticket, DROPPED, or RAISED; with `native`, which is
-    ASK_NATIVE or 0, also the number of an error. Any thread.
+    """`records_claim` has refused: do what the channel then does. Returns a ticket, DROPPED, or RAISED; with `native`,
+    which is ASK_NATIVE or 0, also the number of an error. Any thread.
     """
     until = 0
     while ticket < 0:
@@ -80,7 +80,7 @@ def claim_refused(channel: int, count: int, ticket: int, native: int) -> int:
 
 @inlined
 def announce(channel: int, end: int) -> bool:
-    """After a publication: see that the loop hears of it. False with an exception set; the records stay."""
+    """After a publication, make sure that the loop learns of it. False with an exception set; the records stay."""
     return load_sc(channel + HANDLE.QUEUED) == CHANNEL_BUSY or channel_wake(channel, end)
 
 
@@ -113,7 +113,7 @@ def copy_in(channel: int, source: int, count: int) -> int:
 
 @apart
 def put_converted(channel: int, arguments: int, count: int, names: int) -> int:
-    """`put` of what is not plain: numpy makes a record of it, in Python, before anything is claimed."""
+    """`put` of values that are not plain: numpy makes a record of them, in Python, before anything is claimed."""
     record = PyObject_Vectorcall(get(channel + CHANNEL.CONVERT), arguments, count, names)
     if record == 0:
         return 0
@@ -144,8 +144,8 @@ def channel_put(self: int, arguments: int, count: int, names: int) -> int:
 
 @kernel(MANY)
 def channel_put_array(self: int, arguments: int, _count: int) -> int:
-    """The records of an array of the channel's dtype whose records lie side by side, and how many they are, not 0 and
-    not more than the channel holds.
+    """Put the records of a contiguous array of the channel's dtype; the second argument is their number, not 0 and not
+    more than the channel holds.
     """
     stored = copy_in(data(self), data(get(arguments)), PyLong_AsLongLong(get(arguments + 8)))
     return PyLong_FromLongLong(stored) if stored >= 0 else 0
@@ -174,7 +174,7 @@ def native_wake(channel: int, end: int) -> bool:
 
 @kernel(NATIVE)
 def channel_put_native(channel: int, source: int, count: int) -> int:
-    """Put `count` records that lie at `source`, at least 1, as compiled code of the user's does. How many were stored,
+    """Put `count` records that lie at `source`, at least 1, for the user's compiled code. Returns how many were stored,
     0 if they were dropped, RAISED, or the number of an error. Any thread, attached or not.
     """
     if count > get(channel + RING + QUEUE.LIMIT):
@@ -193,7 +193,7 @@ def channel_put_native(channel: int, source: int, count: int) -> int:
 
 @kernel(NOARGS)
 def channel_deliver(self: int, _unused: int) -> int:
-    """The task of a busy channel. One whose batches are taken may not be busy any more."""
+    """The task of a busy channel. A channel whose batches coroutines take may not be busy any more."""
     channel = data(self)
     if get(channel + CHANNEL.PULLED) != 0 and load_sc(channel + HANDLE.QUEUED) != CHANNEL_BUSY:
         return get(get(channel + HANDLE.LOOP) + STATE.NONE)
@@ -212,8 +212,8 @@ def channel_due(self: int, _unused: int) -> int:
 
 @kernel(NOARGS)
 def channel_take(self: int, _unused: int) -> int:
-    """The batch that is there, as `on_batch` returns it. None if there is none; the channel calls the waiting
-    coroutine when there is one. Loop thread, where coroutines take the batches.
+    """Take the batch that is there, as `on_batch` returns it. None if there is none; the channel calls the waiting
+    coroutine when there is one. Loop thread, for channels whose batches coroutines take.
     """
     channel = data(self)
     was = load_sc(channel + HANDLE.QUEUED)
@@ -235,7 +235,7 @@ def channel_close(self: int, _unused: int) -> int:
 
 @kernel(ONE)
 def channel_sleeps(self: int, change: int) -> int:
-    """One producer more, or one less, that waits for room. Any thread, before it looks whether there is some."""
+    """Count one producer more, or one less, that waits for room. Any thread, before it checks for room."""
     channel = data(self)
     fetch_add(channel + CHANNEL.SLEEPERS, PyLong_AsLongLong(change))
     return get(get(channel + HANDLE.LOOP) + STATE.NONE)
@@ -243,7 +243,9 @@ def channel_sleeps(self: int, change: int) -> int:
 
 @kernel(NOARGS)
 def channel_room(self: int, _unused: int) -> int:
-    """For how many records there is room; all of it, if the channel is closed, so that nobody waits. Any thread."""
+    """The number of records that fit now; the whole capacity if the channel is closed, so that no producer waits. Any
+    thread.
+    """
     channel = data(self)
     room = get(channel + RING + QUEUE.LIMIT)
     if load_sc(channel + RING + QUEUE.TAIL) >= 0:
@@ -281,7 +283,7 @@ def channel_empty(channel: int) -> None:
 
 @kernel(NOARGS)
 def channel_drop(self: int, _unused: int) -> int:
-    """Drop and count what waits in a closed channel, and let go of a late one. The loop has ended."""
+    """Drop and count what waits in a closed channel, and release the reference of a late one. The loop has ended."""
     channel = data(self)
     channel_empty(channel)
     late_release(channel)

@@ -1,10 +1,10 @@
-"""Who hears of records, and how they reach `on_batch`.
+"""How the loop learns of records, and how they reach `on_batch`.
 
-A channel is idle, busy, or fills (`queued`, CHANNEL_x). Busy means that one *delivery* is queued as an internal task,
-or runs. A delivery hands over one batch, and queues itself again while there is more: other tasks of the loop run in
-between, and producers, who see that the channel is busy, queue nothing. The producer that finds it idle queues the
-first delivery. As with a sleeping loop, the ticket is the fence: a producer claims, then reads `queued`; the loop's
-thread writes `queued`, then reads the tail (`rest`). One of the two sees the other.
+A channel is idle, busy, fills, or is late (`queued`, CHANNEL_x). Busy means that one *delivery* is queued as an
+internal task, or runs. A delivery hands over one batch, and queues itself again while there is more: other tasks of the
+loop run in between, and producers, which see that the channel is busy, queue nothing. The producer that finds it idle
+queues the first delivery. As with a sleeping loop, the ticket is the fence: a producer claims, then reads `queued`; the
+loop's thread writes `queued`, then reads the tail (`rest`). One of the two sees the other.
 
 **How long records wait.** No record carries a time. A clock is read once a burst, by the producer that finds the
 channel idle, and once a batch: `mark` is the tail at the moment `marked`, so tickets from there on were drawn later.
@@ -15,8 +15,8 @@ With `max_delay` a batch that is not full waits for a timer, and the channel fil
 the batch makes it busy.
 
 When the loop ends, its queues close before its channels, or a moment after: a record may be accepted, and its delivery
-refused. Then the channel is *late*. Its word owns a reference of the state, which nobody else may have, and the thread
-that ends the loop, once all channels are closed, queues the delivery itself (`channel_resume`).
+refused. Then the channel is *late*. Its word owns a reference to the state, which may be the only one, and once all
+channels are closed, the thread that ends the loop queues the delivery itself (`channel_resume`).
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ from .records import (
 
 @apart
 def ask(channel: int, code: int, count: int, until: int) -> int:
-    """Call the channel's Python function for what is rare. What it says, at least 0; -1 with an exception set."""
+    """Call the channel's Python function for rare cases. Its answer, at least 0, or -1 with an exception set."""
     three = PyTuple_New(3)
     if three == 0:
         return -1
@@ -115,7 +115,8 @@ def records_waiting(channel: int) -> int:
 @helper
 def made_busy(channel: int, end: int) -> int:
     """After the publication of the tickets before `end`: make the channel busy, if it is idle or a batch is full now.
-    What it was, and then the caller queues the delivery; -1 if there is nothing to do. Any thread, attached or not.
+    Returns what it was, and then the caller queues the delivery; -1 if there is nothing to do. Any thread, attached or
+    not.
     """
     while True:
         was = load_sc(channel + HANDLE.QUEUED)
@@ -132,7 +133,7 @@ def made_busy(channel: int, end: int) -> int:
 
 @apart
 def channel_wake(channel: int, end: int) -> bool:
-    """See that the loop hears of a publication. False with an exception set, which a handler of a signal has raised:
+    """Make sure that the loop learns of a publication. False with an exception set, which a signal handler has raised:
     the records stay. Any thread.
     """
     was = made_busy(channel, end)
@@ -172,7 +173,7 @@ def channel_schedule(channel: int, was: int) -> bool:
     if was != CHANNEL_LATE:
         Py_IncRef(get(channel + HANDLE.SELF))
     store_sc(channel + HANDLE.QUEUED, CHANNEL_LATE)
-    if load_sc(base + STATE.LIFECYCLE) == TERMINATED:  # and nobody else will look at it
+    if load_sc(base + STATE.LIFECYCLE) == TERMINATED:  # no other thread will look at it
         late_release(channel)
     if raised:
         PyErr_SetRaisedException(error)
@@ -228,7 +229,7 @@ def fill(channel: int, deadline: int) -> None:
 
 @helper
 def references(channel: int, array: int) -> int:
-    """How many references there are of the array that all batches are views of; 0 if that cannot be told."""
+    """The number of references to the array that all batches are views of; 0 if it is unknown."""
     number = PyObject_CallOneArg(get(channel + CHANNEL.REFERENCES), array)
     if number == 0:
         error = PyErr_GetRaisedException()
@@ -272,7 +273,7 @@ def batch_of(channel: int, array: int, place: int, count: int) -> int:
 
 @helper
 def handed_over(channel: int, array: int, batch: int, count: int) -> int:
-    """Call `on_batch` with a batch, whose reference is given up, and see that no view of it is kept. What it has
+    """Call `on_batch` with a batch, whose reference is consumed, and check that no view of it is kept. Returns what it
     returned, or 0 with an exception set.
     """
     entry = get(channel + CHANNEL.ENTRY)
@@ -291,8 +292,8 @@ def handed_over(channel: int, array: int, batch: int, count: int) -> int:
 
 @helper
 def deliver(channel: int, due: bool, taken: bool) -> int:
-    """One batch, if there is any: a `due` one even if it is not full. None, or what `on_batch` has returned, or 0 with
-    its exception set, and then its records are delivered all the same. Loop thread; the channel is busy.
+    """Deliver one batch, if there is one: a `due` one even if it is not full. Returns None, or what `on_batch`
+    returned, or 0 with its exception set; the records then still count as delivered. Loop thread; the channel is busy.
 
     Where coroutines take the batches (`pulled`), a batch that is not `taken` stays, and the waiting coroutine is
     called. The channel stays busy, with no task, until it is taken.
@@ -371,7 +372,7 @@ def deliver(channel: int, due: bool, taken: bool) -> int:
     store(channel + CHANNEL.DELIVERED, get(channel + CHANNEL.DELIVERED) + count)
     rest(channel)
     if load_sc(channel + CHANNEL.SLEEPERS) != 0 and ask(channel, ASK_WAKE, 0, 0) < 0:
-        Py_DecRef(error if error != 0 else result)  # of two exceptions, what a signal's handler has raised goes on
+        Py_DecRef(error if error != 0 else result)  # of two exceptions, the signal handler's goes on
         return 0
     if error != 0:
         PyErr_SetRaisedException(error)

@@ -1,10 +1,10 @@
-"""From Python's numbers to the fields of a record, with no call of C and no Python: what `put` does each time.
+"""From Python's numbers to the fields of a record, with no C call and no Python: what `put` does each time.
 
 Problem: numpy's own conversion of three numbers takes a microsecond, and may run Python code, which must not happen
-between claim and publication. Idea: the plain cases are a few loads and compares. A float into a double or a single, an
+between claim and publication. Idea: the plain cases are a few loads and compares: a float into a double or a single, an
 int that is in the field's range, True and False into a bool. All values are checked *before* the claim, and written
-after it; nothing can fail in between, since numbers do not change. Every other value, and every other kind of field,
-is numpy's (`convert` in nbloop/channel.py): strings, dates, nested records, numpy's own scalars, and all errors.
+after it; nothing can fail in between, since numbers do not change. numpy handles every other value, and every other
+kind of field (`convert` in nbloop/channel.py): strings, dates, nested records, numpy's own scalars, and all errors.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def int_value(number: int) -> int:
 
 @inlined
 def single_fits(word: int) -> bool:
-    """Is the double of this word a single, rounded? Not if only rounding makes it infinite."""
+    """Does the double in this word fit a single after rounding? Not if only rounding makes it infinite."""
     return single_bits(word) & SINGLE_EXPONENT != SINGLE_EXPONENT or word & EXPONENT == EXPONENT
 
 

@@ -1,21 +1,21 @@
-"""The word of a queue between loops: how many items it has promised, how many it holds, and whether somebody waits.
+"""The word of a queue between loops: how many items it has promised, how many it holds, and whether there are waiters.
 
-Problem: `aio.Queue` has several producers, several consumers, and perhaps a size. While nobody waits, a lock around an
+Problem: `aio.Queue` has several producers, several consumers, and perhaps a size. Without waiters, a lock around an
 append is most of what an item costs: 1.8 µs with it, 0.4 without, from a thread to a loop. Idea: an item needs a
 *place* before it is appended and a *permit* before it is taken. One word counts both, so a compare-and-swap decides
-whether there is room, or whether there is an item. The items themselves lie in a `collections.deque`, which appends and
-pops at once for itself, and which the collector knows.
+whether there is room, or whether there is an item. The items themselves lie in a `collections.deque`, whose appends and
+pops are atomic, and which the collector knows.
 
-The same word says that somebody waits (`PERMITS_BUSY`) or that the queue is shut. With either, every call goes to the
-waiters' lock in Python. So the word also decides, for each call, whether it comes before or after the one who begins to
-wait: none is lost between "there is no item" and "I wait".
+The same word says that there are waiters (`PERMITS_BUSY`) or that the queue is shut. With either, every call goes to
+the waiters' lock in Python. So the word also decides, for each call, whether it comes before or after a caller that
+begins to wait: nothing is lost between "there is no item" and "I wait".
 
 Invariants. ``items in the deque >= available + permits that were taken and not used yet``: a permit is given after the
 append, so a call that has one finds an item. ``places <= limit``: a place is taken before the append, and given back
 after the pop. Only the holder of the waiters' lock changes the flags. A call that finds a flag when it gives a permit
-or a place says so (`due`), and its caller then lets waiters have it.
+or a place reports this (`due`), and its caller then passes it to the waiters.
 
-It loses when somebody waits for each item: then an item takes the lock, as it did before.
+It loses when a caller waits for each item: then an item takes the lock, as it did before.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def permit_take(permits: int, refusing: int) -> bool:
 
 @helper
 def put_item(permits: int, item: int, refusing: int) -> int:
-    """Append an item: None, True if waiters are to be served now, False if nothing was done, or 0 with an exception."""
+    """Append an item. None; True if waiters must be served now; False if nothing was done; 0 with an exception."""
     if not place_take(permits, refusing):
         return get(permits + PERMITS.REFUSED)
     appended = PyObject_CallOneArg(get(permits + PERMITS.APPEND), item)
@@ -88,7 +88,7 @@ def put_item(permits: int, item: int, refusing: int) -> int:
 
 @helper
 def put_back(permits: int, item: int) -> None:
-    """A popped item goes back to the front, into the room that it has just left. An exception that is set stays."""
+    """Put a popped item back to the front, into the room that it has just left. An exception that is set stays."""
     error = PyErr_GetRaisedException()
     done = PyObject_CallOneArg(get(permits + PERMITS.APPENDLEFT), item)
     if done != 0:
@@ -99,8 +99,8 @@ def put_back(permits: int, item: int) -> None:
 
 @helper
 def take_item(permits: int, refusing: int) -> int:
-    """Pop an item: itself, the empty `Due` if nothing was done, or 0 with an exception: then nothing was taken. With
-    flags that it refuses, also a `Due` that holds the item: waiters are to be served now.
+    """Pop an item. Returns the item, the empty `Due` if nothing was done, or 0 with an exception, and then nothing was
+    taken. If a flag of `refusing` is set meanwhile, it returns a `Due` that holds the item: waiters must be served now.
     """
     if not permit_take(permits, refusing):
         nothing = get(permits + PERMITS.NOTHING)
@@ -126,7 +126,7 @@ def take_item(permits: int, refusing: int) -> int:
 
 @kernel(ONE)
 def permits_put(self: int, item: int) -> int:
-    """`put_item`, for which nobody may wait. Any thread."""
+    """`put_item`, while there are no waiters. Any thread."""
     return put_item(data(self), item, FLAGS)
 
 
@@ -138,7 +138,7 @@ def permits_put_held(self: int, item: int) -> int:
 
 @kernel(NOARGS)
 def permits_take(self: int, _nothing: int) -> int:
-    """`take_item`, for which nobody may wait. Any thread."""
+    """`take_item`, while there are no waiters. Any thread."""
     return take_item(data(self), FLAGS)
 
 

@@ -1,16 +1,16 @@
 """The ring of a channel: claim, fill, publish; take a batch, release it.
 
-Problem: a million records a second of a few numbers each, where one callback for each record is one too many. Idea:
+Problem: at a million records a second, of a few numbers each, a callback for each record costs too much. Idea:
 producers write the numbers themselves into a ring of records, and the loop's thread gets an array that lies in it. A
-producer claims consecutive places with one swap of the tail: they are its *tickets*. It fills the places, and
-publishes them with one store, however many there are. (Places and a word of sequence beside each: the Disruptor of
-LMAX, and Vyukov's bounded queue.)
+producer claims consecutive places with one swap of the tail: they are its *tickets*. It fills the places, and publishes
+them with one store, however many there are. (Places with a sequence word beside each: the Disruptor of LMAX, and
+Vyukov's bounded queue.)
 
-* The word of sequence of the *first* ticket says how many were published with it: ``(lap + 1) << shift | count - 1``,
-  where `lap` is how often the ring has come round. 2**shift places need `shift` bits for a count, so nothing
-  overflows. A word of another lap means that nothing is published there yet, so no word is ever cleared.
+* The sequence word of the *first* ticket says how many were published with it: ``(lap + 1) << shift | count - 1``,
+  where `lap` is how often the ring has come round. 2**shift places need `shift` bits for a count, so nothing overflows.
+  A word of another lap means that nothing is published there yet, so no word is ever cleared.
 * A swap and not an addition, because the ring is bounded: a ticket cannot be given back, so it is drawn only if its
-  place is free. The head only grows, so a look at it before the swap is never too hopeful.
+  place is free. The head only grows, so reading it before the swap never promises too much room.
 * The tail's sign bit means closed, as in `ticket_queue.py`, whose functions close a channel and tell its length.
 * The thread that takes records owns the front: the head, and how far publications are known. This is the loop's
   thread. With ON_FULL_DROP_OLD a producer that finds the ring full may also take, in order to drop. There the word
@@ -19,8 +19,9 @@ LMAX, and Vyukov's bounded queue.)
 Invariants: head <= published <= tail <= head + 2**shift; places of [head, published) are whole, and nobody writes
 them; each place of [published, tail) has one producer that writes it.
 
-It loses when a producer is descheduled between claim and publication: the loop cannot go round it (`stalls` counts
-that). And two producers share the tail's line, and spoil each other's swaps; `producer()` gives one a ring of its own.
+It loses when a producer is descheduled between claim and publication: the loop cannot get past it (`stalls` counts
+that). And two producers share the tail's line, and make each other's swaps fail; `producer()` gives one a ring of its
+own.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def records_place(channel: int, ticket: int) -> int:
 
 @inlined
 def records_sequence(channel: int, ticket: int) -> int:
-    """Address of a ticket's word of sequence."""
+    """Address of a ticket's sequence word."""
     return get(channel + CHANNEL.SEQUENCES) + ((ticket & (get(channel + RING + QUEUE.LIMIT) - 1)) << 3)
 
 
@@ -85,7 +86,7 @@ def records_published(channel: int, most: int) -> int:
 
 @inlined
 def records_release(channel: int, count: int) -> None:
-    """Free the places of the oldest `count` records, which are published. The taker only. Before it reads the word
+    """Free the places of the oldest `count` records, which are published. The taker only, and before it reads the word
     `sleepers`, because a producer that waits counts itself there and then reads the head.
     """
     head = channel + RING + QUEUE.HEAD
@@ -106,8 +107,8 @@ def records_take_ends(channel: int) -> None:
 
 @apart
 def records_drop_old(channel: int, count: int) -> bool:
-    """Drop the oldest records, so that there is room for `count`, if nobody else takes just now. Whether to try the
-    claim again at once: False if the oldest record is not published yet, or somebody takes. Any thread.
+    """Drop the oldest records, so that there is room for `count`, unless another thread is taking. Returns whether to
+    retry the claim at once: False if the oldest record is not published yet, or another thread is taking. Any thread.
     """
     if not records_take_begins(channel):
         return False

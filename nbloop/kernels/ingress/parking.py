@@ -102,7 +102,7 @@ def wake_sleeper(base: int) -> bool:
             error = PyErr_GetRaisedException()
             result = PyObject_CallOneArg(load(base + STATE.WAKER), error)
             Py_DecRef(error)
-        if result != 0 and result != get(base + STATE.NONE):  # it has something to be done last, in one call of C
+        if result != 0 and result != get(base + STATE.NONE):  # the waker returned one last C call
             last = PyObject_CallNoArgs(result)
             Py_DecRef(result)
             result = last

@@ -101,9 +101,9 @@ def pool_end(pool: int) -> bool:
 
 @helper
 def pool_trim(pool: int) -> bool:
-    """A portion of the work of releasing the completely free slabs, but `KEEP_CHUNKS`: first it takes chunks out of the
-    stack, as many as were free when it began, then it puts them back or releases their slabs. Whether more is left to
-    do. Loop thread.
+    """Do a portion of the work of releasing the completely free slabs, except `KEEP_CHUNKS`: first it takes chunks out
+    of the stack, as many as were free when it began, then it puts them back or releases their slabs. Whether more is
+    left to do. Loop thread.
 
     It needs no extra memory: chunks that were taken out are chained through their own links, and a slab's are counted
     in the slab's link. A released slab's number may be used again once all its chunks are accounted for.

@@ -1,19 +1,19 @@
 """A ring: a growable queue of words with one owner. Microtasks, next-ticks, immediates, close callbacks and internal
 tasks wait in rings.
 
-Everything here belongs to the loop thread (other threads' microtasks come through the remote queue), so it needs no
-atomic but for the counts. Problem: a ring that doubles copies all that waits in one piece; with ten million entries
-that held up a stop of the world for 0.2 s. Idea: a chain of blocks. A push at the end of the last block takes another
-one, and a pop at the end of the first gives it back, so both are O(1) whatever waits. The words that link a block lie
-behind its last cell.
+Everything here belongs to the loop thread (other threads' microtasks come through the remote queue), so only the counts
+need atomics. Problem: a ring that doubles copies all that waits in one piece; with ten million entries that held up a
+stop of the world for 0.2 s. Idea: a chain of blocks. A push at the end of the last block takes another one, and a pop
+at the end of the first gives it back, so both are O(1) whatever waits. The words that link a block lie behind its last
+cell.
 
 A short ring uses blocks of 8 KiB, of which it keeps one spare: it alternates between two. A backlog takes blocks of
 64 KiB, which are mappings and go back to the system as they drain. An array used as a ring would save each pop a
 comparison.
 
 Invariants: cells from ``head_at`` in the first block to ``tail_at`` in the last one hold the words number ``head`` to
-``tail``; the content of all others is meaningless. A ring without blocks is all zeros but for the two counts, and as
-zeros it begins. An empty one has at most one block, beside the spare.
+``tail``; the content of all others is meaningless. A ring without blocks is all zeros except the two counts, and a new
+ring is all zeros. An empty one has at most one block, besides the spare.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def ring_cross(ring: int) -> int:
 
 @helper
 def block_end(end: int) -> None:
-    """Release the block whose cells end there."""
+    """Release the block whose cells end at `end`."""
     start = get(end + 8)
     block_give(start, end + LINK - start)
 

@@ -15,9 +15,9 @@ slab begins at rest, with the floor 1.
 
 Nothing counts the free slots of a slab, because every arm and cancel would pay for that. Instead, before a sleep, the
 loop thread sorts the stack of free slots, `PORTION` at a time: it moves each to its slab's chain of *gathered* slots,
-whose word also counts them. A chain of all the slab's slots is a slab that may rest. Gathered slots are still every
-thread's: a thread that finds the stack empty takes a whole chain, and pushes it onto the stack. Only the loop thread
-adds to a chain, and every thread takes all of it or nothing, so a swap cannot meet ABA.
+whose word also counts them. A chain of all the slab's slots is a slab that may rest. Gathered slots are still available
+to every thread: a thread that finds the stack empty takes a whole chain, and pushes it onto the stack. Only the loop
+thread adds to a chain, and every thread takes all of it or nothing, so a swap cannot meet ABA.
 
 Invariants: a free slot is in the stack, in its slab's chain, among the spares, or in a slab at rest, and only once.
 `floors` of a slab is 0 while the slab is open; otherwise its number is in the stack of slabs at rest, or a thread is
@@ -36,7 +36,7 @@ from ..base.layout import SLOT, SLOT_BYTES, SLOT_LIMIT, SLOTS_PER_SLAB_BITS, TIM
 from .stack import INDEX_BITS, INDEX_MASK, stack_pop, stack_push
 from .system import map_empty, map_give, map_take
 
-GENERATION_SHIFT = 4  # in a slot's word, as slots.py explains
+GENERATION_SHIFT = 4  # in a slot's word, as timer_slots.py explains
 PER_SLAB = 1 << SLOTS_PER_SLAB_BITS
 MANY = 64 * PER_SLAB  # slots: a mapping of 4 MiB, the smallest with huge pages
 KEEP_SLABS = 16  # open slabs that never rest: 1 MiB, and 0.1 ms of a collection
@@ -204,10 +204,10 @@ def slots_trim(timers: int, used: int) -> bool:
     """Before a sleep, when about `used` slots are in use: sort a portion of the free ones, and send to rest the slabs
     that turn out to be free. Whether more is left to do. Loop thread.
 
-    It begins once `KEEP_SLABS` slabs' worth of free slots is in no chain, or half of the slots have been freed that
-    were in use when it last ended, which may be all that kept slabs open. It sorts no more slots than are in no chain
-    when it begins. So each sorting is paid for by that many frees, also while other threads undo it. What is freed
-    meanwhile counts for the next one. But those may be few, and yet one of each slab; so it also begins when more than
+    It begins once `KEEP_SLABS` slabs' worth of free slots is in no chain, or when half of the slots that were in use
+    when it last ended have been freed: these may be all that kept slabs open. It sorts no more slots than are in no
+    chain when it begins. So each sorting is paid for by that many frees, also while other threads undo it. Slots freed
+    meanwhile count for the next one. But these may be few, and yet one in each slab; so it also begins when more than
     `2 * KEEP_SLABS` slabs are open in which no slot can be in use. Then at least `KEEP_SLABS` of them come to rest,
     which pays for it.
     """

@@ -34,7 +34,7 @@ from ..base.capi import (
 from ..base.kernel import apart
 
 MAPPED = 1 << 16  # blocks of at least so many bytes are mappings: for smaller ones a half-used page wastes too much
-HUGE = 1 << 22  # mappings of at least so many bytes get huge pages; slots.py explains why
+HUGE = 1 << 22  # mappings of at least so many bytes get huge pages; slot_slabs.py explains why
 MEM_COMMIT_RESERVE, MEM_RELEASE, PAGE_READWRITE = 0x3000, 0x8000, 4  # Windows
 READ_WRITE = 3
 # Private, so that a forked child that releases its copy of a loop does not empty the parent's.

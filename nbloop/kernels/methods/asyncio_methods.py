@@ -3,12 +3,12 @@
 Problem: `call_soon`, `create_future` and `get_debug` are called for each message that a stream brings, and `call_at`
 for each timeout. As Python functions each is a frame or more, and a handle's run is another. Idea: kernels whose
 ``self`` is the asyncio loop. They make asyncio's own handle, word by word, and put it into the queue or into a timer. A
-task needs no handle: what its C code schedules is known by its type (`STEP`) or by its definition (`WAKEUP`), and
-nobody sees what `call_soon` returns for it. The rare rest goes to Python: debug mode, tools that watch handles or
-replace the clock, odd arguments, a step that raises an error of asyncio's, a loop that is closed.
+task needs no handle: what its C code schedules is known by its type (`STEP`) or by its definition (`WAKEUP`), and no
+code sees what `call_soon` returns for it. The rare rest goes to Python: debug mode, tools that watch handles or replace
+the clock, odd arguments, a step that raises an error of asyncio's, a loop that is closed.
 
-Where asyncio keeps the slots of its handles is found when `aio/loop.py` is imported, and not before, because who uses
-no asyncio does not wait for its import. So the places are words here (`AIO`) and not constants.
+The places of the slots of asyncio's handles are found when `aio/loop.py` is imported, and not before: a program without
+asyncio must not wait for its import. So these places are words here (`AIO`) and not constants.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ AIO = Record(
 
 @inlined
 def aio_words(self: int) -> int:
-    """The words of a loop; 0 with an exception set: `__new__` alone made it, or the collector has taken it apart."""
+    """The words of a loop; 0 with an exception set if only `__new__` was called, or the collector has cleared it."""
     words = load(self + LOOP_WORDS.WORDS)
     if words == 0:
         PyErr_BadArgument()
@@ -113,13 +113,13 @@ def own(place: int, target: int) -> None:
 
 @inlined
 def aio_plain(self: int, words: int) -> bool:
-    """Whether nobody wants to see what is scheduled: neither debug mode nor a tool."""
+    """Whether neither debug mode nor a tool needs to see what is scheduled."""
     return load(self + LOOP_WORDS.DEBUG) == get(words + AIO.FALSE) and load(words + AIO.TOOLS) == 0
 
 
 @inlined
 def aio_context(words: int, names: int, values: int) -> int:
-    """The context among the keyword arguments; 0 for None or none of them; -1: Python has to look."""
+    """The context among the keyword arguments; 0 if it is None or absent; -1 if Python has to decide."""
     if names == 0:
         return 0
     if get(names + SEQUENCE_SIZE) != 1:
@@ -136,8 +136,8 @@ def aio_context(words: int, names: int, values: int) -> int:
 
 @inlined
 def aio_soon(self: int, arguments: int, count: int, names: int, kind: int, slowly: int) -> int:
-    """``callback, *args, context=None``: its handle, of the class that is the word `kind`, or 0 with an exception set.
-    `slowly` names the Python method that does what is rare, and all over again whatever failed.
+    """Schedule ``callback, *args, context=None``. Returns its handle, of the class in the word `kind`, or 0 with an
+    exception set. `slowly` names the Python method for rare cases, which also repeats whatever failed here.
     """
     words = aio_words(self)
     if words == 0:
@@ -166,7 +166,7 @@ def aio_soon(self: int, arguments: int, count: int, names: int, kind: int, slowl
 
 @apart
 def aio_slowly(self: int, name: int, arguments: int, count: int, names: int) -> int:
-    """What the Python method of that name makes of the arguments."""
+    """Call the Python method of that name with the arguments."""
     method = PyObject_GetAttr(self, name)
     if method == 0:
         return 0
@@ -177,7 +177,7 @@ def aio_slowly(self: int, name: int, arguments: int, count: int, names: int) -> 
 
 @inlined
 def aio_step(words: int, context: int, arguments: int, count: int) -> int:
-    """Queue a step of a C task: the handle that stands for all of them, or 0 with an exception set."""
+    """Queue a step of a C task. Returns the handle that stands for all steps, or 0 with an exception set."""
     base = get(words + AIO.STATE)
     Py_IncRef(context)
     word = pack_in_context(base, context, get(arguments), arguments + 8, count - 1)
@@ -206,8 +206,8 @@ def aio_handle(self: int, words: int, kind: int, context: int, arguments: int, c
 
 @inlined
 def aio_made(self: int, words: int, kind: int, context: int, arguments: int, count: int, packed: int) -> int:
-    """A new handle of ``callback, *args``, of the class that is the word `kind`; 0 with an exception set if there was
-    no memory for it, or for what its caller has just made, which is `packed`, and which it then releases.
+    """A new handle for ``callback, *args``, of the class in the word `kind`; 0 with an exception set if there was no
+    memory for it, or for `packed`, which its caller has just made, and which it then releases.
     """
     if context != 0:
         Py_IncRef(context)
@@ -233,7 +233,7 @@ def aio_made(self: int, words: int, kind: int, context: int, arguments: int, cou
 
 @apart
 def aio_unmade(context: int, args: int, packed: int, handle: int) -> None:
-    """There was no memory for one of them: let go of the others."""
+    """There was no memory for one of them: release the others."""
     if context != 0:
         Py_DecRef(context)
     if args != 0:
@@ -246,7 +246,7 @@ def aio_unmade(context: int, args: int, packed: int, handle: int) -> None:
 
 @inlined
 def aio_seconds(words: int, number: int) -> float:
-    """A number of seconds, of exactly the type float or int; FAR for what Python has to see."""
+    """The seconds in a number of exactly the type float or int; FAR if Python has to handle it."""
     kind = get(number + OBJECT_TYPE)
     if kind != get(words + AIO.FLOAT) and kind != get(words + AIO.INT):
         return FAR
@@ -270,8 +270,8 @@ def aio_own_clock(self: int, words: int) -> bool:
 
 @inlined
 def aio_later(self: int, arguments: int, count: int, names: int, absolute: bool, slowly: int) -> int:
-    """``when, callback, *args, context=None``, or a delay in the place of `when`: the handle of its timer, or 0 with an
-    exception set. `slowly` as for `aio_soon`.
+    """Schedule ``when, callback, *args, context=None``, or with a delay in place of `when`. Returns its timer's handle,
+    or 0 with an exception set. `slowly` as for `aio_soon`.
     """
     words = aio_words(self)
     if words == 0:
@@ -301,7 +301,7 @@ def aio_timer(
     self: int, words: int, context: int, number: int, exact: float, now: int, arguments: int, count: int
 ) -> int:
     """Arm a timer that submits its handle at `exact` ns, and return the handle; 0 with an exception set. `number` is
-    the time as an object, a reference given away, or 0.
+    the time as an object, whose reference this consumes, or 0.
     """
     packed = PyTuple_New(3) if number != 0 else 0
     handle = aio_made(self, words, AIO.TIMER, context, arguments, count, packed)
@@ -395,8 +395,8 @@ def aio_create_future(self: int, _unused: int) -> int:
 
 @inlined
 def taken(handle: int, place: int, name: int) -> int:
-    """A new reference of what a slot holds, while another thread may cancel the handle. With the GIL nobody does; a
-    member of a free-threaded build has to be asked for it.
+    """A new reference to what a slot holds, although another thread may cancel the handle meanwhile. With the GIL none
+    can; on a free-threaded build the slot has to be read as an attribute.
     """
     if FREE_THREADED:
         return PyObject_GetAttr(handle, name)
@@ -415,7 +415,8 @@ def handle_run(self: int, handle: int) -> int:
     none = get(words + AIO.NONE)
     kind = get(handle + OBJECT_TYPE)
     if LOCKED_HANDLES and kind == get(words + AIO.LOCKED_HANDLE):
-        # Its callback runs under its lock, but nobody can take the lock of a handle that nobody else has.
+        # Its callback runs under its lock, but no other code can take the lock of a handle to which it has no
+        # reference.
         if PyUnstable_Object_IsUniquelyReferenced(handle) == 0:
             return PyObject_CallOneArg(get(words + AIO.RUN_SLOWLY), handle)
     elif (
@@ -435,7 +436,7 @@ def handle_run(self: int, handle: int) -> int:
             context = get(handle + get(words + AIO.CONTEXT_AT))
             if context != 0 and get(args + OBJECT_TYPE) == get(words + AIO.TUPLE):
                 result = handle_call(handle, words, context, callback, args)
-            else:  # somebody has written into it
+            else:  # other code has written into it
                 result = PyObject_CallOneArg(get(words + AIO.RUN_SLOWLY), handle)
     if args != 0:
         Py_DecRef(args)
@@ -448,8 +449,8 @@ def handle_run(self: int, handle: int) -> int:
 def handle_call(handle: int, words: int, context: int, callback: int, args: int) -> int:
     """Call in the handle's context. None, or 0 if its exception is to leave the loop.
 
-    What it returned is dropped here, as asyncio does it. The core would report a coroutine; in an asyncio program it is
-    the interpreter that warns.
+    The result is dropped here, as in asyncio. The core would report a coroutine; in an asyncio program the interpreter
+    warns.
     """
     result = 0
     if PyContext_Enter(context) == 0:

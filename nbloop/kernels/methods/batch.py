@@ -158,7 +158,8 @@ def send_few(base: int, queue: int, items: int, culprit: int, captured: bool) ->
 @helper
 def words_captured(base: int, items: int, count: int) -> int:
     """A block of as many words as there are callables at `items`, each a reference of its own to a callable with a copy
-    of the current context. 0 with an exception set. The collector does not see it, and takes what is in it for held.
+    of the current context. 0 with an exception set. The collector does not see the block, and treats its contents as
+    held from outside.
     """
     block = block_take(count << 3)
     if block == 0:

@@ -19,7 +19,8 @@ from ..ingress.ticket_queue import queue_length
 from .scheduling import submit_one
 
 LOW_31 = (1 << 31) - 1
-# Odd, and of 31 bits, so that a product keeps within 62. Counters of neighbouring calls differ in their low bits only.
+# Odd, and of at most 31 bits, so that a product keeps within 62. Counters of neighbouring calls differ in their low
+# bits only.
 SPREAD, SPREAD_OTHER = 0x5851F42D, 0x2545F491
 
 

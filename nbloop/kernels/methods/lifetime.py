@@ -112,7 +112,7 @@ REASONS = (
 def reasons(self: int, array: int) -> int:
     """Write the count of each of `REASONS` to an array. Any thread; possibly outdated.
 
-    What waits in handles is theirs to say: other threads must not follow the stack of those that are ready.
+    The tasks in handles are not counted: other threads must not follow the stack of ready handles.
     """
     base = data(self)
     at = data(array)

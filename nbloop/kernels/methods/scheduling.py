@@ -123,8 +123,8 @@ def schedule(base: int, arguments: int, count: int, ring: int, kind: int, at_che
 
 @inlined
 def schedule_word(base: int, word: int, culprit: int, ring: int, kind: int, at_checkpoint: bool) -> int:
-    """An owned word into a ring on the loop thread, as a command from any other; what runs `at_checkpoint` also while
-    the loop ends.
+    """Put an owned word into a ring: directly on the loop thread, as a command from any other. A ring that runs
+    `at_checkpoint` accepts it also while the loop ends.
     """
     if not on_loop_thread(base):
         return send_remote(base, word, kind, culprit)
@@ -387,7 +387,7 @@ def schedule_immediate_captured(self: int, arguments: int, count: int) -> int:
 
 @kernel(MANY)
 def empty_many(self: int, _arguments: int, _count: int) -> int:
-    """The same with any number of arguments."""
+    """`empty`, with any number of arguments."""
     return get(data(self) + STATE.NONE)
 
 

@@ -1,15 +1,15 @@
-"""Counts what each thread allocates: blocks and bytes, by allocators that stand before the interpreter's own.
+"""Count the blocks and bytes that each thread allocates, by allocators in front of the interpreter's own.
 
-Problem: tracemalloc knows the blocks that live, and says nothing of those that came and went, which are most of what a
-busy loop allocates. Idea: a kernel can *be* an allocator of the interpreter (`PyMem_SetAllocator`). It adds the block
-to a line of the table that only its thread writes, and calls the allocator that was there before: some 10 ns a block.
+Problem: tracemalloc knows the blocks that are alive, but not those that have been freed, which are most of what a busy
+loop allocates. Idea: a kernel can *be* an allocator of the interpreter (`PyMem_SetAllocator`). It adds the block to a
+line of the table that only its thread writes, and calls the allocator that was there before: some 10 ns a block.
 
 The context that the interpreter passes stays the previous allocator's, and so does its `free`. So a thread that calls
 in the middle of an exchange, with the context of one allocator and the function of the other, calls a valid pair. The
 table is never freed, because a thread may be inside one of these functions when they are taken away.
 
-It loses what needs no allocator: objects that the interpreter takes from its own free lists (floats, small tuples), and
-memory that other libraries fetch from the system. More than `THREADS` threads in the life of a process are not counted.
+It misses what needs no allocator: objects that the interpreter takes from its own free lists (floats, small tuples),
+and memory that other libraries get from the system. Threads beyond `THREADS` in the life of a process are not counted.
 """
 
 from __future__ import annotations

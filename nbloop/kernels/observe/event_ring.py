@@ -1,10 +1,9 @@
 """A flight recorder: the last events of a loop and its producers, in a ring that is continually overwritten.
 
-Problem: after a hang or a crash one wants to know what happened just before, but had not switched anything on. Idea:
-every thread records its actions in one ring of 64-byte entries, which overwrites the oldest and is cheap enough to
-leave on. One addition draws a place; then the entry is claimed, filled, and its *sequence* word published last. There
-is one entry per callback, with one reading of the clock: the end of one callback is the start of the next, as in
-meter.py.
+Problem: after a hang or a crash, users want to know what happened just before, but nothing was switched on. Idea: every
+thread records its actions in one ring of 64-byte entries, which overwrites the oldest and is cheap enough to leave on.
+One addition draws a place; then the entry is claimed, filled, and its *sequence* word published last. There is one
+entry per callback, with one reading of the clock: the end of one callback is the start of the next, as in meter.py.
 
 Invariants: the sequence word of an entry is ``2 * (number + 1)`` when entry `number` is complete, odd while a thread
 writes it, and only ever grows. The thread that makes it odd (by compare-and-swap) owns the other words until it makes
@@ -175,7 +174,7 @@ def push_recorded(queue: int, ticket: int, count: int) -> None:
 @helper
 def only_waits(base: int) -> bool:
     """Whether the callback in progress is a channel's delivery that has found a producer between claim and publication.
-    It queues itself again and again, so neither it nor that is recorded (`record_turn`). Loop thread.
+    It queues itself again and again, so neither the delivery nor its queueing is recorded (`record_turn`). Loop thread.
     """
     return get(base + STATE.STALLS) != get(get(base + STATE.RECORDER) + RECORDER.BEGUN_STALLS)
 

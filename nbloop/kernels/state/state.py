@@ -83,7 +83,7 @@ class State(Unique, np.ndarray):
     """
     kind: np.dtype[np.void]
     memory: type[np.ndarray[Any, Any]] = np.ndarray  # the type of its memory
-    tables: ClassVar[Mapping[int, int]] = {}  # words of each table, by the offset of its address's word
+    tables: ClassVar[Mapping[int, int]] = {}  # each table's size in words, by the offset of the word with its address
     starts: ClassVar[tuple[tuple[int, int], ...]]  # the same offset and the table's own
     extent: ClassVar[int]  # bytes of all
     finaliser: Kernel
@@ -127,13 +127,13 @@ class State(Unique, np.ndarray):
 
 
 class Places:
-    """Where the block of a loop that measures says which words belong to the loop, for readers in other processes
-    (`nbloop.observe.shared`). Any thread, and finalisers: one step of C takes a place, and one gives it back.
+    """The places in a measuring loop's block that tell readers in other processes (`nbloop.observe.shared`) which words
+    belong to the loop. Any thread, and finalisers: one C call takes a place, and one gives it back.
     """
 
     def __init__(self, block: npt.NDArray[np.int64], state: LoopWords) -> None:
         self._record = block.view(layout.BLOCK.dtype)[0]
-        self._state = state.record  # not the state, which has this
+        self._state = state.record  # not the state, which refers to this
         self._free = deque(range(layout.ENTRANCES))
         self._record["state"] = _address(state)
 
@@ -147,13 +147,13 @@ class Places:
         return place
 
     def give(self, place: int) -> None:
-        """Before the words of its entry go."""
+        """Give a place back, before the words of its entry are freed."""
         if place >= 0 and self._state["metrics"]:  # a forked child must not touch what its parent shares
             self._record["entrances"][place] = 0
             self._free.append(place)
 
     def end(self) -> None:
-        """Before the words of the loop go."""
+        """Remove the loop's entry, before its words are freed."""
         if self._state["metrics"]:
             self._record["state"] = 0
 
@@ -174,7 +174,7 @@ class LoopWords(State):
 
     kind = STATE.dtype
     memory = Memory
-    # The small ones first: the pages of theirs that are touched then share a page of the system's page table.
+    # The small ones come first: their touched pages then share a page of the system's page table.
     tables: ClassVar[Mapping[int, int]] = {
         STATE.POOL + POOL.SLABS: layout.SLAB_LIMIT,
         STATE.POOL + POOL.SLAB_NEXT: layout.SLAB_LIMIT,
@@ -198,12 +198,12 @@ class LoopWords(State):
         super().end()
 
     def entrances(self) -> list[Any]:
-        """The words of all handles and channels that a loop which has nothing to do closes, and may open again."""
+        """The words of all handles and channels that an idle loop closes, and may reopen."""
         channels = list(self.channels.values())
         return [*self.handles.values(), *(words for words, ends in channels if ends.wanted and not ends.shut)]
 
     def close_handles(self) -> int:
-        """Refuse new work from all handles and channels; how much they still hold that somebody wants. Any thread;
+        """Refuse new work from all handles and channels; return how much they still hold that is wanted. Any thread;
         idempotent.
         """
         held = 0
@@ -221,8 +221,8 @@ class LoopWords(State):
             channel_resume.bind(words)()
 
     def drop_handles(self) -> None:
-        """Release what they hold, except those that are ready, which `release_all` releases, and drop what channels
-        hold. Closed, loop ended.
+        """Release what handles hold, except ready ones, which `release_all` releases, and drop what channels hold. All
+        are closed, and the loop has ended.
         """
         for handle in list(self.handles.values()):
             producer_drop.bind(handle)()
@@ -266,7 +266,7 @@ class HandleWords(State):
 
 
 class ChannelWords(State):
-    """The state of a channel: its words, and behind them its fields, words of sequence and records.
+    """The state of a channel: its words, and behind them its fields, sequence words and records.
 
     All objects that it owns are in `keep`, so the collector sees them.
     """
@@ -289,7 +289,7 @@ class ChannelWords(State):
 
 
 class _Naming(Unique, np.ndarray):
-    """Words that name objects by address, which the array keeps."""
+    """Words that are addresses of objects, which the array keeps alive."""
 
     keep: tuple[object, ...]
 
@@ -323,9 +323,9 @@ _show_to_collector(HandleWords, traverse_handle)
 
 
 def make_state[S: State](kind: type[S], first: npt.NDArray[np.int64] | None = None, more: int = 0) -> S:
-    """A state with its tables, which are resident only as far as they are used; then come `more` bytes of its maker's
-    own. Its words are those of `first`, or else zero, but for the addresses of the tables. The memory begins on a page,
-    as every mapping does. The maker sets `whole`.
+    """A state with its tables, which are resident only as far as they are used; then come `more` bytes for the caller.
+    Its words are those of `first`, or else zero, except the addresses of the tables. The memory begins on a page, as
+    every mapping does. The caller sets `whole`.
     """
     memory = table((kind.extent + more) // 8).view(kind.memory)
     if isinstance(memory, Memory):
@@ -345,7 +345,7 @@ def _address(array: npt.NDArray[np.int64]) -> int:
 
 
 def _queue_words(at: int, chunk_size: int, limit: int | None, number: int) -> dict[int, int]:
-    """Those of an open and empty queue at offset `at`, but for addresses."""
+    """The words of an open and empty queue at offset `at`, except addresses."""
     return {
         at + QUEUE.DIRECTORY_MASK: _SEGMENTS - 1,
         at + QUEUE.SHIFT: chunk_size.bit_length() - 1,
@@ -357,7 +357,7 @@ def _queue_words(at: int, chunk_size: int, limit: int | None, number: int) -> di
 
 
 def _observed_words(at: int, measured: int, recorder: int) -> dict[int, int]:
-    """Those of a queue at offset `at` whose tasks are measured or recorded."""
+    """The words of a queue at offset `at` whose tasks are measured or recorded."""
     return {
         at + QUEUE.MEASURED: measured,
         at + QUEUE.RECORDER: recorder,
@@ -382,7 +382,7 @@ _OBJECTS = {
 
 @functools.lru_cache(16)
 def _first_words(chunk_size: int, limit: int | None) -> npt.NDArray[np.int64]:
-    """What the words of loops begin with, where it is no address of their own: to store them one by one takes 20 µs."""
+    """The initial words of loops, except addresses of their own: storing them one by one takes 20 µs."""
     words = np.zeros(STATE.dtype.itemsize // 8, np.int64)
     for at, word in (
         _OBJECTS
@@ -490,10 +490,10 @@ def make_channel_state(
     ends: Ends,
     pulled: Callable[[], object] | None = None,
 ) -> ChannelWords:
-    """The state of a channel of `capacity` records, a power of two; it keeps the loop's state alive. `fields` are
-    FIELD records; `ask` and `convert` are the Python functions that kernels call; `on_batch` runs in `context`, if
-    there is one; `entry` is the address of a compiled `on_batch`, which that object keeps. With `pulled` batches wait
-    until they are taken, and it is called for each.
+    """The state of a channel of `capacity` records, a power of two; it keeps the loop's state alive. `fields` are FIELD
+    records; `ask` and `convert` are the Python functions that kernels call; `on_batch` runs in `context`, if there is
+    one; `entry` is the address of a compiled `on_batch`, which that object keeps. With `pulled`, batches wait until
+    they are taken, and kernels call it for each.
     """
     measures = bool(loop_state.record["metrics"])
     sizes = [
@@ -511,7 +511,7 @@ def make_channel_state(
     whole = memoryview(state.base).cast("B")
 
     def records(start: int, size: int) -> npt.NDArray[Any]:
-        """Read-only, and views of it have it as their base, by which kernels see that one is kept."""
+        """A read-only array. Its views have it as their base, so kernels can see that one is kept."""
         return np.frombuffer(whole[start : start + size].toreadonly(), dtype)
 
     np.ndarray(fields.shape, fields.dtype, buffer=state.base, offset=at[0])[:] = fields
@@ -544,7 +544,7 @@ def make_channel_state(
         record[name] = _hook(state, value)
     state.number = queue["number"] = next(loop_state.handle_numbers)
     me = id(state)
-    # As for a handle: the loop knows a channel that is whole, or none.
+    # As for a handle: the loop knows either a whole channel or none.
     record["handle"]["self"] = me
     state.whole = True
     loop_state.channels[state.number] = (state.base, ends)
@@ -561,8 +561,8 @@ def make_group_state(states: Sequence[LoopWords]) -> GroupWords:
 
 
 def make_permits(limit: int, items: deque[Any], due: type[BaseException], nothing: object) -> Permits:
-    """The words of a queue between loops of these `items`, which nobody else may change. `nothing` and an instance of
-    `due` are what its `take` returns instead of an item (permits.py).
+    """The words of a queue between loops of these `items`, which no other code may change. Its `take` returns `nothing`
+    or an instance of `due` instead of an item (permits.py).
     """
     words = np.zeros(PERMITS.dtype.itemsize // 8, np.int64).view(Permits)
     record: Any = words.view(np.ndarray).view(PERMITS.dtype)[0]

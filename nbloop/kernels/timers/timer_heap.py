@@ -22,7 +22,7 @@ from ..memory.system import block_give, block_take, map_empty
 
 SMALL_HEAP = 64  # entries for which the first block has room, and the last one when the heap has become empty
 LARGE_HEAP = 1 << 14  # entries: 256 KiB, which are copied in 0.1 ms
-MOST = 2 * SLOT_LIMIT + SLOT_LIMIT // 4  # half may be stale, and 1/16 more while a sweep goes on: 144 MiB of addresses
+MOST = 2 * SLOT_LIMIT + SLOT_LIMIT // 4  # half may be stale, and 1/8 more while a sweep goes on: 144 MiB of addresses
 PORTION = 1 << 17  # entries whose pages are given back in one turn: 2 MiB, which takes 0.2 ms
 
 

@@ -2,7 +2,7 @@
 
 Problem and idea are those of stream.py: a `Datagrams` is what a watch queues and what a transport's `sendto` is, its
 ``__slots__`` are the words that the kernels work on, and Python decides whatever is not plain. It is queued and not
-called, because asyncio runs what was ready before first, and CPython's tests rely on that. The way of the data:
+called, because asyncio runs what was ready before first, and CPython's tests rely on that. How the data travels:
 
 * Readable: up to `RECEIVED_AT_ONCE` times a `recvfrom` into the loop's buffer, the bytes cut to size, the address as
   CPython's `socket` makes it, and `datagram_received(data, addr)` in the reader's context. It stops early where nothing
@@ -15,8 +15,8 @@ called, because asyncio runs what was ready before first, and CPython's tests re
 
 An echo of 64 bytes over UDP takes 5.2 us of CPU time, most of it the system's, where 16 datagrams wait (asyncio 10.1,
 uvloop 6.1), and 8.8 where one does (14.9, 9.6). CPython's own `recvfrom` and `sendto`, called from here, would cost 0.9
-and 2.5 us more: the one allocates 256 KiB each time, and both parse their arguments. So addresses are made here, as
-CPython makes them. Their text is the C library's: 0.1 us, and 0.02 for the way back.
+and 2.5 us more: the former allocates 256 KiB each time, and both parse their arguments. So addresses are made here, as
+CPython makes them. The C library converts them to text in 0.1 us, and back in 0.02.
 
 Where 64 wait, an echo takes 6.3 us if a poll brings one, 5.7 if 2, 5.4 if 4, 5.2 if 8, 5.1 if 16, 5.0 if 32 or 64. To
 find that no second one has come costs 0.3 us.
@@ -133,7 +133,7 @@ def datagrams_ready(self: int, arguments: int, count: int) -> int:
 
 @helper
 def datagrams_receive(self: int, made: int, protocol: int) -> int:
-    """Receive, and call the protocol. What was raised, a reference, or 0."""
+    """Receive, and call the protocol. Returns a reference to what was raised, or 0."""
     none = get(made + MADE.NONE)
     for _ in range(RECEIVED_AT_ONCE):
         pair = datagram_take(made)
@@ -149,7 +149,8 @@ def datagrams_receive(self: int, made: int, protocol: int) -> int:
         if result == 0:
             return PyErr_GetRaisedException()
         Py_DecRef(result)
-        # The protocol has closed or paused, or is another one; or this is a forked child, and the rest the parent's.
+        # The protocol has closed or paused, or is another one; or this is a forked child, and the rest belongs to the
+        # parent.
         if load(self + SOCKET.TARGET) != 0 or not on_loop_thread(data(get(made + MADE.STATE))):
             return 0
     return 0
@@ -157,8 +158,8 @@ def datagrams_receive(self: int, made: int, protocol: int) -> int:
 
 @helper
 def datagram_take(made: int) -> int:
-    """Receive one: a new tuple of its bytes and its address. None if there is none, or if the error was told; 0 with an
-    exception set.
+    """Receive one: a new tuple of its bytes and its address. None if there is none, or if an error was reported; 0 with
+    an exception set.
     """
     none = get(made + MADE.NONE)
     buffer = data(get(made + MADE.BUFFER))
@@ -187,7 +188,7 @@ def datagram_take(made: int) -> int:
 
 @apart
 def datagram_failed(made: int, message: int, error: int) -> int:
-    """Tell the transport of an error of the system's: a number or an exception, a reference given away. None, or 0 with
+    """Report a system error to the transport: a number or an exception, whose reference this consumes. None, or 0 with
     an exception set.
     """
     result = hand_over(made, get(made + MADE.FAILED), message, error)
@@ -199,8 +200,8 @@ def datagram_failed(made: int, message: int, error: int) -> int:
 
 @inlined
 def address_object(buffer: int, none: int) -> int:
-    """What `socket.recvfrom` returns for the address in the buffer: a new tuple or a path, or None for none at all. 0
-    with an exception set.
+    """What `socket.recvfrom` returns for the address in the buffer: a new tuple or a path; None if there is no address;
+    0 with an exception set.
     """
     size = get_half(buffer + ADDRESS_SIZE)
     if size == 0:
@@ -247,8 +248,8 @@ def path_object(path: int, size: int) -> int:
 
 @kernel(KEYWORDS)
 def datagram_send(self: int, arguments: int, count: int, names: int) -> int:
-    """``data, addr=None``: send at once, if nothing waits. Python does all else, and what other threads send: another
-    loop's may not.
+    """``data, addr=None``: send at once, if nothing waits. Python does all else, and handles calls from other threads:
+    a thread of another loop may not send.
     """
     made = made_of(self)
     if made == 0:
@@ -285,8 +286,8 @@ def datagram_send(self: int, arguments: int, count: int, names: int) -> int:
 
 @helper
 def datagram_send_to(made: int, sent: int, address: int) -> int:
-    """Send to an address: what the system returned; UNKNOWN if it is none that the kernel can convert; REFUSED with an
-    exception set, by an audit hook.
+    """Send to an address. Returns what the system returned; UNKNOWN for an address that the kernel cannot convert;
+    REFUSED with an exception set by an audit hook.
     """
     buffer = data(get(made + MADE.BUFFER))
     length = address_bytes(buffer, PyLong_AsLongLong(get(made + MADE.FAMILY)), address)
@@ -307,8 +308,8 @@ def datagram_send_to(made: int, sent: int, address: int) -> int:
 
 @inlined
 def address_bytes(buffer: int, family: int, address: int) -> int:
-    """Convert an address to the system's, in the buffer. Its length, or 0: CPython has to look, which asks resolvers
-    for names and refuses nonsense. No Python runs.
+    """Convert an address to the system's, in the buffer. Returns its length, or 0 if CPython has to convert it, which
+    asks resolvers for names and refuses nonsense. No Python runs.
     """
     if not is_a(address, TYPE_TUPLE):
         return 0

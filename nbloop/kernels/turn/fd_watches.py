@@ -2,8 +2,8 @@
 
 Problem: between an event of the system and its callback, asyncio makes a list of pairs, looks each up in a dict, and
 allocates a handle for each. Idea: the poller carries a 64-bit *token* with every event, and the token is the id of a
-slot (timer_slots.py) that holds the callback, so three loads turn an event into a call. The token contains the slot's
-generation: an event for a watch that is gone reaches nobody, even if the descriptor's number has been reused.
+slot (slots.py) that holds the callback, so three loads turn an event into a call. The token contains the slot's
+generation: an event for a watch that is gone reaches no callback, even if the descriptor's number has been reused.
 
 The slot's word decides, as for timers. The loop claims an event's callback by WATCHED -> DISPATCHING and gives it back
 afterwards. A thread that unregisters swaps WATCHED for SPENT and releases the callback, or swaps DISPATCHING for

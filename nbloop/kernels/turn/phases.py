@@ -104,7 +104,7 @@ def phase_timers(base: int) -> int:
 
 @inlined
 def timer_fire(base: int, slot: int) -> int:
-    """Run the heap's first timer, that of `slot`, unless somebody cancelled it. Returns 0 or LEAVE.
+    """Run the heap's first timer, that of `slot`, unless it was cancelled. Returns 0 or LEAVE.
 
     An interval is re-armed *before* its callback, relative to the callback's start, so it never leaves the queue:
     nothing can fail afterwards, and a callback that raises changes nothing. FIRING tells a canceller that the loop is

@@ -6,7 +6,7 @@
   it, and back in unless another was set meanwhile, so that a thread which sets one never frees what is in use.
 * Each call asks the socket for its descriptor. A socket that was closed or detached behind its transport has none, and
   the call fails with EBADF, as asyncio's does; a number kept here could denote another file by then.
-* All sockets of a loop receive into one array. No Python runs between that and the object that is made of it.
+* All sockets of a loop receive into one array. No Python runs between receiving and making the object from it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from ..base.kernel import ONE, apart, helper, inlined, kernel
 from ..base.layout import ERROR, READ, WRITE, Fields
 
 RECEIVED_MOST = 256 * 1024  # asyncio's `max_size`
-# Behind what is received, in a loop's array: how many bytes a stream received last, where the system writes how many
-# there are, and where datagram.py has an address and its text.
+# In a loop's array, behind what is received: how many bytes a stream received last, where the system writes how many
+# are available, and where datagram.py has an address and its text.
 LAST_SIZE, AVAILABLE = RECEIVED_MOST, RECEIVED_MOST + 8
 ADDRESS = RECEIVED_MOST + 16
 BUFFER_SIZE = ADDRESS + 256
@@ -64,7 +64,7 @@ MADE = made_fields()
 
 @helper
 def made_of(self: int) -> int:
-    """What was set once; 0 with an exception set: `__new__` alone made it, or the collector has taken it apart."""
+    """The tuple `_made`; 0 with an exception set if only `__new__` was called, or the collector has cleared it."""
     made = load(self + SOCKET.MADE)
     if made == 0:
         PyErr_BadArgument()
@@ -79,8 +79,8 @@ def descriptor_of(made: int) -> int:
 
 @inlined
 def target_take(self: int, events: int, none: int) -> int:
-    """Take the target out, for `target_give_back`. 0 if Python is to read: it says so, or there is more to report than
-    that the socket can be read. Loop thread.
+    """Take the target out, for `target_give_back`. 0 if Python must read: the target says so, or the events say more
+    than that the socket can be read. Loop thread.
     """
     if PyLong_AsLongLong(events) & (READ | WRITE | ERROR) != READ:
         return 0
@@ -113,8 +113,8 @@ def socket_aim(self: int, target: int) -> int:
 
 @apart
 def hand_over(made: int, function: int, item: int, last: int) -> int:
-    """Call a Python function with a tuple of the owner, an `item` unless that is 0, and `last`, a reference given away:
-    0 for it means that an exception is set.
+    """Call a Python function with a tuple of the owner, an `item` unless that is 0, and `last`, whose reference this
+    consumes. If `last` is 0, an exception is set.
     """
     if last == 0:
         return 0

@@ -1,28 +1,28 @@
 """A connected socket's two hot calls: readable -> `recv` -> `data_received`, and `write` -> `send`.
 
 Problem: between epoll and `data_received` asyncio runs five Python frames, and between `write` and `send` two more.
-They are most of what a small message costs a server. Idea: a `Stream` is what a watch calls (fd_watches.py), and a
-transport's `write`. Its ``__slots__`` are the words that the kernels work on. They do the case that nearly every
-message is, with one system call and no frame except the protocol's, and give anything else to Python, where asyncio's
-own code decides. An echo of 64 bytes costs 1.5 us of user time instead of 3.9.
+They are most of what a small message costs a server. Idea: a `Stream` is what a watch calls (fd_watches.py), and what
+serves as a transport's `write`. Its ``__slots__`` are the words that the kernels work on. The kernels handle the case
+of nearly every message, with one system call and no frame except the protocol's, and leave everything else to Python,
+where asyncio's own code decides. An echo of 64 bytes costs 1.5 us of user time instead of 3.9.
 
 * One `recv` for each readiness, as in asyncio, into a buffer that all streams of the loop share; the `bytes` is cut to
-  size from there. No Python runs between the two, so nobody else writes the buffer meanwhile. After a large message the
-  system is asked how many bytes there are (0.3 us), and large ones are received into their `bytes` without the copy. A
-  BufferedProtocol has its own buffer, and `recv` writes into that.
+  size from there. No Python runs between the two, so no other code writes to the buffer meanwhile. After a large
+  message the kernel asks the system how many bytes there are (0.3 us), and receives large ones into their `bytes`
+  without the copy. A BufferedProtocol has its own buffer, and `recv` writes into that.
 * `target` (socket_words.py) is (protocol, context, None or True for a BufferedProtocol).
-* What is written waits in `queued` until the turn ends, and leaves before the loop polls or sleeps: a response that is
-  written in two pieces costs one system call and not two. One `bytes` waits as it is; several are a list, and leave
+* Written bytes wait in `queued` until the turn ends, and leave before the loop polls or sleeps: a response that is
+  written in two pieces costs one system call and not two. One `bytes` waits as it is; several wait in a list, and leave
   through one `sendmsg`. At 64 KiB, or 16 pieces, they leave at once. So no more waits here than asyncio would keep
   without a `pause_writing`, and marks are as exact as asyncio's. Whatever has to come after what was written (`close`,
-  `write_eof`, other kinds of buffers, the question how much waits) flushes it first. Streams with something queued
-  form a chain through `next`: a reference of the next one, None in the last, nothing outside the chain.
+  `write_eof`, other kinds of buffers, asking how much waits) flushes it first. Streams with something queued form a
+  chain through `next`: a reference to the next one, None in the last, nothing outside the chain.
 * `clear` is None unless the next bytes may go to the system: nothing waits in the transport before them, and it is
   neither closed nor half-closed. True: they may be queued. False: the transport's mark is too low for that. Python
   keeps it. It is never an object that could be freed.
 
-The calls stay attached: the descriptor does not block. On a build with the GIL they keep it, where `socket.recv` gives
-it up and has to win it back from each thread that computes.
+The calls stay attached, because the descriptor does not block. On a build with the GIL they keep the GIL, whereas
+`socket.recv` releases it and has to win it back from each thread that computes.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ from .socket_words import (
 
 QUEUED_MOST = 64 * 1024  # bytes that may wait for the end of a turn: asyncio's mark for `pause_writing`
 QUEUED_PIECES = 16  # and in how many pieces
-LARGE = 64 * 1024  # bytes from which on a copy costs more than to ask how many there are
+LARGE = 64 * 1024  # bytes: from this size on, a copy costs more than asking how many there are
 
 
 class StreamWords(SocketWords):
@@ -152,7 +152,7 @@ def stream_receive(made: int, protocol: int) -> int:
             Py_DecRef(chunk)
         return stream_stopped(made, get(made + MADE.NAME), -received)
     put(buffer + LAST_SIZE, received)
-    if received < most and chunk != 0:  # somebody else has read from it: cut to size
+    if received < most and chunk != 0:  # other code has read from it: cut to size
         whole = chunk
         chunk = PyBytes_FromStringAndSize(into, received)
         Py_DecRef(whole)
@@ -169,8 +169,8 @@ def stream_receive(made: int, protocol: int) -> int:
 
 @apart
 def stream_chunk(buffer: int, descriptor: int) -> int:
-    """New bytes of as many as the socket has to give, to receive into; 0 if these are few, or nobody knows."""
-    put(buffer + LAST_SIZE, 0)  # of the next one nothing is known, unless this one is as large
+    """A new `bytes` to receive into, for all that can be read from the socket; 0 if that is little, or unknown."""
+    put(buffer + LAST_SIZE, 0)  # nothing is known about the next one, unless this one is as large
     put(buffer + AVAILABLE, 0)
     if SYS_IOCTL == 0 or libc_syscall(SYS_IOCTL, descriptor, FIONREAD, buffer + AVAILABLE, 0, 0, 0) != 0:
         return 0
@@ -250,8 +250,8 @@ def stream_stopped(made: int, name: int, error: int) -> int:
 
 @kernel(ONE)
 def stream_write(self: int, sent: int) -> int:
-    """Have bytes leave before the next poll, or at once, if nothing waits before them. Python does all else, and what
-    other threads write: another loop's may not.
+    """Have bytes leave before the next poll, or at once, if nothing waits before them. Python does all else, and
+    handles calls from other threads: a thread of another loop may not write.
     """
     made = made_of(self)
     if made == 0:
@@ -285,7 +285,7 @@ def stream_write(self: int, sent: int) -> int:
 
 @inlined
 def stream_send(made: int, sent: int, size: int) -> int:
-    """Of the `size` bytes, how many the system took; or -errno."""
+    """Send `size` bytes. Returns how many the system took, or -errno."""
     taken = libc_send(descriptor_of(made), PyBytes_AsString(sent), size, MSG_NOSIGNAL)
     return taken if taken >= 0 else stream_refused()
 
