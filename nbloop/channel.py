@@ -343,7 +343,7 @@ class Entrance(Unique):
         of all threads have one total order, and are delivered in it. Values are converted as numpy does when they are
         assigned to an array. Any thread, callbacks of the loop and signal handlers included (with ``on_full="wait"`` no
         signal handlers). O(1): one compare-and-swap; lock-free unless it waits or drops old records. Values that are
-        not exactly `float`, `int` or `bool`, values by name, and fields that are not plain numbers go through numpy,
+        not exactly `float`, `int` or `bool`, `named` values, and fields that are not plain numbers go through numpy,
         which takes some microseconds.
 
         Raises TypeError, ValueError or OverflowError, which name the field; `LoopTerminatedError` once the end of the
