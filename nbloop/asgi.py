@@ -4,11 +4,13 @@ Problem: ``uvicorn --workers N`` is N processes, with N copies of everything. Id
 stay as they are; each worker runs a uvicorn server of its own, and they listen at one address. Needs
 ``pip install nbloop[asgi]``.
 
-**h11.** What all loops use costs all of them. Each use writes the object's reference count, and on free-threaded
-CPython 3.13 a look-up in a dict whose keys are tuples takes the dict's lock. h11 has tables, patterns, classes and
-sentinels at which the loops would meet a few hundred times a request. With the two tables of tuples shared, two loops
-took 360 µs of CPU time a request instead of 120, and answered a fifth of the requests; with only the rest shared, they
-take 7 % more. So each loop but the first has a copy of h11, and of uvicorn's module that uses it.
+**h11.** What all loops use costs all of them. Each use writes the object's reference count, which takes an atomic
+instruction on any thread but the one that made the object; and on free-threaded CPython 3.13 a look-up in a dict whose
+keys are tuples takes the dict's lock. h11 has tables, patterns, classes and sentinels at which the loops would meet a
+few hundred times a request. With the two tables of tuples shared, two loops took 360 µs of CPU time a request instead
+of 120, and answered a fifth of the requests; with only the rest shared, they took 9 % more CPU time, and answered 0.82
+of the requests of two processes instead of 0.93. So each loop's thread makes a copy of h11, and of uvicorn's module
+that uses it. To leave the original to the first loop is worse than no copies at all: that loop did not make it.
 """
 
 from __future__ import annotations
@@ -106,7 +108,7 @@ def run(
     serve(main, loops=loops, name="nbloop-asgi", require_free_threading=require_free_threading)
 
 
-_protocols: dict[int, type[asyncio.Protocol]] = {0: H11Protocol}  # by the worker's index
+_protocols: dict[int, type[asyncio.Protocol]] = {}  # by the worker's index; made on its thread
 
 
 def _config(app: Any, index: int, *, http: Any = "auto", **options: Any) -> uvicorn.Config:
