@@ -61,7 +61,7 @@ class Selector(selectors._BaseSelectorImpl):
                 data = (handle, None) if side == READ else (None, handle)
                 keys[fd] = _new_key((fileobj, fd, side, data))
                 try:
-                    self._core._watch(fd, side, watched_by(fd, *data) or self._ready)
+                    self._core._watch(fd, side, watched_by(*data) or self._ready)
                 except FDAlreadyRegisteredError:
                     del keys[fd]
                     raise
@@ -84,7 +84,7 @@ class Selector(selectors._BaseSelectorImpl):
             except BaseException:  # closed, and its number reused: forget it, as asyncio's own selector does
                 self._end(fd)
                 raise
-        watched_by(fd, *data)
+        watched_by(*data)
         keys[fd] = _new_key((key.fileobj, fd, events, data))
         return before
 

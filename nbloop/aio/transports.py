@@ -67,7 +67,6 @@ class KernelTransport(Unique):
     socket.
     """
 
-    _sock_fd: int
     _reads_in: Context | None = None
 
     def reads_in(self, context: Context | None) -> None:
@@ -452,26 +451,26 @@ def accept_plainly(listener: Any, family: int, kind: int, proto: int) -> tuple[s
     return made, address
 
 
-# What a transport gives the loop to call. A program may give it other methods of a transport, such as `close`, for
-# another descriptor.
+# The methods that transports give the loop, for their own descriptors. A program may give it other methods of a
+# transport, such as `close`, for a descriptor of its own.
 _WATCHED = frozenset({"_read_ready", "_write_sendmsg", "_sendto_ready"})
 
 
-def _watching(fd: int, handle: Any) -> KernelTransport | None:
-    """The transport that waits for its own descriptor with this handle."""
+def _watching(handle: Any) -> KernelTransport | None:
+    """The transport that waits for its descriptor with this handle."""
     callback = None if handle is None else handle._callback
     transport = getattr(callback, "__self__", None)
-    if not isinstance(transport, KernelTransport) or transport._sock_fd != fd:
-        return None
-    return transport if getattr(callback, "__name__", None) in _WATCHED else None
+    if isinstance(transport, KernelTransport) and getattr(callback, "__name__", None) in _WATCHED:
+        return transport
+    return None
 
 
-def watched_by(fd: int, reader: Any, writer: Any) -> Any:
+def watched_by(reader: Any, writer: Any) -> Any:
     """The method that the core calls for a descriptor with these handles, if one of them is a transport's; else None.
     While a closing transport still sends, a program may read from its descriptor. Then the kernel does not.
     """
-    reading = _watching(fd, reader)
-    transport = reading or _watching(fd, writer)
+    reading = _watching(reader)
+    transport = reading or _watching(writer)
     if transport is None:
         return None
     if reader is not None:

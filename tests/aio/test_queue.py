@@ -290,6 +290,34 @@ def test_a_coroutine_that_waits_is_collected_in_the_middle_of_a_call(waits, call
     assert list(queue._items) == left
 
 
+def test_an_exception_in_the_middle_of_serving_leaves_nobody_half_served():
+    """When the lock is free again, a waiter that has been granted an item is out of its line, and about to be woken."""
+    queue, got = Queue(), []
+    getter = threading.Thread(target=lambda: got.append(queue.get_wait()))
+    getter.start()
+    wait_for(lambda: queue._getters)
+    change, wake, seen = queue._change, queue._wake, []
+
+    def interrupted(by):
+        result = change(by)
+        if by == -layout.PERMITS_AVAILABLE:
+            queue._change = change
+            raise KeyboardInterrupt
+        return result
+
+    def look_and_wake(woken, dropped):
+        seen.append((len(woken), len(queue._getters)))
+        wake(woken, dropped)
+
+    queue._change, queue._wake = interrupted, look_and_wake
+    with pytest.raises(KeyboardInterrupt):
+        queue.put_nowait("item")
+    assert seen[0] == (1, 0)
+    getter.join(PATIENCE)
+    assert got == ["item"]
+    consistent(queue)
+
+
 def test_a_coroutine_that_is_dropped_leaves_the_line():
     queue = Queue()
     gone = nbloop.new_event_loop()
