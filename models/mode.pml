@@ -18,12 +18,12 @@
      loop.set_fast_path_mode 4abbe89148d6
      loop._watch bcaacb0187a2
      loop._register 4378aa64880b
-     loop._unwatch 54ef3ba54aa7
+     loop._unwatch f98b2660287f
      loop._change_over 7e9da9b7aa20
      descriptors.set_mode 5736839e7329
      descriptors.register e1d658b461be
      descriptors.unregister d32aa71b8e63
-     descriptors.install 6c2c73c0cf7c
+     descriptors.install 5d191bb65dba
      descriptors._loop_ended 1437b7f2660f
      loop._finish_refusing 5190da7fbf69
    check

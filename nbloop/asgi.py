@@ -6,30 +6,35 @@ stay as they are; each worker runs a uvicorn server of its own, and they listen 
 
 **h11.** What all loops use costs all of them. Each use writes the object's reference count, which takes an atomic
 instruction on any thread but the one that made the object; and on free-threaded CPython 3.13 a look-up in a dict whose
-keys are tuples takes the dict's lock. h11 has tables, patterns, classes and sentinels at which the loops would meet a
-few hundred times a request. With the two tables of tuples shared, two loops took 360 µs of CPU time a request instead
-of 120, and answered a fifth of the requests; with only the rest shared, they took 9 % more CPU time, and answered 0.82
-of the requests of two processes instead of 0.93. So each loop's thread makes a copy of h11, and of uvicorn's module
-that uses it. To leave the original to the first loop is worse than no copies at all: that loop did not make it.
+keys are tuples takes the dict's lock. h11 has tables and patterns at which the loops would meet a hundred times a
+request. With the two tables of tuples shared, two loops took 360 µs of CPU time a request instead of 120, and answered
+a fifth of the requests; with only the rest shared, they took 9 % more CPU time, and answered 0.82 of the requests of
+two processes instead of 0.93. So each loop's thread makes a copy of h11, and of uvicorn's module that uses it. To leave
+the original to the first loop is worse than no copies at all: that loop did not make it. h11's exceptions are not
+copied, because an application may name them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import importlib.util
+import contextlib
+import importlib
 import inspect
+import re
 import sys
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, Literal
 
 import h11
+import h11._util
 import uvicorn
 from uvicorn.protocols.http import auto, h11_impl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .aio import Queue, Worker, serve
 from .aio.listening import Placement
+from .lock import CountingLock
 
 type Lifespan = Literal["each", "primary"]
 
@@ -60,6 +65,9 @@ def run(
 
     At the end each loop stops accepting, finishes requests within `timeout_graceful_shutdown`, and runs the lifespan's
     end. SystemExit with uvicorn's status (3) if the application fails to start. Main thread only.
+
+    On free-threaded Python each loop has its own copy of h11 and of uvicorn's protocol over it, so a change that the
+    program makes to them has no effect: name the original then, as ``http=H11Protocol``.
 
     O(loops) to start; a request costs what uvicorn and the application take.
 
@@ -108,7 +116,10 @@ def run(
     serve(main, loops=loops, name="nbloop-asgi", require_free_threading=require_free_threading)
 
 
-_protocols: dict[int, type[asyncio.Protocol]] = {}  # by the worker's index; made on its thread
+# By the worker's index. Another `run` in the process uses them again, because classes and functions are immortal once a
+# free-threaded process has had two threads.
+_protocols: dict[int, type[asyncio.Protocol]] = {}
+_making = CountingLock()  # two copies that are made at once would get the same patterns from the cache of `re`
 
 
 def _config(app: Any, index: int, *, http: Any = "auto", **options: Any) -> uvicorn.Config:
@@ -116,8 +127,9 @@ def _config(app: Any, index: int, *, http: Any = "auto", **options: Any) -> uvic
     takes_h11 = http == "h11" or (http == "auto" and auto.AutoHTTPProtocol is H11Protocol)
     if takes_h11 and not sys._is_gil_enabled():
         if index not in _protocols:
-            _protocols[index] = _own_protocol(f"_nbloop_h11_{index}")
-        http = _protocols[index]
+            with contextlib.suppress(ImportError, OSError, AttributeError), _making:  # where there is no such code
+                _protocols[index] = _own_protocol(f"_nbloop_h11_{index}")
+        http = _protocols.get(index, http)
     return uvicorn.Config(app, http=http, **options)
 
 
@@ -125,28 +137,33 @@ def _own_protocol(name: str) -> type[asyncio.Protocol]:
     """uvicorn's protocol over a copy of h11, the package `name`. h11's modules import one another by relative names, so
     under another package's name they import copies. The package itself does not: its names are looked up in them.
     """
-    package = _new_module(name, h11, list(h11.__path__))
+    package = _new_module(name, h11)
+    package.__package__, package.__path__ = name, list(h11.__path__)
+    re.purge()  # or the copies would get the original's patterns
+    util = importlib.import_module(f"{name}._util")
+    for attribute, value in vars(h11._util).items():
+        if isinstance(value, type) and issubclass(value, Exception):
+            setattr(util, attribute, value)
     parts = {
         module: importlib.import_module(full.replace("h11", name, 1))
         for full, module in list(sys.modules.items())
         if full.startswith("h11.")
     }
-    for attribute, value in vars(h11).items():
+    for attribute, value in list(vars(h11).items()):
         for module, copy in parts.items():
             if getattr(module, attribute, _NOTHING) is value:
                 setattr(package, attribute, getattr(copy, attribute))
-    protocol: Any = _new_module(f"{name}_protocol", h11_impl, None)
-    protocol.__spec__.loader.exec_module(protocol)
-    protocol.h11 = package
+    protocol = _new_module(f"{name}_protocol", h11_impl)
+    loader: Any = h11_impl.__loader__
+    exec(loader.get_code(h11_impl.__name__), vars(protocol))
+    protocol.h11 = package  # type: ignore[attr-defined]
     return protocol.H11Protocol  # type: ignore[no-any-return]
 
 
-def _new_module(name: str, of: ModuleType, folders: list[str] | None) -> ModuleType:
-    """A module of the same file, which has not been executed yet."""
-    assert of.__file__ is not None
-    spec = importlib.util.spec_from_file_location(name, of.__file__, submodule_search_locations=folders)
-    assert spec is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+def _new_module(name: str, of: ModuleType) -> ModuleType:
+    """A module that stands for the same source, which it has not executed yet."""
+    module = sys.modules[name] = ModuleType(name, of.__doc__)
+    module.__file__, module.__package__ = of.__file__, of.__package__
     return module
 
 

@@ -128,10 +128,16 @@ class FdTable:
         if fd in self._tokens:  # perhaps by a signal handler that came just now
             raise FDAlreadyRegisteredError(f"descriptor {fd} is registered; use modify_fd(), or unregister_fd() first")
         self._interests[fd] = interest
+        token = 0
         try:
-            poller.add(fd, interest, self._open(fd, callback, interest, self._tokens))
+            token = self._open(fd, callback, interest, self._tokens)
+            poller.add(fd, interest, token)
+            if fd not in self._tokens:  # a signal handler has unregistered it
+                poller.remove(fd)
+            elif self._tokens[fd] != token:  # and registered it anew
+                self._agree(fd)
         except BaseException:
-            if fd in self._tokens:
+            if fd in self._tokens and token in (0, self._tokens[fd]):
                 with contextlib.suppress(OSError):
                     poller.remove(fd)
                 self._close(fd, self._tokens)
@@ -140,27 +146,33 @@ class FdTable:
 
     def modify(self, fd: int, interest: int) -> None:
         token, before = self._known(fd), self._interests[fd]
-        assert self.poller is not None
         # Keep both interests while the system switches: an edge reported in between must find its interest.
         self._change(token, before | interest)
-        try:
-            self.poller.modify(fd, interest, token)
-        except BaseException:
-            with contextlib.suppress(OSError):  # a signal handler may have raised after the change
-                self.poller.modify(fd, before, token)
-            self._change(token, before)
-            raise
-        now = self._tokens.get(fd)
-        if now != token:  # a signal handler has unregistered it, and perhaps registered it anew
-            if now is not None:
-                self.poller.modify(fd, self._interests[fd], now)
-            return
         self._interests[fd] = interest
-        self._change(token, interest)
+        try:
+            self._agree(fd)
+        except BaseException:
+            if fd in self._tokens and self._tokens[fd] == token and self._interests[fd] == interest:
+                self._interests[fd] = before
+            with contextlib.suppress(OSError):  # a signal handler may have raised after the change
+                self._agree(fd)
+            raise
+
+    def _agree(self, fd: int) -> None:
+        """Make the system and the slot agree with the tables, which a signal handler may change meanwhile: but not
+        between a comparison and the call of a kernel, where the interpreter does not look for signals.
+        """
+        assert self.poller is not None
+        while fd in self._tokens:
+            token, interest = self._tokens[fd], self._interests[fd]
+            self.poller.modify(fd, interest, token)
+            if fd in self._tokens and self._tokens[fd] == token and self._interests[fd] == interest:
+                self._change(token, interest)
+                return
 
     def unregister(self, fd: int) -> int:
         """Returns how many are left."""
-        self._known(fd)
+        token = self._known(fd)
         assert self.poller is not None
         known = False
         try:
@@ -168,7 +180,11 @@ class FdTable:
         finally:  # a signal handler may have raised after the system forgot the descriptor, or before
             if not known:
                 self._record["suspect"] = 1
-            self._close(fd, self._tokens)
+            if fd in self._tokens and self._tokens[fd] == token:  # else a signal handler has replaced it
+                self._close(fd, self._tokens)
+        if fd in self._tokens:  # a signal handler has unregistered it, and registered it anew
+            with contextlib.suppress(FileExistsError):
+                self.poller.add(fd, self._interests[fd], self._tokens[fd])
         return len(self._tokens)
 
     def _known(self, fd: int) -> int:

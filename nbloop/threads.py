@@ -62,15 +62,6 @@ def begin(thread: threading.Thread) -> None:
     aside(thread.start)
 
 
-def threads() -> list[threading.Thread]:
-    """``threading.enumerate()``, as `aside` does it: on CPython 3.14 an exception could leave the lock of `threading`'s
-    list taken, and no thread could begin or end any more.
-    """
-    found: list[threading.Thread] = []
-    aside(lambda: found.extend(threading.enumerate()))
-    return found
-
-
 def join(thread: threading.Thread) -> None:
     """``thread.join()`` of a thread that was asked to end. At the interpreter's end it does nothing: the thread stands
     still for ever then.

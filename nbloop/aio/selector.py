@@ -78,14 +78,16 @@ class Selector(selectors._BaseSelectorImpl):
         if events == 0:
             self._end(fd)
             return before
+        # Before the system is asked: an exception of a signal handler after that would leave the table behind it.
+        watched_by(*data)
+        made = _new_key((key.fileobj, fd, events, data))
         if events != key.events:
             try:
                 self._core.modify_fd(fd, events)
             except BaseException:  # closed, and its number reused: forget it, as asyncio's own selector does
                 self._end(fd)
                 raise
-        watched_by(*data)
-        keys[fd] = _new_key((key.fileobj, fd, events, data))
+        keys[fd] = made
         return before
 
     def _end(self, fd: int) -> None:

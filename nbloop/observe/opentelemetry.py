@@ -32,6 +32,9 @@ _making = CountingLock()  # never taken while a reader collects: it holds locks 
 # Of each provider, the loops, and the names of the instruments that it has.
 _instrumented: weakref.WeakKeyDictionary[MeterProvider, tuple[_Loops, set[str]]] = weakref.WeakKeyDictionary()
 
+# The global provider may be replaced: what was made through its stand-in is then made anew in the new one.
+_of_global: tuple[_Loops, set[str]] = ({}, set())
+
 type Take[Figures] = Callable[[Figures], Iterable[tuple[float, dict[str, str | float]]]]
 
 _COUNTERS = ("callbacks", "errors", "turns", "wakes_sent", "wakes_elided", "overloads")
@@ -54,7 +57,9 @@ def instrument(loop: Loop, provider: MeterProvider | None = None) -> None:
         raise ValueError(f"{loop.name} does not measure: make it with metrics=True")
     provider = provider or get_meter_provider()
     with _making:
-        loops, names = _instrumented.setdefault(provider, ({}, set()))
+        loops, names = _instrumented.setdefault(
+            provider, _of_global if provider is get_meter_provider() else ({}, set())
+        )
         _make_instruments(provider, loops, names)
     loops[weakref.ref(loop, functools.partial(_forget, loops))] = None
 

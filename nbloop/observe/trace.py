@@ -16,17 +16,20 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 from ..kernels.base.layout import PLACE_BITS
-from ..threads import threads
 from .event import Event
 
+# `threading.enumerate` without its lock: on CPython 3.14 an exception of a signal handler could leave it taken, and a
+# handler may come here while its own thread holds it. It is not documented; without it, tracks have numbers for names.
+_threads: Callable[[], list[threading.Thread]] = getattr(threading, "_enumerate", list)
 MARK = 100  # ns: a submit is recorded as a moment, and drawn this long unless something follows sooner
 _MOMENTS = {"submit", "arm"}
 _INSTANTS = {"cancel", "wake", "overload", "stall", "batch"}
@@ -144,7 +147,7 @@ def _tracks(loops: Sequence[Recorded]) -> dict[int, int]:
 
 def _names(pid: int, name: str, loops: Sequence[Recorded], tids: dict[int, int]) -> Iterator[dict[str, Any]]:
     yield {"name": "process_name", "ph": "M", "ts": 0, "pid": pid, "tid": 0, "args": {"name": f"nbloop {name}"}}
-    known = {thread.ident: thread.name for thread in threads()}
+    known = {thread.ident: thread.name for thread in _threads()}
     known |= {one.thread: f"loop {one.loop}" for one in loops}
     for thread, tid in tids.items():
         yield from _track(pid, tid, known.get(thread, f"thread {thread:#x}"))

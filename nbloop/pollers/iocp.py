@@ -22,6 +22,7 @@ socket gets its number before the loop has waited again, the watch cannot tell t
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import sys
@@ -256,12 +257,10 @@ class IocpPoller(TablePoller[_Watch]):
     def wait(self, timeout_ns: int) -> Sequence[tuple[int, int]]:
         milliseconds = 0xFFFFFFFF if timeout_ns < 0 else min((timeout_ns + 999_999) // 1_000_000, 1 << 30)
         with self._lock:
-            due, self._due = self._due, {}
-            for watch in due:
-                try:
+            for watch in list(self._due):
+                with contextlib.suppress(OSError):  # closed before it was unregistered: it stays silent
                     self._poll(watch)
-                except OSError:  # closed before it was unregistered: it stays silent
-                    continue
+                self._due.pop(watch, None)  # not before: if a signal handler raises, the next wait polls it
         count = self._take(milliseconds)
         with self._lock:
             return [pair for packet in self._packets[:count] if (pair := self._ended(packet)) is not None]
@@ -282,7 +281,7 @@ class IocpPoller(TablePoller[_Watch]):
             return None
         operation = self._operations.pop(packet.operation)
         watch = operation.watch
-        if watch is None:
+        if watch is None or watch.operation is not operation:  # a signal handler has changed it just now
             return None
         watch.operation = None
         memory = operation.memory

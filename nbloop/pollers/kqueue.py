@@ -138,15 +138,17 @@ class KqueuePoller(TablePoller[_Watch]):
             self._control(*self._changes(watch, interest, key))
             if watch.key != before:  # a signal handler has changed it meanwhile
                 self._control(*self._changes(watch, interest, key))
+            self._keys.pop(watch.key, None)
+            self._keys[key] = watch
         except BaseException:
             # Undo the changes that succeeded; if the descriptor is closed there is nothing left to undo.
             undo = _Watch(watch.fd)
             undo.interest = interest
             with contextlib.suppress(OSError):
                 self._control(*self._changes(undo, watch.interest, watch.key))
+            if watch.interest:
+                self._keys[watch.key] = watch
             raise
-        self._keys.pop(watch.key, None)
-        self._keys[key] = watch
         watch.interest, watch.token, watch.key = interest, token, key
 
     @staticmethod

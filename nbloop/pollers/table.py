@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -36,9 +37,16 @@ class TablePoller[Watch](ABC):
         with self._lock:
             if fd in self._watches:
                 raise FileExistsError(errno.EEXIST, f"descriptor {fd} is watched already")
-            watch = self._new(fd)
-            self._change(watch, interest, token)
-            self._watches[fd] = watch
+            watch = self._watches[fd] = self._new(fd)
+            try:
+                self._change(watch, interest, token)
+            except BaseException:
+                if self._watches.get(fd) is watch:
+                    del self._watches[fd]
+                with contextlib.suppress(OSError):
+                    self._forget(watch)
+                raise
+            self._still_there(fd, watch)
 
     def modify(self, fd: int, interest: int, token: int) -> None:
         with self._lock:
@@ -46,6 +54,12 @@ class TablePoller[Watch](ABC):
             if watch is None:
                 raise FileNotFoundError(errno.ENOENT, f"descriptor {fd} is not watched")
             self._change(watch, interest, token)
+            self._still_there(fd, watch)
+
+    def _still_there(self, fd: int, watch: Watch) -> None:
+        """A signal handler may have removed the watch while it was changed."""
+        if self._watches.get(fd) is not watch:
+            self._forget(watch)
 
     def remove(self, fd: int) -> bool:
         """Always True: a forgotten watch cannot fire again, even if its descriptor was closed first."""

@@ -753,3 +753,73 @@ def test_a_handler_replaces_a_watch_that_is_being_modified(loop, turns, pair, mo
     assert seen == ([READ] if again else [])
     with contextlib.nullcontext() if again else pytest.raises(FDNotRegisteredError):
         loop.unregister_fd(fd)
+
+
+@pytest.mark.parametrize("raises", [False, True])
+@pytest.mark.parametrize("what", ["modifies", "replaces"])
+def test_a_handler_comes_at_the_end_of_a_change(loop, turns, pair, monkeypatch, what, raises):
+    """The system, the slot and the table agree afterwards: nothing is reported in vain, and readiness is not missed."""
+    a, b = pair()
+    fd, seen = a.fileno(), []
+
+    def saw(_fd, events):
+        seen.append(events)
+
+    loop.register_fd(fd, READ, saw)
+    poller = loop._descriptors.table.poller
+    modify = poller.modify
+
+    def interrupted(*arguments):
+        modify(*arguments)
+        monkeypatch.setattr(poller, "modify", modify)
+        if what == "modifies":
+            loop.modify_fd(fd, WRITE)
+        else:
+            loop.unregister_fd(fd)
+            loop.register_fd(fd, WRITE, saw)
+        if raises:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(poller, "modify", interrupted)
+    with pytest.raises(KeyboardInterrupt) if raises else contextlib.nullcontext():
+        loop.modify_fd(fd, READ)
+    b.send(b"x")
+    turns(loop, 3)
+    assert seen == [WRITE] * 3
+    loop.unregister_fd(fd)
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["gone", "anew"])
+@pytest.mark.parametrize("call", ["_open", "add", "remove"])
+def test_a_handler_unregisters_in_the_middle(loop, turns, pair, monkeypatch, call, again):
+    """Of a registration or of its end: what it registered anew works, and nothing else is left."""
+    (a, b), (c, _d) = pair(), pair()
+    fd, seen = a.fileno(), []
+    loop.register_fd(c.fileno(), READ, print)  # so that there is a poller
+    table = loop._descriptors.table
+    target = table if call == "_open" else table.poller
+    original = getattr(target, call)
+
+    def interrupted(*arguments):
+        result = original(*arguments)
+        monkeypatch.setattr(target, call, original)
+        loop.unregister_fd(fd)
+        if again:
+            loop.register_fd(fd, READ, lambda *_: seen.append("anew"))
+        return result
+
+    if call == "remove":
+        loop.register_fd(fd, READ, print)
+        monkeypatch.setattr(target, call, interrupted)
+        loop.unregister_fd(fd)
+    else:
+        monkeypatch.setattr(target, call, interrupted)
+        loop.register_fd(fd, READ, print)
+    b.send(b"x")
+    turns(loop, 2)
+    assert seen == ["anew"] * 2 * again
+    with contextlib.nullcontext() if again else pytest.raises(FDNotRegisteredError):
+        loop.unregister_fd(fd)
+    loop.register_fd(fd, READ, lambda *_: seen.append("last"))
+    turns(loop)
+    assert seen[-1] == "last"

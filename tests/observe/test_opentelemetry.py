@@ -163,6 +163,28 @@ def test_instruments_that_an_exception_has_left_out_are_made_later(make_loop: Ca
     assert sorted(provider.names) == sorted(whole.names)
 
 
+def test_the_global_provider_may_be_replaced(run_script: Any) -> None:
+    """Loops that were instrumented before are reported, and loops that are instrumented after."""
+    run_script("""
+        import nbloop
+        from opentelemetry.metrics import set_meter_provider
+        from opentelemetry.sdk.metrics import MeterProvider
+        from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+        from nbloop.observe.opentelemetry import instrument
+
+        loops = [nbloop.Loop(name=name, metrics=True) for name in ("before", "after")]
+        instrument(loops[0])
+        reader = InMemoryMetricReader()
+        provider = MeterProvider([reader])
+        set_meter_provider(provider)
+        instrument(loops[1])
+        instrument(loops[1], provider)
+        (resource,) = reader.get_metrics_data().resource_metrics
+        (turns,) = [m for scope in resource.scope_metrics for m in scope.metrics if m.name == "nbloop.turns"]
+        assert sorted(point.attributes["loop"] for point in turns.data.data_points) == ["after", "before"]
+        """)
+
+
 class Providing(NoOpMeterProvider, NoOpMeter):
     """A provider, and its meter, which notes what is made."""
 
