@@ -168,6 +168,29 @@ def add_and_remove_reader(world: World) -> Steps:
 
 
 @scenario
+def reader_beside_a_writer(world: World) -> Steps:
+    """The loop watches for what its table says, and calls the next reader."""
+    loop = world.to_go(EventLoop())
+    one, other = socket.socketpair()
+    with one, other:
+        loop.add_writer(one, int)
+
+        def call() -> None:
+            loop.add_reader(one, int)
+            loop.remove_reader(one)
+
+        yield call
+        loop.add_reader(one, loop.stop)
+        other.send(b"x")
+        loop.run_forever()
+        interest = loop.core._descriptors.table._interests[one.fileno()]
+        assert interest == loop._selector.get_key(one).events
+        loop.remove_reader(one)
+        loop.remove_writer(one)
+        loop.close()
+
+
+@scenario
 def add_and_remove_a_signal(world: World) -> Steps:
     """The signal is given back."""
     loop = world.to_go(EventLoop())
