@@ -330,6 +330,11 @@ def compare() -> int:
     """Count nbloop's instructions, show them beside the recorded ones; return 1 if something has grown."""
     counts = count_ours()
     counted_on, before = written_down()
+    if counted_on == interpreter() and grown(counts, before):
+        # The least of two counts is the path's: on a busy machine a part took long enough once that the loop did what
+        # it owes to time (1,235 instructions more for each of 4,000 cancels, which the next run did not have).
+        again = count_ours()
+        counts = {name: min(value, again[name]) for name, value in counts.items()}
     print("     now   before")
     for name, value in counts.items():
         print(f"{value:8,.0f} {before.get(name, float('nan')):8,.0f}  {name}")
