@@ -132,7 +132,7 @@ class FdTable:
         try:
             token = self._open(fd, callback, interest, self._tokens)
             poller.add(fd, interest, token)
-            if fd not in self._tokens:  # a signal handler has unregistered it
+            if fd not in self._tokens:  # a signal handler has unregistered it; only epoll would heal by itself
                 poller.remove(fd)
             elif self._tokens[fd] != token:  # and registered it anew
                 self._agree(fd)
