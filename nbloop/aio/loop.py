@@ -128,7 +128,6 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
 
         def _handle_signal(self, sig: int) -> None: ...
         def _check_closed(self) -> None: ...
-        def _ensure_fd_no_transport(self, fd: object) -> None: ...
         def _check_thread(self) -> None: ...
         def _check_callback(self, callback: object, method: str) -> None: ...
         def _run_forever_setup(self) -> None: ...
@@ -333,36 +332,11 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
             with contextlib.suppress(ForkedLoopError):
                 self._core.close()
 
-    # --- descriptors, in place of asyncio's methods, which look up each number in ten frames
+    # --- descriptors: what asyncio's four public methods call, which looks up each number in eight frames there
 
-    def add_reader[*Arguments](self, fd: Any, callback: Callable[[*Arguments], Any], *args: *Arguments) -> None:
-        """Call ``callback(*args)`` in each turn in which the descriptor, a number or an object with `fileno`, can be
-        read. It replaces an earlier reader of the descriptor. One or two system calls.
-
-        The loop's thread. O(1). RuntimeError for a transport's descriptor, ValueError for an object without a number,
-        OSError from the system, for instance for a regular file (EPERM).
-        """
+    def _ensure_fd_no_transport(self, fd: object) -> None:
         if type(fd) is not int or fd in self._transports.data:
-            self._ensure_fd_no_transport(fd)
-        self._add_watcher(fd, READ, callback, args, None)
-
-    def add_writer[*Arguments](self, fd: Any, callback: Callable[[*Arguments], Any], *args: *Arguments) -> None:
-        """As `add_reader`, for a descriptor that can be written."""
-        if type(fd) is not int or fd in self._transports.data:
-            self._ensure_fd_no_transport(fd)
-        self._add_watcher(fd, WRITE, callback, args, None)
-
-    def remove_reader(self, fd: Any) -> bool:
-        """Undo `add_reader`. False: there was none. The loop's thread. O(1); one system call."""
-        if type(fd) is not int or fd in self._transports.data:
-            self._ensure_fd_no_transport(fd)
-        return not self._closed and self._remove_watcher(fd, READ)
-
-    def remove_writer(self, fd: Any) -> bool:
-        """Undo `add_writer`; as `remove_reader`."""
-        if type(fd) is not int or fd in self._transports.data:
-            self._ensure_fd_no_transport(fd)
-        return not self._closed and self._remove_watcher(fd, WRITE)
+            super()._ensure_fd_no_transport(fd)  # type: ignore[misc]
 
     def _add_reader(
         self, fd: Any, callback: Callable[..., object], *args: Any, context: Context | None = None
