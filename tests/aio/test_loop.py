@@ -678,7 +678,7 @@ def test_a_replaced_clock_that_jumps_makes_timers_due(aio, debug):
 
 @pytest.mark.parametrize("who", ["the task that armed", "a task that was ready before", "between runs"])
 def test_a_jump_right_before_the_loop_sleeps_is_noticed(aio, who):
-    """The loop does not sleep past a timer that is due by its clock, whoever moved the clock last."""
+    """The loop wakes for a timer that is due by its clock, even if the last callback before the sleep moved it."""
     clock = Clock()
     fired = aio.create_future()
 

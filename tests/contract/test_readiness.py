@@ -698,21 +698,31 @@ def test_a_subclass_of_int_is_its_number(loop, turns, pair):
         loop.unregister_fd(a.fileno())
 
 
+@pytest.fixture
+def interrupt(monkeypatch):
+    """`interrupt(target, name, handler)`: a signal handler that runs once, at the end of the next call of that name."""
+
+    def interrupt(target, name, handler):
+        original = getattr(target, name)
+
+        def interrupted(*arguments):
+            result = original(*arguments)
+            monkeypatch.setattr(target, name, original)
+            handler()
+            return result
+
+        monkeypatch.setattr(target, name, interrupted)
+
+    return interrupt
+
+
 @pytest.mark.parametrize("same", [False, True], ids=["another descriptor", "the same one"])
-def test_a_handler_registers_while_the_poller_is_made(loop, turns, pair, descriptors, monkeypatch, same):
+def test_a_handler_registers_while_the_poller_is_made(loop, turns, pair, descriptors, interrupt, same):
     """Its watch stays, and there is one poller."""
     (a, b), (c, d) = pair(), pair()
     inner, outer = (a if same else c), a
     seen = []
-    make_poller = readiness.make_poller
-
-    def interrupted():
-        made = make_poller()
-        monkeypatch.setattr(readiness, "make_poller", make_poller)
-        loop.register_fd(inner.fileno(), READ, lambda *_: seen.append("inner"))
-        return made
-
-    monkeypatch.setattr(readiness, "make_poller", interrupted)
+    interrupt(readiness, "make_poller", lambda: loop.register_fd(inner.fileno(), READ, lambda *_: seen.append("inner")))
     before = len(descriptors())
     if same:
         with pytest.raises(FDAlreadyRegisteredError):
@@ -757,7 +767,7 @@ def test_a_handler_replaces_a_watch_that_is_being_modified(loop, turns, pair, mo
 
 @pytest.mark.parametrize("raises", [False, True])
 @pytest.mark.parametrize("what", ["modifies", "replaces"])
-def test_a_handler_comes_at_the_end_of_a_change(loop, turns, pair, monkeypatch, what, raises):
+def test_a_handler_comes_at_the_end_of_a_change(loop, turns, pair, interrupt, what, raises):
     """The system, the slot and the table agree afterwards: nothing is reported in vain, and readiness is not missed."""
     a, b = pair()
     fd, seen = a.fileno(), []
@@ -766,12 +776,8 @@ def test_a_handler_comes_at_the_end_of_a_change(loop, turns, pair, monkeypatch, 
         seen.append(events)
 
     loop.register_fd(fd, READ, saw)
-    poller = loop._descriptors.table.poller
-    modify = poller.modify
 
-    def interrupted(*arguments):
-        modify(*arguments)
-        monkeypatch.setattr(poller, "modify", modify)
+    def handler():
         if what == "modifies":
             loop.modify_fd(fd, WRITE)
         else:
@@ -780,7 +786,7 @@ def test_a_handler_comes_at_the_end_of_a_change(loop, turns, pair, monkeypatch, 
         if raises:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(poller, "modify", interrupted)
+    interrupt(loop._descriptors.table.poller, "modify", handler)
     with pytest.raises(KeyboardInterrupt) if raises else contextlib.nullcontext():
         loop.modify_fd(fd, READ)
     b.send(b"x")
@@ -791,29 +797,24 @@ def test_a_handler_comes_at_the_end_of_a_change(loop, turns, pair, monkeypatch, 
 
 @pytest.mark.parametrize("again", [False, True], ids=["gone", "anew"])
 @pytest.mark.parametrize("call", ["_open", "add", "remove"])
-def test_a_handler_unregisters_in_the_middle(loop, turns, pair, monkeypatch, call, again):
+def test_a_handler_unregisters_in_the_middle(loop, turns, pair, interrupt, call, again):
     """Of a registration or of its end: what it registered anew works, and nothing else is left."""
     (a, b), (c, _d) = pair(), pair()
     fd, seen = a.fileno(), []
     loop.register_fd(c.fileno(), READ, print)  # so that there is a poller
     table = loop._descriptors.table
-    target = table if call == "_open" else table.poller
-    original = getattr(target, call)
 
-    def interrupted(*arguments):
-        result = original(*arguments)
-        monkeypatch.setattr(target, call, original)
+    def handler():
         loop.unregister_fd(fd)
         if again:
             loop.register_fd(fd, READ, lambda *_: seen.append("anew"))
-        return result
 
     if call == "remove":
         loop.register_fd(fd, READ, print)
-        monkeypatch.setattr(target, call, interrupted)
+    interrupt(table if call == "_open" else table.poller, call, handler)
+    if call == "remove":
         loop.unregister_fd(fd)
     else:
-        monkeypatch.setattr(target, call, interrupted)
         loop.register_fd(fd, READ, print)
     b.send(b"x")
     turns(loop, 2)
