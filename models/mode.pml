@@ -15,7 +15,7 @@
      turn.doze 4e7ef7f62841
      fd_watches.epoll_sleep b601ced7e03c
      fd_watches.epoll_block 600111201ac4
-     loop.set_fast_path_mode 4abbe89148d6
+     loop.set_fast_path_mode ff7854fcb75c
      loop._watch bcaacb0187a2
      loop._register 4378aa64880b
      loop._unwatch f98b2660287f

@@ -34,7 +34,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .aio import Queue, Worker, serve
 from .aio.listening import Placement
-from .lock import CountingLock
+from .lock import ModuleLock
 
 type Lifespan = Literal["each", "primary"]
 
@@ -119,7 +119,7 @@ def run(
 # By the worker's index. Another `run` in the process uses them again, because classes and functions are immortal once a
 # free-threaded process has had two threads.
 _protocols: dict[int, type[asyncio.Protocol]] = {}
-_making = CountingLock()  # two copies that are made at once would get the same patterns from the cache of `re`
+_making = ModuleLock()  # two copies that are made at once would get the same patterns from the cache of `re`
 
 
 def _config(app: Any, index: int, *, http: Any = "auto", **options: Any) -> uvicorn.Config:

@@ -33,9 +33,8 @@ from .kernels.base import layout
 from .kernels.base.kernel import bound
 from .kernels.channels import channel_methods
 from .kernels.state.state import ChannelWords, LoopWords, make_channel_state
-from .lock import CountingLock, check_finalizing
+from .lock import LOOK, CountingLock, check_finalizing
 from .options import check_callable, check_int, check_name, check_timeout
-from .threads import LOOK
 from .unique import Unique
 
 if TYPE_CHECKING:
@@ -483,8 +482,7 @@ class Channel(Entrance):
         with loop._lock:
             loop._check_fork()
             if loop._lifecycle() >= layout.TERMINATING:
-                message = f"{loop.name} takes no new channels: it has terminated or is about to"
-                raise LoopTerminatedError(message) from loop._ended_by
+                raise loop._terminated("takes no new channels: it has terminated or is about to") from loop._ended_by
             state = make_channel_state(
                 loop._state,
                 self.dtype,

@@ -12,10 +12,10 @@ from .unique import Unique
 from .waiting import Future, refuse_own_thread, send, wait
 
 
-def _wait_for_all(futures: list[Future]) -> None:
+def _wait_for_all(loop: Loop, futures: list[Future]) -> None:
     """`concurrent.futures.wait` has locks that an exception of a signal handler can leave taken."""
     for future in futures:
-        wait(future, None, "the outcome of a call")
+        wait(loop, future, None, "the outcome of a call")
 
 
 class LoopExecutor(Unique, concurrent.futures.Executor):
@@ -70,4 +70,4 @@ class LoopExecutor(Unique, concurrent.futures.Executor):
         pending = [future for future in pending if not future.done()]
         if wait and pending:
             refuse_own_thread(self.loop, "LoopExecutor.shutdown()")
-            _wait_for_all(pending)
+            _wait_for_all(self.loop, pending)

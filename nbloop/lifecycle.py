@@ -48,11 +48,11 @@ from .kernels.base import layout
 from .kernels.base.kernel import bound, faces
 from .kernels.methods import lifetime
 from .kernels.turn import turn
-from .lock import CountingLock, Latch
+from .lock import LOOK, CountingLock, Latch
 from .options import FastPathMode, check_timeout
 from .parts import Part
 from .scheduling import Scheduling
-from .threads import LOOK, begin
+from .threads import begin
 from .unique import Unique
 from .waiting import Waiters
 
@@ -225,7 +225,7 @@ class Lifecycle(Unique, Scheduling):
             if not held:
                 self._give_up()
                 self._owe_end()
-            raise LoopTerminatedError(f"{self.name} cannot be run: it has terminated or is about to")
+            raise self._terminated("cannot be run: it has terminated or is about to")
 
     def _owe_end(self) -> None:
         """If the loop must end and has not, because of an exception or of our brief ownership, make a thread do it."""
@@ -603,6 +603,13 @@ class Lifecycle(Unique, Scheduling):
     def _check_fork(self) -> None:
         if self._forked:
             raise ForkedLoopError(f"{self.name} belongs to the process that made it; make a new Loop after os.fork()")
+
+    def _terminated(self, refusal: str) -> LoopTerminatedError:
+        """The error for a call that the loop's end refuses. Raises ForkedLoopError if a signal handler has forked since
+        the call began.
+        """
+        self._check_fork()
+        return LoopTerminatedError(f"{self.name} {refusal}")
 
     def __repr__(self) -> str:
         return f"<nbloop.Loop {self.name} {'forked' if self._forked else self.state.value}>"

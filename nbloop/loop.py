@@ -23,7 +23,7 @@ from . import debug as _debug
 from . import hooks
 from . import signals as _signals
 from .channel import Channel, ChannelFigures, OnFull, figures_of
-from .errors import LoopOverloadedError, LoopTerminatedError
+from .errors import LoopOverloadedError
 from .kernels.base import layout
 from .kernels.base.layout import STATE
 from .kernels.calls.captured import RUN_IN_CONTEXT
@@ -223,7 +223,7 @@ class Loop(Lifecycle):
 
         def change() -> bool:
             if self._lifecycle() >= layout.TERMINATING:
-                raise LoopTerminatedError(f"{self.name} has terminated or is about to")
+                raise self._terminated("has terminated or is about to")
             return self._descriptors.set_mode(mode)
 
         self._change(change)
@@ -296,7 +296,7 @@ class Loop(Lifecycle):
     def _check_descriptors_allowed(self) -> None:
         self._check_fork()
         if self._lifecycle() >= layout.TERMINATING:
-            raise LoopTerminatedError(f"{self.name} watches no descriptors: it has terminated or is about to")
+            raise self._terminated("watches no descriptors: it has terminated or is about to")
 
     def metrics(self) -> Metrics | None:
         """The loop's figures at one instant, detached from it (`nbloop.observe.Metrics`); None without ``metrics=``.
@@ -386,7 +386,7 @@ class Loop(Lifecycle):
             check_timeout(timeout)
         future = send(self, fn, args, {})
         try:
-            wait(future, timeout, f"the outcome of {fn!r}")
+            wait(self, future, timeout, f"the outcome of {fn!r}")
         except BaseException:  # including one from a signal handler: nobody waits any more
             if future.cancel() or not future.done():
                 raise
@@ -408,7 +408,7 @@ class Loop(Lifecycle):
         """
         refuse_own_thread(self, f"{self.name}.wait()")
         future = self._waiters.future(self)
-        wait(future, timeout, f"the end of {self.name}", self._ended.is_set)
+        wait(self, future, timeout, f"the end of {self.name}", self._ended.is_set)
         error = future.exception() if future.done() else None
         if error is not None and error.__cause__ is not None:
             raise error
@@ -423,7 +423,7 @@ class Loop(Lifecycle):
         with self._lock:
             self._check_fork()
             if self._lifecycle() >= layout.TERMINATING:
-                raise LoopTerminatedError(f"{self.name} takes no new producers: it has terminated or is about to")
+                raise self._terminated("takes no new producers: it has terminated or is about to")
             handle = Producer(self, make_handle_state(self._state))
         if self.debug:
             _debug.remember_sites(handle)
@@ -501,14 +501,14 @@ class Loop(Lifecycle):
         """
         self._check_fork()
         if self._lifecycle() >= layout.TERMINATING:
-            raise LoopTerminatedError(f"{self.name} takes no signals: it has terminated or is about to")
+            raise self._terminated("takes no signals: it has terminated or is about to")
         if self._captures and callable(callback):
             callback, args = RUN_IN_CONTEXT, (contextvars.copy_context(), callback, *args)
         signals = self._part(LoopSignals)
         _signals.add(signals, sig, callback, args)
         if self._lifecycle() == layout.TERMINATED:  # the end may already have forgotten the loop's signals
             _signals.forget(signals)
-            raise LoopTerminatedError(f"{self.name} takes no signals: it has terminated")
+            raise self._terminated("takes no signals: it has terminated")
 
     def remove_signal_handler(self, sig: int, /) -> bool:
         """Undo `add_signal_handler`; when the last loop does so, the signal gets its previous handler back. False if

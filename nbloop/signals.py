@@ -53,7 +53,7 @@ from .kernels.methods.signal_handler import (
     on_signal,
     signal_words_address,
 )
-from .lock import CountingLock
+from .lock import ModuleLock
 from .parts import Part
 
 logger = logging.getLogger("nbloop")
@@ -103,7 +103,7 @@ NAP = 50_000_000  # ns that a loop on the main thread sleeps before it dozes: ha
 
 # Writers hold the lock. It is re-entrant, because a collection, a signal handler or a pending call may interrupt one of
 # them. Readers take no lock: a value is a tuple that is replaced as a whole.
-_lock = CountingLock()
+_lock = ModuleLock()
 _asked: dict[int, tuple[tuple[weakref.ref[Target], _Handler], ...]] = {}
 _held: dict[int, _StandIn] = {}  # signals that are ours, or were ours and have not been fully restored
 _reader: _Reader | None = None
@@ -569,8 +569,7 @@ def _after_fork_in_child() -> None:
     """The loops stayed in the parent: restore the previous handlers here, or ignore the signal, and close the copy of
     the parent's pipe.
     """
-    global _lock, _reader
-    _lock = CountingLock()
+    global _reader
     ignored = _ignored_by_children()
     _asked.clear()
     for number in list(_held):

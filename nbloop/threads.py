@@ -14,9 +14,7 @@ import sys
 import threading
 from collections.abc import Callable
 
-from .lock import Latch
-
-LOOK = 0.5  # seconds between two checks of what another thread is to do
+from .lock import LOOK, Latch
 
 
 def aside(call: Callable[[], object]) -> None:

@@ -20,9 +20,8 @@ from typing import Any, Protocol
 from . import hooks
 from .errors import LoopTerminatedError, ReentrantWaitError
 from .kernels.base import layout
-from .lock import CountingLock, Latch
+from .lock import LOOK, CountingLock, Latch
 from .options import check_timeout
-from .threads import LOOK
 from .unique import Unique
 
 type Future = concurrent.futures.Future[Any]
@@ -91,6 +90,7 @@ class Waiters:
         future.add_done_callback(partial(_forget, self._held))
         # The end first moves the lifecycle, then reads the futures: one of the two sees the other.
         if loop._lifecycle() >= (layout.TERMINATING if at_work else layout.TERMINATED):
+            loop._check_fork()
             settle(future.set_exception, terminated(loop))
         return future
 
@@ -121,8 +121,11 @@ def refuse_own_thread(loop: Awaited, call: str) -> None:
         raise ReentrantWaitError(f"{call} would wait for {loop.name} on its own thread, for ever")
 
 
-def wait(future: Future, timeout: float | None, what: str, settled: Callable[[], bool] = lambda: False) -> None:
-    """Block until the future is done or `settled()` is true. Raises TimeoutError.
+def wait(
+    loop: Awaited, future: Future, timeout: float | None, what: str, settled: Callable[[], bool] = lambda: False
+) -> None:
+    """Block until the future is done or `settled()` is true. Raises TimeoutError, and ForkedLoopError in a child that
+    a signal handler has forked meanwhile.
 
     `settled` covers what may happen while no thread runs the loop; the waiting thread checks it now and then. It checks
     the future too: an exception of a signal handler can come between its outcome and its callbacks.
@@ -133,6 +136,7 @@ def wait(future: Future, timeout: float | None, what: str, settled: Callable[[],
     future.add_done_callback(lambda _future: done.set())
     until = None if timeout is None else time.monotonic() + timeout
     while not future.done() and not settled():
+        loop._check_fork()
         left = LOOK if until is None else min(LOOK, until - time.monotonic())
         if done.wait(max(0.0, left)):
             return

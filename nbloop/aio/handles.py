@@ -25,7 +25,7 @@ import numpy as np
 from ..kernels.base.atomics import get
 from ..kernels.base.interpreter import BUILTIN_DEFINITION, OBJECT_TYPE, reference_offset, slot_offsets
 from ..kernels.methods.asyncio_methods import AIO
-from ..lock import CountingLock
+from ..lock import CountingLock, ModuleLock
 from ..threads import aside
 from ..unique import Unique
 
@@ -164,7 +164,7 @@ class Handle(Unique, asyncio.Handle):
 
 
 _asyncios: Any = getattr(asyncio.events, "_ThreadSafeHandle", None)
-_one_at_a_time = CountingLock()  # re-entrant: a signal handler may cancel a handle
+_one_at_a_time = ModuleLock()  # re-entrant: a signal handler may cancel a handle
 
 if _asyncios is None:  # before Python 3.14
     LockedHandle = Handle

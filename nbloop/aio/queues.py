@@ -42,9 +42,8 @@ from ..kernels import permits
 from ..kernels.base import layout
 from ..kernels.channels.permits import available_of
 from ..kernels.state.state import make_permits
-from ..lock import check_finalizing
+from ..lock import LOOK, check_finalizing
 from ..options import check_int, check_timeout
-from ..threads import LOOK
 from ..unique import Unique
 
 _BUSY, _SHUT = layout.PERMITS_BUSY, layout.PERMITS_SHUT

@@ -178,7 +178,7 @@ class Promise[T](Eventual):
             check_timeout(timeout)
         if not hasattr(self, "_outcome"):
             waited = self._wait_once(loop)
-            wait(waited, timeout, f"the outcome of {self!r}", lambda: hasattr(self, "_outcome"))
+            wait(loop, waited, timeout, f"the outcome of {self!r}", lambda: hasattr(self, "_outcome"))
             if not hasattr(self, "_outcome"):
                 waited.result()
         self._handled = True

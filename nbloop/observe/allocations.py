@@ -22,7 +22,7 @@ import numpy.typing as npt
 from ..kernels.base import layout
 from ..kernels.base.interpreter import function, keep_for_ever
 from ..kernels.observe import allocations as kernels
-from ..lock import CountingLock
+from ..lock import ModuleLock
 
 
 class Allocated(NamedTuple):
@@ -51,7 +51,7 @@ _HOOKS = {
     _OBJECTS: (kernels.object_malloc, kernels.object_calloc, kernels.object_realloc),
     _BUFFERS: (kernels.buffer_malloc, kernels.buffer_calloc, kernels.buffer_realloc),
 }
-_lock = CountingLock()
+_lock = ModuleLock()
 _counting = 0
 _before: dict[int, _Allocator] = {}  # the allocators that ours replaced, by domain
 _table: npt.NDArray[np.int64] | None = None

@@ -20,7 +20,7 @@ from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation, g
 from ..channel import ChannelFigures
 from ..errors import ForkedLoopError
 from ..lifecycle import LoopState
-from ..lock import CountingLock
+from ..lock import ModuleLock
 from ..loop import Loop
 from .contention import Contention, Retries, totals
 from .metrics import Metrics
@@ -28,7 +28,7 @@ from .together import by_channel
 
 type _Loops = dict[weakref.ref[Loop], None]
 
-_making = CountingLock()  # never taken while a reader collects: it holds locks of the provider, which the making needs
+_making = ModuleLock()  # never taken while a reader collects: it holds locks of the provider, which the making needs
 # Of each provider, the loops, and the names of the instruments that it has.
 _instrumented: weakref.WeakKeyDictionary[MeterProvider, tuple[_Loops, set[str]]] = weakref.WeakKeyDictionary()
 

@@ -21,8 +21,8 @@ import time
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from ..lock import Latch
-from ..threads import LOOK, begin, join
+from ..lock import LOOK, Latch
+from ..threads import begin, join
 from ..unique import Unique
 from . import pprof, stacks
 from .allocations import Allocated, allocated, counting

@@ -67,6 +67,7 @@ INTERNAL = {
         "LockParker",
         "FdTable",
         "CountingLock",
+        "ModuleLock",
         "Latch",
         "LoopSignals",
         "Places",

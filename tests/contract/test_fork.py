@@ -5,6 +5,7 @@ threads.
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 
@@ -771,6 +772,194 @@ except nbloop.LoopTerminatedError:
 assert os.getpid() == parent
 assert codes == [7], codes
 """
+    )
+
+
+def test_what_a_thread_holds_that_stayed_in_the_parent(run_script):
+    """A lock that another thread held would be taken for ever: waiting for it is refused. One that a module keeps is
+    free, unless the thread that forked holds it.
+    """
+    run_script(
+        PRELUDE
+        + """
+from nbloop.lock import CountingLock, ModuleLock
+locks = lock, modules = CountingLock(), ModuleLock()
+inside, over, entered = threading.Event(), threading.Event(), []
+
+def hold():
+    with lock, modules:
+        inside.set()
+        assert over.wait(60)
+
+def enter(lock):
+    with lock:
+        assert lock._recursion_count() == 1
+    assert lock._recursion_count() == 0
+
+def check():
+    refused(enter, lock)
+    assert lock._recursion_count() == 0
+    enter(modules)
+    with modules:  # a child has threads of its own that wait
+        waiter = threading.Thread(target=lambda: enter(modules) or entered.append(1))
+        waiter.start()
+        time.sleep(1)  # longer than between two checks
+        assert waiter.is_alive()
+    waiter.join(10)
+    assert entered == [1]
+
+thread = threading.Thread(target=hold)
+thread.start()
+assert inside.wait(60)
+in_child(check)
+over.set()
+thread.join()
+for each in locks:
+    with each:
+        in_child(lambda: each._recursion_count() == 1 or os._exit(3))
+        assert each._recursion_count() == 1
+    enter(each)
+with modules:
+    pid = os.fork()
+if pid == 0:
+    os._exit(modules._recursion_count())
+assert os.waitpid(pid, 0)[1] == 0
+"""
+    )
+
+
+def test_a_handler_that_forks_while_the_loop_has_the_future_of_its_call(run_script):
+    """contract: fork: the future's lock, which the loop's thread holds, is taken for ever in the child."""
+    run_script(
+        PRELUDE
+        + """
+import signal
+from nbloop import waiting
+loop = Loop()
+loop.start()
+main, inside, goes_on, children = threading.main_thread(), threading.Event(), threading.Event(), []
+
+class Held(waiting.LoopFuture):
+    def set_running_or_notify_cancel(self):
+        with self._condition:
+            inside.set()
+            assert goes_on.wait(30)
+        return super().set_running_or_notify_cancel()
+
+def handler(*_):
+    pid = os.fork()
+    if pid:
+        children.append(pid)
+        goes_on.set()
+
+def until_inside(loop, *args):
+    assert inside.wait(30)
+    signal.raise_signal(signal.SIGUSR1)
+    return wait(loop, *args)
+
+from nbloop import loop as module
+wait, module.wait = module.wait, until_inside
+waiting.LoopFuture = Held
+signal.signal(signal.SIGUSR1, handler)
+parent, refusals = os.getpid(), 0
+try:
+    got = loop.call(int)
+except ForkedLoopError:
+    assert os.getpid() != parent
+    os._exit(7)
+assert os.getpid() == parent and got == 0
+done = [(0, 0)]
+until(lambda: done.append(os.waitpid(children[0], os.WNOHANG)) or done[-1][0])
+assert os.waitstatus_to_exitcode(done[-1][1]) == 7
+loop.shutdown()
+"""
+    )
+
+
+CALLS = {
+    "call": "loop.call(int)",
+    "wait": "ending.wait()",
+    "result": "js.JS(loop).resolve(1).then(int).result()",
+    "an executor": "executor.submit(int); executor.shutdown()",
+    "shutdown": "ending.shutdown()",
+    "close": "ending.close()",
+    "start": "Loop().start()",
+    "a group": "group = nbloop.LoopGroup(1); group.start(); group.shutdown()",
+    "promisify": "loop.promisify(int).result()",
+    "run": "Loop(auto_exit=True).run()",
+    "asyncio": "nbloop.aio.run(asyncio.sleep(0))",
+    "serve": "nbloop.serve(serving, loops=2)",
+    "a channel": "loop.channel(dtype, print).put(3)",
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_handler_that_forks_anywhere_in_a_wait(run_script, call):
+    """contract: fork: wherever the handler runs, the child gets ForkedLoopError or the result, and does not hang."""
+    run_script(
+        PRELUDE
+        + f"""
+import asyncio, faulthandler, gc, signal
+import nbloop, nbloop.aio
+from nbloop import js
+from tests.support.arrivals import Arrivals, described
+RETURNED, REFUSED = 7, 8
+arrivals, children, ends, parent = Arrivals(), {{}}, set(), os.getpid()
+
+dtype = [("a", "i8")]
+
+async def serving(worker):
+    return worker.index
+
+def call(loop, ending, executor):
+    {CALLS[call]}
+
+def handler(*_):
+    pid = os.fork()
+    if pid:
+        children[pid] = at
+    else:
+        faulthandler.dump_traceback_later(20, exit=True)  # it hangs
+
+def reap(most):
+    "Until so many are left."
+    while len(children) > most:
+        pid, status = os.wait()
+        place = described(children.pop(pid))
+        ends.add(os.waitstatus_to_exitcode(status))
+        assert ends <= {{RETURNED, REFUSED}}, (ends, place)
+
+signal.signal(signal.SIGUSR1, handler)
+with arrivals.watching():
+    places = [None, None]
+    while places:
+        at = places.pop()
+        loop, ending = Loop(), Loop()
+        ending.schedule_timer(0.01, ending.shutdown)  # while it is waited for
+        with loop:
+            ending.start()
+            executor = nbloop.LoopExecutor(loop)
+            try:
+                arrivals.during(lambda: call(loop, ending, executor), at, signal.SIGUSR1)
+            except ForkedLoopError:
+                assert os.getpid() != parent
+                os._exit(REFUSED)
+            except BaseException:
+                if os.getpid() == parent:
+                    raise
+                traceback.print_exc()
+                os._exit(1)
+            if os.getpid() != parent:
+                os._exit(RETURNED)
+        if at is None and not places:
+            places = arrivals.places()
+            places = places[:: 1 + len(places) // 250]  # serve has 1500
+        reap(16)
+        gc.collect()
+    reap(0)
+assert REFUSED in ends, ends
+""",
+        PYTHONPATH=os.pathsep.join(sys.path),
     )
 
 

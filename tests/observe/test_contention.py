@@ -211,6 +211,13 @@ def test_no_block_enters_a_built_in_lock() -> None:
     assert set(found) == MAY_ENTER_BUILT_IN
 
 
+def test_a_lock_of_a_module_is_free_in_a_forked_child() -> None:
+    for path in Path(nbloop.__file__).parent.rglob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Assign) and (made := ast.unparse(node.value)).endswith("Lock()"):
+                assert made in ("ModuleLock()", "threading.RLock()"), path
+
+
 @pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="with the GIL no two threads swap at once")
 @pytest.mark.skipif(usable_cores() < 2, reason="one core: no two threads swap at once")
 def test_compiled_kernels_count_repeated_swaps(make_loop: Any) -> None:

@@ -57,8 +57,16 @@ __all__ = [
 
 _word = ctypes.c_int64.from_address
 _one_at_a_time = threading.RLock()  # re-entrant: a signal handler may run a twin inside a twin
-if hasattr(os, "register_at_fork"):  # another thread, which the child does not have, may hold it
-    os.register_at_fork(after_in_child=_one_at_a_time._at_fork_reinit)  # type: ignore[attr-defined]
+
+
+def _after_fork_in_child() -> None:
+    """Another thread, which the child does not have, may hold the lock."""
+    if not _one_at_a_time._recursion_count():  # type: ignore[attr-defined]
+        _one_at_a_time._at_fork_reinit()  # type: ignore[attr-defined]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def get(address: int) -> int:
