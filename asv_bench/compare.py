@@ -612,7 +612,11 @@ def main() -> int:
         parser.error(f"no figure has {options.only!r} in its name or title")
     unit = interleave(50, [yardstick])
     e, callee = Sample.of(unit["E"]), Sample.of(unit["callee"])
-    line = f"E = {e.median:.1f} ns ({e.low:.1f}–{e.high:.1f}), the callback's own time {callee.median:.1f} ns."
+    line = (
+        f"After all rows E was {e.median:.1f} ns ({e.low:.1f}–{e.high:.1f}), and the callback's own time "
+        f"{callee.median:.1f} ns; a row is judged by those of its own rounds. Only that column subtracts the "
+        "callback's own time, where a row says so."
+    )
     report.show(rows, line)
     if options.json is not None:
         facts = {

@@ -48,10 +48,10 @@ GO = {
     "event.row": 50_464,
 }
 GO_ORIGIN = (
-    "Go is the loop whose design nbloop took up. Its own benchmarks measured the same operation (Submit, BurstSubmit, "
-    "MultiProducer of 10, MicroPingPong, TimerSchedule, TimerFire, MicrotaskExecution, SetImmediate; an eventfd from "
-    "another thread to the callback and back) on 2 vCPUs of the same kind, with Go 1.27, medians of 3; not in these "
-    "rounds."
+    "Go is the Go library whose design nbloop took up. Its own benchmarks measured the same operation (Submit, "
+    "BurstSubmit, MultiProducer of 10, MicroPingPong, TimerSchedule, TimerFire, MicrotaskExecution, SetImmediate; an "
+    "eventfd from another thread to the callback and back) on 2 vCPUs of the same kind, with Go 1.27, medians of 3; "
+    "not in these rounds."
 )
 BASELINES = ("deque", "SimpleQueue", "raw futex")  # not loops: a row that is slower than they are is not marked as lost
 
@@ -228,7 +228,7 @@ def heading() -> str:
     others = ", ".join(f"{title} {facts[name] or 'not installed'}" for name, title in names.items())
     kind = "with the GIL" if facts["gil"] else "free-threaded"
     return (
-        f"nbloop {facts['nbloop']}, CPython {facts['python']} {kind}, {facts['cpu']} ({facts['cores']} cores), "
+        f"nbloop {facts['nbloop']}, CPython {facts['python']} {kind}, {facts['cpu']} ({facts['cores']} CPUs), "
         f"{facts['system']}, {facts['date']}; {others}"
     )
 
@@ -243,7 +243,8 @@ LEGEND = (
     "argument, `callable(f)`, measured in the same rounds. A target applies to the column *judged by*: the median of "
     "the ratios that the rounds gave one by one. Node.js and the C program on a raw futex took part in the rounds as "
     "processes of their own. SimpleQueue and deque are a bare thread that calls what it takes from the queue; the "
-    "thread on the deque never sleeps. The last column names the loops that did better."
+    "thread on the deque never sleeps. The last column names the event loops whose rounds were better by more than the "
+    "spread of both; queues and Go are not named there."
 )
 
 
@@ -312,7 +313,12 @@ def brief(rows: Sequence[Row]) -> str:
         if row.slower_than and row.nbloop is not None
     ]
     if lost:
-        lines += ["", "nbloop loses these rows of the full table:", "", *(f"* {each}" for each in lost)]
+        lines += [
+            "",
+            "nbloop loses these rows of the full table, by more than the spread of both:",
+            "",
+            *(f"* {each}" for each in lost),
+        ]
     return "\n".join(lines) + "\n"
 
 

@@ -182,7 +182,8 @@ class Lifecycle(Unique, Scheduling):
         """Run the loop on this thread until `stop()`, `shutdown()`, `close()` or, with `auto_exit`, until nothing
         keeps it alive.
 
-        Raises `LoopAlreadyRunningError`, `ReentrantRunError` (from its own callback), `LoopTerminatedError`.
+        Raises `LoopAlreadyRunningError`, `ReentrantRunError` (from its own callback), `LoopTerminatedError`,
+        `PollerFailedError`, and `ForkedLoopError` in a forked child.
         KeyboardInterrupt and SystemExit from a callback, and Ctrl-C on the main thread, leave it; what was accepted
         stays queued, and the loop can be run again.
         """

@@ -68,22 +68,31 @@ class Loop(Lifecycle):
     Every method may be called from any thread unless it says otherwise; those that schedule are also safe in signal
     handlers and in callbacks of the loop. Times are seconds on the clock of `time.monotonic`.
 
-    Options, all checked here: `fast_path_mode` (`FastPathMode`); `on_overload(error)`, called on the loop once in
-    each turn in which more than `ingress_budget` external tasks waited; `on_error(exception, context)`, called when a
-    callback raises (default: the ``nbloop`` logger); `chunk_size`, a power of two from 16 to 4,096, the number of tasks
-    in a chunk of the submit queue, and `initial_chunks`, how many are made at construction; `ingress_limit`, the most
-    tasks that may wait in the submit queue, and in each producer handle's (default: 33,488,896 at the default size);
-    `auto_exit`, to end when nothing referenced is left; `clamp_nested_timers`, HTML's 4 ms for deeply nested timers;
-    `debug`, to remember where each callback was scheduled and pass it to `on_error`; `name`, for threads and messages;
-    `metrics`, True to measure (`Loop.metrics`), "shared" to let other processes of the same user read the figures
-    (`nbloop.observe.shared`), by default the value of the environment variable NBLOOP_METRICS (``1`` or ``shared``), or
-    else False; `on_pressure("high")`, called on the loop once when `pressure_high` tasks wait in the submit queue and
-    ready producer handles together (default: 8 * `ingress_budget`, at most `ingress_limit`), and `on_pressure("low")`
-    once when no more than `pressure_low` do (default: half of that), so that producers can slow down; `recorder`, a
-    power of two from 64 to 16,777,216, how many of the last events are remembered (`Loop.recorder`), by default none;
-    `workers`, from 1 to 32,768, the most threads that `promisify` uses at once (default: ``min(32, cores + 4)``);
-    `contexts`, to run each callback in a copy of the context of the call that scheduled it (PEP 567), where by default
-    all of them share the context of the loop's thread.
+    The options, all checked here:
+
+    * `fast_path_mode`: how the loop sleeps (`FastPathMode`).
+    * `on_error(exception, context)`: called when a callback raises; by default the ``nbloop`` logger gets it.
+    * `on_overload(error)`: called on the loop once in each turn in which more than `ingress_budget` external tasks (the
+      most that one turn runs, 1,024 by default) waited.
+    * `on_pressure("high")`: called on the loop once when `pressure_high` tasks wait in the submit queue and ready
+      producer handles together (default: 8 * `ingress_budget`, at most `ingress_limit`); `on_pressure("low")` once when
+      no more than `pressure_low` do (default: half of that). So producers can slow down.
+    * `ingress_limit`: the most tasks that may wait in the submit queue, and in each producer handle's (default:
+      33,488,896 at the default size of chunks).
+    * `chunk_size`: a power of two from 16 to 4,096, the number of tasks in a chunk of the submit queue (default: 128);
+      `initial_chunks`: how many chunks are made at construction (default: 0).
+    * `auto_exit`: end when nothing referenced is left.
+    * `clamp_nested_timers`: HTML's 4 ms for deeply nested timers.
+    * `debug`: remember where each callback was scheduled, at some 5 µs a call, and pass it to `on_error`.
+    * `name`: for threads and messages.
+    * `metrics`: True to measure (`Loop.metrics`); "shared" to let other processes of the same user read the figures
+      (`nbloop.observe.shared`); by default the value of the environment variable NBLOOP_METRICS (``1`` or ``shared``),
+      or else False.
+    * `recorder`: a power of two from 64 to 16,777,216, how many of the last events are remembered (`Loop.recorder`); by
+      default none.
+    * `workers`: from 1 to 32,768, the most threads that `promisify` uses at once (default: ``min(32, cores + 4)``).
+    * `contexts`: run each callback in a copy of the context of the call that scheduled it (PEP 567). By default all of
+      them share the context of the loop's thread.
 
     >>> loop = Loop(auto_exit=True)
     >>> loop.submit(print, "hello from the loop")
@@ -416,7 +425,8 @@ class Loop(Lifecycle):
 
     def producer(self) -> Producer[Self]:
         """A handle for submitting from one thread at a time: the promise of `submit`, in order per handle, without a
-        cache line shared with other producers.
+        cache line shared with other producers. Any thread. O(1), but it takes a lock and allocates: make one for a
+        thread, not one for a task.
 
         Raises `LoopTerminatedError` once the end of the loop has begun.
         """
