@@ -167,7 +167,8 @@ class Room:
 
     def __init__(self, name: str = "", taker: Taker | None = None) -> None:
         self.name = name
-        self.shut = False
+        self.shut = False  # are producers to get `ShutDown`?
+        self.closed = False  # has the ring been closed by a `shutdown`?
         self._taker = taker
         self._lock = CountingLock()
         self._gates: deque[tuple[int, _thread.LockType]] = deque()
@@ -245,7 +246,7 @@ def _ask(
         raise ReentrantWaitError(f"{what} is full, and only the thread that was to wait for room can make some")
     now = time.monotonic_ns()
     if not until:
-        until = (1 << 63) - 1 if timeout is None else now + int(timeout * 1e9)
+        until = (1 << 63) - 1 if timeout is None else min((1 << 63) - 1, now + int(timeout * 1e9))
     elif now >= until:
         raise TimeoutError(f"{what} has had no room for {count} records within {timeout} s; nothing was stored")
     room.wait(count, until)
@@ -409,6 +410,7 @@ class Entrance(Unique):
         with self.loop._lock:  # against the end of an auto-exit loop, which may reopen what it has closed
             self._room.shut = True
             channel_methods.channel_close.bind(self._state)()
+            self._room.closed = True
         self._room.wake()
 
     @property
@@ -544,13 +546,14 @@ class Channel(Entrance):
             batch: Records | None = take()
             if batch is not None:
                 return batch
-            if self._room.shut and self.waiting() == 0:
+            if self._room.closed and self.waiting() == 0:  # in this order: no record comes after the first
                 raise StopAsyncIteration
             taker.resume = resume
             try:
                 await wait
             finally:
-                taker.resume = None
+                if taker.resume is resume:  # not that of a coroutine that has asked for the next batch meanwhile
+                    taker.resume = None
 
     def __repr__(self) -> str:
         return f"<nbloop.Channel {self.name} of {self.loop.name}>"

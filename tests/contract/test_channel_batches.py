@@ -14,6 +14,7 @@ import pytest
 
 import nbloop
 from nbloop import LoopOverloadedError
+from nbloop import channel as channel_module
 from nbloop.js import JS, AbortController
 from nbloop.kernels.base import layout
 from nbloop.testing import VirtualClock
@@ -407,3 +408,40 @@ def test_a_batch_waits_once_for_its_delay(make_loop, turns):
     channel.shutdown()
     turns(loop, 3)
     assert taken.result(0) == [[7]]
+
+
+def test_what_is_accepted_while_a_channel_is_shut_down_is_taken(make_loop, turns, monkeypatch):
+    """A coroutine may find the ring empty between the two steps of `shutdown`, while the ring is still open."""
+    loop = make_loop()
+    channel = loop.channel(NUMBER)
+    taken = JS(loop).spawn(take_all(channel))
+    turns(loop, 2)
+    closes = channel_module.channel_methods.channel_close
+
+    class Late:
+        @staticmethod
+        def bind(state):
+            channel._taker.ready()
+            turns(loop, 3)
+            channel.put(7)
+            return closes.bind(state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(channel_module.channel_methods, "channel_close", Late)
+        channel.shutdown()
+    turns(loop, 4)
+    assert taken.result(0) == [[7]]
+
+
+def test_a_time_limit_beyond_all_clocks(make_loop):
+    """It is one that never comes."""
+    loop = make_loop()
+    channel = loop.channel(NUMBER, print, capacity=2, on_full="wait", timeout=threading.TIMEOUT_MAX)
+    until = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(channel._room), "wait", lambda _room, _count, until_: until.append(until_) or loop.close())
+        channel.put(1)
+        channel.put(2)
+        with pytest.raises(nbloop.LoopTerminatedError):
+            channel.put(3)
+    assert until == [(1 << 63) - 1]
