@@ -9,13 +9,13 @@ from typing import Any
 from .lock import CountingLock
 from .loop import Loop
 from .unique import Unique
-from .waiting import Future, refuse_own_thread, send, wait
+from .waiting import Future, LoopFuture, refuse_own_thread, send, wait
 
 
-def _wait_for_all(loop: Loop, futures: list[Future]) -> None:
+def _wait_for_all(loop: Loop, futures: list[LoopFuture]) -> None:
     """`concurrent.futures.wait` has locks that an exception of a signal handler can leave taken."""
     for future in futures:
-        wait(loop, future, None, "the outcome of a call")
+        wait(loop, future, None)
 
 
 class LoopExecutor(Unique, concurrent.futures.Executor):
@@ -39,7 +39,7 @@ class LoopExecutor(Unique, concurrent.futures.Executor):
             raise TypeError(f"loop must be a nbloop.Loop, not {loop!r}")
         self.loop = loop
         self._lock = CountingLock()
-        self._pending: dict[Future, None] = {}
+        self._pending: dict[LoopFuture, None] = {}
         self._shut = False
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
@@ -52,7 +52,7 @@ class LoopExecutor(Unique, concurrent.futures.Executor):
                 raise RuntimeError("cannot schedule new futures after shutdown")
             future = send(self.loop, fn, args, kwargs)
             self._pending[future] = None
-        future.add_done_callback(lambda done: self._pending.pop(done, None))
+        future.add_done_callback(lambda _done: self._pending.pop(future, None))
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:

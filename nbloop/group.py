@@ -211,6 +211,9 @@ class LoopGroup(Unique):
             check_timeout(timeout)
         if self._own_thread():
             raise ReentrantWaitError(f"{self.name}.wait() would wait for the loop that it was called on, for ever")
+        for loop in self.loops:
+            if loop._waiters.at_work():  # its end waits for this thread
+                loop.wait(timeout)
         self._wait(timeout, "its loops run on")
         self._raise_failure()
 

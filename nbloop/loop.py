@@ -46,7 +46,7 @@ from .producer import Producer
 from .readiness import IOEvents, ReadyCallback, check_descriptor, check_events
 from .scheduling import Callback
 from .signals import LoopSignals
-from .waiting import refuse_own_thread, send, wait
+from .waiting import late, refuse_own_thread, send, wait
 
 if TYPE_CHECKING:
     from .js import AbortSignal, Promise
@@ -395,10 +395,12 @@ class Loop(Lifecycle):
             check_timeout(timeout)
         future = send(self, fn, args, {})
         try:
-            wait(self, future, timeout, f"the outcome of {fn!r}")
-        except BaseException:  # including one from a signal handler: nobody waits any more
-            if future.cancel() or not future.done():
-                raise
+            came = wait(self, future, timeout)
+        except BaseException:  # of a signal handler: nobody waits any more
+            future.cancel()
+            raise
+        if not came and (future.cancel() or not future.done()):
+            raise late(f"the outcome of {fn!r}", timeout)
         result: T = future.result()
         return result
 
@@ -417,10 +419,13 @@ class Loop(Lifecycle):
         """
         refuse_own_thread(self, f"{self.name}.wait()")
         future = self._waiters.future(self)
-        wait(self, future, timeout, f"the end of {self.name}", self._ended.is_set)
+        if not wait(self, future, timeout, self._ended.is_set):
+            raise late(f"the end of {self.name}", timeout)
         error = future.exception() if future.done() else None
-        if error is not None and error.__cause__ is not None:
-            raise error
+        if error is not None:
+            refused = self._waiters.at_work() and not self._ended.is_set()  # the end waits for its workers
+            if refused or error.__cause__ is not None:
+                raise error
         self._wait_for_end(None)  # a short wait: the loop has already released its waiters
 
     def producer(self) -> Producer[Self]:

@@ -12,6 +12,7 @@ import concurrent.futures
 import contextlib
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from functools import partial
 from operator import attrgetter
@@ -67,11 +68,37 @@ class _Condition(threading.Condition):
 
 
 class LoopFuture(Unique, concurrent.futures.Future[Any]):
-    """A `concurrent.futures.Future` that an exception of a signal handler does not leave locked."""
+    """A `concurrent.futures.Future` that an exception of a signal handler does not leave locked, and for which its
+    loop's thread does not wait.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, loop: Awaited) -> None:
         super().__init__()
         self._condition = _Condition()
+        self._loop = weakref.ref(loop)
+
+    def result(self, timeout: float | None = None) -> Any:
+        """As `concurrent.futures.Future.result`. `ReentrantWaitError` on the loop's own thread, if it is pending."""
+        self._refuse_own_thread("result")
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """As `concurrent.futures.Future.exception`. `ReentrantWaitError` as for `result`."""
+        self._refuse_own_thread("exception")
+        return super().exception(timeout)
+
+    def _refuse_own_thread(self, call: str) -> None:
+        loop = None if self.done() else self._loop()
+        if loop is not None:
+            refuse_own_thread(loop, f"the {call}() of a future")
+
+    def wake_when_done(self, latch: Latch) -> None:
+        """`add_done_callback` would log what a signal handler raises meanwhile, and go on."""
+        with self._condition:
+            if not self.done():
+                self._done_callbacks.append(lambda _future: latch.set())  # type: ignore[attr-defined]
+                return
+        latch.set()
 
 
 class Waiters:
@@ -81,10 +108,10 @@ class Waiters:
         self._name = name  # the loop's
         self._held: dict[Future, bool] = {}  # whether a worker waits for it
 
-    def future(self, loop: Awaited) -> Future:
+    def future(self, loop: Awaited) -> LoopFuture:
         """A pending future, which is rejected if the loop ends first."""
         loop._check_fork()
-        future = LoopFuture()
+        future = LoopFuture(loop)
         at_work = self.at_work()
         self._held[future] = at_work
         future.add_done_callback(partial(_forget, self._held))
@@ -121,11 +148,9 @@ def refuse_own_thread(loop: Awaited, call: str) -> None:
         raise ReentrantWaitError(f"{call} would wait for {loop.name} on its own thread, for ever")
 
 
-def wait(
-    loop: Awaited, future: Future, timeout: float | None, what: str, settled: Callable[[], bool] = lambda: False
-) -> None:
-    """Block until the future is done or `settled()` is true. Raises TimeoutError, and ForkedLoopError in a child that
-    a signal handler has forked meanwhile.
+def wait(loop: Awaited, future: LoopFuture, timeout: float | None, settled: Callable[[], bool] = lambda: False) -> bool:
+    """Block until the future is done or `settled()` is true; False if the time has come first. Raises ForkedLoopError
+    in a child that a signal handler has forked meanwhile.
 
     `settled` covers what may happen while no thread runs the loop; the waiting thread checks it now and then. It checks
     the future too: an exception of a signal handler can come between its outcome and its callbacks.
@@ -133,15 +158,21 @@ def wait(
     if timeout is not None:
         check_timeout(timeout)
     done = Latch()
-    future.add_done_callback(lambda _future: done.set())
+    future.wake_when_done(done)
     until = None if timeout is None else time.monotonic() + timeout
     while not future.done() and not settled():
         loop._check_fork()
         left = LOOK if until is None else min(LOOK, until - time.monotonic())
         if done.wait(max(0.0, left)):
-            return
+            break
         if left < LOOK and not settled():
-            raise TimeoutError(f"{what} has not come within {timeout} s")
+            return False
+    return True
+
+
+def late(what: str, timeout: float | None) -> TimeoutError:
+    """The error of a wait that `wait` gave up."""
+    return TimeoutError(f"{what} has not come within {timeout} s")
 
 
 class _Call:
@@ -173,7 +204,7 @@ class _Call:
             del self.function, self.args, self.kwargs
 
 
-def send(loop: Awaited, function: Callable[..., Any], args: Any, kwargs: Any) -> Future:
+def send(loop: Awaited, function: Callable[..., Any], args: Any, kwargs: Any) -> LoopFuture:
     """Submit a call; returns the future of its outcome. Raises as `Loop.submit`."""
     if not callable(function):
         raise TypeError(f"fn must be callable, not {function!r}")

@@ -33,7 +33,7 @@ from ..kernels.promises import reactions
 from ..kernels.promises.classes import Eventual, Resolver, ResultSlots, View, make_view
 from ..lifecycle import Lifecycle
 from ..options import check_timeout
-from ..waiting import LoopFuture, refuse_own_thread, settle, terminated, wait
+from ..waiting import LoopFuture, late, refuse_own_thread, settle, terminated, wait
 from .tasks import is_future, wait_in_task, when_done
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class Promise[T](Eventual):
     __slots__ = ("__weakref__", "_site", "_traceback", "_waited")
     _site: str
     _traceback: TracebackType | None
-    _waited: concurrent.futures.Future[None]  # `result` waits for it
+    _waited: dict[bool, LoopFuture]  # for which `result` waits, in a worker of the loop and elsewhere
 
     def __init__(self, js: Owner) -> None:
         self._view = js._view  # the only word that is always set: writing a slot costs 25 ns
@@ -178,7 +178,8 @@ class Promise[T](Eventual):
             check_timeout(timeout)
         if not hasattr(self, "_outcome"):
             waited = self._wait_once(loop)
-            wait(loop, waited, timeout, f"the outcome of {self!r}", lambda: hasattr(self, "_outcome"))
+            if not wait(loop, waited, timeout, lambda: hasattr(self, "_outcome")):
+                raise late(f"the outcome of {self!r}", timeout)
             if not hasattr(self, "_outcome"):
                 waited.result()
         self._handled = True
@@ -186,13 +187,18 @@ class Promise[T](Eventual):
             return cast("T", self._value)
         raise reason_as_exception(self, self._value)
 
-    def _wait_once(self, loop: Lifecycle) -> concurrent.futures.Future[None]:
-        """One future for all calls of `result`, so that calls that time out do not accumulate reactions."""
-        waited: concurrent.futures.Future[None] | None = getattr(self, "_waited", None)
+    def _wait_once(self, loop: Lifecycle) -> LoopFuture:
+        """One future for all calls of `result`, so that calls that time out do not accumulate reactions; and another
+        for calls of the loop's workers, which the beginning of the end rejects.
+        """
+        if not hasattr(self, "_waited"):
+            self._waited = {}
+        at_work = loop._waiters.at_work()
+        waited = self._waited.get(at_work)
         if waited is None or waited.done():
             waited = loop._waiters.future(loop)
             self._react(partial(_wake, waited), partial(_wake, waited))
-            self._waited = waited
+            self._waited[at_work] = waited
         return waited
 
     def future(self) -> concurrent.futures.Future[T]:
@@ -213,7 +219,7 @@ class Promise[T](Eventual):
             future: concurrent.futures.Future[T] = loop._waiters.future(loop)
             self._react(partial(settle, future.set_result), partial(_fail, future))
             return future
-        future = LoopFuture()
+        future = LoopFuture(loop)
         self._handled = True
         if self._outcome:
             future.set_result(self._value)
@@ -362,32 +368,44 @@ def _look_into(promise: Promise[Any], resolution: Any) -> None:
         promise._reject(TypeError("a promise cannot be resolved with itself"))
         return
     js: Owner = promise._view.owner
-    if isinstance(resolution, Promise):
-        # Its `then` is ours: the job does what calling it with two resolving functions would, without making them.
-        js.loop.schedule_microtask(resolution._react, promise._resolve, promise._reject)
-        return
-    if isinstance(resolution, concurrent.futures.Future) or is_future(resolution):
-        try:
-            adopt_future(promise, resolution)
-        except RuntimeError as error:  # the loop of an asyncio future is closed
-            promise._reject(error)
-            del promise, resolution  # as in `settle_by`
-        return
-    if isinstance(resolution, Awaitable):
-        js.queue_microtask(_follow_awaitable, promise, resolution)
-        return
+    # First all that calls the value's own code, so that nothing has been scheduled if that raises.
     try:
-        then = getattr(resolution, "then", None)  # read only once
+        kind, then = _examined(resolution)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
         promise._reject(error)
         del promise, resolution  # as in `settle_by`
         return
-    if callable(then):
+    if kind is Promise:
+        # Its `then` is ours: the job does what calling it with two resolving functions would, without making them.
+        js.loop.schedule_microtask(resolution._react, promise._resolve, promise._reject)
+    elif kind is concurrent.futures.Future:
+        try:
+            adopt_future(promise, resolution)
+        except RuntimeError as error:  # the loop of an asyncio future is closed
+            promise._reject(error)
+            del promise, resolution  # as in `settle_by`
+    elif kind is Awaitable:
+        js.queue_microtask(_follow_awaitable, promise, resolution)
+    elif callable(then):
         js.queue_microtask(_thenable_job, promise, then)
     else:
         promise._fulfill(resolution)
+
+
+def _examined(value: Any) -> tuple[Any, Any]:
+    """What a resolution is, and its `then` if it is none of ours. Raises what its ``__class__`` or `then` raises."""
+    try:
+        if isinstance(value, Promise):
+            return Promise, None
+        if isinstance(value, concurrent.futures.Future) or is_future(value):
+            return concurrent.futures.Future, None
+        if isinstance(value, Awaitable):
+            return Awaitable, None
+        return object, getattr(value, "then", None)  # read only once
+    finally:
+        del value  # as in `settle_by`
 
 
 def _unhandled(promise: Promise[Any]) -> None:
@@ -519,6 +537,8 @@ def adopt_future(promise: Promise[Any], future: AnyFuture) -> None:
 
     if isinstance(future, concurrent.futures.Future):
         future.add_done_callback(done)
+    elif future.done():  # its loop may run no more
+        done(future)
     else:
         when_done(future, done)
 

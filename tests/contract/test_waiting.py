@@ -5,6 +5,8 @@ from __future__ import annotations
 import concurrent.futures
 import gc
 import importlib.util
+import os
+import signal
 import threading
 import unittest
 import weakref
@@ -14,6 +16,8 @@ import pytest
 import nbloop
 from nbloop.js import JS, RejectedError
 from tests.support.waiting import PATIENCE, wait_for
+
+COMPILED = os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0")
 
 
 def begin(function):
@@ -281,3 +285,104 @@ def test_cpythons_own_tests_of_executors(make_loop):
     result = unittest.TextTestRunner().run(unittest.defaultTestLoader.loadTestsFromTestCase(OnALoop))
     assert result.testsRun >= 7
     assert result.failures == result.errors == []
+
+
+@pytest.mark.skipif(not COMPILED, reason="an exception may come in the middle of a kernel that is plain Python")
+@pytest.mark.parametrize("error", [KeyboardInterrupt, TimeoutError])
+def test_what_a_handler_raises_leaves_a_call_whose_function_has_ended(make_loop, error):
+    """contract, Interruptions: it is not lost."""
+    goes_on, ended = threading.Event(), threading.Event()
+
+    def handler(_number, _frame):
+        goes_on.set()
+        assert ended.wait(PATIENCE)
+        raise error
+
+    def function():
+        loop.submit(ended.set)  # runs when the call has its outcome
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert goes_on.wait(PATIENCE)
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        with make_loop() as loop, pytest.raises(error):
+            loop.call(function)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_what_a_handler_raises_while_a_wait_begins_is_not_logged(make_loop):
+    """`Future.add_done_callback` of a future that is done logs it and goes on."""
+    future = make_loop()._waiters.future(make_loop())
+    future.set_result(None)
+
+    class Latch:
+        def set(self):
+            raise TimeoutError("of a handler")
+
+    with pytest.raises(TimeoutError, match="of a handler"):
+        future.wake_when_done(Latch())
+
+
+@pytest.mark.parametrize("of", ["loop", "group"])
+@pytest.mark.parametrize("timeout", [None, PATIENCE])
+def test_a_worker_that_waits_for_the_end_does_not_hold_it_up(of, timeout):
+    """contract, Waiting: it is released when the end begins."""
+    with nbloop.LoopGroup(2) as group:
+        loop = group.loops[1]
+        promise = loop.promisify((loop if of == "loop" else group).wait, timeout)
+        wait_for(waiting(loop))
+        group.shutdown(PATIENCE)
+    assert isinstance(promise.reason, nbloop.LoopTerminatedError)
+
+
+def test_a_worker_and_others_wait_for_a_promise(make_loop):
+    """The beginning of the end releases the worker, and not the others, though the worker came first."""
+    loop = make_loop()
+    loop.start()
+    promise, resolve, _reject = JS(loop).with_resolvers()
+
+    def work():
+        with pytest.raises(TimeoutError):
+            promise.result(0)
+        with pytest.raises(nbloop.LoopTerminatedError):
+            promise.result(PATIENCE)
+        resolve("settled by the end")
+
+    worker = loop.promisify(work)
+    wait_for(lambda: True in getattr(promise, "_waited", {}))
+    other = begin(lambda: promise.result(PATIENCE))
+    wait_for(lambda: False in promise._waited)
+    loop.shutdown(PATIENCE)
+    assert worker.state == "fulfilled"
+    assert other.result(PATIENCE) == "settled by the end"
+
+
+def test_a_worker_is_released_after_another_thread_has_waited(make_loop):
+    loop = make_loop()
+    loop.start()
+    promise, _resolve, _reject = JS(loop).with_resolvers()
+    with pytest.raises(TimeoutError):
+        promise.result(0)
+    worker = loop.promisify(promise.result)
+    wait_for(lambda: True in promise._waited)
+    loop.shutdown(PATIENCE)
+    assert isinstance(worker.reason, nbloop.LoopTerminatedError)
+
+
+def test_the_loops_own_thread_does_not_wait_for_a_future(make_loop):
+    """contract, Waiting; once it is done, anybody may ask."""
+    with make_loop() as loop, nbloop.LoopExecutor(loop) as executor:
+
+        def ask():
+            for future in (executor.submit(int), JS(loop).sleep(1).future()):
+                for call in (future.result, future.exception):
+                    with pytest.raises(nbloop.ReentrantWaitError, match="of a future would wait"):
+                        call()
+            return executor.submit(int)
+
+        done = loop.call(ask)
+        assert done.result(PATIENCE) == 0
+        assert loop.call(done.result) == 0
+        assert loop.call(done.exception) is None
+        assert loop.call(lambda: JS(loop).resolve(3).future().result()) == 3

@@ -705,3 +705,20 @@ def test_an_unhandled_rejection_is_not_kept(page, js):
     gc.collect()
     assert reference() is None
     assert page.unhandled == [1]
+
+
+def test_a_value_whose_class_raises_rejects(page, js):
+    """ECMAScript 27.2.1.3.2: what examining a resolution raises rejects the promise, and nothing leaves `resolve`."""
+
+    class Odd:
+        @property
+        def __class__(self):
+            raise RuntimeError("unbound")
+
+    promise, resolve, reject = js.with_resolvers()
+    resolve(Odd())
+    reject(ValueError(1))
+    derived = js.resolve(1).then(lambda _: Odd())
+    outcomes = [each.catch(str) for each in (promise, derived)]
+    page.quiet()
+    assert [each.value for each in outcomes] == ["unbound", "unbound"]

@@ -275,3 +275,23 @@ def test_tasks_of_many_loops_at_once(other, together):
         return in_task(body, asyncio.run if i else nbloop.run)
 
     assert together(2, run) == [[0] * 20, [1] * 20]
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_an_asyncio_future_that_is_done_needs_no_loop(make_loop, closed):
+    """Its loop has stopped, or is closed."""
+
+    async def seven():
+        return 7
+
+    asyncios = asyncio.new_event_loop()
+    task = asyncios.create_task(seven())
+    asyncios.run_until_complete(task)
+    if closed:
+        asyncios.close()
+    with make_loop() as loop:
+        js = JS(loop)
+        assert js.from_future(task).result(PATIENCE) == 7
+        assert js.resolve(task).result(PATIENCE) == 7
+        assert js.all([task, 1]).result(PATIENCE) == [7, 1]
+    asyncios.close()
