@@ -13,6 +13,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable
 from contextvars import Context, copy_context
+from functools import partial
 from types import CoroutineType, TracebackType
 from typing import Any
 
@@ -102,6 +103,8 @@ class AbortSignal(EventTarget):
         keep the loop alive (DOM, ``AbortSignal.timeout``). ValueError for a negative `ms`.
         """
         check_milliseconds("ms", ms)
+        if not callable(getattr(js, "set_timeout", None)):
+            raise TypeError(f"js must be a nbloop.js.JS, not {js!r}")
         signal = cls()
         held = weakref.ref(signal)
         anchor: list[AbortSignal] = []
@@ -124,6 +127,8 @@ class AbortSignal(EventTarget):
         """A signal that is aborted as soon as one of `signals` is, with its reason (DOM, 'create a dependent abort
         signal').
         """
+        if not isinstance(signals, Iterable):
+            raise TypeError(f"signals must be an iterable of AbortSignals, not {signals!r}")
         given = list(signals)
         for source in given:
             if not isinstance(source, AbortSignal):
@@ -162,6 +167,11 @@ class AbortSignal(EventTarget):
         """
         if not callable(callback):
             raise TypeError(f"callback must be callable, not {callback!r}")
+        key = self._follow(callback)
+        return lambda: self._forget(key)
+
+    def _follow(self, callback: Callable[[Any], object]) -> int:
+        """`on_abort`; returns what `_forget` takes."""
         context = copy_context()
         with self._lock:
             if not self._aborted:
@@ -169,9 +179,9 @@ class AbortSignal(EventTarget):
                 key = self._next
                 self._algorithms[key] = context, callback
                 self._listened()
-                return lambda: self._forget(key)
+                return key
         _call(context, callback, self._reason)
-        return lambda: None
+        return 0
 
     def add_event_listener(self, type: str, callback: Any, *, once: bool = False) -> None:
         """`EventTarget.add_event_listener`, with its `type`, `callback` and `once`; the only event is ``abort``."""
@@ -225,8 +235,9 @@ class AbortSignal(EventTarget):
         dependents = [signal for signal in living if signal is not None and signal._take(reason)]
         self._dependents.clear()
         self._strong.clear()
-        for signal in (self, *dependents):
-            signal._run_callbacks(reason)
+        leaving = [error for signal in (self, *dependents) for error in signal._run_callbacks(reason)]
+        if leaving:
+            raise leaving[0]
 
     def _take(self, reason: Any) -> bool:
         with self._lock:
@@ -241,13 +252,20 @@ class AbortSignal(EventTarget):
             self._anchor.clear()
         return True
 
-    def _run_callbacks(self, reason: Any) -> None:
+    def _run_callbacks(self, reason: Any) -> list[BaseException]:
+        """Call all of them; the KeyboardInterrupt and SystemExit that they raised."""
         with self._lock:
             callbacks = list(self._algorithms.values())
             self._algorithms.clear()
-        for context, callback in callbacks:
-            _call(context, callback, reason)
-        self.dispatch_event(Event("abort"))
+        leaving: list[BaseException] = []
+        calls: list[Callable[[], object]] = [partial(_call, *each, reason) for each in callbacks]
+        calls.append(partial(self.dispatch_event, Event("abort")))
+        for each in calls:
+            try:
+                each()
+            except (KeyboardInterrupt, SystemExit) as error:
+                leaving.append(error)
+        return leaving
 
     def __repr__(self) -> str:
         return f"<AbortSignal {f'aborted {self._reason!r}' if self._aborted else 'not aborted'}>"

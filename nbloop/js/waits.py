@@ -8,9 +8,10 @@ import weakref
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
 from operator import call
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from ..errors import LoopTerminatedError
+from ..kernels.base import layout
 from ..kernels.promises.classes import Resolver
 from ..lock import CountingLock
 from ..unique import Unique
@@ -21,6 +22,9 @@ from .promise import Owner, Promise, Revocable
 if TYPE_CHECKING:
     from .abort import AbortSignal
     from .events import Event, EventTarget
+
+
+END = object()  # what a taker gets when there is no item and none will come
 
 
 def unlinked() -> None:
@@ -53,6 +57,8 @@ class Sleep:
             raise
         if signal is not None:
             self._unlink = signal.on_abort(self._abort)
+            if self not in self._sleeping:  # it has ended meanwhile, before it had this to undo
+                self._unlink()
 
     def _woken(self) -> None:
         self._sleeping.pop(self, None)
@@ -99,6 +105,7 @@ class Queue[T](Unique):
         self._lock = CountingLock()
         self._items: deque[T] = deque()
         self._waiting: dict[Promise[None], Callable[..., None]] = {}
+        self._woken = 0  # takers that were woken and have not resumed: as many items are theirs
         self._shut = False
         self._waking = False  # a microtask is on its way
 
@@ -115,6 +122,8 @@ class Queue[T](Unique):
         with self._lock:
             if self._shut:
                 raise queue.ShutDown("the queue has been shut down")
+            if self._js.loop._lifecycle() >= layout.TERMINATING:
+                raise terminated(self._js.loop)
             self._wake_soon()
             self._items.append(item)
 
@@ -132,22 +141,34 @@ class Queue[T](Unique):
 
         Raises `queue.ShutDown` when there is none and none will come. O(1).
         """
-        while True:
-            with self._lock:
+        with self._lock:
+            if not self._waiting and not self._woken:  # nobody came earlier
                 if self._items:
                     return self._items.popleft()
                 if self._shut:
                     raise queue.ShutDown("the queue has been shut down")
-                promise, wake, _reject = self._js.with_resolvers()
-                self._waiting[promise] = wake
-            try:
-                await promise
-            except BaseException:
-                with self._lock:
-                    if self._waiting.pop(promise, None) is None:  # it was woken for an item: wake another
-                        with contextlib.suppress(LoopTerminatedError):
-                            self._wake_soon()
-                raise
+            promise, wake, _reject = self._js.with_resolvers()
+            self._waiting[promise] = wake
+        try:
+            await promise
+        except BaseException:
+            with self._lock:
+                if self._waiting.pop(promise, None) is None:
+                    self._resumed()
+            raise
+        with self._lock:
+            item = self._items.popleft() if self._items else END
+            self._resumed()
+        if item is END:
+            raise queue.ShutDown("the queue has been shut down")
+        return cast("T", item)
+
+    def _resumed(self) -> None:
+        """A taker that was woken goes on; those who came after it may be waiting for what is left."""
+        self._woken -= 1
+        if self._waiting and (self._shut or len(self._items) > self._woken):
+            with contextlib.suppress(LoopTerminatedError):
+                self._wake_soon()
 
     def _wake_soon(self) -> None:
         if not self._waking:
@@ -158,8 +179,11 @@ class Queue[T](Unique):
         """Wake as many as there are items, or all after `shutdown`."""
         with self._lock:
             self._waking = False
-            count = len(self._waiting) if self._shut else min(len(self._items), len(self._waiting))
+            count = len(self._waiting)
+            if not self._shut:
+                count = min(count, len(self._items) - self._woken)
             woken = [self._waiting.pop(next(iter(self._waiting))) for _ in range(count)]
+            self._woken += len(woken)
         for wake in woken:
             wake()
 
@@ -199,13 +223,14 @@ async def interval(js: Owner, ms: float) -> AsyncGenerator[None]:
 class Once:
     """What settles a promise of `JS.once`: an event, or an abort."""
 
-    __slots__ = ("_resolver", "_target", "_type", "_unlink")
+    __slots__ = ("_over", "_resolver", "_target", "_type", "_unlink")
 
     def __init__(self, promise: Revocable[Event], target: EventTarget, type: str) -> None:
         self._resolver = Resolver(promise)
         promise._revoke = self._abort
         self._target = target
         self._type = type
+        self._over = False
         self._unlink: Callable[[], None] = unlinked
 
     def begin(self, signal: AbortSignal | None) -> None:
@@ -213,15 +238,26 @@ class Once:
         self._target.add_event_listener(self._type, self._heard, once=True)
         if signal is not None:
             self._unlink = signal.on_abort(self._abort)
+            if self._over:  # as in `Sleep.begin`
+                self._unlink()
 
     def _heard(self, event: Event) -> None:
+        self._over = True
         self._unlink()
         self._resolver.resolve(event)
 
     def _abort(self, reason: Any) -> None:
+        self._over = True
         self._target.remove_event_listener(self._type, self._heard)
         self._unlink()
         self._resolver.reject(reason)
+
+
+def _unfollow(signal: weakref.ref[AbortSignal], key: int) -> None:
+    """Remove a callback of `AbortSignal._follow`. The reference is weak for the same reason as in `_unlisten`."""
+    of = signal()
+    if of is not None:
+        of._forget(key)
 
 
 def _unlisten(target: weakref.ref[EventTarget], type: str, heard: weakref.ref[Callable[[Event], None]]) -> None:
@@ -268,10 +304,13 @@ class Events(Unique):
         cleanup: Any = weakref.finalize(self, _unlisten, weakref.ref(target), type, weakref.ref(heard))
         cleanup.atexit = False
         self._unlisten: Callable[[], object] = cleanup
-        self._unlink: Callable[[], None] = unlinked
+        self._unlink: Callable[[], object] = unlinked
         if signal is not None:
-            shutdown = self._queue.shutdown
-            self._unlink = signal.on_abort(lambda _reason: shutdown())
+            held = weakref.ref(self._queue)  # a signal does not keep what listens until it is aborted
+            key = signal._follow(lambda _reason: None if (queue := held()) is None else queue.shutdown())
+            cleanup = weakref.finalize(self, _unfollow, weakref.ref(signal), key)
+            cleanup.atexit = False
+            self._unlink = cleanup
 
     def __aiter__(self) -> Self:
         return self
@@ -282,6 +321,7 @@ class Events(Unique):
             return await anext(self._queue)
         except StopAsyncIteration:
             self._unlisten()
+            self._unlink()
             if self._signal is not None:
                 self._signal.throw_if_aborted()
             raise

@@ -531,3 +531,26 @@ def test_throw_if_aborted_again_and_again():
         poll()
     gc.collect()
     assert sum(one() is not None for one in held) <= 1
+
+
+def test_an_exit_in_one_callback_does_not_keep_the_others_from_theirs():
+    controller, called = AbortController(), []
+
+    def leaves(_reason):
+        raise SystemExit(3)
+
+    controller.signal.on_abort(leaves)
+    controller.signal.on_abort(called.append)
+    AbortSignal.any([controller.signal]).on_abort(called.append)
+    controller.signal.add_event_listener("abort", lambda event: called.append(event.type))
+    with pytest.raises(SystemExit) as caught:
+        controller.abort("enough")
+    assert caught.value.code == 3
+    assert called[:2] == ["enough", "abort"]
+
+
+def test_arguments_of_the_wrong_kind_are_named(make_loop):
+    with pytest.raises(TypeError, match=r"js must be a nbloop\.js\.JS"):
+        AbortSignal.timeout(make_loop(), 5)
+    with pytest.raises(TypeError, match="signals must be an iterable"):
+        AbortSignal.any(5)

@@ -609,3 +609,104 @@ def test_a_coroutine_that_the_loop_ends_leaves_a_sleep_to_the_loop(page):
     spawned(page, promise)
     page.loop.shutdown()
     assert type(promise.reason) is LoopTerminatedError
+
+
+@pytest.mark.parametrize("early", ["A", "AC"])
+def test_newcomers_do_not_overtake_a_taker_that_was_woken(page, js, early):
+    """contract: of several takers that wait, the first gets the first item."""
+    numbers, taken = js.queue(), []
+
+    async def take(who):
+        taken.append((who, await numbers.get()))
+
+    async def main():
+        for who in early:
+            js.spawn(take(who))
+        numbers.put(1)
+        js.queue_microtask(lambda: js.spawn(take("B")))  # runs between A's wake and A's step
+        await js.sleep(0)
+        numbers.put(2)
+        numbers.put(3)
+
+    js.spawn(main())
+    page.quiet()
+    assert taken == [(who, n) for n, who in enumerate(early + "B", 1)]
+    assert numbers._woken == 0
+
+
+@pytest.mark.parametrize("end", ["close", "shutdown"])
+def test_nothing_is_put_once_the_end_has_begun(make_page, end):
+    """Not even behind an item for which a wake is on its way."""
+    page = make_page()
+    numbers = page.js.queue()
+    numbers.put(1)
+    getattr(page.loop, end)()
+    for _ in range(2):
+        with pytest.raises(LoopTerminatedError):
+            numbers.put(2)
+    assert len(numbers) == 1
+
+    page = make_page()
+    numbers, refused = page.js.queue(), []
+
+    def ends():
+        numbers.put(1)
+        page.loop.shutdown()
+        try:
+            numbers.put(2)
+        except LoopTerminatedError:
+            refused.append(2)
+
+    page.loop.submit(ends)
+    page.loop.run()
+    assert refused == [2]
+
+
+@pytest.mark.parametrize("kind", ["sleep", "once"])
+def test_a_signal_forgets_what_ended_before_it_was_followed(page, js, monkeypatch, kind):
+    """On another thread: the timer fires, or the event is dispatched, before the signal has the callback."""
+    controller, target = AbortController(), EventTarget()
+    follow = AbortSignal.on_abort
+
+    def late(self, callback):
+        if kind == "sleep":
+            wait_for(lambda: not coroutines_of(page.loop).sleeping)
+        else:
+            target.dispatch_event(Event("x"))
+        return follow(self, callback)
+
+    monkeypatch.setattr(AbortSignal, "on_abort", late)
+    with page.loop:
+        promise = (
+            js.sleep(0, signal=controller.signal) if kind == "sleep" else js.once(target, "x", signal=controller.signal)
+        )
+        promise.result(PATIENCE)
+    assert controller.signal._algorithms == {}
+
+
+@pytest.mark.parametrize("how", ["left", "exhausted"])
+def test_a_signal_forgets_events_that_nobody_hears(page, js, how):
+    controller, target = AbortController(), EventTarget()
+
+    async def hear():
+        events = js.on(target, "x", signal=controller.signal)
+        target.dispatch_event(Event("x"))
+        if how == "exhausted":
+            events._queue.shutdown()
+        async for _event in events:
+            if how == "left":
+                break
+
+    js.spawn(hear())
+    page.quiet()
+    gc.collect()
+    assert controller.signal._algorithms == {}
+
+
+def test_a_signal_that_is_not_aborted_keeps_no_loop():
+    loop, controller, target = Loop(), AbortController(), EventTarget()
+    events = JS(loop).on(target, "x", signal=controller.signal)
+    held = weakref.ref(loop)
+    del loop, events
+    gc.collect()
+    assert held() is None
