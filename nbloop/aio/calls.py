@@ -27,7 +27,7 @@ class Outcome(asyncio.Future[Any]):
     def cancel(self, msg: Any = None) -> bool:
         if self.done():
             return False
-        self.call.ask_to_cancel()
+        self.call.ask_to_cancel(msg)
         return True
 
 
@@ -42,7 +42,7 @@ class Callee(Protocol):
 class Call:
     """A coroutine function that another loop is to run."""
 
-    __slots__ = ("args", "asked", "context", "function", "outcome", "reached", "task", "worker")
+    __slots__ = ("args", "asked", "context", "function", "message", "outcome", "reached", "task", "worker")
 
     def __init__(self, worker: Callee, here: EventLoop, function: Callable[..., Any], args: tuple[object, ...]) -> None:
         self.worker = worker  # runs it
@@ -53,6 +53,7 @@ class Call:
         self.outcome.call = self
         self.task: asyncio.Task[Any] | None = None
         self.asked = False  # has the caller asked to cancel it?
+        self.message: Any = None  # of its last `cancel`, by which anyio recognises its own
         self.reached = False  # did that reach a task that had not ended?
 
     def begin(self) -> None:
@@ -71,24 +72,26 @@ class Call:
             self.task = task
             task.add_done_callback(self._ended)
 
-    def ask_to_cancel(self) -> None:
+    def ask_to_cancel(self, message: Any) -> None:
         """On the caller's loop."""
-        self.asked = True
+        self.asked, self.message = True, message
         with contextlib.suppress(LoopTerminatedError):  # the other loop has ended, and `abandon` reports it
-            self.worker.loop.core.submit(self._cancel)
+            self.worker.loop.core.submit(self._cancel, message)
 
-    def _cancel(self) -> None:
+    def _cancel(self, message: Any) -> None:
         if self.task is not None:
-            self.reached = self.task.cancel()
+            self.reached = self.task.cancel(message)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
-        if not task.cancelled():
-            error = task.exception()
-            self._deliver(task.result() if error is None else None, error)
-        elif self.worker._leaving and not self.asked:
-            self.abandon()
-        else:
-            self._deliver(None, asyncio.CancelledError())
+        try:
+            self._deliver(task.result(), None)
+        except asyncio.CancelledError as error:
+            if self.worker._leaving and not self.asked:
+                self.abandon()
+            else:
+                self._deliver(None, asyncio.CancelledError(*error.args))
+        except BaseException as error:
+            self._deliver(None, error)
 
     def abandon(self) -> None:
         """The other loop ends."""
@@ -107,8 +110,10 @@ class Call:
         if outcome.done():
             return
         # The call was asked to cancel, but had already ended by itself: the caller's cancellation must not be lost.
-        if isinstance(error, asyncio.CancelledError) or (self.asked and not self.reached):
-            asyncio.Future.cancel(outcome)
+        if isinstance(error, asyncio.CancelledError):
+            asyncio.Future.cancel(outcome, error.args[0] if error.args else None)
+        elif self.asked and not self.reached:
+            asyncio.Future.cancel(outcome, self.message)
         elif error is not None:
             outcome.set_exception(error)
         else:

@@ -481,13 +481,15 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         accept = sock.accept
         if getattr(type(sock), "accept", None) is plain_accept:  # it is not overridden
             accept = functools.partial(accept_plainly, sock, *numbers_of(sock))
-        for _ in range(backlog):
+        for _ in range(backlog + 1):  # as asyncio since 3.14: with 0 there is one
             try:
                 conn, address = accept()
                 if self._debug:
                     base_events.logger.debug("%r got a new connection from %r: %r", server, address, conn)
                 conn.setblocking(False)
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            except ConnectionAbortedError:
+                continue
+            except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
                 if sock.fileno() == -1:  # the last connection's factory has closed the server

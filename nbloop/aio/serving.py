@@ -604,12 +604,14 @@ class _Local:
                 raise
 
     async def close(self) -> None:
-        if not self.ready.done():
-            self._task.cancel()
-            await asyncio.wait([self._task])
-            return
+        entered = self.ready.done()
         if not self._end.done():
             self._end.set_result(None)
+        if not entered:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+            if not self.ready.done() or self.ready.cancelled() or self.ready.exception() is not None:
+                return  # it was not entered; a resource may also ignore the cancellation, and is left then
         await self._task
 
 

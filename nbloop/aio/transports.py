@@ -56,10 +56,23 @@ _SocketTransport: Any = _selector_events._SelectorSocketTransport  # type: ignor
 # `writelines` raises after the end.
 CLOSE_FORGETS_WRITER = "_write_ready" in _SocketTransport.close.__code__.co_names
 
+# The methods of a socket that kernels replace. A class that overrides one gets asyncio's transport, which calls it.
+REPLACED = frozenset({"recv", "recv_into", "recvfrom", "send", "sendmsg", "sendto"})
+
 
 def kernels_take(sock: Any) -> bool:
-    """Can kernels work on this? They read the words of a `socket.socket`. A mock of one claims to be an instance."""
-    return KERNELS_READ and issubclass(type(sock), socket.socket)
+    """Can kernels work on this? They read the words of a `socket.socket`, and do what its methods do. A mock of one
+    claims to be an instance.
+    """
+    kind = type(sock)
+    return KERNELS_READ and (
+        kind is socket.socket
+        or (
+            issubclass(kind, socket.socket)
+            and all(getattr(kind, name) is getattr(socket.socket, name) for name in REPLACED)
+            and REPLACED.isdisjoint(getattr(sock, "__dict__", ()))
+        )
+    )
 
 
 class KernelTransport(Unique):
@@ -263,7 +276,7 @@ class StreamTransport(KernelTransport, _SocketTransport):  # type: ignore[misc]
         """
         if isinstance(why, (SystemExit, KeyboardInterrupt)):
             raise why
-        if self._conn_lost:
+        if self._conn_lost and isinstance(why, int):  # what the protocol raised is reported in any case
             return
         if why == 0:
             self._read_ready__on_eof()
@@ -325,6 +338,8 @@ class StreamTransport(KernelTransport, _SocketTransport):  # type: ignore[misc]
         check_here(self)
         if list_of_data and not isinstance(list_of_data, (list, tuple)):
             list_of_data = list(list_of_data)  # an iterator may write, and that comes before
+        # In asyncio before 3.14 an empty one at the end stays in the buffer, and the connection sends it for ever.
+        list_of_data = [data for data in list_of_data or () if memoryview(data).nbytes]
         self._stream.flush()
         self._buffer = self._buffer or deque()
         try:

@@ -1093,3 +1093,67 @@ def test_a_future_that_another_worker_completes_wakes_its_loop():
         return None
 
     assert nbloop.serve(main, loops=2)[0] == 1
+
+
+def test_the_message_of_a_cancel_goes_with_a_call():
+    """anyio recognises its own cancellations by it."""
+    seen = []
+
+    async def noted(here, begun):
+        here.call_soon_threadsafe(begun.set)
+        try:
+            await forever()
+        except asyncio.CancelledError as error:
+            seen.append(error.args)
+            raise
+
+    async def ends_by_itself(here, begun):
+        with contextlib.suppress(asyncio.CancelledError):
+            await noted(here, begun)
+        raise asyncio.CancelledError("my own")
+
+    async def main(worker):
+        if not worker.primary:
+            await asyncio.to_thread(hold.wait, PATIENCE)
+            return
+        try:
+            for function in (noted, ends_by_itself):
+                begun = asyncio.Event()
+                task = asyncio.ensure_future(worker.call(1, function, worker.loop, begun))
+                await begun.wait()
+                task.cancel("why")
+                with pytest.raises(asyncio.CancelledError) as caught:
+                    await task
+                seen.append(caught.value.args)
+        finally:
+            hold.set()
+
+    hold = threading.Event()
+    nbloop.serve(main, loops=2)
+    assert seen == [("why",), ("why",), ("why",), ("my own",)]
+
+
+def test_a_resource_that_ignores_the_cancellation_of_its_entry_is_left():
+    events = []
+
+    @contextlib.asynccontextmanager
+    async def stubborn():
+        with contextlib.suppress(asyncio.CancelledError):
+            began.set()
+            await forever()
+        yield 1
+        events.append("left")
+        raise KeyError("while it is left")
+
+    async def main(worker):
+        nonlocal began
+        began = asyncio.Event()
+        task = asyncio.create_task(worker.local(stubborn))
+        await began.wait()
+        return task
+
+    began = None
+    with pytest.raises(ExceptionGroup) as caught:
+        nbloop.serve(main, loops=1)
+    assert caught.group_contains(KeyError)
+    assert events == ["left"]

@@ -18,7 +18,7 @@ import weakref
 import pytest
 
 import nbloop
-from nbloop.aio.transports import KERNELS_READ, Stream, StreamTransport
+from nbloop.aio.transports import KERNELS_READ, Stream, StreamTransport, kernels_take
 from tests.support.connections import (
     LOOPS,
     Buffered,
@@ -1116,3 +1116,153 @@ def test_a_server_closed_before_the_handshake_leaves_nothing():
         assert list(loop._transports) == []
 
     nbloop.run(main())
+
+
+@pytest.mark.parametrize("end", ["close", "abort"])
+@pytest.mark.parametrize("factory", [Logged, Buffered])
+def test_what_a_protocol_raises_after_it_has_ended_the_connection_is_reported(connected, factory, end):
+    reported = []
+
+    class Ends(factory):
+        def fails(self):
+            getattr(self.transport, end)()
+            raise ValueError("after the end")
+
+        def data_received(self, _data):
+            self.fails()
+
+        def buffer_updated(self, _count):
+            self.fails()
+
+    async def test(transport, protocol, peer):
+        protocol.transport = transport
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: reported.append(context))
+        peer.send(b"x")
+        await settle()
+
+    connected(test, Ends)
+    method = "buffer_updated" if factory is Buffered else "data_received"
+    (context,) = reported
+    assert context["message"] == f"Fatal error: protocol.{method}() call failed."
+    assert isinstance(context["exception"], ValueError)
+
+
+def test_lines_of_which_the_last_is_empty(connected):
+    """asyncio before 3.14 sends the empty one for ever, and the connection never closes."""
+
+    async def test(transport, protocol, peer):
+        transport.writelines([b"head", b"", memoryview(b"")])
+        transport.writelines([])
+        transport.writelines([b"", b"body", b""])
+        assert transport.get_write_buffer_size() == 0
+        transport.close()
+        await settle()
+        assert peer.recv(100) == b"headbody"
+        assert peer.recv(100) == b""
+
+    connected(test)
+
+
+class Scrambles(socket.socket):
+    """A proxy's, say: what leaves and what arrives is not what the program sees."""
+
+    def recv(self, *args):
+        return super().recv(*args).swapcase()
+
+    def send(self, data, *args):
+        return super().send(bytes(data).swapcase(), *args)
+
+    def sendmsg(self, buffers, *args):
+        return super().sendmsg([bytes(each).swapcase() for each in buffers], *args)
+
+    def recvfrom(self, *args):
+        data, address = super().recvfrom(*args)
+        return data.removeprefix(b"HEAD"), address
+
+    def sendto(self, data, *args):
+        return super().sendto(b"HEAD" + data, *args)
+
+
+class Plain(socket.socket):
+    """It overrides nothing that kernels do."""
+
+    def close(self):
+        super().close()
+
+
+@pytest.mark.parametrize("made", LOOPS)
+def test_a_socket_of_a_class_of_its_own_is_asked(made):
+    async def main():
+        loop = asyncio.get_running_loop()
+        peer, mine = pair("unix")
+        log = []
+        transport, _ = await loop.create_connection(
+            lambda: Logged(log), sock=Scrambles(mine.family, mine.type, 0, mine.detach())
+        )
+        transport.write(b"abc")
+        peer.send(b"def")
+        await settle()
+        assert peer.recv(10) == b"ABC"
+        assert ("data", b"DEF") in log
+        transport.abort()
+        peer.close()
+
+        received = []
+
+        class Datagrams(asyncio.DatagramProtocol):
+            def datagram_received(self, data, _addr):
+                received.append(data)
+
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+            other.bind(("127.0.0.1", 0))
+            own = Scrambles(socket.AF_INET, socket.SOCK_DGRAM)
+            own.bind(("127.0.0.1", 0))
+            own.setblocking(False)
+            transport, _ = await loop.create_datagram_endpoint(Datagrams, sock=own)
+            other.sendto(b"HEADxyz", own.getsockname())
+            transport.sendto(b"xyz", other.getsockname())
+            await settle()
+            assert other.recv(100) == b"HEADxyz"
+            assert received == [b"xyz"]
+            transport.abort()
+            await settle()
+
+    on_loop(LOOPS[made], [], main())
+
+
+def test_a_class_that_overrides_nothing_of_it_gets_the_kernels():
+    async def main():
+        peer, mine = pair("unix")
+        transport, _ = await asyncio.get_running_loop().create_connection(
+            lambda: Logged([]), sock=Plain(mine.family, mine.type, 0, mine.detach())
+        )
+        assert isinstance(transport, StreamTransport)
+        transport.abort()
+        peer.close()
+        await settle()
+
+    nbloop.run(main())
+    mine = Plain()
+    mine.recv = print
+    assert not kernels_take(mine)
+    mine.close()
+
+
+def test_a_backlog_of_0_accepts_one_at_a_time():
+    """As in asyncio since 3.14; before, the listener spun."""
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        log = []
+        server = await loop.create_server(lambda: Logged(log), "127.0.0.1", 0, backlog=0)
+        async with server:
+            with socket.create_connection(server.sockets[0].getsockname()):
+                while not log:
+                    await asyncio.sleep(0.001)
+        await settle()
+
+    async def limited():
+        async with asyncio.timeout(PATIENCE):
+            await main()
+
+    nbloop.run(limited())
