@@ -121,11 +121,12 @@ def make_parser() -> argparse.ArgumentParser:
     serve = commands.add_parser(
         "serve",
         help="serve an ASGI application on every core of one process",
+        usage="%(prog)s [-h] [--loops N] [--lifespan {each,primary}] [--placement {system,least busy}] "
+        "[--require-free-threading] [an option of uvicorn ...] MODULE:APP",
         description="Serve an ASGI application with uvicorn (pip install nbloop[asgi]), on several loops of one "
-        "process. All other options are uvicorn's own, without --workers and --reload.",
+        "process. All other options are uvicorn's own, without --workers, --reload, --loop and --fd.",
         epilog="Example: python -m nbloop serve shop:app --loops 4 --port 8000 --log-level warning",
     )
-    serve.add_argument("app", metavar="MODULE:APP", help="the application")
     serve.add_argument("--loops", type=_count, metavar="N", help="loops (default: the cores that may be used)")
     serve.add_argument(
         "--lifespan",
@@ -185,12 +186,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return 1
 
             return asgi.main(
-                options.app,
+                rest,
                 loops=options.loops,
                 lifespan=options.lifespan,
                 placement=options.placement,
                 require_free_threading=options.require_free_threading,
-                options=rest,
             )
         parser.print_help()
         return 0

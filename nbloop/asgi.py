@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, Literal
 
+import click
 import h11
 import h11._util
 import uvicorn
@@ -192,16 +193,23 @@ class _Primary(uvicorn.Server):
 
 
 def main(
-    app: str,
+    arguments: Sequence[str],
     *,
     loops: int | None,
     lifespan: Lifespan,
     placement: Placement | None,
     require_free_threading: bool,
-    options: Sequence[str],
 ) -> int:
-    """``python -m nbloop serve``: `options` are those of uvicorn's command line."""
-    context: Any = uvicorn.main.make_context("nbloop serve", [app, *options])
+    """``python -m nbloop serve``: `arguments` are those of uvicorn's command line, of which only uvicorn knows which
+    one is the application. 2 for arguments that are wrong.
+    """
+    try:
+        context: Any = uvicorn.main.make_context("nbloop serve", list(arguments))
+    except click.exceptions.Exit as ends:  # `--version`
+        return ends.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
     given = context.params
     if given.get("app_dir") is not None:
         sys.path.insert(0, given["app_dir"])
@@ -215,8 +223,13 @@ def main(
     for option in uvicorn.main.params:  # what was not given is not refused
         if option.name in REFUSED and context.get_parameter_source(option.name).name == "DEFAULT":
             config.pop(option.name, None)
+    for name in REFUSED:
+        if config.get(name):
+            shown = name.replace("_", "-")
+            print(f"nbloop: --{shown} is not supported: loops are threads of this process", file=sys.stderr)
+            return 2
     run(
-        app,
+        given["app"],
         loops=loops,
         lifespan=lifespan,
         placement=placement,

@@ -10,6 +10,7 @@ apart. If the machine is busy with something else, one whole run becomes slower,
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import gc
 import inspect
@@ -126,6 +127,9 @@ def found(files: Sequence[str], pattern: str) -> dict[str, Callable[[Bench], Any
 def main(files: Sequence[str], *, pattern: str, count: int, seconds: float, save: str | None) -> int:
     """Measure and print; 2 if there is nothing to measure, or a file cannot be read or written."""
     try:
+        for file in files:
+            if Path(file).is_dir():
+                raise IsADirectoryError(errno.EISDIR, "is a folder, not a file with benchmarks", file)
         chosen = found(files, pattern)
     except OSError as error:
         print(f"nbloop: {error}", file=sys.stderr)

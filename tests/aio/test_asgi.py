@@ -268,3 +268,38 @@ def test_each_worker_has_its_own_h11_where_there_is_no_gil(http):
         assert all(issubclass(one, asyncio.Protocol) and one.__name__ == "H11Protocol" for one in chosen)
     else:
         assert chosen == [http] * 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("shop:app", "--port", "abc"), "'abc' is not a valid integer"),
+        (("shop:app", "--workers", "2"), "--workers is not supported"),
+        (("shop:app", "--fd", "3"), "--fd is not supported"),
+        (("--no-such-option", "shop:app"), "No such option"),
+        ((), "Missing argument 'APP'"),
+    ],
+)
+def test_serve_refuses_in_a_line(arguments, complaint):
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "nbloop", "serve", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert complaint in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_options_may_come_before_the_application():
+    """Only uvicorn knows which of them take a value."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "nbloop", "serve", "--port", "0", "--loops", "1", "no_such_module:app"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert 'Could not import module "no_such_module"' in done.stderr

@@ -332,6 +332,7 @@ def test_bench_has_benchmarks_of_its_own() -> None:
     ("arguments", "complaint"),
     [
         (("no-such-file.py",), "No such file"),
+        ((str(Path(__file__).parent),), "is a folder"),
         (("--only", "nothing like that"), "no function bench_NAME"),
         (("--time", "0"), "must be a number of seconds"),
         (("--compare", "no-such-file.json", __file__), "No such file"),
