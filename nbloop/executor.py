@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from .lock import CountingLock
 from .loop import Loop
@@ -52,7 +52,7 @@ class LoopExecutor(Unique, concurrent.futures.Executor):
                 raise RuntimeError("cannot schedule new futures after shutdown")
             future = send(self.loop, fn, args, kwargs)
             self._pending[future] = None
-        future.add_done_callback(lambda _done: self._pending.pop(future, None))
+        future.add_done_callback(lambda done: self._pending.pop(cast("LoopFuture", done), None))
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:

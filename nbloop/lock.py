@@ -58,7 +58,8 @@ class CountingLock(_thread.RLock):  # type: ignore[misc]  # typeshed calls it fi
             if not self.acquire(False):
                 begun = time.monotonic_ns()
                 while not self.acquire(timeout=LOOK):
-                    self._check_holder()
+                    if self._orphaned():
+                        raise ForkedLoopError("the thread that holds this lock stayed in the parent of this process")
                 self.waits += 1
                 self.waited_ns += time.monotonic_ns() - begun
         except BaseException:  # a signal handler raised, before or after we got the lock
@@ -67,13 +68,18 @@ class CountingLock(_thread.RLock):  # type: ignore[misc]  # typeshed calls it fi
             raise
         return True
 
-    def _check_holder(self) -> None:
-        if os.getpid() != _process:
-            holder = self._holder()
-            if holder not in sys._current_frames():
-                time.sleep(HAND_OVER)
-                if self._holder() == holder:
-                    raise ForkedLoopError("the thread that holds this lock stayed in the process that called os.fork()")
+    def _orphaned(self) -> bool:
+        """Whether it is held by a thread that stayed in the process that called os.fork()."""
+        holder = self._holder()
+        if os.getpid() == _process or holder in sys._current_frames():
+            return False
+        time.sleep(HAND_OVER)
+        if self._holder() != holder:
+            return False
+        if self.acquire(False):  # it has just been released, as a free one has no holder, either
+            self.release()
+            return False
+        return self._holder() == holder
 
     def _holder(self) -> int:
         """The thread that holds it, or 0: also while one that has got it has not said so. At a fork that may be one

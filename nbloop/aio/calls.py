@@ -84,7 +84,7 @@ class Call:
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         try:
-            self._deliver(task.result(), None)
+            result = task.result()
         except asyncio.CancelledError as error:
             if self.worker._leaving and not self.asked:
                 self.abandon()
@@ -92,6 +92,8 @@ class Call:
                 self._deliver(None, asyncio.CancelledError(*error.args))
         except BaseException as error:
             self._deliver(None, error)
+        else:
+            self._deliver(result, None)
 
     def abandon(self) -> None:
         """The other loop ends."""

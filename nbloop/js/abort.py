@@ -11,6 +11,7 @@ of their callbacks.
 from __future__ import annotations
 
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextvars import Context, copy_context
 from functools import partial
@@ -48,6 +49,16 @@ def _call(context: Context, callback: Callable[[Any], object], reason: Any) -> N
         raise
     except BaseException as error:
         hooks.tell(running_here(), error, "abort callback", (callback, reason))
+
+
+def _call_all(calls: deque[Callable[[], object]]) -> None:
+    """Call all of them, although KeyboardInterrupt or SystemExit leaves one. No frame of its traceback refers to it."""
+    try:
+        while calls:
+            calls.popleft()()
+    finally:
+        if calls:
+            _call_all(calls)
 
 
 class AbortSignal(EventTarget):
@@ -235,9 +246,7 @@ class AbortSignal(EventTarget):
         dependents = [signal for signal in living if signal is not None and signal._take(reason)]
         self._dependents.clear()
         self._strong.clear()
-        leaving = [error for signal in (self, *dependents) for error in signal._run_callbacks(reason)]
-        if leaving:
-            raise leaving[0]
+        _call_all(deque(partial(signal._run_callbacks, reason) for signal in (self, *dependents)))
 
     def _take(self, reason: Any) -> bool:
         with self._lock:
@@ -252,20 +261,13 @@ class AbortSignal(EventTarget):
             self._anchor.clear()
         return True
 
-    def _run_callbacks(self, reason: Any) -> list[BaseException]:
-        """Call all of them; the KeyboardInterrupt and SystemExit that they raised."""
+    def _run_callbacks(self, reason: Any) -> None:
         with self._lock:
             callbacks = list(self._algorithms.values())
             self._algorithms.clear()
-        leaving: list[BaseException] = []
-        calls: list[Callable[[], object]] = [partial(_call, *each, reason) for each in callbacks]
+        calls: deque[Callable[[], object]] = deque(partial(_call, *each, reason) for each in callbacks)
         calls.append(partial(self.dispatch_event, Event("abort")))
-        for each in calls:
-            try:
-                each()
-            except (KeyboardInterrupt, SystemExit) as error:
-                leaving.append(error)
-        return leaving
+        _call_all(calls)
 
     def __repr__(self) -> str:
         return f"<AbortSignal {f'aborted {self._reason!r}' if self._aborted else 'not aborted'}>"

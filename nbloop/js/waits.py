@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import heapq
+import itertools
 import queue
 import weakref
 from collections import deque
@@ -22,9 +24,6 @@ from .promise import Owner, Promise, Revocable
 if TYPE_CHECKING:
     from .abort import AbortSignal
     from .events import Event, EventTarget
-
-
-END = object()  # what a taker gets when there is no item and none will come
 
 
 def unlinked() -> None:
@@ -104,14 +103,15 @@ class Queue[T](Unique):
         self._js = js
         self._lock = CountingLock()
         self._items: deque[T] = deque()
-        self._waiting: dict[Promise[None], Callable[..., None]] = {}
-        self._woken = 0  # takers that were woken and have not resumed: as many items are theirs
+        self._returned: list[tuple[int, T]] = []  # a heap: handed to takers that were interrupted, by when that was
+        self._handed = itertools.count()
+        # Each promise is fulfilled with an item and its number, or with nothing after the end.
+        self._waiting: dict[Promise[Any], Callable[[tuple[Any, ...]], None]] = {}
         self._shut = False
-        self._waking = False  # a microtask is on its way
 
     def __len__(self) -> int:
         """How many items wait to be taken. Any thread; a moment old. O(1)."""
-        return len(self._items)
+        return len(self._items) + len(self._returned)
 
     def put(self, item: T) -> None:
         """Add an item. Any thread, signal handlers included. O(1).
@@ -123,7 +123,7 @@ class Queue[T](Unique):
             if self._shut:
                 raise queue.ShutDown("the queue has been shut down")
             if self._js.loop._lifecycle() >= layout.TERMINATING:
-                raise terminated(self._js.loop)
+                raise self._js.loop._terminated("has terminated or is about to")
             self._wake_soon()
             self._items.append(item)
 
@@ -141,51 +141,61 @@ class Queue[T](Unique):
 
         Raises `queue.ShutDown` when there is none and none will come. O(1).
         """
-        with self._lock:
-            if not self._waiting and not self._woken:  # nobody came earlier
-                if self._items:
-                    return self._items.popleft()
-                if self._shut:
-                    raise queue.ShutDown("the queue has been shut down")
-            promise, wake, _reject = self._js.with_resolvers()
-            self._waiting[promise] = wake
+        promise: Promise[Any] | None = None
         try:
-            await promise
-        except BaseException:
             with self._lock:
-                if self._waiting.pop(promise, None) is None:
-                    self._resumed()
+                if not self._waiting:  # nobody came earlier
+                    if self._items or self._returned:
+                        return self._next()
+                    if self._shut:
+                        raise queue.ShutDown("the queue has been shut down")
+                elif self._items or self._returned or self._shut:  # a wake is on its way, or was interrupted
+                    self._wake_soon()
+                promise, wake, _reject = self._js.with_resolvers()
+                self._waiting[promise] = wake
+            handed = await promise
+        except BaseException:
+            if promise is not None:
+                self._left(promise)
             raise
-        with self._lock:
-            item = self._items.popleft() if self._items else END
-            self._resumed()
-        if item is END:
+        if not handed:
             raise queue.ShutDown("the queue has been shut down")
-        return cast("T", item)
+        return cast("T", handed[1])
 
-    def _resumed(self) -> None:
-        """A taker that was woken goes on; those who came after it may be waiting for what is left."""
-        self._woken -= 1
-        if self._waiting and (self._shut or len(self._items) > self._woken):
-            with contextlib.suppress(LoopTerminatedError):
-                self._wake_soon()
+    def _left(self, promise: Promise[Any]) -> None:
+        """A taker was interrupted. An item that it was handed goes to the next."""
+        with self._lock:
+            self._waiting.pop(promise, None)
+            if hasattr(promise, "_outcome") and promise._value:
+                heapq.heappush(self._returned, promise._value)
+                with contextlib.suppress(LoopTerminatedError):
+                    self._wake_soon()
+
+    def _next(self) -> T:
+        return heapq.heappop(self._returned)[1] if self._returned else self._items.popleft()
 
     def _wake_soon(self) -> None:
-        if not self._waking:
+        """If somebody waits. Not once for several items: a signal handler may raise where `_wake` begins, and a flag
+        that says that it will come would then stay.
+        """
+        if self._waiting:
             self._js.loop.schedule_microtask(self._wake)
-            self._waking = True
 
     def _wake(self) -> None:
-        """Wake as many as there are items, or all after `shutdown`."""
+        """Hand the items to those who wait, in order; after `shutdown` tell the others that none will come."""
         with self._lock:
-            self._waking = False
-            count = len(self._waiting)
-            if not self._shut:
-                count = min(count, len(self._items) - self._woken)
-            woken = [self._waiting.pop(next(iter(self._waiting))) for _ in range(count)]
-            self._woken += len(woken)
-        for wake in woken:
-            wake()
+            try:
+                while self._waiting and (self._items or self._returned or self._shut):
+                    promise, wake = next(iter(self._waiting.items()))
+                    # Settled: a signal handler raised between the two statements, and it must not get another item.
+                    if not hasattr(promise, "_outcome"):
+                        some = self._items or self._returned
+                        wake((next(self._handed), self._next()) if some else ())
+                    del self._waiting[promise]
+            except BaseException:  # of a signal handler: at most one item is lost
+                with contextlib.suppress(LoopTerminatedError):
+                    self._wake_soon()
+                raise
 
     def __aiter__(self) -> Self:
         return self
@@ -293,6 +303,7 @@ class Events(Unique):
 
     def __init__(self, js: Owner, target: EventTarget, type: str, signal: AbortSignal | None) -> None:
         self._queue: Queue[Event] = Queue(js)
+        self._kept: list[Queue[Event]] = []
         self._signal = signal
         put = self._queue.put
 
@@ -306,8 +317,15 @@ class Events(Unique):
         self._unlisten: Callable[[], object] = cleanup
         self._unlink: Callable[[], object] = unlinked
         if signal is not None:
-            held = weakref.ref(self._queue)  # a signal does not keep what listens until it is aborted
-            key = signal._follow(lambda _reason: None if (queue := held()) is None else queue.shutdown())
+            # The signal does not keep the queue until it is aborted, but for as long as a coroutine waits there.
+            held, kept = weakref.ref(self._queue), self._kept
+
+            def end(_reason: object) -> None:
+                queue = kept[0] if kept else held()
+                if queue is not None:
+                    queue.shutdown()
+
+            key = signal._follow(end)
             cleanup = weakref.finalize(self, _unfollow, weakref.ref(signal), key)
             cleanup.atexit = False
             self._unlink = cleanup
@@ -317,6 +335,7 @@ class Events(Unique):
 
     async def __anext__(self) -> Event:
         """The next event. When the signal is aborted its reason is raised, after the events that came before."""
+        self._kept.append(self._queue)
         try:
             return await anext(self._queue)
         except StopAsyncIteration:
@@ -325,6 +344,8 @@ class Events(Unique):
             if self._signal is not None:
                 self._signal.throw_if_aborted()
             raise
+        finally:
+            self._kept.pop()
 
     async def aclose(self) -> None:
         """Stop listening: iteration ends when the earlier events have been taken. A second call does nothing."""

@@ -797,6 +797,7 @@ def enter(lock):
     assert lock._recursion_count() == 0
 
 def check():
+    assert not CountingLock()._orphaned()  # a free lock has no holder, either
     refused(enter, lock)
     assert lock._recursion_count() == 0
     enter(modules)

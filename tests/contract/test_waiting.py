@@ -386,3 +386,20 @@ def test_the_loops_own_thread_does_not_wait_for_a_future(make_loop):
         assert loop.call(done.result) == 0
         assert loop.call(done.exception) is None
         assert loop.call(lambda: JS(loop).resolve(3).future().result()) == 3
+
+
+def test_a_future_of_an_executor_leaves_nothing_for_the_collector(make_loop):
+    gc.collect()
+    gc.disable()
+    try:
+        with make_loop() as loop, nbloop.LoopExecutor(loop) as executor:
+            goes_on = threading.Event()
+            loop.submit(goes_on.wait, PATIENCE)  # the future is pending when it gets its callback
+            future = executor.submit(int)
+            held = weakref.ref(future)
+            goes_on.set()
+            assert future.result(PATIENCE) == 0
+            del future
+        assert held() is None
+    finally:
+        gc.enable()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import threading
@@ -554,3 +555,22 @@ def test_arguments_of_the_wrong_kind_are_named(make_loop):
         AbortSignal.timeout(make_loop(), 5)
     with pytest.raises(TypeError, match="signals must be an iterable"):
         AbortSignal.any(5)
+
+
+def test_an_exit_in_a_callback_leaves_nothing_for_the_collector():
+    class Leaves:
+        def __call__(self, _reason):
+            raise SystemExit
+
+    gc.collect()
+    gc.disable()
+    try:
+        controller, callback = AbortController(), Leaves()
+        held = [weakref.ref(callback), weakref.ref(controller.signal)]
+        controller.signal.on_abort(callback)
+        with contextlib.suppress(SystemExit):
+            controller.abort()
+        del controller, callback
+        assert [ref() for ref in held] == [None, None]
+    finally:
+        gc.enable()
