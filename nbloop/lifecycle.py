@@ -378,6 +378,8 @@ class Lifecycle(Unique, Scheduling):
             while not entered.wait(LOOK):
                 pass
         except BaseException:
+            if self._forked:  # the first 3.13 raises RuntimeError for a thread that was made before the fork
+                self._check_fork()
             try:
                 handed.pop()
             except IndexError:
