@@ -22,7 +22,7 @@ import importlib
 import inspect
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any, Literal
 
@@ -42,6 +42,7 @@ type Lifespan = Literal["each", "primary"]
 _NOTHING = object()
 # Options that `serve` decides, or that need processes of their own.
 REFUSED = ("workers", "reload", "reload_dirs", "reload_includes", "reload_excludes", "loop", "fd")
+UNSUPPORTED = "is not supported by nbloop.asgi: loops are threads of this process"
 
 
 def run(
@@ -76,9 +77,8 @@ def run(
     Traceback (most recent call last):
     ValueError: workers is not supported by nbloop.asgi: loops are threads of this process
     """
-    for name in REFUSED:
-        if config.get(name):
-            raise ValueError(f"{name} is not supported by nbloop.asgi: loops are threads of this process")
+    if (name := _refused(config)) is not None:
+        raise ValueError(f"{name} {UNSUPPORTED}")
     if lifespan not in ("each", "primary"):
         raise ValueError(f'lifespan must be "each" or "primary", not {lifespan!r}')
     started: Queue[None] = Queue()
@@ -115,6 +115,11 @@ def run(
             raise
 
     serve(main, loops=loops, name="nbloop-asgi", require_free_threading=require_free_threading)
+
+
+def _refused(config: Mapping[str, Any]) -> str | None:
+    """The first of these options that is not supported."""
+    return next((name for name in REFUSED if config.get(name)), None)
 
 
 # By the worker's index. Another `run` in the process uses them again, because classes and functions are immortal once a
@@ -223,11 +228,9 @@ def main(
     for option in uvicorn.main.params:  # what was not given is not refused
         if option.name in REFUSED and context.get_parameter_source(option.name).name == "DEFAULT":
             config.pop(option.name, None)
-    for name in REFUSED:
-        if config.get(name):
-            shown = name.replace("_", "-")
-            print(f"nbloop: --{shown} is not supported: loops are threads of this process", file=sys.stderr)
-            return 2
+    if (name := _refused(config)) is not None:
+        print(f"nbloop: --{name.replace('_', '-')} {UNSUPPORTED}", file=sys.stderr)
+        return 2
     run(
         given["app"],
         loops=loops,

@@ -838,7 +838,7 @@ import signal
 from nbloop import waiting
 loop = Loop()
 loop.start()
-main, inside, goes_on, children = threading.main_thread(), threading.Event(), threading.Event(), []
+inside, goes_on, children = threading.Event(), threading.Event(), []
 
 class Held(waiting.LoopFuture):
     def set_running_or_notify_cancel(self):
@@ -862,7 +862,7 @@ from nbloop import loop as module
 wait, module.wait = module.wait, until_inside
 waiting.LoopFuture = Held
 signal.signal(signal.SIGUSR1, handler)
-parent, refusals = os.getpid(), 0
+parent = os.getpid()
 try:
     got = loop.call(int)
 except ForkedLoopError:
