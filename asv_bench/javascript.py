@@ -7,9 +7,11 @@ As in `workloads`, each function makes a probe of one thread, which is the loop'
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from itertools import repeat
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,6 +26,7 @@ CHAIN = 10  # handlers in a chain
 ITEMS = 100  # promises for `all`
 REPEAT = 20  # chains, or calls of `all`, in a round
 PENDING = 1000  # timers that wait meanwhile
+QUEUED = 1000  # items of a queue in a round
 
 
 def create(label: str, js: JS, count: int = 1000) -> Probe:
@@ -132,3 +135,44 @@ def timeouts(label: str, ours: Nbloop, js: JS, pending: int = PENDING) -> Probe:
     for delay in np.random.default_rng(1).uniform(1e6, 2e6, pending).tolist():
         js.set_timeout(nothing, delay)
     return arm_and_cancel(label, ours, js.set_timeout, js.clear_timeout, nothing, 1000)
+
+
+def queue(label: str, ours: Nbloop, js: JS, takers: int, how: Literal["backlog", "one by one", "passed on"]) -> Probe:
+    """ns of CPU time for an item of a `js.queue` from `put` to one of its takers. All items are put at once; or each
+    when the one before has been taken and all takers wait; or each by the taker of the one before, while only the other
+    takers wait.
+    """
+    items, left = js.queue(), 0
+    put_next: Callable[[], None] = {
+        "backlog": nothing,
+        "one by one": partial(js.queue_microtask, items.put, None),
+        "passed on": partial(items.put, None),
+    }[how]
+    end: Callable[..., object] = nothing
+
+    async def take() -> None:
+        nonlocal left
+        async for _ in items:
+            left -= 1
+            if not left:
+                end()
+            else:
+                put_next()
+
+    for _ in repeat(None, takers):
+        js.spawn(take())
+
+    def probe() -> Mapping[str, float]:
+        marks: list[int] = []
+
+        def begin(until: Callable[..., object]) -> None:
+            nonlocal left, end
+            left, end = QUEUED, until
+            marks.append(time.thread_time_ns())
+            for _ in repeat(None, QUEUED if how == "backlog" else 1):
+                items.put(None)
+
+        until_end(ours, begin)
+        return {label: (time.thread_time_ns() - marks[0]) / QUEUED}
+
+    return probe

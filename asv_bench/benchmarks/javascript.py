@@ -128,6 +128,38 @@ class Timeouts(_View):
     track_beside_asyncio.unit = "times as fast as asyncio"  # type: ignore[attr-defined]
 
 
+class Queue(_View):
+    """Items from `put` to coroutines that take them, in CPU time."""
+
+    params = (1, 2, 4)
+    param_names = ("takers",)
+
+    def track_backlog(self, takers: int) -> float:
+        """Decides whether an item of a backlog takes at most 3,000 ns, however many wait for the first."""
+        return self._ns(javascript.queue("queue", self.ours, self.js, takers, "backlog"), "queue")
+
+    track_backlog.unit = "ns"  # type: ignore[attr-defined]
+
+
+class QueueOneByOne(_View):
+    """One item at a time, in CPU time."""
+
+    params = (1, 2)
+    param_names = ("takers",)
+
+    def track_one_by_one(self, takers: int) -> float:
+        """Says what it costs to resume a coroutine for an item; decides whether that is the same if another waits."""
+        return self._ns(javascript.queue("queue", self.ours, self.js, takers, "one by one"), "queue")
+
+    def track_passed_on(self, takers: int) -> float:
+        """Decides whether a taker that puts an item for another makes no more work than that. If it is alone, it takes
+        its own item without a wait.
+        """
+        return self._ns(javascript.queue("queue", self.ours, self.js, takers, "passed on"), "queue")
+
+    track_one_by_one.unit = track_passed_on.unit = "ns"  # type: ignore[attr-defined]
+
+
 class BesideNode(_View):
     """In one run with Node, a process of its own."""
 

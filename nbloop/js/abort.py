@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from contextvars import Context, copy_context
 from functools import partial
 from types import CoroutineType, TracebackType
-from typing import Any
+from typing import Any, SupportsFloat, SupportsIndex
 
 from .. import hooks
 from ..lifecycle import Lifecycle, running_here
@@ -26,6 +26,8 @@ from ..unique import Unique
 from .coroutines import run_here
 from .events import Event, EventTarget
 from .promise import Owner, reason_as_exception
+
+MOST_MS = 4e12  # 126 years: the longest delay of a timer
 
 
 class AbortError(Exception):
@@ -111,9 +113,9 @@ class AbortSignal(EventTarget):
     @classmethod
     def timeout(cls, js: Owner, ms: float) -> AbortSignal:
         """A signal that is aborted with a TimeoutError after `ms` milliseconds, on the loop of `js`; its timer does not
-        keep the loop alive (DOM, ``AbortSignal.timeout``). ValueError for a negative `ms`.
+        keep the loop alive (DOM, ``AbortSignal.timeout``). ValueError for a negative `ms`, and for more than 4e12.
         """
-        check_milliseconds("ms", ms)
+        check_limit("ms", ms)
         if not callable(getattr(js, "set_timeout", None)):
             raise TypeError(f"js must be a nbloop.js.JS, not {js!r}")
         signal = cls()
@@ -273,13 +275,29 @@ class AbortSignal(EventTarget):
         return f"<AbortSignal {f'aborted {self._reason!r}' if self._aborted else 'not aborted'}>"
 
 
+def check_delay(name: str, value: object) -> None:
+    """Check a delay as `JS.set_timeout` does, which takes a negative one for 0."""
+    if not isinstance(value, (int, float)):
+        if not isinstance(value, (SupportsFloat, SupportsIndex)):
+            raise TypeError(f"{name} must be a number of milliseconds, not {value!r}")
+        value = float(value)
+    if not value <= MOST_MS:
+        raise ValueError(f"{name} must be a finite number of milliseconds, at most 4e12, not {value!r}")
+
+
+def check_limit(name: str, value: object) -> float:
+    """Check a period or a time-out, which cannot be negative."""
+    check_delay(name, value)
+    return check_milliseconds(name, value)
+
+
 def limited(js: Owner, signal: AbortSignal | None, ms: float | None) -> AbortSignal | None:
     """The signal of the arguments ``signal=`` and ``timeout=``: aborted with the first of them. None for neither."""
     if signal is not None and not isinstance(signal, AbortSignal):
         raise TypeError(f"signal must be an AbortSignal or None, not {signal!r}")
     if ms is None:
         return signal
-    expires = AbortSignal.timeout(js, check_milliseconds("timeout", ms))
+    expires = AbortSignal.timeout(js, check_limit("timeout", ms))
     return expires if signal is None else AbortSignal.any([signal, expires])
 
 

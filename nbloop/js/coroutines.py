@@ -38,7 +38,8 @@ from ..errors import LoopTerminatedError
 from ..lifecycle import Lifecycle, running_here
 from ..parts import Part
 from ..waiting import terminated
-from .promise import CancelledError, Owed, Owner, Promise, Resumed, Signal, abandoned, reason_as_exception, resolved
+from .policy import Resumed
+from .promise import CancelledError, Owed, Owner, Promise, Signal, abandoned, reason_as_exception, resolved
 from .tasks import outside_task
 
 ENDED = -1  # the turn of a coroutine that will not run again
@@ -89,7 +90,7 @@ class Running(Resumed):
         if loop.is_loop_thread():
             self.start()
         else:
-            first = _First(self.start, self._drop)
+            first = Owed(self.start, self._drop)
             try:
                 loop.schedule_microtask(first)
             except LoopTerminatedError:
@@ -265,16 +266,6 @@ def _fail(running: Running, turn: int, promise: Promise[Any], reason: Any) -> No
         _resume(running, turn, True, reason_as_exception(promise, reason))
     finally:
         del promise, reason
-
-
-class _First(Owed):
-    """A first step that has been scheduled. If it never begins, the coroutine is dropped."""
-
-    __slots__ = ()
-
-    def __call__(self) -> None:
-        self._run()
-        self._dropped = None
 
 
 class Living[T]:

@@ -5,42 +5,31 @@ Source: ECMAScript 2025, 27.2 (its abstract operations are cited where they are 
 Problem: interleavings of promise chains are observable, so each step must take the *number* of microtasks that the
 standard prescribes; and on free-threaded Python different threads may call `resolve` and `then` at once. Idea: the work
 of every promise, settling once and queueing reactions in order, is compiled and uses the instance's own slots
-(kernels/promises/settling.py explains the protocol). This file holds the JavaScript part: what a promise may be
-resolved with besides a plain value, where unhandled rejections are reported, and what happens to handlers when the loop
-has ended. The kernels call these functions only in such cases, so a chain of plain values never reaches them.
-
-It loses where every handler returns an object that Python must test for being a thenable.
+(kernels/promises/settling.py explains the protocol). This file holds the promise itself, and what reports unhandled
+rejections. policy.py holds what the kernels leave to Python.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import threading
 import traceback
-from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import copy_context
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, overload
+from typing import Any, Literal, Protocol, cast, overload
 
 from .. import hooks
 from ..errors import LoopTerminatedError
 from ..kernels.base import layout
 from ..kernels.base.kernel import method
 from ..kernels.promises import reactions
-from ..kernels.promises.classes import Eventual, Resolver, ResultSlots, View, make_view
+from ..kernels.promises.classes import Eventual, View
 from ..lifecycle import Lifecycle
 from ..options import check_timeout
 from ..waiting import LoopFuture, late, refuse_own_thread, settle, terminated, wait
-from .tasks import is_future, wait_in_task, when_done
-
-if TYPE_CHECKING:
-    import asyncio
-
-
-type AnyFuture = concurrent.futures.Future[Any] | asyncio.Future[Any]
+from .tasks import wait_in_task
 
 
 class Owner(Protocol):
@@ -130,7 +119,7 @@ class Promise[T](Eventual):
     def __init__(self, js: Owner) -> None:
         self._view = js._view  # the only word that is always set: writing a slot costs 25 ns
         if js.debug:
-            _made(self, 3)  # leave out this frame and the view's, too
+            made(self, 3)  # leave out this frame and the view's, too
 
     @property
     def state(self) -> Literal["pending", "fulfilled", "rejected"]:
@@ -172,10 +161,10 @@ class Promise[T](Eventual):
         ...     JS(loop).sleep(1).then(lambda _: "done").result()
         'done'
         """
-        loop = self._view.owner.loop
-        refuse_own_thread(loop, "Promise.result()")
         if timeout is not None:
             check_timeout(timeout)
+        loop = self._view.owner.loop
+        refuse_own_thread(loop, "Promise.result()")
         if not hasattr(self, "_outcome"):
             waited = self._wait_once(loop)
             if not wait(loop, waited, timeout, lambda: hasattr(self, "_outcome")):
@@ -351,196 +340,9 @@ def _fail(future: concurrent.futures.Future[Any], reason: Any) -> None:
     settle(future.set_exception, reason if isinstance(reason, BaseException) else RejectedError(reason))
 
 
-def _follow(promise: Promise[Any], resolution: Any) -> None:
-    """The body of a promise resolve function (27.2.1.3.2) for a value that is not plain. The caller must have the sole
-    right to settle the promise. If a job is needed but the loop has ended, the promise is rejected.
-    """
-    try:
-        _look_into(promise, resolution)
-    except LoopTerminatedError as error:
-        promise._reject(error)
-    finally:  # as in `settle_by`
-        del promise, resolution
-
-
-def _look_into(promise: Promise[Any], resolution: Any) -> None:
-    if resolution is promise:
-        promise._reject(TypeError("a promise cannot be resolved with itself"))
-        return
-    js: Owner = promise._view.owner
-    # First all that calls the value's own code, so that nothing has been scheduled if that raises.
-    try:
-        kind, then = _examined(resolution)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:
-        promise._reject(error)
-        del promise, resolution  # as in `settle_by`
-        return
-    if kind is Promise:
-        # Its `then` is ours: the job does what calling it with two resolving functions would, without making them.
-        js.loop.schedule_microtask(resolution._react, promise._resolve, promise._reject)
-    elif kind is concurrent.futures.Future:
-        try:
-            adopt_future(promise, resolution)
-        except RuntimeError as error:  # the loop of an asyncio future is closed
-            promise._reject(error)
-            del promise, resolution  # as in `settle_by`
-    elif kind is Awaitable:
-        js.queue_microtask(_follow_awaitable, promise, resolution)
-    elif callable(then):
-        js.queue_microtask(_thenable_job, promise, then)
-    else:
-        promise._fulfill(resolution)
-
-
-def _examined(value: Any) -> tuple[Any, Any]:
-    """What a resolution is, and its `then` if it is none of ours. Raises what its ``__class__`` or `then` raises."""
-    try:
-        if isinstance(value, Promise):
-            return Promise, None
-        if isinstance(value, concurrent.futures.Future) or is_future(value):
-            return concurrent.futures.Future, None
-        if isinstance(value, Awaitable):
-            return Awaitable, None
-        return object, getattr(value, "then", None)  # read only once
-    finally:
-        del value  # as in `settle_by`
-
-
-def _unhandled(promise: Promise[Any]) -> None:
-    promise._view.owner.rejections.note(promise)
-
-
-class Resumed:
-    """What a hidden reaction resumes: the first argument of its handlers, which are `partial`."""
-
-    __slots__ = ()
-
-    def give_up(self, error: BaseException) -> None:
-        """An exception, such as a signal handler's, came between the reaction and what it was to resume."""
-
-
-def _raised(reaction: Any, error: BaseException) -> None:
-    """A handler raised: reject its promise. A hidden reaction passes its handler here. Its exception is dropped, but
-    the object that the handler was to resume gives up, so that nothing waits for it for ever.
-    """
-    if isinstance(reaction, Promise):
-        if not isinstance(error, (KeyboardInterrupt, SystemExit)):
-            reaction._reject(error)
-            return
-    elif isinstance(reaction, partial) and reaction.args and isinstance(reaction.args[0], Resumed):
-        reaction.args[0].give_up(error)
-    if isinstance(error, (KeyboardInterrupt, SystemExit)):
-        raise error
-
-
-class _Losing(threading.local):
-    waiting: list[Eventual] | None = None
-
-
-_losing = _Losing()
-
-
-def _lost(reaction: Eventual, error: BaseException) -> None:
-    """Reject a reaction that will never run because the loop is gone, and what waits for it, to the end of the chain.
-    Rejecting one calls this again for the next, so a loop replaces recursion, for which a chain may be too long.
-    """
-    if _losing.waiting is not None:
-        _losing.waiting.append(reaction)
-        return
-    waiting = _losing.waiting = [reaction]
-    try:
-        while waiting:
-            reaction = waiting.pop()
-            if isinstance(reaction, Promise):
-                # a context and handlers, which live no longer than they can be called
-                for slot in ("_link", "_on_fulfilled", "_on_rejected"):
-                    with contextlib.suppress(AttributeError):
-                        delattr(reaction, slot)
-                reaction._handled = True  # no handler could do anything about this rejection
-                reaction._reject(error)
-                continue
-            handler = getattr(reaction, "_on_rejected", None)  # the handler of a combinator, an adoption or a coroutine
-            if isinstance(handler, ResultSlots):
-                handler.put(reaction._reactions, error)
-            elif handler is not None:
-                handler(error)
-    finally:
-        _losing.waiting = None
-
-
-def _made(promise: Promise[Any], frames: int = 1) -> None:
+def made(promise: Promise[Any], frames: int = 1) -> None:
     """In debug mode, remember the call stack without its innermost `frames` frames, which include this one."""
     promise._site = "".join(traceback.format_stack()[:-frames])
-
-
-def _misused(instance: object) -> None:
-    if isinstance(instance, Resolver):
-        raise TypeError("a resolving function takes at most one argument")
-    raise TypeError("then takes at most two arguments, on_fulfilled and on_rejected")
-
-
-def view_of(js: Owner, spawning: Callable[[Callable[..., Any]], Callable[..., Any]]) -> View:
-    """What kernels know of a view. `spawning` says what to schedule for a callback."""
-    hooks = {
-        "follow": _follow,
-        "unhandled": _unhandled,
-        "raised": _raised,
-        "lost": _lost,
-        "made": _made if js.debug else None,
-        "misused": _misused,
-        "spawning": spawning,
-    }
-    return make_view(js.loop._state, js, Promise, hooks, ("on_fulfilled", "on_rejected"))
-
-
-def _thenable_job(promise: Promise[Any], then: Callable[..., Any]) -> None:
-    """NewPromiseResolveThenableJob (27.2.2.2)."""
-    resolver = Resolver(promise)
-    del promise
-    settle_by(resolver, then)
-
-
-def settle_by(resolver: Resolver, executor: Callable[..., Any]) -> None:
-    """Call ``executor(resolve, reject)``; an exception rejects. Its traceback keeps this frame and its callers' alive:
-    they must not refer to the promise, or what the executor held would stay until a collection.
-    """
-    try:
-        executor(resolver.resolve, resolver.reject)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:
-        resolver.reject(error)  # this forgets the promise
-
-
-def _follow_awaitable(promise: Promise[Any], awaitable: Awaitable[Any]) -> None:
-    async def wait() -> Any:
-        return await awaitable
-
-    promise._view.owner.spawn(wait())._react(promise._resolve, promise._reject)
-
-
-def adopt_future(promise: Promise[Any], future: AnyFuture) -> None:
-    """Settle as a future does. Any thread."""
-
-    def done(future: AnyFuture) -> None:
-        """In whichever thread completes the future, or on its loop's."""
-        if future.cancelled():
-            promise._reject(concurrent.futures.CancelledError())
-            return
-        error = future.exception()
-        if error is not None:
-            promise._reject(error)
-        else:
-            promise._resolve(future.result())
-
-    if isinstance(future, concurrent.futures.Future):
-        future.add_done_callback(done)
-    elif future.done():  # its loop may run no more
-        done(future)
-    else:
-        when_done(future, done)
 
 
 def rejected(js: Owner, reason: Any) -> Promise[Any]:
@@ -566,7 +368,7 @@ def resolved(js: Owner, value: Any) -> Promise[Any]:
     try:
         promise._resolve(value)
         return promise
-    finally:  # as in `settle_by`
+    finally:  # as in policy.py, `settle_by`
         del promise
 
 
@@ -582,7 +384,9 @@ def reason_as_exception(holder: Promise[Any] | Signal, reason: Any) -> BaseExcep
 
 
 class Owed:
-    """A callback that does something else if it never runs: if the loop refuses it, or drops it at its end."""
+    """A callback that does something else if it never runs to its end: if the loop refuses it, drops it at its end, or
+    an exception leaves it.
+    """
 
     __slots__ = ("_dropped", "_run")
 
@@ -593,11 +397,11 @@ class Owed:
         self._dropped = dropped
 
     def __call__(self) -> None:
-        self._dropped = None
         self._run()
+        self._dropped = None  # if an exception of a signal handler leaves `_run`, it may not have begun
 
     def drop(self) -> None:
-        """Note that it will never run. After a call, or an earlier `drop`, this does nothing."""
+        """Note that it will not run any more. After a whole call, or an earlier `drop`, this does nothing."""
         dropped, self._dropped = self._dropped, None
         if dropped is not None:
             dropped()
@@ -610,41 +414,41 @@ class Owed:
 class Rejections:
     """HostPromiseRejectionTracker (27.2.1.9): reports, once, each rejection that has no handler by the end of its
     checkpoint.
+
+    Each noted promise has a notice of its own. A notice that runs tells all promises that are noted by then, its own
+    first. One that the loop refuses or drops tells only its own, because the others may still be handled in time. Both
+    may happen at once, on two threads: whoever takes the promise out of `_noted` tells it.
     """
 
     def __init__(self, js: Owner, report: Callable[[Any, Promise[Any]], object] | None) -> None:
         self._js = js
         self._report = report
         self._context = copy_context()  # the context in which `report` was set
-        self._noted: deque[Promise[Any]] = deque()
+        self._noted: dict[Promise[Any], Literal[True]] = {}  # in the order in which they were rejected
 
     def note(self, promise: Promise[Any]) -> None:
         """Note that a promise was rejected before it had a handler. Any thread."""
-        self._noted.append(promise)
-        notice = Owed(self._notify, self._notify_at_end)
+        self._noted[promise] = True
+        notice = Owed(partial(self._notify, promise), partial(self._tell, promise, None))
         try:
             self._js.loop.schedule_checkpoint_end(notice)
         except LoopTerminatedError:
-            notice.drop()
+            notice.drop()  # no checkpoint comes any more in which something could handle it
 
-    def _notify_at_end(self) -> None:
-        """Log the noted promises: no checkpoint comes any more in which something could handle them. Any thread."""
-        with contextlib.suppress(IndexError):  # none is left
-            while True:
-                self._tell(self._noted.popleft(), None)
-
-    def _notify(self) -> None:
-        """At the end of a checkpoint (HTML, 'notify about rejected promises'), report the promises noted by then. A
-        promise that is rejected meanwhile gets its own checkpoint, whose microtasks may handle it.
+    def _notify(self, own: Promise[Any]) -> None:
+        """At the end of a checkpoint (HTML, 'notify about rejected promises'), report the promises noted by then,
+        unless an earlier notice has. A promise that is rejected meanwhile gets its own checkpoint, whose microtasks may
+        handle it.
         """
-        for _ in range(len(self._noted)):
-            self._tell(self._noted.popleft(), self._report)
+        if own in self._noted:
+            for promise in [own, *self._noted]:
+                self._tell(promise, self._report)
 
     def _tell(self, promise: Promise[Any], report: Callable[[Any, Promise[Any]], object] | None) -> None:
-        """Report a rejection, to the logger if `report` is None, unless it is handled, or only says that something was
-        cancelled or that this loop ends.
+        """Report a rejection, to the logger if `report` is None, unless it has been told or is handled, or only says
+        that something was cancelled or that this loop ends. Any thread.
         """
-        if hasattr(promise, "_handled"):
+        if not self._noted.pop(promise, False) or hasattr(promise, "_handled"):
             return
         promise._handled = True  # reported: a handler added later changes nothing
         reason = promise._value

@@ -35,7 +35,7 @@ from ..lock import CountingLock
 from ..parts import Part
 from ..threads import aside
 from ..waiting import worker
-from .abort import limited
+from .abort import MOST_MS, limited
 from .promise import Promise
 from .view import JS
 from .waits import unlinked
@@ -135,6 +135,8 @@ class Workers(Part):
         timeout: float | None,
     ) -> Promise[Any]:
         """Start a function. Any thread; without `signal` and `timeout` also in signal handlers."""
+        if timeout is not None and timeout * 1e3 > MOST_MS:
+            raise ValueError(f"timeout must be at most 4e9 seconds, not {timeout!r}")
         if signal is not None or timeout is not None:
             signal = limited(self._js, signal, None if timeout is None else timeout * 1e3)
         promise: Promise[Any] = Promise(self._js)

@@ -16,8 +16,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from ..errors import LoopTerminatedError
-from ..options import check_milliseconds
 from ..unique import Unique
+from .abort import check_limit
 from .coroutines import Running, coroutines_of
 from .promise import CancelledError, Owner, Promise, RejectedError
 
@@ -90,7 +90,7 @@ class Timeout(Scope):
 
     def __init__(self, js: Owner, ms: float) -> None:
         super().__init__(js)
-        self._ms = check_milliseconds("ms", ms)
+        self._ms = check_limit("ms", ms)
         self._timer: int | None = None
 
     @property

@@ -17,14 +17,14 @@ from ..kernels.base.kernel import bound
 from ..kernels.methods import javascript as kernels
 from ..kernels.promises.classes import Resolver
 from ..lifecycle import Lifecycle
-from ..options import check_milliseconds
 from ..unique import Unique
 from . import combinators
-from .abort import AbortSignal, limited
+from .abort import AbortSignal, check_delay, check_limit, limited
 from .coroutines import Coroutines, spawn, spawning
-from .events import Event, EventTarget, check_target
+from .events import Event, EventTarget, check_name, check_target
 from .performance import Performance
-from .promise import AnyFuture, Promise, Rejections, Revocable, adopt_future, rejected, resolved, settle_by, view_of
+from .policy import AnyFuture, adopt_future, settle_by, view_of
+from .promise import Promise, Rejections, Revocable, rejected, resolved
 from .scopes import Group, Timeout
 from .tasks import is_future
 from .waits import Events, Once, Queue, Sleep, interval
@@ -93,8 +93,9 @@ class JS[L: Lifecycle = Any](Unique):
         If `signal` is aborted first, it is rejected with the signal's reason; after `timeout` milliseconds, with a
         TimeoutError; both cancel its timer. So does the interruption of the last coroutine or task that awaits it, if
         it has no other handler; it is rejected with `CancelledError` then. If the loop ends first, it is rejected with
-        `LoopTerminatedError`. O(1), apart from the timer.
+        `LoopTerminatedError`. O(1), apart from the timer. Raises TypeError, ValueError.
         """
+        check_delay("ms", ms)
         limit = signal if signal is None and timeout is None else limited(self, signal, timeout)
         promise: Revocable[None] = Revocable(self)
         if limit is not None and limit.aborted:
@@ -128,7 +129,7 @@ class JS[L: Lifecycle = Any](Unique):
         when the iteration begins, until it is left. A block that takes longer runs again at once, and the times that it
         missed meanwhile count as one. Raises TypeError, ValueError.
         """
-        return interval(self, check_milliseconds("ms", ms))
+        return interval(self, check_limit("ms", ms))
 
     def once(self, target: EventTarget, type: str, *, signal: AbortSignal | None = None) -> Promise[Event]:
         """A promise for the next event of a `type` that `target` gets. An aborted `signal` rejects it with its reason,
@@ -136,6 +137,7 @@ class JS[L: Lifecycle = Any](Unique):
         event may be dispatched on any thread. Raises TypeError.
         """
         check_target(target)
+        check_name("type", type)
         limit = limited(self, signal, None)
         promise: Revocable[Event] = Revocable(self)
         if limit is not None and limit.aborted:

@@ -7,7 +7,7 @@ import heapq
 import itertools
 import queue
 import weakref
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Callable, Iterator
 from operator import call
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -105,8 +105,9 @@ class Queue[T](Unique):
         self._items: deque[T] = deque()
         self._returned: list[tuple[int, T]] = []  # a heap: handed to takers that were interrupted, by when that was
         self._handed = itertools.count()
-        # Each promise is fulfilled with an item and its number, or with nothing after the end.
-        self._waiting: dict[Promise[Any], Callable[[tuple[Any, ...]], None]] = {}
+        # Each promise is fulfilled with an item and its number, or with nothing after the end. The first one of a plain
+        # dict would be O(n) away, behind the places of those that have left.
+        self._waiting: OrderedDict[Promise[Any], Callable[[tuple[Any, ...]], None]] = OrderedDict()
         self._shut = False
 
     def __len__(self) -> int:
@@ -124,17 +125,18 @@ class Queue[T](Unique):
                 raise queue.ShutDown("the queue has been shut down")
             if self._js.loop._lifecycle() >= layout.TERMINATING:
                 raise self._js.loop._terminated("has terminated or is about to")
-            self._wake_soon()
-            self._items.append(item)
+            if self._waiting:
+                self._serve(item)
+            else:
+                self._items.append(item)
 
     def shutdown(self) -> None:
         """Take no more items: when the waiting items have been taken, iteration ends, and `get` raises
-        `queue.ShutDown`. A second call does nothing. Any thread, signal handlers included. O(1).
+        `queue.ShutDown`. A second call does nothing. Any thread, signal handlers included. O(coroutines that wait).
         """
         with self._lock:
             self._shut = True
-            with contextlib.suppress(LoopTerminatedError):  # then nobody waits
-                self._wake_soon()
+            self._serve()
 
     async def get(self) -> T:
         """Wait for the next item, in a coroutine of `JS.spawn`. A coroutine that is cancelled meanwhile takes none.
@@ -149,10 +151,10 @@ class Queue[T](Unique):
                         return self._next()
                     if self._shut:
                         raise queue.ShutDown("the queue has been shut down")
-                elif self._items or self._returned or self._shut:  # a wake is on its way, or was interrupted
-                    self._wake_soon()
                 promise, wake, _reject = self._js.with_resolvers()
                 self._waiting[promise] = wake
+                if self._items or self._returned or self._shut:  # a signal handler has put, or raised in `_serve`
+                    self._serve()
             handed = await promise
         except BaseException:
             if promise is not None:
@@ -168,34 +170,43 @@ class Queue[T](Unique):
             self._waiting.pop(promise, None)
             if hasattr(promise, "_outcome") and promise._value:
                 heapq.heappush(self._returned, promise._value)
-                with contextlib.suppress(LoopTerminatedError):
-                    self._wake_soon()
+                self._serve()
 
     def _next(self) -> T:
         return heapq.heappop(self._returned)[1] if self._returned else self._items.popleft()
 
-    def _wake_soon(self) -> None:
-        """If somebody waits. Not once for several items: a signal handler may raise where `_wake` begins, and a flag
-        that says that it will come would then stay.
-        """
-        if self._waiting:
-            self._js.loop.schedule_microtask(self._wake)
+    def _serve(self, *put: T) -> None:
+        """Hand the items, and then what is `put`, to those who wait, in order; after `shutdown` tell the others that
+        none will come. Afterwards nobody waits beside an item. The lock is held.
 
-    def _wake(self) -> None:
-        """Hand the items to those who wait, in order; after `shutdown` tell the others that none will come."""
-        with self._lock:
-            try:
-                while self._waiting and (self._items or self._returned or self._shut):
-                    promise, wake = next(iter(self._waiting.items()))
-                    # Settled: a signal handler raised between the two statements, and it must not get another item.
+        In the middle of another call of this thread (it is a signal handler's, or that of a finaliser which closes a
+        taker) a microtask does it, because the other call may have chosen the same taker.
+        """
+        try:
+            self._items.extend(put)
+            if self._lock._recursion_count() > 1:
+                self._serve_soon()
+                return
+            while self._items or self._returned or self._shut:
+                for promise, wake in self._waiting.items():  # the first, with no call in which another could leave
+                    # Settled: a signal handler raised before the `pop` below, and it must not get another item.
                     if not hasattr(promise, "_outcome"):
-                        some = self._items or self._returned
-                        wake((next(self._handed), self._next()) if some else ())
-                    del self._waiting[promise]
-            except BaseException:  # of a signal handler: at most one item is lost
-                with contextlib.suppress(LoopTerminatedError):
-                    self._wake_soon()
-                raise
+                        wake((next(self._handed), self._next()) if self._items or self._returned else ())
+                    self._waiting.pop(promise, None)
+                    break
+                else:
+                    return
+        except BaseException:  # of a signal handler: at most one item is lost
+            self._serve_soon()
+            raise
+
+    def _serve_soon(self) -> None:
+        with contextlib.suppress(LoopTerminatedError):  # then the items are dropped
+            self._js.loop.schedule_microtask(self._serve_now)
+
+    def _serve_now(self) -> None:
+        with self._lock:
+            self._serve()
 
     def __aiter__(self) -> Self:
         return self

@@ -505,6 +505,12 @@ def test_any_keeps_a_timeout_that_others_listen_to(page):
     assert gone() is not None
 
 
+def test_no_timeout_is_that_long(page):
+    """contract: ValueError."""
+    with pytest.raises(ValueError, match=r"^ms must be a finite number of milliseconds, at most 4e12, not"):
+        AbortSignal.timeout(page.js, 5e12)
+
+
 @pytest.mark.parametrize("ms", [-1, -0.001, float("nan"), float("inf")])
 def test_no_timeout_of_that_length(page, ms):
     """DOM: AbortSignal.timeout takes an unsigned number."""

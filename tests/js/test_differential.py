@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from nbloop import Loop
-from nbloop.js import JS, promise
+from nbloop.js import JS, Promise, policy
 from tests.support.differential import compare
 from tests.support.differential.programs import javascript, program
 
@@ -48,15 +48,15 @@ def test_the_order_is_nodes(seeds: range | list[int]) -> None:
 @needs_node
 def test_a_difference_is_found_and_shrunk(monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison can fail: when adopting a promise takes one job too few, it does, and shows a few lines."""
-    follow = promise._follow
+    follow = policy._follow
 
-    def hasty(adopter: promise.Promise[Any], resolution: Any) -> None:
-        if isinstance(resolution, promise.Promise) and resolution is not adopter:
+    def hasty(adopter: Promise[Any], resolution: Any) -> None:
+        if isinstance(resolution, Promise) and resolution is not adopter:
             resolution._react(adopter._resolve, adopter._reject)
         else:
             follow(adopter, resolution)
 
-    monkeypatch.setattr(promise, "_follow", hasty)
+    monkeypatch.setattr(policy, "_follow", hasty)
     programs = [program(seed) for seed in range(1, 100)]
     found = compare.first_difference(programs)
     assert found is not None

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from nbloop import Loop, LoopTerminatedError
+from nbloop import Loop, LoopState, LoopTerminatedError, hooks
 from nbloop.js import JS, Promise
 from tests.support.driver import Page
-from tests.support.waiting import PATIENCE, elsewhere, together
+from tests.support.waiting import PATIENCE, elsewhere, together, wait_for
 
 ERROR = ValueError("the reason")
 
@@ -508,6 +508,19 @@ def test_a_long_chain_after_the_end(make_page):
     assert {child.state for child in chain[1:]} == {"rejected"}
 
 
+@pytest.mark.parametrize("timeout", ["1", True, -1, float("nan"), 1e300])
+def test_a_bad_timeout_of_result_is_named(page, timeout):
+    """contract: TypeError and ValueError come first, also for a settled promise, and on the loop's own thread."""
+
+    def check():
+        for promise in (page.js.with_resolvers()[0], page.js.resolve(1)):
+            with pytest.raises((TypeError, ValueError), match=r"^timeout must be"):
+                promise.result(timeout)
+
+    check()
+    page.on_loop(check)
+
+
 # --- unhandled rejections --------------------------------------------------------------------------------------------
 
 
@@ -627,6 +640,79 @@ def test_reported_at_the_end_too(make_page):
     page.loop.submit(lambda: page.js.reject(1))
     page.loop.shutdown()
     assert page.unhandled == [1]
+
+
+def at_the_end(page, body):
+    """Call it on the loop's thread when the end has begun: the loop takes no more work from other threads then."""
+
+    async def cleans_up():
+        try:
+            await page.never()
+        finally:
+            assert page.loop.state is LoopState.TERMINATING
+            body()
+
+    page.js.spawn(cleans_up())
+    page.turn()
+    page.loop.shutdown()
+
+
+def logged(caplog):
+    """The reasons that the logger was told, which must be words."""
+    return [record.getMessage().split("'")[1] for record in caplog.records]
+
+
+def test_a_rejection_that_the_end_refuses_leaves_others_their_checkpoint(make_page, caplog):
+    """contract: it is logged; the rejections of the loop's own thread are reported if nothing handles them in time."""
+    page = make_page()
+
+    def body():
+        handled = page.js.reject("handled")
+        page.js.reject("reported")
+        elsewhere(page.js.reject, "refused")
+        handled.catch(str)
+
+    at_the_end(page, body)
+    assert page.unhandled == ["reported"]
+    assert logged(caplog) == ["refused"]
+
+
+def test_a_rejection_that_the_end_refuses_during_a_report(make_page, caplog):
+    """contract: it is logged, and the report of the others goes on."""
+    page = make_page()
+    reported = []
+
+    def report(reason, _promise):
+        reported.append(reason)
+        elsewhere(view.reject, f"refused after {reason}")
+
+    view = JS(page.loop, on_unhandled_rejection=report)
+    at_the_end(page, lambda: (view.reject("first"), view.reject("second")))
+    assert reported == ["first", "second"]
+    assert logged(caplog) == ["refused after first", "refused after second"]
+
+
+@pytest.mark.parametrize("end", ["shutdown", "close"])
+def test_rejected_on_other_threads_while_the_loop_ends(make_page, monkeypatch, end):
+    """contract: an unhandled rejection is reported exactly once, or logged if the end overtakes it."""
+    told = []
+    # Not the logger itself, which ignores what a finaliser logs in the middle of another record of the same thread.
+    monkeypatch.setattr(hooks, "log", lambda _error, _message, _loop, reason, _made, **_: told.append(reason))
+    for _ in range(20):
+        page = make_page()
+        told.clear()
+
+        def body(i, page=page):
+            if i == 0:
+                getattr(page.loop, end)()
+                return
+            for n in range(50):
+                page.js.reject(f"{i}-{n}")
+
+        together(3, body)
+        every = sorted(f"{i}-{n}" for i in (1, 2) for n in range(50))
+        # The interpreter may free what the loop has dropped only after the thread that made it has ended (PEP 703).
+        wait_for(lambda page=page, every=every: sorted(page.unhandled + told) == every)
 
 
 def test_the_logger_is_told(make_page, caplog):

@@ -9,12 +9,16 @@ import queue
 import signal
 import threading
 import weakref
+from fractions import Fraction
 
 import pytest
 
 from nbloop import Loop, LoopTerminatedError
 from nbloop.js import JS, AbortController, AbortError, AbortSignal, CancelledError, CustomEvent, Event, EventTarget
 from nbloop.js.coroutines import coroutines_of
+from nbloop.kernels.build import object_cache
+from tests.support.arrivals import Arrivals, described, handled
+from tests.support.driver import Page
 from tests.support.waiting import PATIENCE, elsewhere, together, wait_for
 
 # --- limits of sleep and promisify ------------------------------------------------------------------------------------
@@ -109,6 +113,64 @@ def test_bad_limits(page, wait, wrong):
             page.js.sleep(1e6, **wrong)
     page.turn()
     assert not page.loop.alive()
+
+
+NO_TIME = ("1", float("nan"), float("inf"), 5e12, 10**400)
+CHECKED = {
+    "sleep": ("ms", lambda page, wrong, **more: page.js.sleep(wrong, **more), (*NO_TIME, None)),
+    "sleep's limit": ("timeout", lambda page, wrong, **more: page.js.sleep(1, timeout=wrong, **more), (*NO_TIME, -1)),
+    "promisify": ("function", lambda page, wrong, **more: page.loop.promisify(wrong, **more), (5, None)),
+    "promisify's limit": (
+        "timeout",
+        lambda page, wrong, **more: page.loop.promisify(int, timeout=wrong, **more),
+        (*NO_TIME, -1, 5e9),
+    ),
+    "once": ("target", lambda page, wrong, **more: page.js.once(wrong, "x", **more), (5, None)),
+    "once's type": ("type", lambda page, wrong, **more: page.js.once(page.target, wrong, **more), (5, None)),
+    "on": ("target", lambda page, wrong, **more: page.js.on(wrong, "x", **more), (5, None)),
+    "on's type": ("type", lambda page, wrong, **more: page.js.on(page.target, wrong, **more), (5, None)),
+    "spawn": ("spawn takes a coroutine", lambda page, wrong, **more: page.js.spawn(wrong, **more), (5, int)),
+}
+
+
+@pytest.mark.parametrize("call", CHECKED)
+@pytest.mark.parametrize("state", ["none", "not aborted", "aborted"])
+def test_arguments_come_before_the_signal(page, call, state):
+    """contract: TypeError and ValueError name the argument, whatever the signal's state; nothing was stored."""
+    name, wait, wrongs = CHECKED[call]
+    page.target = EventTarget()
+    controller = AbortController()
+    if state == "aborted":
+        controller.abort()
+    more = {} if state == "none" else {"signal": controller.signal}
+    for wrong in wrongs:
+        with pytest.raises((TypeError, ValueError), match=f"^{name}( must be .*)?, not "):
+            wait(page, wrong, **more)
+    assert page.target._listeners == ()
+    assert controller.signal._algorithms == {}
+    assert page.loop._record["timers"]["live_here"] + page.loop._record["timers"]["live_elsewhere"] == 0
+    assert not page.loop.alive()
+
+
+def test_sleep_takes_each_number_that_a_timer_takes(page, js):
+    """contract: delays: negative is 0; the longest is 4e12 ms, and nobody waits for it."""
+
+    class Number:
+        def __index__(self):
+            return 1
+
+    aborted = AbortSignal.abort("why")
+    for ms in (-1, -float("inf"), True, Fraction(1, 3), Number()):
+        js.clear_timeout(js.set_timeout(int, ms))
+        assert page.value(js.sleep(ms)) is None
+        assert page.reason(js.sleep(ms, signal=aborted)) == "why"
+    assert page.reason(js.sleep(4e12, timeout=4e12, signal=aborted)) == "why"
+    js.timeout(4e12)
+    js.interval(4e12)
+    controller = AbortController()
+    promise = js.sleep(4e12, signal=controller.signal)
+    controller.abort("enough")
+    assert page.reason(promise) == "enough"
 
 
 @WAITS
@@ -384,7 +446,7 @@ def test_the_end_of_an_interval(make_page, end):
     assert promise.state == "rejected"
 
 
-@pytest.mark.parametrize("wrong", [-1, None, "1", float("inf")])
+@pytest.mark.parametrize("wrong", [-1, None, "1", float("inf"), 5e12])
 def test_interval_checks(js, wrong):
     """contract: TypeError, ValueError, by the call."""
     with pytest.raises((TypeError, ValueError), match="ms must be"):
@@ -729,8 +791,7 @@ def test_items_of_interrupted_takers_come_back_in_order(page, js, reverse):
         for controller in order:
             controller.abort()
         for item in "abcd":
-            items.put(item)
-        items._wake()  # before the aborts' microtasks; those that resume the takers come after them
+            items.put(item)  # before the aborts' microtasks; those that resume the takers come after them
 
     page.loop.submit(scene)
     page.turn()
@@ -740,6 +801,78 @@ def test_items_of_interrupted_takers_come_back_in_order(page, js, reverse):
     page.quiet()
     assert got == [(2, "c"), (3, "a"), (4, "b"), (5, "d")]
     assert len(items) == 0
+
+
+def put_beside_takers(page, items, take):
+    """Two coroutines wait, and an item is put."""
+    for _ in range(2):
+        page.js.spawn(take())
+    page.turn()
+    return lambda: (items.put(1), page.turn(2))
+
+
+def take_from_nothing(page, items, take):
+    """A coroutine begins to wait."""
+
+    def call():
+        page.js.spawn(take())
+        page.turn(2)
+
+    return call
+
+
+def leave_with_an_item(page, items, take):
+    """The first of two coroutines is interrupted after it was handed an item."""
+    controller = AbortController()
+    page.js.spawn(take(), signal=controller.signal).catch(lambda _reason: None)
+    page.js.spawn(take())
+    page.turn()
+
+    def call():
+        controller.abort()
+        items.put(1)
+        page.turn(2)
+
+    return call
+
+
+@pytest.mark.skipif(object_cache.status.mode != "compiled", reason="a signal would arrive in the kernels' own code")
+@pytest.mark.parametrize("scene", [put_beside_takers, take_from_nothing, leave_with_an_item])
+def test_a_signal_handler_puts_in_the_middle_of_a_call(scene):
+    """contract: `put`, from a signal handler, too: wherever that comes, each item is taken once, without another
+    call.
+    """
+
+    def attempt(at):
+        page, got = Page(), []
+        items = page.js.queue()
+
+        async def take():
+            got.append(await items.get())
+
+        call = scene(page, items, take)
+        with handled(signal.SIGINT, lambda _number, _frame: items.put(2)):
+            arrivals.during(call, at, signal.SIGINT)
+        page.quiet()
+        before = len(got) + len(items)
+        while items._waiting or len(items):  # everything that could be handed has been
+            assert not (items._waiting and len(items)), described(at)
+            page.js.spawn(take()) if len(items) else items.put(3)
+            page.quiet()
+        page.loop.close()
+        assert page.errors == [], described(at)
+        numbers = [number for number in got if number != 3]
+        assert len(numbers) == before == (scene is not take_from_nothing) + arrivals.arrived, described(at)
+        assert len(set(numbers)) == len(numbers), described(at)
+
+    arrivals = Arrivals()
+    with arrivals.watching():
+        attempt(None)
+        attempt(None)
+        places = arrivals.places()
+        for at in places:
+            attempt(at)
+    assert len(places) > 20
 
 
 def test_a_signal_ends_events_that_a_coroutine_waits_for(page, js):

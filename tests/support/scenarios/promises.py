@@ -227,3 +227,24 @@ def queue_with_two_takers(world: World) -> Steps:
     items.shutdown()
     until_quiet(loop)
     assert items._waiting == {}
+
+
+@scenario
+def queue_of_an_interrupted_put(world: World) -> Steps:
+    """The item is put, and the taker has it without another call, or it is lost."""
+    loop = world.loop()
+    js = world.to_go(JS(loop, on_unhandled_rejection=lambda _reason, _promise: None))
+    items, got = js.queue(), []
+
+    async def take() -> None:
+        got.append(await items.get())
+
+    js.spawn(take())
+    until_quiet(loop)
+    yield lambda: items.put(1)
+    until_quiet(loop)
+    assert len(items) == 0
+    if not got:
+        items.put(2)
+        until_quiet(loop)
+    assert got in ([1], [2])
