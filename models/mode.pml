@@ -1,18 +1,20 @@
 /* How a loop sleeps, against the descriptors it watches: FORCED never with descriptors, a descriptor is always seen, and
    the wake descriptor is never written to after it was closed.
 
-   One thread sets modes, one registers a descriptor and unregisters it again, both under the loop's lock; each then
-   has the loop change over, by the internal queue if it runs. A producer wakes the loop: it claims the sleep, reads how
-   the loop sleeps, and writes, each at its own time. The loop changes over before its next sleep, and when it ends it
-   waits for the wake calls that were claimed. A doze changes over to epoll, and back, as the loop's own thread does: while
-   it is awake.
+   One thread sets modes, one registers a descriptor and unregisters it again, both under the loop's lock. For a mode
+   or a first watch it then has the loop change over, by the internal queue if it runs. A producer wakes the loop: it
+   claims the sleep, reads how the loop sleeps, and writes, each at its own time. The loop changes over before its next
+   sleep, and back by itself before it sleeps without descriptors. When it ends it waits for the wake calls that were
+   claimed. A doze changes over to epoll, and back, as the loop's own thread does: while it is awake.
 
    stands for:
      parking.wake a741278ed475
      parking.wake_sleeper 45669453c4d4
      parking.wide_awake 76c6a58d4dbc
-     turn.wait 3217024f860c
+     turn.wait 270e068e4a87
      turn.doze 4e7ef7f62841
+     fd_watches.watch_add 9c3004bee927
+     fd_watches.watch_finish 061b958ab741
      fd_watches.epoll_sleep b601ced7e03c
      fd_watches.epoll_block 600111201ac4
      loop.set_fast_path_mode ff7854fcb75c
@@ -21,14 +23,15 @@
      loop._unwatch f98b2660287f
      loop._change_over 7e9da9b7aa20
      descriptors.set_mode 5736839e7329
-     descriptors.register e1d658b461be
-     descriptors.unregister d32aa71b8e63
-     descriptors.install 5d191bb65dba
+     descriptors.register 9330ed394fcd
+     descriptors.unregister 66b353a3e4da
+     descriptors.install f757172020ab
      descriptors._loop_ended 1437b7f2660f
      loop._finish_refusing 5190da7fbf69
    check
    bug BUG_UNLOCKED: the mode is read, and the descriptor registered, without the lock
    bug BUG_NO_CHANGE_OVER: a first descriptor does not have the loop change over
+   bug BUG_BACK_WATCHING: the loop changes back to the futex while it has a descriptor
    bug BUG_CLOSE_AT_ONCE: the end does not wait for the wake calls that were claimed
    bug BUG_SENT_EARLY: a wake call is counted before it is made
 */
@@ -123,8 +126,7 @@ proctype Watcher() {
         LOCK;
         watches--;
         ready = false;
-        UNLOCK;
-        change_over()
+        UNLOCK                    /* the loop changes back by itself */
     :: else
     fi;
     ended++
@@ -135,6 +137,17 @@ proctype Producer() {
     mtype how;
     task = true;
     wake()            /* the loop may end in the middle of this */
+}
+
+inline back() {
+    if                            /* a change for a watch that begins here is in the queue */
+#ifdef BUG_BACK_WATCHING
+    :: park == EPOLL -> park = FUTEX
+#else
+    :: park == EPOLL && watches == 0 -> park = FUTEX
+#endif
+    :: else
+    fi
 }
 
 proctype Loop() {
@@ -156,6 +169,7 @@ turn:
     :: ready && park == EPOLL -> seen = 1
     :: else
     fi;
+    back();
     asleep = true;
     if
     :: task || changes > 0 || ended == 2 -> goto awake

@@ -14,7 +14,7 @@
      parking.wide_awake 76c6a58d4dbc
      parking.sleep_on_word 71c93d78ed5e
      parking.park 8b3e6955f49c
-     turn.wait 3217024f860c
+     turn.wait 270e068e4a87
      turn.doze 4e7ef7f62841
      scheduling.send a815c45edfcd
      lifetime.stop c728301cfc37

@@ -30,6 +30,7 @@ class Descriptors(Part):
     def __init__(self, name: str, state: Any, lock: CountingLock, mode: FastPathMode, captures: bool) -> None:
         self._name = name
         self._state = state
+        self._record = state.record["io"]
         self._lock = lock
         self.mode = mode
         self.table = FdTable(state, captures)
@@ -50,10 +51,10 @@ class Descriptors(Part):
     def register(self, fd: int, interest: int, callback: ReadyCallback) -> bool:
         if self.mode is FastPathMode.FORCED:
             raise FastPathIncompatibleError(f"{self._name} is forced to the fast path, which sees no descriptors")
-        return self.table.register(fd, interest, callback) == 1
+        return self.table.register(fd, interest, callback)
 
     def unregister(self, fd: int) -> bool:
-        return self.table.unregister(fd) == 0
+        return self.table.unregister(fd)
 
     def install(self) -> None:
         """Choose how to sleep, as the mode and the descriptors require. Owner only, awake.
@@ -72,6 +73,7 @@ class Descriptors(Part):
                     self._lock_parker = LockParker()
                 self.parker, mode = self._lock_parker, layout.PARK_PYTHON
             self._state[layout.STATE.PARK_MODE >> 3] = mode
+            self._record["retires"] = self._futex and self.mode is not FastPathMode.DISABLED
 
     def wait(self) -> Sequence[tuple[int, int]]:
         """Sleep outside the kernels, for as long as they request; what `table.collect` takes. The loop's thread.

@@ -20,7 +20,7 @@ from .errors import FDAlreadyRegisteredError, FDNotRegisteredError, FDOutOfRange
 from .kernels.base import layout
 from .kernels.base.capi import EPOLL_EVENT_BYTES, WINDOWS
 from .kernels.turn import fd_watches as kernels
-from .pollers import Poller, make_poller
+from .pollers import Poller, make_poller, refusal
 
 FD_MOST = (1 << 32) - 1  # a Windows socket is an unsigned 32-bit number here; elsewhere the system refuses earlier
 
@@ -83,6 +83,7 @@ class FdTable:
         self._state = state
         self._record = state.record["io"]
         self._captures = captures
+        self._begin: Callable[..., int] | None = None  # where kernels change the poller's entries, too
 
     def __len__(self) -> int:
         return len(self._tokens)
@@ -106,6 +107,9 @@ class FdTable:
             from .pollers.epoll import has_ns_timeouts
 
             events_at, ns_timeouts = events.ctypes.data, has_ns_timeouts()
+            begin = kernels.watch_begin_captured if self._captures else kernels.watch_begin
+            self._finish: Callable[..., int] = kernels.watch_finish.bind(self._state)
+            self._begin = begin.bind(self._state)
         self._state.keep.extend((ready, events))  # before the kernels know of them
         addresses = ready.ctypes.data, _MASK_ADDRESSES.ctypes.data, events_at
         descriptor, wake_fd = poller.descriptor, poller.wake_fd
@@ -118,8 +122,8 @@ class FdTable:
         self._ready, self.poller = ready, poller
         return poller
 
-    def register(self, fd: int, interest: int, callback: ReadyCallback) -> int:
-        """Returns how many there are now."""
+    def register(self, fd: int, interest: int, callback: ReadyCallback) -> bool:
+        """Returns whether the loop has to sleep in another way from now on."""
         poller = self.poller
         if poller is None:
             if not WINDOWS:  # if `fd` is closed, the poller's descriptor must not get its number
@@ -128,6 +132,15 @@ class FdTable:
         if fd in self._tokens:  # perhaps by a signal handler that came just now
             raise FDAlreadyRegisteredError(f"descriptor {fd} is registered; use modify_fd(), or unregister_fd() first")
         self._interests[fd] = interest
+        if self._begin is not None:
+            try:
+                status = self._begin(fd, callback, interest, self._tokens)
+            except BaseException:  # a signal handler's may come when it is registered
+                self._finish(fd, self._tokens)
+                raise
+            if status > 0:
+                raise refusal(fd, status)
+            return status == kernels.CHANGES
         token = 0
         try:
             token = self._open(fd, callback, interest, self._tokens)
@@ -142,7 +155,7 @@ class FdTable:
                     poller.remove(fd)
                 self._close(fd, self._tokens)
             raise
-        return len(self._tokens)
+        return len(self._tokens) == 1
 
     def modify(self, fd: int, interest: int) -> None:
         token, before = self._known(fd), self._interests[fd]
@@ -170,8 +183,15 @@ class FdTable:
                 self._change(token, interest)
                 return
 
-    def unregister(self, fd: int) -> int:
-        """Returns how many are left."""
+    def unregister(self, fd: int) -> bool:
+        """Returns whether the loop has to sleep in another way from now on."""
+        if self._begin is not None:
+            status = self._finish(fd, self._tokens)
+            if status > 0:
+                raise refusal(fd, status)
+            if status == kernels.UNKNOWN:
+                raise self._unknown(fd)
+            return status == kernels.CHANGES
         token = self._known(fd)
         assert self.poller is not None
         known = False
@@ -185,13 +205,16 @@ class FdTable:
         if fd in self._tokens:  # a signal handler has unregistered it, and registered it anew
             with contextlib.suppress(FileExistsError):
                 self.poller.add(fd, self._interests[fd], self._tokens[fd])
-        return len(self._tokens)
+        return not self._tokens
 
     def _known(self, fd: int) -> int:
         token = self._tokens.get(fd)
         if token is None:
-            raise FDNotRegisteredError(f"descriptor {fd} is not registered")
+            raise self._unknown(fd)
         return token
+
+    def _unknown(self, fd: int) -> FDNotRegisteredError:
+        return FDNotRegisteredError(f"descriptor {fd} is not registered")
 
     def renew(self) -> None:
         """An entry that cannot be removed has fired: make the poller forget everything that is not registered."""

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise, repeat
 
 import nbloop
+from nbloop.js import JS
 from nbloop.testing import VirtualClock
 
 type Call = Callable[[], object]
@@ -33,6 +34,10 @@ TICK = 0.0002  # s between two signals, and between two stops; the GIL's switch 
 
 def nothing() -> None:
     """A callback."""
+
+
+def nothing_of(_value: object) -> None:
+    """A handler."""
 
 
 def submit_list(loop: nbloop.Loop, count: int) -> Call:
@@ -184,7 +189,15 @@ def release_heap(loop: nbloop.Loop, count: int) -> Call:
     return last_reference(loop)
 
 
-MAKERS = submit_list, submit_iterator, cancel, close, open_bucket, fetch, trim, trim_heap, release, release_heap
+def settle(loop: nbloop.Loop, count: int) -> Call:
+    """A promise is settled for which many wait."""
+    promise, resolve, _reject = JS(loop).with_resolvers()
+    for _ in range(count):
+        promise.then(nothing_of)
+    return resolve
+
+
+MAKERS = submit_list, submit_iterator, cancel, close, open_bucket, fetch, trim, trim_heap, release, release_heap, settle
 CALLS = {f.__name__: f for f in MAKERS} | {
     "grow_ring": grow_ring,
     "grow_slots": grow_slots,

@@ -84,8 +84,15 @@ class Selector(selectors._BaseSelectorImpl):
         if events != key.events:
             try:
                 self._core.modify_fd(fd, events)
-            except BaseException:  # closed, and its number reused: forget it, as asyncio's own selector does
+            except OSError:  # closed, and its number reused: forget it, as asyncio's own selector does
                 self._end(fd)
+                raise
+            except BaseException:  # of a signal handler, perhaps after the change: the other side stays as it was
+                try:
+                    self._core.modify_fd(fd, key.events)
+                except BaseException:
+                    self._end(fd)
+                    raise
                 raise
         keys[fd] = made
         return before

@@ -8,6 +8,7 @@ nothing for an interest of 0.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Protocol
@@ -46,6 +47,11 @@ class Poller(Protocol):
 
     def close(self) -> None:
         """Release its descriptors. Idempotent. No `wait` or `wake` may be in progress or follow."""
+
+
+def refusal(fd: int, error: int) -> OSError:
+    """What to raise if epoll refuses to watch a descriptor, or to forget it."""
+    return OSError(error, f"epoll_ctl of descriptor {fd}: {os.strerror(error)}")
 
 
 def make_poller() -> Poller:

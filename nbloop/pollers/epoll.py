@@ -4,9 +4,6 @@ The wake descriptor is registered with EPOLLET and never read, so a wake costs o
 stays in the set with no events and EPOLLET: the system always reports errors and hang-ups, and level-triggered reports
 for a muted socket would spin the loop.
 
-A half-close by the peer (EPOLLRDHUP) is requested together with READ only. To a reader it is news; for a watch that
-only writes, the condition would stay true and be reported for ever.
-
 epoll watches the open file, not the descriptor number, and forgets the file only when its last duplicate is closed. A
 user who closes a descriptor before unregistering it can therefore leave an entry that nothing can name any more.
 `remove` detects this, and when such an entry fires, the set is rebuilt (`renew`).
@@ -27,34 +24,11 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from ..kernels.base.capi import SYS_EPOLL_PWAIT2
-from ..kernels.base.layout import EDGE, ONESHOT, PARK_EPOLL, READ, WRITE
-from ..kernels.turn.fd_watches import epoll_change
+from ..kernels.base.layout import EDGE, PARK_EPOLL, READ
+from ..kernels.turn.fd_watches import EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, epoll_change
+from . import refusal
 
 _libc = ctypes.CDLL(None, use_errno=True)
-EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD = 1, 2, 3
-EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLLONESHOT, EPOLLET = 1, 4, 0x2000, 1 << 30, 1 << 31
-
-
-def _bits(interest: int) -> int:
-    if interest & (READ | WRITE) == 0:
-        return EPOLLET
-    bits = 0
-    if interest & READ:
-        bits |= EPOLLIN | EPOLLRDHUP
-    if interest & WRITE:
-        bits |= EPOLLOUT
-    if interest & EDGE:
-        bits |= EPOLLET
-    if interest & ONESHOT:
-        bits |= EPOLLONESHOT
-    return bits
-
-
-def _refusal(fd: int, error: int) -> OSError:
-    return OSError(error, f"epoll_ctl of descriptor {fd}: {os.strerror(error)}")
-
-
-_BITS = [_bits(interest) for interest in range(64)]
 
 
 class EpollPoller:
@@ -72,30 +46,30 @@ class EpollPoller:
 
     def _make(self) -> select.epoll:
         made = select.epoll()
-        self._control(made.fileno(), EPOLL_CTL_ADD, self.wake_fd, EPOLLIN | EPOLLET, 0)
+        self._control(made.fileno(), EPOLL_CTL_ADD, self.wake_fd, READ | EDGE, 0)
         return made
 
-    def _control(self, descriptor: int, operation: int, fd: int, bits: int, token: int) -> None:
-        error = self._change(descriptor, operation, fd, bits, token)
+    def _control(self, descriptor: int, operation: int, fd: int, interest: int, token: int) -> None:
+        error = self._change(descriptor, operation, fd, interest, token)
         if error:
-            raise _refusal(fd, error)
+            raise refusal(fd, error)
 
     def add(self, fd: int, interest: int, token: int) -> None:
-        error = self._change(self.descriptor, EPOLL_CTL_ADD, fd, _BITS[interest], token)
+        error = self._change(self.descriptor, EPOLL_CTL_ADD, fd, interest, token)
         if error == errno.EEXIST:  # closed, unregistered, and restored under its old number by dup2()
             self.modify(fd, interest, token)
         elif error:
-            raise _refusal(fd, error)
+            raise refusal(fd, error)
 
     def modify(self, fd: int, interest: int, token: int) -> None:
-        self._control(self.descriptor, EPOLL_CTL_MOD, fd, _BITS[interest], token)
+        self._control(self.descriptor, EPOLL_CTL_MOD, fd, interest, token)
 
     def remove(self, fd: int) -> bool:
         error = self._change(self.descriptor, EPOLL_CTL_DEL, fd, 0, 0)
         if error in (errno.EBADF, errno.ENOENT, errno.EPERM):  # closed; another file; not pollable
             return False
         if error:
-            raise _refusal(fd, error)
+            raise refusal(fd, error)
         return True
 
     def renew(self, watches: Iterable[tuple[int, int, int]]) -> None:
@@ -106,7 +80,7 @@ class EpollPoller:
                 self.modify(fd, interest, token)
             except OSError:
                 continue
-            self._control(descriptor, EPOLL_CTL_ADD, fd, _BITS[interest], token)
+            self._control(descriptor, EPOLL_CTL_ADD, fd, interest, token)
         self.descriptor = descriptor
         self._set = made  # this closes the old one
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from nbloop import Loop, LoopState, LoopTerminatedError
+from nbloop.js import JS
 from nbloop.kernels.methods import batch
 from nbloop.testing import VirtualClock
 
@@ -100,9 +102,16 @@ def cancelled_immediates(loop: Loop) -> Callable[[], object]:
     return loop.run
 
 
+def settle(loop: Loop) -> Callable[[], object]:
+    promise, resolve, _reject = JS(loop).with_resolvers()
+    for _ in range(MANY):
+        promise.then(repr)
+    return resolve
+
+
 CALLS = [
     *(submit_list, submit_tuple, submit_iterator, submit_producer, refuse, cancel, close_with_tasks, close_with_timers),
-    *(open_bucket, fetch, cancelled_immediates),
+    *(open_bucket, fetch, cancelled_immediates, settle),
 ]
 
 
@@ -134,6 +143,46 @@ def test_signals_are_handled_in_the_middle(make_loop: Callable[..., Loop], call:
         if len(handled) > 6:
             return
     pytest.fail("a handler waits for the end")
+
+
+@needs_timers
+@pytest.mark.parametrize("outcome", ["fulfilled", "rejected"])
+@pytest.mark.parametrize("raises", [False, True])
+def test_a_handler_that_raises_while_a_promise_settles(loop: Loop, turns: Any, outcome: str, raises: bool) -> None:
+    """All that waits for the promise runs nevertheless, in order; what the handler raised leaves the call."""
+    many = 200_000
+    for _ in tries():
+        ran: list[int] = []
+        promise, resolve, reject = JS(loop).with_resolvers()
+        for number in range(many):
+            add = functools.partial(lambda ran, number, _: ran.append(number), ran, number)
+            promise.then(add, add)
+        middle: list[int] = []
+
+        def handler(*_: object, promise: Any = promise, ran: list[int] = ran, middle: list[int] = middle) -> None:
+            middle.append(1)
+            if len(middle) == 3:
+                promise.then(lambda _: ran.append(many), lambda _: ran.append(many))
+                if raises:
+                    raise ZeroDivisionError
+
+        before = signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, 1e-4, 1e-4)
+        raised = False
+        try:
+            (resolve if outcome == "fulfilled" else reject)(1)
+        except ZeroDivisionError:
+            raised = True
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        turns(loop)
+        if len(middle) < 6:  # the third came perhaps at the end of the call
+            continue
+        assert raised is raises
+        assert ran == list(range(many + 1))
+        return
+    pytest.fail("no handler runs in the middle")
 
 
 @pytest.mark.slow

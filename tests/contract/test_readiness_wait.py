@@ -194,15 +194,48 @@ def test_broken_poller_of_a_thread(loop, pair, wait_for, caplog):
 # --- the fast path
 
 
-def test_auto_changes_over(loop, pair, turns):
-    """contract: AUTO sleeps in the poller as long as there are descriptors."""
+def test_auto_changes_over(loop, pair):
+    """contract: AUTO sleeps in the poller as long as there are descriptors. Where kernels wait in it, the loop changes
+    back when it is about to sleep.
+    """
     a, _b = pair()
     fast = int(loop._record["park_mode"])
     for _ in range(3):
         loop.register_fd(a.fileno(), READ, print)
         assert int(loop._record["park_mode"]) == layout.PARK_EPOLL
         loop.unregister_fd(a.fileno())
+        loop.schedule_timer(0.001, loop.stop)
+        loop.run()
         assert int(loop._record["park_mode"]) == fast
+
+
+def test_a_watch_between_two_sleeps_changes_nothing(loop, pair, monkeypatch):
+    """A loop that waits for one descriptor, time after time, goes on sleeping in its poller."""
+    a, b = pair()
+    installs = []
+    install = loop._descriptors.install
+    monkeypatch.setattr(loop._descriptors, "install", lambda: (installs.append(1), install()))
+    left = [5]
+
+    def ready(fd, _events):
+        a.recv(10)
+        loop.unregister_fd(fd)
+        left[0] -= 1
+        loop.submit(again if left[0] else loop.stop)
+
+    def again():
+        loop.register_fd(a.fileno(), READ, ready)
+        b.send(b"x")
+
+    loop.submit(again)
+    loop.run()
+    assert left == [0]
+    assert len(installs) == (1 if int(loop._record["io"]["retires"]) else 10)
+    loop.set_fast_path_mode(FastPathMode.DISABLED)
+    assert not int(loop._record["io"]["retires"])
+    loop.schedule_timer(0.001, loop.stop)
+    loop.run()
+    assert int(loop._record["park_mode"]) != layout.PARK_FUTEX
 
 
 def test_auto_changes_over_while_running(loop, pair, asleep, wait_for, seen):

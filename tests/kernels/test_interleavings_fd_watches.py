@@ -178,6 +178,30 @@ def test_a_token_of_no_slot_changes_nothing() -> None:
     assert close(0, tokens)
 
 
+@pytest.mark.parametrize("mode", [layout.PARK_FUTEX, layout.PARK_EPOLL])
+@pytest.mark.parametrize("thread", ["the loop's", "another"])
+def test_a_first_watch_changes_how_the_loop_sleeps(monkeypatch: pytest.MonkeyPatch, mode: int, thread: str) -> None:
+    """Except on the loop's own thread, if it sleeps in its poller still: it may be going back to its futex just now, if
+    another thread asks.
+    """
+    WatchModel.ledger = Ledger()
+    WatchModel.ledger.held = {id(len): 0, id(0): 0}
+    world = World()
+    begin, finish = world.memory.method(fd_watches.watch_begin), world.memory.method(fd_watches.watch_finish)
+    monkeypatch.setattr(fd_watches, "libc_syscall", lambda *_: 0)
+    monkeypatch.setattr(fd_watches, "on_loop_thread", lambda _base: thread == "the loop's")
+    world.record["park_mode"] = mode
+    world.record["io"]["retires"] = mode == layout.PARK_EPOLL
+    tokens: dict[int, int] = {}
+    stays = mode == layout.PARK_EPOLL and thread == "the loop's"
+    assert begin(0, len, layout.READ, tokens) == (0 if stays else fd_watches.CHANGES)
+    assert begin(1, len, layout.READ, tokens) == 0
+    assert finish(0, tokens) == 0
+    assert finish(1, tokens) == (0 if mode == layout.PARK_EPOLL else fd_watches.CHANGES)
+    assert finish(1, tokens) == fd_watches.UNKNOWN
+    assert tokens == {}
+
+
 @pytest.mark.parametrize(
     ("answers", "status", "won", "lost", "sleeps"),
     [

@@ -386,7 +386,7 @@ POLLIN = 1
 # ioctl: how many bytes can be read from a socket
 SYS_IOCTL = {"x86_64": 16, "aarch64": 29}.get(platform.machine(), 0)
 FIONREAD = 0x541B
-EINTR, EAGAIN = 4, 11
+EPERM, ENOENT, EINTR, EBADF, EAGAIN, EEXIST = 1, 2, 4, 9, 11, 17
 MSG_DONTWAIT, MSG_NOSIGNAL = 0x40, 0x4000
 AF_UNIX, AF_INET6 = 1, 10  # of Linux
 # struct msghdr of 64-bit Linux, and where its pieces are and how many; struct iovec {address, size}

@@ -187,7 +187,9 @@ IO = record(
         "masks",
         "argument0",
         "argument1",
+        "retires",  # whether the loop is to sleep on its futex when it watches nothing
     ),
+    _words("change0", "change1"),  # the event of an epoll_ctl, for the thread that has the table's lock
 )
 
 STATE = record(

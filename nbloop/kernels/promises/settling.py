@@ -36,6 +36,7 @@ from ..base.capi import (
     Py_IncRef,
     PyErr_BadArgument,
     PyErr_GetRaisedException,
+    PyErr_SetRaisedException,
     PyErr_WriteUnraisable,
     PyObject_CallOneArg,
     PyObject_Vectorcall,
@@ -45,7 +46,8 @@ from ..base.interpreter import OBJECT_TYPE, TUPLE_ITEMS, slot_offsets
 from ..base.kernel import MANY, ONE, data, helper, inlined, kernel
 from ..base.layout import KIND_MICROTASK, REFUSED_CLOSED, REFUSED_MEMORY, STATE, TAG_REACTION, Fields, Record
 from ..base.refusal import on_loop_thread, refuse
-from ..calls.invoke import LEAVE
+from ..base.safepoint import EVERY
+from ..calls.invoke import LEAVE, breathe_on
 from ..calls.remote import due_push, fetch_remote
 from ..ingress.parking import wake as wake_loop
 from ..ingress.ticket_queue import queue_length, queue_push
@@ -228,12 +230,15 @@ def queue_reaction(view: int, settled: int, reaction: int) -> None:
 
 
 @inlined
-def settle(view: int, eventual: int, outcome: int, value: int) -> None:
+def settle(view: int, eventual: int, outcome: int, value: int) -> int:
     """Write the outcome and queue all reactions, in order; takes over the reference of `value`. Any thread, which must
-    have the sole right to settle the eventual, and keep it alive. O(reactions).
+    have the sole right to settle the eventual, and keep it alive. O(reactions). Returns 0, or LEAVE, when all is done,
+    with the exception of a signal handler that ran meanwhile.
 
     The swap of `_reactions` publishes value and outcome; readers must have seen it.
     """
+    base = get(view + VIEW.LOOP)
+    error = 0
     old = get(eventual + EVENTUAL.VALUE)
     put(eventual + EVENTUAL.VALUE, value)
     store(eventual + EVENTUAL.OUTCOME, outcome)
@@ -242,19 +247,30 @@ def settle(view: int, eventual: int, outcome: int, value: int) -> None:
         while True:
             head = exchange(eventual + EVENTUAL.REACTIONS, busy)
             first = 0
+            count = 0
             while head != 0 and head != busy:  # reverse it: the stack's top was added last
                 below = get(head + EVENTUAL.LINK)
                 put(head + EVENTUAL.LINK, first)
                 first = head
                 head = below
+                count += 1
+                if count & (EVERY - 1) == 0:
+                    error = breathe_on(base, error)
             while first != 0:
                 following = get(first + EVENTUAL.LINK)
                 queue_reaction(view, eventual, first)
                 first = following
+                count -= 1
+                if count & (EVERY - 1) == 0 and count != 0:
+                    error = breathe_on(base, error)
             if compare_and_swap(eventual + EVENTUAL.REACTIONS, busy, drained):
                 break
     if old != 0:
         Py_DecRef(old)
+    if error == 0:
+        return 0
+    PyErr_SetRaisedException(error)
+    return LEAVE
 
 
 @helper
@@ -275,8 +291,7 @@ def attach(view: int, eventual: int, reaction: int) -> None:
 def resolve_with(view: int, eventual: int, value: int) -> int:
     """Fulfil with a plain value, leave others to Python. Consumes the reference of `value`. Returns 0 or LEAVE."""
     if plain(view, value):
-        settle(view, eventual, get(view + VIEW.FULFILLED), value)
-        return 0
+        return settle(view, eventual, get(view + VIEW.FULFILLED), value)
     status = call_two(get(view + VIEW.FOLLOW), eventual, value)
     Py_DecRef(value)
     return status
@@ -285,7 +300,8 @@ def resolve_with(view: int, eventual: int, value: int) -> int:
 @helper
 def reject_with(view: int, eventual: int, reason: int) -> int:
     """Reject, and notify Python if there is no reaction yet. Consumes the reference of `reason`. Returns 0 or LEAVE."""
-    settle(view, eventual, get(view + VIEW.REJECTED), reason)
+    if settle(view, eventual, get(view + VIEW.REJECTED), reason) != 0:
+        return LEAVE  # it has reactions, and is handled
     if load(eventual + EVENTUAL.HANDLED) != 0:
         return 0
     return ended(PyObject_CallOneArg(get(view + VIEW.UNHANDLED), eventual), 0)
@@ -298,7 +314,8 @@ def fulfill(self: int, value: int) -> int:
     if view == 0:
         return 0
     Py_IncRef(value)
-    settle(view, self, get(view + VIEW.FULFILLED), value)
+    if settle(view, self, get(view + VIEW.FULFILLED), value) != 0:
+        return 0
     return get(get(view + VIEW.LOOP) + STATE.NONE)
 
 

@@ -157,6 +157,11 @@ def wait(base: int) -> int:
     if get(base + STATE.NAPPED) != 0:
         put(base + STATE.NAPPED, 0)
         return ENDED_NAP
+    if mode == PARK_EPOLL and get(io + IO.RETIRES) != 0 and load(io + IO.WATCHES) == 0:
+        # Not when the last watch ends: a socket that is watched for one read after the other would change the mode
+        # twice a read. The change for a watch that another thread begins now waits in the internal queue.
+        mode = PARK_FUTEX
+        store(base + STATE.PARK_MODE, mode)
     if mode == PARK_FUTEX:
         park(base, deadline)
         return 0

@@ -149,7 +149,7 @@ def cancel_later(world: World) -> Steps:
 
 
 def _watches(world: World, *, writer: bool) -> Steps:
-    """The loop watches for what its table says, and calls the next reader."""
+    """The loop watches for what its table says, goes on calling the writer, and calls the next reader."""
     loop = world.to_go(EventLoop())
     one, other = socket.socketpair()
     with one, other:
@@ -161,6 +161,7 @@ def _watches(world: World, *, writer: bool) -> Steps:
             loop.remove_reader(one)
 
         yield call
+        assert not writer or loop._selector.get_key(one).data[1] is not None
         loop.add_reader(one, loop.stop)
         other.send(b"x")
         loop.run_forever()
