@@ -9,6 +9,7 @@ import queue
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Callable, Iterator
+from functools import partial
 from operator import call
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -125,18 +126,25 @@ class Queue[T](Unique):
                 raise queue.ShutDown("the queue has been shut down")
             if self._js.loop._lifecycle() >= layout.TERMINATING:
                 raise self._js.loop._terminated("has terminated or is about to")
-            if self._waiting:
-                self._serve(item)
-            else:
+            try:
                 self._items.append(item)
+                if self._waiting:
+                    self._serve()
+            except BaseException:
+                self._serve_soon()
+                raise
 
     def shutdown(self) -> None:
         """Take no more items: when the waiting items have been taken, iteration ends, and `get` raises
-        `queue.ShutDown`. A second call does nothing. Any thread, signal handlers included. O(coroutines that wait).
+        `queue.ShutDown`. A second call changes nothing. Any thread, signal handlers included. O(coroutines that wait).
         """
         with self._lock:
-            self._shut = True
-            self._serve()
+            try:
+                self._shut = True
+                self._serve()
+            except BaseException:
+                self._serve_soon()
+                raise
 
     async def get(self) -> T:
         """Wait for the next item, in a coroutine of `JS.spawn`. A coroutine that is cancelled meanwhile takes none.
@@ -146,7 +154,7 @@ class Queue[T](Unique):
         promise: Promise[Any] | None = None
         try:
             with self._lock:
-                if not self._waiting:  # nobody came earlier
+                if not self._waiting and self._alone():  # nobody came earlier
                     if self._items or self._returned:
                         return self._next()
                     if self._shut:
@@ -167,46 +175,62 @@ class Queue[T](Unique):
     def _left(self, promise: Promise[Any]) -> None:
         """A taker was interrupted. An item that it was handed goes to the next."""
         with self._lock:
-            self._waiting.pop(promise, None)
-            if hasattr(promise, "_outcome") and promise._value:
-                heapq.heappush(self._returned, promise._value)
+            try:
+                if not self._alone():  # the other call may be about to hand it an item
+                    self._soon(partial(self._left, promise))
+                    return
+                self._waiting.pop(promise, None)
+                if hasattr(promise, "_outcome") and promise._value:
+                    heapq.heappush(self._returned, promise._value)
                 self._serve()
+            except BaseException:
+                self._serve_soon()
+                raise
+
+    # --- under the lock. A call may come in the middle of another one of the same thread: that of a signal handler, or
+    # --- of a finaliser which closes a taker. Such a call adds to the deque or to the line, and leaves the rest, which
+    # --- the other one may be in the middle of, to a microtask.
+
+    def _alone(self) -> bool:
+        return self._lock._recursion_count() == 1
+
+    def _serve(self) -> None:
+        """Hand the items to those who wait, in order; after `shutdown` tell the others that none will come. Afterwards
+        nobody waits beside an item.
+
+        If a signal handler raises here, at most one item is lost, and the caller has the rest served. Not here: CPython
+        3.13 looks for signals at the end of the loop's body, where a `try` around the loop does not hold.
+        """
+        if not self._alone():
+            self._serve_soon()
+            return
+        while self._items or self._returned or self._shut:
+            for promise, wake in self._waiting.items():  # the first
+                # Settled: a signal handler raised before the `pop` below, and it must not get another item.
+                if not hasattr(promise, "_outcome"):
+                    wake((next(self._handed), self._next()) if self._items or self._returned else ())
+                self._waiting.pop(promise, None)
+                break
+            else:
+                return
 
     def _next(self) -> T:
         return heapq.heappop(self._returned)[1] if self._returned else self._items.popleft()
 
-    def _serve(self, *put: T) -> None:
-        """Hand the items, and then what is `put`, to those who wait, in order; after `shutdown` tell the others that
-        none will come. Afterwards nobody waits beside an item. The lock is held.
-
-        In the middle of another call of this thread (it is a signal handler's, or that of a finaliser which closes a
-        taker) a microtask does it, because the other call may have chosen the same taker.
-        """
-        try:
-            self._items.extend(put)
-            if self._lock._recursion_count() > 1:
-                self._serve_soon()
-                return
-            while self._items or self._returned or self._shut:
-                for promise, wake in self._waiting.items():  # the first, with no call in which another could leave
-                    # Settled: a signal handler raised before the `pop` below, and it must not get another item.
-                    if not hasattr(promise, "_outcome"):
-                        wake((next(self._handed), self._next()) if self._items or self._returned else ())
-                    self._waiting.pop(promise, None)
-                    break
-                else:
-                    return
-        except BaseException:  # of a signal handler: at most one item is lost
-            self._serve_soon()
-            raise
-
     def _serve_soon(self) -> None:
+        self._soon(self._serve_now)
+
+    def _soon(self, what: Callable[[], None]) -> None:
         with contextlib.suppress(LoopTerminatedError):  # then the items are dropped
-            self._js.loop.schedule_microtask(self._serve_now)
+            self._js.loop.schedule_microtask(what)
 
     def _serve_now(self) -> None:
         with self._lock:
-            self._serve()
+            try:
+                self._serve()
+            except BaseException:
+                self._serve_soon()
+                raise
 
     def __aiter__(self) -> Self:
         return self

@@ -836,6 +836,18 @@ def leave_with_an_item(page, items, take):
     return call
 
 
+def at_each_place(attempt, least=20):
+    """Call ``attempt(arrivals, at)`` with each place of its call at which a signal may arrive."""
+    arrivals = Arrivals()
+    with arrivals.watching():
+        attempt(arrivals, None)
+        attempt(arrivals, None)
+        places = arrivals.places()
+        for at in places:
+            attempt(arrivals, at)
+    assert len(places) > least
+
+
 @pytest.mark.skipif(object_cache.status.mode != "compiled", reason="a signal would arrive in the kernels' own code")
 @pytest.mark.parametrize("scene", [put_beside_takers, take_from_nothing, leave_with_an_item])
 def test_a_signal_handler_puts_in_the_middle_of_a_call(scene):
@@ -843,7 +855,7 @@ def test_a_signal_handler_puts_in_the_middle_of_a_call(scene):
     call.
     """
 
-    def attempt(at):
+    def attempt(arrivals, at):
         page, got = Page(), []
         items = page.js.queue()
 
@@ -865,14 +877,56 @@ def test_a_signal_handler_puts_in_the_middle_of_a_call(scene):
         assert len(numbers) == before == (scene is not take_from_nothing) + arrivals.arrived, described(at)
         assert len(set(numbers)) == len(numbers), described(at)
 
-    arrivals = Arrivals()
-    with arrivals.watching():
-        attempt(None)
-        attempt(None)
-        places = arrivals.places()
-        for at in places:
-            attempt(at)
-    assert len(places) > 20
+    at_each_place(attempt)
+
+
+@pytest.mark.skipif(object_cache.status.mode != "compiled", reason="a signal would arrive in the kernels' own code")
+def test_a_taker_leaves_in_the_middle_of_a_put():
+    """A signal handler closes the first taker: the item is the second one's."""
+
+    def attempt(arrivals, at):
+        page, got = Page(), []
+        items = page.js.queue()
+
+        async def take():
+            got.append(await items.get())
+
+        first = take()
+        page.js.spawn(first).catch(lambda _reason: None)  # it cannot be resumed if it was closed
+        page.js.spawn(take())
+        page.quiet()
+        with handled(signal.SIGINT, lambda _number, _frame: first.close()):
+            arrivals.during(lambda: items.put(1), at, signal.SIGINT)
+        page.quiet()
+        assert got == [1], described(at)
+        assert len(items) == 0
+        page.loop.close()
+
+    at_each_place(attempt)
+
+
+@pytest.mark.skipif(object_cache.status.mode != "compiled", reason="a signal would arrive in the kernels' own code")
+def test_a_signal_handler_takes_in_the_middle_of_a_call():
+    """One taker gets the item, and the other one the next."""
+
+    def attempt(arrivals, at):
+        page, got = Page(), []
+        items = page.js.queue()
+        items.put(0)
+
+        async def take():
+            got.append(await items.get())
+
+        with handled(signal.SIGINT, lambda _number, _frame: page.js.spawn(take())):
+            arrivals.during(lambda: page.loop.submit(page.js.spawn, take()) or page.turn(), at, signal.SIGINT)
+        page.quiet()
+        items.put(1)
+        page.quiet()
+        assert page.errors == [], described(at)
+        assert got == [0, 1][: 1 + arrivals.arrived], described(at)
+        page.loop.close()
+
+    at_each_place(attempt)
 
 
 def test_a_signal_ends_events_that_a_coroutine_waits_for(page, js):

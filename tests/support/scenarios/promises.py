@@ -230,6 +230,23 @@ def queue_with_two_takers(world: World) -> Steps:
 
 
 @scenario
+def queue_with_an_interrupted_end(world: World) -> Steps:
+    """All takers learn of the end without another call, if it has begun."""
+    loop = world.loop()
+    js = world.to_go(JS(loop, on_unhandled_rejection=lambda _reason, _promise: None))
+    items = js.queue()
+    for _ in range(3):
+        js.spawn(items.get())
+    until_quiet(loop)
+    yield items.shutdown
+    until_quiet(loop)
+    assert not items._waiting or not items._shut
+    items.shutdown()
+    until_quiet(loop)
+    assert not items._waiting
+
+
+@scenario
 def queue_of_an_interrupted_put(world: World) -> Steps:
     """The item is put, and the taker has it without another call, or it is lost."""
     loop = world.loop()
