@@ -14,7 +14,7 @@
      turn.wait 270e068e4a87
      turn.doze 4e7ef7f62841
      fd_watches.watch_add 9c3004bee927
-     fd_watches.watch_finish 061b958ab741
+     fd_watches.watch_finish 88935cb752d3
      fd_watches.epoll_sleep b601ced7e03c
      fd_watches.epoll_block 600111201ac4
      loop.set_fast_path_mode ff7854fcb75c
@@ -25,7 +25,7 @@
      descriptors.set_mode 5736839e7329
      descriptors.register 9330ed394fcd
      descriptors.unregister 66b353a3e4da
-     descriptors.install f757172020ab
+     descriptors.install 8b3ffb63d6d3
      descriptors._loop_ended 1437b7f2660f
      loop._finish_refusing 5190da7fbf69
    check

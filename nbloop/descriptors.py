@@ -21,6 +21,8 @@ from .parts import Part
 from .pollers import Poller
 from .readiness import FdTable, ReadyCallback
 
+PARK_MODE_AT = layout.STATE.PARK_MODE >> 3
+
 
 class Descriptors(Part):
     """The descriptors of one loop, and how it sleeps. Methods that change either need the loop's lock, and return
@@ -63,17 +65,19 @@ class Descriptors(Part):
         for is over, and at worst another sleep ends early.
         """
         with self._lock:
-            poller = self.table.poller
-            if poller is not None and (self.mode is FastPathMode.DISABLED or len(self.table)):
+            if not self._futex and self._lock_parker is None:
+                self._lock_parker = LockParker()
+            # No call from here on: in one, a signal handler might register a descriptor, or set the mode, and have its
+            # own choice overwritten.
+            poller, disabled = self.table.poller, self.mode is FastPathMode.DISABLED
+            if poller is not None and (disabled or self.table.tokens):
                 self.parker, mode = poller, poller.park_mode
             elif self._futex:
                 self.parker, mode = None, layout.PARK_FUTEX
             else:
-                if self._lock_parker is None:
-                    self._lock_parker = LockParker()
                 self.parker, mode = self._lock_parker, layout.PARK_PYTHON
-            self._state[layout.STATE.PARK_MODE >> 3] = mode
-            self._record["retires"] = self._futex and self.mode is not FastPathMode.DISABLED
+            self._state[PARK_MODE_AT] = mode
+            self._record["retires"] = self._futex and not disabled
 
     def wait(self) -> Sequence[tuple[int, int]]:
         """Sleep outside the kernels, for as long as they request; what `table.collect` takes. The loop's thread.

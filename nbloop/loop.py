@@ -288,7 +288,8 @@ class Loop(Lifecycle):
         that was already collected; one in progress on the loop's thread goes on.
 
         May be called in its own callback, in another one, and on any thread. O(1), one system call. Raises
-        `FDNotRegisteredError`, also after the loop has ended.
+        `FDNotRegisteredError`, also after the loop has ended; OSError from the system, and then the watch has ended all
+        the same.
         """
         self._unwatch(check_descriptor(fd))
 

@@ -1,9 +1,10 @@
-"""The descriptors that a loop watches: registration, which is rare, is plain Python under the loop's lock.
+"""The descriptors that a loop watches: registration, which is rare, is mostly Python under the loop's lock.
 
 Events are handled by a kernel (kernels/turn/fd_watches.py) without a lock. A watch consists of three things that change
 together here: an entry in the table below, a slot with the callback, and an entry in the platform's poller. The order
 of changes decides what another thread can see in between: a slot is opened before the system can report its token, and
-closed after the system has forgotten it; from that moment on no callback starts.
+closed after the system has forgotten it; from that moment on no callback starts. With epoll one kernel call changes all
+three. Elsewhere a signal handler may come in between, and change the same descriptor.
 """
 
 from __future__ import annotations
@@ -78,18 +79,19 @@ class FdTable:
 
     def __init__(self, state: Any, captures: bool) -> None:
         self.poller: Poller | None = None
-        self._tokens: dict[int, int] = {}  # by descriptor; its keys are the registered ones
+        self.tokens: dict[int, int] = {}  # by descriptor; its keys are the registered ones
         self._interests: dict[int, int] = {}  # by descriptor
+        self._latest: dict[int, object] = {}  # by descriptor: what stands for its latest registration
         self._state = state
         self._record = state.record["io"]
         self._captures = captures
         self._begin: Callable[..., int] | None = None  # where kernels change the poller's entries, too
 
     def __len__(self) -> int:
-        return len(self._tokens)
+        return len(self.tokens)
 
     def __contains__(self, fd: int) -> bool:
-        return fd in self._tokens
+        return fd in self.tokens
 
     def open_poller(self) -> Poller:
         """The poller, made at the first call and kept until the loop ends: it costs two descriptors, and a loop that
@@ -129,33 +131,35 @@ class FdTable:
             if not WINDOWS:  # if `fd` is closed, the poller's descriptor must not get its number
                 os.fstat(fd)
             poller = self.open_poller()
-        if fd in self._tokens:  # perhaps by a signal handler that came just now
+        if fd in self.tokens:  # perhaps by a signal handler that came just now
             raise FDAlreadyRegisteredError(f"descriptor {fd} is registered; use modify_fd(), or unregister_fd() first")
         self._interests[fd] = interest
         if self._begin is not None:
+            mine = self._latest[fd] = object()
             try:
-                status = self._begin(fd, callback, interest, self._tokens)
+                status = self._begin(fd, callback, interest, self.tokens)
             except BaseException:  # a signal handler's may come when it is registered
-                self._finish(fd, self._tokens)
+                if self._latest[fd] is mine:  # the handler has not registered it anew
+                    self._finish(fd, self.tokens)
                 raise
             if status > 0:
                 raise refusal(fd, status)
             return status == kernels.CHANGES
         token = 0
         try:
-            token = self._open(fd, callback, interest, self._tokens)
+            token = self._open(fd, callback, interest, self.tokens)
             poller.add(fd, interest, token)
-            if fd not in self._tokens:  # a signal handler has unregistered it; only epoll would heal by itself
+            if fd not in self.tokens:  # a signal handler has unregistered it
                 poller.remove(fd)
-            elif self._tokens[fd] != token:  # and registered it anew
+            elif self.tokens[fd] != token:  # and registered it anew
                 self._agree(fd)
         except BaseException:
-            if fd in self._tokens and token in (0, self._tokens[fd]):
+            if fd in self.tokens and token in (0, self.tokens[fd]):
                 with contextlib.suppress(OSError):
                     poller.remove(fd)
-                self._close(fd, self._tokens)
+                self._close(fd, self.tokens)
             raise
-        return len(self._tokens) == 1
+        return len(self.tokens) == 1
 
     def modify(self, fd: int, interest: int) -> None:
         token, before = self._known(fd), self._interests[fd]
@@ -165,7 +169,7 @@ class FdTable:
         try:
             self._agree(fd)
         except BaseException:
-            if fd in self._tokens and self._tokens[fd] == token and self._interests[fd] == interest:
+            if fd in self.tokens and self.tokens[fd] == token and self._interests[fd] == interest:
                 self._interests[fd] = before
             with contextlib.suppress(OSError):  # a signal handler may have raised after the change
                 self._agree(fd)
@@ -176,22 +180,22 @@ class FdTable:
         between a comparison and the call of a kernel, where the interpreter does not look for signals.
         """
         assert self.poller is not None
-        while fd in self._tokens:
-            token, interest = self._tokens[fd], self._interests[fd]
+        while fd in self.tokens:
+            token, interest = self.tokens[fd], self._interests[fd]
             self.poller.modify(fd, interest, token)
-            if fd in self._tokens and self._tokens[fd] == token and self._interests[fd] == interest:
+            if fd in self.tokens and self.tokens[fd] == token and self._interests[fd] == interest:
                 self._change(token, interest)
                 return
 
     def unregister(self, fd: int) -> bool:
         """Returns whether the loop has to sleep in another way from now on."""
         if self._begin is not None:
-            status = self._finish(fd, self._tokens)
+            status = self._finish(fd, self.tokens)
             if status > 0:
                 raise refusal(fd, status)
             if status == kernels.UNKNOWN:
                 raise self._unknown(fd)
-            return status == kernels.CHANGES
+            return False  # the kernels go back to the futex by themselves (kernels/turn/turn.py)
         token = self._known(fd)
         assert self.poller is not None
         known = False
@@ -200,15 +204,15 @@ class FdTable:
         finally:  # a signal handler may have raised after the system forgot the descriptor, or before
             if not known:
                 self._record["suspect"] = 1
-            if fd in self._tokens and self._tokens[fd] == token:  # else a signal handler has replaced it
-                self._close(fd, self._tokens)
-        if fd in self._tokens:  # a signal handler has unregistered it, and registered it anew
+            if fd in self.tokens and self.tokens[fd] == token:  # else a signal handler has replaced it
+                self._close(fd, self.tokens)
+        if fd in self.tokens:  # a signal handler has unregistered it, and registered it anew
             with contextlib.suppress(FileExistsError):
-                self.poller.add(fd, self._interests[fd], self._tokens[fd])
-        return not self._tokens
+                self.poller.add(fd, self._interests[fd], self.tokens[fd])
+        return not self.tokens
 
     def _known(self, fd: int) -> int:
-        token = self._tokens.get(fd)
+        token = self.tokens.get(fd)
         if token is None:
             raise self._unknown(fd)
         return token
@@ -220,7 +224,7 @@ class FdTable:
         """An entry that cannot be removed has fired: make the poller forget everything that is not registered."""
         assert self.poller is not None
         try:
-            self.poller.renew((fd, self._interests[fd], token) for fd, token in self._tokens.items())
+            self.poller.renew((fd, self._interests[fd], token) for fd, token in self.tokens.items())
         finally:  # if a signal handler raises, the old set may already be gone
             self._record["poller"] = self.poller.descriptor
 
@@ -234,8 +238,9 @@ class FdTable:
         """Forget all descriptors, whose callbacks the kernels have released. No thread may wake the loop any more. May
         be repeated if a signal handler raised before its end.
         """
-        self._tokens.clear()
+        self.tokens.clear()
         self._interests.clear()
+        self._latest.clear()
         if self.poller is not None:
             self._record["poller"] = -1
             self._state.record["wake_fd"] = -1

@@ -94,6 +94,8 @@ class DatagramTransport(KernelTransport, _DatagramTransport):  # type: ignore[mi
     thread that runs another loop, `sendto` raises RuntimeError.
     """
 
+    _conn_lost: int
+
     def __init__(self, loop: Any, sock: Any, protocol: Any, *arguments: Any, **more: Any) -> None:
         self._datagrams = Datagrams(self, sock, loop)
         self._by_number = sock.family in (socket.AF_INET, socket.AF_INET6)
@@ -190,7 +192,8 @@ class DatagramTransport(KernelTransport, _DatagramTransport):  # type: ignore[mi
         self._maybe_resume_protocol()  # may send more
         if not self._buffer:
             self._loop._remove_writer(self._sock_fd)
-            if self._closing:
+            if self._closing and not self._conn_lost:  # else `resume_writing` has closed it, and the end is on its way
+                self._conn_lost = 1
                 self._call_connection_lost(None)
 
     # --- the end

@@ -59,7 +59,10 @@ class Selector(selectors._BaseSelectorImpl):
                 if fd > FD_MOST:  # the system would take the lower bits
                     raise OverflowError(f"a descriptor must be at most {FD_MOST}, not {fd}")
                 data = (handle, None) if side == READ else (None, handle)
-                keys[fd] = _new_key((fileobj, fd, side, data))
+                made = _new_key((fileobj, fd, side, data))
+                if fd in keys:  # a signal handler has added it meanwhile
+                    return self.put(fileobj, side, handle)
+                keys[fd] = made
                 try:
                     self._core._watch(fd, side, watched_by(*data) or self._ready)
                 except FDAlreadyRegisteredError:
@@ -84,18 +87,29 @@ class Selector(selectors._BaseSelectorImpl):
         if events != key.events:
             try:
                 self._core.modify_fd(fd, events)
-            except OSError:  # closed, and its number reused: forget it, as asyncio's own selector does
-                self._end(fd)
-                raise
-            except BaseException:  # of a signal handler, perhaps after the change: the other side stays as it was
-                try:
-                    self._core.modify_fd(fd, key.events)
-                except BaseException:
-                    self._end(fd)
+            except BaseException as error:
+                if fd in keys and keys[fd] is key:
+                    self._undo(key, error)
                     raise
-                raise
+                if not isinstance(error, (FDNotRegisteredError, FileNotFoundError)):  # a signal handler has removed it
+                    raise
+        if fd not in keys or keys[fd] is not key:  # a signal handler has changed it meanwhile
+            return self.put(fileobj, side, handle)
         keys[fd] = made
         return before
+
+    def _undo(self, key: selectors.SelectorKey, error: BaseException) -> None:
+        """After a change that has failed. What the system refuses is closed, and its number reused: forget it, as
+        asyncio's own selector does. If a signal handler raised, perhaps after the change, the other side stays.
+        """
+        try:
+            if not isinstance(error, OSError):
+                self._core.modify_fd(key.fd, key.events)
+                return
+        except BaseException:
+            self._end(key.fd)
+            raise
+        self._end(key.fd)
 
     def _end(self, fd: int) -> None:
         try:
@@ -104,9 +118,9 @@ class Selector(selectors._BaseSelectorImpl):
             pass
         except BaseException as error:  # of the system; or of a signal handler, perhaps when it was no longer watched
             if isinstance(error, OSError) or not self._core._watches(fd):
-                del self._fd_to_key[fd]
+                self._fd_to_key.pop(fd, None)
             raise
-        del self._fd_to_key[fd]
+        self._fd_to_key.pop(fd, None)
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> NoReturn:
         raise NotImplementedError("this selector is a table that only its loop changes")

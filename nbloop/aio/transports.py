@@ -165,6 +165,9 @@ class StreamTransport(KernelTransport, _SocketTransport):  # type: ignore[misc]
     _conn_lost = _buffer_size = 0
     _closing = _paused = _eof = _protocol_paused = False
     _protocol_connected = True
+    # Is `_write_sendmsg` running? Has `resume_writing` closed the transport meanwhile? Then the end is on its way, and
+    # that of `_write_sendmsg`, which asyncio has left out since 3.14.8, would be a second one.
+    _sends = _ends_later = False
     _high_water, _low_water = _begins._high_water, _begins._low_water
     _empty_waiter: Any = None
     _context: Context | None = None
@@ -341,6 +344,11 @@ class StreamTransport(KernelTransport, _SocketTransport):  # type: ignore[misc]
         # In asyncio before 3.14 an empty one at the end stays in the buffer, and the connection sends it for ever.
         list_of_data = [data for data in list_of_data or () if memoryview(data).nbytes]
         self._stream.flush()
+        if self._conn_lost and list_of_data and not self._eof and self._empty_waiter is None:
+            # asyncio before 3.14 would watch the descriptor, which is about to be closed, and whose number a later
+            # connection gets. What it does since is what its `write` does.
+            super().write(list_of_data[0])
+            return
         self._buffer = self._buffer or deque()
         try:
             super().writelines(list_of_data)
@@ -356,10 +364,17 @@ class StreamTransport(KernelTransport, _SocketTransport):  # type: ignore[misc]
             self._judge()
 
     def _write_sendmsg(self) -> None:
+        self._sends = True
         try:
             super()._write_sendmsg()
         finally:
+            self._sends = self._ends_later = False
             self._judge()
+
+    def _maybe_resume_protocol(self) -> None:
+        super()._maybe_resume_protocol()
+        if self._sends:
+            self._ends_later = self._conn_lost > 0
 
     _write_ready: Any = _write_sendmsg
 
@@ -427,6 +442,9 @@ class StreamTransport(KernelTransport, _SocketTransport):  # type: ignore[misc]
             self._server._clients.data.discard(self._owner)
 
     def _call_connection_lost(self, exc: BaseException | None) -> None:
+        if self._ends_later:
+            return
+        self._conn_lost = self._conn_lost or 1  # so that `abort` in `connection_lost` does nothing, as since 3.14.8
         self._stream._clear = None
         try:
             self._protocol.connection_lost(exc)

@@ -10,6 +10,8 @@ of their callbacks.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -275,20 +277,26 @@ class AbortSignal(EventTarget):
         return f"<AbortSignal {f'aborted {self._reason!r}' if self._aborted else 'not aborted'}>"
 
 
-def check_delay(name: str, value: object) -> None:
-    """Check a delay as `JS.set_timeout` does, which takes a negative one for 0."""
-    if not isinstance(value, (int, float)):
-        if not isinstance(value, (SupportsFloat, SupportsIndex)):
-            raise TypeError(f"{name} must be a number of milliseconds, not {value!r}")
-        value = float(value)
-    if not value <= MOST_MS:
+def check_delay(name: str, value: object) -> float:
+    """Check a delay as `JS.set_timeout` does, which takes a negative one for 0. Returns it as a number, since an object
+    is asked for its value once.
+    """
+    number: float = math.inf
+    if isinstance(value, (int, float)):
+        number = value
+    elif isinstance(value, (SupportsFloat, SupportsIndex)):
+        with contextlib.suppress(OverflowError):  # such as a fraction of 10**400
+            number = float(value)
+    else:
+        raise TypeError(f"{name} must be a number of milliseconds, not {value!r}")
+    if not number <= MOST_MS:
         raise ValueError(f"{name} must be a finite number of milliseconds, at most 4e12, not {value!r}")
+    return number
 
 
 def check_limit(name: str, value: object) -> float:
     """Check a period or a time-out, which cannot be negative."""
-    check_delay(name, value)
-    return check_milliseconds(name, value)
+    return check_milliseconds(name, check_delay(name, value))
 
 
 def limited(js: Owner, signal: AbortSignal | None, ms: float | None) -> AbortSignal | None:

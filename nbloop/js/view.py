@@ -95,7 +95,7 @@ class JS[L: Lifecycle = Any](Unique):
         it has no other handler; it is rejected with `CancelledError` then. If the loop ends first, it is rejected with
         `LoopTerminatedError`. O(1), apart from the timer. Raises TypeError, ValueError.
         """
-        check_delay("ms", ms)
+        ms = check_delay("ms", ms)
         limit = signal if signal is None and timeout is None else limited(self, signal, timeout)
         promise: Revocable[None] = Revocable(self)
         if limit is not None and limit.aborted:

@@ -6,7 +6,10 @@ for a muted socket would spin the loop.
 
 epoll watches the open file, not the descriptor number, and forgets the file only when its last duplicate is closed. A
 user who closes a descriptor before unregistering it can therefore leave an entry that nothing can name any more.
-`remove` detects this, and when such an entry fires, the set is rebuilt (`renew`).
+Removing detects this, and when such an entry fires, the set is rebuilt (`renew`).
+
+A loop adds and removes by `watch_begin` and `watch_finish` (kernels/turn/fd_watches.py), which change its own table in
+the same call. `add` and `remove` complete the contract of a poller; the tests of all pollers use them.
 
 Each of the two descriptors is owned by an object that closes it exactly once, on request or when collected. A bare
 number would leak if a signal handler raised between the call that returns it and its store, and a close retried after

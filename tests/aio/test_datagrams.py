@@ -569,6 +569,39 @@ def test_what_the_system_does_not_take_follows(endpoint, kind, closes):
     assert log == (["made", "pause", "resume", ("lost", type(None), None)] if closes else ["made"])
 
 
+def test_closing_in_resume_writing_ends_the_transport_once(tmp_path):
+    """asyncio's 3.13 and 3.14.8 end it a second time, which fails."""
+    log = []
+
+    class Closes(Logged):
+        def connection_made(self, transport):
+            super().connection_made(transport)
+            self.mine = transport
+
+        def resume_writing(self):
+            super().resume_writing()
+            self.mine.close()
+
+    async def play():
+        loop = asyncio.get_running_loop()
+        peer, mine = pair("unix connected", tmp_path)
+        with peer:
+            transport, _ = await loop.create_datagram_endpoint(lambda: Closes(log), sock=mine)
+            transport.set_write_buffer_limits(0)
+            for _ in range(100_000):
+                transport.sendto(b"x")
+                if "pause" in log:
+                    break
+            while mine.fileno() >= 0:
+                with contextlib.suppress(BlockingIOError):
+                    peer.recv(10)
+                await asyncio.sleep(0)
+            await settle()
+
+    on_loop(nbloop.new_event_loop, log, play())
+    assert log == ["made", "pause", "resume", ("lost", type(None), None)]
+
+
 def test_a_datagram_does_not_overtake_those_that_wait(endpoint):
     """Although the peer has made room for it."""
 

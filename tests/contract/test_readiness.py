@@ -795,6 +795,32 @@ def test_a_handler_comes_at_the_end_of_a_change(loop, turns, pair, interrupt, wh
     loop.unregister_fd(fd)
 
 
+@pytest.mark.parametrize("call", ["_begin", "add"])
+def test_a_handler_registers_anew_and_raises(loop, turns, pair, monkeypatch, interrupt, call):
+    """What it registered stays, and works."""
+    (a, b), (c, _d) = pair(), pair()
+    seen = []
+    loop.register_fd(c.fileno(), READ, print)  # so that there is a poller
+    table = loop._descriptors.table
+    if call == "add":
+        monkeypatch.setattr(table, "_begin", None)
+    elif table._begin is None:
+        pytest.skip("kernels cannot change this poller's entries")
+
+    def handler():
+        loop.unregister_fd(a.fileno())
+        loop.register_fd(a.fileno(), READ, lambda *_: seen.append("anew"))
+        raise KeyboardInterrupt
+
+    interrupt(table if call == "_begin" else table.poller, call, handler)
+    with pytest.raises(KeyboardInterrupt):
+        loop.register_fd(a.fileno(), READ, print)
+    b.send(b"x")
+    turns(loop)
+    assert seen == ["anew"]
+    loop.unregister_fd(a.fileno())
+
+
 @pytest.mark.parametrize("again", [False, True], ids=["gone", "anew"])
 @pytest.mark.parametrize("call", ["_begin", "_finish", "_open", "add", "remove"])
 def test_a_handler_unregisters_in_the_middle(loop, turns, pair, monkeypatch, interrupt, call, again):

@@ -29,6 +29,8 @@ from nbloop import (
     PollerFailedError,
 )
 from nbloop.kernels.base import layout
+from nbloop.kernels.build import object_cache
+from tests.support.arrivals import at_each_place, described, handled
 from tests.support.waiting import drain
 
 READ, WRITE, ERROR, HANGUP = IOEvents.READ, IOEvents.WRITE, IOEvents.ERROR, IOEvents.HANGUP
@@ -207,6 +209,40 @@ def test_auto_changes_over(loop, pair):
         loop.schedule_timer(0.001, loop.stop)
         loop.run()
         assert int(loop._record["park_mode"]) == fast
+
+
+@pytest.mark.skipif(object_cache.status.mode != "compiled", reason="a signal would arrive in the kernels' own code")
+@pytest.mark.parametrize("handler", ["registers", "disables"])
+@pytest.mark.parametrize("call", ["registers", "unregisters", "allows"])
+def test_a_handler_chooses_how_the_loop_sleeps(pair, call, handler):
+    """At any moment of another choice: the loop sleeps where its descriptors and its mode require it."""
+    (a, _b), (c, _d) = pair(), pair()
+
+    def attempt(arrivals, at):
+        loop = Loop()
+        loop.register_fd(a.fileno(), READ, print)
+        calls = {
+            "registers": lambda: loop.register_fd(a.fileno(), READ, print),
+            "unregisters": lambda: loop.unregister_fd(a.fileno()),
+            "allows": lambda: loop.set_fast_path_mode(FastPathMode.AUTO),
+        }
+        if call != "unregisters":
+            loop.unregister_fd(a.fileno())
+        handlers = {
+            "registers": lambda *_: loop.register_fd(c.fileno(), READ, print),
+            "disables": lambda *_: loop.set_fast_path_mode(FastPathMode.DISABLED),
+        }
+        with handled(signal.SIGINT, handlers[handler]):
+            arrivals.during(calls[call], at, signal.SIGINT)
+        poller = loop._descriptors.table.poller
+        assert int(loop._record["io"]["watches"]) == len(loop._descriptors.table), described(at)
+        if len(loop._descriptors.table) or loop.fast_path_mode is FastPathMode.DISABLED:
+            assert int(loop._record["park_mode"]) == poller.park_mode, described(at)
+        if loop.fast_path_mode is FastPathMode.DISABLED:
+            assert not int(loop._record["io"]["retires"]), described(at)
+        loop.close()
+
+    at_each_place(attempt, least=10)
 
 
 def test_a_watch_between_two_sleeps_changes_nothing(loop, pair, monkeypatch):

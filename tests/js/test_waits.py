@@ -17,7 +17,7 @@ from nbloop import Loop, LoopTerminatedError
 from nbloop.js import JS, AbortController, AbortError, AbortSignal, CancelledError, CustomEvent, Event, EventTarget
 from nbloop.js.coroutines import coroutines_of
 from nbloop.kernels.build import object_cache
-from tests.support.arrivals import Arrivals, described, handled
+from tests.support.arrivals import at_each_place, described, handled
 from tests.support.driver import Page
 from tests.support.waiting import PATIENCE, elsewhere, together, wait_for
 
@@ -834,18 +834,6 @@ def leave_with_an_item(page, items, take):
         page.turn(2)
 
     return call
-
-
-def at_each_place(attempt, least=20):
-    """Call ``attempt(arrivals, at)`` with each place of its call at which a signal may arrive."""
-    arrivals = Arrivals()
-    with arrivals.watching():
-        attempt(arrivals, None)
-        attempt(arrivals, None)
-        places = arrivals.places()
-        for at in places:
-            attempt(arrivals, at)
-    assert len(places) > least
 
 
 @pytest.mark.skipif(object_cache.status.mode != "compiled", reason="a signal would arrive in the kernels' own code")

@@ -197,7 +197,7 @@ def test_a_first_watch_changes_how_the_loop_sleeps(monkeypatch: pytest.MonkeyPat
     assert begin(0, len, layout.READ, tokens) == (0 if stays else fd_watches.CHANGES)
     assert begin(1, len, layout.READ, tokens) == 0
     assert finish(0, tokens) == 0
-    assert finish(1, tokens) == (0 if mode == layout.PARK_EPOLL else fd_watches.CHANGES)
+    assert finish(1, tokens) == 0
     assert finish(1, tokens) == fd_watches.UNKNOWN
     assert tokens == {}
 

@@ -157,3 +157,15 @@ def handled(number: int, handler: Callable[[int, Any], object]) -> Iterator[None
         yield
     finally:
         signal.signal(number, before)
+
+
+def at_each_place(attempt: Callable[[Arrivals, Place | None], object], least: int = 20) -> None:
+    """Call ``attempt(arrivals, at)``, which calls ``arrivals.during(call, at, number)``, for each place of its call."""
+    arrivals = Arrivals()
+    with arrivals.watching():
+        attempt(arrivals, None)
+        attempt(arrivals, None)
+        places = arrivals.places()
+        for at in places:
+            attempt(arrivals, at)
+    assert len(places) > least

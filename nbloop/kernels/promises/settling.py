@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from ...unique import Unique
-from ..base.atomics import compare_and_swap, exchange, get, load, put, store
+from ..base.atomics import compare_and_swap, exchange, fetch_add, get, load, put, store
 from ..base.capi import (
     Py_DecRef,
     Py_IncRef,
@@ -43,13 +43,14 @@ from ..base.capi import (
     PyTuple_New,
 )
 from ..base.interpreter import OBJECT_TYPE, TUPLE_ITEMS, slot_offsets
-from ..base.kernel import MANY, ONE, data, helper, inlined, kernel
+from ..base.kernel import MANY, ONE, apart, data, helper, inlined, kernel
 from ..base.layout import KIND_MICROTASK, REFUSED_CLOSED, REFUSED_MEMORY, STATE, TAG_REACTION, Fields, Record
 from ..base.refusal import on_loop_thread, refuse
 from ..base.safepoint import EVERY
 from ..calls.invoke import LEAVE, breathe_on
 from ..calls.remote import due_push, fetch_remote
 from ..ingress.parking import wake as wake_loop
+from ..ingress.parking import wake_to_exit
 from ..ingress.ticket_queue import queue_length, queue_push
 from ..observe.meter import remote_counted
 
@@ -229,6 +230,16 @@ def queue_reaction(view: int, settled: int, reaction: int) -> None:
     Py_DecRef(reaction)
 
 
+@apart
+def hold(base: int, held: int) -> int:
+    """Keep an auto-exit loop alive while a promise queues what waits for it, with Python in between. Returns 1, or 0 if
+    this call of `settle` does so already.
+    """
+    if held == 0:
+        fetch_add(base + STATE.HOLDS, 1)
+    return 1 - held
+
+
 @inlined
 def settle(view: int, eventual: int, outcome: int, value: int) -> int:
     """Write the outcome and queue all reactions, in order; takes over the reference of `value`. Any thread, which must
@@ -238,7 +249,7 @@ def settle(view: int, eventual: int, outcome: int, value: int) -> int:
     The swap of `_reactions` publishes value and outcome; readers must have seen it.
     """
     base = get(view + VIEW.LOOP)
-    error = 0
+    error = held = 0
     old = get(eventual + EVENTUAL.VALUE)
     put(eventual + EVENTUAL.VALUE, value)
     store(eventual + EVENTUAL.OUTCOME, outcome)
@@ -255,6 +266,7 @@ def settle(view: int, eventual: int, outcome: int, value: int) -> int:
                 head = below
                 count += 1
                 if count & (EVERY - 1) == 0:
+                    held += hold(base, held)
                     error = breathe_on(base, error)
             while first != 0:
                 following = get(first + EVENTUAL.LINK)
@@ -267,6 +279,9 @@ def settle(view: int, eventual: int, outcome: int, value: int) -> int:
                 break
     if old != 0:
         Py_DecRef(old)
+    if held != 0:
+        fetch_add(base + STATE.HOLDS, -1)
+        wake_to_exit(base)
     if error == 0:
         return 0
     PyErr_SetRaisedException(error)

@@ -117,9 +117,8 @@ EPOLLIN, EPOLLOUT, EPOLLERR, EPOLLHUP, EPOLLRDHUP = 1, 4, 8, 16, 0x2000
 EPOLLONESHOT, EPOLLET = 1 << 30, 1 << 31
 EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD = 1, 2, 3
 
-# What `watch_begin` and `watch_finish` return, if not 0 or an errno: the descriptor is not registered; the loop has to
-# sleep in another way from now on.
-UNKNOWN, CHANGES = -1, -2
+UNKNOWN = -1  # what `watch_finish` returns for a descriptor that is not registered
+CHANGES = -2  # what `watch_begin` returns if the loop has to sleep in another way from now on
 
 
 @kernel(MANY)
@@ -375,7 +374,8 @@ def watch_add(base: int, arguments: int, token: int) -> int:
         if taken != 0:
             return 0
     elif load(base + STATE.IO + IO.WATCHES) == 1 and not (
-        on_loop_thread(base) and load(base + STATE.PARK_MODE) == PARK_EPOLL  # still, or again
+        # It still sleeps in its poller. Another thread cannot know: the loop may be about to choose the futex.
+        on_loop_thread(base) and load(base + STATE.PARK_MODE) == PARK_EPOLL
     ):
         status = CHANGES
     return PyLong_FromLongLong(status)
@@ -383,7 +383,7 @@ def watch_add(base: int, arguments: int, token: int) -> int:
 
 @kernel(MANY)
 def watch_finish(self: int, arguments: int, _count: int) -> int:
-    """(descriptor, tokens) -> 0, CHANGES, UNKNOWN, or an errno with which the watch has ended, too: epoll forgets the
+    """(descriptor, tokens) -> 0, UNKNOWN, or an errno with which the watch has ended, too: epoll forgets the
     descriptor, then `watch_close`. One call, as `watch_begin`. Any thread that has the table's lock; O(1).
     """
     base = data(self)
@@ -400,11 +400,7 @@ def watch_finish(self: int, arguments: int, _count: int) -> int:
             status = 0
     taken = PyDict_DelItem(get(arguments + 8), get(arguments))
     watch_end(base, identifier)
-    if taken != 0:
-        return 0
-    if status == 0 and load(io + IO.WATCHES) == 0 and get(io + IO.RETIRES) == 0:
-        status = CHANGES
-    return PyLong_FromLongLong(status)
+    return PyLong_FromLongLong(status) if taken == 0 else 0
 
 
 @helper

@@ -159,7 +159,7 @@ def wait(base: int) -> int:
         return ENDED_NAP
     if mode == PARK_EPOLL and get(io + IO.RETIRES) != 0 and load(io + IO.WATCHES) == 0:
         # Not when the last watch ends: a socket that is watched for one read after the other would change the mode
-        # twice a read. The change for a watch that another thread begins now waits in the internal queue.
+        # twice a read. A thread that begins a watch now has the loop change over afterwards, which wakes it.
         mode = PARK_FUTEX
         store(base + STATE.PARK_MODE, mode)
     if mode == PARK_FUTEX:
