@@ -52,9 +52,6 @@ _new_socket: Any = socket.socket.__new__
 _init_socket: Any = _socket.socket.__init__
 _INTERNET, _STREAM = (int(socket.AF_INET), int(socket.AF_INET6)), int(socket.SOCK_STREAM)
 _SocketTransport: Any = _selector_events._SelectorSocketTransport  # type: ignore[attr-defined]
-# The first 3.13 forgets `_write_ready` when the transport is closed, later ones at its end. A program sees it by what
-# `writelines` raises after the end.
-CLOSE_FORGETS_WRITER = "_write_ready" in _SocketTransport.close.__code__.co_names
 
 # The methods of a socket that kernels replace. A class that overrides one gets asyncio's transport, which calls it.
 REPLACED = frozenset({"recv", "recv_into", "recvfrom", "send", "sendmsg", "sendto"})
@@ -409,8 +406,6 @@ class StreamTransport(KernelTransport, _SocketTransport):  # type: ignore[misc]
     def close(self) -> None:
         self._stream.flush()
         self._read_ready_cb = None
-        if CLOSE_FORGETS_WRITER:
-            self._write_ready = None
         if self._closing:
             return
         self._closing = True
@@ -459,8 +454,6 @@ class StreamTransport(KernelTransport, _SocketTransport):  # type: ignore[misc]
             of._sock = of._protocol = of._loop = None
             if self._context is not None:  # in which the program may have set the protocol
                 self._context = None
-            if not CLOSE_FORGETS_WRITER:
-                self._write_ready = None
             if server is not None and server._sockets is None:
                 server._detach(self)
             if self._empty_waiter is not None:
