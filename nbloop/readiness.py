@@ -135,11 +135,12 @@ class FdTable:
             raise FDAlreadyRegisteredError(f"descriptor {fd} is registered; use modify_fd(), or unregister_fd() first")
         self._interests[fd] = interest
         if self._begin is not None:
-            mine = self._latest[fd] = object()
+            mine: object = []  # no call: a signal handler may not register the descriptor between look and kernel
+            self._latest[fd] = mine
             try:
                 status = self._begin(fd, callback, interest, self.tokens)
             except BaseException:  # a signal handler's may come when it is registered
-                if self._latest[fd] is mine:  # the handler has not registered it anew
+                if self._latest.get(fd) is mine:  # the handler has not registered it anew
                     self._finish(fd, self.tokens)
                 raise
             if status > 0:

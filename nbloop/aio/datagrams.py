@@ -204,6 +204,8 @@ class DatagramTransport(KernelTransport, _DatagramTransport):  # type: ignore[mi
         self._judge()
 
     def _force_close(self, exc: BaseException | None) -> None:
+        if not self._conn_lost:  # asyncio leaves the watch if `error_received` of the last datagram that waited aborts
+            self._loop._remove_writer(self._sock_fd)
         super()._force_close(exc)
         if not self._buffer:
             self._buffer_size = 0  # as asyncio since 3.15

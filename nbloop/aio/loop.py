@@ -67,7 +67,6 @@ from .transports import (
 base_events: Any = _base_events  # its stubs lack the names that are used here
 
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # after which a listener rests
-READERS_CHANGE_TRANSPORTS = hasattr(asyncio.StreamReader, "_replace_transport")  # since 3.14, at an upgrade to TLS
 UNPOLLED_TURNS = 7  # consecutive turns without a poll while callbacks are ready: one turn of eight polls
 WHOLE_QUEUE = 1 << 40  # tasks in a turn: asyncio's turn, too, runs all that is ready when it begins
 
@@ -455,15 +454,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
             begins.cancel()
             reads.cancel()
             raise
-        secure = tls._app_transport
-        reader = getattr(protocol, "_stream_reader", None)
-        if READERS_CHANGE_TRANSPORTS and isinstance(reader, asyncio.StreamReader) and reader._paused:  # type: ignore[attr-defined]
-            # It paused the open transport, since the client's first data came before this coroutine went on. It is
-            # about to get the secure one, and will resume that.
-            secure.pause_reading()
-            if not tls._ssl_reading_paused:
-                transport.resume_reading()
-        return secure
+        return tls._app_transport
 
     def _make_datagram_transport(self, sock: Any, protocol: Any, *arguments: Any, **more: Any) -> Any:
         """Make the transport of each socket of `create_datagram_endpoint`."""

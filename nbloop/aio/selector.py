@@ -66,11 +66,16 @@ class Selector(selectors._BaseSelectorImpl):
                 try:
                     self._core._watch(fd, side, watched_by(*data) or self._ready)
                 except FDAlreadyRegisteredError:
+                    if fd not in keys or keys[fd] is not made:  # by a signal handler, meanwhile
+                        return self.put(fileobj, side, handle)
                     del keys[fd]
                     raise
                 except BaseException:  # a signal handler's may come when it is registered
-                    self._end(fd)
+                    if fd in keys and keys[fd] is made:
+                        self._end(fd)
                     raise
+                if fd not in keys:  # a signal handler has removed it again, before the core had it
+                    self._end(fd)
             return None
         reader, writer = data = key.data
         before = data[side == WRITE]

@@ -12,9 +12,9 @@ an echo of 1 KiB the protocol takes 6 us; asyncio's takes 12, and OpenSSL's part
   program's own transport (`start_tls`) may receive on a thread, so each connection over such a transport has its own
   buffer.
 
-This module also repairs three faults of asyncio, because each loses bytes or stops a connection: a buffer that is not a
-memoryview (`get_buffer`), a mark of 0, and an upgrade (`start_tls`) while writing is paused, or after the client's
-first record has arrived.
+This module also repairs faults of asyncio, because each loses bytes or stops a connection: a buffer that is not a
+memoryview (`get_buffer`), a mark of 0, and an upgrade (`start_tls`) while writing or a reader is paused, or after the
+client's first record has arrived.
 """
 
 from __future__ import annotations
@@ -60,6 +60,15 @@ class SSLTransport(Unique, _SSLProtocolTransport):  # type: ignore[misc]
                 tls._fatal_error(error, FAILED)
                 return
         super().write(data)
+
+    def resume_reading(self) -> None:
+        """Also if the open transport was paused. A `StreamReader` that is full when an upgrade ends has paused that
+        one, and resumes this one since CPython 3.14. With asyncio's the connection stops.
+        """
+        super().resume_reading()
+        tls = self._ssl_protocol
+        if tls is not None and tls._transport is not None and not tls._ssl_reading_paused:
+            tls._transport.resume_reading()
 
 
 OURS = StreamTransport, SSLTransport

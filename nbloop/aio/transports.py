@@ -162,9 +162,9 @@ class StreamTransport(KernelTransport, _SocketTransport):  # type: ignore[misc]
     _conn_lost = _buffer_size = 0
     _closing = _paused = _eof = _protocol_paused = False
     _protocol_connected = True
-    # Is `_write_sendmsg` running? Has `resume_writing` closed the transport meanwhile? Then the end is on its way, and
-    # that of `_write_sendmsg`, which asyncio has left out since 3.14.8, would be a second one.
-    _sends = _ends_later = False
+    # `resume_writing` has closed the transport. Its end is queued, so `_write_sendmsg`, which has called it, must not
+    # end it, too (as asyncio since 3.14.8).
+    _ends_later = False
     _high_water, _low_water = _begins._high_water, _begins._low_water
     _empty_waiter: Any = None
     _context: Context | None = None
@@ -342,9 +342,9 @@ class StreamTransport(KernelTransport, _SocketTransport):  # type: ignore[misc]
         list_of_data = [data for data in list_of_data or () if memoryview(data).nbytes]
         self._stream.flush()
         if self._conn_lost and list_of_data and not self._eof and self._empty_waiter is None:
-            # asyncio before 3.14 would watch the descriptor, which is about to be closed, and whose number a later
-            # connection gets. What it does since is what its `write` does.
-            super().write(list_of_data[0])
+            # Since 3.14 asyncio drops such lines and counts the call, as its `write` does. Before, it watches the
+            # descriptor, which is about to be closed, and whose number a later connection gets.
+            super().write(b"dropped")
             return
         self._buffer = self._buffer or deque()
         try:
@@ -361,17 +361,15 @@ class StreamTransport(KernelTransport, _SocketTransport):  # type: ignore[misc]
             self._judge()
 
     def _write_sendmsg(self) -> None:
-        self._sends = True
         try:
             super()._write_sendmsg()
         finally:
-            self._sends = self._ends_later = False
+            self._ends_later = False
             self._judge()
 
     def _maybe_resume_protocol(self) -> None:
         super()._maybe_resume_protocol()
-        if self._sends:
-            self._ends_later = self._conn_lost > 0
+        self._ends_later = self._conn_lost > 0
 
     _write_ready: Any = _write_sendmsg
 
@@ -456,7 +454,7 @@ class StreamTransport(KernelTransport, _SocketTransport):  # type: ignore[misc]
                 self._context = None
             if server is not None and server._sockets is None:
                 server._detach(self)
-            if self._empty_waiter is not None:
+            if self._empty_waiter is not None and not self._empty_waiter.done():
                 self._empty_waiter.set_exception(ConnectionError("Connection is closed by peer"))
 
 

@@ -17,6 +17,7 @@ made that it says what must happen whatever the network does. Each loop, asyncio
 
 from __future__ import annotations
 
+import array
 import asyncio
 import dataclasses
 import os
@@ -739,17 +740,25 @@ def test_a_connection_survives_a_bad_network(fate, kind, loop, descriptors):
 class Closes(Logged):
     """Closes when it may write again."""
 
+    lines: tuple[bytes, ...] = ()
+
     def resume_writing(self) -> None:
         super().resume_writing()
+        self.transport.writelines(self.lines)
         self.transport.close()
 
 
-def test_closing_in_resume_writing_ends_the_connection_once():
+class WritesAndCloses(Closes):
+    lines = (b"last", b"lines")
+
+
+@pytest.mark.parametrize("closes", [Closes, WritesAndCloses])
+def test_closing_in_resume_writing_ends_the_connection_once(closes):
     log: list[object] = []
 
     async def play() -> None:
         peer, mine = pair("unix")
-        transport, _ = await asyncio.get_running_loop().connect_accepted_socket(lambda: Closes(log), mine)
+        transport, _ = await asyncio.get_running_loop().connect_accepted_socket(lambda: closes(log), mine)
         transport.write(bytes(1_000_000))
         while transport.get_write_buffer_size():
             drain(peer)
@@ -796,6 +805,7 @@ def test_lines_after_the_end_harm_no_later_connection():
         transport, _ = await loop.connect_accepted_socket(lambda: Logged([]), mine)
         transport.close()
         transport.writelines([b"too", b"late"])
+        transport.writelines([array.array("i", [1, 2])])
         await settle()
         later, other = pair("unix")
         with peer, other:
@@ -811,7 +821,8 @@ def test_lines_after_the_end_harm_no_later_connection():
 
 
 @pytest.mark.skipif(not getattr(ssl, "HAS_PSK", False), reason="this OpenSSL has no shared keys")
-def test_an_upgrade_keeps_the_pause_of_a_reader():
+@pytest.mark.parametrize("how", ["writer", "loop"])
+def test_an_upgrade_keeps_the_pause_of_a_reader(how):
     """The client's first data comes before the program hears that the handshake is done, and is more than a reader
     keeps.
     """
@@ -825,7 +836,14 @@ def test_an_upgrade_keeps_the_pause_of_a_reader():
         writers: list[asyncio.StreamWriter] = []
         protocol = asyncio.StreamReaderProtocol(reader, lambda _reader, writer: writers.append(writer), loop)
         await loop.connect_accepted_socket(lambda: protocol, mine)
-        upgrade = asyncio.ensure_future(writers[0].start_tls(server))
+
+        async def start() -> None:  # as programs do that upgrade by themselves: the reader keeps the old transport
+            (writer,) = writers
+            writer._transport = await loop.start_tls(  # type: ignore[attr-defined]
+                writer.transport, protocol, server, server_side=True
+            )
+
+        upgrade = asyncio.ensure_future(writers[0].start_tls(server) if how == "writer" else start())
         try:
             await settle()
             end.step()

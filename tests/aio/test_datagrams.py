@@ -602,6 +602,36 @@ def test_closing_in_resume_writing_ends_the_transport_once(tmp_path):
     assert log == ["made", "pause", "resume", ("lost", type(None), None)]
 
 
+def test_aborting_for_the_last_that_waits_leaves_no_watch(tmp_path):
+    """asyncio goes on watching for room, by a number that a later file may get."""
+    log = []
+
+    class Aborts(Logged):
+        def error_received(self, exc):
+            super().error_received(exc)
+            self.transport.abort()
+
+    async def play():
+        loop = asyncio.get_running_loop()
+        peer, mine = pair("unix connected", tmp_path)
+        transport, _ = await loop.create_datagram_endpoint(lambda: Aborts(log), sock=mine)
+        for _ in range(100_000):
+            transport.sendto(b"x")
+            if transport.get_write_buffer_size():
+                break
+        number = mine.fileno()
+        peer.close()
+        while mine.fileno() >= 0:
+            await asyncio.sleep(0)
+        await settle()
+        assert number not in loop._selector.get_map()
+        assert number not in loop.core._descriptors.table
+
+    on_loop(nbloop.new_event_loop, log, play())
+    assert log[0] == "made"
+    assert log[-1] == ("lost", type(None), None)
+
+
 def test_a_datagram_does_not_overtake_those_that_wait(endpoint):
     """Although the peer has made room for it."""
 

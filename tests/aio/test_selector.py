@@ -45,3 +45,33 @@ def test_a_handler_removes_one_side_while_the_other_is_added(side: str, raises: 
                 assert remove(here), described(at)
 
     at_each_place(attempt)
+
+
+@pytest.mark.skipif(object_cache.status.mode != "compiled", reason="a signal would arrive in the kernels' own code")
+@pytest.mark.parametrize("raises", [False, True])
+@pytest.mark.parametrize("again", [False, True])
+def test_a_handler_removes_what_is_being_added(again: bool, raises: bool) -> None:
+    """And adds another one in its place, with `again`: the descriptor can be watched afterwards."""
+
+    def attempt(arrivals: Arrivals, at: Place | None) -> None:
+        loop = nbloop.new_event_loop()
+        here, there = socket.socketpair()
+        with here, there, contextlib.closing(loop):
+
+            def handler(*_: object) -> None:
+                loop.remove_reader(here)
+                if again:
+                    loop.add_reader(here, repr, 1)
+                if raises:
+                    raise ZeroDivisionError
+
+            with handled(signal.SIGINT, handler), contextlib.suppress(ZeroDivisionError):
+                arrivals.during(lambda: loop.add_reader(here, repr, 2), at, signal.SIGINT)
+            known = here.fileno() in loop.core._descriptors.table
+            assert (loop._selector.get_map().get(here) is not None) is known, described(at)
+            assert known or arrivals.arrived, described(at)
+            there.send(b"x")
+            loop.add_reader(here, loop.stop)
+            loop.run_forever()
+
+    at_each_place(attempt)

@@ -133,7 +133,7 @@ class AsyncioTransport(asyncio.selector_events._SelectorSocketTransport):
 
     def writelines(self, list_of_data):
         if self._conn_lost and list_of_data and not self._eof and self._empty_waiter is None:
-            return self.write(b"")
+            return self.write(b"dropped")
         return super().writelines(list_of_data)
 
     def _call_connection_lost(self, exc):

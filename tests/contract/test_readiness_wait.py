@@ -212,7 +212,7 @@ def test_auto_changes_over(loop, pair):
 
 
 @pytest.mark.skipif(object_cache.status.mode != "compiled", reason="a signal would arrive in the kernels' own code")
-@pytest.mark.parametrize("handler", ["registers", "disables"])
+@pytest.mark.parametrize("handler", ["registers", "registers the same", "disables"])
 @pytest.mark.parametrize("call", ["registers", "unregisters", "allows"])
 def test_a_handler_chooses_how_the_loop_sleeps(pair, call, handler):
     """At any moment of another choice: the loop sleeps where its descriptors and its mode require it."""
@@ -230,9 +230,10 @@ def test_a_handler_chooses_how_the_loop_sleeps(pair, call, handler):
             loop.unregister_fd(a.fileno())
         handlers = {
             "registers": lambda *_: loop.register_fd(c.fileno(), READ, print),
+            "registers the same": lambda *_: loop.register_fd(a.fileno(), READ, print),
             "disables": lambda *_: loop.set_fast_path_mode(FastPathMode.DISABLED),
         }
-        with handled(signal.SIGINT, handlers[handler]):
+        with handled(signal.SIGINT, handlers[handler]), contextlib.suppress(FDAlreadyRegisteredError):
             arrivals.during(calls[call], at, signal.SIGINT)
         poller = loop._descriptors.table.poller
         assert int(loop._record["io"]["watches"]) == len(loop._descriptors.table), described(at)
