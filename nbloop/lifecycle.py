@@ -302,6 +302,7 @@ class Lifecycle(Unique, Scheduling):
         except MemoryError:
             return
         except OSError as error:
+            self._check_fork()  # a signal handler has forked in the middle
             if error.errno not in NO_DESCRIPTORS:  # raised by a signal handler
                 raise
         if ended == turn.ENDED_BROKEN:
@@ -411,9 +412,11 @@ class Lifecycle(Unique, Scheduling):
                 changed = change(*arguments)
             if changed:
                 self._change_over()
-        except BaseException:
+        except BaseException as error:
             if not self._forked:
                 self._change_over()
+            elif isinstance(error, Exception):  # a signal handler has forked in the middle, which ended the table
+                self._check_fork()
             raise
 
     def _change_over(self) -> None:

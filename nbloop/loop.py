@@ -279,9 +279,13 @@ class Loop(Lifecycle):
         `register_fd`.
         """
         fd, interest = check_descriptor(fd), check_events(events)
-        with self._lock:
-            self._check_descriptors_allowed()
-            self._descriptors.table.modify(fd, interest)
+        try:
+            with self._lock:
+                self._check_descriptors_allowed()
+                self._descriptors.table.modify(fd, interest)
+        except Exception:
+            self._check_fork()  # a signal handler has forked in the middle, which ended the table
+            raise
 
     def unregister_fd(self, fd: int) -> None:
         """Stop watching the descriptor `fd`. After this returns, none of its callbacks starts, not even for an event

@@ -349,6 +349,8 @@ class StreamTransport(KernelTransport, _SocketTransport):  # type: ignore[misc]
         self._buffer = self._buffer or deque()
         try:
             super().writelines(list_of_data)
+            if self._buffer:  # the first 3.13 does not look
+                self._maybe_pause_protocol()
         finally:
             self._judge()
 

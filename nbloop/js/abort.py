@@ -10,8 +10,6 @@ of their callbacks.
 
 from __future__ import annotations
 
-import contextlib
-import math
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -281,12 +279,10 @@ def check_delay(name: str, value: object) -> float:
     """Check a delay as `JS.set_timeout` does, which takes a negative one for 0. Returns it as a number, since an object
     is asked for its value once.
     """
-    number: float = math.inf
     if isinstance(value, (int, float)):
         number = value
     elif isinstance(value, (SupportsFloat, SupportsIndex)):
-        with contextlib.suppress(OverflowError):  # such as a fraction of 10**400
-            number = float(value)
+        number = float(value)
     else:
         raise TypeError(f"{name} must be a number of milliseconds, not {value!r}")
     if not number <= MOST_MS:

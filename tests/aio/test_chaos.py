@@ -52,6 +52,8 @@ _writelines = _selector_events._SelectorSocketTransport.writelines  # type: igno
 FAULTY = "_conn_lost" not in _writelines.__code__.co_names
 # asyncio's upgrade gives the `StreamReader` the new transport since 3.14, and forgets that it has paused the old one.
 LOSES_PAUSE = hasattr(asyncio.StreamReader, "_replace_transport")
+# The first 3.13 does not pause for lines.
+LINES_PAUSE = "_maybe_pause_protocol" in _writelines.__code__.co_names
 STYLES = ("plain", "buffered", "stream")
 
 
@@ -168,6 +170,8 @@ class Side:
                 lines.pop()
             if not (FAULTY and not runs_ours() and getattr(self.transport, "_closing", False)):
                 self.transport.writelines(lines)
+                if not LINES_PAUSE and not self.secure and not runs_ours():
+                    self.transport._maybe_pause_protocol()
         elif how == "view":
             self.transport.write(memoryview(self.next(size)))
         elif how == "array":

@@ -128,7 +128,8 @@ def played(factory, kind: str, seed: int) -> list[object]:
 
 class AsyncioTransport(asyncio.selector_events._SelectorSocketTransport):
     """asyncio's, with what it does since 3.14.8: lines that come after the end are dropped, and after a `close` that
-    sent what waited the connection counts as lost. The first 3.13 fails for lines after a `close` while bytes wait.
+    sent what waited the connection counts as lost. The first 3.13 fails for lines after a `close` while bytes wait, and
+    does not pause for lines.
     """
 
     def close(self):
@@ -139,7 +140,9 @@ class AsyncioTransport(asyncio.selector_events._SelectorSocketTransport):
     def writelines(self, list_of_data):
         if self._conn_lost and list_of_data and not self._eof and self._empty_waiter is None:
             return self.write(b"dropped")
-        return super().writelines(list_of_data)
+        super().writelines(list_of_data)
+        if self._buffer:
+            self._maybe_pause_protocol()
 
     def _call_connection_lost(self, exc):
         self._conn_lost = self._conn_lost or 1

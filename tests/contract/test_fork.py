@@ -891,6 +891,8 @@ CALLS = {
     "asyncio": "nbloop.aio.run(asyncio.sleep(0))",
     "serve": "nbloop.serve(serving, loops=2)",
     "a channel": "loop.channel(dtype, print).put(3)",
+    "a first descriptor": "w = Loop(); w.register_fd(pipe[0], 1, print); w.close()",
+    "the last descriptor": "w.modify_fd(pipe[0], 0); w.unregister_fd(pipe[0]); w.register_fd(pipe[0], 1, print)",
 }
 
 
@@ -908,6 +910,9 @@ RETURNED, REFUSED = 7, 8
 arrivals, children, ends, parent = Arrivals(), {{}}, set(), os.getpid()
 
 dtype = [("a", "i8")]
+pipe = os.pipe()
+w = Loop()
+w.register_fd(pipe[0], 1, print)
 
 async def serving(worker):
     return worker.index
