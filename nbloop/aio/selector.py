@@ -107,14 +107,14 @@ class Selector(selectors._BaseSelectorImpl):
         """After a change that has failed. What the system refuses is closed, and its number reused: forget it, as
         asyncio's own selector does. If a signal handler raised, perhaps after the change, the other side stays.
         """
+        if isinstance(error, OSError):
+            self._end(key.fd)
+            return
         try:
-            if not isinstance(error, OSError):
-                self._core.modify_fd(key.fd, key.events)
-                return
+            self._core.modify_fd(key.fd, key.events)
         except BaseException:
             self._end(key.fd)
             raise
-        self._end(key.fd)
 
     def _end(self, fd: int) -> None:
         try:

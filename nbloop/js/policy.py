@@ -5,7 +5,7 @@ needs Python: what a promise may be resolved with besides a plain value, what a 
 handlers when the loop has ended. Idea: the kernels call these functions only in such cases, so a chain of plain values
 never reaches them.
 
-Whoever calls `_follow`, `adopt_future` or `settle_by` has the sole right to settle the promise, or a `Resolver` that
+A caller of `_follow`, `adopt_future` or `settle_by` has the sole right to settle the promise, or a `Resolver` that
 checks it. A resolution's own code (its ``__class__`` and its `then`) runs before anything is scheduled, and once. The
 number of jobs is the standard's: one before a thenable's `then` is called, and those that this `then` takes.
 

@@ -417,7 +417,7 @@ class Rejections:
 
     Each noted promise has a notice of its own. A notice that runs tells all promises that are noted by then, its own
     first. One that the loop refuses or drops tells only its own, because the others may still be handled in time. Both
-    may happen at once, on two threads: whoever takes the promise out of `_noted` tells it.
+    may happen at once, on two threads: the thread that removes a promise from `_noted` reports it.
     """
 
     def __init__(self, js: Owner, report: Callable[[Any, Promise[Any]], object] | None) -> None:

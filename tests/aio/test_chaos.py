@@ -65,7 +65,7 @@ def runs_ours() -> bool:
 
 
 class Side:
-    """Notes what one end is told, checks what must hold at each call, and takes the steps of its program."""
+    """One end: it records the calls that it gets, checks each, and runs the steps of its program."""
 
     def __init__(self, seed: str, size: int, keeps_open: bool, meet: Callable[[], Any], wrong: list[object]) -> None:
         self.data = random.Random(seed).randbytes(size)  # to write
@@ -756,38 +756,25 @@ class WritesAndCloses(Closes):
     lines = (b"last", b"lines")
 
 
-@pytest.mark.parametrize("closes", [Closes, WritesAndCloses])
-def test_closing_in_resume_writing_ends_the_connection_once(closes):
+class Aborts(Logged):
+    """Aborts when the connection has ended."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.transport.abort()
+
+
+@pytest.mark.parametrize(("protocol", "closed"), [(Closes, False), (WritesAndCloses, False), (Aborts, True)])
+def test_a_connection_ends_once(protocol, closed):
+    """If `resume_writing` closes it; and if `connection_lost` aborts it, after a `close` while bytes waited."""
     log: list[object] = []
 
     async def play() -> None:
         peer, mine = pair("unix")
-        transport, _ = await asyncio.get_running_loop().connect_accepted_socket(lambda: closes(log), mine)
+        transport, _ = await asyncio.get_running_loop().connect_accepted_socket(lambda: protocol(log), mine)
         transport.write(bytes(1_000_000))
-        while transport.get_write_buffer_size():
-            drain(peer)
-            await asyncio.sleep(0)
-        await settle()
-        peer.close()
-
-    on_loop(LOOPS["nbloop"], log, play())
-    assert log == ["made", "pause", "resume", ("lost", type(None), None)]
-
-
-def test_aborting_in_connection_lost_ends_the_connection_once():
-    """Of a connection that was closed while bytes waited."""
-    log: list[object] = []
-
-    class Aborts(Logged):
-        def connection_lost(self, exc: Exception | None) -> None:
-            super().connection_lost(exc)
-            self.transport.abort()
-
-    async def play() -> None:
-        peer, mine = pair("unix")
-        transport, _ = await asyncio.get_running_loop().connect_accepted_socket(lambda: Aborts(log), mine)
-        transport.write(bytes(1_000_000))
-        transport.close()
+        if closed:
+            transport.close()
         while mine.fileno() >= 0:
             drain(peer)
             await asyncio.sleep(0)

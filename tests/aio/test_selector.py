@@ -9,11 +9,10 @@ import socket
 import pytest
 
 import nbloop
-from nbloop.kernels.build import object_cache
-from tests.support.arrivals import Arrivals, Place, at_each_place, described, handled
+from tests.support.arrivals import Arrivals, Place, at_each_place, compiled_only, described, handled
 
 
-@pytest.mark.skipif(object_cache.status.mode != "compiled", reason="a signal would arrive in the kernels' own code")
+@compiled_only
 @pytest.mark.parametrize("raises", [False, True])
 @pytest.mark.parametrize("side", ["reader", "writer"])
 def test_a_handler_removes_one_side_while_the_other_is_added(side: str, raises: bool) -> None:
@@ -47,7 +46,7 @@ def test_a_handler_removes_one_side_while_the_other_is_added(side: str, raises: 
     at_each_place(attempt)
 
 
-@pytest.mark.skipif(object_cache.status.mode != "compiled", reason="a signal would arrive in the kernels' own code")
+@compiled_only
 @pytest.mark.parametrize("raises", [False, True])
 @pytest.mark.parametrize("again", [False, True])
 def test_a_handler_removes_what_is_being_added(again: bool, raises: bool) -> None:

@@ -29,8 +29,7 @@ from nbloop import (
     PollerFailedError,
 )
 from nbloop.kernels.base import layout
-from nbloop.kernels.build import object_cache
-from tests.support.arrivals import at_each_place, described, handled
+from tests.support.arrivals import at_each_place, compiled_only, described, handled
 from tests.support.waiting import drain
 
 READ, WRITE, ERROR, HANGUP = IOEvents.READ, IOEvents.WRITE, IOEvents.ERROR, IOEvents.HANGUP
@@ -211,7 +210,7 @@ def test_auto_changes_over(loop, pair):
         assert int(loop._record["park_mode"]) == fast
 
 
-@pytest.mark.skipif(object_cache.status.mode != "compiled", reason="a signal would arrive in the kernels' own code")
+@compiled_only
 @pytest.mark.parametrize("handler", ["registers", "registers the same", "disables"])
 @pytest.mark.parametrize("call", ["registers", "unregisters", "allows"])
 def test_a_handler_chooses_how_the_loop_sleeps(pair, call, handler):

@@ -16,8 +16,7 @@ import pytest
 from nbloop import Loop, LoopTerminatedError
 from nbloop.js import JS, AbortController, AbortError, AbortSignal, CancelledError, CustomEvent, Event, EventTarget
 from nbloop.js.coroutines import coroutines_of
-from nbloop.kernels.build import object_cache
-from tests.support.arrivals import at_each_place, described, handled
+from tests.support.arrivals import at_each_place, compiled_only, described, handled
 from tests.support.driver import Page
 from tests.support.waiting import PATIENCE, elsewhere, together, wait_for
 
@@ -836,7 +835,7 @@ def leave_with_an_item(page, items, take):
     return call
 
 
-@pytest.mark.skipif(object_cache.status.mode != "compiled", reason="a signal would arrive in the kernels' own code")
+@compiled_only
 @pytest.mark.parametrize("scene", [put_beside_takers, take_from_nothing, leave_with_an_item])
 def test_a_signal_handler_puts_in_the_middle_of_a_call(scene):
     """contract: `put`, from a signal handler, too: wherever that comes, each item is taken once, without another
@@ -868,7 +867,7 @@ def test_a_signal_handler_puts_in_the_middle_of_a_call(scene):
     at_each_place(attempt)
 
 
-@pytest.mark.skipif(object_cache.status.mode != "compiled", reason="a signal would arrive in the kernels' own code")
+@compiled_only
 def test_a_taker_leaves_in_the_middle_of_a_put():
     """A signal handler closes the first taker: the item is the second one's."""
 
@@ -893,7 +892,7 @@ def test_a_taker_leaves_in_the_middle_of_a_put():
     at_each_place(attempt)
 
 
-@pytest.mark.skipif(object_cache.status.mode != "compiled", reason="a signal would arrive in the kernels' own code")
+@compiled_only
 def test_a_signal_handler_takes_in_the_middle_of_a_call():
     """One taker gets the item, and the other one the next."""
 

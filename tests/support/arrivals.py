@@ -28,6 +28,10 @@ from contextlib import contextmanager
 from types import CodeType
 from typing import Any
 
+import pytest
+
+from nbloop.kernels.build import object_cache
+
 TOOL = 4
 INSTRUCTION = sys.monitoring.events.INSTRUCTION
 TESTS = os.path.dirname(os.path.dirname(__file__)) + os.sep
@@ -157,6 +161,12 @@ def handled(number: int, handler: Callable[[int, Any], object]) -> Iterator[None
         yield
     finally:
         signal.signal(number, before)
+
+
+# For tests of calls whose kernels would be Python code otherwise, in which a signal arrives, too.
+compiled_only = pytest.mark.skipif(
+    object_cache.status.mode != "compiled", reason="a signal would arrive in the kernels' own code"
+)
 
 
 def at_each_place(attempt: Callable[[Arrivals, Place | None], object], least: int = 20) -> None:
