@@ -877,13 +877,13 @@ loop.shutdown()
     )
 
 
-CALLS = {
+CALLS = {  # `ending` is at work when its end is waited for. It must not end before: an ended loop refuses no child.
     "call": "loop.call(int)",
-    "wait": "ending.wait()",
+    "wait": "ending.schedule_timer(0.01, ending.shutdown); ending.wait()",
     "result": "js.JS(loop).resolve(1).then(int).result()",
     "an executor": "executor.submit(int); executor.shutdown()",
-    "shutdown": "ending.shutdown()",
-    "close": "ending.close()",
+    "shutdown": "ending.submit(time.sleep, 0.01); ending.shutdown()",
+    "close": "ending.submit(time.sleep, 0.01); ending.close()",
     "start": "Loop().start()",
     "a group": "group = nbloop.LoopGroup(1); group.start(); group.shutdown()",
     "promisify": "loop.promisify(int).result()",
@@ -941,7 +941,6 @@ with arrivals.watching():
     while places:
         at = places.pop()
         loop, ending = Loop(), Loop()
-        ending.schedule_timer(0.01, ending.shutdown)  # while it is waited for
         with loop:
             ending.start()
             executor = nbloop.LoopExecutor(loop)
