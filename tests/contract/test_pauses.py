@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -412,7 +413,7 @@ def test_none_is_cancelled_if_one_is_no_int(loop: Loop, count: int) -> None:
 
 
 def test_answers_are_whole_for_whoever_finds_them(run_script: Callable[..., str]) -> None:
-    """The list of answers has no empty place while callbacks are released, which runs Python."""
+    """No list of answers has an empty place while callbacks are released, which runs Python."""
     run_script("""
         import gc, nbloop
         class Looks:
@@ -455,6 +456,45 @@ def interrupted(call: Callable[[], object], seconds: float, look: Callable[[], b
     return found
 
 
+@pytest.mark.parametrize("allocator", ["default", "debug", "malloc"])
+def test_the_answers_are_a_list_like_any_other(run_script: Callable[..., str], allocator: str) -> None:
+    """They grow, shrink and go, in memory that CPython allocates and frees. Its debug allocator ends a process that
+    frees what another allocator gave, or that wrote beyond the end.
+    """
+    if allocator == "malloc" and FREE_THREADED:
+        pytest.skip("without the GIL, CPython has an allocator of its own only")
+    run_script(
+        """
+        import random, sys, nbloop
+        dice = random.Random(1)
+        loop = nbloop.Loop()
+        for count in (0, 1, 2, 7, 1023, 1024, 1025, 5000, 70_000):
+            ids = [loop.schedule_timer(3600, print) for _ in range(count)]
+            gone = [loop.cancel_timer(one) and number for number, one in enumerate(ids) if dice.random() < 0.3]
+            expected = [True] * count
+            for number in gone:
+                expected[number] = False
+            answers = loop.cancel_timers(ids)
+            assert answers == expected
+            assert sys.getsizeof(answers) == sys.getsizeof([]) + 8 * count
+            for change in (
+                lambda one: one.append(5), lambda one: one.pop(), lambda one: one.insert(0, 3),
+                lambda one: one.extend(range(count)), lambda one: one.sort(), lambda one: one.reverse(),
+                lambda one: one.__delitem__(slice(None, None, 2)), lambda one: one.clear(), lambda one: one.append(0),
+            ):
+                change(answers), change(expected)
+                assert answers == expected
+            answers = loop.cancel_timers(ids)
+            answers += [1]
+            assert answers == [False] * count + [1]
+            answers = loop.cancel_timers(ids)
+            answers.clear()
+        loop.close()
+        """,
+        PYTHONMALLOC=allocator,
+    )
+
+
 @needs_timers
 def test_a_handler_that_raises_stops_a_cancel(make_loop: Callable[..., Loop]) -> None:
     """What was cancelled stays cancelled, the rest is live, and each is one of the two."""
@@ -462,7 +502,12 @@ def test_a_handler_that_raises_stops_a_cancel(make_loop: Callable[..., Loop]) ->
     for _ in tries():
         loop = make_loop()
         ids = [loop.schedule_timer(3600, nothing) for _ in range(MANY // 10)]  # many tries matter more than many ids
-        interrupted(lambda loop=loop, ids=ids: loop.cancel_timers(ids), delay)  # type: ignore[misc]
+        tracemalloc.start()
+        try:
+            interrupted(lambda loop=loop, ids=ids: loop.cancel_timers(ids), delay)  # type: ignore[misc]
+            assert all(trace.size < 8 * len(ids) for trace in tracemalloc.take_snapshot().traces), "answers leak"
+        finally:
+            tracemalloc.stop()
         left = loop.cancel_timers(ids)
         assert left == sorted(left)
         if any(left) and not all(left):

@@ -45,7 +45,7 @@ from nbloop.kernels.state import state
 
 MAKERS = (
     *("PyTuple_New", "PySequence_List", "PyList_New", "PyType_GenericAlloc"),
-    *("PySequence_GetSlice", "PySequence_Repeat", "PyObject_GetIter", "PyIter_Next", "PyList_GetItemRef"),
+    *("PySequence_GetSlice", "PyObject_GetIter", "PyIter_Next", "PyList_GetItemRef"),
     *("PyObject_CallNoArgs", "PyObject_CallOneArg", "PyObject_Vectorcall"),
     *("PyObject_GetAttr", "PyContext_CopyCurrent"),
 )
@@ -262,6 +262,18 @@ def _releasing(function: Callable[..., int]) -> Callable[..., int]:
     return release
 
 
+def _allocating(malloc: Callable[[int], int]) -> Callable[[int], int]:
+    return lambda size: checker.took(malloc(size), size)
+
+
+def _freeing(free: Callable[[int], int]) -> Callable[[int], int]:
+    def freeing(address: int) -> int:
+        checker.forget(address)
+        return free(address)
+
+    return freeing
+
+
 def _entering(of: kernel.Kernel) -> None:
     """A kernel's arguments are alive while it runs."""
     function = of.function
@@ -316,7 +328,7 @@ def install() -> None:
     checker.words(capi.errno_location(), 4)
     checker.words(signal_handler.signal_words(), 8 * len(signal_handler.INITIAL))
 
-    take, give, malloc, free = capi.libc_mmap, capi.libc_munmap, capi.PyMem_RawMalloc, capi.PyMem_RawFree
+    take, give = capi.libc_mmap, capi.libc_munmap
 
     def taking(address: int, size: int, *how: int) -> int:
         return checker.took(take(address, size + PAGE, *how), size)  # a guard page, as for tables
@@ -324,10 +336,6 @@ def install() -> None:
     def giving(address: int, size: int) -> int:
         checker.forget(address)
         return give(address, size + PAGE)
-
-    def freeing(address: int) -> int:
-        checker.forget(address)
-        return free(address)
 
     append = capi.PyList_Append
 
@@ -339,8 +347,9 @@ def install() -> None:
     replace(append, appending)
     replace(take, taking)
     replace(give, giving)
-    replace(malloc, lambda size: checker.took(malloc(size), size))
-    replace(free, freeing)
+    for malloc, free in (capi.PyMem_RawMalloc, capi.PyMem_RawFree), (capi.PyMem_Malloc, capi.PyMem_Free):
+        replace(malloc, _allocating(malloc))
+        replace(free, _freeing(free))
 
     address, make = state._address, state.make_state
     for made in (aio_handles.new_words, aio_transports.new_buffer):

@@ -274,6 +274,8 @@ def _wake_by_address(word: int) -> int:
 # The raw allocator runs no Python and needs no thread state; system.py explains its use.
 PyMem_RawMalloc = _declare("PyMem_RawMalloc", WORD, WORD)
 PyMem_RawFree = _declare("PyMem_RawFree", VOID, WORD)
+PyMem_Malloc = _declare("PyMem_Malloc", WORD, WORD)  # the items of a list, which CPython frees
+PyMem_Free = _declare("PyMem_Free", VOID, WORD)
 Py_IncRef = _declare("Py_IncRef", VOID, WORD)
 Py_DecRef = _declare("Py_DecRef", VOID, WORD)
 PyCallable_Check = _declare("PyCallable_Check", INT, WORD)
@@ -287,7 +289,6 @@ PyType_GenericAlloc = _declare("PyType_GenericAlloc", WORD, WORD, WORD)
 PyTuple_New = _declare("PyTuple_New", WORD, WORD)
 PySequence_List = _declare("PySequence_List", WORD, WORD)
 PySequence_GetSlice = _declare("PySequence_GetSlice", WORD, WORD, WORD, WORD)
-PySequence_Repeat = _declare("PySequence_Repeat", WORD, WORD, WORD)
 PyObject_GetIter = _declare("PyObject_GetIter", WORD, WORD)
 PyIter_Next = _declare("PyIter_Next", WORD, WORD)
 PyList_New = _declare("PyList_New", WORD, WORD)

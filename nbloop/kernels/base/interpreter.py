@@ -17,6 +17,7 @@ import _socket as _sockets
 import ctypes
 import gc
 import sys
+import sysconfig
 import types
 from collections.abc import Callable
 from typing import Any
@@ -171,6 +172,26 @@ _expect(
     "LIST_ITEMS",
     _first != 0 and [_word(_first + 8 * i) for i in range(len(_list))] == [id(item) for item in _list],
     "the word there does not lead to the items of a list",
+)
+
+LIST_CAPACITY = LIST_ITEMS + 8  # for how many items there is room
+_lists = [_list, _growing, [_object] * 9]
+_capacities = [(one.__sizeof__() - list.__basicsize__) // 8 for one in _lists]
+_expect(
+    "LIST_CAPACITY",
+    [_word(id(one) + LIST_CAPACITY) for one in _lists] == _capacities,
+    "the word there is not the capacity of a list",
+)
+
+# The items end a block of PyMem_Malloc's. Without the GIL it begins with the capacity, for readers that take no lock.
+LIST_HEADER = 8 if sysconfig.get_config_var("Py_GIL_DISABLED") else 0
+_before_items = [
+    _word(_pointer(id(one) + LIST_ITEMS) - 8) for one in _lists
+]  # else the allocator's own, or a neighbour
+_expect(
+    "LIST_HEADER",
+    LIST_HEADER == (8 if _before_items == _capacities else 0),
+    "the items of a list have another word before them",
 )
 
 # --- types ------------------------------------------------------------------------------------------------------------
