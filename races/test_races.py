@@ -144,12 +144,3 @@ def test_a_short_array_is_found(instrumented: Path, tmp_path: Path, name: str) -
     kernels = (instrumented / "kernels.ll").read_text(encoding="utf-8")
     program = build(tmp_path, kernels, "address", "-DTOO_SHORT=512")
     assert "heap-buffer-overflow" in play(program, name, 4000).stderr
-
-
-def test_numba_checks_no_bounds_here(instrumented: Path, tmp_path: Path) -> None:
-    """The reason for AddressSanitizer: NUMBA_BOUNDSCHECK checks array indices, and kernels index no arrays. With it
-    they are identical to the byte.
-    """
-    environment = os.environ | {"NUMBA_DISABLE_JIT": "0", "NUMBA_BOUNDSCHECK": "1"}
-    subprocess.run([sys.executable, "-P", HERE / "instrument.py", tmp_path], check=True, env=environment, timeout=300)
-    assert (tmp_path / "kernels.ll").read_bytes() == (instrumented / "kernels.ll").read_bytes()

@@ -1,6 +1,7 @@
 """A pytest plugin for the suites of other libraries (test_suites.py). If `NBLOOP_SUITE_LOOP` is ``nbloop``, a test gets
-an nbloop loop wherever it makes one of asyncio's, by name or through the policy. The name of each test that has passed
-goes to the file `NBLOOP_SUITE_PASSED` at once: after a crash, too, the file says what passed before.
+an nbloop loop wherever it makes one of asyncio's, by name or through the policy. The name of each test goes to the file
+`NBLOOP_SUITE_PASSED`, or if it has failed or was skipped to its neighbour ``.rest``, at once: after a crash, too, the
+files say what ran before.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 PASSED = Path(os.environ["NBLOOP_SUITE_PASSED"])
+REST = PASSED.with_suffix(".rest")
 PHASES = {"setup", "call", "teardown"}
 
 NBLOOP = os.environ["NBLOOP_SUITE_LOOP"] == "nbloop"
@@ -37,8 +39,9 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         phases.setdefault(report.nodeid, set()).add(report.when or "")
     elif report.failed:
         failed.add(report.nodeid)
-    if report.when == "teardown" and report.nodeid not in failed and phases.get(report.nodeid) == PHASES:
-        with PASSED.open("a", encoding="utf-8") as file:
+    if report.when == "teardown":
+        passed = report.nodeid not in failed and phases.get(report.nodeid) == PHASES
+        with (PASSED if passed else REST).open("a", encoding="utf-8") as file:
             file.write(report.nodeid + "\n")
 
 

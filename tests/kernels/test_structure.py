@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import nbloop
+from nbloop.kernels.base.kernel import apart, helper, inlined, kernel
 from tests.support.sources import KERNELS, files
 
 PACKAGE = Path(nbloop.__file__).parent
@@ -96,3 +97,21 @@ def test_a_folder_is_small_and_says_what_lives_in_it(folder: str) -> None:
 def test_each_file_has_a_name_of_its_own() -> None:
     """Models, litmus tests and planted bugs name a file by its base name."""
     assert len(files()) > 35
+
+
+def test_kernels_index_no_arrays() -> None:
+    """So numba has no index to check, and `make test-checked` and AddressSanitizer check their addresses instead."""
+    compiled = {one.__name__ for one in (helper, inlined, apart, kernel)}
+    found = 0
+    for path in files().values():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            marks = {name.id for mark in node.decorator_list for name in ast.walk(mark) if isinstance(name, ast.Name)}
+            if marks & compiled:
+                found += 1
+                indexed = [
+                    ast.unparse(one) for line in node.body for one in ast.walk(line) if type(one) is ast.Subscript
+                ]
+                assert not indexed, f"{node.name} in {path.name} uses {indexed}"
+    assert found > 500

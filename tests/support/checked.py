@@ -1,7 +1,7 @@
 """Bounds checks for kernels that have no array indices: each address that one touches lies inside memory that is alive.
 
-Numba's own (``NUMBA_BOUNDSCHECK=1``) checks the indices of arrays, and kernels have none: the object file is the same
-to the byte (races/test_races.py). What they have is addresses, and every access is one of atomics.py's verbs; so,
+Numba's own (``NUMBA_BOUNDSCHECK=1``) checks the indices of arrays, and kernels have none
+(tests/kernels/test_structure.py). What they have is addresses, and every access is one of atomics.py's verbs; so,
 with kernels run as plain Python, the verbs look each address up before they use it.
 
 Known are the arrays that a state is made of (forgotten when the array dies), the memory that its kernels take
