@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import enum
-import math
 import os
+import sys
 import threading
 from typing import Literal
 
@@ -109,7 +109,7 @@ def check_milliseconds(name: str, value: object) -> float:
     """Check a duration, or a time since an origin."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number of milliseconds, not {value!r}")
-    if not 0 <= value < math.inf:
+    if not 0 <= value <= sys.float_info.max:  # an int may be larger
         raise ValueError(f"{name} must be a finite number of milliseconds, at least 0, not {value!r}")
     return float(value)
 
