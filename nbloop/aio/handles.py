@@ -1,9 +1,10 @@
 """What `call_soon` and its like return: asyncio's own handles, which the core can call.
 
 asyncio's constructor asks the loop for its debug mode and looks for a context; both are known here, and without these
-two steps `call_soon` takes four fifths of its time. Cancelling stays asyncio's. `cancel` sets its mark before it
-removes callback and arguments; a run reads these two, and then checks the mark. So any thread may cancel a handle: it
-runs with the arguments that it was given, or not at all.
+two steps `call_soon` takes four fifths of its time. `cancel` of a timer, which nearly every timer meets, is a kernel;
+that of other handles stays asyncio's. It sets its mark before it removes callback and arguments; a run reads these two,
+and then checks the mark. So any thread may cancel a handle: it runs with the arguments that it was given, or not at
+all.
 
 A task needs no handle. asyncio's tasks are written in C, schedule each of their steps through `call_soon`, and drop the
 handle that it returns. Where a task is recognised as the caller, its step goes to the core as it is, without a Python
@@ -18,13 +19,20 @@ from collections.abc import Callable, Generator
 from contextlib import nullcontext
 from contextvars import Context
 from types import BuiltinFunctionType
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from ..kernels.base.atomics import get
-from ..kernels.base.interpreter import BUILTIN_DEFINITION, OBJECT_TYPE, reference_offset, slot_offsets
-from ..kernels.methods.asyncio_methods import AIO
+from ..kernels.base.interpreter import (
+    BUILTIN_DEFINITION,
+    OBJECT_TYPE,
+    keep_for_ever,
+    reference_offset,
+    slot_offsets,
+)
+from ..kernels.base.kernel import method
+from ..kernels.methods.asyncio_methods import AIO, aio_timer_cancel
 from ..lock import CountingLock, ModuleLock
 from ..threads import aside
 from ..unique import Unique
@@ -191,10 +199,23 @@ else:
                     return lock
 
 
-class TimerHandle(Handle, asyncio.TimerHandle):
-    """A callback of `call_at`. `cancel` from any thread; it leaves nothing behind in the loop."""
+def _cancel(handle: Any) -> None:
+    """Cancel a timer's handle as asyncio's two methods do, in the frame of one."""
+    if not handle._cancelled:
+        loop = handle._loop
+        loop._timer_handle_cancelled(handle)
+        handle._cancelled = True
+        if loop._debug:
+            handle._repr = repr(handle)
+        handle._callback = handle._args = None
 
-    __slots__ = ()
+
+class TimerHandle(Handle, asyncio.TimerHandle):
+    """A callback of `call_at`."""
+
+    # The words of the loop, and the core's array, which are the kernels' alone: their descriptors are removed below. A
+    # handle keeps its loop, but other code may write into `_loop`.
+    __slots__ = ("_core", "_words")
 
     def __init__(
         self,
@@ -207,16 +228,22 @@ class TimerHandle(Handle, asyncio.TimerHandle):
         Handle.__init__(self, callback, args, loop, context)
         self._when = when
         self._scheduled = 0  # the core's number of the timer; asyncio reads it as true
+        _keep_words(self, loop._words)  # type: ignore[attr-defined]
 
+    def __init_subclass__(cls) -> NoReturn:
+        raise TypeError("an nbloop TimerHandle cannot be subclassed: kernels know where its slots are")
+
+    @method(aio_timer_cancel)
     def cancel(self) -> None:
-        if not self._cancelled:  # what asyncio's two methods do, in the frame of one
-            of: Any = self
-            loop = of._loop
-            loop._timer_handle_cancelled(self)
-            of._cancelled = True
-            if loop._debug:
-                of._repr = repr(self)
-            of._callback = of._args = None
+        """Do not call it. Any thread; it leaves nothing behind in the loop."""
+
+
+_TIMERS_OWN = slot_offsets(TimerHandle, TimerHandle.__slots__)
+_keep_words: Callable[[TimerHandle, Any], None] = TimerHandle._words.__set__  # type: ignore[attr-defined]
+for _name in TimerHandle.__slots__:
+    delattr(TimerHandle, _name)
+if _TIMERS_OWN[1] != TimerHandle.__basicsize__ - 8:  # where the kernel of `cancel` looks for it
+    raise ImportError("nbloop.aio cannot run on this interpreter: it does not put the slots of a class in order")
 
 
 # --- what kernels have to know of them
@@ -250,7 +277,10 @@ _OBJECTS = {
     "at_slowly": sys.intern("_call_at"),
     "time_name": sys.intern("time"),
     "scheduled_name": sys.intern("_scheduled"),
+    "cancel_slowly": _cancel,
 }
+for _known in _OBJECTS.values():
+    keep_for_ever(_known)  # a finaliser may cancel a timer when the interpreter has emptied this module
 
 
 def _words() -> Any:
@@ -263,6 +293,7 @@ def _words() -> Any:
     for kind, slots in ((asyncio.Handle, _SLOTS), (asyncio.TimerHandle, _TIMER_SLOTS)):
         for name, at in zip(slots, slot_offsets(kind, slots), strict=True):
             words[name.removeprefix("_").replace("source_", "") + "_at"] = at
+    words["core_at"], words["words_at"] = _TIMERS_OWN
     return words.view(np.int64)
 
 

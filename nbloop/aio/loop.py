@@ -154,12 +154,14 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         self._unseen = Handle(Handle.cancel, (), weakref.proxy(self), copy_context())
         self._flush = flush_streams.bind(self._core._state)
         words = new_words()
+        forgets = type(self)._timer_handle_cancelled
         self._runner = kernels.handle_run.bind(words)
         for at, word in (
             (AIO.STATE, data(id(self._core._state))),
             (AIO.UNSEEN, id(self._unseen)),
             (AIO.RUNNER, id(self._runner)),
             (AIO.SUBMIT, id(self._submit)),
+            (AIO.CORE, id(self._core._state) if forgets is EventLoop._timer_handle_cancelled else 0),
             (AIO.CLOCK, id(self._now) if type(self).call_at is EventLoop.call_at else 0),
         ):
             words[at // 8] = word
@@ -222,7 +224,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
 
     @method(kernels.aio_timer_cancelled)
     def _timer_handle_cancelled(self, handle: TimerHandle) -> None:
-        """Take the timer of a handle out of the core. `TimerHandle.cancel` calls this."""
+        """Take the timer of a handle out of the core. `TimerHandle.cancel` calls this where a subclass has its own."""
 
     @method(kernels.aio_create_future)
     def create_future(self) -> asyncio.Future[Any]:  # type: ignore[empty-body]
@@ -680,6 +682,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
     def set_debug(self, enabled: bool) -> None:
         """asyncio's debug mode: the loop checks what is scheduled, remembers where, and logs slow callbacks."""
         super().set_debug(bool(enabled))  # a word that kernels compare
+        self._words[AIO.DEBUG // 8] = bool(enabled)
         self._choose_run()
         for transport in list(self._transports.values()):
             if isinstance(transport, KernelTransport):

@@ -19,6 +19,7 @@ import sysconfig
 import threading
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -984,6 +985,108 @@ def test_what_others_write_into_a_timer(aio):
     aio._timer_handle_cancelled(timer)
     assert aio.core.alive()
     timer._scheduled = number
+    timer.cancel()
+    assert not aio.core.alive()
+
+
+def test_a_cancelled_timer_is_asyncios(aio):
+    """Its marks, its repr, what it has let go of, and when."""
+    seen = []
+
+    class Looks:
+        def __call__(self, *_values):
+            pass
+
+        def __del__(self):
+            seen.append((timer.cancelled(), timer._callback, timer.cancel()))
+
+    for by in ("this thread", "another"):
+        timer = aio.call_later(1000, Looks(), by)
+        assert not timer.cancelled()
+        with ThreadPoolExecutor(1) as pool:
+            assert (timer.cancel() if by == "this thread" else pool.submit(timer.cancel).result()) is None
+        assert timer.cancelled()
+        assert timer.cancel() is None
+        assert (timer._callback, timer._args) == (None, None)
+        assert seen == [(True, None, None)]
+        seen.clear()
+        assert not aio.core.alive()
+        assert repr(timer).startswith(f"<TimerHandle cancelled when={timer.when()}")
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_timer_that_is_cancelled_in_debug_mode_remembers_its_callback(aio, before):
+    aio.set_debug(before)
+    timer = aio.call_later(1000, sorted, "args")
+    aio.set_debug(True)
+    timer.cancel()
+    assert "sorted" in repr(timer)
+    aio.set_debug(False)
+    timer = aio.call_later(1000, sorted, "args")
+    timer.cancel()
+    assert "sorted" not in repr(timer)
+    assert not aio.core.alive()
+
+
+def test_the_part_that_a_subclass_has_in_a_cancel_is_used():
+    class Noting(nbloop.EventLoop):
+        def _timer_handle_cancelled(self, handle):
+            self.noted.append(handle)
+            super()._timer_handle_cancelled(handle)
+
+    loop = Noting()
+    loop.noted = []
+    timer = loop.call_later(1000, print)
+    timer.cancel()
+    timer.cancel()
+    assert loop.noted == [timer]
+    assert not loop.core.alive()
+    loop.close()
+
+
+@pytest.mark.filterwarnings("ignore:unclosed event loop:ResourceWarning")
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_timer_is_cancelled_after_its_loop_has_gone(closed):
+    loop = nbloop.new_event_loop()
+    timer = loop.call_later(1000, print)
+    if closed:
+        loop.close()
+    gone = weakref.ref(loop)
+    timer._loop = None
+    del loop
+    gc.collect()
+    assert gone() is None
+    timer.cancel()
+    assert timer.cancelled()
+
+
+def test_what_kernels_know_of_a_timer_is_theirs(aio):
+    """No Python code can make them read anything else."""
+    timer = aio.call_later(1000, print)
+    kind = type(timer)
+    for name in kind.__slots__:
+        with pytest.raises(AttributeError):
+            setattr(timer, name, 5)
+        with pytest.raises(AttributeError):
+            getattr(timer, name)
+    with pytest.raises(TypeError, match="cannot be subclassed"):
+        type("Sub", (kind,), {"__slots__": ("more",)})
+    with pytest.raises(TypeError):
+        kind.__new__(kind).cancel()
+    with pytest.raises(TypeError):
+        kind.cancel(asyncio.TimerHandle(0, print, (), aio))
+    for name in ("_callback", "_args"):
+        delattr(timer, name)
+    timer.cancel()
+    assert (timer._callback, timer._args, aio.core.alive()) == (None, None, False)
+    timer = aio.call_later(1000, print)
+    del timer._cancelled
+    with pytest.raises(AttributeError):
+        timer.cancel()
+    timer._cancelled = "yes"  # as asyncio has it: true
+    assert timer.cancel() is None
+    assert timer._callback is print
+    timer._cancelled = False
     timer.cancel()
     assert not aio.core.alive()
 

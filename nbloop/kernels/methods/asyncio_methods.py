@@ -2,10 +2,11 @@
 
 Problem: `call_soon`, `create_future` and `get_debug` are called for each message that a stream brings, and `call_at`
 for each timeout. As Python functions each is a frame or more, and a handle's run is another. Idea: kernels whose
-``self`` is the asyncio loop. They make asyncio's own handle, word by word, and put it into the queue or into a timer. A
-task needs no handle: what its C code schedules is known by its type (`STEP`) or by its definition (`WAKEUP`), and no
-code sees what `call_soon` returns for it. The rare rest goes to Python: debug mode, tools that watch handles or replace
-the clock, odd arguments, a step that raises an error of asyncio's, a loop that is closed.
+``self`` is the asyncio loop. They make asyncio's own handle, word by word, and put it into the queue or into a timer; a
+timer's `cancel` is one whose ``self`` is the handle, which has what it needs in two hidden slots. A task needs no
+handle: what its C code schedules is known by its type (`STEP`) or by its definition (`WAKEUP`), and no code sees what
+`call_soon` returns for it. The rare rest goes to Python: debug mode, tools that watch handles or replace the clock, odd
+arguments, a step that raises an error of asyncio's, a loop that is closed.
 
 The places of the slots of asyncio's handles are found when `aio/loop.py` is imported, and not before: a program without
 asyncio must not wait for its import. So these places are words here (`AIO`) and not constants.
@@ -24,6 +25,7 @@ from ..base.atomics import get, load, put, store
 from ..base.capi import (
     Py_DecRef,
     Py_IncRef,
+    PyBool_FromLong,
     PyContext_CopyCurrent,
     PyContext_Enter,
     PyContext_Exit,
@@ -35,6 +37,7 @@ from ..base.capi import (
     PyFloat_FromDouble,
     PyObject_CallOneArg,
     PyObject_GetAttr,
+    PyObject_SetAttr,
     PyObject_Vectorcall,
     PyTuple_New,
     PyType_GenericAlloc,
@@ -42,7 +45,7 @@ from ..base.capi import (
     PyUnstable_Object_IsUniquelyReferenced,
 )
 from ..base.clock import loop_ns
-from ..base.interpreter import BUILTIN_DEFINITION, OBJECT_TYPE, SEQUENCE_SIZE, TUPLE_ITEMS, slot_offsets
+from ..base.interpreter import BUILTIN_DEFINITION, OBJECT_TYPE, SEQUENCE_SIZE, TUPLE_ITEMS, TYPE_SIZE, slot_offsets
 from ..base.kernel import KEYWORDS, NOARGS, ONE, apart, data, helper, inlined, kernel
 from ..base.layout import STATE, TAG_ARGUMENTS, Fields, Record
 from ..base.refusal import on_loop_thread
@@ -87,7 +90,11 @@ AIO = Record(
                 # where a handle has these
                 *("callback_at", "args_at", "cancelled_at", "loop_at", "context_at", "repr_at", "traceback_at"),
                 *("when_at", "scheduled_at"),
+                *("words_at", "core_at"),  # where a timer's has these
                 "error_at",  # where a task's step has the exception that it is to raise
+                "core",  # the array of the core, of which `state` is the memory; 0 if a subclass wants to see a cancel
+                "debug",  # not 0: in debug mode
+                "cancel_slowly",
             )
         ]
     ),
@@ -309,6 +316,10 @@ def aio_timer(
         if number != 0:
             Py_DecRef(number)
         return 0
+    own(handle + get(words + AIO.WORDS_AT), get(self + LOOP_WORDS.WORDS))
+    core = get(words + AIO.CORE)
+    if core != 0:
+        own(handle + get(words + AIO.CORE_AT), core)
     put(handle + get(words + AIO.WHEN_AT), number)
     scheduled = handle + get(words + AIO.SCHEDULED_AT)
     put(scheduled, get(words + AIO.FALSE))
@@ -367,6 +378,72 @@ def aio_timer_cancelled(self: int, handle: int) -> int:
     return get(words + AIO.NONE)
 
 
+@inlined
+def taken(handle: int, place: int, name: int) -> int:
+    """A new reference to what a slot holds, although another thread may cancel the handle meanwhile. With the GIL none
+    can; on a free-threaded build the slot has to be read as an attribute.
+    """
+    if FREE_THREADED:
+        return PyObject_GetAttr(handle, name)
+    held = get(handle + place)
+    if held != 0:
+        Py_IncRef(held)
+    return held
+
+
+@inlined
+def let_go(handle: int, words: int) -> bool:
+    """Replace callback and arguments of a handle by None, on a free-threaded build as attributes: as in `taken`. False
+    with an exception set.
+    """
+    none = get(words + AIO.NONE)
+    if FREE_THREADED:
+        return (
+            PyObject_SetAttr(handle, get(words + AIO.CALLBACK_NAME), none) == 0
+            and PyObject_SetAttr(handle, get(words + AIO.ARGS_NAME), none) == 0
+        )
+    callback = get(handle + get(words + AIO.CALLBACK_AT))
+    args = get(handle + get(words + AIO.ARGS_AT))
+    put(handle + get(words + AIO.CALLBACK_AT), none)
+    put(handle + get(words + AIO.ARGS_AT), none)
+    if callback != 0:
+        Py_DecRef(callback)
+    if args != 0:
+        Py_DecRef(args)
+    return True
+
+
+@kernel(NOARGS)
+def aio_timer_cancel(self: int, _unused: int) -> int:
+    """Cancel a timer by its handle. A handle that Python has made, debug mode and what other code has written into the
+    handle go to Python.
+    """
+    array = load(self + get(get(self + OBJECT_TYPE) + TYPE_SIZE) - 8)  # the last slot of `aio.handles.TimerHandle`
+    if array == 0:
+        PyErr_BadArgument()
+        return 0
+    words = data(array)
+    none = get(words + AIO.NONE)
+    cancelled = load(self + get(words + AIO.CANCELLED_AT))
+    yes = PyBool_FromLong(1)  # immortal
+    if cancelled == yes:
+        return none
+    core = get(self + get(words + AIO.CORE_AT))
+    if core != 0 and cancelled == get(words + AIO.FALSE) and get(words + AIO.DEBUG) == 0:
+        number = taken(self, get(words + AIO.SCHEDULED_AT), get(words + AIO.SCHEDULED_NAME))
+        if number != 0:
+            base = data(core)
+            identifier = identifier_of(base, number)
+            Py_DecRef(number)
+            if identifier < 0:
+                return 0
+            timer_cancel(base, identifier, on_loop_thread(base))
+            store(self + get(words + AIO.CANCELLED_AT), yes)
+            return none if let_go(self, words) else 0
+        PyErr_Clear()
+    return PyObject_CallOneArg(get(words + AIO.CANCEL_SLOWLY), self)
+
+
 @kernel(NOARGS)
 def aio_get_debug(self: int, _unused: int) -> int:
     """The word that `set_debug` has set."""
@@ -391,19 +468,6 @@ def aio_create_future(self: int, _unused: int) -> int:
     future = PyObject_Vectorcall(get(words + AIO.FUTURE), arguments + TUPLE_ITEMS, 0, get(words + AIO.LOOP_NAMES))
     Py_DecRef(arguments)
     return future
-
-
-@inlined
-def taken(handle: int, place: int, name: int) -> int:
-    """A new reference to what a slot holds, although another thread may cancel the handle meanwhile. With the GIL none
-    can; on a free-threaded build the slot has to be read as an attribute.
-    """
-    if FREE_THREADED:
-        return PyObject_GetAttr(handle, name)
-    held = get(handle + place)
-    if held != 0:
-        Py_IncRef(held)
-    return held
 
 
 @kernel(ONE)
