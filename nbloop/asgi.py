@@ -81,6 +81,9 @@ def run(
         raise ValueError(f"{name} {UNSUPPORTED}")
     if lifespan not in ("each", "primary"):
         raise ValueError(f'lifespan must be "each" or "primary", not {lifespan!r}')
+    # Sets up logging. For a moment that resets levels and closes handlers, so the loops' own must not.
+    uvicorn.Config(app, **config)
+    config["log_config"] = None
     started: Queue[None] = Queue()
     one = lifespan == "primary"
     begun: list[int] = []  # the workers, other than the first, whose `main` was called

@@ -14,12 +14,14 @@ frame on its way.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import sys
+import weakref
 from collections.abc import Callable, Generator
 from contextlib import nullcontext
 from contextvars import Context
 from types import BuiltinFunctionType
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
@@ -31,8 +33,8 @@ from ..kernels.base.interpreter import (
     reference_offset,
     slot_offsets,
 )
-from ..kernels.base.kernel import method
-from ..kernels.methods.asyncio_methods import AIO, aio_timer_cancel
+from ..kernels.base.kernel import data, method
+from ..kernels.methods.asyncio_methods import AIO, aio_shared_word_address, aio_timer_cancel
 from ..lock import CountingLock, ModuleLock
 from ..threads import aside
 from ..unique import Unique
@@ -213,9 +215,9 @@ def _cancel(handle: Any) -> None:
 class TimerHandle(Handle, asyncio.TimerHandle):
     """A callback of `call_at`."""
 
-    # The words of the loop, and the core's array, which are the kernels' alone: their descriptors are removed below. A
+    # The core's array, written by the kernel that makes a timer, and by nobody else: the descriptor is removed below. A
     # handle keeps its loop, but other code may write into `_loop`.
-    __slots__ = ("_core", "_words")
+    __slots__ = ("_core",)
 
     def __init__(
         self,
@@ -228,22 +230,14 @@ class TimerHandle(Handle, asyncio.TimerHandle):
         Handle.__init__(self, callback, args, loop, context)
         self._when = when
         self._scheduled = 0  # the core's number of the timer; asyncio reads it as true
-        _keep_words(self, loop._words)  # type: ignore[attr-defined]
-
-    def __init_subclass__(cls) -> NoReturn:
-        raise TypeError("an nbloop TimerHandle cannot be subclassed: kernels know where its slots are")
 
     @method(aio_timer_cancel)
     def cancel(self) -> None:
         """Do not call it. Any thread; it leaves nothing behind in the loop."""
 
 
-_TIMERS_OWN = slot_offsets(TimerHandle, TimerHandle.__slots__)
-_keep_words: Callable[[TimerHandle, Any], None] = TimerHandle._words.__set__  # type: ignore[attr-defined]
-for _name in TimerHandle.__slots__:
-    delattr(TimerHandle, _name)
-if _TIMERS_OWN[1] != TimerHandle.__basicsize__ - 8:  # where the kernel of `cancel` looks for it
-    raise ImportError("nbloop.aio cannot run on this interpreter: it does not put the slots of a class in order")
+(_CORE_AT,) = slot_offsets(TimerHandle)
+del TimerHandle._core  # type: ignore[attr-defined]
 
 
 # --- what kernels have to know of them
@@ -293,11 +287,20 @@ def _words() -> Any:
     for kind, slots in ((asyncio.Handle, _SLOTS), (asyncio.TimerHandle, _TIMER_SLOTS)):
         for name, at in zip(slots, slot_offsets(kind, slots), strict=True):
             words[name.removeprefix("_").replace("source_", "") + "_at"] = at
-    words["core_at"], words["words_at"] = _TIMERS_OWN
+    words["core_at"] = _CORE_AT
     return words.view(np.int64)
 
 
-_WORDS = _words()  # what is the same for all loops
+_WORDS = keep_for_ever(_words())  # what is the same for all loops
+ctypes.c_int64.from_address(aio_shared_word_address.bind(())()).value = data(id(_WORDS))
+_in_debug: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
+
+
+def note_debug(loop: asyncio.AbstractEventLoop, enabled: bool) -> None:
+    """While an open loop is in debug mode, timers are cancelled by Python, which asks their loop."""
+    with _one_at_a_time:
+        (_in_debug.add if enabled else _in_debug.discard)(loop)
+        _WORDS[AIO.DEBUG // 8] = len(_in_debug)
 
 
 def new_words() -> Any:

@@ -48,7 +48,17 @@ from ..kernels.turn.stream import flush_streams
 from ..loop import Loop
 from .datagrams import FAMILIES, DatagramTransport
 from .guard import name_loops
-from .handles import Handle, LockedHandle, Step, TimerHandle, new_words, run, run_watched, tools_watch
+from .handles import (
+    Handle,
+    LockedHandle,
+    Step,
+    TimerHandle,
+    new_words,
+    note_debug,
+    run,
+    run_watched,
+    tools_watch,
+)
 from .replaced_clock import ReplacedClock
 from .selector import READ, WRITE, Selector
 from .tls import TlsProtocol
@@ -154,15 +164,15 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         self._unseen = Handle(Handle.cancel, (), weakref.proxy(self), copy_context())
         self._flush = flush_streams.bind(self._core._state)
         words = new_words()
-        forgets = type(self)._timer_handle_cancelled
+        sees_cancels = type(self)._timer_handle_cancelled is not _FORGETS
         self._runner = kernels.handle_run.bind(words)
         for at, word in (
             (AIO.STATE, data(id(self._core._state))),
             (AIO.UNSEEN, id(self._unseen)),
             (AIO.RUNNER, id(self._runner)),
             (AIO.SUBMIT, id(self._submit)),
-            (AIO.CORE, id(self._core._state) if forgets is EventLoop._timer_handle_cancelled else 0),
-            (AIO.CLOCK, id(self._now) if type(self).call_at is EventLoop.call_at else 0),
+            (AIO.CORE, 0 if sees_cancels else id(self._core._state)),
+            (AIO.CLOCK, id(self._now) if type(self).call_at is _CALL_AT else 0),
         ):
             words[at // 8] = word
         self._words = words
@@ -224,7 +234,9 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
 
     @method(kernels.aio_timer_cancelled)
     def _timer_handle_cancelled(self, handle: TimerHandle) -> None:
-        """Take the timer of a handle out of the core. `TimerHandle.cancel` calls this where a subclass has its own."""
+        """Take the timer of a handle out of the core. `cancel` of a handle calls this in debug mode, for a handle that
+        was made in a rare case, and where a subclass has its own.
+        """
 
     @method(kernels.aio_create_future)
     def create_future(self) -> asyncio.Future[Any]:  # type: ignore[empty-body]
@@ -328,6 +340,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
             if self._core._forked:  # a child's copy ends nothing
                 self._signal_handlers.clear()
             super().close()
+            note_debug(self, False)
             self._replaced_clock = None
             self._run = self._run_handle = self._runner  # they may be methods, which keep the loop
             self.__dict__.pop("_streams_share", None)  # so does the selector, which is in it
@@ -681,8 +694,8 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
 
     def set_debug(self, enabled: bool) -> None:
         """asyncio's debug mode: the loop checks what is scheduled, remembers where, and logs slow callbacks."""
+        note_debug(self, bool(enabled))
         super().set_debug(bool(enabled))  # a word that kernels compare
-        self._words[AIO.DEBUG // 8] = bool(enabled)
         self._choose_run()
         for transport in list(self._transports.values()):
             if isinstance(transport, KernelTransport):
@@ -763,3 +776,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
 
     def _write_to_self(self) -> None:
         pass
+
+
+# Our own, although a tool may have replaced them when a loop is made.
+_CALL_AT, _FORGETS = EventLoop.call_at, EventLoop._timer_handle_cancelled

@@ -169,6 +169,33 @@ assert log == ["lifespan.startup", "lifespan.shutdown"]
 """)
 
 
+def test_logging_is_set_up_before_the_loops_begin(run_script):
+    """And not again by each loop, when others log already: that resets the levels, and closes the handlers."""
+    run_script("""
+import logging.config, os, signal, threading
+from nbloop import asgi
+
+set_up, began = logging.config.dictConfig, []
+by = []
+logging.config.dictConfig = lambda config: (by.append(threading.current_thread().name), set_up(config))
+
+async def app(scope, receive, send):
+    for _ in range(2):
+        what = (await receive())["type"]
+        await send({"type": what + ".complete"})
+        began.append(what)
+        if began.count("lifespan.startup") == 2 and what == "lifespan.startup":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+try:
+    asgi.run(app, loops=2, port=0, log_level="warning")
+except SystemExit as end:
+    assert end.code == 143
+assert by == ["MainThread"], by
+assert logging.getLogger("uvicorn.access").level == logging.WARNING
+""")
+
+
 def test_ctrl_c(serving):
     with serving("--loops", "2") as (port, child):
         ask(port, child)

@@ -1044,6 +1044,16 @@ def test_the_part_that_a_subclass_has_in_a_cancel_is_used():
     loop.close()
 
 
+def test_a_tool_that_replaces_a_part_of_cancel_before_a_loop_is_made(monkeypatch):
+    seen = []
+    monkeypatch.setattr(nbloop.EventLoop, "_timer_handle_cancelled", lambda _loop, handle: seen.append(handle))
+    loop = nbloop.new_event_loop()
+    timer = loop.call_later(1000, print)
+    timer.cancel()
+    assert seen == [timer]
+    loop.close()
+
+
 @pytest.mark.filterwarnings("ignore:unclosed event loop:ResourceWarning")
 @pytest.mark.parametrize("closed", [True, False])
 def test_a_timer_is_cancelled_after_its_loop_has_gone(closed):
@@ -1060,21 +1070,49 @@ def test_a_timer_is_cancelled_after_its_loop_has_gone(closed):
     assert timer.cancelled()
 
 
-def test_what_kernels_know_of_a_timer_is_theirs(aio):
-    """No Python code can make them read anything else."""
-    timer = aio.call_later(1000, print)
-    kind = type(timer)
+def test_timers_that_other_code_makes(aio):
+    """They are cancelled as asyncio's, whatever they are made of."""
+    made = aio.call_later(1000, print)
+    kind = type(made)
     for name in kind.__slots__:
         with pytest.raises(AttributeError):
-            setattr(timer, name, 5)
+            setattr(made, name, 5)
         with pytest.raises(AttributeError):
-            getattr(timer, name)
-    with pytest.raises(TypeError, match="cannot be subclassed"):
-        type("Sub", (kind,), {"__slots__": ("more",)})
-    with pytest.raises(TypeError):
+            getattr(made, name)
+
+    class Mixin:
+        __slots__ = ()
+
+        def __init_subclass__(cls):
+            pass
+
+    class Sub(Mixin, kind):
+        __slots__ = ("more",)
+
+    forgets = []
+
+    class Other:
+        _debug = False
+
+        def _timer_handle_cancelled(self, handle):
+            forgets.append(handle)
+
+    for timer in (kind(1.0, print, (), Other(), None), Sub(1.0, print, (), Other(), None)):
+        if type(timer) is Sub:
+            timer.more = 5
+        timer.cancel()
+        assert (forgets.pop(), timer.cancelled(), timer._callback) == (timer, True, None)
+    with pytest.raises(AttributeError):
         kind.__new__(kind).cancel()
     with pytest.raises(TypeError):
         kind.cancel(asyncio.TimerHandle(0, print, (), aio))
+    made.__init__(1.0, print, (), aio, None)
+    made.cancel()
+    assert made.cancelled()
+
+
+def test_what_others_take_from_a_timer(aio):
+    timer = aio.call_later(1000, print)
     for name in ("_callback", "_args"):
         delattr(timer, name)
     timer.cancel()

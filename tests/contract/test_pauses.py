@@ -412,6 +412,31 @@ def test_none_is_cancelled_if_one_is_no_int(loop: Loop, count: int) -> None:
     assert loop.cancel_timers(iter(ids)) == [True] * count
 
 
+@pytest.mark.parametrize("entrance", ["cancel_timers", "submit_many"])
+def test_ids_that_other_code_adds(run_script: Callable[..., str], entrance: str) -> None:
+    """What is read of an iterator lies in a list, which other code may find while the iterator runs, and make longer:
+    no more is taken of it than there is room for.
+    """
+    run_script(
+        f"""
+        import gc, nbloop
+        MARK = {"987654321" if entrance == "cancel_timers" else "print"}
+        def items():
+            yield MARK
+            for one in gc.get_objects():
+                if type(one) is list and len(one) == 1 and one[0] is MARK:
+                    one.extend([MARK] * 20_000)
+            for _ in range({batch.PART} - 1):
+                yield MARK
+        loop = nbloop.Loop()
+        for _ in range(20):
+            loop.{entrance}(items())
+        loop.close()
+        """,
+        PYTHONMALLOC="debug",
+    )
+
+
 def test_answers_are_whole_for_whoever_finds_them(run_script: Callable[..., str]) -> None:
     """No list of answers has an empty place while callbacks are released, which runs Python."""
     run_script("""

@@ -39,7 +39,7 @@ from nbloop.aio import transports as aio_transports
 from nbloop.kernels.base import atomics, capi, kernel
 from nbloop.kernels.base.interpreter import ARRAY_DATA, LIST_ITEMS, TUPLE_ITEMS
 from nbloop.kernels.build import object_cache
-from nbloop.kernels.methods import signal_handler
+from nbloop.kernels.methods import asyncio_methods, signal_handler
 from nbloop.kernels.promises import classes
 from nbloop.kernels.state import state
 
@@ -327,6 +327,7 @@ def install() -> None:
             _entering(one)
     checker.words(capi.errno_location(), 4)
     checker.words(signal_handler.signal_words(), 8 * len(signal_handler.INITIAL))
+    checker.words(asyncio_methods.aio_shared_word(), 8)
 
     take, give = capi.libc_mmap, capi.libc_munmap
 

@@ -208,14 +208,6 @@ for _name, _at, _number in (("TYPE_CALL", TYPE_CALL, TP_CALL), ("TYPE_TRAVERSE",
             f"PyType_GetSlot disagrees with the word there for {_kind.__name__!r}",
         )
 
-TYPE_SIZE = OBJECT_HEADER + 8 + 8  # how many bytes an instance has
-_expect(
-    "TYPE_SIZE",
-    [_word(id(kind) + TYPE_SIZE) for kind in (type, types.FunctionType, float)]
-    == [kind.__basicsize__ for kind in (type, types.FunctionType, float)],
-    "the word there is not the size of a type's instances",
-)
-
 TYPE_SUBCLASS = 1 << 31  # in the flags of a type whose instances are types
 _expect(
     "TYPE_SUBCLASS",

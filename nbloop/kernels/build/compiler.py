@@ -29,7 +29,7 @@ from numba.extending import lower_builtin, register_jitable
 from ..base import atomics, capi
 from ..base.kernel import KEYWORDS, MANY, NATIVE, SIGNAL, TRAVERSE, Kernel, attributes, helpers
 from ..channels import delivery
-from ..methods import signal_handler
+from ..methods import asyncio_methods, signal_handler
 from ..observe import allocations
 from ..state import traverse
 from .linker import link
@@ -211,6 +211,7 @@ def _teach_primitives() -> None:
     _teach(traverse.visit_object, word, [word, word, word], _call_for_int)
     _teach(delivery.call_entry, word, [word, word, word], _call_for_int)
     _teach(signal_handler.signal_words, word, [], _own_words("nbloop_signal_words", signal_handler.INITIAL))
+    _teach(asyncio_methods.aio_shared_word, word, [], _own_words("nbloop_aio_shared_word", (0,)))
     _teach(allocations.allocation_word, word, [], _own_words("nbloop_allocation_word", (0,)))
     _teach(allocations.call_two, word, [word] * 3, _call_for_word)
     _teach(allocations.call_three, word, [word] * 4, _call_for_word)

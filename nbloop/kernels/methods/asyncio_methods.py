@@ -3,7 +3,7 @@
 Problem: `call_soon`, `create_future` and `get_debug` are called for each message that a stream brings, and `call_at`
 for each timeout. As Python functions each is a frame or more, and a handle's run is another. Idea: kernels whose
 ``self`` is the asyncio loop. They make asyncio's own handle, word by word, and put it into the queue or into a timer; a
-timer's `cancel` is one whose ``self`` is the handle, which has what it needs in two hidden slots. A task needs no
+timer's `cancel` is one whose ``self`` is the handle, which has the core's array in a hidden slot. A task needs no
 handle: what its C code schedules is known by its type (`STEP`) or by its definition (`WAKEUP`), and no code sees what
 `call_soon` returns for it. The rare rest goes to Python: debug mode, tools that watch handles or replace the clock, odd
 arguments, a step that raises an error of asyncio's, a loop that is closed.
@@ -14,6 +14,7 @@ asyncio must not wait for its import. So these places are words here (`AIO`) and
 
 from __future__ import annotations
 
+import ctypes
 import sys
 import sysconfig
 from typing import Any
@@ -35,6 +36,7 @@ from ..base.capi import (
     PyErr_Occurred,
     PyFloat_AsDouble,
     PyFloat_FromDouble,
+    PyLong_FromLongLong,
     PyObject_CallOneArg,
     PyObject_GetAttr,
     PyObject_SetAttr,
@@ -45,7 +47,7 @@ from ..base.capi import (
     PyUnstable_Object_IsUniquelyReferenced,
 )
 from ..base.clock import loop_ns
-from ..base.interpreter import BUILTIN_DEFINITION, OBJECT_TYPE, SEQUENCE_SIZE, TUPLE_ITEMS, TYPE_SIZE, slot_offsets
+from ..base.interpreter import BUILTIN_DEFINITION, OBJECT_TYPE, SEQUENCE_SIZE, TUPLE_ITEMS, slot_offsets
 from ..base.kernel import KEYWORDS, NOARGS, ONE, apart, data, helper, inlined, kernel
 from ..base.layout import STATE, TAG_ARGUMENTS, Fields, Record
 from ..base.refusal import on_loop_thread
@@ -90,10 +92,10 @@ AIO = Record(
                 # where a handle has these
                 *("callback_at", "args_at", "cancelled_at", "loop_at", "context_at", "repr_at", "traceback_at"),
                 *("when_at", "scheduled_at"),
-                *("words_at", "core_at"),  # where a timer's has these
+                "core_at",  # where a timer's has the array of the core
                 "error_at",  # where a task's step has the exception that it is to raise
                 "core",  # the array of the core, of which `state` is the memory; 0 if a subclass wants to see a cancel
-                "debug",  # not 0: in debug mode
+                "debug",  # not 0 in the words that all loops share: one of them is in debug mode
                 "cancel_slowly",
             )
         ]
@@ -316,7 +318,6 @@ def aio_timer(
         if number != 0:
             Py_DecRef(number)
         return 0
-    own(handle + get(words + AIO.WORDS_AT), get(self + LOOP_WORDS.WORDS))
     core = get(words + AIO.CORE)
     if core != 0:
         own(handle + get(words + AIO.CORE_AT), core)
@@ -413,34 +414,54 @@ def let_go(handle: int, words: int) -> bool:
     return True
 
 
+@inlined
+def aio_number(base: int, words: int, handle: int) -> int:
+    """The core's number of a handle's timer; -1 if there is another object, whose conversion might run Python code."""
+    number = taken(handle, get(words + AIO.SCHEDULED_AT), get(words + AIO.SCHEDULED_NAME))
+    if number == 0:
+        PyErr_Clear()
+        return -1
+    identifier = identifier_of(base, number) if get(number + OBJECT_TYPE) == get(words + AIO.INT) else -1
+    Py_DecRef(number)
+    return identifier
+
+
+_twin = ctypes.c_int64()
+
+
+def aio_shared_word() -> int:
+    """The address of a word of the compiled object, or of this module (twin): it is the address of the words of `AIO`
+    that all loops share, for a kernel whose ``self`` is no loop.
+    """
+    return ctypes.addressof(_twin)
+
+
+@kernel(NOARGS)
+def aio_shared_word_address(_self: int, _unused: int) -> int:
+    """The address of the word that `nbloop.aio.handles` fills."""
+    return PyLong_FromLongLong(aio_shared_word())
+
+
 @kernel(NOARGS)
 def aio_timer_cancel(self: int, _unused: int) -> int:
     """Cancel a timer by its handle. A handle that Python has made, debug mode and what other code has written into the
-    handle go to Python.
+    handle go to Python, and so do handles of a subclass.
     """
-    array = load(self + get(get(self + OBJECT_TYPE) + TYPE_SIZE) - 8)  # the last slot of `aio.handles.TimerHandle`
-    if array == 0:
-        PyErr_BadArgument()
-        return 0
-    words = data(array)
+    words = load(aio_shared_word())
     none = get(words + AIO.NONE)
-    cancelled = load(self + get(words + AIO.CANCELLED_AT))
-    yes = PyBool_FromLong(1)  # immortal
-    if cancelled == yes:
-        return none
-    core = get(self + get(words + AIO.CORE_AT))
-    if core != 0 and cancelled == get(words + AIO.FALSE) and get(words + AIO.DEBUG) == 0:
-        number = taken(self, get(words + AIO.SCHEDULED_AT), get(words + AIO.SCHEDULED_NAME))
-        if number != 0:
+    if get(self + OBJECT_TYPE) == get(words + AIO.TIMER) and get(words + AIO.DEBUG) == 0:
+        cancelled = load(self + get(words + AIO.CANCELLED_AT))
+        yes = PyBool_FromLong(1)  # immortal
+        if cancelled == yes:
+            return none
+        core = get(self + get(words + AIO.CORE_AT))
+        if core != 0 and cancelled == get(words + AIO.FALSE):
             base = data(core)
-            identifier = identifier_of(base, number)
-            Py_DecRef(number)
-            if identifier < 0:
-                return 0
-            timer_cancel(base, identifier, on_loop_thread(base))
-            store(self + get(words + AIO.CANCELLED_AT), yes)
-            return none if let_go(self, words) else 0
-        PyErr_Clear()
+            identifier = aio_number(base, words, self)
+            if identifier >= 0:
+                timer_cancel(base, identifier, on_loop_thread(base))
+                store(self + get(words + AIO.CANCELLED_AT), yes)
+                return none if let_go(self, words) else 0
     return PyObject_CallOneArg(get(words + AIO.CANCEL_SLOWLY), self)
 
 

@@ -68,15 +68,15 @@ def items_next(base: int, source: int, at: int, most: int) -> int:
     kind = get(source + OBJECT_TYPE)
     if kind == get(base + STATE.LIST_TYPE):
         return PySequence_GetSlice(source, at, at + most)
-    found = 0
     if kind == get(base + STATE.TUPLE_TYPE):
         found = PySequence_GetSlice(source, at, at + most)
+        items = PySequence_List(found) if found != 0 else 0
     else:
         found = items_gathered(base, source, most)
-    if found == 0:
-        return 0
-    items = PySequence_List(found)  # other code may have seen `found`
-    Py_DecRef(found)
+        # Other code may have seen `found`, and made it longer.
+        items = PySequence_GetSlice(found, 0, most) if found != 0 else 0
+    if found != 0:
+        Py_DecRef(found)
     return items
 
 

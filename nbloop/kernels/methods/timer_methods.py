@@ -283,9 +283,14 @@ def answers_given(base: int, first: int, culprit: int) -> int:
     if count == 0:
         blocks_give(first)
         return PyList_New(0)
+    spare = PyList_New(0)
+    if spare == 0:
+        blocks_give(first)
+        return 0
     memory = PyMem_Malloc(LIST_HEADER + (count << 3))
     if memory == 0:
         blocks_give(first)
+        Py_DecRef(spare)
         refuse(base, REFUSED_MEMORY, culprit)
         return 0
     yes, no = PyBool_FromLong(1), PyBool_FromLong(0)  # immortal: nothing counts their references
@@ -304,7 +309,11 @@ def answers_given(base: int, first: int, culprit: int) -> int:
         if call_hook(get(base + STATE.CHECK_INTERRUPTS)) != 0:
             blocks_give(first)
             PyMem_Free(memory)
+            Py_DecRef(spare)
             return 0
+    # Other code may have seen the spare list, so another is made in the memory that it gives back: now that timers are
+    # cancelled, it is too late for a MemoryError.
+    Py_DecRef(spare)
     answers = PyList_New(0)
     if answers == 0:
         PyMem_Free(memory)
