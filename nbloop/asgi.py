@@ -42,6 +42,7 @@ type Lifespan = Literal["each", "primary"]
 _NOTHING = object()
 # Options that `serve` decides, or that need processes of their own.
 REFUSED = ("workers", "reload", "reload_dirs", "reload_includes", "reload_excludes", "loop", "fd")
+SET_UP_ONCE = ("log_level", "access_log", "env_file")  # `Config` applies them to the process, and to nothing else
 UNSUPPORTED = "is not supported by nbloop.asgi: loops are threads of this process"
 
 
@@ -81,9 +82,10 @@ def run(
         raise ValueError(f"{name} {UNSUPPORTED}")
     if lifespan not in ("each", "primary"):
         raise ValueError(f'lifespan must be "each" or "primary", not {lifespan!r}')
-    # Sets up logging. For a moment that resets levels and closes handlers, so the loops' own must not.
+    # This reads the environment's file and sets up logging, which resets levels and closes handlers. So the loops must
+    # not do it again: theirs get none of the options that say how.
     uvicorn.Config(app, **config)
-    config["log_config"] = None
+    config = {name: value for name, value in config.items() if name not in SET_UP_ONCE} | {"log_config": None}
     started: Queue[None] = Queue()
     one = lifespan == "primary"
     begun: list[int] = []  # the workers, other than the first, whose `main` was called

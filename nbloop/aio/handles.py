@@ -35,6 +35,7 @@ from ..kernels.base.interpreter import (
 )
 from ..kernels.base.kernel import data, method
 from ..kernels.methods.asyncio_methods import AIO, aio_shared_word_address, aio_timer_cancel
+from ..kernels.state.state import LoopWords
 from ..lock import CountingLock, ModuleLock
 from ..threads import aside
 from ..unique import Unique
@@ -215,7 +216,7 @@ def _cancel(handle: Any) -> None:
 class TimerHandle(Handle, asyncio.TimerHandle):
     """A callback of `call_at`."""
 
-    # The core's array, written by the kernel that makes a timer, and by nobody else: the descriptor is removed below. A
+    # The core's array, written by the kernel that makes a timer. It is no attribute: the descriptor is removed below. A
     # handle keeps its loop, but other code may write into `_loop`.
     __slots__ = ("_core",)
 
@@ -272,6 +273,7 @@ _OBJECTS = {
     "time_name": sys.intern("time"),
     "scheduled_name": sys.intern("_scheduled"),
     "cancel_slowly": _cancel,
+    "core_type": LoopWords,
 }
 for _known in _OBJECTS.values():
     keep_for_ever(_known)  # a finaliser may cancel a timer when the interpreter has emptied this module
@@ -293,13 +295,24 @@ def _words() -> Any:
 
 _WORDS = keep_for_ever(_words())  # what is the same for all loops
 ctypes.c_int64.from_address(aio_shared_word_address.bind(())()).value = data(id(_WORDS))
-_in_debug: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
+_in_debug: dict[int, weakref.ref[asyncio.AbstractEventLoop]] = {}  # by identity: a subclass may have an equality
 
 
 def note_debug(loop: asyncio.AbstractEventLoop, enabled: bool) -> None:
-    """While an open loop is in debug mode, timers are cancelled by Python, which asks their loop."""
+    """While there is a loop in debug mode, timers of all loops are cancelled by Python, which asks theirs."""
+    key = id(loop)
     with _one_at_a_time:
-        (_in_debug.add if enabled else _in_debug.discard)(loop)
+        if enabled:
+            _in_debug[key] = weakref.ref(loop, lambda _: _leave_debug(key))
+            _WORDS[AIO.DEBUG // 8] = len(_in_debug)
+        else:
+            _leave_debug(key)
+
+
+def _leave_debug(key: int) -> None:
+    """That loop is in debug mode no more, or has gone."""
+    with _one_at_a_time:
+        _in_debug.pop(key, None)
         _WORDS[AIO.DEBUG // 8] = len(_in_debug)
 
 

@@ -234,8 +234,8 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
 
     @method(kernels.aio_timer_cancelled)
     def _timer_handle_cancelled(self, handle: TimerHandle) -> None:
-        """Take the timer of a handle out of the core. `cancel` of a handle calls this in debug mode, for a handle that
-        was made in a rare case, and where a subclass has its own.
+        """Take the timer of a handle out of the core. `cancel` of a handle calls this if Python made the handle, or if
+        a loop is in debug mode. If a subclass has its own, `cancel` always calls that.
         """
 
     @method(kernels.aio_create_future)
@@ -340,7 +340,6 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
             if self._core._forked:  # a child's copy ends nothing
                 self._signal_handlers.clear()
             super().close()
-            note_debug(self, False)
             self._replaced_clock = None
             self._run = self._run_handle = self._runner  # they may be methods, which keep the loop
             self.__dict__.pop("_streams_share", None)  # so does the selector, which is in it
@@ -694,8 +693,11 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
 
     def set_debug(self, enabled: bool) -> None:
         """asyncio's debug mode: the loop checks what is scheduled, remembers where, and logs slow callbacks."""
-        note_debug(self, bool(enabled))
+        if enabled:
+            note_debug(self, True)
         super().set_debug(bool(enabled))  # a word that kernels compare
+        if not enabled:
+            note_debug(self, False)
         self._choose_run()
         for transport in list(self._transports.values()):
             if isinstance(transport, KernelTransport):

@@ -169,10 +169,13 @@ assert log == ["lifespan.startup", "lifespan.shutdown"]
 """)
 
 
-def test_logging_is_set_up_before_the_loops_begin(run_script):
+@pytest.mark.parametrize("lifespan", ["each", "primary"])
+def test_logging_is_set_up_before_the_loops_begin(run_script, lifespan):
     """And not again by each loop, when others log already: that resets the levels, and closes the handlers."""
-    run_script("""
+    run_script(
+        """
 import logging.config, os, signal, threading
+import uvicorn
 from nbloop import asgi
 
 set_up, began = logging.config.dictConfig, []
@@ -184,16 +187,33 @@ async def app(scope, receive, send):
         what = (await receive())["type"]
         await send({"type": what + ".complete"})
         began.append(what)
-        if began.count("lifespan.startup") == 2 and what == "lifespan.startup":
-            os.kill(os.getpid(), signal.SIGTERM)
+        if what == "lifespan.startup":
+            access.setLevel(logging.ERROR)  # the application's own choice
+            access.handlers = [mine]
+            end_if_all_have_begun()
 
+def configured(config):
+    configure(config)
+    made.append(config)
+    end_if_all_have_begun()
+
+def end_if_all_have_begun():
+    if len(made) == 3 and began:  # the one that sets up, and those of the loops
+        made.append(None)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+made = []
+configure, uvicorn.Config.configure_logging = uvicorn.Config.configure_logging, configured
+access, mine = logging.getLogger("uvicorn.access"), logging.NullHandler()
 try:
-    asgi.run(app, loops=2, port=0, log_level="warning")
+    asgi.run(app, loops=2, lifespan="LIFESPAN", port=0, log_level="warning", access_log=False)
 except SystemExit as end:
     assert end.code == 143
 assert by == ["MainThread"], by
-assert logging.getLogger("uvicorn.access").level == logging.WARNING
-""")
+assert (access.level, access.handlers) == (logging.ERROR, [mine])
+assert logging.getLogger("uvicorn.error").level == logging.WARNING
+""".replace("LIFESPAN", lifespan)
+    )
 
 
 def test_ctrl_c(serving):

@@ -25,10 +25,13 @@ import pytest
 
 import nbloop
 from nbloop import LoopState
+from nbloop.aio import handles
 from nbloop.kernels.base import layout
 from nbloop.kernels.base.atomics import fetch_add, get, store
 from nbloop.kernels.base.capi import Py_IncRef
+from nbloop.kernels.build import object_cache
 from nbloop.kernels.ingress.ticket_queue import queue_cell, queue_segment
+from nbloop.kernels.methods.asyncio_methods import AIO
 from nbloop.kernels.turn import turn
 from nbloop.testing import VirtualClock
 from tests.support.waiting import PATIENCE
@@ -1014,6 +1017,18 @@ def test_a_cancelled_timer_is_asyncios(aio):
         assert repr(timer).startswith(f"<TimerHandle cancelled when={timer.when()}")
 
 
+@pytest.mark.skipif(object_cache.status.mode != "compiled", reason="kernels run as plain Python")
+def test_a_cancel_enters_no_python_code(aio):
+    gc.collect()
+    assert not handles._in_debug
+    timer = aio.call_later(1000, print)
+    entered = []
+    sys.setprofile(lambda frame, event, _: entered.append(frame.f_code.co_name) if event == "call" else None)
+    timer.cancel()
+    sys.setprofile(None)
+    assert entered == []
+
+
 @pytest.mark.parametrize("before", [True, False])
 def test_a_timer_that_is_cancelled_in_debug_mode_remembers_its_callback(aio, before):
     aio.set_debug(before)
@@ -1054,20 +1069,63 @@ def test_a_tool_that_replaces_a_part_of_cancel_before_a_loop_is_made(monkeypatch
     loop.close()
 
 
-@pytest.mark.filterwarnings("ignore:unclosed event loop:ResourceWarning")
 @pytest.mark.parametrize("closed", [True, False])
-def test_a_timer_is_cancelled_after_its_loop_has_gone(closed):
-    loop = nbloop.new_event_loop()
-    timer = loop.call_later(1000, print)
-    if closed:
+def test_a_timer_is_cancelled_after_its_loop_has_gone(run_script, closed):
+    run_script(
+        f"""
+        import gc, nbloop, warnings, weakref
+        warnings.simplefilter("ignore", ResourceWarning)
+        loop = nbloop.new_event_loop()
+        timer = loop.call_later(1000, print)
+        if {closed}:
+            loop.close()
+        gone = weakref.ref(loop)
+        timer._loop = None
+        del loop
+        gc.collect()
+        assert gone() is None
+        timer.cancel()
+        assert timer.cancelled()
+        """,
+        PYTHONASYNCIODEBUG="",
+    )
+
+
+def test_loops_in_debug_mode_are_told_apart_by_identity():
+    """A subclass may have an equality, or a hash that its own constructor makes possible."""
+
+    class Equal(nbloop.EventLoop):
+        def __init__(self):
+            super().__init__()
+            self.key = 1
+
+        def __eq__(self, other):
+            return self.key == other.key
+
+        def __hash__(self):
+            return hash(self.key)
+
+    one, other = Equal(), Equal()
+    timer = other.call_later(1000, sorted, "args")
+    for loop in (one, other):
+        loop.set_debug(True)
+    one.set_debug(False)
+    timer.cancel()
+    assert "sorted" in repr(timer)
+    for loop in (one, other):
         loop.close()
-    gone = weakref.ref(loop)
-    timer._loop = None
+
+
+def test_a_loop_in_debug_mode_slows_others_for_as_long_as_it_lives(aio):
+    gc.collect()
+    before = len(handles._in_debug)
+    loop = nbloop.new_event_loop()
+    loop.set_debug(True)
+    assert len(handles._in_debug) == before + 1
+    loop.close()
     del loop
     gc.collect()
-    assert gone() is None
-    timer.cancel()
-    assert timer.cancelled()
+    assert len(handles._in_debug) == before == handles._WORDS[AIO.DEBUG // 8]
 
 
 def test_timers_that_other_code_makes(aio):
@@ -1079,6 +1137,16 @@ def test_timers_that_other_code_makes(aio):
             setattr(made, name, 5)
         with pytest.raises(AttributeError):
             getattr(made, name)
+
+    class Fake(asyncio.TimerHandle):
+        __slots__ = ("_core",)
+
+    timer = aio.call_later(1000, print)
+    timer.__class__ = Fake  # its slots are in the same places
+    timer._core = 5.5
+    timer.__class__ = kind
+    timer.cancel()
+    assert timer.cancelled()
 
     class Mixin:
         __slots__ = ()

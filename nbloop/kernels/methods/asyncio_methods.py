@@ -73,7 +73,8 @@ LOOP_WORDS = Fields(
     "LOOP_WORDS",
     {slot.removeprefix("_").upper(): at for slot, at in zip(AioWords.__slots__, slot_offsets(AioWords), strict=True)},
 )
-# Of an asyncio loop. All but the first two and the places are addresses of objects, which the loop or a module keeps.
+# Of an asyncio loop. All but the first two, `debug` and the places are addresses of objects, which the loop or a module
+# keeps.
 AIO = Record(
     "AIO",
     np.dtype(
@@ -95,8 +96,8 @@ AIO = Record(
                 "core_at",  # where a timer's has the array of the core
                 "error_at",  # where a task's step has the exception that it is to raise
                 "core",  # the array of the core, of which `state` is the memory; 0 if a subclass wants to see a cancel
-                "debug",  # not 0 in the words that all loops share: one of them is in debug mode
-                "cancel_slowly",
+                "debug",  # how many loops are in debug mode, in the words that all loops share
+                *("cancel_slowly", "core_type"),
             )
         ]
     ),
@@ -444,10 +445,13 @@ def aio_shared_word_address(_self: int, _unused: int) -> int:
 
 @kernel(NOARGS)
 def aio_timer_cancel(self: int, _unused: int) -> int:
-    """Cancel a timer by its handle. A handle that Python has made, debug mode and what other code has written into the
-    handle go to Python, and so do handles of a subclass.
+    """Cancel a timer by its handle. Python cancels a handle that Python has made, one of a subclass, one into which
+    other code has written other types of objects, and any while there is a loop in debug mode.
     """
     words = load(aio_shared_word())
+    if words == 0:
+        PyErr_BadArgument()
+        return 0
     none = get(words + AIO.NONE)
     if get(self + OBJECT_TYPE) == get(words + AIO.TIMER) and get(words + AIO.DEBUG) == 0:
         cancelled = load(self + get(words + AIO.CANCELLED_AT))
@@ -455,7 +459,7 @@ def aio_timer_cancel(self: int, _unused: int) -> int:
         if cancelled == yes:
             return none
         core = get(self + get(words + AIO.CORE_AT))
-        if core != 0 and cancelled == get(words + AIO.FALSE):
+        if core != 0 and cancelled == get(words + AIO.FALSE) and get(core + OBJECT_TYPE) == get(words + AIO.CORE_TYPE):
             base = data(core)
             identifier = aio_number(base, words, self)
             if identifier >= 0:

@@ -311,8 +311,8 @@ def answers_given(base: int, first: int, culprit: int) -> int:
             PyMem_Free(memory)
             Py_DecRef(spare)
             return 0
-    # Other code may have seen the spare list, so another is made in the memory that it gives back: now that timers are
-    # cancelled, it is too late for a MemoryError.
+    # Now that timers are cancelled it is too late for a MemoryError, so the spare list gives its memory to another one.
+    # Itself it will not do, because other code may have found it (and then it gives nothing back).
     Py_DecRef(spare)
     answers = PyList_New(0)
     if answers == 0:
