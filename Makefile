@@ -82,7 +82,8 @@ test-checked: setup ## run random programs and some tests with every address che
 		tests/aio/test_transports.py::test_a_buffered_protocol_receives_into_its_buffer \
 		tests/aio/test_transports.py::test_what_the_system_does_not_take_at_the_end_of_a_turn_follows \
 		tests/aio/test_loop.py::test_a_handle_of_any_callback tests/aio/test_loop.py::test_what_others_write_into_a_handle \
-		tests/aio/test_loop.py::test_a_timer_of_any_number tests/aio/test_loop.py::test_a_timer_of_any_call $(ARGS)
+		tests/aio/test_loop.py::test_a_timer_of_any_number tests/aio/test_loop.py::test_a_timer_of_any_call \
+		tests/aio/test_loop.py::test_what_others_write_into_a_timer tests/aio/test_loop.py::test_a_cancelled_timer_is_asyncios $(ARGS)
 
 test-windows: setup ## run what tells of a platform on a Windows Python under Wine, or say why not
 	@if scripts/wine-python --check; then \

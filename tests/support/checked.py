@@ -328,6 +328,7 @@ def install() -> None:
     checker.words(capi.errno_location(), 4)
     checker.words(signal_handler.signal_words(), 8 * len(signal_handler.INITIAL))
     checker.words(asyncio_methods.aio_shared_word(), 8)
+    checker.array(aio_handles._WORDS)
 
     take, give = capi.libc_mmap, capi.libc_munmap
 
