@@ -75,7 +75,8 @@ SUITES = (
             for number in (2, 15)
         },
     ),
-    Suite("uvloop", ("tests",), (*PLAIN, "-k", "AIO"), least=180),
+    # Some of its tests hang on both loops: each of them takes that long, twice.
+    Suite("uvloop", ("tests",), (*PLAIN, "-k", "AIO", "--timeout=15"), least=180),
 )
 
 

@@ -52,7 +52,8 @@ def submit_iterator(loop: nbloop.Loop, count: int) -> Call:
 
 def cancel(loop: nbloop.Loop, count: int) -> Call:
     timers = [loop.schedule_timer(3600.0 + n * 1e-6, nothing) for n in range(count)]
-    return lambda: loop.cancel_timers(timers)
+    kept: list[list[bool]] = []  # CPython frees a list in one piece, and the call is over by then
+    return lambda: kept.append(loop.cancel_timers(timers))
 
 
 def close(loop: nbloop.Loop, count: int) -> Call:
