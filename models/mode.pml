@@ -13,8 +13,8 @@
      parking.wide_awake 76c6a58d4dbc
      turn.wait 270e068e4a87
      turn.doze 4e7ef7f62841
-     fd_watches.watch_add 9c3004bee927
-     fd_watches.watch_finish 88935cb752d3
+     fd_watches.watch_add 5450ce70d7c4
+     fd_watches.watch_finish b6a886b8fbd1
      fd_watches.epoll_sleep b601ced7e03c
      fd_watches.epoll_block 600111201ac4
      loop.set_fast_path_mode ff7854fcb75c
@@ -22,7 +22,7 @@
      loop._register 4378aa64880b
      loop._unwatch f98b2660287f
      loop._change_over 7e9da9b7aa20
-     descriptors.set_mode 5736839e7329
+     descriptors.set_mode f2abefe0e724
      descriptors.register 9330ed394fcd
      descriptors.unregister 66b353a3e4da
      descriptors.install 8b3ffb63d6d3

@@ -35,7 +35,8 @@ class Descriptors(Part):
         self._record = state.record["io"]
         self._lock = lock
         self.mode = mode
-        self.table = FdTable(state, captures)
+        self._record["forced"] = mode is FastPathMode.FORCED
+        self.table = FdTable(state, lock, captures)
         self._futex = futex_available()
         self._lock_parker: LockParker | None = None  # made once, where there is no futex
         self.parker: Parker | None = None
@@ -48,6 +49,7 @@ class Descriptors(Part):
         if mode is FastPathMode.DISABLED:
             self.table.open_poller()
         self.mode = mode
+        self._record["forced"] = mode is FastPathMode.FORCED
         return True
 
     def register(self, fd: int, interest: int, callback: ReadyCallback) -> bool:

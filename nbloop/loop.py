@@ -303,10 +303,6 @@ class Loop(Lifecycle):
             self._check_fork()
         self._change(self._descriptors.unregister, fd)
 
-    def _watches(self, fd: int) -> bool:
-        with self._lock:
-            return fd in self._descriptors.table
-
     def _check_descriptors_allowed(self) -> None:
         self._check_fork()
         if self._lifecycle() >= layout.TERMINATING:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import functools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from .errors import FDAlreadyRegisteredError, FDNotRegisteredError, FDOutOfRange
 from .kernels.base import layout
 from .kernels.base.capi import EPOLL_EVENT_BYTES, WINDOWS
 from .kernels.turn import fd_watches as kernels
+from .lock import CountingLock
 from .pollers import Poller, make_poller, refusal
 
 FD_MOST = (1 << 32) - 1  # a Windows socket is an unsigned 32-bit number here; elsewhere the system refuses earlier
@@ -77,7 +79,7 @@ def check_events(events: object) -> int:
 class FdTable:
     """The descriptors of one loop. All methods need the loop's lock, except `collect`, which needs its thread."""
 
-    def __init__(self, state: Any, captures: bool) -> None:
+    def __init__(self, state: Any, lock: CountingLock, captures: bool) -> None:
         self.poller: Poller | None = None
         self.tokens: dict[int, int] = {}  # by descriptor; its keys are the registered ones
         self._interests: dict[int, int] = {}  # by descriptor
@@ -86,6 +88,8 @@ class FdTable:
         self._record = state.record["io"]
         self._captures = captures
         self._begin: Callable[..., int] | None = None  # where kernels change the poller's entries, too
+        # What kernels need that change the table in the loop's own thread. After a fork no thread of the child is that.
+        self.shared = self.tokens, self._interests, self._latest, functools.partial(lock.acquire, False), lock.release
 
     def __len__(self) -> int:
         return len(self.tokens)

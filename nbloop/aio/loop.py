@@ -63,6 +63,7 @@ from .replaced_clock import ReplacedClock
 from .selector import READ, WRITE, Selector
 from .tls import TlsProtocol
 from .transports import (
+    KERNELS_SOCKET,
     TRANSPORTS_HAVE_CONTEXTS,
     KernelTransport,
     StreamTransport,
@@ -398,7 +399,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         """Make the transport of each connected socket, also of accepted ones. This method and
         `_make_datagram_transport` choose the kind of transport.
         """
-        if not kernels_take(sock):
+        if type(sock) is not KERNELS_SOCKET and not kernels_take(sock):
             return super()._make_socket_transport(  # type: ignore[misc]
                 sock, protocol, waiter, extra=extra, server=server, **context
             )

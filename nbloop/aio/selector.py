@@ -13,7 +13,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import FDAlreadyRegisteredError, FDNotRegisteredError
+from ..kernels.turn import fd_watches as kernels
 from ..loop import Loop
+from ..pollers import refusal
 from ..readiness import IOEvents
 from .transports import watched_by
 
@@ -43,6 +45,10 @@ class Selector(selectors._BaseSelectorImpl):
     def __init__(self, core: Loop, run: Callable[[Any], None]) -> None:
         super().__init__()
         self._core = core
+        self._table = core._descriptors.table.shared
+        self._tokens = core._descriptors.table.tokens
+        self._begin_here = kernels.watch_begin_here.bind(core._state)
+        self._finish_here = kernels.watch_finish_here.bind(core._state)
         self._run = run
         self._queued: set[Any] = set()
 
@@ -64,7 +70,9 @@ class Selector(selectors._BaseSelectorImpl):
                     return self.put(fileobj, side, handle)
                 keys[fd] = made
                 try:
-                    self._core._watch(fd, side, watched_by(*data) or self._ready)
+                    callback = watched_by(*data) or self._ready
+                    if self._begin_here(fd, callback, side, self._table) != 0:
+                        self._core._watch(fd, side, callback)
                 except FDAlreadyRegisteredError:
                     if fd not in keys or keys[fd] is not made:  # by a signal handler, meanwhile
                         return self.put(fileobj, side, handle)
@@ -118,14 +126,18 @@ class Selector(selectors._BaseSelectorImpl):
 
     def _end(self, fd: int) -> None:
         try:
-            self._core._unwatch(fd)
+            status = self._finish_here(fd, self._table)
+            if status > 0:
+                raise refusal(fd, status)
+            if status != 0:
+                self._core._unwatch(fd)
         except FDNotRegisteredError:  # an exception of a signal handler came between the two
             pass
-        except BaseException as error:  # of the system; or of a signal handler, perhaps when it was no longer watched
-            if isinstance(error, OSError) or not self._core._watches(fd):
-                self._fd_to_key.pop(fd, None)
-            raise
-        self._fd_to_key.pop(fd, None)
+        finally:
+            # A signal handler may have raised before the core's end, or may have watched the descriptor again after it.
+            # No call from here on: in one, it might do that now.
+            if fd not in self._tokens and fd in self._fd_to_key:
+                del self._fd_to_key[fd]
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> NoReturn:
         raise NotImplementedError("this selector is a table that only its loop changes")

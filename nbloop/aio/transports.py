@@ -33,6 +33,7 @@ import numpy as np
 from ..awaiting import set_done
 from ..kernels.base.capi import SYS_EPOLL_PWAIT
 from ..kernels.base.kernel import method
+from ..kernels.base.layout import READ
 from ..kernels.turn import stream as kernels
 from ..kernels.turn.socket_words import BUFFER_SIZE, socket_aim
 from ..kernels.turn.stream import QUEUED_MOST, StreamWords
@@ -50,11 +51,15 @@ UNMARKED = _begins._high_water >= QUEUED_MOST  # until `set_write_buffer_limits`
 _family_of, _type_of = _socket.socket.family.__get__, _socket.socket.type.__get__
 _new_socket: Any = socket.socket.__new__
 _init_socket: Any = _socket.socket.__init__
+_close_socket: Any = _socket.socket.close
 _INTERNET, _STREAM = (int(socket.AF_INET), int(socket.AF_INET6)), int(socket.SOCK_STREAM)
 _SocketTransport: Any = _selector_events._SelectorSocketTransport  # type: ignore[attr-defined]
 
 # The methods of a socket that kernels replace. A class that overrides one gets asyncio's transport, which calls it.
 REPLACED = frozenset({"recv", "recv_into", "recvfrom", "send", "sendmsg", "sendto"})
+
+
+KERNELS_SOCKET = socket.socket if KERNELS_READ else None  # what `kernels_take` takes, most often
 
 
 def kernels_take(sock: Any) -> bool:
@@ -77,13 +82,7 @@ class KernelTransport(Unique):
     socket.
     """
 
-    _reads_in: Context | None = None
-
-    def reads_in(self, context: Context | None) -> None:
-        """The transport has a reader, whose context this is; None: the reader is the program's own."""
-        if context is not self._reads_in:
-            self._reads_in = context
-            self.aim()
+    _reads_in: Context | None = None  # the context of its reader; None: the reader is the program's own
 
     def aim(self) -> None:
         """Choose whether the kernel or asyncio reads."""
@@ -229,11 +228,12 @@ class StreamTransport(KernelTransport, _SocketTransport):  # type: ignore[misc]
             raise
         except BaseException as error:
             loop._callback_raised(Handle(made, (self,), loop, copy_context()), made, (self,), error)
-        self._start_reading(reads_in)
+        if not self._closing and not self._paused:
+            loop._add_watcher(self._sock_fd, READ, self._read_ready, (), reads_in)
 
     def _start_reading(self, context: Context) -> None:
         if not self._closing and not self._paused:
-            self._loop._add_reader(self._sock_fd, self._read_ready, context=context)
+            self._loop._add_watcher(self._sock_fd, READ, self._read_ready, (), context)
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """As asyncio's; also after the end. The object for "socket" is made when it is first asked for."""
@@ -262,7 +262,7 @@ class StreamTransport(KernelTransport, _SocketTransport):  # type: ignore[misc]
     def aim(self) -> None:
         """Choose whether the kernel or asyncio reads."""
         context, protocol, loop = self._reads_in, self._protocol, self._loop
-        if context is None or loop is None or loop.get_debug():  # None: another thread has misused it at its end
+        if context is None or loop is None or loop._debug:  # None: another thread has misused it at its end
             self._stream.aim(None)
         else:
             self._stream.aim((protocol, context, True if isinstance(protocol, asyncio.BufferedProtocol) else None))
@@ -409,12 +409,14 @@ class StreamTransport(KernelTransport, _SocketTransport):  # type: ignore[misc]
         if self._closing:
             return
         self._closing = True
-        loop = self._loop
-        loop._remove_reader(self._sock_fd)
+        loop, fd = self._loop, self._sock_fd
+        if not loop._closed:
+            loop._remove_watcher(fd, READ)
         self._stream._clear = None
         if not self._buffer:
             self._conn_lost += 1
-            loop._remove_writer(self._sock_fd)
+            if fd in loop._selector._fd_to_key:  # after the reader a writer is left
+                loop._remove_writer(fd)
             loop.call_soon(self._call_connection_lost, None, context=self._context)
 
     def _force_close(self, exc: BaseException | None) -> None:
@@ -448,7 +450,7 @@ class StreamTransport(KernelTransport, _SocketTransport):  # type: ignore[misc]
                 self._reads_in = None
                 self._stream.aim(None)
             self._forget()
-            self._sock.close()
+            close_plainly(self._sock)
             server, self._server = self._server, None
             of: Any = self
             of._sock = of._protocol = of._loop = None
@@ -477,6 +479,15 @@ def accept_plainly(listener: Any, family: int, kind: int, proto: int) -> tuple[s
     return made, address
 
 
+def close_plainly(sock: Any) -> None:
+    """Do what the `close` of a plain socket does, in one frame for three."""
+    if type(sock) is not socket.socket or sock._io_refs > 0:  # type: ignore[attr-defined]
+        sock.close()
+        return
+    sock._closed = True  # type: ignore[attr-defined]
+    _close_socket(sock)
+
+
 # The methods that transports give the loop, for their own descriptors. A program may give it other methods of a
 # transport, such as `close`, for a descriptor of its own.
 _WATCHED = frozenset({"_read_ready", "_write_sendmsg", "_sendto_ready"})
@@ -500,7 +511,10 @@ def watched_by(reader: Any, writer: Any) -> Any:
     if transport is None:
         return None
     if reader is not None:
-        transport.reads_in(None if reading is None else reader._context)
+        context = None if reading is None else reader._context
+        if context is not transport._reads_in:
+            transport._reads_in = context
+            transport.aim()
     return transport.watched()
 
 

@@ -189,7 +189,9 @@ IO = record(
         "argument1",
         "retires",  # whether the loop is to sleep on its futex when it watches nothing
     ),
-    _words("change0", "change1"),  # the event of an epoll_ctl, for the thread that has the table's lock
+    # For the thread that has the table's lock: the event of an epoll_ctl; whether the loop is forced to the fast path,
+    # where nothing may be registered.
+    _words("change0", "change1", "forced"),
 )
 
 STATE = record(

@@ -49,6 +49,7 @@ from ..base.capi import (
     PyDict_DelItem,
     PyDict_GetItemWithError,
     PyDict_SetItem,
+    PyErr_Clear,
     PyErr_GetRaisedException,
     PyErr_Occurred,
     PyErr_SetRaisedException,
@@ -56,6 +57,7 @@ from ..base.capi import (
     PyEval_SaveThread,
     PyLong_AsLongLong,
     PyLong_FromLongLong,
+    PyObject_CallNoArgs,
     PyObject_Vectorcall,
     errno_location,
     libc_syscall,
@@ -81,6 +83,7 @@ from ..base.layout import (
     SLOT_LIMIT,
     STATE,
     TAG_ARGUMENTS,
+    TERMINATING,
     TIMERS,
     WRITE,
 )
@@ -119,6 +122,10 @@ EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD = 1, 2, 3
 
 UNKNOWN = -1  # what `watch_finish` returns for a descriptor that is not registered
 CHANGES = -2  # what `watch_begin` returns if the loop has to sleep in another way from now on
+DECLINED = -3  # what `watch_begin_here` and `watch_finish_here` return if Python has to do it; nothing has changed
+# The items of the table that these are given: its three dicts, and two callables: one takes its lock if it is free, one
+# releases it.
+TOKENS, INTERESTS, LATEST, ACQUIRE, RELEASE = (TUPLE_ITEMS + 8 * item for item in range(5))
 
 
 @kernel(MANY)
@@ -129,18 +136,18 @@ def watch_open(self: int, arguments: int, _count: int) -> int:
     """
     callback = get(arguments + 8)
     Py_IncRef(callback)
-    return watch_store(data(self), arguments, callback)
+    return watch_store(data(self), arguments, get(arguments + 24), callback)
 
 
 @kernel(MANY)
 def watch_open_captured(self: int, arguments: int, _count: int) -> int:
     """`watch_open`, captured (captured.py): one context for all calls."""
     word = pack_captured(data(self), get(arguments + 8), 0, 0)
-    return watch_store(data(self), arguments, word) if word != 0 else 0
+    return watch_store(data(self), arguments, get(arguments + 24), word) if word != 0 else 0
 
 
 @helper
-def watch_store(base: int, arguments: int, callback: int) -> int:
+def watch_store(base: int, arguments: int, tokens: int, callback: int) -> int:
     """`watch_open` with an owned callback, which is marked if it is captured. 0 with an exception set."""
     timers = base + STATE.TIMERS
     slot = slot_take(timers)
@@ -157,7 +164,7 @@ def watch_store(base: int, arguments: int, callback: int) -> int:
     fetch_add(base + STATE.HOLDS, 1)  # a watch keeps an auto-exit loop alive
     identifier = slot_open(timers, slot, callback, WATCHED)
     token = PyLong_FromLongLong(identifier)
-    if token != 0 and PyDict_SetItem(get(arguments + 24), descriptor, token) != 0:  # no memory
+    if token != 0 and PyDict_SetItem(tokens, descriptor, token) != 0:  # no memory
         Py_DecRef(token)
         token = 0
     if token == 0:
@@ -346,19 +353,20 @@ def watch_begin(self: int, arguments: int, _count: int) -> int:
     """
     callback = get(arguments + 8)
     Py_IncRef(callback)
-    return watch_add(data(self), arguments, watch_store(data(self), arguments, callback))
+    return watch_add(data(self), arguments, get(arguments + 24), callback)
 
 
 @kernel(MANY)
 def watch_begin_captured(self: int, arguments: int, _count: int) -> int:
     """`watch_begin`, captured (captured.py): one context for all calls."""
     word = pack_captured(data(self), get(arguments + 8), 0, 0)
-    return watch_add(data(self), arguments, watch_store(data(self), arguments, word)) if word != 0 else 0
+    return watch_add(data(self), arguments, get(arguments + 24), word) if word != 0 else 0
 
 
 @helper
-def watch_add(base: int, arguments: int, token: int) -> int:
-    """The second half of `watch_begin`, with the owned token of the first, or 0 if that failed."""
+def watch_add(base: int, arguments: int, tokens: int, callback: int) -> int:
+    """`watch_begin` with an owned callback, which is marked if it is captured."""
+    token = watch_store(base, arguments, tokens, callback)
     if token == 0:
         return 0
     identifier = PyLong_AsLongLong(token)
@@ -369,7 +377,7 @@ def watch_add(base: int, arguments: int, token: int) -> int:
     if status == EEXIST:  # closed, unregistered, and restored under its old number by dup2()
         status = epoll_control(event, poller, EPOLL_CTL_MOD, descriptor, interest, identifier)
     if status != 0:
-        taken = PyDict_DelItem(get(arguments + 24), get(arguments))
+        taken = PyDict_DelItem(tokens, get(arguments))
         watch_end(base, identifier)
         if taken != 0:
             return 0
@@ -386,21 +394,94 @@ def watch_finish(self: int, arguments: int, _count: int) -> int:
     """(descriptor, tokens) -> 0, UNKNOWN, or an errno with which the watch has ended, too: epoll forgets the
     descriptor, then `watch_close`. One call, as `watch_begin`. Any thread that has the table's lock; O(1).
     """
-    base = data(self)
-    token = PyDict_GetItemWithError(get(arguments + 8), get(arguments))
+    return watch_forget(data(self), get(arguments), get(arguments + 8))
+
+
+@helper
+def watch_forget(base: int, number: int, tokens: int) -> int:
+    """`watch_finish` of the descriptor with that number, an object."""
+    token = PyDict_GetItemWithError(tokens, number)
     if token == 0:
         return 0 if PyErr_Occurred() != 0 else PyLong_FromLongLong(UNKNOWN)
     identifier = PyLong_AsLongLong(token)
     io = base + STATE.IO
-    descriptor = PyLong_AsLongLong(get(arguments))
+    descriptor = PyLong_AsLongLong(number)
     status = epoll_control(io + IO.CHANGE0, get(io + IO.POLLER), EPOLL_CTL_DEL, descriptor, 0, 0)
     if status != 0:
         store(io + IO.SUSPECT, 1)
         if status == EBADF or status == ENOENT or status == EPERM:  # closed; another file; not pollable
             status = 0
-    taken = PyDict_DelItem(get(arguments + 8), get(arguments))
+    taken = PyDict_DelItem(tokens, number)
     watch_end(base, identifier)
     return PyLong_FromLongLong(status) if taken == 0 else 0
+
+
+@helper
+def table_taken(base: int, table: int) -> bool:
+    """Take the table's lock, if it is free, the caller is the loop's own thread, and the loop sleeps in epoll."""
+    if not on_loop_thread(base) or load(base + STATE.PARK_MODE) != PARK_EPOLL:
+        return False
+    if load(base + STATE.LIFECYCLE) >= TERMINATING:
+        return False
+    taken = PyObject_CallNoArgs(get(table + ACQUIRE))
+    if taken == 0:
+        PyErr_Clear()
+        return False
+    Py_DecRef(taken)
+    return taken == PyBool_FromLong(1)  # an address to compare
+
+
+@helper
+def table_left(table: int, result: int) -> int:
+    """Release the table's lock. Returns the result, or 0 with the exception that was set."""
+    error = PyErr_GetRaisedException()
+    released = PyObject_CallNoArgs(get(table + RELEASE))
+    if error != 0:
+        PyErr_SetRaisedException(error)
+    elif released == 0:
+        Py_DecRef(result)
+        return 0
+    Py_DecRef(released)
+    return result
+
+
+@helper
+def done_or_declined(status: int) -> int:
+    """A status as an object, whose reference is consumed: 0 remains, and any other becomes DECLINED."""
+    if status == 0 or PyLong_AsLongLong(status) == 0:
+        return status
+    Py_DecRef(status)
+    return PyLong_FromLongLong(DECLINED)
+
+
+@kernel(MANY)
+def watch_begin_here(self: int, arguments: int, _count: int) -> int:
+    """(descriptor, callback, interest, table) -> 0 or DECLINED: `watch_begin`, with all that Python does around it, for
+    the loop's own thread while the lock is free and the descriptor is not registered. In Python that takes nine frames:
+    3 of 5 µs. O(1).
+    """
+    base, table = data(self), get(arguments + 24)
+    if not table_taken(base, table):
+        return PyLong_FromLongLong(DECLINED)
+    descriptor, callback, tokens = get(arguments), get(arguments + 8), get(table + TOKENS)
+    if get(base + STATE.IO + IO.FORCED) != 0 or PyDict_GetItemWithError(tokens, descriptor) != 0:
+        return table_left(table, PyLong_FromLongLong(DECLINED))
+    if (
+        PyDict_SetItem(get(table + INTERESTS), descriptor, get(arguments + 16)) != 0
+        or PyDict_SetItem(get(table + LATEST), descriptor, descriptor) != 0  # only not what stood there
+    ):
+        return table_left(table, 0)
+    Py_IncRef(callback)
+    return table_left(table, done_or_declined(watch_add(base, arguments, tokens, callback)))
+
+
+@kernel(MANY)
+def watch_finish_here(self: int, arguments: int, _count: int) -> int:
+    """(descriptor, table) -> 0, UNKNOWN, an errno, or DECLINED: `watch_finish`, as `watch_begin_here`."""
+    base, table = data(self), get(arguments + 8)
+    if not table_taken(base, table):
+        return PyLong_FromLongLong(DECLINED)
+    return table_left(table, watch_forget(base, get(arguments), get(table + TOKENS)))
 
 
 @helper
