@@ -34,7 +34,8 @@ from ..kernels.base.interpreter import (
     slot_offsets,
 )
 from ..kernels.base.kernel import data, method
-from ..kernels.methods.asyncio_methods import AIO, aio_shared_word_address, aio_timer_cancel
+from ..kernels.calls.handles import AIO
+from ..kernels.methods.asyncio_methods import aio_shared_word_address, aio_timer_cancel
 from ..kernels.state.state import LoopWords
 from ..lock import CountingLock, ModuleLock
 from ..threads import aside
@@ -114,12 +115,14 @@ class _Shows:
         yield self
 
 
-def _kinds_of_steps() -> tuple[type | None, int, int]:
+def _kinds_of_steps() -> tuple[type | None, int, int, int, int]:
     """Find out what a C task schedules: the type of the object that is its next step, where that object has the
-    exception to raise, and the address of the definition of the callback that the task adds to a future. Only a task
-    can show them. None and 0 if asyncio's tasks are Python's: their steps are methods, and get handles.
+    exception to raise, and the address of the definition of the callback that the task adds to a future; then where a
+    step has its task, and where the task has its context, or 0. Only a task can show them. None and 0 if asyncio's
+    tasks are Python's: their steps are methods, and get handles.
     """
     found: list[Any] = []
+    places: list[int | None] = []
 
     def look(shows: _Shows, awaited: _Shows) -> None:
         """Runs on a thread without a running loop or task: since 3.14 a step looks for its own loop there."""
@@ -132,6 +135,8 @@ def _kinds_of_steps() -> tuple[type | None, int, int]:
         step = shows.shown.pop()
         found.append(step)
         if type(step).__module__ == "_asyncio":
+            places.append(reference_offset(step, lambda held: held is task))
+            places.append(reference_offset(task, lambda held: held is task.get_context()))
             asyncio._set_running_loop(shows)  # type: ignore[arg-type]
             step()
             asyncio._set_running_loop(None)
@@ -142,7 +147,7 @@ def _kinds_of_steps() -> tuple[type | None, int, int]:
     shows = _Shows()
     aside(lambda: look(shows, shows))
     if len(found) == 1:
-        return None, 0, 0
+        return None, 0, 0, 0, 0
     aside(lambda: look(shows, _Shows()))  # another loop's: the next step raises
     step, wakeup, _, raises = found
     known = type(wakeup) is BuiltinFunctionType and wakeup.__name__ == "TaskWakeup"
@@ -152,10 +157,11 @@ def _kinds_of_steps() -> tuple[type | None, int, int]:
         type(step),
         OBJECT_TYPE if error_at is None else error_at,
         get(id(wakeup) + BUILTIN_DEFINITION) if known else 0,
+        *((places[0] or 0, places[1] or 0) if None not in places else (0, 0)),
     )
 
 
-Step, ERROR_AT, WAKEUP = _kinds_of_steps()
+Step, ERROR_AT, WAKEUP, TASK_AT, TASK_CONTEXT_AT = _kinds_of_steps()
 
 
 class Handle(Unique, asyncio.Handle):
@@ -245,10 +251,11 @@ del TimerHandle._core  # type: ignore[attr-defined]
 
 _SLOTS = ("_callback", "_args", "_cancelled", "_loop", "_context", "_repr", "_source_traceback")
 _TIMER_SLOTS = ("_when", "_scheduled")
-_NAMES = ("loop",)
+_NAMES, _NAMED, _IN_CONTEXT = ("loop",), ("name", "loop"), ("context", "loop")
 _OBJECTS = {
     "none": None,
     "false": False,
+    "empty": (),
     "tuple": tuple,
     "float": float,
     "int": int,
@@ -274,6 +281,13 @@ _OBJECTS = {
     "scheduled_name": sys.intern("_scheduled"),
     "cancel_slowly": _cancel,
     "core_type": LoopWords,
+    "task": asyncio.Task,
+    "tasks": vars(asyncio.tasks),
+    "task_name": sys.intern("Task"),
+    "name": sys.intern("name"),
+    "named": _NAMED,
+    "in_context": _IN_CONTEXT,
+    "create_task_slowly": sys.intern("_create_task"),
 }
 for _known in _OBJECTS.values():
     keep_for_ever(_known)  # a finaliser may cancel a timer when the interpreter has emptied this module
@@ -286,6 +300,7 @@ def _words() -> Any:
     words["step"] = id(Step) if Step is not None else 0
     words["wakeup"] = WAKEUP
     words["error_at"] = ERROR_AT
+    words["task_at"], words["task_context_at"] = TASK_AT, TASK_CONTEXT_AT
     for kind, slots in ((asyncio.Handle, _SLOTS), (asyncio.TimerHandle, _TIMER_SLOTS)):
         for name, at in zip(slots, slot_offsets(kind, slots), strict=True):
             words[name.removeprefix("_").replace("source_", "") + "_at"] = at
@@ -294,7 +309,8 @@ def _words() -> Any:
 
 
 _WORDS = keep_for_ever(_words())  # what is the same for all loops
-ctypes.c_int64.from_address(aio_shared_word_address.bind(())()).value = data(id(_WORDS))
+WORDS_AT = data(id(_WORDS))
+ctypes.c_int64.from_address(aio_shared_word_address.bind(())()).value = WORDS_AT
 _in_debug: dict[int, weakref.ref[asyncio.AbstractEventLoop]] = {}  # by identity: a subclass may have an equality
 
 

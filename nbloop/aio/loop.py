@@ -42,13 +42,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from ..awaiting import set_done
 from ..errors import ForkedLoopError, LoopTerminatedError
 from ..kernels.base.kernel import data, method
+from ..kernels.calls.handles import AIO
 from ..kernels.methods import asyncio_methods as kernels
-from ..kernels.methods.asyncio_methods import AIO, FAR, AioWords
+from ..kernels.methods.asyncio_methods import FAR, AioWords
 from ..kernels.turn.stream import flush_streams
 from ..loop import Loop
 from .datagrams import FAMILIES, DatagramTransport
 from .guard import name_loops
 from .handles import (
+    WORDS_AT,
     Handle,
     LockedHandle,
     Step,
@@ -170,13 +172,12 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         for at, word in (
             (AIO.STATE, data(id(self._core._state))),
             (AIO.UNSEEN, id(self._unseen)),
-            (AIO.RUNNER, id(self._runner)),
-            (AIO.SUBMIT, id(self._submit)),
             (AIO.CORE, 0 if sees_cancels else id(self._core._state)),
             (AIO.CLOCK, id(self._now) if type(self).call_at is _CALL_AT else 0),
         ):
             words[at // 8] = word
         self._words = words
+        self._core._record["handles"] = WORDS_AT
         super().__init__(Selector(self._core, lambda handle: self._run(handle)))  # noqa: PLW0108 - debug mode changes it
         self._made = True
 
@@ -243,12 +244,31 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
     def create_future(self) -> asyncio.Future[Any]:  # type: ignore[empty-body]
         """A future of this loop. Any thread."""
 
+    @method(kernels.aio_create_task)
+    def create_task[T](  # type: ignore[empty-body]
+        self,
+        coro: Coroutine[Any, Any, T],
+        *,
+        name: object = None,
+        context: Context | None = None,
+        **_options: Any,
+    ) -> asyncio.Task[T]:
+        """A task of this loop, as asyncio's method makes it. asyncio's passes its keyword arguments on in a dict, and
+        takes twice as long. The loop's thread.
+        """
+
     @method(kernels.aio_get_debug)
     def get_debug(self) -> bool:  # type: ignore[empty-body]
         """Is asyncio's debug mode on? Any thread."""
 
     # --- scheduling in rare cases: debug mode, odd arguments, a closed loop. The methods are written out, because
     # `_note` expects the caller's frame two above its own.
+
+    def _create_task(self, *args: Any, **options: Any) -> asyncio.Task[Any]:
+        task = super().create_task(*args, **options)
+        if self._task_factory is None:
+            self._forget_frame(task)
+        return task
 
     def _call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.Handle:
         if type(callback) is Step:
@@ -523,7 +543,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
                 return
             extra = {"peername": address}
             its = copy_context() if context is None else context.copy()
-            own = {} if context is None else {"context": its}
+            own: dict[str, Any] = {} if context is None else {"context": its}
             if sslcontext is None:
                 its.run(self._welcome, factory, conn, extra, server, **own)
             else:

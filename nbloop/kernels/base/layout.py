@@ -212,6 +212,7 @@ STATE = record(
         "autojump",
         "metrics",
         "recorder",
+        "handles",  # under an asyncio loop: where the words of asyncio's classes are (calls/handles.py); else 0
     ),
     # Objects that the kernels call or return, kept alive by the state.
     _words(

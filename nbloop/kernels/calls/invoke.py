@@ -29,6 +29,7 @@ from ..base.layout import (
     TAG_ARGUMENTS,
 )
 from ..observe.probes import callback_begins, callback_ended, observe_boundary
+from .handles import call_alone
 
 CHECK_EVERY = 64  # callbacks between two interrupt checks
 LEAVE = -1  # an exception is set and `run` has to return 0
@@ -78,13 +79,15 @@ def breathe_on(base: int, error: int) -> int:
 
 
 @inlined
-def call_word(word: int) -> int:
-    """Call what a tagged reference denotes: a callable, or a tuple (callable, *args). A new reference, or 0."""
+def call_word(base: int, word: int, kind: int) -> int:
+    """Call what a tagged reference denotes: a callable, a handle, or a tuple (callable, *args). A new reference, or 0
+    with an exception set.
+    """
     target = word & POINTER_MASK
     if word & TAG_ARGUMENTS:
         items = target + TUPLE_ITEMS
         return PyObject_Vectorcall(get(items), items + 8, get(target + SEQUENCE_SIZE) - 1, 0)
-    return PyObject_CallNoArgs(target)
+    return call_alone(base, target, kind)
 
 
 @inlined
@@ -92,7 +95,7 @@ def invoke(base: int, word: int, kind: int) -> int:
     """Run one callback. The caller keeps its reference. Returns 0 or LEAVE. Loop thread."""
     if get(base + STATE.OBSERVED) != 0:
         callback_begins(base, word, kind)
-    return called(base, call_word(word), word, kind)
+    return called(base, call_word(base, word, kind), word, kind)
 
 
 @apart

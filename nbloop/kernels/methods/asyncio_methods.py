@@ -16,10 +16,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-import sysconfig
 from typing import Any
-
-import numpy as np
 
 from ...unique import Unique
 from ..base.atomics import get, load, put, store
@@ -28,11 +25,9 @@ from ..base.capi import (
     Py_IncRef,
     PyBool_FromLong,
     PyContext_CopyCurrent,
-    PyContext_Enter,
-    PyContext_Exit,
+    PyDict_GetItemWithError,
     PyErr_BadArgument,
     PyErr_Clear,
-    PyErr_GetRaisedException,
     PyErr_Occurred,
     PyFloat_AsDouble,
     PyFloat_FromDouble,
@@ -44,63 +39,35 @@ from ..base.capi import (
     PyTuple_New,
     PyType_GenericAlloc,
     PyUnicode_Compare,
-    PyUnstable_Object_IsUniquelyReferenced,
 )
 from ..base.clock import loop_ns
 from ..base.interpreter import BUILTIN_DEFINITION, OBJECT_TYPE, SEQUENCE_SIZE, TUPLE_ITEMS, slot_offsets
-from ..base.kernel import KEYWORDS, NOARGS, ONE, apart, data, helper, inlined, kernel
-from ..base.layout import STATE, TAG_ARGUMENTS, Fields, Record
+from ..base.kernel import KEYWORDS, NOARGS, ONE, apart, data, inlined, kernel
+from ..base.layout import STATE, Fields
 from ..base.refusal import on_loop_thread
 from ..calls.captured import pack_in_context
+from ..calls.handles import AIO, FREE_THREADED, handle_called, own, step_context, taken
 from ..timers.timer_slots import timer_cancel
 from .scheduling import send
 from .timer_methods import END_NS, arm, identifier_of, nanoseconds_up
 
 FAR = 1e10  # s on the clock: later than its end, so never, as is what no float can be
 LOCKED_HANDLES = sys.version_info >= (3, 14)  # asyncio's `call_soon_threadsafe` makes handles of a class of their own
-FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
 
 class AioWords(Unique):
     """The words of an asyncio loop; `aio/loop.py` adds its methods. `_words` is an array of `AIO`."""
 
-    __slots__ = ("_debug", "_words")
+    __slots__ = ("_closed", "_debug", "_task_factory", "_words")  # asyncio has the first three as attributes
+    _closed: bool
     _debug: bool
+    _task_factory: Any
     _words: Any
 
 
 LOOP_WORDS = Fields(
     "LOOP_WORDS",
     {slot.removeprefix("_").upper(): at for slot, at in zip(AioWords.__slots__, slot_offsets(AioWords), strict=True)},
-)
-# Of an asyncio loop. All but the first two, `debug` and the places are addresses of objects, which the loop or a module
-# keeps.
-AIO = Record(
-    "AIO",
-    np.dtype(
-        [
-            (name, np.int64)
-            for name in (
-                "state",  # the address of the words of the core
-                "tools",  # not 0: a tool wants to see each handle run
-                *("none", "false", "tuple", "step", "builtin", "wakeup", "context_type", "future"),
-                *("float", "int", "handle", "timer", "foreign_handle", "foreign_timer", "unseen", "runner"),
-                "locked_handle",  # the class of those of `call_soon_threadsafe`
-                "submit",  # the core's method
-                "clock",  # the loop's `time` while it is the core's clock; 0 if a subclass has a `call_at` of its own
-                *("soon_slowly", "threadsafe_slowly", "later_slowly", "at_slowly", "run_slowly", "failed"),
-                *("context", "loop_names", "callback_name", "args_name", "time_name", "scheduled_name"),
-                # where a handle has these
-                *("callback_at", "args_at", "cancelled_at", "loop_at", "context_at", "repr_at", "traceback_at"),
-                *("when_at", "scheduled_at"),
-                "core_at",  # where a timer's has the array of the core
-                "error_at",  # where a task's step has the exception that it is to raise
-                "core",  # the array of the core, of which `state` is the memory; 0 if a subclass wants to see a cancel
-                "debug",  # how many loops are in debug mode, in the words that all loops share
-                *("cancel_slowly", "core_type"),
-            )
-        ]
-    ),
 )
 
 
@@ -112,13 +79,6 @@ def aio_words(self: int) -> int:
         PyErr_BadArgument()
         return 0
     return data(words)
-
-
-@inlined
-def own(place: int, target: int) -> None:
-    """Write a new reference of `target` where nobody reads yet."""
-    Py_IncRef(target)
-    put(place, target)
 
 
 @inlined
@@ -159,7 +119,10 @@ def aio_soon(self: int, arguments: int, count: int, names: int, kind: int, slowl
         result = 0
         if context != 0 and called == get(words + AIO.STEP):
             if get(callback + get(words + AIO.ERROR_AT)) == 0:
-                result = aio_step(words, context, arguments, count)
+                if count == 1 and context == step_context(words, callback):
+                    result = aio_step_alone(words, callback)
+                else:
+                    result = aio_step(words, context, arguments, count)
         elif (
             context != 0
             and called == get(words + AIO.BUILTIN)
@@ -191,7 +154,20 @@ def aio_step(words: int, context: int, arguments: int, count: int) -> int:
     base = get(words + AIO.STATE)
     Py_IncRef(context)
     word = pack_in_context(base, context, get(arguments), arguments + 8, count - 1)
-    if word == 0 or send(base, base + STATE.EXTERNAL, word, get(arguments)) == 0:
+    return aio_unseen(words, base, word, get(arguments)) if word != 0 else 0
+
+
+@inlined
+def aio_step_alone(words: int, step: int) -> int:
+    """`aio_step` of a step whose task has its context: the queue holds it as it is."""
+    Py_IncRef(step)
+    return aio_unseen(words, get(words + AIO.STATE), step, step)
+
+
+@inlined
+def aio_unseen(words: int, base: int, word: int, culprit: int) -> int:
+    """Queue an owned word, and return the handle that stands for all steps; 0 with an exception set."""
+    if send(base, base + STATE.EXTERNAL, word, culprit) == 0:
         return 0
     unseen = get(words + AIO.UNSEEN)
     Py_IncRef(unseen)
@@ -201,32 +177,30 @@ def aio_step(words: int, context: int, arguments: int, count: int) -> int:
 @inlined
 def aio_handle(self: int, words: int, kind: int, context: int, arguments: int, count: int) -> int:
     """Queue a new handle, and return it; 0 with an exception set."""
-    packed = PyTuple_New(2)
-    handle = aio_made(self, words, kind, context, arguments, count, packed)
+    handle = aio_made(self, words, kind, context, arguments, count)
     if handle == 0:
         return 0
-    own(packed + TUPLE_ITEMS, get(words + AIO.RUNNER))
-    own(packed + TUPLE_ITEMS + 8, handle)
+    Py_IncRef(handle)  # the queue's
     base = get(words + AIO.STATE)
-    if send(base, base + STATE.EXTERNAL, packed | TAG_ARGUMENTS, get(arguments)) == 0:
+    if send(base, base + STATE.EXTERNAL, handle, get(arguments)) == 0:
         Py_DecRef(handle)
         return 0
     return handle
 
 
 @inlined
-def aio_made(self: int, words: int, kind: int, context: int, arguments: int, count: int, packed: int) -> int:
-    """A new handle for ``callback, *args``, of the class in the word `kind`; 0 with an exception set if there was no
-    memory for it, or for `packed`, which its caller has just made, and which it then releases.
+def aio_made(self: int, words: int, kind: int, context: int, arguments: int, count: int) -> int:
+    """A new handle for ``callback, *args``, of the class in the word `kind`; 0 with an exception set if there is no
+    memory.
     """
     if context != 0:
         Py_IncRef(context)
     else:
         context = PyContext_CopyCurrent()
-    args = PyTuple_New(count - 1)
+    args = PyTuple_New(count - 1) if count > 1 else get(words + AIO.EMPTY)  # which is immortal
     handle = PyType_GenericAlloc(get(words + kind), 0)
-    if context == 0 or args == 0 or packed == 0 or handle == 0:
-        aio_unmade(context, args, packed, handle)
+    if context == 0 or args == 0 or handle == 0:
+        aio_unmade(context, args, handle)
         return 0
     none = get(words + AIO.NONE)
     for i in range(1, count):
@@ -242,14 +216,12 @@ def aio_made(self: int, words: int, kind: int, context: int, arguments: int, cou
 
 
 @apart
-def aio_unmade(context: int, args: int, packed: int, handle: int) -> None:
+def aio_unmade(context: int, args: int, handle: int) -> None:
     """There was no memory for one of them: release the others."""
     if context != 0:
         Py_DecRef(context)
     if args != 0:
         Py_DecRef(args)
-    if packed != 0:
-        Py_DecRef(packed)
     if handle != 0:
         Py_DecRef(handle)
 
@@ -310,11 +282,10 @@ def aio_later(self: int, arguments: int, count: int, names: int, absolute: bool,
 def aio_timer(
     self: int, words: int, context: int, number: int, exact: float, now: int, arguments: int, count: int
 ) -> int:
-    """Arm a timer that submits its handle at `exact` ns, and return the handle; 0 with an exception set. `number` is
-    the time as an object, whose reference this consumes, or 0.
+    """Arm a timer that queues its handle at `exact` ns, and return the handle; 0 with an exception set. `number` is the
+    time as an object, whose reference this consumes, or 0.
     """
-    packed = PyTuple_New(3) if number != 0 else 0
-    handle = aio_made(self, words, AIO.TIMER, context, arguments, count, packed)
+    handle = aio_made(self, words, AIO.TIMER, context, arguments, count) if number != 0 else 0
     if handle == 0:
         if number != 0:
             Py_DecRef(number)
@@ -325,12 +296,10 @@ def aio_timer(
     put(handle + get(words + AIO.WHEN_AT), number)
     scheduled = handle + get(words + AIO.SCHEDULED_AT)
     put(scheduled, get(words + AIO.FALSE))
-    own(packed + TUPLE_ITEMS, get(words + AIO.SUBMIT))
-    own(packed + TUPLE_ITEMS + 8, get(words + AIO.RUNNER))
-    own(packed + TUPLE_ITEMS + 16, handle)
+    Py_IncRef(handle)  # the timer's
     base = get(words + AIO.STATE)
     delay = max(0, nanoseconds_up(exact) - now)
-    timer = arm(base, packed | TAG_ARGUMENTS, now, delay, -1, get(base + STATE.CLAMP), get(arguments))
+    timer = arm(base, handle, now, delay, -1, get(base + STATE.CLAMP), get(arguments))
     if timer == 0:
         Py_DecRef(handle)
         return 0
@@ -378,19 +347,6 @@ def aio_timer_cancelled(self: int, handle: int) -> int:
         return 0
     timer_cancel(base, identifier, on_loop_thread(base))
     return get(words + AIO.NONE)
-
-
-@inlined
-def taken(handle: int, place: int, name: int) -> int:
-    """A new reference to what a slot holds, although another thread may cancel the handle meanwhile. With the GIL none
-    can; on a free-threaded build the slot has to be read as an attribute.
-    """
-    if FREE_THREADED:
-        return PyObject_GetAttr(handle, name)
-    held = get(handle + place)
-    if held != 0:
-        Py_IncRef(held)
-    return held
 
 
 @inlined
@@ -497,72 +453,48 @@ def aio_create_future(self: int, _unused: int) -> int:
 
 @kernel(ONE)
 def handle_run(self: int, handle: int) -> int:
-    """Run a handle, unless it was cancelled. ``self`` is the array of `AIO`. SystemExit and KeyboardInterrupt leave the
-    loop.
-    """
-    words = data(self)
-    none = get(words + AIO.NONE)
-    kind = get(handle + OBJECT_TYPE)
-    if LOCKED_HANDLES and kind == get(words + AIO.LOCKED_HANDLE):
-        # Its callback runs under its lock, but no other code can take the lock of a handle to which it has no
-        # reference.
-        if PyUnstable_Object_IsUniquelyReferenced(handle) == 0:
-            return PyObject_CallOneArg(get(words + AIO.RUN_SLOWLY), handle)
-    elif (
-        kind != get(words + AIO.HANDLE)
-        and kind != get(words + AIO.TIMER)
-        and kind != get(words + AIO.FOREIGN_HANDLE)
-        and kind != get(words + AIO.FOREIGN_TIMER)
-    ):
-        return PyObject_CallOneArg(get(words + AIO.RUN_SLOWLY), handle)
-    callback = taken(handle, get(words + AIO.CALLBACK_AT), get(words + AIO.CALLBACK_NAME))
-    args = taken(handle, get(words + AIO.ARGS_AT), get(words + AIO.ARGS_NAME))
-    result = 0
-    if callback != 0 and args != 0:
-        result = none
-        # Read after the two: `cancel` sets it before it takes them away.
-        if load(handle + get(words + AIO.CANCELLED_AT)) == get(words + AIO.FALSE):
-            context = get(handle + get(words + AIO.CONTEXT_AT))
-            if context != 0 and get(args + OBJECT_TYPE) == get(words + AIO.TUPLE):
-                result = handle_call(handle, words, context, callback, args)
-            else:  # other code has written into it
-                result = PyObject_CallOneArg(get(words + AIO.RUN_SLOWLY), handle)
-    if args != 0:
-        Py_DecRef(args)
-    if callback != 0:
-        Py_DecRef(callback)
-    return result
+    """`handle_called`. ``self`` is the array of `AIO`."""
+    return handle_called(data(self), handle)
 
 
-@helper
-def handle_call(handle: int, words: int, context: int, callback: int, args: int) -> int:
-    """Call in the handle's context. None, or 0 if its exception is to leave the loop.
-
-    The result is dropped here, as in asyncio. The core would report a coroutine; in an asyncio program the interpreter
-    warns.
-    """
-    result = 0
-    if PyContext_Enter(context) == 0:
-        result = PyObject_Vectorcall(callback, args + TUPLE_ITEMS, get(args + SEQUENCE_SIZE), 0)
-        PyContext_Exit(context)
-    if result == 0:
-        return handle_failed(handle, words, callback, args)
-    Py_DecRef(result)
-    return get(words + AIO.NONE)
-
-
-@apart
-def handle_failed(handle: int, words: int, callback: int, args: int) -> int:
-    """Tell Python of the exception that is set: ``failed((handle, callback, args, error))``."""
-    error = PyErr_GetRaisedException()
-    four = PyTuple_New(4)
-    if four == 0:
-        Py_DecRef(error)
+@inlined
+def aio_task_names(words: int, names: int) -> int:
+    """The names of a task's keyword arguments, "loop" behind those of `create_task`; 0 if Python has to decide."""
+    if names == 0:
+        return get(words + AIO.LOOP_NAMES)
+    if get(names + SEQUENCE_SIZE) != 1:
         return 0
-    own(four + TUPLE_ITEMS, handle)
-    own(four + TUPLE_ITEMS + 8, callback)
-    own(four + TUPLE_ITEMS + 16, args)
-    put(four + TUPLE_ITEMS + 24, error)
-    result = PyObject_CallOneArg(get(words + AIO.FAILED), four)
-    Py_DecRef(four)
-    return result
+    name = get(names + TUPLE_ITEMS)
+    if name == get(words + AIO.NAME):
+        return get(words + AIO.NAMED)
+    return get(words + AIO.IN_CONTEXT) if name == get(words + AIO.CONTEXT) else 0
+
+
+@kernel(KEYWORDS)
+def aio_create_task(self: int, arguments: int, count: int, names: int) -> int:
+    """``asyncio.Task(coro, loop=self)``, with a name or a context. Python makes it for a loop that is closed, in debug
+    mode or has a task factory, and if other code has replaced `asyncio.tasks.Task`.
+    """
+    words = aio_words(self)
+    if words == 0:
+        return 0
+    all_names = aio_task_names(words, names)
+    if (
+        count == 1
+        and all_names != 0
+        and load(self + LOOP_WORDS.CLOSED) == get(words + AIO.FALSE)
+        and load(self + LOOP_WORDS.DEBUG) == get(words + AIO.FALSE)
+        and load(self + LOOP_WORDS.TASK_FACTORY) == get(words + AIO.NONE)
+        and PyDict_GetItemWithError(get(words + AIO.TASKS), get(words + AIO.TASK_NAME)) == get(words + AIO.TASK)
+    ):
+        keywords = get(all_names + SEQUENCE_SIZE)
+        values = PyTuple_New(1 + keywords)
+        if values == 0:
+            return 0
+        for i in range(keywords):
+            own(values + TUPLE_ITEMS + (i << 3), get(arguments + (i << 3)))
+        own(values + TUPLE_ITEMS + (keywords << 3), self)
+        task = PyObject_Vectorcall(get(words + AIO.TASK), values + TUPLE_ITEMS, 1, all_names)
+        Py_DecRef(values)
+        return task
+    return aio_slowly(self, get(words + AIO.CREATE_TASK_SLOWLY), arguments, count, names)

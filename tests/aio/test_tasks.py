@@ -1,0 +1,352 @@
+"""`create_task`, and the steps of tasks in the core's queue, beside asyncio's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import nbloop
+from tests.support.arrivals import compiled_only
+from tests.support.waiting import PATIENCE
+
+var: contextvars.ContextVar[str] = contextvars.ContextVar("var", default="none")
+
+
+@pytest.fixture
+def aio() -> Iterator[nbloop.EventLoop]:
+    loop = nbloop.new_event_loop()
+    yield loop
+    loop.close()
+
+
+async def value() -> str:
+    return var.get()
+
+
+def test_a_task_of_any_call(aio: nbloop.EventLoop) -> None:
+    """With a name, a context, both or neither, the task is what asyncio's method makes."""
+    context = contextvars.copy_context()
+    context.run(var.set, "its own")
+    spelled = "".join(["na", "me"])  # not the string that a call in a source passes
+
+    async def main() -> None:
+        var.set("main's")
+        first = aio.create_task(value())
+        named = aio.create_task(value(), name="known")
+        number = aio.create_task(value(), **{spelled: 17})
+        within = aio.create_task(value(), context=context)
+        both = aio.create_task(value(), name="both", context=context)
+        by_keyword = aio.create_task(coro=value())
+        assert [type(task) for task in (first, named, number, within, both, by_keyword)] == [asyncio.Task] * 6
+        assert [named.get_name(), number.get_name(), both.get_name()] == ["known", "17", "both"]
+        assert first.get_name().startswith("Task-")
+        assert aio.create_task(value(), name=None).get_name().startswith("Task-")
+        assert within.get_context() is both.get_context() is context
+        assert first.get_loop() is aio
+        assert await asyncio.gather(first, named, within, both) == ["main's", "main's", "its own", "its own"]
+
+    aio.run_until_complete(main())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        ((), {}),
+        ((1,), {}),
+        ((None,), {"name": "x"}),
+        ((value, value), {}),
+        ((value,), {"unknown": 1}),
+        ((), {"name": 1}),
+    ],
+)
+@pytest.mark.parametrize("debug", [False, True])
+def test_create_task_refuses_what_asyncios_refuses(
+    aio: nbloop.EventLoop, arguments: tuple[Any, ...], options: dict[str, Any], debug: bool
+) -> None:
+    aio.set_debug(debug)
+    theirs = asyncio.new_event_loop()
+    told = []
+    for loop in (theirs, aio):
+        with pytest.raises(TypeError) as raised:
+            loop.create_task(*arguments, **options)
+        told.append(type(raised.value))
+    theirs.close()
+    assert told[0] is told[1]
+    assert not asyncio.all_tasks(aio)
+
+
+def test_create_task_asks_the_factory(aio: nbloop.EventLoop) -> None:
+    """One that was set by the method, and one that a tool has written into the loop."""
+    asked: list[str] = []
+
+    def factory(loop: Any, coro: Any, **options: Any) -> Any:
+        asked.append("factory")
+        return asyncio.Task(coro, loop=loop, **options)
+
+    async def main() -> None:
+        aio.set_task_factory(factory)
+        assert aio.get_task_factory() is factory
+        await aio.create_task(value())
+        assert asked == ["factory"]
+        aio.set_task_factory(None)
+        await aio.create_task(value())
+        assert asked == ["factory"]
+        aio._task_factory = factory
+        await aio.create_task(value())
+        assert asked == ["factory"] * 2
+
+    aio.run_until_complete(main())
+    with pytest.raises(TypeError, match="task factory"):
+        aio.set_task_factory(1)  # type: ignore[arg-type]
+
+
+def test_create_task_makes_what_a_tool_has_put_in_the_place_of_tasks(
+    aio: nbloop.EventLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Watched(asyncio.Task):  # type: ignore[type-arg]
+        pass
+
+    async def main() -> None:
+        monkeypatch.setattr(asyncio.tasks, "Task", Watched)
+        task = aio.create_task(value())
+        assert type(task) is Watched
+        assert await task == "none"
+        monkeypatch.undo()
+        assert type(aio.create_task(value())) is asyncio.Task
+
+    aio.run_until_complete(main())
+
+
+def test_create_task_of_a_closed_loop_starts_nothing(aio: nbloop.EventLoop) -> None:
+    aio.close()
+    coro = value()
+    with pytest.raises(RuntimeError, match="closed"):
+        aio.create_task(coro)
+    assert not asyncio.all_tasks(aio)
+    coro.close()
+
+
+@compiled_only
+def test_create_task_in_debug_mode_leaves_its_own_frame_out(aio: nbloop.EventLoop) -> None:
+    aio.set_debug(True)
+
+    async def main() -> None:
+        task: Any = aio.create_task(value())
+        assert task._source_traceback[-1].name == "main"
+        await task
+
+    aio.run_until_complete(main())
+
+
+def test_a_subclass_may_make_its_own_tasks() -> None:
+    class Mine(nbloop.EventLoop):
+        def create_task(self, coro: Any, **options: Any) -> Any:
+            return super().create_task(coro, name="mine", **options)
+
+    loop = Mine()
+    task = loop.create_task(value())
+    assert task.get_name() == "mine"
+    assert loop.run_until_complete(task) == "none"
+    loop.close()
+
+
+def test_a_task_keeps_nothing_when_it_has_ended(aio: nbloop.EventLoop) -> None:
+    class Token:
+        pass
+
+    async def ends(_token: Token) -> None:
+        await asyncio.sleep(0)
+
+    token = Token()
+    seen = weakref.ref(token)
+    task = aio.create_task(ends(token), name="its name")
+    del token
+    gc.disable()
+    try:
+        aio.run_until_complete(task)
+        del task
+        assert seen() is None
+    finally:
+        gc.enable()
+
+
+def captured_step(aio: nbloop.EventLoop, coro: Any) -> tuple[Any, Any]:
+    """A task, and its first step, which is not scheduled."""
+    steps: list[Any] = []
+    aio.call_soon = lambda step, *_args, **_options: steps.append(step)  # type: ignore[method-assign, assignment]
+    task = aio.create_task(coro)
+    del aio.call_soon
+    return task, steps[0]
+
+
+def test_a_step_in_another_context_than_its_tasks(aio: nbloop.EventLoop) -> None:
+    """A step runs in the context that it is scheduled with, and in the task's if that is the one."""
+    for its in (True, False):
+        task, step = captured_step(aio, value())
+        other = contextvars.copy_context()
+        other.run(var.set, "other")
+        aio.call_soon(step, context=task.get_context() if its else other)
+        assert aio.run_until_complete(task) == ("none" if its else "other")
+        assert var.get() == "none"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_a_step_that_leaves_the_loop_leaves_its_context(aio: nbloop.EventLoop, error: type[BaseException]) -> None:
+    context = contextvars.copy_context()
+
+    async def leaves() -> None:
+        var.set("inside")
+        raise error
+
+    task = aio.create_task(leaves(), context=context)
+    with pytest.raises(error):
+        aio.run_until_complete(task)
+    assert var.get() == "none"
+    assert context.run(var.get) == "inside"  # so it is not entered any more
+    with pytest.raises(error):
+        task.result()
+
+
+def test_a_step_whose_context_is_entered_already(aio: nbloop.EventLoop) -> None:
+    """Is an error that the loop reports, and the loop goes on."""
+    reported: list[str] = []
+    aio.set_exception_handler(lambda _loop, context: reported.append(str(context.get("exception"))))
+    context = contextvars.copy_context()
+    coro = value()
+    task: Any = aio.create_task(coro, context=context)
+    aio.call_soon(aio.stop)
+    context.run(aio.run_forever)
+    assert len(reported) == 1
+    assert "is already entered" in reported[0]
+    assert not task.done()
+    task._log_destroy_pending = False
+    coro.close()
+
+
+def test_a_step_of_a_task_that_is_made_anew(aio: nbloop.EventLoop) -> None:
+    """`__init__` of a task gives it another context while its step waits. Only one of its two steps can run it."""
+    reported: list[str] = []
+    aio.set_exception_handler(lambda _loop, told: reported.append(str(told.get("exception"))))
+    first = value()
+    task: Any = aio.create_task(first)
+    context = contextvars.copy_context()
+    context.run(var.set, "later")
+    task.__init__(value(), loop=aio, context=context)
+    assert aio.run_until_complete(task) == "later"
+    aio.run_until_complete(asyncio.sleep(0))
+    assert len(reported) == 1
+    assert "already done" in reported[0]
+    first.close()
+
+
+def test_a_handle_of_another_class_runs_all_the_same(aio: nbloop.EventLoop) -> None:
+    """A tool may set `__class__`; a timer of such a class still waits behind what is ready."""
+    seen: list[object] = []
+    soon, threadsafe = aio.call_soon(seen.append, 1), aio.call_soon_threadsafe(seen.append, 2)
+    timer = aio.call_later(0, seen.append, 4)
+    for handle in (soon, threadsafe, timer):
+
+        class Seen(type(handle)):  # type: ignore[misc]
+            __slots__ = ()
+
+        handle.__class__ = Seen
+    aio.call_soon(seen.append, 3)
+    aio.call_later(0.001, aio.stop)
+    aio.run_forever()
+    assert seen == [1, 2, 3, 4]
+
+
+def test_what_is_due_waits_behind_what_is_ready(aio: nbloop.EventLoop) -> None:
+    seen: list[int] = []
+
+    def ready() -> None:
+        aio.call_later(0, seen.append, 2)
+        aio.call_soon(aio.call_soon, seen.append, 3)
+        aio.call_soon(seen.append, 1)
+
+    aio.call_soon(ready)
+    aio.call_later(0.01, aio.stop)
+    aio.run_forever()
+    assert seen == [1, 2, 3]
+
+
+def test_callables_of_the_core_are_called(aio: nbloop.EventLoop) -> None:
+    """What the core's own methods schedule under an asyncio loop is no handle."""
+    seen: list[str] = []
+
+    class Called:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __call__(self) -> None:
+            seen.append(self.name)
+
+    aio.core.submit(Called("submit"))
+    aio.core.submit_internal(Called("internal"))
+    aio.core.schedule_microtask(Called("microtask"))
+    aio.core.schedule_timer(0, Called("timer"))
+    aio.call_later(0.01, aio.stop)
+    aio.run_forever()
+    assert sorted(seen) == ["internal", "microtask", "submit", "timer"]
+
+
+def test_tasks_made_by_threads(aio: nbloop.EventLoop) -> None:
+    """asyncio does not allow it, except through `run_coroutine_threadsafe`. Here all of them run."""
+    ended: list[int] = []
+
+    async def ends(number: int) -> None:
+        await asyncio.sleep(0)
+        ended.append(number)
+
+    runs = threading.Thread(target=aio.run_forever)
+    runs.start()
+
+    def submits(first: int) -> None:
+        found = [asyncio.run_coroutine_threadsafe(ends(number), aio) for number in range(first, first + 200)]
+        for one in found:
+            one.result(PATIENCE)
+
+    threads = [threading.Thread(target=submits, args=(1000 * number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    aio.call_soon_threadsafe(aio.stop)
+    runs.join()
+    assert sorted(ended) == [1000 * thread + number for thread in range(4) for number in range(200)]
+
+
+def references(function: Callable[[], object], times: int = 2000) -> list[int]:
+    """How the references to what all handles and tasks share change, in calls of a function."""
+    shared = [asyncio.Task, (), contextvars.Context, "name", "loop"]
+    for _ in range(100):
+        function()
+    gc.collect()
+    before = [sys.getrefcount(one) for one in shared]
+    for _ in range(times):
+        function()
+    gc.collect()
+    return [abs(sys.getrefcount(one) - count) for one, count in zip(shared, before, strict=True)]
+
+
+def test_references_are_kept_in_balance(aio: nbloop.EventLoop) -> None:
+    async def main() -> None:
+        await aio.create_task(value())
+        await aio.create_task(value(), name="one")
+        await asyncio.sleep(0)
+
+    def turn() -> None:
+        aio.call_soon(int)
+        aio.call_later(0, int)
+        aio.call_later(1000, int).cancel()
+        aio.run_until_complete(main())
+
+    assert all(change < 200 for change in references(turn, 1000))
