@@ -139,9 +139,10 @@ def test_create_task_in_debug_mode_leaves_its_own_frame_out(aio: nbloop.EventLoo
     aio.set_debug(True)
 
     async def main() -> None:
-        task: Any = aio.create_task(value())
-        assert task._source_traceback[-1].name == "main"
-        await task
+        for task in (aio.create_task(value()), aio.create_task(coro=value())):
+            shown: Any = task
+            assert shown._source_traceback[-1].name == "main"
+            await task
 
     aio.run_until_complete(main())
 

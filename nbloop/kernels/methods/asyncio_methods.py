@@ -58,8 +58,7 @@ LOCKED_HANDLES = sys.version_info >= (3, 14)  # asyncio's `call_soon_threadsafe`
 class AioWords(Unique):
     """The words of an asyncio loop; `aio/loop.py` adds its methods. `_words` is an array of `AIO`."""
 
-    __slots__ = ("_closed", "_debug", "_task_factory", "_words")  # asyncio has the first three as attributes
-    _closed: bool
+    __slots__ = ("_debug", "_task_factory", "_words")  # asyncio has the first two as attributes
     _debug: bool
     _task_factory: Any
     _words: Any
@@ -472,8 +471,8 @@ def aio_task_names(words: int, names: int) -> int:
 
 @kernel(KEYWORDS)
 def aio_create_task(self: int, arguments: int, count: int, names: int) -> int:
-    """``asyncio.Task(coro, loop=self)``, with a name or a context. Python makes it for a loop that is closed, in debug
-    mode or has a task factory, and if other code has replaced `asyncio.tasks.Task`.
+    """``asyncio.Task(coro, loop=self)``, with a name or a context, which schedules the first step. Python makes it if
+    the loop has a task factory, or if other code has replaced `asyncio.tasks.Task`.
     """
     words = aio_words(self)
     if words == 0:
@@ -482,8 +481,6 @@ def aio_create_task(self: int, arguments: int, count: int, names: int) -> int:
     if (
         count == 1
         and all_names != 0
-        and load(self + LOOP_WORDS.CLOSED) == get(words + AIO.FALSE)
-        and load(self + LOOP_WORDS.DEBUG) == get(words + AIO.FALSE)
         and load(self + LOOP_WORDS.TASK_FACTORY) == get(words + AIO.NONE)
         and PyDict_GetItemWithError(get(words + AIO.TASKS), get(words + AIO.TASK_NAME)) == get(words + AIO.TASK)
     ):
