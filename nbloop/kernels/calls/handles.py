@@ -83,13 +83,10 @@ def own(place: int, target: int) -> None:
 
 
 @helper
-def call_alone(base: int, target: int, kind: int) -> int:
-    """Call what a queue holds without arguments, and run or queue it if it is a handle. A new reference, or 0 with an
-    exception set. Loop thread.
+def call_alone(base: int, words: int, target: int, kind: int) -> int:
+    """Call what a queue of an asyncio loop holds without arguments; run or queue it if it is a handle. A new reference,
+    or 0 with an exception set. Loop thread.
     """
-    words = get(base + STATE.HANDLES)
-    if words == 0:
-        return PyObject_CallNoArgs(target)
     of = get(target + OBJECT_TYPE)
     if of == get(words + AIO.STEP):
         return step_called(words, target)

@@ -87,7 +87,8 @@ def call_word(base: int, word: int, kind: int) -> int:
     if word & TAG_ARGUMENTS:
         items = target + TUPLE_ITEMS
         return PyObject_Vectorcall(get(items), items + 8, get(target + SEQUENCE_SIZE) - 1, 0)
-    return call_alone(base, target, kind)
+    words = get(base + STATE.HANDLES)
+    return PyObject_CallNoArgs(target) if words == 0 else call_alone(base, words, target, kind)
 
 
 @inlined
