@@ -34,7 +34,7 @@ from ..kernels.base.interpreter import (
     slot_offsets,
 )
 from ..kernels.base.kernel import data, method
-from ..kernels.calls.handles import AIO
+from ..kernels.calls.handles import AIO, FREE_THREADED
 from ..kernels.methods.asyncio_methods import aio_shared_word_address, aio_timer_cancel
 from ..kernels.state.state import LoopWords
 from ..lock import CountingLock, ModuleLock
@@ -157,7 +157,8 @@ def _kinds_of_steps() -> tuple[type | None, int, int, int, int]:
         type(step),
         OBJECT_TYPE if error_at is None else error_at,
         get(id(wakeup) + BUILTIN_DEFINITION) if known else 0,
-        *((places[0] or 0, places[1] or 0) if None not in places else (0, 0)),
+        # On a free-threaded build another thread might replace the context, by the task's `__init__`, while it is read.
+        *((0, 0) if None in places or FREE_THREADED else (places[0] or 0, places[1] or 0)),
     )
 
 
@@ -301,6 +302,7 @@ def _words() -> Any:
     words["wakeup"] = WAKEUP
     words["error_at"] = ERROR_AT
     words["task_at"], words["task_context_at"] = TASK_AT, TASK_CONTEXT_AT
+    words["weak_at"] = LockedHandle.__weakrefoffset__
     for kind, slots in ((asyncio.Handle, _SLOTS), (asyncio.TimerHandle, _TIMER_SLOTS)):
         for name, at in zip(slots, slot_offsets(kind, slots), strict=True):
             words[name.removeprefix("_").replace("source_", "") + "_at"] = at

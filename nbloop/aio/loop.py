@@ -44,7 +44,7 @@ from ..errors import ForkedLoopError, LoopTerminatedError
 from ..kernels.base.kernel import data, method
 from ..kernels.calls.handles import AIO
 from ..kernels.methods import asyncio_methods as kernels
-from ..kernels.methods.asyncio_methods import FAR, AioWords
+from ..kernels.methods.asyncio_methods import FAR, WORDS_SLOT, AioWords
 from ..kernels.turn.stream import flush_streams
 from ..loop import Loop
 from .datagrams import FAMILIES, DatagramTransport
@@ -155,6 +155,9 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         metrics: bool | Literal["shared"] | None = None,
         recorder: int | None = None,
     ) -> None:
+        with contextlib.suppress(AttributeError):
+            WORDS_SLOT.__get__(self)
+            raise RuntimeError("this loop is initialised: __init__ cannot be called again")
         # Nothing that the loop keeps may keep the loop. So a loop that is closed and forgotten is freed at once;
         # otherwise its mappings would stay until the next collection.
         raised = functools.partial(_task_raised, weakref.ref(self))
@@ -176,7 +179,8 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
             (AIO.CLOCK, id(self._now) if type(self).call_at is _CALL_AT else 0),
         ):
             words[at // 8] = word
-        self._words = words
+        self._switches = words
+        WORDS_SLOT.__set__(self, words)
         self._core._record["handles"] = WORDS_AT
         super().__init__(Selector(self._core, lambda handle: self._run(handle)))  # noqa: PLW0108 - debug mode changes it
         self._made = True
@@ -730,7 +734,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         """
         tools = tools_watch()
         clock = self._replaced_clock is not None and self._replaced_clock.watched
-        self._words[AIO.TOOLS // 8] = tools or clock
+        self._switches[AIO.TOOLS // 8] = tools or clock
         self._run_seen = run_watched if tools else run
         self._run_handle = self._run_in_debug if self._debug else run_watched if tools else self._runner
         self._run = self._run_by_replaced_clock if clock else self._run_handle

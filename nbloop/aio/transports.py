@@ -51,7 +51,6 @@ UNMARKED = _begins._high_water >= QUEUED_MOST  # until `set_write_buffer_limits`
 _family_of, _type_of = _socket.socket.family.__get__, _socket.socket.type.__get__
 _new_socket: Any = socket.socket.__new__
 _init_socket: Any = _socket.socket.__init__
-_close_socket: Any = _socket.socket.close
 _INTERNET, _STREAM = (int(socket.AF_INET), int(socket.AF_INET6)), int(socket.SOCK_STREAM)
 _SocketTransport: Any = _selector_events._SelectorSocketTransport  # type: ignore[attr-defined]
 
@@ -410,12 +409,13 @@ class StreamTransport(KernelTransport, _SocketTransport):  # type: ignore[misc]
             return
         self._closing = True
         loop, fd = self._loop, self._sock_fd
-        if not loop._closed:
+        watched = {} if loop._closed else loop._selector._fd_to_key
+        if fd in watched:
             loop._remove_watcher(fd, READ)
         self._stream._clear = None
         if not self._buffer:
             self._conn_lost += 1
-            if fd in loop._selector._fd_to_key:  # after the reader a writer is left
+            if fd in watched:  # there is a writer, too
                 loop._remove_writer(fd)
             loop.call_soon(self._call_connection_lost, None, context=self._context)
 
@@ -450,7 +450,7 @@ class StreamTransport(KernelTransport, _SocketTransport):  # type: ignore[misc]
                 self._reads_in = None
                 self._stream.aim(None)
             self._forget()
-            close_plainly(self._sock)
+            self._sock.close()
             server, self._server = self._server, None
             of: Any = self
             of._sock = of._protocol = of._loop = None
@@ -477,15 +477,6 @@ def accept_plainly(listener: Any, family: int, kind: int, proto: int) -> tuple[s
     _init_socket(made, family, kind, proto, fd)
     made._io_refs, made._closed = 0, False  # as its own constructor
     return made, address
-
-
-def close_plainly(sock: Any) -> None:
-    """Do what the `close` of a plain socket does, in one frame for three."""
-    if type(sock) is not socket.socket or sock._io_refs > 0:  # type: ignore[attr-defined]
-        sock.close()
-        return
-    sock._closed = True  # type: ignore[attr-defined]
-    _close_socket(sock)
 
 
 # The methods that transports give the loop, for their own descriptors. A program may give it other methods of a

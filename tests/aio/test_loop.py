@@ -525,12 +525,12 @@ def test_a_threadsafe_handle_that_was_dropped_needs_no_lock(aio):
     made = []
 
     def callback():
-        handle = of()
+        (handle,) = (one for one in gc.get_objects() if type(one) is handles.LockedHandle and one._callback is callback)
         with contextlib.suppress(AttributeError):
             made.append(ASYNCIOS_LOCKED._lock.__get__(handle))
         aio.stop()
 
-    of = weakref.ref(aio.call_soon_threadsafe(callback))
+    aio.call_soon_threadsafe(callback)
     aio.run_forever()
     assert made == []
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextvars
+import ctypes
 import gc
+import logging
+import socket
 import sys
 import threading
 import weakref
@@ -126,10 +130,14 @@ def test_create_task_makes_what_a_tool_has_put_in_the_place_of_tasks(
 
 
 def test_create_task_of_a_closed_loop_starts_nothing(aio: nbloop.EventLoop) -> None:
+    reported: list[Any] = []
+    aio.set_exception_handler(lambda _loop, context: reported.append(context))
     aio.close()
     coro = value()
     with pytest.raises(RuntimeError, match="closed"):
         aio.create_task(coro)
+    gc.collect()
+    assert not reported  # a task was destroyed, say
     assert not asyncio.all_tasks(aio)
     coro.close()
 
@@ -241,7 +249,7 @@ def test_a_step_of_a_task_that_is_made_anew(aio: nbloop.EventLoop) -> None:
     context = contextvars.copy_context()
     context.run(var.set, "later")
     task.__init__(value(), loop=aio, context=context)
-    assert aio.run_until_complete(task) == "later"
+    assert aio.run_until_complete(task) in ("none", "later")  # the context of the first step, or of the task
     aio.run_until_complete(asyncio.sleep(0))
     assert len(reported) == 1
     assert "already done" in reported[0]
@@ -351,3 +359,167 @@ def test_references_are_kept_in_balance(aio: nbloop.EventLoop) -> None:
         aio.run_until_complete(main())
 
     assert all(change < 200 for change in references(turn, 1000))
+
+
+@pytest.mark.parametrize("slot", ["_callback", "_args", "_context", "_cancelled", "_loop", "_repr"])
+@pytest.mark.parametrize("method", ["call_soon", "call_soon_threadsafe", "call_later"])
+def test_a_handle_whose_slots_are_deleted(aio: nbloop.EventLoop, method: str, slot: str) -> None:
+    """Is an error of that handle at most, and the loop goes on."""
+    logged: list[str] = []
+    logger = logging.getLogger("nbloop")
+    handler = logging.Handler()
+    handler.emit = lambda record: logged.append(record.getMessage())  # type: ignore[method-assign]
+    seen: list[int] = []
+    delay = (0,) if method == "call_later" else ()
+    handle = getattr(aio, method)(*delay, seen.append, 1)
+    delattr(handle, slot)
+    aio.call_later(0.01, seen.append, 2)
+    aio.call_later(0.02, aio.stop)
+    reported: list[Any] = []
+    aio.set_exception_handler(lambda _loop, context: reported.append(context))
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        aio.run_forever()
+    finally:
+        logger.propagate = True
+        logger.removeHandler(handler)
+    assert seen[-1] == 2
+
+
+@compiled_only
+@pytest.mark.parametrize("of_task", [False, True])
+def test_a_callback_that_leaves_a_context_entered(aio: nbloop.EventLoop, of_task: bool) -> None:
+    """As C code can. The error is its own, and not the next callback's."""
+    other = contextvars.copy_context()
+    reported: list[Any] = []
+    aio.set_exception_handler(lambda _loop, context: reported.append(context))
+    enter = ctypes.PyDLL(None).PyContext_Enter
+    enter.argtypes, enter.restype = [ctypes.py_object], ctypes.c_int
+    seen: list[str] = []
+
+    async def enters() -> None:
+        enter(other)
+
+    done = threading.Event()
+
+    def in_a_thread() -> None:  # of `_thread`: since 3.14 those of `threading` have a context to leave
+        if of_task:
+            aio.create_task(enters())
+        else:
+            aio.call_soon(enter, other)
+        aio.call_soon(seen.append, "next")
+        aio.call_later(0.01, aio.stop)
+        aio.run_forever()
+        done.set()
+
+    _thread.start_new_thread(in_a_thread, ())
+    assert done.wait(PATIENCE)
+    assert seen == ["next"]
+    assert ["context" in str(one["exception"]) for one in reported] == [True] * len(reported)
+
+
+def test_a_loop_is_initialised_once(aio: nbloop.EventLoop) -> None:
+    """A kernel may be at work with its words."""
+    with pytest.raises(RuntimeError, match="initialised"):
+        aio.__init__()  # type: ignore[misc]
+    aio._words = 5
+    assert aio.run_until_complete(value()) == "none"
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_a_key_with_an_equality_among_asyncios_names(aio: nbloop.EventLoop, raises: bool) -> None:
+    """It runs in the middle of `create_task`."""
+
+    class Odd(str):
+        __slots__ = ()
+        armed = False
+
+        def __hash__(self) -> int:
+            return hash("Task")
+
+        def __eq__(self, _other: object) -> bool:
+            if Odd.armed:
+                Odd.armed = False
+                with pytest.raises(RuntimeError):
+                    aio.__init__()  # type: ignore[misc]
+                gc.collect()
+                if raises:
+                    raise ZeroDivisionError
+            return False
+
+    names: dict[str, Any] = vars(asyncio.tasks)
+    task = names.pop("Task")
+    names[Odd()] = 1
+    names["Task"] = task
+    coro = value()
+    try:
+        Odd.armed = True
+        if raises:
+            with pytest.raises(ZeroDivisionError):
+                aio.create_task(coro)
+            coro.close()
+        else:
+            assert aio.run_until_complete(aio.create_task(coro)) == "none"
+    finally:
+        for name in [name for name in names if type(name) is Odd]:
+            del names[name]
+    assert asyncio.tasks.Task is task
+
+
+def test_a_callable_handle_of_the_core_is_called(aio: nbloop.EventLoop) -> None:
+    seen: list[str] = []
+
+    class Callable(asyncio.Handle):
+        def __call__(self) -> None:
+            seen.append("called")
+
+    aio.core.submit(Callable(seen.append, ("run",), aio))
+    aio.call_soon(aio.stop)
+    aio.run_forever()
+    assert seen == ["called"]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="call_soon_threadsafe makes plain handles before 3.14")
+def test_a_weak_reference_waits_for_a_threadsafe_handle(aio: nbloop.EventLoop) -> None:
+    """`cancel` through one waits while another thread runs the callback."""
+    inside, tried, cancelled = threading.Event(), threading.Event(), threading.Event()
+    early: list[bool] = []
+
+    def slow() -> None:
+        inside.set()
+        tried.wait(PATIENCE)
+        early.append(cancelled.wait(0.05))
+        aio.stop()
+
+    def other() -> None:
+        inside.wait(PATIENCE)
+        held = weak()
+        assert held is not None
+        tried.set()
+        held.cancel()
+        cancelled.set()
+
+    handle = aio.call_soon_threadsafe(slow)
+    weak = weakref.ref(handle)
+    del handle
+    thread = threading.Thread(target=other)
+    thread.start()
+    aio.run_forever()
+    thread.join()
+    assert early == [False]
+    assert cancelled.is_set()
+
+
+def test_a_transport_is_closed_after_its_loop(aio: nbloop.EventLoop) -> None:
+    """The same RuntimeError as asyncio's, not one of a loop that has lost its parts."""
+    theirs = asyncio.SelectorEventLoop()
+    for loop in (theirs, aio):
+        here, there = socket.socketpair()
+        here.setblocking(False)
+        transport, _ = loop.run_until_complete(loop.connect_accepted_socket(asyncio.Protocol, here))
+        loop.close()
+        with there, pytest.raises(RuntimeError, match="closed"):
+            transport.close()
+        here.close()
+        transport._sock = None  # or it warns at its end

@@ -327,7 +327,6 @@ PyUnicode_FromString = _declare("PyUnicode_FromString", WORD, WORD)
 PyUnicode_DecodeFSDefault = _declare("PyUnicode_DecodeFSDefault", WORD, WORD)
 PyUnicode_AsUTF8AndSize = _declare("PyUnicode_AsUTF8AndSize", WORD, WORD, WORD)
 PyType_GetFlags = _declare("PyType_GetFlags", WORD, WORD)
-PyType_IsSubtype = _declare("PyType_IsSubtype", INT, WORD, WORD)
 PyFunction_GetCode = _declare("PyFunction_GetCode", WORD, WORD)  # a borrowed reference
 # Variadic in C; see `libc_syscall` below.
 PySys_Audit = _declare("PySys_Audit", INT, WORD, WORD, WORD, WORD)

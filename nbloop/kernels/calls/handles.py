@@ -22,15 +22,16 @@ from ..base.atomics import get, load, put
 from ..base.capi import (
     Py_DecRef,
     Py_IncRef,
+    PyCallable_Check,
     PyContext_Enter,
     PyContext_Exit,
+    PyErr_Clear,
     PyErr_GetRaisedException,
     PyObject_CallNoArgs,
     PyObject_CallOneArg,
     PyObject_GetAttr,
     PyObject_Vectorcall,
     PyTuple_New,
-    PyType_IsSubtype,
     PyUnstable_Object_IsUniquelyReferenced,
 )
 from ..base.interpreter import OBJECT_TYPE, SEQUENCE_SIZE, TUPLE_ITEMS
@@ -62,6 +63,7 @@ AIO = Record(
                 *("callback_at", "args_at", "cancelled_at", "loop_at", "context_at", "repr_at", "traceback_at"),
                 *("when_at", "scheduled_at"),
                 "core_at",  # where a timer's has the array of the core
+                "weak_at",  # where a handle has its weak references
                 "error_at",  # where a task's step has the exception that it is to raise
                 *("task_at", "task_context_at"),  # where a step has its task, and a task its context; 0: not known
                 "core",  # the array of the core, of which `state` is the memory; 0 if a subclass wants to see a cancel
@@ -94,7 +96,7 @@ def call_alone(base: int, words: int, target: int, kind: int) -> int:
         of != get(words + AIO.HANDLE)
         and of != get(words + AIO.LOCKED_HANDLE)
         and of != get(words + AIO.TIMER)
-        and PyType_IsSubtype(of, get(words + AIO.FOREIGN_HANDLE)) == 0  # other code may have set `__class__`
+        and PyCallable_Check(target) != 0  # or it is a handle whose `__class__` other code has set
     ):
         return PyObject_CallNoArgs(target)
     return handle_due(base, target) if kind == KIND_TIMER else handle_called(words, target)
@@ -115,12 +117,22 @@ def step_called(words: int, step: int) -> int:
     context = step_context(words, step)
     if context == 0:
         return PyObject_CallNoArgs(step)
-    Py_IncRef(context)  # the task may lose it meanwhile
+    Py_IncRef(context)  # `__init__` of the task may replace it meanwhile
     result = 0
     if PyContext_Enter(context) == 0:
-        result = PyObject_CallNoArgs(step)
-        PyContext_Exit(context)
+        result = context_left(context, PyObject_CallNoArgs(step))
     Py_DecRef(context)
+    return result
+
+
+@inlined
+def context_left(context: int, result: int) -> int:
+    """Leave a context after a call with this result. The result; 0 with an exception set if the call has raised, or has
+    not left a context that it entered.
+    """
+    if PyContext_Exit(context) != 0 and result != 0:
+        Py_DecRef(result)
+        return 0
     return result
 
 
@@ -159,8 +171,8 @@ def handle_called(words: int, handle: int) -> int:
     kind = get(handle + OBJECT_TYPE)
     if LOCKED_HANDLES and kind == get(words + AIO.LOCKED_HANDLE):
         # Its callback runs under its lock, but no other code can take the lock of a handle to which it has no
-        # reference.
-        if PyUnstable_Object_IsUniquelyReferenced(handle) == 0:
+        # reference, not even a weak one.
+        if PyUnstable_Object_IsUniquelyReferenced(handle) == 0 or get(handle + get(words + AIO.WEAK_AT)) != 0:
             return PyObject_CallOneArg(get(words + AIO.RUN_SLOWLY), handle)
     elif (
         kind != get(words + AIO.HANDLE)
@@ -181,6 +193,9 @@ def handle_called(words: int, handle: int) -> int:
                 result = handle_call(handle, words, context, callback, args)
             else:  # other code has written into it
                 result = PyObject_CallOneArg(get(words + AIO.RUN_SLOWLY), handle)
+    else:  # other code has deleted one of them: Python says so
+        PyErr_Clear()
+        result = PyObject_CallOneArg(get(words + AIO.RUN_SLOWLY), handle)
     if args != 0:
         Py_DecRef(args)
     if callback != 0:
@@ -197,8 +212,7 @@ def handle_call(handle: int, words: int, context: int, callback: int, args: int)
     """
     result = 0
     if PyContext_Enter(context) == 0:
-        result = PyObject_Vectorcall(callback, args + TUPLE_ITEMS, get(args + SEQUENCE_SIZE), 0)
-        PyContext_Exit(context)
+        result = context_left(context, PyObject_Vectorcall(callback, args + TUPLE_ITEMS, get(args + SEQUENCE_SIZE), 0))
     if result == 0:
         return handle_failed(handle, words, callback, args)
     Py_DecRef(result)

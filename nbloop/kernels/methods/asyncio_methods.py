@@ -58,7 +58,8 @@ LOCKED_HANDLES = sys.version_info >= (3, 14)  # asyncio's `call_soon_threadsafe`
 class AioWords(Unique):
     """The words of an asyncio loop; `aio/loop.py` adds its methods. `_words` is an array of `AIO`."""
 
-    __slots__ = ("_debug", "_task_factory", "_words")  # asyncio has the first two as attributes
+    __slots__ = ("_closed", "_debug", "_task_factory", "_words")  # asyncio has the first three as attributes
+    _closed: bool
     _debug: bool
     _task_factory: Any
     _words: Any
@@ -68,6 +69,9 @@ LOOP_WORDS = Fields(
     "LOOP_WORDS",
     {slot.removeprefix("_").upper(): at for slot, at in zip(AioWords.__slots__, slot_offsets(AioWords), strict=True)},
 )
+# It is no attribute: kernels would take for an array whatever other code writes into it.
+WORDS_SLOT: Any = vars(AioWords)["_words"]
+delattr(AioWords, "_words")
 
 
 @inlined
@@ -471,27 +475,29 @@ def aio_task_names(words: int, names: int) -> int:
 
 @kernel(KEYWORDS)
 def aio_create_task(self: int, arguments: int, count: int, names: int) -> int:
-    """``asyncio.Task(coro, loop=self)``, with a name or a context, which schedules the first step. Python makes it if
-    the loop has a task factory, or if other code has replaced `asyncio.tasks.Task`.
+    """``asyncio.Task(coro, loop=self)``, with a name or a context. Python makes it for a loop that is closed or has a
+    task factory, and if other code has replaced `asyncio.tasks.Task`.
     """
     words = aio_words(self)
     if words == 0:
         return 0
-    all_names = aio_task_names(words, names)
-    if (
+    all_names, kind, slowly = aio_task_names(words, names), get(words + AIO.TASK), get(words + AIO.CREATE_TASK_SLOWLY)
+    plain = (
         count == 1
         and all_names != 0
+        and load(self + LOOP_WORDS.CLOSED) == get(words + AIO.FALSE)
         and load(self + LOOP_WORDS.TASK_FACTORY) == get(words + AIO.NONE)
-        and PyDict_GetItemWithError(get(words + AIO.TASKS), get(words + AIO.TASK_NAME)) == get(words + AIO.TASK)
-    ):
-        keywords = get(all_names + SEQUENCE_SIZE)
-        values = PyTuple_New(1 + keywords)
-        if values == 0:
-            return 0
-        for i in range(keywords):
-            own(values + TUPLE_ITEMS + (i << 3), get(arguments + (i << 3)))
-        own(values + TUPLE_ITEMS + (keywords << 3), self)
-        task = PyObject_Vectorcall(get(words + AIO.TASK), values + TUPLE_ITEMS, 1, all_names)
-        Py_DecRef(values)
-        return task
-    return aio_slowly(self, get(words + AIO.CREATE_TASK_SLOWLY), arguments, count, names)
+    )
+    # A key of that dict may have an equality in Python, which may do anything: `words` may be gone after it.
+    if not plain or PyDict_GetItemWithError(get(words + AIO.TASKS), get(words + AIO.TASK_NAME)) != kind:
+        return aio_slowly(self, slowly, arguments, count, names) if PyErr_Occurred() == 0 else 0
+    keywords = get(all_names + SEQUENCE_SIZE)
+    values = PyTuple_New(1 + keywords)
+    if values == 0:
+        return 0
+    for i in range(keywords):
+        own(values + TUPLE_ITEMS + (i << 3), get(arguments + (i << 3)))
+    own(values + TUPLE_ITEMS + (keywords << 3), self)
+    task = PyObject_Vectorcall(kind, values + TUPLE_ITEMS, 1, all_names)
+    Py_DecRef(values)
+    return task

@@ -123,8 +123,8 @@ EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD = 1, 2, 3
 UNKNOWN = -1  # what `watch_finish` returns for a descriptor that is not registered
 CHANGES = -2  # what `watch_begin` returns if the loop has to sleep in another way from now on
 DECLINED = -3  # what `watch_begin_here` and `watch_finish_here` return if Python has to do it; nothing has changed
-# The items of the table that these are given: its three dicts, and two callables: one takes its lock if it is free, one
-# releases it.
+# The items of the table that these are given: its three dicts, and two callables: one takes its lock, unless another
+# thread has it, and one releases it.
 TOKENS, INTERESTS, LATEST, ACQUIRE, RELEASE = (TUPLE_ITEMS + 8 * item for item in range(5))
 
 
@@ -418,7 +418,7 @@ def watch_forget(base: int, number: int, tokens: int) -> int:
 
 @helper
 def table_taken(base: int, table: int) -> bool:
-    """Take the table's lock, if it is free, the caller is the loop's own thread, and the loop sleeps in epoll."""
+    """Take the table's lock, if no other thread has it, this is the loop's own thread, and the loop sleeps in epoll."""
     if not on_loop_thread(base) or load(base + STATE.PARK_MODE) != PARK_EPOLL:
         return False
     if load(base + STATE.LIFECYCLE) >= TERMINATING:
@@ -457,8 +457,8 @@ def done_or_declined(status: int) -> int:
 @kernel(MANY)
 def watch_begin_here(self: int, arguments: int, _count: int) -> int:
     """(descriptor, callback, interest, table) -> 0 or DECLINED: `watch_begin`, with all that Python does around it, for
-    the loop's own thread while the lock is free and the descriptor is not registered. In Python that takes nine frames:
-    3 of 5 µs. O(1).
+    the loop's own thread if no other has the lock and the descriptor is not registered. In Python that takes nine
+    frames. O(1).
     """
     base, table = data(self), get(arguments + 24)
     if not table_taken(base, table):
