@@ -30,6 +30,21 @@ def switches(label: str, driven: Asyncio, tasks: int = 100, times: int = 20) -> 
     return lambda: {label: driven.loop.run_until_complete(main())}
 
 
+def tasks(label: str, driven: Asyncio, times: int = 500) -> Probe:
+    """ns to make a task that ends at once, and await it."""
+
+    async def nothing() -> None:
+        pass
+
+    async def main() -> float:
+        start = clock()
+        for _ in range(times):
+            await asyncio.create_task(nothing())
+        return (clock() - start) / times
+
+    return lambda: {label: driven.loop.run_until_complete(main())}
+
+
 def lives(label: str, make: Callable[[], asyncio.AbstractEventLoop], times: int = 20) -> Probe:
     """ns to make a loop and close it."""
 

@@ -193,6 +193,7 @@ ON_ITS_THREAD: dict[str, Make] = {
     ),
     "`call_later` and `cancel`": workloads.timer_pairs,
     "`asyncio.sleep(0)`, 100 tasks in turn": coroutines.switches,
+    "`asyncio.create_task`, until it is awaited": coroutines.tasks,
     "`asyncio.timeout`": timeouts,
     "`add_reader`, a turn, `remove_reader`, a turn": watchers,
     "`sock_sendall` and `sock_recv`, there and back": sockets,

@@ -43,11 +43,16 @@ class OwnThread:
         """Decides how much of that remains where tasks take turns."""
         return _times_asyncio(*(coroutines.switches(of.name, of) for of in self.loops))
 
+    def track_tasks(self) -> float:
+        """Decides whether `create_task` stays a kernel: Python's method takes as long as the rest of such a task."""
+        return _times_asyncio(*(coroutines.tasks(of.name, of) for of in self.loops))
+
     def track_streams(self) -> float:
         """Decides whether watching descriptors costs no more than with asyncio's selector: 1 is as fast."""
         return _times_asyncio(*(coroutines.Streams(of.name, of) for of in self.loops))
 
-    track_call_soon.unit = track_timers.unit = track_switch.unit = track_streams.unit = "times as fast as asyncio"  # type: ignore[attr-defined]
+    track_call_soon.unit = track_timers.unit = track_switch.unit = "times as fast as asyncio"  # type: ignore[attr-defined]
+    track_tasks.unit = track_streams.unit = "times as fast as asyncio"  # type: ignore[attr-defined]
 
 
 class Watching:
