@@ -269,10 +269,14 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
     # `_note` expects the caller's frame two above its own.
 
     def _create_task(self, *args: Any, **options: Any) -> asyncio.Task[Any]:
+        if self._task_factory is not None:
+            return super().create_task(*args, **options)
         task = super().create_task(*args, **options)
-        if self._task_factory is None:
-            self._forget_frame(task)
-        return task
+        self._forget_frame(task)
+        try:
+            return task
+        finally:
+            del task  # if it has begun, its exception's traceback keeps this frame
 
     def _call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.Handle:
         if type(callback) is Step:

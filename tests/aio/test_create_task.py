@@ -248,7 +248,13 @@ def test_a_step_of_a_task_that_is_made_anew(aio: nbloop.EventLoop) -> None:
     task: Any = aio.create_task(first)
     context = contextvars.copy_context()
     context.run(var.set, "later")
-    task.__init__(value(), loop=aio, context=context)
+    again = value()
+    try:
+        task.__init__(again, loop=aio, context=context)
+    except RuntimeError:  # since Python 3.15
+        again.close()
+        assert aio.run_until_complete(task) == "none"
+        return
     assert aio.run_until_complete(task) in ("none", "later")  # the context of the first step, or of the task
     aio.run_until_complete(asyncio.sleep(0))
     assert len(reported) == 1
@@ -523,3 +529,28 @@ def test_a_transport_is_closed_after_its_loop(aio: nbloop.EventLoop) -> None:
             transport.close()
         here.close()
         transport._sock = None  # or it warns at its end
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_the_exception_of_a_task_keeps_no_task(aio: nbloop.EventLoop, eager: bool) -> None:
+    """Also not that of an eager one, in whose traceback are the frames that have made it."""
+    if eager:
+        aio.set_task_factory(asyncio.eager_task_factory)
+
+    async def fails() -> None:
+        raise ZeroDivisionError
+
+    async def main() -> weakref.ref[Any]:
+        tasks: list[asyncio.Task[None]] = [aio.create_task(coro=fails()), aio.create_task(fails(), name="x")]
+        seen = [weakref.ref(task) for task in tasks]
+        errors = await asyncio.gather(*tasks, return_exceptions=True)
+        tasks.clear()
+        await asyncio.sleep(0)
+        assert [type(error) for error in errors] == [ZeroDivisionError] * 2
+        return seen[0] if seen[0]() is not None else seen[1]
+
+    gc.disable()
+    try:
+        assert aio.run_until_complete(main())() is None
+    finally:
+        gc.enable()
