@@ -19,7 +19,7 @@ from typing import Any
 
 from ..kernels.base.kernel import method
 from ..kernels.turn import datagram as kernels
-from ..kernels.turn.socket_words import SocketWords, socket_aim
+from ..kernels.turn.socket_words import MADE_SLOT, SocketWords, socket_aim
 from .guard import check_here
 from .transports import KernelTransport
 
@@ -37,7 +37,7 @@ class Datagrams(SocketWords):
         self._clear = None
         owner_of = weakref.ref(owner)
         told = "Fatal read error on datagram transport", "Fatal write error on datagram transport"
-        self._made = (
+        made = (
             *(None, owner_of, sock, loop._received, int(sock.family), "datagram_received"),
             *(
                 functools.partial(_otherwise, owner_of),
@@ -48,6 +48,7 @@ class Datagrams(SocketWords):
             ),
             *(loop._core._state, True, "addr", b"socket.sendto", b"OO"),
         )
+        MADE_SLOT.__set__(self, made)
         self.aim(None)
 
     @method(kernels.datagrams_ready)

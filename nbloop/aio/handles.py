@@ -1,4 +1,4 @@
-"""What `call_soon` and its like return: asyncio's own handles, which the core can call.
+"""What `call_soon` and its like return: asyncio's own handles, which the core runs.
 
 asyncio's constructor asks the loop for its debug mode and looks for a context; both are known here, and without these
 two steps `call_soon` takes four fifths of its time. `cancel` of a timer, which nearly every timer meets, is a kernel;
@@ -7,8 +7,8 @@ and then checks the mark. So any thread may cancel a handle: it runs with the ar
 all.
 
 A task needs no handle. asyncio's tasks are written in C, schedule each of their steps through `call_soon`, and drop the
-handle that it returns. Where a task is recognised as the caller, its step goes to the core as it is, without a Python
-frame on its way.
+handle that it returns. Where a task is recognised as the caller, its step goes to the core without a Python frame on
+its way.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from ..kernels.base.atomics import get
 from ..kernels.base.interpreter import (
     BUILTIN_DEFINITION,
     OBJECT_TYPE,
+    hidden_slots,
     keep_for_ever,
     reference_offset,
     slot_offsets,
@@ -74,6 +75,17 @@ def tools_watch() -> bool:
     """Has a tool replaced asyncio's `Handle._run` with a function of its own, as profilers and tracers do?"""
     whole = asyncio.Handle._run is asyncio.TimerHandle._run is Handle._run is TimerHandle._run is _RUN
     return not (whole and _RUN.__code__ is _CODE and _OURS)
+
+
+_CREATE_TASK: Any = asyncio.BaseEventLoop.create_task
+_CREATE_TASK_CODE = getattr(_CREATE_TASK, "__code__", None)
+_CREATES_OURS = getattr(_CREATE_TASK_CODE, "co_filename", None) == asyncio.base_events.__file__
+
+
+def tools_make_tasks(inherited: Any) -> bool:
+    """Is what a loop inherits as `create_task` no more asyncio's, because a tracer has replaced it?"""
+    whole = getattr(inherited, "__func__", None) is _CREATE_TASK and _CREATE_TASK.__code__ is _CREATE_TASK_CODE
+    return not (whole and _CREATES_OURS)
 
 
 def run_watched(handle: Any) -> None:
@@ -223,8 +235,8 @@ def _cancel(handle: Any) -> None:
 class TimerHandle(Handle, asyncio.TimerHandle):
     """A callback of `call_at`."""
 
-    # The core's array, written by the kernel that makes a timer. It is no attribute: the descriptor is removed below. A
-    # handle keeps its loop, but other code may write into `_loop`.
+    # The core's array, written by the kernel that makes a timer. A handle keeps its loop, but other code may write into
+    # `_loop`.
     __slots__ = ("_core",)
 
     def __init__(
@@ -245,7 +257,7 @@ class TimerHandle(Handle, asyncio.TimerHandle):
 
 
 (_CORE_AT,) = slot_offsets(TimerHandle)
-del TimerHandle._core  # type: ignore[attr-defined]
+hidden_slots(TimerHandle, "_core")
 
 
 # --- what kernels have to know of them
@@ -274,6 +286,7 @@ _OBJECTS = {
     "context": sys.intern("context"),
     "callback_name": sys.intern("_callback"),
     "args_name": sys.intern("_args"),
+    "context_name": sys.intern("_context"),
     "soon_slowly": sys.intern("_call_soon"),
     "threadsafe_slowly": sys.intern("_call_soon_threadsafe"),
     "later_slowly": sys.intern("_call_later"),
@@ -288,7 +301,9 @@ _OBJECTS = {
     "name": sys.intern("name"),
     "named": _NAMED,
     "in_context": _IN_CONTEXT,
-    "create_task_slowly": sys.intern("_create_task"),
+    "create_task_name": sys.intern("create_task"),
+    "super_class": super,
+    "debug_name": sys.intern("_debug"),
 }
 for _known in _OBJECTS.values():
     keep_for_ever(_known)  # a finaliser may cancel a timer when the interpreter has emptied this module

@@ -44,7 +44,7 @@ from ..errors import ForkedLoopError, LoopTerminatedError
 from ..kernels.base.kernel import data, method
 from ..kernels.calls.handles import AIO
 from ..kernels.methods import asyncio_methods as kernels
-from ..kernels.methods.asyncio_methods import FAR, WORDS_SLOT, AioWords
+from ..kernels.methods.asyncio_methods import FAR, KEPT_SLOT, WORDS_SLOT, AioWords
 from ..kernels.turn.stream import flush_streams
 from ..loop import Loop
 from .datagrams import FAMILIES, DatagramTransport
@@ -59,6 +59,7 @@ from .handles import (
     note_debug,
     run,
     run_watched,
+    tools_make_tasks,
     tools_watch,
 )
 from .replaced_clock import ReplacedClock
@@ -157,7 +158,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
     ) -> None:
         with contextlib.suppress(AttributeError):
             WORDS_SLOT.__get__(self)
-            raise RuntimeError("this loop is initialised: __init__ cannot be called again")
+            raise RuntimeError("__init__ of this loop was called before: make another loop")
         # Nothing that the loop keeps may keep the loop. So a loop that is closed and forgotten is freed at once;
         # otherwise its mappings would stay until the next collection.
         raised = functools.partial(_task_raised, weakref.ref(self))
@@ -167,19 +168,20 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         if type(self).time is asyncio.BaseEventLoop.time:
             self.time = self._now  # type: ignore[method-assign] # no Python frame
         # What `call_soon` returns to a caller that ignores it.
-        self._unseen = Handle(Handle.cancel, (), weakref.proxy(self), copy_context())
+        unseen = Handle(Handle.cancel, (), weakref.proxy(self), copy_context())
         self._flush = flush_streams.bind(self._core._state)
         words = new_words()
         sees_cancels = type(self)._timer_handle_cancelled is not _FORGETS
         self._runner = kernels.handle_run.bind(words)
         for at, word in (
             (AIO.STATE, data(id(self._core._state))),
-            (AIO.UNSEEN, id(self._unseen)),
+            (AIO.UNSEEN, id(unseen)),
+            (AIO.LOOP_CLASS, id(EventLoop)),
             (AIO.CORE, 0 if sees_cancels else id(self._core._state)),
             (AIO.CLOCK, id(self._now) if type(self).call_at is _CALL_AT else 0),
         ):
             words[at // 8] = word
-        self._switches = words
+        KEPT_SLOT.__set__(self, (unseen, self._core._state, self._now))
         WORDS_SLOT.__set__(self, words)
         self._core._record["handles"] = WORDS_AT
         super().__init__(Selector(self._core, lambda handle: self._run(handle)))  # noqa: PLW0108 - debug mode changes it
@@ -267,16 +269,6 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
 
     # --- scheduling in rare cases: debug mode, odd arguments, a closed loop. The methods are written out, because
     # `_note` expects the caller's frame two above its own.
-
-    def _create_task(self, *args: Any, **options: Any) -> asyncio.Task[Any]:
-        if self._task_factory is not None:
-            return super().create_task(*args, **options)
-        task = super().create_task(*args, **options)
-        self._forget_frame(task)
-        try:
-            return task
-        finally:
-            del task  # if it has begun, its exception's traceback keeps this frame
 
     def _call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.Handle:
         if type(callback) is Step:
@@ -738,7 +730,9 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         """
         tools = tools_watch()
         clock = self._replaced_clock is not None and self._replaced_clock.watched
-        self._switches[AIO.TOOLS // 8] = tools or clock
+        words = WORDS_SLOT.__get__(self)
+        words[AIO.TOOLS // 8] = tools or clock
+        words[AIO.TASKS_SLOWLY // 8] = tools_make_tasks(super().create_task)
         self._run_seen = run_watched if tools else run
         self._run_handle = self._run_in_debug if self._debug else run_watched if tools else self._runner
         self._run = self._run_by_replaced_clock if clock else self._run_handle

@@ -45,10 +45,11 @@ class Selector(selectors._BaseSelectorImpl):
     def __init__(self, core: Loop, run: Callable[[Any], None]) -> None:
         super().__init__()
         self._core = core
-        self._table = core._descriptors.table.shared
+        table = core._descriptors.table.shared
         self._tokens = core._descriptors.table.tokens
-        self._begin_here = kernels.watch_begin_here.bind(core._state)
-        self._finish_here = kernels.watch_finish_here.bind(core._state)
+        # The kernels take the table as it is, so nobody can pass another one.
+        self._begin_here = functools.partial(kernels.watch_begin_here.bind(core._state), table)
+        self._finish_here = functools.partial(kernels.watch_finish_here.bind(core._state), table)
         self._run = run
         self._queued: set[Any] = set()
 
@@ -71,7 +72,7 @@ class Selector(selectors._BaseSelectorImpl):
                 keys[fd] = made
                 try:
                     callback = watched_by(*data) or self._ready
-                    if self._begin_here(fd, callback, side, self._table) != 0:
+                    if self._begin_here(fd, callback, side) != 0:
                         self._core._watch(fd, side, callback)
                 except FDAlreadyRegisteredError:
                     if fd not in keys or keys[fd] is not made:  # by a signal handler, meanwhile
@@ -125,8 +126,10 @@ class Selector(selectors._BaseSelectorImpl):
             raise
 
     def _end(self, fd: int) -> None:
+        keys, tokens = self._fd_to_key, self._tokens
+        key, token = keys.get(fd), tokens.get(fd)
         try:
-            status = self._finish_here(fd, self._table)
+            status = self._finish_here(fd)
             if status > 0:
                 raise refusal(fd, status)
             if status != 0:
@@ -134,10 +137,15 @@ class Selector(selectors._BaseSelectorImpl):
         except FDNotRegisteredError:  # an exception of a signal handler came between the two
             pass
         finally:
-            # A signal handler may have raised before the core's end, or may have watched the descriptor again after it.
-            # No call from here on: in one, it might do that now.
-            if fd not in self._tokens and fd in self._fd_to_key:
-                del self._fd_to_key[fd]
+            # Before the core's end a signal handler may have raised: then the core still has our token. After it, the
+            # handler may have watched the descriptor again, with another key; and another thread may have registered it
+            # with the core, without a key. There is no call below, because a handler might run in it.
+            try:
+                ended = tokens[fd] != token
+            except KeyError:
+                ended = True
+            if ended and fd in keys and (keys[fd] is key or fd not in tokens):
+                del keys[fd]
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> NoReturn:
         raise NotImplementedError("this selector is a table that only its loop changes")

@@ -35,7 +35,7 @@ from ..kernels.base.capi import SYS_EPOLL_PWAIT
 from ..kernels.base.kernel import method
 from ..kernels.base.layout import READ
 from ..kernels.turn import stream as kernels
-from ..kernels.turn.socket_words import BUFFER_SIZE, socket_aim
+from ..kernels.turn.socket_words import BUFFER_SIZE, MADE_SLOT, TARGET_SLOT, socket_aim
 from ..kernels.turn.stream import QUEUED_MOST, StreamWords
 from ..unique import Unique
 from .guard import check_here
@@ -98,9 +98,9 @@ class Stream(StreamWords):
     __slots__ = ()
 
     def __init__(self, owner: weakref.ref[StreamTransport], sock: socket.socket, shared: tuple[Any, ...]) -> None:
-        self._made = (None, owner, sock, *shared)
+        MADE_SLOT.__set__(self, (None, owner, sock, *shared))
         self._clear = UNMARKED
-        self._target = None
+        TARGET_SLOT.__set__(self, None)
 
     @method(kernels.stream_ready)
     def ready(self, fd: int, events: int, /) -> None:
@@ -237,7 +237,7 @@ class StreamTransport(KernelTransport, _SocketTransport):  # type: ignore[misc]
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """As asyncio's; also after the end. The object for "socket" is made when it is first asked for."""
         if name == "socket" and name not in self._extra:
-            self._extra.setdefault(name, StreamSocket(self._stream._made[2], self._stream))
+            self._extra.setdefault(name, StreamSocket(MADE_SLOT.__get__(self._stream)[2], self._stream))
         return self._extra.get(name, default)
 
     # --- reading

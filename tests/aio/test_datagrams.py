@@ -24,6 +24,7 @@ from nbloop.aio.datagrams import HEADER, Datagrams, DatagramTransport
 from nbloop.aio.loop import UNPOLLED_TURNS
 from nbloop.aio.transports import KERNELS_READ
 from nbloop.kernels.turn.datagram import RECEIVED_AT_ONCE
+from nbloop.kernels.turn.socket_words import MADE_SLOT
 from tests.support.connections import Notes, Wrapped, left_by, misused, on_loop, settle
 from tests.support.waiting import PATIENCE
 
@@ -747,7 +748,7 @@ def test_nothing_is_leaked_by_a_datagram(endpoint):
 
     async def test(transport, protocol, peer):
         data, there = b"mark %d" % id(peer), peer.getsockname()
-        watched = (data, there, protocol, transport, transport._datagrams, transport._datagrams._made)
+        watched = (data, there, protocol, transport, transport._datagrams, MADE_SLOT.__get__(transport._datagrams))
         before = [sys.getrefcount(one) for one in watched]
         for _ in range(50):
             transport.sendto(data, there)

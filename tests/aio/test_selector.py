@@ -149,13 +149,13 @@ def test_kernels_change_the_table_only_where_they_may() -> None:
     here, there = socket.socketpair()
     with here, there, contextlib.closing(loop):
         fd, selector = here.fileno(), loop._selector
-        core, table = loop.core, selector._table
+        core = loop.core
 
         def begin() -> int:
-            return selector._begin_here(fd, print, 1, table)  # type: ignore[no-any-return]
+            return selector._begin_here(fd, print, 1)
 
         def finish() -> int:
-            return selector._finish_here(fd, table)  # type: ignore[no-any-return]
+            return selector._finish_here(fd)
 
         def elsewhere(function: Callable[[], int]) -> int:
             found: list[int] = []
@@ -224,5 +224,36 @@ def test_what_the_system_refuses_is_an_error_as_before() -> None:
             there.close()
             assert loop.remove_reader(there)
             assert loop.remove_reader(here)
+
+        loop.run_until_complete(main())
+
+
+@epoll_only
+def test_another_thread_registers_what_a_reader_is_removed_from() -> None:
+    """With the core, in the instant of the removal. The removed reader is in no table."""
+    loop = nbloop.new_event_loop()
+    here, there = socket.socketpair()
+    with here, there, contextlib.closing(loop):
+        fd, selector, core = here.fileno(), loop._selector, loop.core
+        finish = selector._finish_here
+
+        def finish_and_lose_the_number(number: int) -> int:
+            status = finish(number)
+            thread = threading.Thread(target=core.register_fd, args=(fd, nbloop.IOEvents.READ, print))
+            thread.start()
+            thread.join()
+            return status  # type: ignore[no-any-return]
+
+        async def main() -> None:
+            loop.add_reader(there, print)  # so that the loop sleeps in epoll
+            loop.add_reader(fd, print)
+            selector._finish_here = finish_and_lose_the_number
+            assert loop.remove_reader(fd)
+            assert fd not in selector._fd_to_key
+            assert not loop.remove_reader(fd)
+            assert fd in core._descriptors.table, "the other thread's"
+            core.unregister_fd(fd)
+            selector._finish_here = finish
+            loop.remove_reader(there)
 
         loop.run_until_complete(main())

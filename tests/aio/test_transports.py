@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextlib
 import contextvars
+import ctypes
 import errno
 import itertools
 import os
@@ -13,12 +15,14 @@ import socket
 import ssl
 import struct
 import sys
+import threading
 import weakref
 
 import pytest
 
 import nbloop
 from nbloop.aio.transports import KERNELS_READ, Stream, StreamTransport, kernels_take
+from tests.support.arrivals import compiled_only
 from tests.support.connections import (
     LOOPS,
     Buffered,
@@ -1290,3 +1294,45 @@ def test_a_backlog_of_0_accepts_one_at_a_time():
             await main()
 
     nbloop.run(limited())
+
+
+@compiled_only
+@pytest.mark.parametrize("datagrams", [False, True])
+def test_a_protocol_that_leaves_a_context_entered(datagrams: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """As C code can. The error is its own, and not the next callback's."""
+    enter = ctypes.PyDLL(None).PyContext_Enter
+    enter.argtypes, enter.restype = [ctypes.py_object], ctypes.c_int
+    other = contextvars.copy_context()
+    reported, seen = [], []
+    done = threading.Event()
+
+    class Enters(asyncio.DatagramProtocol, asyncio.Protocol):
+        def received(self, *_message):
+            loop.call_soon(seen.append, "next")
+            loop.call_later(0.01, loop.stop)
+            enter(other)
+
+        data_received = datagram_received = received
+
+    kind = socket.SOCK_DGRAM if datagrams else socket.SOCK_STREAM
+    here, there = socket.socketpair(socket.AF_UNIX, kind)
+    loop = nbloop.new_event_loop()
+    loop.set_exception_handler(lambda _loop, context: reported.append(context))
+
+    def in_a_thread():  # of `_thread`: since 3.14 those of `threading` have a context to leave
+        make = loop.create_datagram_endpoint if datagrams else loop.create_connection
+        made.append(loop.run_until_complete(make(Enters, sock=here))[0])
+        there.send(b"one")
+        loop.run_forever()
+        done.set()
+
+    made = []
+    with there, contextlib.closing(loop):
+        _thread.start_new_thread(in_a_thread, ())
+        assert done.wait(PATIENCE)
+        made[0].abort()
+        loop.run_until_complete(asyncio.sleep(0))
+    assert seen == ["next"]
+    # The handler may have to run in the context that is entered still: asyncio logs that.
+    assert reported or "cannot exit context" in caplog.text
+    assert all("context" in str(one["exception"]) for one in reported)

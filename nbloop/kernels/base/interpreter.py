@@ -337,3 +337,13 @@ def slot_offsets(kind: Any, names: tuple[str, ...] = ()) -> tuple[int, ...]:
     found = {_word(id(instance) + at): at for at in places}
     _expect("__slots__", {id(mark) for mark in marks} <= set(found), f"{kind.__name__} does not hold them as words")
     return tuple(found[id(mark)] for mark in marks)
+
+
+def hidden_slots(kind: Any, *names: str) -> tuple[Any, ...]:
+    """The descriptors of some ``__slots__`` of a class, which are attributes no more. A kernel takes their contents for
+    what nbloop has put there; of an attribute, other code could make a number or another tuple.
+    """
+    slots = tuple(vars(kind)[name] for name in names)
+    for name in names:
+        delattr(kind, name)
+    return slots

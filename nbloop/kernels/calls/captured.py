@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextvars
 
 from ..base.atomics import get, put
-from ..base.capi import Py_DecRef, Py_IncRef, PyContext_CopyCurrent, PyTuple_New
+from ..base.capi import Py_DecRef, Py_IncRef, PyContext_CopyCurrent, PyContext_Exit, PyTuple_New
 from ..base.interpreter import TUPLE_ITEMS
 from ..base.kernel import helper, inlined
 from ..base.layout import STATE, TAG_ARGUMENTS
@@ -51,3 +51,14 @@ def pack_captured(base: int, callback: int, rest: int, count: int) -> int:
     if context == 0:
         return 0
     return pack_in_context(base, context, callback, rest, count)
+
+
+@inlined
+def context_left(context: int, result: int) -> int:
+    """Leave a context after a call with this result. The result; 0 with an exception set if the call has raised, or has
+    not left a context that it entered.
+    """
+    if PyContext_Exit(context) != 0 and result != 0:
+        Py_DecRef(result)
+        return 0
+    return result

@@ -5,7 +5,8 @@ as a tuple of a kernel and the handle, takes an allocation and a call for each. 
 It cannot be called, so the core of an asyncio loop knows it by its type (`STATE.HANDLES`). In a timer the same
 reference means that the handle is to be queued, because asyncio runs what is due behind what is ready.
 
-A task's step has no handle, and its context is its task's: so the queue holds the step itself, too.
+A task's step has no handle, and its context is its task's: so the queue holds the step itself, too. On free-threaded
+builds a thread could replace the task's context while it is read: there a step is a callback with a context.
 
 Any thread may cancel a handle while it runs: `cancel` sets its mark before it takes callback and arguments away, and a
 run reads these two before the mark.
@@ -22,9 +23,9 @@ from ..base.atomics import get, load, put
 from ..base.capi import (
     Py_DecRef,
     Py_IncRef,
+    PyBool_FromLong,
     PyCallable_Check,
     PyContext_Enter,
-    PyContext_Exit,
     PyErr_Clear,
     PyErr_GetRaisedException,
     PyObject_CallNoArgs,
@@ -39,12 +40,13 @@ from ..base.kernel import apart, helper, inlined
 from ..base.layout import KIND_TIMER, STATE, Record
 from ..base.refusal import refuse
 from ..ingress.ticket_queue import queue_push
+from .captured import context_left
 
 LOCKED_HANDLES = sys.version_info >= (3, 14)  # asyncio's `call_soon_threadsafe` makes handles of a class of their own
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
-# Of an asyncio loop. All but the first two, `debug` and the places are addresses of objects, which the loop or a module
-# keeps.
+# Of an asyncio loop. All but `state`, `tools`, `debug`, `tasks_slowly` and the places are addresses of objects, which
+# the loop or a module keeps.
 AIO = Record(
     "AIO",
     np.dtype(
@@ -58,7 +60,7 @@ AIO = Record(
                 "locked_handle",  # the class of those of `call_soon_threadsafe`
                 "clock",  # the loop's `time` while it is the core's clock; 0 if a subclass has a `call_at` of its own
                 *("soon_slowly", "threadsafe_slowly", "later_slowly", "at_slowly", "run_slowly", "failed"),
-                *("context", "loop_names", "callback_name", "args_name", "time_name", "scheduled_name"),
+                *("context", "loop_names", "callback_name", "args_name", "context_name", "time_name", "scheduled_name"),
                 # where a handle has these
                 *("callback_at", "args_at", "cancelled_at", "loop_at", "context_at", "repr_at", "traceback_at"),
                 *("when_at", "scheduled_at"),
@@ -70,7 +72,9 @@ AIO = Record(
                 "debug",  # how many loops are in debug mode, in the words that all loops share
                 *("cancel_slowly", "core_type"),
                 # asyncio's class of tasks, the dict of the module that has it, and its name there
-                *("task", "tasks", "task_name", "name", "named", "in_context", "create_task_slowly"),
+                *("task", "tasks", "task_name", "name", "named", "in_context"),
+                "tasks_slowly",  # not 0: a tool has replaced asyncio's `create_task`
+                *("create_task_name", "super_class", "loop_class", "debug_name"),
             )
         ]
     ),
@@ -125,17 +129,6 @@ def step_called(words: int, step: int) -> int:
     return result
 
 
-@inlined
-def context_left(context: int, result: int) -> int:
-    """Leave a context after a call with this result. The result; 0 with an exception set if the call has raised, or has
-    not left a context that it entered.
-    """
-    if PyContext_Exit(context) != 0 and result != 0:
-        Py_DecRef(result)
-        return 0
-    return result
-
-
 @helper
 def handle_due(base: int, handle: int) -> int:
     """Queue the handle of a timer that is due. None, or 0 with an exception set. Loop thread, which is awake."""
@@ -187,12 +180,18 @@ def handle_called(words: int, handle: int) -> int:
     if callback != 0 and args != 0:
         result = none
         # Read after the two: `cancel` sets it before it takes them away.
-        if load(handle + get(words + AIO.CANCELLED_AT)) == get(words + AIO.FALSE):
-            context = get(handle + get(words + AIO.CONTEXT_AT))
+        cancelled = load(handle + get(words + AIO.CANCELLED_AT))
+        if cancelled == get(words + AIO.FALSE):
+            context = taken(handle, get(words + AIO.CONTEXT_AT), get(words + AIO.CONTEXT_NAME))
             if context != 0 and get(args + OBJECT_TYPE) == get(words + AIO.TUPLE):
                 result = handle_call(handle, words, context, callback, args)
             else:  # other code has written into it
+                PyErr_Clear()
                 result = PyObject_CallOneArg(get(words + AIO.RUN_SLOWLY), handle)
+            if context != 0:
+                Py_DecRef(context)
+        elif cancelled != PyBool_FromLong(1):  # as well
+            result = PyObject_CallOneArg(get(words + AIO.RUN_SLOWLY), handle)
     else:  # other code has deleted one of them: Python says so
         PyErr_Clear()
         result = PyObject_CallOneArg(get(words + AIO.RUN_SLOWLY), handle)

@@ -15,7 +15,6 @@ asyncio must not wait for its import. So these places are words here (`AIO`) and
 from __future__ import annotations
 
 import ctypes
-import sys
 from typing import Any
 
 from ...unique import Unique
@@ -41,7 +40,7 @@ from ..base.capi import (
     PyUnicode_Compare,
 )
 from ..base.clock import loop_ns
-from ..base.interpreter import BUILTIN_DEFINITION, OBJECT_TYPE, SEQUENCE_SIZE, TUPLE_ITEMS, slot_offsets
+from ..base.interpreter import BUILTIN_DEFINITION, OBJECT_TYPE, SEQUENCE_SIZE, TUPLE_ITEMS, hidden_slots, slot_offsets
 from ..base.kernel import KEYWORDS, NOARGS, ONE, apart, data, inlined, kernel
 from ..base.layout import STATE, Fields
 from ..base.refusal import on_loop_thread
@@ -52,26 +51,24 @@ from .scheduling import send
 from .timer_methods import END_NS, arm, identifier_of, nanoseconds_up
 
 FAR = 1e10  # s on the clock: later than its end, so never, as is what no float can be
-LOCKED_HANDLES = sys.version_info >= (3, 14)  # asyncio's `call_soon_threadsafe` makes handles of a class of their own
 
 
 class AioWords(Unique):
-    """The words of an asyncio loop; `aio/loop.py` adds its methods. `_words` is an array of `AIO`."""
+    """The words of an asyncio loop; `aio/loop.py` adds its methods. `_words` is an array of `AIO`, and `_kept` a tuple
+    of the loop's own objects whose addresses are in it.
+    """
 
-    __slots__ = ("_closed", "_debug", "_task_factory", "_words")  # asyncio has the first three as attributes
+    __slots__ = ("_closed", "_debug", "_kept", "_task_factory", "_words")  # asyncio's, as attributes, and two of ours
     _closed: bool
     _debug: bool
     _task_factory: Any
-    _words: Any
 
 
 LOOP_WORDS = Fields(
     "LOOP_WORDS",
     {slot.removeprefix("_").upper(): at for slot, at in zip(AioWords.__slots__, slot_offsets(AioWords), strict=True)},
 )
-# It is no attribute: kernels would take for an array whatever other code writes into it.
-WORDS_SLOT: Any = vars(AioWords)["_words"]
-delattr(AioWords, "_words")
+KEPT_SLOT, WORDS_SLOT = hidden_slots(AioWords, "_kept", "_words")
 
 
 @inlined
@@ -430,13 +427,12 @@ def aio_timer_cancel(self: int, _unused: int) -> int:
 
 @kernel(NOARGS)
 def aio_get_debug(self: int, _unused: int) -> int:
-    """The word that `set_debug` has set."""
+    """The word that `set_debug` has set: a bool, unless other code has written another object into it."""
     enabled = load(self + LOOP_WORDS.DEBUG)
-    if enabled == 0:
-        PyErr_BadArgument()
-        return 0
-    Py_IncRef(enabled)
-    return enabled
+    if enabled == PyBool_FromLong(0) or enabled == PyBool_FromLong(1):
+        return enabled
+    words = aio_words(self)
+    return PyObject_GetAttr(self, get(words + AIO.DEBUG_NAME)) if words != 0 else 0
 
 
 @kernel(NOARGS)
@@ -473,24 +469,44 @@ def aio_task_names(words: int, names: int) -> int:
     return get(words + AIO.IN_CONTEXT) if name == get(words + AIO.CONTEXT) else 0
 
 
+@apart
+def aio_inherited(self: int, words: int, name: int, arguments: int, count: int, names: int) -> int:
+    """Call asyncio's method of that name: ``super(EventLoop, self)``. No frame of ours shows in tracebacks."""
+    pair = PyTuple_New(2)
+    if pair == 0:
+        return 0
+    own(pair + TUPLE_ITEMS, get(words + AIO.LOOP_CLASS))
+    own(pair + TUPLE_ITEMS + 8, self)
+    inherited = PyObject_Vectorcall(get(words + AIO.SUPER_CLASS), pair + TUPLE_ITEMS, 2, 0)
+    Py_DecRef(pair)
+    if inherited == 0:
+        return 0
+    result = aio_slowly(inherited, name, arguments, count, names)
+    Py_DecRef(inherited)
+    return result
+
+
 @kernel(KEYWORDS)
 def aio_create_task(self: int, arguments: int, count: int, names: int) -> int:
-    """``asyncio.Task(coro, loop=self)``, with a name or a context. Python makes it for a loop that is closed or has a
-    task factory, and if other code has replaced `asyncio.tasks.Task`.
+    """``asyncio.Task(coro, loop=self)``, with a name or a context. asyncio's method makes it for a loop that is closed
+    or has a task factory, and if other code has replaced `asyncio.tasks.Task` or that method.
     """
     words = aio_words(self)
     if words == 0:
         return 0
-    all_names, kind, slowly = aio_task_names(words, names), get(words + AIO.TASK), get(words + AIO.CREATE_TASK_SLOWLY)
+    all_names, kind = aio_task_names(words, names), get(words + AIO.TASK)
     plain = (
         count == 1
         and all_names != 0
+        and load(words + AIO.TASKS_SLOWLY) == 0
         and load(self + LOOP_WORDS.CLOSED) == get(words + AIO.FALSE)
         and load(self + LOOP_WORDS.TASK_FACTORY) == get(words + AIO.NONE)
     )
-    # A key of that dict may have an equality in Python, which may do anything: `words` may be gone after it.
+    # A key of that dict may have an equality in Python, which may raise.
     if not plain or PyDict_GetItemWithError(get(words + AIO.TASKS), get(words + AIO.TASK_NAME)) != kind:
-        return aio_slowly(self, slowly, arguments, count, names) if PyErr_Occurred() == 0 else 0
+        if PyErr_Occurred() != 0:
+            return 0
+        return aio_inherited(self, words, get(words + AIO.CREATE_TASK_NAME), arguments, count, names)
     keywords = get(all_names + SEQUENCE_SIZE)
     values = PyTuple_New(1 + keywords)
     if values == 0:

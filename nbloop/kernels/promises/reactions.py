@@ -20,7 +20,6 @@ from ..base.capi import (
     PyCallable_Check,
     PyContext_CopyCurrent,
     PyContext_Enter,
-    PyContext_Exit,
     PyErr_GetRaisedException,
     PyList_Append,
     PyList_SetItem,
@@ -33,6 +32,7 @@ from ..base.capi import (
 from ..base.interpreter import SEQUENCE_SIZE, TUPLE_ITEMS
 from ..base.kernel import KEYWORDS, MANY, NOARGS, data, helper, inlined, kernel
 from ..base.layout import KIND_MICROTASK, POINTER_MASK, STATE
+from ..calls.captured import context_left
 from ..calls.invoke import called
 from ..observe.probes import callback_begins
 from .settling import EVENTUAL, RESULT_SLOTS, VIEW, attach, call_two, ended, reject_with, resolve_with, type_of, view_of
@@ -197,11 +197,7 @@ def call_in_context(context: int, function: int, argument: int) -> int:
     """Call a function of one argument in a context. A new reference, or 0 with an exception set."""
     if PyContext_Enter(context) != 0:
         return 0
-    result = PyObject_CallOneArg(function, argument)
-    if PyContext_Exit(context) != 0 and result != 0:  # the function has left the thread in another one
-        Py_DecRef(result)
-        result = 0
-    return result
+    return context_left(context, PyObject_CallOneArg(function, argument))
 
 
 @helper

@@ -123,7 +123,11 @@ def datagrams_ready(self: int, arguments: int, count: int) -> int:
     context = get(target + TUPLE_ITEMS + 8)
     if PyContext_Enter(context) == 0:
         error = datagrams_receive(self, made, get(target + TUPLE_ITEMS))
-        PyContext_Exit(context)
+        if PyContext_Exit(context) != 0:  # the protocol has left the thread in another one
+            if error != 0:
+                PyErr_Clear()
+            else:
+                error = PyErr_GetRaisedException()
     else:
         error = PyErr_GetRaisedException()
     target_give_back(self, target)

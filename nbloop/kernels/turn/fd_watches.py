@@ -45,10 +45,10 @@ from ..base.capi import (
     Py_IncRef,
     PyBool_FromLong,
     PyContext_Enter,
-    PyContext_Exit,
     PyDict_DelItem,
     PyDict_GetItemWithError,
     PyDict_SetItem,
+    PyErr_BadArgument,
     PyErr_Clear,
     PyErr_GetRaisedException,
     PyErr_Occurred,
@@ -88,7 +88,7 @@ from ..base.layout import (
     WRITE,
 )
 from ..base.refusal import on_loop_thread, refuse
-from ..calls.captured import pack_captured
+from ..calls.captured import context_left, pack_captured
 from ..calls.invoke import call_hook, called
 from ..ingress.parking import (
     SPIN_LOOKS,
@@ -122,7 +122,7 @@ EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD = 1, 2, 3
 
 UNKNOWN = -1  # what `watch_finish` returns for a descriptor that is not registered
 CHANGES = -2  # what `watch_begin` returns if the loop has to sleep in another way from now on
-DECLINED = -3  # what `watch_begin_here` and `watch_finish_here` return if Python has to do it; nothing has changed
+DECLINED = -3  # what `watch_begin_here` and `watch_finish_here` return if Python has to do it, from the beginning
 # The items of the table that these are given: its three dicts, and two callables: one takes its lock, unless another
 # thread has it, and one releases it.
 TOKENS, INTERESTS, LATEST, ACQUIRE, RELEASE = (TUPLE_ITEMS + 8 * item for item in range(5))
@@ -250,11 +250,7 @@ def watch_call(callback: int, arguments: int) -> int:
     context = get(items + 8)
     if PyContext_Enter(context) != 0:
         return 0
-    result = PyObject_Vectorcall(get(items + (CALLBACK_AT << 3)), arguments, 2, 0)
-    if PyContext_Exit(context) != 0 and result != 0:
-        Py_DecRef(result)
-        result = 0
-    return result
+    return context_left(context, PyObject_Vectorcall(get(items + (CALLBACK_AT << 3)), arguments, 2, 0))
 
 
 @inlined
@@ -455,33 +451,40 @@ def done_or_declined(status: int) -> int:
 
 
 @kernel(MANY)
-def watch_begin_here(self: int, arguments: int, _count: int) -> int:
-    """(descriptor, callback, interest, table) -> 0 or DECLINED: `watch_begin`, with all that Python does around it, for
+def watch_begin_here(self: int, arguments: int, count: int) -> int:
+    """(table, descriptor, callback, interest) -> 0 or DECLINED: `watch_begin`, with all that Python does around it, for
     the loop's own thread if no other has the lock and the descriptor is not registered. In Python that takes nine
     frames. O(1).
     """
-    base, table = data(self), get(arguments + 24)
+    if count != 4:
+        PyErr_BadArgument()
+        return 0
+    base, table, watched = data(self), get(arguments), arguments + 8
     if not table_taken(base, table):
         return PyLong_FromLongLong(DECLINED)
-    descriptor, callback, tokens = get(arguments), get(arguments + 8), get(table + TOKENS)
+    descriptor, callback, tokens = get(watched), get(watched + 8), get(table + TOKENS)
     if get(base + STATE.IO + IO.FORCED) != 0 or PyDict_GetItemWithError(tokens, descriptor) != 0:
         return table_left(table, PyLong_FromLongLong(DECLINED))
+    # What is written as the latest registration is only not the mark of a `register` that is under way.
     if (
-        PyDict_SetItem(get(table + INTERESTS), descriptor, get(arguments + 16)) != 0
-        or PyDict_SetItem(get(table + LATEST), descriptor, descriptor) != 0  # only not what stood there
+        PyDict_SetItem(get(table + INTERESTS), descriptor, get(watched + 16)) != 0
+        or PyDict_SetItem(get(table + LATEST), descriptor, descriptor) != 0
     ):
         return table_left(table, 0)
     Py_IncRef(callback)
-    return table_left(table, done_or_declined(watch_add(base, arguments, tokens, callback)))
+    return table_left(table, done_or_declined(watch_add(base, watched, tokens, callback)))
 
 
 @kernel(MANY)
-def watch_finish_here(self: int, arguments: int, _count: int) -> int:
-    """(descriptor, table) -> 0, UNKNOWN, an errno, or DECLINED: `watch_finish`, as `watch_begin_here`."""
-    base, table = data(self), get(arguments + 8)
+def watch_finish_here(self: int, arguments: int, count: int) -> int:
+    """(table, descriptor) -> 0, UNKNOWN, an errno, or DECLINED: `watch_finish`, as `watch_begin_here`."""
+    if count != 2:
+        PyErr_BadArgument()
+        return 0
+    base, table = data(self), get(arguments)
     if not table_taken(base, table):
         return PyLong_FromLongLong(DECLINED)
-    return table_left(table, watch_forget(base, get(arguments), get(table + TOKENS)))
+    return table_left(table, watch_forget(base, get(arguments + 8), get(table + TOKENS)))
 
 
 @helper

@@ -11,8 +11,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ...unique import Unique
 from ..base.atomics import compare_and_swap, exchange, get, get_half, load, put
 from ..base.capi import (
@@ -23,7 +21,7 @@ from ..base.capi import (
     PyObject_CallOneArg,
     PyTuple_New,
 )
-from ..base.interpreter import SOCKET_DESCRIPTOR, TUPLE_ITEMS, slot_offsets
+from ..base.interpreter import SOCKET_DESCRIPTOR, TUPLE_ITEMS, hidden_slots, slot_offsets
 from ..base.kernel import ONE, apart, helper, inlined, kernel
 from ..base.layout import ERROR, READ, WRITE, Fields
 
@@ -40,7 +38,6 @@ class SocketWords(Unique):
 
     __slots__ = ("_clear", "_made", "_target")
     _clear: bool | None
-    _made: tuple[Any, ...]
 
 
 SOCKET = Fields(
@@ -50,6 +47,7 @@ SOCKET = Fields(
         for slot, at in zip(SocketWords.__slots__, slot_offsets(SocketWords), strict=True)
     },
 )
+MADE_SLOT, TARGET_SLOT = hidden_slots(SocketWords, "_made", "_target")
 # The first items of `_made`: None; a weak reference of the transport; its socket; the array to receive into.
 MADE_ITEMS = ("none", "owner", "socket", "buffer")
 

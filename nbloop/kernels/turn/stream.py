@@ -49,7 +49,6 @@ from ..base.capi import (
     PyBytes_FromStringAndSize,
     PyBytes_Size,
     PyContext_Enter,
-    PyContext_Exit,
     PyErr_BadArgument,
     PyErr_Clear,
     PyErr_GetRaisedException,
@@ -69,10 +68,11 @@ from ..base.capi import (
     libc_sendmsg,
     libc_syscall,
 )
-from ..base.interpreter import LIST_ITEMS, OBJECT_TYPE, SEQUENCE_SIZE, TUPLE_ITEMS, slot_offsets
+from ..base.interpreter import LIST_ITEMS, OBJECT_TYPE, SEQUENCE_SIZE, TUPLE_ITEMS, hidden_slots, slot_offsets
 from ..base.kernel import MANY, NOARGS, ONE, apart, data, helper, inlined, kernel
 from ..base.layout import STATE, TERMINATED, Fields
 from ..base.refusal import on_loop_thread
+from ..calls.captured import context_left
 from ..calls.invoke import LEAVE
 from .socket_words import (
     AVAILABLE,
@@ -100,6 +100,7 @@ class StreamWords(SocketWords):
 
 
 STREAM = Fields("STREAM", dict(zip(("NEXT", "QUEUED"), slot_offsets(StreamWords), strict=True)))
+hidden_slots(StreamWords, "_next", "_queued")
 # The items of `_made`: those of all sockets; the names of a protocol's methods; and Python's functions: for other
 # events, for the end of the reading (with the name of the method that it came to), for what was not sent; the array of
 # the loop's state; True.
@@ -130,7 +131,7 @@ def stream_ready(self: int, arguments: int, count: int) -> int:
             result = stream_receive(made, get(target + TUPLE_ITEMS))
         else:
             result = stream_receive_into(made, get(target + TUPLE_ITEMS))
-        PyContext_Exit(context)
+        result = context_left(context, result)
     target_give_back(self, target)
     return result
 
