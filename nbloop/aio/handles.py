@@ -291,7 +291,6 @@ _OBJECTS = {
     "threadsafe_slowly": sys.intern("_call_soon_threadsafe"),
     "later_slowly": sys.intern("_call_later"),
     "at_slowly": sys.intern("_call_at"),
-    "time_name": sys.intern("time"),
     "scheduled_name": sys.intern("_scheduled"),
     "cancel_slowly": _cancel,
     "core_type": LoopWords,

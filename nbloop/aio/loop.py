@@ -165,8 +165,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         self._core = Core(name=name, metrics=metrics, recorder=recorder, ingress_budget=WHOLE_QUEUE, on_error=raised)
         self._submit = self._core.submit
         self._now = self._core.now
-        if type(self).time is asyncio.BaseEventLoop.time:
-            self.time = self._now  # type: ignore[method-assign] # no Python frame
+        _TIME.__set__(self, self._now)  # no Python frame; and for `super().time()`
         # What `call_soon` returns to a caller that ignores it.
         unseen = Handle(Handle.cancel, (), weakref.proxy(self), copy_context())
         self._flush = flush_streams.bind(self._core._state)
@@ -178,7 +177,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
             (AIO.UNSEEN, id(unseen)),
             (AIO.LOOP_CLASS, id(EventLoop)),
             (AIO.CORE, 0 if sees_cancels else id(self._core._state)),
-            (AIO.CLOCK, id(self._now) if type(self).call_at is _CALL_AT else 0),
+            (AIO.CLOCK, id(self._now) if type(self).call_at is _CALL_AT and type(self).time is _TIME else 0),
         ):
             words[at // 8] = word
         KEPT_SLOT.__set__(self, (unseen, self._core._state, self._now))
@@ -805,3 +804,4 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
 
 # Our own, although a tool may have replaced them when a loop is made.
 _CALL_AT, _FORGETS = EventLoop.call_at, EventLoop._timer_handle_cancelled
+_TIME: Any = EventLoop.time

@@ -18,6 +18,7 @@ import sys
 import sysconfig
 import threading
 import time
+import unittest.mock
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -647,6 +648,21 @@ class Clock:
 async def turns(count):
     for _ in range(count):
         await asyncio.sleep(0)
+
+
+def test_a_clock_is_put_back(aio: nbloop.EventLoop) -> None:
+    """As `unittest.mock` does it: it reads the attribute, writes its own, and at the end deletes or writes it back."""
+    own = aio.time
+    with unittest.mock.patch.object(aio, "time", return_value=5.0):
+        assert aio.time() == 5.0
+        assert aio.call_later(1, int).when() == 6.0
+    assert aio.time is own
+    assert aio.call_later(1, int).when() > 6.0
+    ran: list[int] = []
+    aio.call_later(0, ran.append, 1)
+    aio.call_later(0.01, aio.stop)
+    aio.run_forever()
+    assert ran == [1]
 
 
 @pytest.mark.parametrize("debug", [False, True])

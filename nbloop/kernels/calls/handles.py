@@ -58,9 +58,9 @@ AIO = Record(
                 *("none", "false", "empty", "tuple", "step", "builtin", "wakeup", "context_type", "future"),
                 *("float", "int", "handle", "timer", "foreign_handle", "foreign_timer", "unseen"),
                 "locked_handle",  # the class of those of `call_soon_threadsafe`
-                "clock",  # the loop's `time` while it is the core's clock; 0 if a subclass has a `call_at` of its own
+                "clock",  # the loop's `time` while it is the core's clock; 0 if a subclass has a `time` or a `call_at`
                 *("soon_slowly", "threadsafe_slowly", "later_slowly", "at_slowly", "run_slowly", "failed"),
-                *("context", "loop_names", "callback_name", "args_name", "context_name", "time_name", "scheduled_name"),
+                *("context", "loop_names", "callback_name", "args_name", "context_name", "scheduled_name"),
                 # where a handle has these
                 *("callback_at", "args_at", "cancelled_at", "loop_at", "context_at", "repr_at", "traceback_at"),
                 *("when_at", "scheduled_at"),

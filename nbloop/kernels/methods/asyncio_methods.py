@@ -58,10 +58,12 @@ class AioWords(Unique):
     of the loop's own objects whose addresses are in it.
     """
 
-    __slots__ = ("_closed", "_debug", "_kept", "_task_factory", "_words")  # asyncio's, as attributes, and two of ours
+    # asyncio's attributes, its method `time`, and two of ours
+    __slots__ = ("_closed", "_debug", "_kept", "_task_factory", "_words", "time")
     _closed: bool
     _debug: bool
     _task_factory: Any
+    time: Any
 
 
 LOOP_WORDS = Fields(
@@ -240,17 +242,6 @@ def aio_seconds(words: int, number: int) -> float:
 
 
 @inlined
-def aio_own_clock(self: int, words: int) -> bool:
-    """Whether the loop's `time` is still the core's clock, and not a tool's."""
-    clock = PyObject_GetAttr(self, get(words + AIO.TIME_NAME))
-    if clock == 0:
-        PyErr_Clear()
-        return False
-    Py_DecRef(clock)  # an address to compare
-    return clock == get(words + AIO.CLOCK)
-
-
-@inlined
 def aio_later(self: int, arguments: int, count: int, names: int, absolute: bool, slowly: int) -> int:
     """Schedule ``when, callback, *args, context=None``, or with a delay in place of `when`. Returns its timer's handle,
     or 0 with an exception set. `slowly` as for `aio_soon`.
@@ -259,7 +250,8 @@ def aio_later(self: int, arguments: int, count: int, names: int, absolute: bool,
     if words == 0:
         return 0
     context = aio_context(words, names, arguments + (count << 3))
-    if count > 1 and context >= 0 and aio_plain(self, words) and aio_own_clock(self, words):
+    own_clock = load(self + LOOP_WORDS.TIME) == get(words + AIO.CLOCK)  # and not a tool's
+    if count > 1 and context >= 0 and aio_plain(self, words) and own_clock:
         now = loop_ns(get(words + AIO.STATE))
         when = aio_seconds(words, get(arguments))
         if not absolute:
