@@ -88,7 +88,7 @@ class FdTable:
         self._record = state.record["io"]
         self._captures = captures
         self._begin: Callable[..., int] | None = None  # where kernels change the poller's entries, too
-        # What those kernels need that change the table in the loop's own thread. (After a fork no thread is that.)
+        # For the kernels that change the table in the loop's own thread, which a forked child does not have.
         self.shared = self.tokens, self._interests, self._latest, functools.partial(lock.acquire, False), lock.release
 
     def __len__(self) -> int:

@@ -42,6 +42,7 @@ from typing import Any, Protocol
 from .errors import LoopTerminatedError
 from .kernels.base.capi import WINDOWS, libc_sigaction
 from .kernels.base.interpreter import keep_for_ever
+from .kernels.base.kernel import NO_STATE
 from .kernels.methods.signal_handler import (
     COUNT,
     DESCRIPTOR,
@@ -114,7 +115,7 @@ _wakeup: tuple[_socket.socket, _socket.socket] | None = None  # Python's wake-up
 
 
 def _word(at: int) -> ctypes.c_int64:
-    return ctypes.c_int64.from_address(signal_words_address.bind(())() + at)
+    return ctypes.c_int64.from_address(signal_words_address.bind(NO_STATE)() + at)
 
 
 def add(target: Target, number: int, callback: Callable[..., object], args: tuple[object, ...]) -> None:

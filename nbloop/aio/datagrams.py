@@ -21,7 +21,7 @@ from ..kernels.base.kernel import method
 from ..kernels.turn import datagram as kernels
 from ..kernels.turn.socket_words import MADE_SLOT, SocketWords, socket_aim
 from .guard import check_here
-from .transports import KernelTransport
+from .transports import KernelTransport, buffer_of, state_of
 
 _DatagramTransport: Any = _selector_events._SelectorDatagramTransport  # type: ignore[attr-defined]
 FAMILIES = socket.AF_INET, socket.AF_INET6, getattr(socket, "AF_UNIX", None)  # the kernel can make their addresses
@@ -38,7 +38,7 @@ class Datagrams(SocketWords):
         owner_of = weakref.ref(owner)
         told = "Fatal read error on datagram transport", "Fatal write error on datagram transport"
         made = (
-            *(None, owner_of, sock, loop._received, int(sock.family), "datagram_received"),
+            *(None, owner_of, sock, buffer_of(loop), int(sock.family), "datagram_received"),
             *(
                 functools.partial(_otherwise, owner_of),
                 _raised,
@@ -46,7 +46,7 @@ class Datagrams(SocketWords):
                 functools.partial(_send_slowly, owner_of),
                 *told,
             ),
-            *(loop._core._state, True, "addr", b"socket.sendto", b"OO"),
+            *(state_of(loop), True, "addr", b"socket.sendto", b"OO"),
         )
         MADE_SLOT.__set__(self, made)
         self.aim(None)

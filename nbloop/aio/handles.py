@@ -20,7 +20,7 @@ import weakref
 from collections.abc import Callable, Generator
 from contextlib import nullcontext
 from contextvars import Context
-from types import BuiltinFunctionType
+from types import BuiltinFunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,7 @@ from ..kernels.base.interpreter import (
     reference_offset,
     slot_offsets,
 )
-from ..kernels.base.kernel import data, method
+from ..kernels.base.kernel import NO_STATE, data, method
 from ..kernels.calls.handles import AIO, FREE_THREADED
 from ..kernels.methods.asyncio_methods import aio_shared_word_address, aio_timer_cancel
 from ..kernels.state.state import LoopWords
@@ -66,26 +66,32 @@ def _run(handle: asyncio.Handle) -> None:
     del handle, of, callback, args  # the exception may be kept, and its traceback keeps this frame
 
 
-_RUN = asyncio.Handle._run
-_CODE = _RUN.__code__
-_OURS = _CODE.co_filename == asyncio.events.__file__  # else another function replaced it before this import
+_RUN: Any = asyncio.Handle._run
+_CREATE_TASK: Any = asyncio.BaseEventLoop.create_task
+
+
+def _code(function: Any, module: Any, known: str) -> Any:
+    """The code of one of asyncio's functions, which works with the attribute `known`; None if a tool had replaced it
+    before this import. Tracers may give their code the name of asyncio's file.
+    """
+    code = getattr(function, "__code__", None)
+    return code if code is not None and code.co_filename == module.__file__ and known in code.co_names else None
+
+
+_RUN_CODE = _code(_RUN, asyncio.events, "_context")
+_CREATE_TASK_CODE = _code(_CREATE_TASK, asyncio.base_events, "_task_factory")
 
 
 def tools_watch() -> bool:
     """Has a tool replaced asyncio's `Handle._run` with a function of its own, as profilers and tracers do?"""
     whole = asyncio.Handle._run is asyncio.TimerHandle._run is Handle._run is TimerHandle._run is _RUN
-    return not (whole and _RUN.__code__ is _CODE and _OURS)
-
-
-_CREATE_TASK: Any = asyncio.BaseEventLoop.create_task
-_CREATE_TASK_CODE = getattr(_CREATE_TASK, "__code__", None)
-_CREATES_OURS = getattr(_CREATE_TASK_CODE, "co_filename", None) == asyncio.base_events.__file__
+    return not (whole and _RUN_CODE is not None and _RUN.__code__ is _RUN_CODE)
 
 
 def tools_make_tasks(inherited: Any) -> bool:
-    """Is what a loop inherits as `create_task` no more asyncio's, because a tracer has replaced it?"""
-    whole = getattr(inherited, "__func__", None) is _CREATE_TASK and _CREATE_TASK.__code__ is _CREATE_TASK_CODE
-    return not (whole and _CREATES_OURS)
+    """Is what a loop inherits as `create_task` not asyncio's, because a tracer has replaced that?"""
+    whole = type(inherited) is MethodType and inherited.__func__ is _CREATE_TASK
+    return not (whole and _CREATE_TASK_CODE is not None and _CREATE_TASK.__code__ is _CREATE_TASK_CODE)
 
 
 def run_watched(handle: Any) -> None:
@@ -326,7 +332,7 @@ def _words() -> Any:
 
 _WORDS = keep_for_ever(_words())  # what is the same for all loops
 WORDS_AT = data(id(_WORDS))
-ctypes.c_int64.from_address(aio_shared_word_address.bind(())()).value = WORDS_AT
+ctypes.c_int64.from_address(aio_shared_word_address.bind(NO_STATE)()).value = WORDS_AT
 _in_debug: dict[int, weakref.ref[asyncio.AbstractEventLoop]] = {}  # by identity: a subclass may have an equality
 
 

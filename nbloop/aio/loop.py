@@ -44,7 +44,7 @@ from ..errors import ForkedLoopError, LoopTerminatedError
 from ..kernels.base.kernel import data, method
 from ..kernels.calls.handles import AIO
 from ..kernels.methods import asyncio_methods as kernels
-from ..kernels.methods.asyncio_methods import FAR, KEPT_SLOT, WORDS_SLOT, AioWords
+from ..kernels.methods.asyncio_methods import FAR, KEPT_SLOT, SHARE_SLOT, WORDS_SLOT, AioWords
 from ..kernels.turn.stream import flush_streams
 from ..loop import Loop
 from .datagrams import FAMILIES, DatagramTransport
@@ -72,10 +72,8 @@ from .transports import (
     StreamTransport,
     accept_plainly,
     kernels_take,
-    new_buffer,
     numbers_of,
     plain_accept,
-    shared_words,
 )
 
 base_events: Any = _base_events  # its stubs lack the names that are used here
@@ -196,16 +194,6 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
         loop to run, stop and close it.
         """
         return self._core
-
-    @functools.cached_property
-    def _received(self) -> Any:
-        """The buffer that all transports share; made for the first one."""
-        return new_buffer()
-
-    @functools.cached_property
-    def _streams_share(self) -> tuple[Any, ...]:
-        """What all connections share; made for the first one."""
-        return shared_words(self)
 
     # --- what each callback, future and step of a task asks for: built-in methods, and no Python frame
 
@@ -362,7 +350,8 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
             super().close()
             self._replaced_clock = None
             self._run = self._run_handle = self._runner  # they may be methods, which keep the loop
-            self.__dict__.pop("_streams_share", None)  # so does the selector, which is in it
+            with contextlib.suppress(AttributeError):
+                SHARE_SLOT.__delete__(self)  # so does the selector, which is in it
             with contextlib.suppress(ForkedLoopError):
                 self._core.close()
 
@@ -725,7 +714,7 @@ class EventLoop(AioWords, asyncio.SelectorEventLoop):
 
     def _choose_run(self) -> None:
         """Choose what runs a handle: the kernel, unless a tool or debug mode observes it, or timers wait on a replaced
-        clock.
+        clock; and what makes a task: the kernel, unless a tool has replaced asyncio's method.
         """
         tools = tools_watch()
         clock = self._replaced_clock is not None and self._replaced_clock.watched

@@ -47,7 +47,7 @@ class Selector(selectors._BaseSelectorImpl):
         self._core = core
         table = core._descriptors.table.shared
         self._tokens = core._descriptors.table.tokens
-        # The kernels take the table as it is, so nobody can pass another one.
+        # Kernels do not check the table, so it is no attribute of its own that other code might replace.
         self._begin_here = functools.partial(kernels.watch_begin_here.bind(core._state), table)
         self._finish_here = functools.partial(kernels.watch_finish_here.bind(core._state), table)
         self._run = run

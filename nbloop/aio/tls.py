@@ -25,7 +25,7 @@ from typing import Any
 from ..kernels.turn.socket_words import RECEIVED_MOST
 from ..unique import Unique
 from .guard import check_here
-from .transports import StreamTransport
+from .transports import StreamTransport, buffer_of
 
 _SSLProtocol: Any = sslproto.SSLProtocol
 _SSLProtocolTransport: Any = sslproto._SSLProtocolTransport
@@ -84,7 +84,7 @@ class TlsProtocol(_SSLProtocol):  # type: ignore[misc]
 
     def __init__(self, loop: Any, *arguments: Any, **more: Any) -> None:
         super().__init__(loop, *arguments, **more)
-        self._received = loop._received
+        self._received = buffer_of(loop)
 
     def connection_made(self, transport: Any) -> None:
         if isinstance(transport, OURS):

@@ -34,6 +34,7 @@ from ..awaiting import set_done
 from ..kernels.base.capi import SYS_EPOLL_PWAIT
 from ..kernels.base.kernel import method
 from ..kernels.base.layout import READ
+from ..kernels.methods.asyncio_methods import KEPT_SLOT, RECEIVED_SLOT, SHARE_SLOT
 from ..kernels.turn import stream as kernels
 from ..kernels.turn.socket_words import BUFFER_SIZE, MADE_SLOT, TARGET_SLOT, socket_aim
 from ..kernels.turn.stream import QUEUED_MOST, StreamWords
@@ -119,10 +120,30 @@ class Stream(StreamWords):
         """Set the protocol and the context that receive data; None: asyncio's own code reads. Any thread."""
 
 
-def shared_words(loop: Any) -> tuple[Any, ...]:
+def buffer_of(loop: Any) -> Any:
+    """The buffer into which all transports of a loop receive. It takes memory only where data has been received."""
+    try:
+        return RECEIVED_SLOT.__get__(loop)
+    except AttributeError:
+        made = np.zeros(BUFFER_SIZE, np.uint8)
+        RECEIVED_SLOT.__set__(loop, made)
+        return made
+
+
+def state_of(loop: Any) -> Any:
+    """The array of a loop's core."""
+    return KEPT_SLOT.__get__(loop)[1]
+
+
+def share_of(loop: Any) -> tuple[Any, ...]:
     """The items that all streams of a loop share: those of `MADE_ITEMS` after the first three."""
-    names = "data_received", "get_buffer", "buffer_updated"
-    return loop._received, *names, loop._selector._ready, _ended, _unsent, loop._core._state, True
+    try:
+        return SHARE_SLOT.__get__(loop)  # type: ignore[no-any-return]
+    except AttributeError:
+        names = "data_received", "get_buffer", "buffer_updated"
+        made = buffer_of(loop), *names, loop._selector._ready, _ended, _unsent, state_of(loop), True
+        SHARE_SLOT.__set__(loop, made)
+        return made
 
 
 class StreamSocket(trsock.TransportSocket):
@@ -197,7 +218,7 @@ class StreamTransport(KernelTransport, _SocketTransport):  # type: ignore[misc]
             except OSError:
                 extra["peername"] = None
         self._owner = owner = weakref.ref(self)
-        self._stream = Stream(owner, sock, loop._streams_share)
+        self._stream = Stream(owner, sock, share_of(loop))
         self.write = self._stream.write  # type: ignore[method-assign, assignment] # no Python frame
         self._sock = sock
         if server is not None:
@@ -507,8 +528,3 @@ def watched_by(reader: Any, writer: Any) -> Any:
             transport._reads_in = context
             transport.aim()
     return transport.watched()
-
-
-def new_buffer() -> Any:
-    """A buffer into which the transports of one loop receive. It takes memory only where data has been received."""
-    return np.zeros(BUFFER_SIZE, np.uint8)

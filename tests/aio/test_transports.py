@@ -1300,16 +1300,19 @@ def test_a_backlog_of_0_accepts_one_at_a_time():
 @pytest.mark.parametrize("datagrams", [False, True])
 def test_a_protocol_that_leaves_a_context_entered(datagrams: bool, caplog: pytest.LogCaptureFixture) -> None:
     """As C code can. The error is its own, and not the next callback's."""
-    enter = ctypes.PyDLL(None).PyContext_Enter
-    enter.argtypes, enter.restype = [ctypes.py_object], ctypes.c_int
+    api = ctypes.PyDLL(None)
+    enter, leave = api.PyContext_Enter, api.PyContext_Exit
+    for function in (enter, leave):
+        function.argtypes, function.restype = [ctypes.py_object], ctypes.c_int
     other = contextvars.copy_context()
-    reported, seen = [], []
+    entered, reported, seen = [], [], []
     done = threading.Event()
 
     class Enters(asyncio.DatagramProtocol, asyncio.Protocol):
         def received(self, *_message):
             loop.call_soon(seen.append, "next")
             loop.call_later(0.01, loop.stop)
+            entered[:] = made[0]._reads_in, other
             enter(other)
 
         data_received = datagram_received = received
@@ -1324,6 +1327,8 @@ def test_a_protocol_that_leaves_a_context_entered(datagrams: bool, caplog: pytes
         made.append(loop.run_until_complete(make(Enters, sock=here))[0])
         there.send(b"one")
         loop.run_forever()
+        while entered:
+            leave(entered.pop())
         done.set()
 
     made = []

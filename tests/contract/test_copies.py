@@ -127,7 +127,7 @@ def unique(make_loop, tmp_path):
     from nbloop.aio import Queue, WorkerGroup
     from nbloop.aio.datagrams import Datagrams
     from nbloop.aio.tls import SSLTransport
-    from nbloop.aio.transports import Stream
+    from nbloop.aio.transports import Stream, share_of
     from nbloop.js import scopes
     from nbloop.kernels.promises.classes import Eventual
     from nbloop.observe import serve, shared
@@ -145,7 +145,7 @@ def unique(make_loop, tmp_path):
         end.callback(watchdog.stop)
         aio = nbloop.new_event_loop()
         end.callback(aio.close)
-        stream = Stream(weakref.ref(aio), end.enter_context(socket.socket()), aio._streams_share)
+        stream = Stream(weakref.ref(aio), end.enter_context(socket.socket()), share_of(aio))
         datagrams = Datagrams(aio, end.enter_context(socket.socket()), aio)
         ends = [end.enter_context(one) for one in socket.socketpair()]
         for one in ends:

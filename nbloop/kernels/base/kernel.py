@@ -29,6 +29,8 @@ from collections.abc import Callable
 from types import FunctionType
 from typing import Any
 
+import numpy as np
+
 from . import capi
 from .atomics import get
 from .interpreter import ARRAY_DATA, MethodDef, keep_for_ever
@@ -92,6 +94,7 @@ def data(self: int) -> int:
     return get(self + ARRAY_DATA)
 
 
+NO_STATE = np.empty(0, np.int64)  # of kernels that use none
 _new_descriptor = c_function("PyDescr_NewMethod", ctypes.py_object, ctypes.py_object, ctypes.c_void_p)
 
 
@@ -118,7 +121,8 @@ class Kernel:
         # A descriptor makes built-in methods in C, and does so in a fifth of the time of `PyCFunction_NewEx` by ctypes.
         descriptor = self._plain if like is None else self._faces.get(like)
         if descriptor is None:
-            descriptor = _new_descriptor(object, self._definition(like))
+            # Of arrays, so that `bind` refuses whatever else a program has written in the place of a state.
+            descriptor = _new_descriptor(np.ndarray, self._definition(like))
             if like is None:
                 self._plain = descriptor
             else:

@@ -9,7 +9,7 @@ handle: what its C code schedules is known by its type (`STEP`) or by its defini
 arguments, a step that raises an error of asyncio's, a loop that is closed.
 
 The places of the slots of asyncio's handles are found when `aio/loop.py` is imported, and not before: a program without
-asyncio must not wait for its import. So these places are words here (`AIO`) and not constants.
+asyncio must not wait for its import. So these places are words (`AIO`) and not constants.
 """
 
 from __future__ import annotations
@@ -55,11 +55,12 @@ FAR = 1e10  # s on the clock: later than its end, so never, as is what no float 
 
 class AioWords(Unique):
     """The words of an asyncio loop; `aio/loop.py` adds its methods. `_words` is an array of `AIO`, and `_kept` a tuple
-    of the loop's own objects whose addresses are in it.
+    of the loop's own objects whose addresses are in it: the handle that stands for steps, the core's array, the clock.
+    `_received` and `_share` are what its transports share, made for the first of them.
     """
 
-    # asyncio's attributes, its method `time`, and two of ours
-    __slots__ = ("_closed", "_debug", "_kept", "_task_factory", "_words", "time")
+    # asyncio's attributes, its method `time`, and ours
+    __slots__ = ("_closed", "_debug", "_kept", "_received", "_share", "_task_factory", "_words", "time")
     _closed: bool
     _debug: bool
     _task_factory: Any
@@ -70,7 +71,7 @@ LOOP_WORDS = Fields(
     "LOOP_WORDS",
     {slot.removeprefix("_").upper(): at for slot, at in zip(AioWords.__slots__, slot_offsets(AioWords), strict=True)},
 )
-KEPT_SLOT, WORDS_SLOT = hidden_slots(AioWords, "_kept", "_words")
+KEPT_SLOT, RECEIVED_SLOT, SHARE_SLOT, WORDS_SLOT = hidden_slots(AioWords, "_kept", "_received", "_share", "_words")
 
 
 @inlined
@@ -481,7 +482,8 @@ def aio_inherited(self: int, words: int, name: int, arguments: int, count: int, 
 @kernel(KEYWORDS)
 def aio_create_task(self: int, arguments: int, count: int, names: int) -> int:
     """``asyncio.Task(coro, loop=self)``, with a name or a context. asyncio's method makes it for a loop that is closed
-    or has a task factory, and if other code has replaced `asyncio.tasks.Task` or that method.
+    or has a task factory, and if other code has replaced `asyncio.tasks.Task` or that method; also outside of a run,
+    before which nobody has looked whether a tool has replaced it.
     """
     words = aio_words(self)
     if words == 0:
@@ -491,6 +493,7 @@ def aio_create_task(self: int, arguments: int, count: int, names: int) -> int:
         count == 1
         and all_names != 0
         and load(words + AIO.TASKS_SLOWLY) == 0
+        and on_loop_thread(get(words + AIO.STATE))
         and load(self + LOOP_WORDS.CLOSED) == get(words + AIO.FALSE)
         and load(self + LOOP_WORDS.TASK_FACTORY) == get(words + AIO.NONE)
     )

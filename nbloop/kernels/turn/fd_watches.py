@@ -465,7 +465,7 @@ def watch_begin_here(self: int, arguments: int, count: int) -> int:
     descriptor, callback, tokens = get(watched), get(watched + 8), get(table + TOKENS)
     if get(base + STATE.IO + IO.FORCED) != 0 or PyDict_GetItemWithError(tokens, descriptor) != 0:
         return table_left(table, PyLong_FromLongLong(DECLINED))
-    # What is written as the latest registration is only not the mark of a `register` that is under way.
+    # The latest registration is this one: a `register` in which a signal handler has called us must not find its mark.
     if (
         PyDict_SetItem(get(table + INTERESTS), descriptor, get(watched + 16)) != 0
         or PyDict_SetItem(get(table + LATEST), descriptor, descriptor) != 0
