@@ -120,12 +120,17 @@ class Stream(StreamWords):
         """Set the protocol and the context that receive data; None: asyncio's own code reads. Any thread."""
 
 
+def new_buffer() -> Any:
+    """A buffer into which the transports of one loop receive. It takes memory only where data has been received."""
+    return np.zeros(BUFFER_SIZE, np.uint8)
+
+
 def buffer_of(loop: Any) -> Any:
-    """The buffer into which all transports of a loop receive. It takes memory only where data has been received."""
+    """The buffer that all transports of a loop share; made for the first one."""
     try:
         return RECEIVED_SLOT.__get__(loop)
     except AttributeError:
-        made = np.zeros(BUFFER_SIZE, np.uint8)
+        made = new_buffer()
         RECEIVED_SLOT.__set__(loop, made)
         return made
 

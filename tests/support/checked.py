@@ -118,7 +118,10 @@ class Checker:
         self.lock = threading.RLock()
         self.arrays, self.objects = Regions(), Regions()
         self.older = Regions()  # a kernel still has those in hand that it had when `objects` was full
-        self.gone: deque[int] = deque()  # finalisers only note: one may come in the middle of anything
+        # Finalisers only note: one may come in the middle of anything. What comes late, for a view that died before the
+        # owner of its memory, must not make the checker forget what is in that place by then: hence the marks.
+        self.gone: deque[tuple[int, object]] = deque()
+        self.marks: dict[int, object] = {}
         self.looks = 0
         self.problems: list[str] = []
 
@@ -131,7 +134,8 @@ class Checker:
             self.settle()
             for start, size in ((array.ctypes.data, array.nbytes), (id(array) + ARRAY_DATA, 8)):
                 self.arrays.add(start, size)
-                weakref.finalize(owner, self.gone.append, start).atexit = False
+                mark = self.marks[start] = object()
+                weakref.finalize(owner, self.gone.append, (start, mark)).atexit = False
         return array
 
     def words(self, start: int, size: int) -> None:
@@ -149,7 +153,10 @@ class Checker:
 
     def settle(self) -> None:
         while self.gone:
-            self.arrays.remove(self.gone.popleft())
+            start, mark = self.gone.popleft()
+            if self.marks.get(start) is mark:
+                del self.marks[start]
+                self.arrays.remove(start)
 
     @staticmethod
     def items(address: int) -> int:
