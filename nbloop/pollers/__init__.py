@@ -54,16 +54,16 @@ def refusal(fd: int, error: int) -> OSError:
     return OSError(error, f"epoll_ctl of descriptor {fd}: {os.strerror(error)}")
 
 
+# With nbloop, and not when a loop first sleeps in a poller: if a signal handler forked in the middle of the import, the
+# child and its parent would read the module's file through one offset, and the later one would get an empty module.
+if sys.platform == "linux":
+    from .epoll import EpollPoller as SystemPoller
+elif sys.platform == "win32":
+    from .iocp import IocpPoller as SystemPoller
+else:
+    from .kqueue import KqueuePoller as SystemPoller
+
+
 def make_poller() -> Poller:
     """This platform's poller. OSError if there is none, or if no descriptor is free."""
-    if sys.platform == "linux":
-        from .epoll import EpollPoller
-
-        return EpollPoller()
-    if sys.platform == "win32":
-        from .iocp import IocpPoller
-
-        return IocpPoller()
-    from .kqueue import KqueuePoller
-
-    return KqueuePoller()
+    return SystemPoller()
