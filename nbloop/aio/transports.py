@@ -36,7 +36,7 @@ from ..kernels.base.kernel import method
 from ..kernels.base.layout import READ
 from ..kernels.methods.asyncio_methods import KEPT_SLOT, RECEIVED_SLOT, SHARE_SLOT
 from ..kernels.turn import stream as kernels
-from ..kernels.turn.socket_words import BUFFER_SIZE, MADE_SLOT, TARGET_SLOT, socket_aim
+from ..kernels.turn.socket_words import BUFFER_SIZE, MADE_SLOT, socket_aim
 from ..kernels.turn.stream import QUEUED_MOST, StreamWords
 from ..unique import Unique
 from .guard import check_here
@@ -101,7 +101,7 @@ class Stream(StreamWords):
     def __init__(self, owner: weakref.ref[StreamTransport], sock: socket.socket, shared: tuple[Any, ...]) -> None:
         MADE_SLOT.__set__(self, (None, owner, sock, *shared))
         self._clear = UNMARKED
-        TARGET_SLOT.__set__(self, None)
+        self.aim(None)
 
     @method(kernels.stream_ready)
     def ready(self, fd: int, events: int, /) -> None:

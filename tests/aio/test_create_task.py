@@ -599,6 +599,7 @@ def test_a_loop_is_initialised_once(aio: nbloop.EventLoop) -> None:
     """A kernel may be at work with its words."""
     with pytest.raises(RuntimeError, match="called before"):
         aio.__init__()  # type: ignore[misc]
+    aio._words = 5  # type: ignore[attr-defined]
     assert aio.run_until_complete(value()) == "none"
 
 
@@ -731,4 +732,4 @@ def test_the_exception_of_a_task_keeps_no_task(aio: nbloop.EventLoop, eager: boo
         gc.enable()
         theirs.close()
     assert kept[1] == kept[0]
-    assert kept[1] == [False, False] or sys.version_info < (3, 14)
+    assert kept[1] == [False, False] or (eager and sys.version_info < (3, 14))

@@ -47,7 +47,7 @@ SOCKET = Fields(
         for slot, at in zip(SocketWords.__slots__, slot_offsets(SocketWords), strict=True)
     },
 )
-MADE_SLOT, TARGET_SLOT = hidden_slots(SocketWords, "_made", "_target")
+MADE_SLOT, _ = hidden_slots(SocketWords, "_made", "_target")
 # The first items of `_made`: None; a weak reference of the transport; its socket; the array to receive into.
 MADE_ITEMS = ("none", "owner", "socket", "buffer")
 
